@@ -1,0 +1,54 @@
+"""Find images by asking questions of them.
+
+CLIP and an HNSW index fetch candidates in milliseconds; a multimodal language model then says how likely
+the very question is given each image, log P(question | image) (UPR, arXiv 2204.07496, carried from
+passages to images).
+
+Public names are imported on first use (PEP 562), so that ``import zsqretrieval`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zsqretrieval.errors import ZsqError as ZsqError
+    from zsqretrieval.protocols import Encoder as Encoder
+    from zsqretrieval.protocols import Generator as Generator
+    from zsqretrieval.protocols import Index as Index
+    from zsqretrieval.types import Context as Context
+    from zsqretrieval.types import Hit as Hit
+    from zsqretrieval.types import Image as Image
+    from zsqretrieval.types import Likelihood as Likelihood
+    from zsqretrieval.types import Neighbors as Neighbors
+    from zsqretrieval.types import Ranking as Ranking
+
+__version__ = "0.1.0.dev0"
+
+_HOME = {
+    "Context": "types",
+    "Encoder": "protocols",
+    "Generator": "protocols",
+    "Hit": "types",
+    "Image": "types",
+    "Index": "protocols",
+    "Likelihood": "types",
+    "Neighbors": "types",
+    "Ranking": "types",
+    "ZsqError": "errors",
+}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,130 @@
+"""The records that travel between the parts: small, frozen, without behaviour of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+__all__ = ["Context", "Hit", "Image", "Likelihood", "Neighbors", "Ranking"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """One image, not decoded yet.
+
+    Decoding is deferred so that a folder of a million files can be described before any is opened;
+    :func:`zsqretrieval.images.decode` turns the record into upright RGB pixels.
+
+    Attributes:
+        content: encoded bytes (JPEG, PNG, WebP, GIF, ...), a path to them, or a PIL image.
+        source: where it came from, as error messages and reports should name it.
+        id: the caller's own name for the image, or None to be named after ``source``.
+        caption: text that came with it (alt text, human caption), or None.
+        metadata: free JSON-serialisable facts, kept by the catalog.
+    """
+
+    content: bytes | Path | PILImage.Image
+    source: str
+    id: str | None = None
+    caption: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+Context: TypeAlias = Sequence["str | Image"]
+"""Interleaved text and images, in reading order, as Kosmos-1 takes them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Likelihood:
+    """How likely a continuation is after a context, token by token.
+
+    Attributes:
+        tokens: the continuation's tokens as text, length T.
+        token_log_probs: float32 [T], natural logarithms (nats), each <= 0; entry t is
+            log P(token t | context, tokens before t).
+    """
+
+    tokens: tuple[str, ...]
+    token_log_probs: NDArray[np.float32]
+
+    @property
+    def sum(self) -> float:
+        """log P(continuation | context) in nats."""
+        return float(self.token_log_probs.sum(dtype=np.float64))
+
+    @property
+    def mean(self) -> float:
+        """Log-probability per token in nats: ``sum / len``."""
+        return self.sum / len(self)
+
+    def __len__(self) -> int:
+        return len(self.token_log_probs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Neighbors:
+    """What an index answers to ``q`` queries: one row per query, best first.
+
+    Attributes:
+        keys: int64 [q, k]; -1 where fewer than k neighbours exist.
+        scores: float32 [q, k], cosine similarity in [-1, 1]; nan where the key is -1.
+    """
+
+    keys: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One image of a ranking.
+
+    Attributes:
+        key: the image's int64 key in the catalog and the index.
+        id: the image's name in the catalog.
+        source: where the image came from.
+        score: the score the ranking is sorted by; higher is better.
+        scores: the score of every stage that judged this image, by the stage's name
+            (``"first_stage"`` is the cosine similarity); higher is better.
+        caption: the caption kept in the catalog, or None.
+        metadata: the free facts kept in the catalog.
+    """
+
+    key: int
+    id: str
+    source: str
+    score: float
+    scores: Mapping[str, float]
+    caption: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking(Sequence[Hit]):
+    """Hits for one query, best first; a sequence of :class:`Hit`.
+
+    Attributes:
+        query: the question, or the source of the query image.
+        hits: the hits, best first.
+        timings: seconds spent per stage, by the stage's name.
+    """
+
+    query: str
+    hits: tuple[Hit, ...]
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self.hits[position]

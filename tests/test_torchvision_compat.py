@@ -1,0 +1,182 @@
+"""Every case runs in a fresh interpreter: what is under test is the first import of torchvision."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+
+def run(code: str, *, first_on_path: Path | None = None) -> str:
+    """Run ``code`` in a fresh interpreter where warnings are errors; return what it prints."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if first_on_path is not None:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(first_on_path), env.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def fake(tmp_path: Path):
+    """Write a package named torchvision that shadows the installed one; returns its parent folder."""
+
+    def write(init: str, **modules: str) -> Path:
+        package = tmp_path / "torchvision"
+        package.mkdir()
+        (package / "__init__.py").write_text(textwrap.dedent(init))
+        for name, source in modules.items():
+            (package / f"{name}.py").write_text(textwrap.dedent(source))
+        return tmp_path
+
+    return write
+
+
+BROKEN = """
+    import torch
+    from torchvision import early, late
+"""
+# What torchvision's own _meta_registrations.py does when the compiled operators did not load.
+LATE = """
+    import torch
+
+    @torch.library.register_fake("torchvision::nms")
+    def meta_nms(dets, scores, iou_threshold):
+        return dets.new_empty(0, dtype=torch.long)
+"""
+EARLY = "import os; os.environ['EARLY'] = os.environ.get('EARLY', '') + 'x'"
+
+
+def test_the_models_import_on_this_machine() -> None:
+    """With whatever torch and torchvision are installed here."""
+    run("""
+        from zsqretrieval._torchvision import ensure_importable
+        ensure_importable()
+        ensure_importable()
+        import open_clip, timm, torchvision
+        from transformers import Kosmos2ForConditionalGeneration
+        from torchvision.transforms import v2
+        assert torchvision.transforms.Resize and v2.Resize
+        """)
+
+
+def test_a_missing_operator_is_declared_and_the_import_repeated(fake) -> None:
+    early = run(
+        """
+        import os, sys
+        try:
+            import torchvision
+        except RuntimeError as error:
+            assert "operator torchvision::nms does not exist" in str(error), error
+        else:
+            raise AssertionError("the fake is not broken")
+        from zsqretrieval import _torchvision
+        del sys.modules["torchvision.early"]
+        os.environ["EARLY"] = ""
+        _torchvision.ensure_importable()
+        library = _torchvision._library
+        _torchvision.ensure_importable()
+        assert _torchvision._library is library is not None
+        import torch, torchvision
+        assert sys.modules["torchvision.early"] is torchvision.early
+        assert "iou_threshold" in str(torch.ops.torchvision.nms.default._schema)
+        print(os.environ["EARLY"])
+        """,
+        first_on_path=fake(BROKEN, early=EARLY, late=LATE),
+    )
+    assert early == "xx", "the half of the package that the failed import had left was not imported anew"
+
+
+def test_many_threads_may_ask_at_once(fake) -> None:
+    run(
+        """
+        import threading
+        from zsqretrieval._torchvision import ensure_importable
+        failures, barrier = [], threading.Barrier(8)
+        def ask():
+            barrier.wait()
+            try:
+                ensure_importable()
+            except BaseException as error:
+                failures.append(error)
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        [t.start() for t in threads]; [t.join() for t in threads]
+        assert not failures, failures
+        import torchvision
+        """,
+        first_on_path=fake(BROKEN, early=EARLY, late=LATE),
+    )
+
+
+def test_a_working_torchvision_is_left_alone(fake) -> None:
+    run(
+        """
+        import sys
+        from zsqretrieval import _torchvision
+        _torchvision.ensure_importable()
+        assert sys.modules["torchvision"].answer == 42
+        assert _torchvision._library is None
+        assert "torch" not in sys.modules
+        """,
+        first_on_path=fake("answer = 42"),
+    )
+
+
+@pytest.mark.parametrize(
+    "init, expected",
+    [
+        ("raise RuntimeError('libc10.so is damaged')", "RuntimeError: libc10.so is damaged"),
+        (
+            "raise RuntimeError('operator torchvision::roi_align does not exist')",
+            "RuntimeError: operator torchvision::roi_align does not exist",
+        ),
+        ("import no_such_dependency", "ModuleNotFoundError: No module named 'no_such_dependency'"),
+        ("raise OSError('disk on fire')", "OSError: disk on fire"),
+    ],
+)
+def test_any_other_failure_is_passed_on(fake, init: str, expected: str) -> None:
+    seen = run(
+        """
+        from zsqretrieval import _torchvision
+        try:
+            _torchvision.ensure_importable()
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+        assert _torchvision._library is None
+        """,
+        first_on_path=fake(init),
+    )
+    assert seen == expected
+
+
+def test_a_second_failure_is_passed_on(fake) -> None:
+    seen = run(
+        """
+        from zsqretrieval._torchvision import ensure_importable
+        try:
+            ensure_importable()
+        except RuntimeError as error:
+            print(error)
+        """,
+        first_on_path=fake(BROKEN, early="", late=LATE + "\n    raise RuntimeError('and another thing')"),
+    )
+    assert seen == "and another thing"
+
+
+def test_without_torchvision_nothing_happens() -> None:
+    run("""
+        import sys
+        sys.modules["torchvision"] = None  # what a missing package looks like to the import system
+        from zsqretrieval._torchvision import ensure_importable
+        ensure_importable()
+        """)

@@ -51,7 +51,8 @@ def _declare_operators() -> None:
     if _library is None:
         import torch
 
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        torch_library: Any = torch.library  # its stubs leave out some annotations
+        library = torch_library.Library("torchvision", "FRAGMENT")
         for operator in _OPERATORS:
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _library = library

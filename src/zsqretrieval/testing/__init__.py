@@ -1,0 +1,33 @@
+"""Contract tests for your own encoder, index or generator.
+
+In a script, one line runs them all and reports every broken promise::
+
+    check_index(MyIndex)
+
+In pytest, :func:`parametrize_checks` makes one case of each. ``docs/testing.md`` shows both.
+:mod:`zsqretrieval.testing.toys` has small exact parts for testing what is built on the protocols.
+"""
+
+from __future__ import annotations
+
+from zsqretrieval.testing.checks import Check, ContractError, parametrize_checks
+from zsqretrieval.testing.encoder import check_encoder, encoder_checks
+from zsqretrieval.testing.generator import GeneratorCase, check_generator, generator_checks
+from zsqretrieval.testing.index import check_index, index_checks
+from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyIndex
+
+__all__ = [
+    "Check",
+    "ContractError",
+    "GeneratorCase",
+    "ToyEncoder",
+    "ToyGenerator",
+    "ToyIndex",
+    "check_encoder",
+    "check_generator",
+    "check_index",
+    "encoder_checks",
+    "generator_checks",
+    "index_checks",
+    "parametrize_checks",
+]

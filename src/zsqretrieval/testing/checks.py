@@ -1,0 +1,155 @@
+"""What a contract check is, how one is written, and the two front doors: a script's and pytest's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from pytest import MarkDecorator
+
+__all__ = ["Check", "ContractError", "expect", "expect_refusal", "parametrize_checks", "run_checks"]
+
+Factory = TypeVar("Factory")
+
+
+class ContractError(AssertionError):
+    """An object does not keep its contract.
+
+    Attributes:
+        failures: the error of every failed check, by the check's name.
+    """
+
+    def __init__(self, message: str, failures: Mapping[str, Exception] | None = None) -> None:
+        super().__init__(message)
+        self.failures = dict(failures or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Check(Generic[Factory]):
+    """One promise of a contract.
+
+    Attributes:
+        name: what ``expected_failures`` and reports call it.
+        promise: the promise in one sentence.
+        verify: raises when the objects that the factory makes break the promise.
+    """
+
+    name: str
+    promise: str
+    verify: Callable[[Factory], None]
+
+    def __call__(self, factory: Factory) -> None:
+        """Verify the promise on what ``factory`` makes.
+
+        Raises:
+            ContractError: the promise is broken, or the object raised where it should have worked.
+        """
+        try:
+            self.verify(factory)
+        except Exception as error:
+            reason = str(error) if isinstance(error, ContractError) else f"raised {_describe(error)}"
+            raise ContractError(f"{self.name}: {self.promise} {reason}", {self.name: error}) from error
+
+
+def expect(condition: object, expected: str, got: object) -> None:
+    """Demand a condition; otherwise raise ``ContractError("Expected ...; got ...")``."""
+    if not condition:
+        raise ContractError(f"Expected {expected}; got {_shortened(str(got))}.")
+
+
+def expect_refusal(
+    action: Callable[[], object], what: str, error: type[Exception] | tuple[type[Exception], ...] = ValueError
+) -> Exception:
+    """Demand that ``action`` raises ``error``, and return what it raised.
+
+    Args:
+        action: the call that should be refused.
+        what: the offence, as a phrase ("a vector with nan").
+        error: the exception type or types that count as a refusal.
+    """
+    types = error if isinstance(error, tuple) else (error,)
+    names = " or ".join(each.__name__ for each in types)
+    try:
+        action()
+    except types as refusal:
+        return refusal
+    except Exception as other:
+        raise ContractError(f"Expected {names} for {what}; got {_describe(other)}.") from other
+    raise ContractError(f"Expected {names} for {what}; got no error.")
+
+
+def run_checks(checks: Sequence[Check[Factory]], factory: Factory) -> None:
+    """Run every check, then report all that failed.
+
+    Raises:
+        ContractError: at least one check failed; the message has one line for each, ``failures`` the errors.
+    """
+    failures: dict[str, Exception] = {}
+    for check in checks:
+        try:
+            check(factory)
+        except ContractError as error:
+            failures[check.name] = error
+    if failures:
+        lines = "".join(f"\n  - {error}" for error in failures.values())
+        raise ContractError(f"{len(failures)} of {len(checks)} checks failed:{lines}", failures)
+
+
+def parametrize_checks(
+    checks: Sequence[Check[Factory]],
+    factory: Factory,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+) -> MarkDecorator:
+    """Make one pytest case of every check.
+
+    The decorated test takes an argument ``check`` and calls it::
+
+        @parametrize_checks(index_checks, MyIndex)
+        def test_contract(check):
+            check()
+
+    Args:
+        checks: ``encoder_checks``, ``index_checks``, ``generator_checks``, or a part of one.
+        factory: what makes the objects under test: ``make_index(dim, fingerprint="")`` for an index,
+            a function without arguments for an encoder or a generator. It is called once per check
+            or more often, so cache what is slow to build (``functools.cache``).
+        expected_failures: reasons by check name. Such a check is a strict xfail: it must fail, and the
+            day it passes the entry has to go.
+
+    Returns:
+        A ``pytest.mark.parametrize`` decorator whose case ids are the names of the checks.
+
+    Raises:
+        ValueError: ``expected_failures`` names a check that is not among ``checks``.
+    """
+    import pytest  # only this function needs it
+
+    reasons = dict(expected_failures or {})
+    if unknown := sorted(reasons.keys() - {check.name for check in checks}):
+        raise ValueError(
+            f"expected_failures names no such check: {', '.join(unknown)}; "
+            f"the checks are {', '.join(check.name for check in checks)}"
+        )
+    cases: list[Any] = []
+    for check in checks:
+        reason = reasons.get(check.name)
+        marks = () if reason is None else pytest.mark.xfail(raises=ContractError, reason=reason, strict=True)
+        cases.append(pytest.param(partial(check, factory), id=check.name, marks=marks))
+    return pytest.mark.parametrize("check", cases)
+
+
+def promise_of(function: Callable[..., object]) -> str:
+    """First line of a check's docstring: the promise it verifies."""
+    return (function.__doc__ or "").strip().splitlines()[0]
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _shortened(text: str, limit: int = 400) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

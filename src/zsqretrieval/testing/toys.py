@@ -1,0 +1,318 @@
+"""Encoder, index and generator small enough to compute by hand; they keep their contracts in full.
+
+For tests of what is built on the three protocols: no weights, no waiting, and every number is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from typing_extensions import Self
+
+from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
+from zsqretrieval.images import decode
+from zsqretrieval.types import Context, Image, Likelihood, Neighbors
+
+__all__ = ["ToyEncoder", "ToyGenerator", "ToyIndex"]
+
+COLOURS = {
+    "red": (1.0, 0.0, 0.0),
+    "green": (0.0, 1.0, 0.0),
+    "blue": (0.0, 0.0, 1.0),
+    "yellow": (1.0, 1.0, 0.0),
+    "black": (0.0, 0.0, 0.0),
+    "white": (1.0, 1.0, 1.0),
+}
+"""The colours :class:`ToyEncoder` knows by name, as RGB in [0, 1]."""
+
+
+class ToyEncoder:
+    """Sees the mean colour of each quarter of an image, and in a text the names of :data:`COLOURS`.
+
+    Before scaling to unit length a vector is the four colours minus mid-grey (12 numbers), then four more:
+    for an image 0.1, for a text the first four bytes of its SHA-256 digest scaled to [0, 0.2]. So "a red
+    bus" is nearest to the reddest image, texts that name no colour still differ, and no vector is zero.
+    """
+
+    dim = 16
+    fingerprint = "toy-encoder-1"
+
+    def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Encode images to float32 [n, 16]; see :meth:`zsqretrieval.protocols.Encoder.encode_image`."""
+        rows = np.full((len(images), self.dim), 0.1)
+        for row, image in zip(rows, images, strict=True):
+            quarters = decode(image).resize((2, 2), PILImage.Resampling.BOX)
+            row[:12] = np.asarray(quarters, np.float64).ravel() / 255 - 0.5
+        return _unit(rows)
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Encode texts to float32 [n, 16]; see :meth:`zsqretrieval.protocols.Encoder.encode_text`."""
+        if isinstance(texts, str):
+            raise InvalidInputError(f"texts is one string, {texts!r}; pass a list of strings")
+        rows = np.empty((len(texts), self.dim))
+        for row, text in zip(rows, texts, strict=True):
+            named = [COLOURS[word] for word in re.findall(r"\w+", text.lower()) if word in COLOURS]
+            row[:12] = np.tile(np.mean(named or [(0.5, 0.5, 0.5)], axis=0) - 0.5, 4)
+            row[12:] = np.frombuffer(hashlib.sha256(text.encode()).digest()[:4], np.uint8) / 255 * 0.2
+        return _unit(rows)
+
+
+class ToyIndex:
+    """All keys and vectors in two arrays, compared one and all.
+
+    Args:
+        dim: length of every vector.
+        fingerprint: fingerprint of the encoder whose vectors it holds; empty when unknown.
+    """
+
+    def __init__(self, dim: int, fingerprint: str = "") -> None:
+        self._dim = dim
+        self._fingerprint = fingerprint
+        # Replaced as a pair and never written to, so that a search needs no lock.
+        self._rows = np.empty(0, np.int64), np.empty((0, dim), np.float32)
+        self._writing = threading.Lock()
+
+    @property
+    def dim(self) -> int:
+        """Length of every vector."""
+        return self._dim
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the encoder whose vectors it holds."""
+        return self._fingerprint
+
+    def __len__(self) -> int:
+        return len(self._rows[0])
+
+    def add(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        """Store vectors under new keys; see :meth:`zsqretrieval.protocols.Index.add`."""
+        units = self._checked(vectors)
+        with self._writing:
+            present, stored = self._rows
+            self._check_keys(keys)
+            if len(keys) != len(units):
+                raise InvalidInputError(f"{len(keys)} keys for {len(units)} vectors; give one key per vector")
+            if np.any(keys < 0):
+                raise InvalidInputError(f"negative keys: {keys[keys < 0].tolist()}; use keys >= 0")
+            if np.any(again := np.isin(keys, present)):
+                raise InvalidInputError(f"keys already present: {keys[again].tolist()}; remove them first")
+            self._rows = np.concatenate([present, keys]), np.concatenate([stored, units])
+
+    def search(self, vectors: NDArray[np.float32], k: int) -> Neighbors:
+        """Find the k nearest stored vectors; see :meth:`zsqretrieval.protocols.Index.search`."""
+        units = self._checked(vectors)
+        if k < 1:
+            raise InvalidInputError(f"k is {k}; ask for at least 1 neighbour")
+        keys, stored = self._rows
+        cosine = units @ stored.T  # [q, n]
+        best = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+        padding = ((0, 0), (0, k - best.shape[1]))
+        return Neighbors(
+            np.pad(keys[best], padding, constant_values=-1),
+            np.pad(np.take_along_axis(cosine, best, 1), padding, constant_values=np.nan),
+        )
+
+    def remove(self, keys: NDArray[np.int64]) -> None:
+        """Forget keys; see :meth:`zsqretrieval.protocols.Index.remove`."""
+        with self._writing:
+            present, stored = self._rows
+            self._check_keys(keys)
+            if np.any(unknown := ~np.isin(keys, present)):
+                raise InvalidInputError(f"no such keys: {keys[unknown].tolist()}")
+            kept = ~np.isin(present, keys)
+            self._rows = present[kept], stored[kept]
+
+    def save(self, path: Path) -> None:
+        """Write one file that starts with its SHA-256; see :meth:`zsqretrieval.protocols.Index.save`."""
+        keys, stored = self._rows
+        buffer = io.BytesIO()
+        np.savez(buffer, dim=self._dim, fingerprint=self._fingerprint, keys=keys, vectors=stored)
+        content = buffer.getvalue()
+        path.mkdir(parents=True, exist_ok=True)
+        unfinished = path / "index.npz.unfinished"
+        with unfinished.open("wb") as file:
+            file.write(hashlib.sha256(content).digest() + content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path / "index.npz")
+
+    @classmethod
+    def load(cls, path: Path, *, dim: int | None = None, fingerprint: str | None = None) -> Self:
+        """Read what :meth:`save` wrote; see :meth:`zsqretrieval.protocols.Index.load`."""
+        try:
+            content = (path / "index.npz").read_bytes()
+        except OSError as error:
+            raise IntegrityError(f"{path}: no saved index can be read here ({error})") from error
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise IntegrityError(f"{path}: index.npz is damaged, its SHA-256 does not match; save it again")
+        with np.load(io.BytesIO(content[32:])) as saved:
+            index = cls(int(saved["dim"]), str(saved["fingerprint"]))
+            index._rows = saved["keys"], saved["vectors"]
+        if dim not in (None, index.dim):
+            raise MismatchError(f"{path} holds vectors of dim {index.dim}, not {dim}")
+        if fingerprint not in (None, index.fingerprint):
+            raise MismatchError(f"{path} holds vectors of encoder {index.fingerprint!r}, not {fingerprint!r}")
+        return index
+
+    def _checked(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Unit rows, or an error."""
+        if vectors.ndim != 2 or vectors.shape[1] != self._dim:
+            raise InvalidInputError(f"vectors of shape {vectors.shape}; this index takes [n, {self._dim}]")
+        if not np.all(np.isfinite(vectors)):
+            raise InvalidInputError("vectors with nan or infinity; every entry must be finite")
+        if not np.all(np.any(vectors, axis=1)):
+            raise InvalidInputError("a zero vector; it has no direction to compare")
+        return _unit(vectors)
+
+    @staticmethod
+    def _check_keys(keys: NDArray[np.int64]) -> None:
+        if keys.ndim != 1 or keys.dtype != np.int64:
+            raise InvalidInputError(
+                f"keys are {keys.dtype} of shape {keys.shape}; this index takes int64 [n]"
+            )
+        if len(np.unique(keys)) < len(keys):
+            raise InvalidInputError(f"a key is repeated in {keys.tolist()}")
+
+
+class ToyGenerator:
+    r"""A language model of 15 words whose every probability can be worked out by hand.
+
+    It reads left to right and remembers with decay. Before the first segment the memory :math:`h`, one
+    entry per word, is zero. A token halves all of :math:`h`, then adds 1 to its own entry; an image halves
+    :math:`h`, then adds 4 times its mean red, green and blue, in [0, 1], to the entries of the words red,
+    green and blue. After t tokens and images
+
+    .. math:: P(v) = (1 + h_v + 3\,[v = t \bmod V]) \,/\, (V + 3 + \sum_u h_u)
+
+    so an image, the text so far, its order and its length all count. A text is lower-cased and split
+    into words and punctuation marks; any that is not in :attr:`vocabulary` is read as ``<unk>``.
+    Generation ends after ``?``.
+
+    Args:
+        max_tokens: context length: tokens and images of context and continuation together.
+    """
+
+    vocabulary = (
+        "what", "is", "the", "colour", "of", "thing", "in", "picture",
+        "red", "green", "blue", "yes", "no", "?", "<unk>",
+    )  # fmt: skip
+    fingerprint = "toy-generator-1"
+
+    def __init__(self, max_tokens: int = 256) -> None:
+        self._max_tokens = max_tokens
+
+    def log_likelihood(
+        self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
+    ) -> list[Likelihood]:
+        """Score n pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`."""
+        if len(contexts) != len(continuations):
+            raise InvalidInputError(
+                f"{len(contexts)} contexts for {len(continuations)} continuations; give one of each per pair"
+            )
+        return [
+            self._score(context, text, pair)
+            for pair, (context, text) in enumerate(zip(contexts, continuations, strict=True))
+        ]
+
+    def generate(
+        self,
+        contexts: Sequence[Context],
+        *,
+        n: int = 1,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        batch_size: int = 16,
+    ) -> list[list[str]]:
+        """Continue each context; see :meth:`zsqretrieval.protocols.Generator.generate`."""
+        if n < 1 or max_new_tokens < 1 or not temperature >= 0:
+            raise InvalidInputError(
+                f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}; "
+                "the first two must be at least 1, the temperature at least 0"
+            )
+        rng = np.random.default_rng(seed)
+        prompts = [self._read(context, f"context {i}") for i, context in enumerate(contexts)]
+        return [
+            [self._continue(prompt, max_new_tokens, temperature, rng) for _ in range(n)] for prompt in prompts
+        ]
+
+    def probabilities(self, context: Context) -> dict[str, float]:
+        """P(next token | context) for every word of the vocabulary."""
+        return dict(zip(self.vocabulary, self._next(self._read(context, "context")).tolist(), strict=True))
+
+    def _tokens(self, text: str) -> list[int]:
+        words = re.findall(r"<unk>|\w+|[^\w\s]", text.lower())
+        return [self.vocabulary.index(word if word in self.vocabulary else "<unk>") for word in words]
+
+    def _read(self, context: Context, name: str) -> list[NDArray[np.float64]]:
+        """What each token and image adds to the memory: float64 [V] each."""
+        segments: list[NDArray[np.float64]] = []
+        for segment in context:
+            if isinstance(segment, str):
+                segments += [self._added(token) for token in self._tokens(segment)]
+            else:
+                added = np.zeros(len(self.vocabulary))
+                red = self.vocabulary.index("red")
+                pixels = np.asarray(decode(segment), np.float64)  # [height, width, 3]
+                added[red : red + 3] = 4 * pixels.mean(axis=(0, 1)) / 255
+                segments.append(added)
+        if len(segments) > self._max_tokens:
+            raise InvalidInputError(
+                f"{name} has {len(segments)} tokens and images; this model reads {self._max_tokens}"
+            )
+        return segments
+
+    def _added(self, token: int) -> NDArray[np.float64]:
+        added = np.zeros(len(self.vocabulary))
+        added[token] = 1
+        return added
+
+    def _next(self, segments: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """P(next token | segments), float64 [V]."""
+        memory = np.zeros(len(self.vocabulary))
+        for added in segments:
+            memory = memory / 2 + added
+        weights = 1 + memory
+        weights[len(segments) % len(weights)] += 3
+        return np.asarray(weights / weights.sum())
+
+    def _score(self, context: Context, text: str, pair: int) -> Likelihood:
+        tokens = self._tokens(text)
+        if not tokens:
+            raise InvalidInputError(f"continuation {pair} is empty: {text!r}")
+        segments = self._read((*context, text), f"pair {pair}")
+        start = len(segments) - len(tokens)
+        log_probs = [np.log(self._next(segments[: start + t])[token]) for t, token in enumerate(tokens)]
+        return Likelihood(tuple(self.vocabulary[t] for t in tokens), np.array(log_probs, np.float32))
+
+    def _continue(
+        self, prompt: list[NDArray[np.float64]], limit: int, temperature: float, rng: np.random.Generator
+    ) -> str:
+        segments, words = list(prompt), list[str]()
+        while len(words) < limit and words[-1:] != ["?"]:
+            p = self._next(segments)
+            if temperature > 0:
+                hot = p ** (1 / temperature)
+                token = int(rng.choice(len(p), p=hot / hot.sum()))
+            else:
+                token = int(p.argmax())
+            segments.append(self._added(token))
+            words.append(self.vocabulary[token])
+        return " ".join(words)
+
+
+def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rows scaled to unit length, in float64, where squares of float32 neither overflow nor vanish."""
+    exact = rows.astype(np.float64)
+    units: NDArray[np.float64] = exact / np.linalg.norm(exact, axis=1, keepdims=True)
+    return units.astype(np.float32)

@@ -1,0 +1,298 @@
+"""Encoders with one bug each, the kind that gets shipped, and the checks that must catch it."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+
+import numpy as np
+from PIL import Image as PILImage
+
+from zsqretrieval.errors import ImageError
+from zsqretrieval.testing import ToyEncoder
+from zsqretrieval.types import Image
+
+
+class BothWays(ToyEncoder):
+    """Passes the rows of images and of texts through one method, where the subclass's bug is."""
+
+    def encode_image(self, images, *, batch_size=32):
+        return self.spoil(super().encode_image(images), batch_size)
+
+    def encode_text(self, texts, *, batch_size=32):
+        return self.spoil(super().encode_text(texts), batch_size)
+
+    def spoil(self, rows, batch_size):
+        raise NotImplementedError
+
+
+class FingerprintChangesWithUse(ToyEncoder):
+    caught_by = ("dim_and_fingerprint_are_stable",)
+    calls = 0
+
+    @property
+    def fingerprint(self):
+        self.calls += 1
+        return f"toy-{self.calls}"
+
+
+class NumpyDim(ToyEncoder):
+    caught_by = ("dim_and_fingerprint_are_stable",)
+    dim = np.int64(16)
+
+
+class Unnormalised(BothWays):
+    caught_by = ("image_rows_are_unit_vectors", "text_rows_are_unit_vectors")
+
+    def spoil(self, rows, batch_size):
+        return rows * np.float32(1.001)
+
+
+class Float64(BothWays):
+    caught_by = ("image_rows_are_unit_vectors", "text_rows_are_unit_vectors", "no_images_give_no_rows")
+
+    def spoil(self, rows, batch_size):
+        return rows.astype(np.float64)
+
+
+class ColumnMajor(BothWays):
+    caught_by = ("image_rows_are_unit_vectors", "text_rows_are_unit_vectors")
+
+    def spoil(self, rows, batch_size):
+        return np.asfortranarray(rows)
+
+
+class StacksAnEmptyList(BothWays):
+    caught_by = ("no_images_give_no_rows", "no_texts_give_no_rows")
+
+    def spoil(self, rows, batch_size):
+        return np.array(list(rows), np.float32)
+
+
+class SortedByLengthAndNotBack(ToyEncoder):
+    caught_by = ("image_order_is_kept", "text_order_is_kept")
+
+    def encode_image(self, images, *, batch_size=32):
+        return super().encode_image(sorted(images, key=lambda image: len(image.content)))
+
+    def encode_text(self, texts, *, batch_size=32):
+        return super().encode_text(sorted(texts, key=len))
+
+
+class TrainingModeBatchNorm(BothWays):
+    caught_by = ("image_batch_size_changes_nothing", "text_batch_size_changes_nothing")
+
+    def spoil(self, rows, batch_size):
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            batch -= 0.1 * batch.mean(axis=0)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class Dropout(BothWays):
+    caught_by = ("encoding_is_deterministic",)
+
+    def spoil(self, rows, batch_size):
+        rows += np.random.default_rng().normal(0, 0.01, rows.shape).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class Collapsed(BothWays):
+    caught_by = ("different_images_differ", "different_texts_differ")
+
+    def spoil(self, rows, batch_size):
+        return np.full_like(rows, 0.25)
+
+
+class NanRows(BothWays):
+    caught_by = ("image_rows_are_unit_vectors", "encoding_is_deterministic", "different_texts_differ")
+
+    def spoil(self, rows, batch_size):
+        return np.full_like(rows, np.nan)
+
+
+class CachesBySource(ToyEncoder):
+    caught_by = ("only_pixels_count",)
+
+    def __init__(self):
+        self.cache = {}
+
+    def encode_image(self, images, *, batch_size=32):
+        for image in images:
+            self.cache.setdefault(image.source, super().encode_image([image]))
+        return np.concatenate([np.empty((0, 16), np.float32), *(self.cache[i.source] for i in images)])
+
+
+class ReadsCaptions(ToyEncoder):
+    caught_by = ("only_pixels_count",)
+
+    def encode_image(self, images, *, batch_size=32):
+        rows = super().encode_image(images)
+        for row, image in zip(rows, images, strict=True):
+            if image.caption:
+                row[:] = self.encode_text([image.caption])
+        return rows
+
+
+class BlueGreenRedPictures(ToyEncoder):
+    caught_by = ("bytes_paths_and_pictures_agree",)
+
+    def encode_image(self, images, *, batch_size=32):
+        swapped = [
+            Image(PILImage.fromarray(np.asarray(image.content.convert("RGB"))[..., ::-1]), image.source)
+            if isinstance(image.content, PILImage.Image)
+            else image
+            for image in images
+        ]
+        return super().encode_image(swapped)
+
+
+class OnlyColour(ToyEncoder):
+    caught_by = ("colour_modes_are_accepted",)
+
+    def encode_image(self, images, *, batch_size=32):
+        for image in images:
+            if PILImage.open(io.BytesIO(image.content)).mode != "RGB":
+                raise ImageError(image.source, "is not RGB")
+        return super().encode_image(images)
+
+
+class DecodesByHand(ToyEncoder):
+    """The two lines everybody writes first."""
+
+    caught_by = ("exif_turn_is_undone", "colour_modes_agree")
+
+    def encode_image(self, images, *, batch_size=32):
+        pixels = [np.asarray(PILImage.open(io.BytesIO(image.content))) for image in images]
+        grey_to_colour = [p if p.ndim == 3 else np.repeat(p[..., None], 3, axis=2) for p in pixels]
+        return super().encode_image(
+            [
+                Image(PILImage.fromarray(p.astype(np.uint8)), image.source)
+                for p, image in zip(grey_to_colour, images, strict=True)
+            ]
+        )
+
+
+class NeedsEightPixels(ToyEncoder):
+    caught_by = ("extreme_sizes_are_accepted",)
+
+    def encode_image(self, images, *, batch_size=32):
+        for image in images:
+            if min(PILImage.open(io.BytesIO(image.content)).size) < 8:
+                raise ImageError(image.source, "is too small")
+        return super().encode_image(images)
+
+
+class RefusesLongTexts(ToyEncoder):
+    caught_by = ("unusual_texts_are_accepted",)
+
+    def encode_text(self, texts, *, batch_size=32):
+        if any(len(text) > 500 for text in texts):
+            raise ValueError("too long")
+        return super().encode_text(texts)
+
+
+class ZeroForEmptyText(ToyEncoder):
+    caught_by = ("unusual_texts_are_accepted",)
+
+    def encode_text(self, texts, *, batch_size=32):
+        rows = super().encode_text(texts)
+        rows[[not text for text in texts]] = 0
+        return rows
+
+
+class EncodesLetters(ToyEncoder):
+    caught_by = ("one_string_is_refused",)
+
+    def encode_text(self, texts, *, batch_size=32):
+        return super().encode_text(list(texts))
+
+
+class LeavesBrokenImagesOut(ToyEncoder):
+    caught_by = ("broken_image_is_named",)
+
+    def encode_image(self, images, *, batch_size=32):
+        rows = [np.empty((0, 16), np.float32)]
+        for image in images:
+            try:
+                rows.append(super().encode_image([image]))
+            except ImageError:
+                continue
+        return np.concatenate(rows)
+
+
+class NamesTheFirstImage(ToyEncoder):
+    caught_by = ("broken_image_is_named",)
+
+    def encode_image(self, images, *, batch_size=32):
+        try:
+            return super().encode_image(images)
+        except ImageError as error:
+            raise ImageError(images[0].source, error.reason) from error
+
+
+class PopsItsInput(ToyEncoder):
+    caught_by = ("inputs_are_not_changed",)
+
+    def encode_text(self, texts, *, batch_size=32):
+        rows = super().encode_text(texts)
+        if isinstance(texts, list):
+            texts.clear()
+        return rows
+
+
+class PaintsOnPictures(ToyEncoder):
+    caught_by = ("inputs_are_not_changed",)
+
+    def encode_image(self, images, *, batch_size=32):
+        rows = super().encode_image(images)
+        for image in images:
+            if isinstance(image.content, PILImage.Image):
+                image.content.putpixel((0, 0), 0)
+                image.content.putpixel((1, 0), 1)
+        return rows
+
+
+class OneBuffer(BothWays):
+    caught_by = ("results_are_fresh",)
+
+    def __init__(self):
+        self.buffer = np.empty((1000, 16), np.float32)
+
+    def spoil(self, rows, batch_size):
+        self.buffer[: len(rows)] = rows
+        return self.buffer[: len(rows)]
+
+
+class HandsOutItsCache(ToyEncoder):
+    caught_by = ("results_are_fresh",)
+
+    def __init__(self):
+        self.cache = {}
+
+    def encode_text(self, texts, *, batch_size=32):
+        if isinstance(texts, str):
+            return super().encode_text(texts)
+        return self.cache.setdefault(tuple(texts), super().encode_text(texts))
+
+
+class StateBetweenSteps(BothWays):
+    caught_by = ("threads_agree",)
+
+    def spoil(self, rows, batch_size):
+        self.last = rows
+        time.sleep(0.005)
+        return self.last
+
+
+class OneThreadOnly(ToyEncoder):
+    caught_by = ("threads_agree",)
+
+    def __init__(self):
+        self.home = threading.get_ident()
+
+    def encode_text(self, texts, *, batch_size=32):
+        if threading.get_ident() != self.home:
+            raise RuntimeError("created in another thread")
+        return super().encode_text(texts)

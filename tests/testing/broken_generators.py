@@ -1,0 +1,457 @@
+"""Generators with one bug each, the kind that gets shipped, and the checks that must catch it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.testing import ToyGenerator
+from zsqretrieval.types import Image, Likelihood
+
+
+class SpoiledScores(ToyGenerator):
+    """Passes every likelihood's log-probabilities through one method, where the subclass's bug is."""
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16):
+        found = super().log_likelihood(contexts, continuations)
+        return [dataclasses.replace(one, token_log_probs=self.spoil(one.token_log_probs)) for one in found]
+
+    def spoil(self, log_probs):
+        raise NotImplementedError
+
+
+class SpoiledContexts(ToyGenerator):
+    """Passes every context that is scored through one method, where the subclass's bug is."""
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16):
+        return super().log_likelihood([self.spoil(context) for context in contexts], continuations)
+
+    def spoil(self, context):
+        raise NotImplementedError
+
+
+class SpoiledTexts(ToyGenerator):
+    """Passes every batch of generated texts through one method, where the subclass's bug is."""
+
+    def generate(self, contexts, **settings):
+        return self.spoil(super().generate(contexts, **settings))
+
+    def spoil(self, texts):
+        raise NotImplementedError
+
+
+# -- likelihood
+
+
+class NoFingerprint(ToyGenerator):
+    caught_by = ("fingerprint_is_stable",)
+    fingerprint = ""
+
+
+class Losses(SpoiledScores):
+    caught_by = ("likelihoods_are_log_probabilities",)
+
+    def spoil(self, log_probs):
+        return -log_probs
+
+
+class Float64(SpoiledScores):
+    caught_by = ("likelihoods_are_log_probabilities",)
+
+    def spoil(self, log_probs):
+        return log_probs.astype(np.float64)
+
+
+class OneNumberPerText(SpoiledScores):
+    caught_by = ("likelihoods_are_log_probabilities",)
+
+    def spoil(self, log_probs):
+        return log_probs.sum(keepdims=True)
+
+
+class UnshiftedLabels(ToyGenerator):
+    """Scores every token by the logits at its own position, where it has been read already."""
+
+    caught_by = ("next_token_probabilities_sum_to_one",)
+
+    def _score(self, context, text, pair):
+        tokens = self._tokens(text)
+        segments = self._read((*context, text), "pair")
+        start = len(segments) - len(tokens)
+        log_probs = [np.log(self._next(segments[: start + t + 1])[token]) for t, token in enumerate(tokens)]
+        return Likelihood(tuple(self.vocabulary[t] for t in tokens), np.array(log_probs, np.float32))
+
+
+class Temperature(SpoiledScores):
+    """Log-probabilities of logits divided by 2, without another softmax."""
+
+    caught_by = ("next_token_probabilities_sum_to_one",)
+
+    def spoil(self, log_probs):
+        return log_probs / 2
+
+
+class FirstTokenFree(SpoiledScores):
+    """Shifts within the continuation, so that its first token is never scored."""
+
+    caught_by = ("chain_rule_holds", "next_token_probabilities_sum_to_one")
+
+    def spoil(self, log_probs):
+        return np.concatenate([np.zeros(1, np.float32), log_probs[1:]])
+
+
+class LengthNormalised(SpoiledScores):
+    caught_by = ("chain_rule_holds", "later_tokens_do_not_leak")
+
+    def spoil(self, log_probs):
+        return log_probs / np.float32(len(log_probs))
+
+
+class CountsTheContext(ToyGenerator):
+    """Adds up the text of the context too."""
+
+    caught_by = ("tokens_depend_on_the_continuation_only", "chain_rule_holds")
+
+    def _score(self, context, text, pair):
+        words = " ".join([segment for segment in context if isinstance(segment, str)])
+        return super()._score([s for s in context if not isinstance(s, str)], f"{words} {text}".strip(), pair)
+
+
+class NoCausalMask(ToyGenerator):
+    """Every token has seen the last one."""
+
+    caught_by = ("later_tokens_do_not_leak",)
+
+    def _score(self, context, text, pair):
+        last = text.split()[-1:] or [""]
+        return super()._score((*last, *context), text, pair)
+
+
+class BatchAverage(ToyGenerator):
+    """Hands out the batch's mean loss."""
+
+    caught_by = ("batch_size_changes_nothing", "order_is_kept")
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16):
+        found = super().log_likelihood(contexts, continuations)
+        for start in range(0, len(found), batch_size):
+            batch = found[start : start + batch_size]
+            mean = np.float32(np.mean([one.mean for one in batch]))
+            found[start : start + batch_size] = [
+                dataclasses.replace(one, token_log_probs=np.full_like(one.token_log_probs, mean))
+                for one in batch
+            ]
+        return found
+
+
+class AttendsToPadding(ToyGenerator):
+    """Reads the padding on the left as if it were text."""
+
+    caught_by = ("padding_changes_nothing", "batch_size_changes_nothing")
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16):
+        if len(contexts) != len(continuations):
+            return super().log_likelihood(contexts, continuations)
+        found = []
+        for start in range(0, len(contexts), batch_size):
+            texts = continuations[start : start + batch_size]
+            longest = max(len(text.split()) for text in texts)
+            padded = [
+                ("<unk> " * (longest - len(text.split())), *context)
+                for context, text in zip(contexts[start : start + batch_size], texts, strict=True)
+            ]
+            found += super().log_likelihood(padded, texts)
+        return found
+
+
+class CountsPadding(ToyGenerator):
+    """Pads short texts on the right, and scores the padding."""
+
+    caught_by = ("padding_changes_nothing",)
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16):
+        found = super().log_likelihood(contexts, continuations)
+        longest = max(map(len, found), default=0)
+        return [
+            Likelihood(
+                one.tokens + ("<unk>",) * (longest - len(one)),
+                np.pad(one.token_log_probs, (0, longest - len(one)), constant_values=-1),
+            )
+            for one in found
+        ]
+
+
+class LongestFirstAndNotBack(ToyGenerator):
+    caught_by = ("order_is_kept", "padding_changes_nothing")
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16):
+        return sorted(super().log_likelihood(contexts, continuations), key=len, reverse=True)
+
+
+class Dropout(SpoiledScores):
+    caught_by = ("scoring_is_deterministic",)
+
+    def spoil(self, log_probs):
+        return log_probs - np.random.default_rng().random(len(log_probs), np.float32)
+
+
+class LeftoverCache(ToyGenerator):
+    """Generation leaves something behind that the next scoring reads."""
+
+    caught_by = ("scoring_is_deterministic",)
+    leftover = ()
+
+    def generate(self, contexts, **settings):
+        self.leftover = ("red red",)
+        return super().generate(contexts, **settings)
+
+    def _score(self, context, text, pair):
+        return super()._score((*self.leftover, *context), text, pair)
+
+
+class IgnoresImages(SpoiledContexts):
+    caught_by = ("image_matters", "every_image_matters")
+
+    def spoil(self, context):
+        return [segment for segment in context if isinstance(segment, str)]
+
+
+class IgnoresText(SpoiledContexts):
+    caught_by = ("text_matters",)
+
+    def spoil(self, context):
+        return [segment for segment in context if not isinstance(segment, str)]
+
+
+class LosesTextBeforeTheImage(SpoiledContexts):
+    caught_by = ("text_matters",)
+
+    def spoil(self, context):
+        images = [i for i, segment in enumerate(context) if not isinstance(segment, str)]
+        return context[images[0] :] if images else context
+
+
+class FirstImageOnly(SpoiledContexts):
+    caught_by = ("every_image_matters",)
+
+    def spoil(self, context):
+        images = [segment for segment in context if not isinstance(segment, str)]
+        return [segment for segment in context if isinstance(segment, str) or segment is images[0]]
+
+
+class ImagesInAnyOrder(SpoiledContexts):
+    """Gathers the images in an order of its own."""
+
+    caught_by = ("every_image_matters",)
+
+    def spoil(self, context):
+        images = sorted((s for s in context if not isinstance(s, str)), key=lambda image: image.source)
+        return [*images, *(segment for segment in context if isinstance(segment, str))]
+
+
+class StacksAnEmptyList(ToyGenerator):
+    caught_by = ("no_pairs_give_no_likelihoods",)
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16):
+        return super().log_likelihood(contexts, continuations) or None
+
+
+class EmptyIsCertain(ToyGenerator):
+    """A text without tokens has likelihood 1, the most likely of all."""
+
+    caught_by = ("empty_continuation_is_refused",)
+
+    def _score(self, context, text, pair):
+        return super()._score(context, text, pair) if text else Likelihood((), np.empty(0, np.float32))
+
+
+class ZipsToTheShorter(ToyGenerator):
+    caught_by = ("unequal_lengths_are_refused",)
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16):
+        n = min(len(contexts), len(continuations))
+        return super().log_likelihood(contexts[:n], continuations[:n])
+
+
+class CutsOnTheRight(ToyGenerator):
+    caught_by = ("over_long_continuation_is_not_cut",)
+
+    def _score(self, context, text, pair):
+        return super()._score(context, " ".join(text.split()[:100]), pair)
+
+
+class CutsOnTheLeft(ToyGenerator):
+    """Keeps the end of what is too long, and so loses the image."""
+
+    caught_by = ("over_long_continuation_is_not_cut", "over_long_context_is_not_cut")
+
+    def _score(self, context, text, pair):
+        kept_text = " ".join(text.split()[-100:])
+        words = sum(len(segment.split()) if isinstance(segment, str) else 1 for segment in context)
+        return super()._score(context if words < 100 else ("of the",), kept_text, pair)
+
+
+class SkipsBrokenImages(SpoiledContexts):
+    caught_by = ("broken_image_is_named",)
+
+    def spoil(self, context):
+        kept = []
+        for segment in context:
+            try:
+                self._read([segment], "segment")
+            except ImageError:
+                continue
+            kept.append(segment)
+        return kept
+
+
+class DoesNotSayWhichImage(ToyGenerator):
+    caught_by = ("broken_image_is_named",)
+
+    def _read(self, context, name):
+        try:
+            return super()._read(context, name)
+        except ImageError as error:
+            raise ImageError("<image>", error.reason) from error
+
+
+class ExtendsContexts(ToyGenerator):
+    caught_by = ("inputs_are_not_changed",)
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16):
+        found = super().log_likelihood(contexts, continuations)
+        for context, text in zip(contexts, continuations, strict=True):
+            if isinstance(context, list):
+                context.append(text)
+        return found
+
+
+# -- generation
+
+
+class FlatTexts(SpoiledTexts):
+    caught_by = ("n_texts_per_context",)
+
+    def spoil(self, texts):
+        return [text for each in texts for text in each]
+
+
+class UniqueTexts(SpoiledTexts):
+    caught_by = ("n_texts_per_context",)
+
+    def spoil(self, texts):
+        return [sorted(set(each)) for each in texts]
+
+
+class AlwaysSamples(ToyGenerator):
+    caught_by = ("greedy_generation_is_deterministic",)
+
+    def _continue(self, prompt, limit, temperature, rng):
+        return super()._continue(prompt, limit, temperature or 1.0, rng)
+
+
+class TextsReversed(SpoiledTexts):
+    caught_by = ("generation_order_is_kept",)
+
+    def spoil(self, texts):
+        return texts[::-1]
+
+
+class FirstPromptForAll(ToyGenerator):
+    """Copies the first prompt of a batch over the others."""
+
+    caught_by = ("generation_order_is_kept",)
+
+    def generate(self, contexts, **settings):
+        return super().generate([contexts[0]] * len(contexts) if contexts else [], **settings)
+
+
+class IgnoresTheSeed(ToyGenerator):
+    caught_by = ("seed_makes_sampling_repeatable",)
+
+    def generate(self, contexts, **settings):
+        return super().generate(contexts, **{**settings, "seed": None})
+
+
+class SeedsOnlyOnce(ToyGenerator):
+    """Goes on with the random numbers of the call before."""
+
+    caught_by = ("seed_makes_sampling_repeatable",)
+
+    def __init__(self):
+        super().__init__()
+        self.seeds = {}
+
+    def generate(self, contexts, **settings):
+        if (seed := settings.get("seed")) is not None:
+            self.seeds[seed] = self.seeds.get(seed, -1) + 1
+            settings["seed"] = 1000 * seed + self.seeds[seed]
+        return super().generate(contexts, **settings)
+
+
+class CopiesTheFirstDraw(SpoiledTexts):
+    caught_by = ("sampling_varies",)
+
+    def spoil(self, texts):
+        return [each[:1] * len(each) for each in texts]
+
+
+class OneSeedForAll(ToyGenerator):
+    caught_by = ("sampling_varies",)
+
+    def generate(self, contexts, **settings):
+        return super().generate(contexts, **{**settings, "seed": 0})
+
+
+class OneTokenTooMany(ToyGenerator):
+    caught_by = ("max_new_tokens_is_respected",)
+
+    def _continue(self, prompt, limit, temperature, rng):
+        return super()._continue(prompt, limit + 1, temperature, rng)
+
+
+class WritesBackwards(SpoiledTexts):
+    caught_by = ("max_new_tokens_is_respected",)
+
+    def spoil(self, texts):
+        return [[" ".join(text.split()[::-1]) for text in each] for each in texts]
+
+
+class TakesTheLeastLikely(ToyGenerator):
+    caught_by = ("greedy_token_is_the_likeliest",)
+
+    def _continue(self, prompt, limit, temperature, rng):
+        if temperature:
+            return super()._continue(prompt, limit, temperature, rng)
+        return " ".join([self.vocabulary[int(self._next(prompt).argmin())]] * limit)
+
+
+class NoRanges(ToyGenerator):
+    caught_by = ("settings_out_of_range_are_refused",)
+
+    def generate(self, contexts, *, n=1, max_new_tokens=32, temperature=0.0, seed=None, batch_size=16):
+        return super().generate(
+            contexts,
+            n=max(n, 1),
+            max_new_tokens=max(max_new_tokens, 1),
+            temperature=temperature if temperature > 0 else 0.0,
+            seed=seed,
+        )
+
+
+class CutsThePrompt(ToyGenerator):
+    caught_by = ("over_long_prompt_is_refused",)
+
+    def generate(self, contexts, **settings):
+        short = []
+        for context in contexts:
+            try:
+                self._read(context, "context")
+            except ImageError:
+                raise
+            except InvalidInputError:
+                context = [segment for segment in context if isinstance(segment, Image)]
+            short.append(context)
+        return super().generate(short, **settings)

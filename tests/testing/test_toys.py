@@ -1,0 +1,143 @@
+"""The toys keep their contracts, and their numbers are the ones their docstrings promise."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as PILImage
+from strategies import operations
+
+from zsqretrieval.errors import IntegrityError
+from zsqretrieval.testing import (
+    GeneratorCase,
+    ToyEncoder,
+    ToyGenerator,
+    ToyIndex,
+    encoder_checks,
+    generator_checks,
+    index_checks,
+    parametrize_checks,
+)
+from zsqretrieval.testing.index_model import play, random_vectors
+from zsqretrieval.types import Image
+
+RED = Image(PILImage.new("RGB", (4, 4), (255, 0, 0)), "red")
+BLUE = Image(PILImage.new("RGB", (4, 4), (0, 0, 255)), "blue")
+words = st.lists(st.sampled_from(ToyGenerator.vocabulary), min_size=1, max_size=8).map(" ".join)
+
+
+@parametrize_checks(encoder_checks, ToyEncoder)
+def test_encoder_contract(check):
+    check()
+
+
+@parametrize_checks(index_checks, ToyIndex)
+def test_index_contract(check):
+    check()
+
+
+@parametrize_checks(
+    generator_checks, lambda: GeneratorCase(ToyGenerator(), vocabulary=ToyGenerator.vocabulary)
+)
+def test_generator_contract(check):
+    check()
+
+
+@parametrize_checks(generator_checks, ToyGenerator)
+def test_generator_contract_without_what_its_author_knows(check):
+    check()
+
+
+# -- encoder
+
+
+def test_encoder_finds_colours_by_name():
+    images = ToyEncoder().encode_image([RED, BLUE])
+    texts = ToyEncoder().encode_text(["a red bus", "the blue sea"])
+    assert (texts @ images.T).argmax(axis=1).tolist() == [0, 1]
+
+
+def test_encoder_image_vector_by_hand():
+    row = np.array([0.5, -0.5, -0.5] * 4 + [0.1] * 4)
+    assert ToyEncoder().encode_image([RED])[0] == pytest.approx(row / math.sqrt(12 * 0.25 + 4 * 0.01))
+
+
+@given(st.lists(st.text(), max_size=8), st.integers(1, 10))
+def test_encoder_encodes_any_text(texts, batch_size):
+    rows = ToyEncoder().encode_text(texts, batch_size=batch_size)
+    assert rows.shape == (len(texts), 16)
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(1)
+
+
+# -- index
+
+
+@given(operations)
+def test_index_agrees_with_the_model(steps):
+    play(ToyIndex(4), steps)
+
+
+def test_index_leaves_one_file_behind(tmp_path):
+    index = ToyIndex(4)
+    index.add(np.arange(3), random_vectors(3, 4))
+    index.save(tmp_path)
+    index.save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["index.npz"]
+    (tmp_path / "index.npz").write_bytes(b"")
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        ToyIndex.load(tmp_path)
+
+
+# -- generator
+
+
+def test_generator_first_token_by_hand():
+    p = ToyGenerator().probabilities([])
+    assert p["what"] == pytest.approx(4 / 18)  # the position's word: 1 + 3 of 15 + 3
+    assert {p[word] for word in ToyGenerator.vocabulary[1:]} == {1 / 18}
+
+
+def test_generator_after_an_image_and_a_text_by_hand():
+    # red image: h_red = 4; "blue": h_red = 2, h_blue = 1; two segments read, so "the" is favoured
+    total = 15 + 3 + 2 + 1
+    p = ToyGenerator().probabilities([RED, "blue"])
+    assert p["red"] == pytest.approx(3 / total)
+    assert p["blue"] == pytest.approx(2 / total)
+    assert p["the"] == pytest.approx(4 / total)
+    assert p["yes"] == pytest.approx(1 / total)
+
+
+def test_generator_question_by_hand():
+    # "what" after nothing: 4 of 18; then h_what = 1 and "is" is favoured: 4 of 19
+    (found,) = ToyGenerator().log_likelihood([[]], ["what is"])
+    assert found.tokens == ("what", "is")
+    assert found.sum == pytest.approx(math.log(4 / 18) + math.log(4 / 19))
+
+
+def test_generator_writes_on_in_the_order_of_its_words_until_the_question_mark():
+    assert ToyGenerator().generate([["What"]])[0] == [
+        "is the colour of thing in picture red green blue yes no ?"
+    ]
+
+
+def test_generator_prefers_the_question_about_the_image():
+    questions = ["is the thing red?", "is the thing blue?"]
+    about_red = ToyGenerator().log_likelihood([[RED, "Question:"]] * 2, questions)
+    about_blue = ToyGenerator().log_likelihood([[BLUE, "Question:"]] * 2, questions)
+    assert about_red[0].sum > about_red[1].sum
+    assert about_blue[0].sum < about_blue[1].sum
+
+
+@given(words, words, words)
+def test_generator_keeps_the_chain_rule(context, a, b):
+    whole, first, second = ToyGenerator().log_likelihood(
+        [[RED, context], [RED, context], [RED, context, a]], [f"{a} {b}", a, b]
+    )
+    assert whole.sum == pytest.approx(first.sum + second.sum, rel=1e-5)
+
+
+@given(words)
+def test_generator_probabilities_sum_to_one(context):
+    assert sum(ToyGenerator().probabilities([BLUE, context]).values()) == pytest.approx(1)

@@ -1,0 +1,409 @@
+"""CLIP (Radford et al., 2021, arXiv 2103.00020) and its descendants, through open_clip."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from zsqretrieval._torchvision import ensure_importable
+from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
+from zsqretrieval.images import decode
+from zsqretrieval.types import Image
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image as PILImage
+
+__all__ = ["CLIPEncoder"]
+
+_LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
+_DEFAULT_NAME, _DEFAULT_TAG = "ViT-B-32", "laion2b_s34b_b79k"
+_RANDOM = "random"
+_PRECISIONS = ("fp32", "bf16", "fp16")
+_SETTINGS = ("name", "pretrained", "precision", "cache_dir", "force_quick_gelu", "seed")
+
+_DECODERS = 4  # threads that decode ahead of the model; Pillow lets go of the interpreter lock
+_LONGEST = 16  # sides ratio above which an image is trimmed before it is resized
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class CLIPEncoder:
+    """An :class:`~zsqretrieval.protocols.Encoder` over any model open_clip can build.
+
+    Make one with :meth:`from_pretrained`. With ``precision="fp32"`` the batch size changes a vector by less
+    than 1e-5; in half precision some GPUs round batches of different sizes differently, beyond that.
+
+    Args:
+        model: an open_clip model, on the device it is to run on.
+        preprocess: PIL RGB image to float tensor [3, H, W]: the model's own validation transform.
+        tokenize: list of n strings to int64 tensor [n, context length], cut where too long.
+        architecture: the model's configuration, as ``open_clip_config.json`` holds it under ``model_cfg``.
+        config: the arguments of :meth:`from_pretrained` that rebuild this encoder.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        preprocess: Callable[[PILImage.Image], torch.Tensor],
+        tokenize: Callable[[list[str]], torch.Tensor],
+        *,
+        architecture: Mapping[str, Any],
+        config: Mapping[str, Any],
+    ) -> None:
+        self._model: Any = model.eval()
+        self._preprocess = preprocess
+        self._tokenize = tokenize
+        self._tokenizing = threading.Lock()  # fast tokenizers refuse two callers at once
+        self._architecture = dict(architecture)
+        self._config = dict(config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = _DEFAULT_NAME,
+        pretrained: str | Path | None = None,
+        *,
+        device: str | None = None,
+        precision: str = "fp32",
+        cache_dir: str | Path | None = None,
+        force_quick_gelu: bool = False,
+        seed: int = 0,
+    ) -> Self:
+        """Load a model with its weights, preprocessing and tokenizer.
+
+        Args:
+            name: an architecture of open_clip (``"ViT-B-32"``); or ``"local-dir:PATH"``, a folder with
+                ``open_clip_config.json`` and weights; or ``"hf-hub:ORG/NAME"``.
+            pretrained: the weights of an architecture: an open_clip tag, downloaded when not cached, or the
+                path of a checkpoint. ``"laion2b_s34b_b79k"`` when neither is named. A folder or hub
+                repository brings its own. ``"random"`` asks for random weights, for tests.
+            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first of these three there is.
+            precision: of the computation, ``"fp32"``, ``"bf16"`` or ``"fp16"``; vectors are float32 anyway.
+            cache_dir: where downloads are kept; None for open_clip's own choice.
+            force_quick_gelu: build the architecture with QuickGELU. OpenAI's weights need it, and so do
+                some others. For a tag it is checked; a checkpoint file does not tell, and loads without
+                complaint into the wrong activation.
+            seed: of random weights.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            InvalidInputError: an unknown architecture, tag, precision or device; names what there is.
+            MismatchError: the tag's weights were trained with another activation than the architecture's.
+            WeightsError: weights are missing, damaged, do not fit, or cannot be downloaded.
+            MissingDependencyError: open_clip cannot be imported.
+        """
+        open_clip = _import_open_clip()
+        if precision not in _PRECISIONS:
+            raise InvalidInputError(f"precision must be one of {', '.join(_PRECISIONS)}, not {precision!r}")
+        target = _device(device)
+        name, weights = _resolve(open_clip, name, pretrained)
+        cache = None if cache_dir is None else str(Path(cache_dir).expanduser().absolute())
+        if not name.startswith((_LOCAL_DIR, _HUB)):
+            _check_activation(open_clip, name, weights, force_quick_gelu)
+        try:
+            model, preprocess = _build(
+                open_clip, name, weights, seed,
+                device=target, precision=precision, force_quick_gelu=force_quick_gelu, cache_dir=cache,
+            )  # fmt: skip
+            tokenize = open_clip.get_tokenizer(name, cache_dir=cache)
+            architecture = _architecture(open_clip, name, cache)
+        except Exception as error:  # open_clip, huggingface_hub, safetensors and torch raise what they like
+            raise WeightsError(_explain(name, weights, error)) from error
+        if force_quick_gelu:
+            architecture = {**architecture, "quick_gelu": True}
+        config = {
+            "name": name,
+            "pretrained": weights,
+            "precision": precision,
+            "cache_dir": cache,
+            "force_quick_gelu": force_quick_gelu,
+            "seed": seed,
+        }
+        return cls(model, preprocess, tokenize, architecture=architecture, config=config)
+
+    @property
+    def dim(self) -> int:
+        """Length of every vector."""
+        return int(self._architecture["embed_dim"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights, architecture, preprocessing, tokenizer and precision; not the device.
+
+        Computed on first use: about half a second for ViT-B-32.
+        """
+        import torch
+
+        digest = hashlib.sha256()
+        settings = {
+            "architecture": self._architecture,
+            "preprocess": self._model.visual.preprocess_cfg,
+            "precision": self._config["precision"],
+        }
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+        probe = self._tokens(["A probe: 2 dogs' café, №7; 猫!"])
+        for key, value in sorted({**self._model.state_dict(), "tokenizer": probe}.items()):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The arguments of :meth:`from_pretrained` that rebuild this encoder; not the device."""
+        return dict(self._config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Rebuild an encoder from :attr:`config`, on the device chosen automatically.
+
+        Raises:
+            InvalidInputError: a setting is unknown.
+            Exception: as :meth:`from_pretrained`.
+        """
+        if unknown := sorted(set(config) - set(_SETTINGS)):
+            raise InvalidInputError(
+                f"CLIPEncoder has no setting {unknown[0]!r}; it has {', '.join(_SETTINGS)}"
+            )
+        return cls.from_pretrained(**config)
+
+    def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Encode images; see :meth:`zsqretrieval.protocols.Encoder.encode_image`.
+
+        Threads decode up to two batches ahead of the model.
+
+        Raises:
+            ImageError: an image cannot be decoded; the error names it.
+            InvalidInputError: ``batch_size`` is below 1.
+        """
+        with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
+            pixels = _map_ahead(pool, self._pixels, images, ahead=2 * batch_size)
+            return self._encode(self._model.encode_image, pixels, self._stack, batch_size)
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
+
+        A text longer than the model's context (77 tokens for CLIP) is cut, and the end token kept.
+
+        Raises:
+            InvalidInputError: ``texts`` is one string, holds something else than strings, or
+                ``batch_size`` is below 1.
+        """
+        if isinstance(texts, str):
+            raise InvalidInputError(f"texts must be a sequence of strings, not one string; try [{texts!r}]")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InvalidInputError(f"texts[{i}] must be a string, not {type(text).__name__}")
+        return self._encode(self._model.encode_text, texts, self._tokens, batch_size)
+
+    def _encode(
+        self,
+        forward: Callable[[torch.Tensor], torch.Tensor],
+        items: Iterable[T],
+        collate: Callable[[list[T]], torch.Tensor],
+        batch_size: int,
+    ) -> NDArray[np.float32]:
+        import torch
+
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
+        parameter = next(self._model.parameters())
+        rows = [np.empty((0, self.dim), np.float32)]
+        with torch.inference_mode():
+            for batch in _batches(items, batch_size):
+                features = forward(collate(batch).to(parameter.device)).float()  # [b, dim]
+                rows.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
+        return np.concatenate(rows)
+
+    def _pixels(self, image: Image) -> torch.Tensor:
+        """float32 [3, H, W]."""
+        picture = decode(image)
+        if self._model.visual.preprocess_cfg["resize_mode"] == "shortest":
+            picture = _trim(picture)
+        return self._preprocess(picture)
+
+    def _stack(self, pixels: list[torch.Tensor]) -> torch.Tensor:
+        """[b, 3, H, W] in the precision of the model, which does not cast by itself."""
+        import torch
+
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return torch.stack(pixels).to(dtype[self._config["precision"]])
+
+    def _tokens(self, texts: list[str]) -> torch.Tensor:
+        """int64 [b, context length]."""
+        with self._tokenizing:
+            return self._tokenize(texts)
+
+
+def _import_open_clip() -> Any:
+    ensure_importable()
+    try:
+        import open_clip
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            error.name or "open_clip", "CLIPEncoder", "pip install open_clip_torch torchvision"
+        ) from error
+    return open_clip
+
+
+def _device(device: str | None) -> torch.device:
+    import torch
+
+    if device is None:
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        device = next(name for name, there in available.items() if there)
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InvalidInputError(
+            f"device {device!r} cannot be used here: {str(error).splitlines()[0]}; device=None chooses one"
+        ) from error
+
+
+def _resolve(open_clip: Any, name: str, pretrained: str | Path | None) -> tuple[str, str | None]:
+    """The name, and the tag or absolute path of its weights; None for a folder or repository with its own."""
+    if name.startswith((_LOCAL_DIR, _HUB)):
+        if pretrained not in (None, _RANDOM):
+            raise InvalidInputError(
+                f"{name} brings its own weights; leave out pretrained={str(pretrained)!r}"
+            )
+        if name.startswith(_LOCAL_DIR):
+            folder = Path(name.removeprefix(_LOCAL_DIR)).expanduser().absolute()
+            if not (folder / "open_clip_config.json").is_file():
+                raise WeightsError(
+                    f"{folder} has no open_clip_config.json: it is not a folder of open_clip's"
+                )
+            name = f"{_LOCAL_DIR}{folder}"
+        return name, _RANDOM if pretrained else None
+    if name not in open_clip.list_models():
+        raise InvalidInputError(f"open_clip has no model {name!r}{_suggest(name, open_clip.list_models())}")
+    if pretrained is None and name == _DEFAULT_NAME:
+        return name, _DEFAULT_TAG
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise InvalidInputError(f"{name} needs pretrained=: a checkpoint's path or one of {', '.join(tags)}")
+    if pretrained == _RANDOM or open_clip.is_pretrained_cfg(name, str(pretrained)):
+        return name, str(pretrained)
+    path = Path(pretrained).expanduser().absolute()
+    if path.is_file():
+        return name, str(path)
+    if isinstance(pretrained, Path) or set(pretrained) & set("./\\"):
+        raise WeightsError(f"there is no checkpoint file {path}")
+    raise InvalidInputError(
+        f"{name} has no weights {pretrained!r}, as a tag or file{_suggest(pretrained, tags)}"
+    )
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(known) or 'none'}"
+
+
+def _check_activation(open_clip: Any, name: str, weights: str | None, force_quick_gelu: bool) -> None:
+    """Refuse weights that were trained with another activation, before anything is downloaded."""
+    tag = open_clip.get_pretrained_cfg(name, weights)
+    if not tag:
+        return
+    trained = tag.get("quick_gelu", False)
+    built = open_clip.get_model_config(name).get("quick_gelu", False)
+    if trained and not (built or force_quick_gelu):
+        raise MismatchError(
+            f"the weights {weights!r} were trained with QuickGELU and {name} is built with GELU, so every "
+            f"vector would be wrong; use {name + '-quickgelu'!r} or force_quick_gelu=True"
+        )
+    if force_quick_gelu and not (built or trained):
+        raise MismatchError(
+            f"the weights {weights!r} of {name} were trained with GELU: leave out force_quick_gelu=True"
+        )
+
+
+def _build(
+    open_clip: Any, name: str, weights: str | None, seed: int, **options: Any
+) -> tuple[torch.nn.Module, Callable[[PILImage.Image], torch.Tensor]]:
+    """The model and its validation transform."""
+    import torch
+
+    if weights != _RANDOM:
+        model, preprocess = open_clip.create_model_from_pretrained(name, weights, **options)
+        return model, preprocess
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            name, load_weights=False, pretrained_text=False, **options
+        )
+    return model, preprocess
+
+
+def _explain(name: str, weights: str | None, error: Exception) -> str:
+    what = f"cannot load CLIP {name}" + (f" with weights {weights}" if weights else "")
+    what += f": {type(error).__name__}: {str(error)[:500]}"
+    if name.startswith(_LOCAL_DIR) or (weights and Path(weights).is_file()):
+        return f"{what}. The files are incomplete, damaged, or of another model: copy or export them again"
+    return (
+        f"{what}. Offline, load it on a machine with network and copy its cache here (cache_dir), or name "
+        "weights that are here: pretrained='/path/to/checkpoint' or name='local-dir:/path/to/folder'"
+    )
+
+
+def _architecture(open_clip: Any, name: str, cache_dir: str | None) -> dict[str, Any]:
+    if not name.startswith(_HUB):
+        return dict(open_clip.get_model_config(name))
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    path = download_pretrained_from_hf(name.removeprefix(_HUB), "open_clip_config.json", cache_dir=cache_dir)
+    return dict(json.loads(Path(path).read_text(encoding="utf-8"))["model_cfg"])
+
+
+def _trim(image: PILImage.Image) -> PILImage.Image:
+    """Cut the far ends off a very long image.
+
+    For a model that resizes the shorter side and looks at the middle square: resizing all of a 1 x 10,000
+    strip on the way there would take gigabytes.
+    """
+    width, height = image.size
+    limit = _LONGEST * min(width, height)
+    left, top = max(0, width - limit) // 2, max(0, height - limit) // 2
+    return image.crop((left, top, width - left, height - top)) if left or top else image
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], *, ahead: int
+) -> Iterator[R]:
+    """``map`` in order, with up to ``ahead`` results computed before they are asked for."""
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+            pending.append(pool.submit(function, item))
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

@@ -143,7 +143,7 @@ def forge(path: Path, **changes: object) -> None:
 def test_another_version_names_both_sides(tmp_path: Path) -> None:
     put(tmp_path, b"x")
     forge(tmp_path, version=99)
-    with pytest.raises(IntegrityError, match="version 99.*version 1"):
+    with pytest.raises(IntegrityError, match=r"version 99.*version 1"):
         peek_snapshot(tmp_path)
 
 
@@ -163,12 +163,12 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 
 def test_mismatches_name_both_sides(tmp_path: Path) -> None:
     put(tmp_path, b"x", fingerprint="clip")
-    with pytest.raises(MismatchError, match="'letters'.*'digits'"), open_snapshot(tmp_path, "digits"):
+    with pytest.raises(MismatchError, match=r"'letters'.*'digits'"), open_snapshot(tmp_path, "digits"):
         pass
-    with pytest.raises(MismatchError, match="dim 3.*dim 4"), open_snapshot(tmp_path, "letters", dim=4):
+    with pytest.raises(MismatchError, match=r"dim 3.*dim 4"), open_snapshot(tmp_path, "letters", dim=4):
         pass
     with (
-        pytest.raises(MismatchError, match="'clip'.*'siglip'"),
+        pytest.raises(MismatchError, match=r"'clip'.*'siglip'"),
         open_snapshot(tmp_path, "letters", dim=3, fingerprint="siglip"),
     ):
         pass

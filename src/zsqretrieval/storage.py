@@ -22,9 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from zsqretrieval.errors import IntegrityError, MismatchError
 
-__all__ = ["FORMAT_VERSION", "Snapshot", "StoredFile", "open_snapshot", "peek_snapshot", "write_snapshot"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Snapshot",
+    "StoredFile",
+    "array_part",
+    "open_snapshot",
+    "peek_snapshot",
+    "read_array",
+    "write_snapshot",
+]
 
 FORMAT_NAME = "zsqretrieval-snapshot"
 FORMAT_VERSION = 1
@@ -75,8 +87,8 @@ class Snapshot:
         """
         if part not in self.files:
             raise IntegrityError(
-                f"{self.path / MANIFEST} lists no part {part!r}, which a snapshot of kind {self.kind!r} must have; "
-                "rebuild it from its source"
+                f"{self.path / MANIFEST} lists no part {part!r}, which a snapshot of kind {self.kind!r} "
+                "must have; rebuild it from its source"
             )
         return self.path / self.files[part].name
 
@@ -197,6 +209,30 @@ def open_snapshot(path: Path, kind: str, **expected: Any) -> Iterator[Snapshot]:
         for stored in snapshot.files.values():
             _verify(path, stored)
         yield snapshot
+
+
+def array_part(array: NDArray[Any]) -> Callable[[Path], None]:
+    """A part for :func:`write_snapshot` that holds one array in NumPy's ``.npy`` format."""
+
+    def write(file: Path) -> None:
+        with file.open("wb") as handle:
+            np.save(handle, array, allow_pickle=False)
+
+    return write
+
+
+def read_array(file: Path) -> NDArray[Any]:
+    """Read an array written through :func:`array_part`; never unpickles.
+
+    Raises:
+        IntegrityError: it is not such a file.
+    """
+    try:
+        with file.open("rb") as handle:
+            array: NDArray[Any] = np.lib.format.read_array(handle, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise _damaged(file, f"it is no array ({error})") from error
+    return array
 
 
 def _write_part(path: Path, part: str, write: Callable[[Path], object], scratch: list[Path]) -> StoredFile:

@@ -1,0 +1,1 @@
+"""Indexes: find the stored vectors nearest to a query by cosine similarity."""

@@ -1,0 +1,61 @@
+"""A readers-writer lock that serves in order of arrival."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["SharedLock"]
+
+
+class SharedLock:
+    """Many readers or one writer; nobody overtakes, so neither side can starve the other.
+
+    A long write that is done in pieces, taking the lock anew for each, lets the waiting readers in between.
+    The lock is not reentrant.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()
+        self._readers = 0
+        self._writing = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Hold the lock together with other readers."""
+        self._enter(exclusive=False)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the lock alone."""
+        self._enter(exclusive=True)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+
+    def _enter(self, *, exclusive: bool) -> None:
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            try:
+                while self._queue[0] is not ticket or self._writing or (exclusive and self._readers):
+                    self._changed.wait()
+                if exclusive:
+                    self._writing = True
+                else:
+                    self._readers += 1
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()  # the next in line may be a reader that can enter now

@@ -1,0 +1,135 @@
+"""ExactIndex against the definition."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from index_data import ranked, unit, vectors
+
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.indexes import exact
+from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.protocols import Configurable, FilteredIndex
+
+
+def filled(n: int = 300, dim: int = 32) -> ExactIndex:
+    index = ExactIndex(dim, fingerprint="f")
+    index.add(np.arange(n), vectors(n, dim))
+    return index
+
+
+def test_keeps_the_contracts() -> None:
+    assert isinstance(filled(), FilteredIndex)
+    assert isinstance(filled(), Configurable)
+
+
+@pytest.mark.parametrize("k", [1, 10, 299, 300, 500])
+def test_equals_the_definition(k: int) -> None:
+    gallery, queries = vectors(300), vectors(40, seed=1)
+    keys = np.random.default_rng(3).permutation(1000)[:300]
+    index = ExactIndex(32)
+    index.add(keys, gallery)
+    found = index.search(queries, k)
+    wanted_keys, wanted_scores = ranked(gallery, keys, queries, k)
+    m = min(k, 300)
+    np.testing.assert_array_equal(found.keys[:, :m], wanted_keys)
+    np.testing.assert_allclose(found.scores[:, :m], wanted_scores, atol=1e-6)
+    assert (found.keys[:, m:] == -1).all()
+    assert np.isnan(found.scores[:, m:]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    coordinates=st.lists(st.tuples(*[st.integers(-1, 1)] * 2).filter(any), min_size=1, max_size=40),
+    k=st.integers(1, 45),
+    row_block=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_ties_fall_to_the_smaller_key_whatever_the_blocks(
+    coordinates: list[tuple[int, int]], k: int, row_block: int, seed: int
+) -> None:
+    gallery = np.array(coordinates, np.float32)
+    keys = np.random.default_rng(seed).permutation(len(gallery) * 3)[: len(gallery)]
+    queries = np.array([[1, 0], [0, -1], [3, 3]], np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "_ROW_BLOCK", row_block)
+        patch.setattr(exact, "_QUERY_BLOCK", 2)
+        index = ExactIndex(2)
+        index.add(keys, gallery)
+        found = index.search(queries, k)
+    for query, row_keys, row_scores in zip(unit(queries), found.keys, found.scores, strict=True):
+        scores = unit(gallery) @ query
+        wanted = [int(key) for _, key in sorted(zip(-np.round(scores, 5), keys, strict=True))][:k]
+        assert row_keys[: len(wanted)].tolist() == wanted
+        assert (np.diff(row_scores[: len(wanted)]) <= 0).all()
+
+
+def test_the_order_of_addition_does_not_matter() -> None:
+    gallery, queries = vectors(200), vectors(10, seed=5)
+    gallery[50:150] = gallery[50]  # many ties
+    order = np.random.default_rng(0).permutation(200)
+    one, other = ExactIndex(32), ExactIndex(32)
+    one.add(np.arange(200), gallery)
+    for part in np.array_split(order, 7):
+        other.add(part, gallery[part])
+    np.testing.assert_array_equal(one.search(queries, 120).keys, other.search(queries, 120).keys)
+
+
+def test_search_among_is_search_over_that_part() -> None:
+    gallery, queries = vectors(300), vectors(20, seed=2)
+    gallery[100:200] = gallery[7]
+    index = ExactIndex(32)
+    index.add(np.arange(300), gallery)
+    allowed = np.array([5, 7, 8, 120, 150, 299, 150, 10_000, -4])
+    stored = np.unique(allowed[(allowed >= 0) & (allowed < 300)])
+    found = index.search_among(queries, 10, allowed)
+    wanted, _ = ranked(gallery[stored], stored, queries, 10)
+    np.testing.assert_array_equal(found.keys[:, : len(stored)], wanted)
+    assert (found.keys[:, len(stored) :] == -1).all()
+    assert (index.search_among(queries, 3, np.array([], np.int64)).keys == -1).all()
+
+
+def test_memory_of_a_removed_half_is_given_back() -> None:
+    index = filled(300)
+    index.remove(np.arange(200))
+    assert len(index) == 100
+    assert len(index._vectors) == 100
+    assert index.search(vectors(300)[250:251], 1).keys[0, 0] == 250
+
+
+def test_pickles_and_copies(tmp_path: Path) -> None:
+    index = filled()
+    index.remove(np.array([3]))
+    for twin in (pickle.loads(pickle.dumps(index)), copy.deepcopy(index)):
+        np.testing.assert_array_equal(twin.search(vectors(9), 5).keys, index.search(vectors(9), 5).keys)
+        assert twin.config == index.config
+        twin.add(np.array([3]), vectors(1, seed=8))
+    assert len(index) == 299
+
+
+def test_config_rebuilds_and_strangers_are_refused() -> None:
+    assert ExactIndex.from_config(filled().config).config == {"dim": 32, "fingerprint": "f"}
+    with pytest.raises(InvalidInputError, match="exactly"):
+        ExactIndex.from_config({"dim": 32, "fingerprint": "", "ef": 5})
+    for dim in (0, -1, 2.5, True, None, "8"):
+        with pytest.raises(InvalidInputError, match="dim must be an integer"):
+            ExactIndex(dim)  # type: ignore[arg-type]
+
+
+def test_callers_arrays_are_neither_changed_nor_kept() -> None:
+    given_vectors = 3 * vectors(5)
+    before = given_vectors.copy()
+    index = ExactIndex(32)
+    index.add(np.arange(5), given_vectors)
+    np.testing.assert_array_equal(given_vectors, before)
+    unit_vectors = vectors(5, seed=4)
+    index.add(np.arange(5, 10), unit_vectors)
+    wanted = index.search(vectors(3, seed=9), 10)
+    unit_vectors[:] = 1
+    np.testing.assert_array_equal(index.search(vectors(3, seed=9), 10).scores, wanted.scores)

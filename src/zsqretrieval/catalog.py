@@ -342,19 +342,22 @@ class Catalog:
 
     # --- writing ----------------------------------------------------------------------------------------
 
-    def add(self, rows: Sequence[NewImage]) -> NDArray[np.int64]:
+    def add(self, rows: Sequence[NewImage], *, replacing: ArrayLike = ()) -> NDArray[np.int64]:
         """Add images; all of them or, when anything is wrong, none. On disk once this returns.
 
         Args:
             rows: n images, no id and no digest twice, none already present (see :meth:`known_ids` and
                 :meth:`known_digests`).
+            replacing: int64 [m], keys to remove in the same transaction; their ids and digests are free for
+                ``rows``.
 
         Returns:
             Their keys, int64 [n], in the order given: rising, above every key ever given.
 
         Raises:
             InvalidInputError: an id or digest is repeated or already present, a vector has another shape, is
-                not finite or zero, or metadata is not JSON. Names the image; nothing has changed.
+                not finite or zero, metadata is not JSON, or a key of ``replacing`` is not present. Names the
+                image; nothing has changed.
         """
         images = [_image_row(row) for row in rows]
         blobs = [self._blob(row) for row in rows]
@@ -362,7 +365,9 @@ class Catalog:
             if len(set(values)) < len(values):
                 twice = next(value for value in values if values.count(value) > 1)
                 raise InvalidInputError(f"the {name} {twice!r} is given twice; nothing was added")
+        former = _distinct_keys(replacing)
         with self._transaction("IMMEDIATE") as run:
+            self._remove(run, former)
             for name, known in (
                 ("id", self._known("id", [row.id for row in rows])),
                 ("digest", self._known("digest", [row.digest for row in rows])),
@@ -403,13 +408,14 @@ class Catalog:
         Raises:
             InvalidInputError: a key is not present or repeated. Nothing has changed.
         """
-        wanted = _key_list(keys)
-        if len(set(wanted)) < len(wanted):
-            raise InvalidInputError("a key is given twice; nothing was removed")
+        wanted = _distinct_keys(keys)
         with self._transaction("IMMEDIATE") as run:
-            self._refuse_unknown(wanted, {key for (key,) in self._select("key", "images", "key", wanted)})
-            run.executemany("DELETE FROM images WHERE key = ?", ((key,) for key in wanted))
-            run.executemany("INSERT INTO removals (key) VALUES (?)", ((key,) for key in wanted))
+            self._remove(run, wanted)
+
+    def _remove(self, run: sqlite3.Connection, keys: Sequence[int]) -> None:
+        self._refuse_unknown(keys, {key for (key,) in self._select("key", "images", "key", keys)})
+        run.executemany("DELETE FROM images WHERE key = ?", ((key,) for key in keys))
+        run.executemany("INSERT INTO removals (key) VALUES (?)", ((key,) for key in keys))
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -707,6 +713,13 @@ def _key_list(keys: ArrayLike) -> list[int]:
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidInputError(f"keys must be int64 [n], not {array.dtype} {list(array.shape)}")
     return [int(key) for key in array]
+
+
+def _distinct_keys(keys: ArrayLike) -> list[int]:
+    wanted = _key_list(keys)
+    if len(set(wanted)) < len(wanted):
+        raise InvalidInputError("a key is given twice; nothing was changed")
+    return wanted
 
 
 def _to_json(value: Any, what: str) -> str:

@@ -132,14 +132,14 @@ def test_a_part_that_cannot_be_rebuilt_is_refused(site: Site) -> None:
 
 
 def test_two_packages_that_claim_a_name_are_both_named(site: Site) -> None:
-    site.install("acme-parts", "[zsqretrieval.encoders]\nsame = acme_parts:Encoder\n")
     site.install(
-        "best-parts", "[zsqretrieval.encoders]\nsame = best_parts:Encoder\nown = best_parts:Encoder\n"
+        "acme-parts", "[zsqretrieval.encoders]\nsame = acme_parts:Encoder\nunique = acme_parts:Encoder\n"
     )
+    site.install("best-parts", "[zsqretrieval.encoders]\nsame = best_parts:Encoder\n")
     with pytest.raises(ZsqError, match=r"'same' is claimed by acme-parts 1\.2 and best-parts 1\.2"):
         plugins.load("encoder", "same")
-    own = plugins.load("encoder", "own")
-    assert plugins.name_of("encoder", own(1)) == "own", "a name that cannot be loaded is no name"
+    unique = plugins.load("encoder", "unique")
+    assert plugins.name_of("encoder", unique(1)) == "unique", "a name that cannot be loaded is no name"
 
 
 def test_two_packages_that_mean_the_same_class_agree(site: Site) -> None:

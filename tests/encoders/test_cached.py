@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
+from zsqretrieval.images import digest
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.testing import ToyEncoder, encoder_checks, parametrize_checks
 from zsqretrieval.testing.pictures import encoded, painting, paintings
@@ -76,6 +77,14 @@ def test_an_image_is_known_by_its_content(tmp_path: Path) -> None:
     changed = cached.encode_image([Image(path, "changed")])
     assert np.array_equal(rows[0], rows[1]) and not np.allclose(rows[0], changed[0])
     assert inner.asked[-1] == "changed"
+
+
+def test_a_text_is_never_taken_for_an_image() -> None:
+    cached = CachedEncoder(ToyEncoder())
+    (image,) = paintings(1)
+    row = cached.encode_image([image])
+    for text in (digest(image), f"image {digest(image)}"):
+        assert not np.allclose(cached.encode_text([text]), row)
 
 
 def test_vectors_outlive_the_process_and_keep_encoders_apart(tmp_path: Path) -> None:

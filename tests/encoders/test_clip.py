@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from zsqretrieval._torchvision import ensure_importable
 from zsqretrieval.encoders.clip import CLIPEncoder
@@ -245,9 +250,8 @@ def test_a_checkpoint_file_gives_the_same_model(
     assert from_file.config["pretrained"] == str(path)
 
 
-def test_a_hub_repository_in_the_cache_needs_no_network(
-    folder: Path, encoder: CLIPEncoder, tmp_path: Path
-) -> None:
+def test_without_network(folder: Path, encoder: CLIPEncoder, tmp_path: Path) -> None:
+    """What is cached loads; what is not says what to do."""
     repository = tmp_path / "models--org--tiny"
     commit = "0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(folder, repository / "snapshots" / commit)
@@ -255,26 +259,20 @@ def test_a_hub_repository_in_the_cache_needs_no_network(
     (repository / "refs" / "main").write_text(commit)
     code = f"""
         from zsqretrieval.encoders.clip import CLIPEncoder
+        from zsqretrieval.errors import WeightsError
         encoder = CLIPEncoder.from_pretrained("hf-hub:org/tiny", device="cpu", cache_dir={str(tmp_path)!r})
         print(encoder.fingerprint, encoder.dim)
-        """
-    assert run(code, HF_HUB_OFFLINE="1") == f"{encoder.fingerprint} 16"
-
-
-def test_a_tag_offline_says_what_to_do(tmp_path: Path) -> None:
-    code = """
-        from zsqretrieval.encoders.clip import CLIPEncoder
-        from zsqretrieval.errors import WeightsError
         for name in ("ViT-B-32", "hf-hub:org/tiny"):
             try:
                 CLIPEncoder.from_pretrained(name)
             except WeightsError as error:
                 print(error)
         """
-    first, second = run(code, HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path)).splitlines()
-    assert "ViT-B-32 with weights laion2b_s34b_b79k" in first
-    assert "hf-hub:org/tiny" in second
-    for message in (first, second):
+    cached, *refusals = run(code, HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path / "empty")).splitlines()
+    assert cached == f"{encoder.fingerprint} 16"
+    assert "ViT-B-32 with weights laion2b_s34b_b79k" in refusals[0]
+    assert "hf-hub:org/tiny" in refusals[1]
+    for message in refusals:
         assert (
             "Offline, load it on a machine with network" in message and "local-dir:/path/to/folder" in message
         )
@@ -392,6 +390,33 @@ def test_the_fingerprint_names_the_function(folder: Path, encoder: CLIPEncoder, 
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     save_file(state, tmp_path / "open_clip_model.safetensors")
     assert CLIPEncoder.from_pretrained(f"local-dir:{tmp_path}").fingerprint not in names
+
+
+def test_a_tokenizer_of_its_own_counts_and_serves_many_threads(folder: Path, tmp_path: Path) -> None:
+    """A fast tokenizer from the folder itself, as multilingual models bring one."""
+
+    def with_vocabulary(*words: str) -> CLIPEncoder:
+        target = tmp_path / words[0]
+        shutil.copytree(folder, target)
+        config = json.loads((target / "open_clip_config.json").read_text())
+        config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "its-own", "context_length": 77}
+        (target / "open_clip_config.json").write_text(json.dumps(config))
+        vocabulary = {word: i for i, word in enumerate(("[PAD]", "[UNK]", *words))}
+        tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = Whitespace()
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+        ).save_pretrained(target)
+        return CLIPEncoder.from_pretrained(f"local-dir:{target}", device="cpu")
+
+    one, other = with_vocabulary("A", "probe", "dogs"), with_vocabulary("probe", "dogs", "A")
+    assert one.fingerprint != other.fingerprint, "only the files of the tokenizer differ"
+    texts = ["A probe", "dogs"] * 20
+    expected = one.encode_text(texts)
+    fresh = CLIPEncoder.from_config(one.config)
+    with ThreadPoolExecutor(8) as pool:
+        for rows in pool.map(lambda _: fresh.encode_text(texts, batch_size=1), range(8)):
+            np.testing.assert_allclose(rows, expected, atol=1e-5)
 
 
 def test_it_is_rebuilt_from_its_config(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,7 +66,6 @@ class CLIPEncoder:
         self._model: Any = model.eval()
         self._preprocess = preprocess
         self._tokenize = tokenize
-        self._tokenizing = threading.Lock()  # fast tokenizers refuse two callers at once
         self._architecture = dict(architecture)
         self._config = dict(config)
 
@@ -246,8 +244,7 @@ class CLIPEncoder:
 
     def _tokens(self, texts: list[str]) -> torch.Tensor:
         """int64 [b, context length]."""
-        with self._tokenizing:
-            return self._tokenize(texts)
+        return self._tokenize(texts)
 
 
 def _import_open_clip() -> Any:

@@ -7,9 +7,11 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -114,6 +116,27 @@ def test_progress_may_stop_the_download(index: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fetch([A], progress=stop)
     assert cached() == []
+
+
+def test_progress_is_not_disturbed_by_pip_tidying_up(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"12345")
+    stop = threading.Event()
+
+    def churn(name: str) -> None:
+        while not stop.is_set():
+            (tmp_path / name / "unpacked").mkdir(parents=True)
+            (tmp_path / name / "unpacked" / "file").touch()
+            shutil.rmtree(tmp_path / name)
+
+    threads = [threading.Thread(target=churn, args=(f"pip-{i}",)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert {weights._bytes_below(tmp_path) for _ in range(500)} == {5}
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_a_tampered_member_is_refused_and_both_digests_are_named(index: Path) -> None:

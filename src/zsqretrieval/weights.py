@@ -21,6 +21,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -353,19 +354,16 @@ def _explain(wheel: str, log: str) -> str:
 
 def _bytes_below(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # pip tidies up while we look
-            continue
+    for parent, _, names in os.walk(folder):  # which, unlike rglob, bears folders that vanish under it
+        for name in names:
+            with suppress(FileNotFoundError):  # pip tidies up while we look
+                total += Path(parent, name).stat().st_size
     return total
 
 
 def _remove_abandoned_downloads(cache: Path) -> None:
     """Remove what killed downloads left more than a day ago."""
     for folder in cache.glob(f"{_DOWNLOAD_PREFIX}*"):
-        try:
+        with suppress(FileNotFoundError):  # another process removed it first
             if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
                 shutil.rmtree(folder)
-        except FileNotFoundError:  # another process removed it first
-            continue

@@ -162,6 +162,8 @@ def peek_snapshot(path: Path) -> Snapshot:
         raise IntegrityError(
             f"{path} holds no {MANIFEST}: nothing was saved there, or not by this library; check the path"
         ) from None
+    except NotADirectoryError:
+        raise IntegrityError(f"{path} is no directory, so nothing was saved there; check the path") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(path / MANIFEST, f"it cannot be read ({error})") from error
     if claimed != _checksum(manifest):

@@ -85,7 +85,8 @@ def test_bad_keys_to_add(index: Any, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"), [([10, 11], "key 11 is not stored"), ([10, 10], "more than once"), ([-1], "negative")]
+    ("keys", "message"),
+    [([10, 11], "key 11 is not stored"), ([10, 10], "more than once"), ([-1], "negative")],
 )
 def test_bad_keys_to_remove(index: Any, keys: list[int], message: str) -> None:
     before = state(index)

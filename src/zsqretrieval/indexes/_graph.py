@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -166,10 +166,10 @@ class Graph:
 
 
 @contextlib.contextmanager
-def _native_errors(what: str) -> Any:
+def _native_errors(what: str) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # hnswlib's word for a failed allocation
+    except (RuntimeError, MemoryError) as error:  # hnswlib's and C++'s word for a failed allocation
         raise MemoryError(
             f"hnswlib cannot allocate {what} ({error}); add less at once, or split the index"
         ) from error

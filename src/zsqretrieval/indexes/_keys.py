@@ -33,18 +33,19 @@ class KeyView:
     Attributes:
         first: int64 [rows]; the smallest key of every row, -1 where it has none.
         shared: all keys, ascending, of the rows that have several.
+        row_count: how many rows have keys.
+        key_count: how many keys there are.
     """
 
     first: NDArray[np.int64]
     shared: Mapping[int, Sequence[int]]
+    row_count: int
+    key_count: int
 
     @property
     def rows(self) -> NDArray[np.int64]:
         """Numbers of the rows that have keys, ascending."""
         return np.flatnonzero(self.first >= 0)
-
-    def __len__(self) -> int:
-        return int((self.first >= 0).sum()) + sum(len(keys) - 1 for keys in self.shared.values())
 
     def neighbors(self, rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Neighbors:
         """Name the keys of found rows: best first, equal scores by ascending key, padded to k.
@@ -116,21 +117,19 @@ class KeyTable:
     @property
     def view(self) -> KeyView:
         """All keys."""
-        return KeyView(self._first[: self.size], self._shared)
+        return KeyView(self._first[: self.size], self._shared, self.alive, len(self))
 
     def among(self, keys: NDArray[np.int64]) -> KeyView:
         """Only those of ``keys`` that are stored."""
         first = np.full(self.size, -1, np.int64)
         shared: dict[int, list[int]] = {}
-        for key in np.unique(keys).tolist():
-            row = self._row_of_key.get(key, -1)
-            if row < 0:
-                continue
+        stored = [(key, self._row_of_key[key]) for key in np.unique(keys).tolist() if key in self._row_of_key]
+        for key, row in stored:
             if first[row] < 0:
                 first[row] = key
             else:
                 shared.setdefault(row, [int(first[row])]).append(key)
-        return KeyView(first, shared)
+        return KeyView(first, shared, int((first >= 0).sum()), len(stored))
 
     def assign(self, keys: Sequence[int], digests: Sequence[bytes]) -> tuple[list[int], list[int]]:
         """Give every key, none of them present, the row of its vector.

@@ -340,7 +340,7 @@ class HNSWIndex:
             block = slice(start, start + _QUERY_BLOCK)
             with self._lock.shared():
                 view = self._table.view if keys is None else self._table.among(keys)
-                if self._graph is None or not len(view):
+                if self._graph is None or not view.key_count:
                     continue
                 found = self._search_block(self._graph, queries[block], k, view, filtered=keys is not None)
             result.keys[block], result.scores[block] = found.keys, found.scores
@@ -349,7 +349,7 @@ class HNSWIndex:
     def _search_block(
         self, graph: Graph, queries: NDArray[np.float32], k: int, view: KeyView, *, filtered: bool
     ) -> Neighbors:
-        rows, alive = len(view.rows), self._table.alive
+        rows, alive = view.row_count, self._table.alive
         # hnswlib's own ef is max(ef, k); asking for twice as many keeps ef well above k when k is large. A
         # filter that lets one row in ten pass needs ten times as many, and as much again for safety.
         wanted = 2 * k if 2 * k > self._ef else k
@@ -361,7 +361,7 @@ class HNSWIndex:
         if found is None:
             return self._search_exactly(graph, queries, k, view)
         neighbors = view.neighbors(*found, k)
-        short = np.flatnonzero((neighbors.keys >= 0).sum(axis=1) < min(k, len(view)))
+        short = np.flatnonzero((neighbors.keys >= 0).sum(axis=1) < min(k, view.key_count))
         if short.size:
             exact = self._search_exactly(graph, queries[short], k, view)
             neighbors.keys[short], neighbors.scores[short] = exact.keys, exact.scores

@@ -1,0 +1,135 @@
+"""Every file of a saved index, damaged in every way: an error that names it, never an answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from index_data import vectors
+
+from zsqretrieval import storage
+from zsqretrieval.errors import IntegrityError, MismatchError
+from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.indexes.hnsw import HNSWIndex
+
+KINDS = pytest.mark.parametrize("kind", [ExactIndex, HNSWIndex])
+
+
+def save(kind: Any, path: Path, n: int = 80) -> Any:
+    index = kind(16, fingerprint="clip")
+    index.add(np.arange(n), vectors(n, 16))
+    index.save(path)
+    return index
+
+
+@KINDS
+def test_truncation_flips_and_absence(kind: Any, tmp_path: Path) -> None:
+    save(kind, tmp_path / "good")
+    generator = np.random.default_rng(0)
+    for file in sorted((tmp_path / "good").iterdir()):
+        content = file.read_bytes()
+        cases = [None, b"", content[: len(content) // 2], content[:-2], content + b"\0"]
+        for _ in range(12):
+            flipped = bytearray(content)
+            flipped[generator.integers(len(content) - 1)] ^= 1 << int(generator.integers(8))
+            cases.append(bytes(flipped))
+        for case in cases:
+            shutil.copytree(tmp_path / "good", tmp_path / "bad")
+            bad = tmp_path / "bad" / file.name
+            if case is None:
+                bad.unlink()
+            else:
+                bad.write_bytes(case)
+            with pytest.raises(IntegrityError, match=file.name):
+                kind.load(tmp_path / "bad")
+            shutil.rmtree(tmp_path / "bad")
+
+
+@KINDS
+def test_swapped_files_of_two_saves(kind: Any, tmp_path: Path) -> None:
+    save(kind, tmp_path / "a")
+    save(kind, tmp_path / "b", n=81)
+    ours, theirs = (storage.peek_snapshot(tmp_path / name).file("keys.npy") for name in "ab")
+    shutil.copy(theirs, ours)
+    with pytest.raises(IntegrityError, match=ours.name):
+        kind.load(tmp_path / "a")
+
+
+@KINDS
+def test_another_dim_encoder_or_kind(kind: Any, tmp_path: Path) -> None:
+    save(kind, tmp_path)
+    with pytest.raises(MismatchError, match=r"dim 16.*dim 32"):
+        kind.load(tmp_path, dim=32)
+    with pytest.raises(MismatchError, match=r"'clip'.*'other'"):
+        kind.load(tmp_path, fingerprint="other")
+    other = HNSWIndex if kind is ExactIndex else ExactIndex
+    with pytest.raises(MismatchError, match="kind"):
+        other.load(tmp_path)
+    assert len(kind.load(tmp_path, dim=16, fingerprint="clip")) == 80
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        np.array([[0, 0], [0, 1]]),
+        np.array([[-1, 0]]),
+        np.array([[0, 5000]]),
+        np.array([[0, -1]]),
+        np.array([[0.0, 1.0]]),
+        np.array([1, 2]),
+    ],
+    ids=["repeated", "negative", "no such row", "row before the first", "floating", "flat"],
+)
+def test_a_forged_key_table(kind: Any, tmp_path: Path, pairs: np.ndarray) -> None:
+    save(kind, tmp_path)
+    snapshot = storage.peek_snapshot(tmp_path)
+    content = {part: snapshot.file(part).read_bytes() for part in snapshot.files if part != "keys.npy"}
+    parts: dict[str, Any] = {
+        part: lambda file, data=data: file.write_bytes(data) for part, data in content.items()
+    }
+    parts["keys.npy"] = storage.array_part(pairs)
+    storage.write_snapshot(tmp_path, snapshot.kind, snapshot.facts, parts)
+    with pytest.raises(IntegrityError, match="key table"):
+        kind.load(tmp_path)
+
+
+@KINDS
+def test_a_pickle_in_place_of_an_array_is_not_opened(kind: Any, tmp_path: Path) -> None:
+    save(kind, tmp_path)
+    snapshot = storage.peek_snapshot(tmp_path)
+    content = {part: snapshot.file(part).read_bytes() for part in snapshot.files if part != "keys.npy"}
+    parts: dict[str, Any] = {
+        part: lambda file, data=data: file.write_bytes(data) for part, data in content.items()
+    }
+    parts["keys.npy"] = lambda file: np.array([{}], dtype=object).dump(file)
+    storage.write_snapshot(tmp_path, snapshot.kind, snapshot.facts, parts)
+    with pytest.raises(IntegrityError, match="no array"):
+        kind.load(tmp_path)
+
+
+@KINDS
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs a user whom permissions bind")
+def test_a_directory_that_may_not_be_written(kind: Any, tmp_path: Path) -> None:
+    index = save(kind, tmp_path / "album")
+    (tmp_path / "album").chmod(0o500)
+    try:
+        with pytest.raises(OSError, match="ermission"):
+            index.save(tmp_path / "album")
+        assert len(kind.load(tmp_path / "album")) == 80
+    finally:
+        (tmp_path / "album").chmod(0o700)
+
+
+@KINDS
+def test_a_file_in_place_of_the_directory(kind: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="exists"):
+        kind(16).save(tmp_path / "file")
+    with pytest.raises(IntegrityError, match="no directory"):
+        kind.load(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"

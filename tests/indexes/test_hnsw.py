@@ -1,0 +1,133 @@
+"""HNSWIndex: recall, settings, dependency, and what one search sees."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from index_data import vectors
+
+from zsqretrieval.errors import InvalidInputError, MissingDependencyError
+from zsqretrieval.evaluation.index_bench import bench_index
+from zsqretrieval.evaluation.synthetic import cliplike
+from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.indexes.hnsw import HNSWIndex
+from zsqretrieval.protocols import Configurable, FilteredIndex
+
+
+def test_keeps_the_contracts() -> None:
+    assert isinstance(HNSWIndex(4), FilteredIndex)
+    assert isinstance(HNSWIndex(4), Configurable)
+
+
+def test_recall_at_the_defaults_on_text_like_queries() -> None:
+    data = cliplike(3000, 100, dim=128, seed=1)
+    bench = bench_index(HNSWIndex(128), data, rounds=1)
+    assert bench.text.recall_at_10 >= 0.97
+    assert bench.image.recall_at_10 >= 0.97
+
+
+def test_scores_are_cosines_best_first() -> None:
+    index, truth = HNSWIndex(128), ExactIndex(128)
+    gallery, queries = vectors(1000, 128), vectors(50, 128, seed=1)
+    for each in (index, truth):
+        each.add(np.arange(1000), gallery)
+    found = index.search(queries, 20)
+    exact = np.einsum("qd,qkd->qk", queries.astype(float), gallery[found.keys].astype(float))
+    np.testing.assert_allclose(found.scores, exact, atol=1e-5)
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+    assert (found.scores <= 1).all()
+
+
+def test_config_rebuilds() -> None:
+    index = HNSWIndex(8, M=5, ef_construction=50, ef=33, fingerprint="f", seed=3, threads=2)
+    assert HNSWIndex.from_config(index.config).config == index.config
+    with pytest.raises(InvalidInputError, match="exactly"):
+        HNSWIndex.from_config({"dim": 8})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ef": 0},
+        {"ef": 2**40},
+        {"ef_construction": 0},
+        {"threads": 0},
+        {"seed": -1},
+        {"seed": 0.5},
+        {"ef": "9"},
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, int]) -> None:
+    with pytest.raises(InvalidInputError, match=f"{next(iter(settings))} must be an integer"):
+        HNSWIndex(8, **settings)  # type: ignore[arg-type]
+
+
+def test_ef_can_be_changed_and_is_checked() -> None:
+    index = HNSWIndex(16, M=2, threads=1)
+    index.add(np.arange(2500), vectors(2500, 16))
+    queries = vectors(100, 16, seed=1)
+    truth = ExactIndex(16)
+    truth.add(np.arange(2500), vectors(2500, 16))
+    wanted = truth.search(queries, 5).keys
+    recall = {}
+    for ef in (10, 400):
+        index.ef = ef
+        recall[ef] = (index.search(queries, 5).keys == wanted).mean()
+    assert recall[400] > recall[10]
+    with pytest.raises(InvalidInputError, match="ef must be"):
+        index.ef = 0
+    assert index.ef == 400
+
+
+def test_without_hnswlib_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hnswlib", None)
+    with pytest.raises(MissingDependencyError) as caught:
+        HNSWIndex(8)
+    for part in ("pip install hnswlib", "HNSWLIB_NO_NATIVE=1", "ExactIndex", "compiler"):
+        assert part in str(caught.value)
+
+
+def test_importing_the_module_does_not_import_hnswlib() -> None:
+    code = (
+        "import sys, zsqretrieval.indexes.hnsw; sys.exit('hnswlib' in sys.modules or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_search_is_not_held_up_by_a_long_addition() -> None:
+    import threading
+
+    index = HNSWIndex(64, ef_construction=400, threads=1)
+    index.add(np.arange(100), vectors(100, 64))
+    rows = vectors(3000, 64, seed=2, rank=40)
+    adding = threading.Thread(target=lambda: index.add(np.arange(1000, 4000), rows))
+    began = time.perf_counter()
+    adding.start()
+    sizes = set()
+    while adding.is_alive():
+        index.search(rows[:1], 1)
+        sizes.add(len(index))
+    took = time.perf_counter() - began
+    assert len(sizes) >= 5, f"only {len(sizes)} searches came between in {took:.1f} s"
+    assert len(index) == 3100
+
+
+def test_saved_while_searched_and_loaded_equal(tmp_path: Path) -> None:
+    index = HNSWIndex(32)
+    rows = np.vstack([vectors(500), vectors(100)])
+    index.add(np.arange(600), rows)
+    index.remove(np.arange(0, 600, 7))
+    index.save(tmp_path)
+    loaded = HNSWIndex.load(tmp_path, dim=32, fingerprint="")
+    queries = vectors(40, seed=3)
+    for k in (1, 9, 700):
+        found, wanted = loaded.search(queries, k), index.search(queries, k)
+        np.testing.assert_array_equal(found.keys, wanted.keys)
+        np.testing.assert_array_equal(found.scores, wanted.scores)
+    loaded.add(np.arange(1000, 1300), vectors(300, seed=9))
+    assert (loaded.search(vectors(300, seed=9), 1).keys[:, 0] == np.arange(1000, 1300)).all()

@@ -13,10 +13,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zsqretrieval.encoders.clip import CLIPEncoder as CLIPEncoder
+    from zsqretrieval.encoders.mini import MiniEncoder as MiniEncoder
     from zsqretrieval.errors import ZsqError as ZsqError
+    from zsqretrieval.indexes.exact import ExactIndex as ExactIndex
+    from zsqretrieval.indexes.hnsw import HNSWIndex as HNSWIndex
     from zsqretrieval.protocols import Encoder as Encoder
     from zsqretrieval.protocols import Generator as Generator
     from zsqretrieval.protocols import Index as Index
+    from zsqretrieval.retriever import Retriever as Retriever
     from zsqretrieval.types import Context as Context
     from zsqretrieval.types import Hit as Hit
     from zsqretrieval.types import Image as Image
@@ -27,15 +32,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "CLIPEncoder": "encoders.clip",
     "Context": "types",
     "Encoder": "protocols",
+    "ExactIndex": "indexes.exact",
     "Generator": "protocols",
+    "HNSWIndex": "indexes.hnsw",
     "Hit": "types",
     "Image": "types",
     "Index": "protocols",
     "Likelihood": "types",
+    "MiniEncoder": "encoders.mini",
     "Neighbors": "types",
     "Ranking": "types",
+    "Retriever": "retriever",
     "ZsqError": "errors",
 }
 

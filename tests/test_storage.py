@@ -217,6 +217,7 @@ while True:
         "a.bin": lambda file: file.write_bytes(content),
         "b.bin": lambda file: file.write_bytes(content[::-1]),
     })
+    print("saved", flush=True)
 """
 
 
@@ -233,6 +234,8 @@ def test_killed_while_saving_a_whole_state_stays(tmp_path: Path) -> None:
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
+        if round_ == 14:
+            process.stdout.readline()  # however slow the machine, one save is known to have returned
         time.sleep(0.003 + 0.0037 * round_)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -241,4 +244,4 @@ def test_killed_while_saving_a_whole_state_stays(tmp_path: Path) -> None:
             turn = snapshot.facts["turn"]
             assert set(snapshot.file("a.bin").read_bytes()) == ({turn % 256} if turn else {ord("0")})
             turns.append(turn)
-    assert max(turns) > 1
+    assert turns[-1] >= 1

@@ -114,8 +114,8 @@ def bench_search(index: Index, truth: Index, queries: NDArray[np.float32], *, ro
     """
     if rounds < 1 or not len(queries) or len(index) != len(truth):
         raise InvalidInputError(
-            f"{rounds} rounds, {len(queries)} queries, {len(index)} and {len(truth)} keys: at least one round "
-            "and one query are needed, and two indexes with the same keys"
+            f"{rounds} rounds, {len(queries)} queries, {len(index)} and {len(truth)} keys: at least one "
+            "round and one query are needed, and two indexes with the same keys"
         )
     found, wanted = index.search(queries, _K).keys, truth.search(queries, _K).keys
     hits = (found[:, :, None] == wanted[:, None, :]) & (wanted[:, None, :] >= 0)

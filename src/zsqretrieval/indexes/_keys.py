@@ -62,8 +62,9 @@ class KeyView:
         order = np.lexsort((keys, -worth), axis=-1)[:, :k]
         q, found = order.shape
         result = Neighbors(np.full((q, k), -1, np.int64), np.full((q, k), np.nan, np.float32))
-        result.keys[:, :found] = np.take_along_axis(keys, order, axis=1)
-        result.scores[:, :found] = np.take_along_axis(scores, order, axis=1)
+        queries = np.arange(q)[:, None]
+        result.keys[:, :found] = keys[queries, order]
+        result.scores[:, :found] = scores[queries, order]
         result.scores[result.keys < 0] = np.nan
         return result
 

@@ -191,6 +191,88 @@ def test_unknown_keys_are_named(catalog: Catalog) -> None:
             read([5, 1, 6, 7, 8])
 
 
+def test_ids_that_are_no_text_of_unicode(catalog: Catalog) -> None:
+    for read in (catalog.find, catalog.namesakes, lambda id: catalog.known_ids([id])):
+        with pytest.raises(InvalidInputError, match=r"'caf\\udce9' is not Unicode"):
+            read("caf\udce9")
+    assert len(catalog) == 0
+
+
+def test_namesakes(catalog: Catalog) -> None:
+    names = ["a", "a#2", "a#", "a#1", "a$", "a!", "ab", "A", "a\0", "b#a"]
+    catalog.add([row(n, id=name) for n, name in enumerate(names)])
+    assert [record.id for record in catalog.namesakes("a")] == ["a", "a#", "a#1", "a#2"]
+    assert [record.id for record in catalog.namesakes("a#1")] == ["a#1"]
+    assert [record.id for record in catalog.namesakes("b")] == ["b#a"]
+    assert catalog.namesakes("") == []
+
+
+# --- several changes as one
+
+
+def test_a_transaction_is_one_change(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog, Catalog.open(path) as other:
+        catalog.add([row(1), row(2)])
+        with catalog.transaction():
+            catalog.remove([1])
+            catalog.add([row(3)])
+            catalog.add([row(1)])
+            catalog.set_meta("x", 1)
+            assert keys_of(catalog) == [2, 3, 4] and keys_of(other) == [1, 2]
+        assert keys_of(other) == [2, 3, 4] and other.get_meta("x") == 1
+        held: dict[int, np.ndarray] = {}
+        assert replay(other, held, Position(), 2) == catalog.position == Position(4, 1)
+        assert sorted(held) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("error", [InvalidInputError, KeyboardInterrupt])
+def test_a_transaction_that_raises_leaves_nothing(path: Path, error: type[BaseException]) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        catalog.add([row(1)])
+        with pytest.raises(error), catalog.transaction():
+            catalog.remove([1])
+            catalog.add([row(2)])
+            raise error
+        assert keys_of(catalog) == keys_in(path) == [1] and catalog.position == Position(1, 0)
+        assert catalog.add([row(2)]).tolist() == [2]
+        assert keys_in(path) == [1, 2]
+
+
+def test_a_refusal_within_a_transaction_undoes_only_itself(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        with catalog.transaction():
+            catalog.add([row(1)])
+            with pytest.raises(InvalidInputError, match="already holds the id"):
+                catalog.add([row(2), row(1)])
+            with pytest.raises(KeyboardInterrupt), catalog.transaction():
+                catalog.remove([1])
+                raise KeyboardInterrupt
+            catalog.add([row(3)])
+        assert keys_in(path) == [1, 2]
+        assert [record.id for record in catalog.iter_records()] == ["1.jpg", "3.jpg"]
+
+
+def test_a_transaction_left_open_by_an_interrupt_is_taken_back(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        catalog._connection.execute("BEGIN IMMEDIATE")
+        catalog._connection.execute("INSERT INTO removals (key) VALUES (1)")
+        assert catalog.add([row(1)]).tolist() == [1]
+        assert keys_in(path) == [1] and catalog.position == Position(1, 0)
+
+
+def test_other_threads_wait_for_a_transaction(catalog: Catalog) -> None:
+    seen: list[int] = []
+    with catalog.transaction():
+        thread = threading.Thread(target=lambda: seen.append(len(catalog)))
+        thread.start()
+        catalog.add([row(1)])
+        thread.join(0.05)
+        assert seen == []
+        catalog.add([row(2)])
+    thread.join()
+    assert seen == [2]
+
+
 def test_meta(catalog: Catalog, path: Path) -> None:
     assert catalog.get_meta("x") is None and catalog.get_meta("x", 3) == 3
     catalog.set_meta("x", {"a": [1, None, "ä"]})
@@ -252,6 +334,15 @@ class CatalogMachine(RuleBasedStateMachine):
         self.catalog.remove(keys)
         for key in keys:
             del self.model[key]
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), numbers=st.lists(st.integers(16, 30), unique=True, max_size=3))
+    def change_and_take_back(self, data: st.DataObject, numbers: list[int]) -> None:
+        keys = data.draw(st.lists(st.sampled_from(sorted(self.model)), unique=True, max_size=3))
+        with pytest.raises(ZeroDivisionError), self.catalog.transaction():
+            self.catalog.add([row(number) for number in numbers])
+            self.catalog.remove(keys)
+            _ = 1 / 0
 
     @rule()
     def remember_this_moment(self) -> None:
@@ -552,6 +643,22 @@ def test_a_failed_backup_leaves_the_old_one(
     monkeypatch.undo()
     assert keys_in(path) == [1]
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_a_catalog_in_memory_moves_to_a_file(path: Path) -> None:
+    with Catalog.create(None, dim=DIM, settings={"a": 1}) as catalog:
+        catalog.add([row(i) for i in range(5)])
+        catalog.remove([2])
+        catalog.move_to(path)
+        assert catalog.add([row(7)]).tolist() == [6]
+        assert str(path) in repr(catalog) and catalog.settings == {"a": 1}
+        assert keys_in(path) == keys_of(catalog) == [1, 3, 4, 5, 6]
+        with pytest.raises(AlbumError, match="exists already"):
+            catalog.move_to(path)
+        with pytest.raises(AlbumError, match="unable to open"):
+            catalog.move_to(path / "below" / "a.sqlite")
+        catalog.verify()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 # --- threads, processes, sudden death

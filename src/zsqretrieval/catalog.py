@@ -167,6 +167,7 @@ class Catalog:
         self._connection = connection
         self._where = where
         self._lock = threading.RLock()
+        self._inside = False  # a transaction; read and set while holding the lock
         self._dim = 0
         self._settings: dict[str, Any] = {}
 
@@ -342,22 +343,28 @@ class Catalog:
 
     # --- writing ----------------------------------------------------------------------------------------
 
-    def add(self, rows: Sequence[NewImage], *, replacing: ArrayLike = ()) -> NDArray[np.int64]:
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside becomes one change: on disk once the block ends, nothing of it when it raises.
+
+        No other thread or process writes meanwhile, so what was read inside still holds when it is acted on.
+        """
+        with self._transaction("IMMEDIATE"):
+            yield
+
+    def add(self, rows: Sequence[NewImage]) -> NDArray[np.int64]:
         """Add images; all of them or, when anything is wrong, none. On disk once this returns.
 
         Args:
             rows: n images, no id and no digest twice, none already present (see :meth:`known_ids` and
                 :meth:`known_digests`).
-            replacing: int64 [m], keys to remove in the same transaction; their ids and digests are free for
-                ``rows``.
 
         Returns:
             Their keys, int64 [n], in the order given: rising, above every key ever given.
 
         Raises:
             InvalidInputError: an id or digest is repeated or already present, a vector has another shape, is
-                not finite or zero, metadata is not JSON, or a key of ``replacing`` is not present. Names the
-                image; nothing has changed.
+                not finite or zero, or metadata is not JSON. Names the image; nothing has changed.
         """
         images = [_image_row(row) for row in rows]
         blobs = [self._blob(row) for row in rows]
@@ -365,9 +372,7 @@ class Catalog:
             if len(set(values)) < len(values):
                 twice = next(value for value in values if values.count(value) > 1)
                 raise InvalidInputError(f"the {name} {twice!r} is given twice; nothing was added")
-        former = _distinct_keys(replacing)
         with self._transaction("IMMEDIATE") as run:
-            self._remove(run, former)
             for name, known in (
                 ("id", self._known("id", [row.id for row in rows])),
                 ("digest", self._known("digest", [row.digest for row in rows])),
@@ -408,14 +413,13 @@ class Catalog:
         Raises:
             InvalidInputError: a key is not present or repeated. Nothing has changed.
         """
-        wanted = _distinct_keys(keys)
+        wanted = _key_list(keys)
+        if len(set(wanted)) < len(wanted):
+            raise InvalidInputError("a key is given twice; nothing was removed")
         with self._transaction("IMMEDIATE") as run:
-            self._remove(run, wanted)
-
-    def _remove(self, run: sqlite3.Connection, keys: Sequence[int]) -> None:
-        self._refuse_unknown(keys, {key for (key,) in self._select("key", "images", "key", keys)})
-        run.executemany("DELETE FROM images WHERE key = ?", ((key,) for key in keys))
-        run.executemany("INSERT INTO removals (key) VALUES (?)", ((key,) for key in keys))
+            self._refuse_unknown(wanted, {key for (key,) in self._select("key", "images", "key", wanted)})
+            run.executemany("DELETE FROM images WHERE key = ?", ((key,) for key in wanted))
+            run.executemany("INSERT INTO removals (key) VALUES (?)", ((key,) for key in wanted))
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -435,6 +439,15 @@ class Catalog:
             for row in self._select(_RECORD, "images", "id", [id]):
                 return self._record(row)
         return None
+
+    def namesakes(self, id: str) -> list[Record]:
+        """The records whose id is ``id``, or ``id`` followed by ``#`` and anything; sorted by id."""
+        with self._transaction() as run:
+            rows = run.execute(
+                f"SELECT {_RECORD} FROM images WHERE id = ? OR (id >= ? AND id < ?) ORDER BY id",
+                (id, f"{id}#", f"{id}$"),  # "$" is the character after "#"
+            ).fetchall()
+        return list(map(self._record, rows))
 
     def records(self, keys: ArrayLike) -> list[Record]:
         """The records of keys.
@@ -606,20 +619,41 @@ class Catalog:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
 
+    def move_to(self, path: str | os.PathLike[str]) -> None:
+        """Give a catalog in memory a file, and go on there; other threads wait for it.
+
+        Raises:
+            AlbumError: ``path`` exists already, or cannot be written. The catalog is as it was.
+        """
+        if Path(path).exists():
+            raise AlbumError(f"{path} exists already; open it, or choose another path")
+        with self._lock:
+            self.backup(path)
+            moved = Catalog.open(path)
+            with _translated(self._where):
+                self._connection.close()
+            self._connection, self._where = moved._connection, moved._where
+
     # --- SQL --------------------------------------------------------------------------------------------
 
     @contextmanager
     def _transaction(self, kind: str = "DEFERRED") -> Iterator[sqlite3.Connection]:
-        """All or nothing; one snapshot for all that is read inside."""
+        """All or nothing, within another one as well; one snapshot for all that is read inside."""
         with self._lock, _translated(self._where):
-            self._connection.execute(f"BEGIN {kind}")
+            run, nested = self._connection, self._inside
             try:
-                yield self._connection
-                self._connection.execute("COMMIT")
+                self._inside = True
+                if run.in_transaction and not nested:  # an interrupt struck while it was being closed
+                    run.execute("ROLLBACK")
+                run.execute("SAVEPOINT step" if nested else f"BEGIN {kind}")
+                yield run
+                run.execute("RELEASE step" if nested else "COMMIT")
             except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                if run.in_transaction:  # not after a full disk, where SQLite has rolled back by itself
+                    run.execute("ROLLBACK TO step" if nested else "ROLLBACK")
                 raise
+            finally:
+                self._inside = nested
 
     def _value(self, query: str) -> Any:
         return self._connection.execute(query).fetchone()[0]
@@ -631,9 +665,9 @@ class Catalog:
         for start in range(0, len(values), _CHUNK):
             chunk = values[start : start + _CHUNK]
             marks = ", ".join("?" * len(chunk))
-            yield from self._connection.execute(
-                f"SELECT {columns} FROM {table} WHERE {by} IN ({marks})", chunk
-            )
+            query = f"SELECT {columns} FROM {table} WHERE {by} IN ({marks})"
+            # All at once: a cursor left half-read would be in the way of closing the catalog.
+            yield from self._connection.execute(query, chunk).fetchall()
 
     def _known(self, column: str, values: Sequence[str]) -> dict[str, int]:
         return dict(self._select(f"{column}, key", "images", column, values))
@@ -677,6 +711,10 @@ def _translated(where: str) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:  # SQLite quotes damaged text in its message
         raise IntegrityError(f"{where} is damaged: it holds unreadable text; restore a backup") from error
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{error.object!r} is not Unicode text; no id or digest is like that"
+        ) from error
     except sqlite3.DatabaseError as error:
         for sign, advice in _ADVICE.items():
             if sign in str(error):
@@ -713,13 +751,6 @@ def _key_list(keys: ArrayLike) -> list[int]:
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidInputError(f"keys must be int64 [n], not {array.dtype} {list(array.shape)}")
     return [int(key) for key in array]
-
-
-def _distinct_keys(keys: ArrayLike) -> list[int]:
-    wanted = _key_list(keys)
-    if len(set(wanted)) < len(wanted):
-        raise InvalidInputError("a key is given twice; nothing was changed")
-    return wanted
 
 
 def _to_json(value: Any, what: str) -> str:

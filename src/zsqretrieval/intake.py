@@ -6,10 +6,9 @@ Bytes are read once, so that what is hashed is what is decoded, even if the file
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, final
@@ -17,11 +16,11 @@ from typing import Any, TypeVar, final
 from PIL import Image as PILImage
 from typing_extensions import Self
 
-from zsqretrieval.errors import ImageError
+from zsqretrieval.errors import ImageError, ZsqError
 from zsqretrieval.images import decode, digest, read_bytes
 from zsqretrieval.types import Image
 
-__all__ = ["Arrival", "Intake", "Skipped", "Unopened"]
+__all__ = ["Arrival", "Intake", "Skipped"]
 
 _T = TypeVar("_T")
 
@@ -34,15 +33,6 @@ class Skipped:
 
     source: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Unopened:
-    """An image whose encoded bytes are in memory, with their SHA-256 in hexadecimal."""
-
-    image: Image
-    content: bytes
-    digest: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +58,15 @@ class Arrival:
     metadata: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unopened:
+    """A record, its encoded bytes and their SHA-256 in hexadecimal."""
+
+    image: Image
+    content: bytes
+    digest: str
+
+
 @final
 class Intake:
     """Reads and decodes on a few threads and keeps count.
@@ -75,19 +74,21 @@ class Intake:
     Args:
         images: the records, described but not opened.
         batch_size: records read together.
+        known: of some digests, those that need not be decoded.
 
     Attributes:
-        seen: records dealt with so far.
-        known: how many of them were known already.
+        known: how many records were known, or are the same image as an earlier one of their batch.
         skipped: those that cannot be read or decoded, with the reason.
     """
 
-    def __init__(self, images: Iterator[Image], batch_size: int) -> None:
-        self.seen = 0
+    def __init__(
+        self, images: Iterator[Image], batch_size: int, known: Callable[[list[str]], Container[str]]
+    ) -> None:
         self.known = 0
         self.skipped: list[Skipped] = []
         self._images = images
         self._batch_size = batch_size
+        self._known = known
         self._threads = min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self._threads)
 
@@ -99,35 +100,53 @@ class Intake:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def batches(self) -> Iterator[list[Unopened]]:
-        """Read the records, ``batch_size`` at a time, in order; unreadable ones are left out."""
-        while batch := list(islice(self._images, self._batch_size)):
-            self.seen += len(batch)
-            yield self._kept(self._pool.map(_read, batch))
+    def __iter__(self) -> Iterator[list[Arrival]]:
+        """Decoded images in order, at most ``batch_size`` together, fewer when they are large.
 
-    def unknown(self, batch: Sequence[Unopened], known: Container[str]) -> list[Unopened]:
-        """Those whose digest is neither in ``known`` nor that of an earlier one of the batch."""
-        new: dict[str, Unopened] = {}
-        for one in batch:
-            if one.digest not in known:
-                new.setdefault(one.digest, one)
-        self.known += len(batch) - len(new)
-        return list(new.values())
+        A list may be empty. Errors of ``images`` are raised after what came before them.
+        """
+        for batch in self._batches():
+            unopened = self._kept(self._map(_read, batch))
+            known = self._known([one.digest for one in unopened])
+            new = [one for one in unopened if one.digest not in known]
+            self.known += len(unopened) - len(new)
+            yield from self._decoded(new)
 
-    def decoded(self, images: Sequence[Unopened]) -> Iterator[list[Arrival]]:
-        """Decode in order, in groups whose pixels together stay within bounds."""
-        group: list[Arrival] = []
+    def _batches(self) -> Iterator[list[Image]]:
+        batch: list[Image] = []
+        try:
+            for image in self._images:
+                batch.append(image)
+                if len(batch) == self._batch_size:
+                    yield batch
+                    batch = []
+        except ZsqError:  # a damaged tar, for instance
+            yield batch
+            raise
+        if batch:
+            yield batch
+
+    def _decoded(self, images: Sequence[_Unopened]) -> Iterator[list[Arrival]]:
+        """Decode in order, in groups of different images whose pixels together stay within bounds."""
+        group: dict[str, Arrival] = {}
         pixels = 0
         for start in range(0, len(images), self._threads):
             for one in self._kept(self._pool.map(_open, images[start : start + self._threads])):
                 size = one.pixels.width * one.pixels.height
+                if one.digest in group:
+                    self.known += 1
+                    continue
                 if group and pixels + size > _PIXELS_AT_ONCE:
-                    yield group
-                    group, pixels = [], 0
-                group.append(one)
+                    yield list(group.values())
+                    group, pixels = {}, 0
+                group[one.digest] = one
                 pixels += size
-        if group:
-            yield group
+        yield list(group.values())
+
+    def _map(self, read: Callable[[Image], _T], batch: Sequence[Image]) -> Iterable[_T]:
+        # A PIL image loads its file when first read, which must not happen in two threads at once.
+        in_memory = any(isinstance(image.content, PILImage.Image) for image in batch)
+        return map(read, batch) if in_memory else self._pool.map(read, batch)
 
     def _kept(self, results: Iterable[_T | Skipped]) -> list[_T]:
         kept: list[_T] = []
@@ -139,17 +158,17 @@ class Intake:
         return kept
 
 
-def _read(image: Image) -> Unopened | Skipped:
+def _read(image: Image) -> _Unopened | Skipped:
     try:
         content = read_bytes(image)
         # The digest of a PIL image is taken over its pixels, whatever they are encoded as.
         sha256 = digest(image if isinstance(image.content, PILImage.Image) else content)
     except ImageError as error:
         return Skipped(error.source, error.reason)
-    return Unopened(image, content, sha256)
+    return _Unopened(image, content, sha256)
 
 
-def _open(one: Unopened) -> Arrival | Skipped:
+def _open(one: _Unopened) -> Arrival | Skipped:
     image = one.image
     try:
         pixels = decode(Image(one.content, image.source))

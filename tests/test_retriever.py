@@ -1,0 +1,1079 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from PIL import Image as PILImage
+
+from zsqretrieval import plugins
+from zsqretrieval.errors import (
+    AlbumError,
+    ImageError,
+    IntegrityError,
+    InvalidInputError,
+    MismatchError,
+    ZsqError,
+)
+from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.indexes.hnsw import HNSWIndex
+from zsqretrieval.retriever import PRESETS, AddReport, Retriever
+from zsqretrieval.testing.toys import ToyEncoder, ToyIndex
+from zsqretrieval.types import Image
+
+ENCODER = ToyEncoder()
+
+
+def pixels(number: int) -> PILImage.Image:
+    """Four random colours: no two numbers give the same vector."""
+    colours = np.random.default_rng(number).integers(0, 256, (2, 2, 3), np.uint8)
+    return PILImage.fromarray(colours).resize((8, 8), PILImage.Resampling.NEAREST)
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels(number).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def record(id: int | str, number: int) -> Image:
+    return Image(png(number), source=f"place {id}", id=str(id))
+
+
+def plain(colour: str) -> PILImage.Image:
+    return PILImage.new("RGB", (8, 8), colour)
+
+
+def exact() -> ExactIndex:
+    return ExactIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint)
+
+
+def hnsw() -> HNSWIndex:
+    return HNSWIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint, threads=1)
+
+
+def load(path: Path, **parts: Any) -> Retriever:
+    return Retriever.load(path, **{"encoder": ENCODER, **parts})
+
+
+def ids(retriever: Retriever) -> list[str]:
+    return [one.id for one in retriever.records()]
+
+
+def check(retriever: Retriever, expected: Mapping[str, int]) -> None:
+    """The album holds these images and no others, and each is found by its own vector."""
+    retriever.search("anything")  # which brings the index up to date
+    keys = {one.id: one.key for one in retriever.records()}
+    assert sorted(keys) == sorted(expected)
+    assert len(retriever) == len(retriever.index) == len(expected)
+    if not expected:
+        return
+    vectors = np.stack([vector_of(number) for number in expected.values()])
+    found = retriever.index.search(vectors, 1)
+    assert found.keys[:, 0].tolist() == [keys[id] for id in expected]
+    assert np.allclose(found.scores, 1, atol=1e-5)
+
+
+def vector_of(number: int) -> np.ndarray:
+    if number not in VECTORS:
+        VECTORS[number] = ENCODER.encode_image([Image(pixels(number), "")])[0]
+    return VECTORS[number]
+
+
+VECTORS: dict[int, np.ndarray] = {}
+
+
+@pytest.fixture
+def retriever() -> Iterator[Retriever]:
+    with Retriever(ENCODER, exact()) as made:
+        yield made
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    return tmp_path / "album"
+
+
+@pytest.fixture
+def filled(album: Path) -> Path:
+    """An album of 40 images with a saved HNSW index, closed."""
+    with Retriever(ENCODER, hnsw(), path=album) as made:
+        made.add([record(n, n) for n in range(40)])
+        made.save()
+    return album
+
+
+def snapshots(album: Path) -> list[Path]:
+    return sorted(album.glob("index-*"))
+
+
+# --- adding
+
+
+def test_a_folder_with_broken_files(retriever: Retriever, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for number, name in enumerate(["a.png", "b/c.png", "d.png"]):
+        pixels(number).save(tmp_path / name)
+    (tmp_path / "b" / "broken.jpg").write_bytes(png(7)[:40])
+    (tmp_path / "empty 1.png").touch()
+    (tmp_path / "empty 2.png").touch()
+    (tmp_path / "a.txt").write_text("a small thing")
+    (tmp_path / "notes.md").write_text("no image")
+    report = retriever.add(tmp_path)
+    assert report.added == ("a.png", "b/c.png", "d.png")
+    assert [Path(one.source).name for one in report.skipped] == ["broken.jpg", "empty 1.png", "empty 2.png"]
+    assert [one.reason for one in report.skipped][1:] == ["the file is empty"] * 2
+    assert report.known == 0 and report.replaced == () and report.seconds > 0
+    check(retriever, {"a.png": 0, "b/c.png": 1, "d.png": 2})
+    found = retriever.find("a.png")
+    assert found is not None
+    assert (found.width, found.height, found.caption) == (8, 8, "a small thing")
+    assert found.bytes == (tmp_path / "a.png").stat().st_size
+    assert retriever.find("b/broken.jpg") is None and "a.png" in retriever and 3 not in retriever
+
+
+def test_the_same_bytes_are_one_image(retriever: Retriever, tmp_path: Path) -> None:
+    for name in ("one.png", "two.png", "three.png"):
+        pixels(1).save(tmp_path / name)
+    report = retriever.add(tmp_path)
+    assert report.added == ("one.png",) and report.known == 2
+    again = retriever.add([tmp_path, png(1)], batch_size=2)
+    assert (again.added, again.known) == ((), 4)
+    check(retriever, {"one.png": 1})
+
+
+def test_a_file_that_changed_replaces_its_former_self(retriever: Retriever, tmp_path: Path) -> None:
+    for number in range(3):
+        pixels(number).save(tmp_path / f"{number}.png")
+    retriever.add(tmp_path)
+    before = retriever.find("1.png")
+    pixels(9).save(tmp_path / "1.png")
+    report = retriever.add(tmp_path)
+    assert (report.added, report.replaced, report.known) == ((), ("1.png",), 2)
+    check(retriever, {"0.png": 0, "1.png": 9, "2.png": 2})
+    after = retriever.find("1.png")
+    assert before is not None and after is not None and after.key > before.key
+    assert retriever.search_image(png(1), 3)[0].score < 0.999, "the old vector is gone"
+
+
+def test_one_name_in_two_folders_is_two_images(retriever: Retriever, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "xyz"]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        pixels(number).save(folder / "cat.png")
+    first, *others = retriever.add(folders, batch_size=2).added
+    assert first == "cat.png"
+    assert all(id.startswith("cat.png#") and len(id) == len("cat.png#12345678") for id in others)
+    check(retriever, dict(zip([first, *others], range(3), strict=True)))
+    assert [one.source for one in retriever.records()] == [str(f / "cat.png") for f in folders]
+
+    pixels(9).save(folders[1] / "cat.png")
+    report = retriever.add(folders)
+    assert (report.replaced, report.known) == ((others[0],), 2), "it keeps its id"
+    check(retriever, {first: 0, others[0]: 9, others[1]: 2})
+    pixels(8).save(folders[1] / "cat.png")
+    assert retriever.add(folders[1]).replaced == (others[0],)
+    check(retriever, {first: 0, others[0]: 8, others[1]: 2})
+
+
+def test_an_id_that_looks_like_a_namesake_is_left_alone(retriever: Retriever) -> None:
+    pages = [Image(png(n), "<bytes>", id=id) for n, id in enumerate(["page#1", "page#2", "page", "page$"])]
+    assert retriever.add(pages).added == ("page#1", "page#2", "page", "page$")
+    assert retriever.add(Image(png(9), "<bytes>", id="page")).replaced == ("page",)
+    check(retriever, {"page#1": 0, "page#2": 1, "page": 9, "page$": 3})
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_a_record_given_twice_with_other_bytes_is_the_last_one(retriever: Retriever, batch_size: int) -> None:
+    report = retriever.add([record("x", 1), record("y", 2), record("x", 3)], batch_size=batch_size)
+    assert (report.added, report.replaced) == (("x", "y"), ("x",))
+    check(retriever, {"x": 3, "y": 2})
+
+
+def test_bytes_pil_images_paths_and_records(retriever: Retriever, tmp_path: Path) -> None:
+    pixels(4).save(tmp_path / "4.png")
+    described = Image(png(3), "web", id="three", caption="a caption", metadata={"n": [3]})
+    report = retriever.add([png(1), pixels(2), described, str(tmp_path / "4.png")])
+    assert len(report.added) == 4
+    assert report.added[2] == "three" and report.added[3] == str(tmp_path / "4.png")
+    assert all(len(id) == 16 for id in report.added[:2])
+    check(retriever, dict(zip(report.added, [1, 2, 3, 4], strict=True)))
+    hit = retriever.search_image(png(3), 1)[0]
+    assert (hit.id, hit.source, hit.caption, hit.metadata) == ("three", "web", "a caption", {"n": [3]})
+    assert retriever.add(pixels(2)).known == 1
+    with PILImage.open(tmp_path / "4.png") as lazy:
+        assert retriever.add([lazy, lazy]).added != ()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([3], "must be a path"),
+        (["no/such/*.png"], "no file matches"),
+        ([Image(png(2), "s", metadata={"x": {1}})], "JSON"),
+    ],
+)
+def test_what_is_no_image_source_is_refused(retriever: Retriever, images: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        retriever.add([record(0, 0), *images], batch_size=1)
+    check(retriever, {"0": 0})
+    with pytest.raises(InvalidInputError, match="batch_size"):
+        retriever.add([], batch_size=0)
+    report = retriever.add([])
+    assert report == AddReport((), (), 0, (), report.seconds)
+
+
+def test_what_came_before_a_damaged_tar_is_kept(retriever: Retriever, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "good.tar", "w") as tar:
+        for n in range(20):
+            member = tarfile.TarInfo(f"{n}.png")
+            member.size = len(png(n))
+            tar.addfile(member, io.BytesIO(png(n)))
+    content = (tmp_path / "good.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(content[: len(content) // 2])
+    with pytest.raises(IntegrityError, match=r"cut\.tar"):
+        retriever.add(tmp_path / "cut.tar")
+    assert 5 < len(retriever) < 15
+    retriever.add(tmp_path / "good.tar")
+    assert len(retriever) == 20
+
+
+def test_progress_and_batches(retriever: Retriever) -> None:
+    sizes: list[int] = []
+    seen: list[int] = []
+
+    class Counting(ToyEncoder):
+        def encode_image(self, images: Any, *, batch_size: int = 32) -> Any:
+            sizes.append(len(images))
+            return super().encode_image(images, batch_size=batch_size)
+
+    with Retriever(Counting(), exact()) as counting:
+        images = [record(n, n) for n in range(10)]
+        counting.add([*images, b"", images[0]], batch_size=4, progress=seen.append)
+        assert sizes == [4, 4, 2] and seen == [4, 8, 12]
+        report = counting.add(images, batch_size=5, progress=seen.append)
+        assert sizes == [4, 4, 2] and seen[3:] == [5, 10] and report.known == 10
+
+
+def test_an_interrupted_add_keeps_its_batches_and_can_be_repeated(filled: Path) -> None:
+    images = [record(n, n) for n in range(100, 110)]
+
+    def interrupt(done: int) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with load(filled) as retriever:
+        with pytest.raises(KeyboardInterrupt):
+            retriever.add(images, batch_size=3, progress=interrupt)
+        everything = {str(n): n for n in range(40)}
+        check(retriever, everything | {str(n): n for n in range(100, 106)})
+        report = retriever.add(images, batch_size=3)
+        assert len(report.added) == 4 and report.known == 6
+        check(retriever, everything | {str(n): n for n in range(100, 110)})
+
+
+@pytest.mark.parametrize("step", ["remove", "add"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_index_interrupted_in_the_middle_is_made_anew(
+    album: Path, monkeypatch: pytest.MonkeyPatch, step: str, when: str
+) -> None:
+    with Retriever(ENCODER, exact(), path=album) as retriever:
+        retriever.add([record(n, n) for n in range(5)])
+        real = getattr(ExactIndex, step)
+
+        def struck(index: ExactIndex, *arguments: Any) -> None:
+            if when == "after":
+                real(index, *arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ExactIndex, step, struck)
+            with pytest.raises(KeyboardInterrupt):
+                retriever.add([record(2, 22), record(7, 7)])  # a removal and two additions
+        expected = {"0": 0, "1": 1, "2": 22, "3": 3, "4": 4, "7": 7}
+        check(retriever, expected)
+        retriever.save()
+    with load(album) as again:
+        check(again, expected)
+
+
+def test_an_interrupted_index_that_cannot_be_made_anew(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = ToyIndex(ENCODER.dim)
+    with Retriever(ENCODER, toy) as retriever:
+        with monkeypatch.context() as patch:
+            patch.setattr(ToyIndex, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                retriever.add(record(1, 1))
+        with pytest.raises(AlbumError, match="ToyIndex was interrupted"):
+            retriever.search("red")
+        retriever.save(album)
+    with load(album, index=exact()) as again:
+        check(again, {"1": 1})
+
+
+# --- removing
+
+
+def test_remove(retriever: Retriever) -> None:
+    retriever.add([record(n, n) for n in range(6)])
+    retriever.remove("0")
+    retriever.remove(["3", "1", "3"])
+    check(retriever, {"2": 2, "4": 4, "5": 5})
+    for wrong in (["2", "nobody"], "3", [4], ["2", "\udc80"]):
+        with pytest.raises(InvalidInputError):
+            retriever.remove(wrong)  # type: ignore[arg-type]
+        check(retriever, {"2": 2, "4": 4, "5": 5})
+    with pytest.raises(InvalidInputError, match="1 of 2 ids are not in the album, the first is 'nobody'"):
+        retriever.remove(["2", "nobody"])
+    retriever.remove([])
+    retriever.add(record(0, 0))
+    check(retriever, {"2": 2, "4": 4, "5": 5, "0": 0})
+
+
+# --- searching
+
+
+def test_a_question_finds_its_image(retriever: Retriever) -> None:
+    retriever.add([Image(plain(colour), "drawn", id=colour) for colour in ("red", "green", "blue", "white")])
+    ranking = retriever.search("where is the blue thing?", k=3)
+    assert ranking[0].id == "blue" and len(ranking) == 3 and ranking.query == "where is the blue thing?"
+    scores = [hit.score for hit in ranking]
+    assert scores == sorted(scores, reverse=True) and all(-1 <= score <= 1 for score in scores)
+    assert all(hit.scores == {"first_stage": hit.score} for hit in ranking)
+    assert set(ranking.timings) == {"encode", "first_stage"}
+    assert all(seconds >= 0 for seconds in ranking.timings.values())
+    assert len(retriever.search("blue", k=100)) == 4
+
+
+def test_results_can_be_pickled(retriever: Retriever) -> None:
+    report = retriever.add([record(1, 1), Image(b"junk", "junk")])
+    ranking = retriever.search("red")
+    assert pickle.loads(pickle.dumps(ranking)) == ranking
+    assert pickle.loads(pickle.dumps(report)) == report and report.skipped[0].source == "junk"
+    assert pickle.loads(pickle.dumps(retriever.find("1"))) == retriever.find("1")
+
+
+@pytest.mark.parametrize("make", [exact, hnsw])
+def test_an_empty_album_answers_with_nothing(make: Any) -> None:
+    with Retriever(ENCODER, make()) as retriever:
+        assert len(retriever) == 0 and list(retriever.records()) == []
+        assert len(retriever.search("red")) == len(retriever.search_image(png(1))) == 0
+        retriever.add(record(1, 1))
+        retriever.remove("1")
+        assert len(retriever.search("red")) == 0
+
+
+@pytest.mark.parametrize("question", ["", "  \n", None, ["red"], b"red"])
+def test_a_question_has_to_say_something(retriever: Retriever, question: Any) -> None:
+    with pytest.raises(InvalidInputError, match="the question must be a text"):
+        retriever.search(question)
+
+
+def test_what_cannot_be_searched_for(retriever: Retriever, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="k must be at least 1, not 0"):
+        retriever.search("red", k=0)
+    with pytest.raises(InvalidInputError, match="k must be at least 1, not -1"):
+        retriever.search_image(png(1), k=-1)
+    with pytest.raises(ImageError, match="no such file"):
+        retriever.search_image(tmp_path / "none.png")
+
+
+def test_an_image_finds_itself(tmp_path: Path) -> None:
+    photo = PILImage.effect_noise((600, 400), 90).convert("RGB")
+    photo.save(tmp_path / "photo.jpg", quality=70)
+    pixels(1).save(tmp_path / "other.png")
+    with Retriever(ENCODER) as retriever:
+        retriever.add(tmp_path)
+        ranking = retriever.search_image(tmp_path / "photo.jpg", k=1)
+        assert (ranking[0].id, ranking.query) == ("photo.jpg", str(tmp_path / "photo.jpg"))
+        assert ranking[0].score == pytest.approx(1, abs=1e-6)
+        assert retriever.search_image(pixels(1))[0].id == "other.png"
+
+
+def test_exact_and_hnsw_answer_alike() -> None:
+    images = [record(n, n) for n in range(300)]
+    with Retriever(ENCODER, exact()) as one, Retriever(ENCODER, hnsw()) as other:
+        for retriever in (one, other):
+            retriever.add(images[:200])
+            retriever.remove([str(n) for n in range(0, 100, 3)])
+            retriever.add(images[150:])
+        queries = ["red", "a green bus", "black and white", "what is yellow?", "nothing"]
+        for truth, found in [
+            *((one.search(query, 20), other.search(query, 20)) for query in queries),
+            *((one.search_image(png(n), 20), other.search_image(png(n), 20)) for n in range(1000, 1010)),
+        ]:
+            assert np.allclose([h.score for h in truth], [h.score for h in found], atol=1e-5)
+            assert [h.id for h in truth] == [h.id for h in found]
+
+
+# --- parts
+
+
+def test_parts_that_do_not_belong_together(album: Path) -> None:
+    full = exact()
+    full.add(np.array([1]), np.ones((1, ENCODER.dim), np.float32))
+    for index, error, message in [
+        (ExactIndex(8), MismatchError, "the index has dim 8, the encoder 16"),
+        (ExactIndex(16, fingerprint="abc"), MismatchError, "'abc', but the encoder here is 'toy-encoder-1'"),
+        (full, InvalidInputError, "holds 1 vectors already"),
+    ]:
+        with pytest.raises(error, match=message):
+            Retriever(ENCODER, index, path=album)
+    assert not album.exists()
+    Retriever(ENCODER, exact(), path=album).close()
+    with pytest.raises(MismatchError, match="the index has dim 8"):
+        load(album, index=ExactIndex(8))
+
+
+def test_an_index_of_unknown_fingerprint_comes_back(album: Path) -> None:
+    with Retriever(ENCODER, ExactIndex(ENCODER.dim), path=album) as retriever:
+        retriever.add(record(1, 1))
+        retriever.save()
+    with load(album) as again:
+        check(again, {"1": 1})
+
+
+class Painter(ToyEncoder):
+    """A plugin: a toy encoder that can be made anew from its settings."""
+
+    def __init__(self, shade: int = 0) -> None:
+        self.shade = shade
+        self.fingerprint = f"painter-{shade}"
+
+    @property
+    def config(self) -> dict[str, int]:
+        return {"shade": self.shade}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, int]) -> Painter:
+        return cls(**config)
+
+
+@pytest.fixture
+def painter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offers :class:`Painter` under the names "painter" and "mini"."""
+    real = plugins.entry_points
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        points = [point for point in real(group=group) if point.name != "mini"]
+        if group == "zsqretrieval.encoders":
+            points += [EntryPoint(name, f"{__name__}:Painter", group) for name in ("painter", "mini")]
+        return points
+
+    monkeypatch.setattr(plugins, "entry_points", entry_points)
+
+
+@pytest.mark.usefixtures("painter")
+def test_parts_are_restored_by_name(album: Path) -> None:
+    index = HNSWIndex(16, M=7, fingerprint="painter-5")
+    with Retriever(Painter(5), index, path=album) as retriever:
+        retriever.add([record(n, n) for n in range(5)])
+    for _ in range(2):  # without a saved index, then with one
+        with Retriever.load(album) as again:
+            assert isinstance(again.encoder, Painter) and again.encoder.shade == 5
+            assert isinstance(again.index, HNSWIndex) and again.index.config["M"] == 7
+            check(again, {str(n): n for n in range(5)})
+            again.save()
+    with pytest.raises(
+        MismatchError, match="made with encoder 'painter-5', but the encoder here is 'painter-6'"
+    ):
+        Retriever.load(album, encoder=Painter(6))
+    with Retriever.load(album, encoder=Painter(5), index=ExactIndex(16)) as other:
+        check(other, {str(n): n for n in range(5)})
+        other.save()
+    with Retriever.load(album) as again:
+        assert isinstance(again.index, ExactIndex)
+    assert len(snapshots(album)) == 1
+
+
+def test_a_plugin_that_is_gone_is_named(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        real = plugins.entry_points
+        painter = EntryPoint("painter", f"{__name__}:Painter", "zsqretrieval.encoders")
+        patch.setattr(plugins, "entry_points", lambda group: [*real(group=group), painter])
+        Retriever(Painter(5), path=album).close()
+    with pytest.raises(InvalidInputError, match="no encoder is named 'painter'"):
+        Retriever.load(album)
+    Retriever.load(album, encoder=Painter(5)).close()
+
+
+@pytest.mark.usefixtures("painter")
+def test_presets(album: Path) -> None:
+    with Retriever.from_preset(path=album) as retriever:
+        assert isinstance(retriever.index, HNSWIndex) and retriever.path == album
+        assert retriever.index.fingerprint == retriever.encoder.fingerprint
+    with Retriever.from_preset("mini", index="exact") as retriever:
+        assert isinstance(retriever.index, ExactIndex) and retriever.path is None
+    with pytest.raises(InvalidInputError, match="no preset 'maxi'; choose from mini, clip"):
+        Retriever.from_preset("maxi")
+    with pytest.raises(InvalidInputError, match="no index is named 'flat'"):
+        Retriever.from_preset(index="flat")
+
+
+def test_presets_name_settings_that_exist() -> None:
+    for preset in PRESETS.values():
+        known = set(signature(plugins.load("encoder", preset.encoder).from_pretrained).parameters)
+        assert set(preset.encoder_config) <= known
+        assert preset.index in plugins.available("index")
+
+
+def test_parts_that_are_no_plugins_have_to_be_given(album: Path) -> None:
+    with Retriever(ENCODER, ToyIndex(16), path=album) as retriever:
+        retriever.add([record(n, n) for n in range(3)])
+        retriever.save()
+    with pytest.raises(AlbumError, match=r"an encoder that is not a plugin.*Retriever.load\(path, encoder="):
+        Retriever.load(album)
+    with pytest.raises(AlbumError, match=r"an index that is not a plugin.*Retriever.load\(path, index="):
+        load(album)
+    for index in (ToyIndex(16), exact()):
+        with load(album, index=index) as again:
+            assert again.index is index
+            check(again, {str(n): n for n in range(3)})
+
+
+# --- saving and loading
+
+
+def test_what_was_added_is_there_without_a_save(album: Path) -> None:
+    with Retriever(ENCODER, path=album) as retriever:
+        retriever.add([record(n, n) for n in range(5)])
+        retriever.remove("2")
+        assert repr(retriever) == f"Retriever(ToyEncoder, HNSWIndex, in {album})"
+    with load(album) as again:
+        check(again, {"0": 0, "1": 1, "3": 3, "4": 4})
+    assert snapshots(album) == []
+
+
+def test_a_saved_index_is_loaded_and_not_built(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[int] = []
+    real = HNSWIndex.add
+    monkeypatch.setattr(HNSWIndex, "add", lambda i, k, v: (added.extend(k.tolist()), real(i, k, v))[1])
+    with load(filled) as retriever:
+        check(retriever, {str(n): n for n in range(40)})
+        assert added == []
+        retriever.add([record(n, n) for n in range(40, 45)])
+        retriever.remove([str(n) for n in range(10)])
+    added.clear()
+    with load(filled) as again:  # the snapshot is older than that
+        check(again, {str(n): n for n in range(10, 45)})
+        assert added == [41, 42, 43, 44, 45]
+        again.save()
+    added.clear()
+    with load(filled) as again:
+        check(again, {str(n): n for n in range(10, 45)})
+        assert added == []
+
+
+def test_an_album_in_memory_moves_to_a_path(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(album.parent)
+    with Retriever(ENCODER, exact()) as retriever:
+        retriever.add([record(n, n) for n in range(3)])
+        assert retriever.path is None and "memory" in repr(retriever)
+        with pytest.raises(AlbumError, match=r"say where to save it: save\(path\)"):
+            retriever.save()
+        retriever.save("album")
+        assert retriever.path == album
+        monkeypatch.chdir("/")
+        retriever.add(record(3, 3))
+        retriever.remove("0")
+        retriever.save()
+        retriever.save(album)
+        with pytest.raises(AlbumError, match="lives in"):
+            retriever.save(album.parent / "other")
+        with load(album) as seen_by_another:
+            check(seen_by_another, {"1": 1, "2": 2, "3": 3})
+    with Retriever(ENCODER, exact()) as other:
+        other.add(record(9, 9))
+        with pytest.raises(AlbumError, match="exists already"):
+            other.save(album)
+        check(other, {"9": 9})
+        other.save(album.parent / "other")
+        check(other, {"9": 9})
+
+
+def test_where_no_album_is_and_where_one_is_already(album: Path) -> None:
+    with pytest.raises(AlbumError, match="not an album"):
+        load(album)
+    assert not album.exists()
+    Retriever(ENCODER, path=album).close()
+    with pytest.raises(AlbumError, match="exists already"):
+        Retriever(ENCODER, path=album)
+    file = album.parent / "file"
+    file.touch()
+    with pytest.raises(AlbumError, match="no directory can be made"):
+        Retriever(ENCODER, path=file)
+
+
+def test_an_album_whose_making_was_cut_short_can_be_made_again(album: Path) -> None:
+    album.mkdir()
+    (album / "catalog.sqlite").touch()
+    with Retriever(ENCODER, path=album) as retriever:
+        retriever.add(record(1, 1))
+    with load(album) as again:
+        check(again, {"1": 1})
+
+
+def test_closed(album: Path) -> None:
+    retriever = Retriever(ENCODER, path=album)
+    retriever.close()
+    retriever.close()
+    for use in (lambda: retriever.add(record(1, 1)), lambda: retriever.search("red"), retriever.save):
+        with pytest.raises(AlbumError, match="closed"):
+            use()
+
+
+def damage_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def damage_bit(folder: Path) -> None:
+    graph = next(folder.glob("graph-*"))
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+
+
+def damage_length(folder: Path) -> None:
+    keys = next(folder.glob("keys-*"))
+    keys.write_bytes(keys.read_bytes()[:-8])
+
+
+def damage_kind(folder: Path) -> None:
+    shutil.rmtree(folder)
+    exact().save(folder)
+
+
+def damage_type(folder: Path) -> None:
+    next(folder.glob("graph-*")).unlink()
+    next(folder.glob("keys-*")).unlink()
+    (folder / "manifest.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_manifest, damage_bit, damage_length, damage_kind, damage_type, shutil.rmtree],
+)
+def test_a_damaged_index_is_rebuilt_with_a_warning(filled: Path, damage: Any) -> None:
+    with load(filled) as retriever:
+        answers = [retriever.search(question).hits for question in ("red", "green")]
+    damage(*snapshots(filled))
+    for _ in range(2):  # until it is saved
+        with pytest.warns(RuntimeWarning, match="is damaged and is rebuilt from the catalog") as caught:
+            retriever = load(filled)
+        assert caught[0].filename == __file__
+        with retriever:
+            check(retriever, {str(n): n for n in range(40)})
+            again = [retriever.search(question).hits for question in ("red", "green")]
+            assert [[h.id for h in hits] for hits in again] == [[h.id for h in hits] for hits in answers]
+    with pytest.warns(RuntimeWarning):
+        retriever = load(filled)
+    with retriever:
+        retriever.save()
+    with load(filled) as healed:
+        check(healed, {str(n): n for n in range(40)})
+    assert len(snapshots(filled)) == 1
+
+
+def test_a_damaged_catalog_is_an_error(filled: Path) -> None:
+    catalog = filled / "catalog.sqlite"
+    whole = catalog.read_bytes()
+    vector = vector_of(7).tobytes()
+    shutil.rmtree(*snapshots(filled))
+    for broken in (b"x" * len(whole), whole[: len(whole) // 3], whole.replace(vector, vector[::-1])):
+        catalog.write_bytes(broken)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of the index that is gone
+            with pytest.raises(IntegrityError):
+                load(filled)
+
+
+def test_flipped_bytes_anywhere_are_an_error_or_no_matter(filled: Path) -> None:
+    generator = random.Random(1)
+    catalog = filled / "catalog.sqlite"
+    whole = catalog.read_bytes()
+    for _ in range(100):
+        broken = bytearray(whole)
+        for _ in range(10):
+            broken[generator.randrange(len(broken))] ^= 1 << generator.randrange(8)
+        catalog.write_bytes(broken)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            try:
+                with load(filled) as retriever:
+                    retriever.search("red")
+                    ids(retriever)
+            except ZsqError:
+                pass
+
+
+def test_leftovers_of_killed_saves_are_swept_away(filled: Path) -> None:
+    (current,) = snapshots(filled)
+    leftover = filled / "index-0123abcd"
+    shutil.copytree(current, leftover)
+    (filled / "index-cards").mkdir()
+    with load(filled) as retriever:
+        retriever.save()
+    remaining = snapshots(filled)
+    assert leftover not in remaining and current not in remaining and len(remaining) == 2
+    assert filled / "index-cards" in remaining
+
+
+def test_a_failed_save_leaves_the_former_one(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = snapshots(filled)
+
+    def fail(index: HNSWIndex, path: Path) -> None:
+        path.mkdir()
+        (path / "half").touch()
+        raise OSError(28, "No space left on device")
+
+    with load(filled) as retriever:
+        retriever.add(record(50, 50))
+        monkeypatch.setattr(HNSWIndex, "save", fail)
+        with pytest.raises(OSError, match="No space"):
+            retriever.save()
+    assert snapshots(filled) == before
+    with load(filled) as again:
+        check(again, {str(n): n for n in [*range(40), 50]})
+
+
+# --- several at once
+
+
+def test_two_retrievers_on_one_album_see_each_other(filled: Path) -> None:
+    with load(filled) as one, load(filled, index=exact()) as other:
+        one.add([record(n, n) for n in range(40, 50)])
+        check(other, {str(n): n for n in range(50)})
+        other.remove([str(n) for n in range(20)])
+        check(one, {str(n): n for n in range(20, 50)})
+        one.add(record(45, 145))
+        assert other.search_image(png(145), 1)[0].id == "45"
+        one.save()
+        other.save()
+        other.add(record(60, 60))
+        one.save()
+        assert len(snapshots(filled)) == 1
+    with load(filled) as again:
+        check(again, {**{str(n): n for n in range(20, 50)}, "45": 145, "60": 60})
+
+
+def test_a_hit_removed_while_searching_is_searched_past(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load(filled) as one, load(filled) as other:
+        best = [hit.id for hit in one.search("red", k=6)]
+        real = HNSWIndex.search
+
+        def search(index: HNSWIndex, vectors: Any, k: int) -> Any:
+            neighbors = real(index, vectors, k)
+            if best[0] in other:
+                other.remove(best[0])
+            return neighbors
+
+        monkeypatch.setattr(HNSWIndex, "search", search)
+        assert [hit.id for hit in one.search("red", k=5)] == best[1:]
+
+
+def test_an_index_that_knows_more_than_the_catalog_is_an_error(retriever: Retriever) -> None:
+    retriever.add(record(1, 1))
+    retriever.index.add(np.array([77]), np.ones((1, 16), np.float32))
+    with pytest.raises(IntegrityError, match="disagree"):
+        retriever.search("red")
+
+
+def run(*works: Any) -> None:
+    """Each in a thread of its own; raises what any of them raised."""
+    failures: list[BaseException] = []
+
+    def guarded(work: Any) -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@pytest.mark.parametrize("make", [exact, hnsw])
+def test_searching_while_adding_and_removing(album: Path, make: Any) -> None:
+    with Retriever(ENCODER, make(), path=album) as retriever:
+        retriever.add([record(n, n) for n in range(1000, 1010)])
+        done = threading.Event()
+        searches = 0
+
+        def add() -> None:
+            for n in range(0, 90, 3):
+                retriever.add([record(m, m) for m in range(n, n + 3)])
+                retriever.remove(str(n))
+            done.set()
+
+        def search() -> None:
+            nonlocal searches
+            while not done.is_set():
+                hits = retriever.search("red", 20)
+                assert len({hit.id for hit in hits}) == len(hits) >= 10
+                assert retriever.search_image(png(1003), 1)[0].id == "1003"
+                searches += 1
+
+        def save() -> None:
+            while not done.is_set():
+                retriever.save()
+
+        run(add, search, search, save)
+        assert searches > 3
+        expected = {str(n): n for n in [*range(1000, 1010), *range(90)] if n >= 1000 or n % 3}
+        check(retriever, expected)
+    with load(album) as again:
+        check(again, expected)
+
+
+def test_the_same_images_added_by_many_at_once_are_added_once(album: Path) -> None:
+    images = [record(n, n) for n in range(40)]
+    reports: list[AddReport] = []
+    with Retriever(ENCODER, exact(), path=album) as one, load(album) as other:
+        run(*(lambda r=r: reports.append(r.add(images, batch_size=4)) for r in (one, one, other, other)))
+        added = [id for report in reports for id in report.added]
+        assert sorted(added) == sorted(str(n) for n in range(40))
+        assert all(len(report.added) + report.known == 40 for report in reports)
+        check(one, {str(n): n for n in range(40)})
+        check(other, {str(n): n for n in range(40)})
+
+
+def test_moving_to_a_path_while_others_add_loses_nothing(album: Path) -> None:
+    with Retriever(ENCODER, exact()) as retriever:
+
+        def add(start: int) -> None:
+            for n in range(start, start + 25):
+                retriever.add(record(n, n))
+
+        def save() -> None:
+            time.sleep(0.02)
+            retriever.save(album)
+
+        run(lambda: add(0), lambda: add(100), save)
+    with load(album) as again:
+        check(again, {str(n): n for n in [*range(25), *range(100, 125)]})
+
+
+# --- against a model
+
+
+class AlbumMachine(RuleBasedStateMachine):
+    """An album and another process's view of it, against a dict from id to image number."""
+
+    @initialize(make=st.sampled_from([exact, hnsw]), in_memory=st.booleans())
+    def start(self, make: Any, in_memory: bool) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.album = Path(self.folder.name) / "album"
+        self.retriever = Retriever(ENCODER, make(), path=None if in_memory else self.album)
+        self.other: Retriever | None = None
+        self.model: dict[str, int] = {}
+
+    @rule(
+        pairs=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 12)), max_size=6), size=st.integers(1, 4)
+    )
+    def add(self, pairs: list[tuple[int, int]], size: int) -> None:
+        added, replaced, known = [], [], 0
+        for start in range(0, len(pairs), size):
+            # Within a batch the same bytes are the same image, even after they were replaced.
+            met = set(self.model.values())
+            for place, number in pairs[start : start + size]:
+                id = str(place)
+                if number in met:
+                    known += 1
+                    continue
+                (replaced if id in self.model else added).append(id)
+                self.model[id] = number
+                met.add(number)
+        report = self.retriever.add([record(place, number) for place, number in pairs], batch_size=size)
+        assert (list(report.added), list(report.replaced), report.known) == (added, replaced, known)
+
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        wanted = data.draw(st.lists(st.sampled_from([str(n) for n in range(7)]), max_size=4))
+        if set(wanted) <= self.model.keys():
+            self.retriever.remove(wanted)
+            for id in set(wanted):
+                del self.model[id]
+        else:
+            with pytest.raises(InvalidInputError):
+                self.retriever.remove(wanted)
+
+    @rule()
+    def save(self) -> None:
+        self.retriever.save(None if self.retriever.path else self.album)
+        assert len(snapshots(self.album)) == 1
+
+    @precondition(lambda self: self.retriever.path)
+    @rule(make=st.sampled_from([None, exact, hnsw]))
+    def reopen(self, make: Any) -> None:
+        self.retriever.close()
+        self.retriever = load(self.album, index=make and make())
+
+    @precondition(lambda self: self.retriever.path and snapshots(self.album))
+    @rule()
+    def lose_the_index_and_reopen(self) -> None:
+        self.retriever.close()
+        shutil.rmtree(*snapshots(self.album))
+        with pytest.warns(RuntimeWarning):
+            self.retriever = load(self.album)
+        self.retriever.save()
+
+    @precondition(lambda self: self.retriever.path)
+    @rule()
+    def change_places_with_another_process(self) -> None:
+        self.other = self.other or load(self.album, index=exact())
+        self.retriever, self.other = self.other, self.retriever
+
+    @invariant()
+    def holds_the_same(self) -> None:
+        if hasattr(self, "model"):
+            check(self.retriever, self.model)
+
+    def teardown(self) -> None:
+        if hasattr(self, "model"):
+            for retriever in (self.retriever, self.other):
+                if retriever is not None:
+                    check(retriever, self.model)
+                    retriever.close()
+            self.folder.cleanup()
+
+
+TestAlbumMachine = AlbumMachine.TestCase
+TestAlbumMachine.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+
+
+# --- sudden death
+
+# Imports once and then forks a victim for every line it reads; the victim says in a file what it is about to
+# do and what has been done.
+NURSERY = """
+import io, json, os, random, sys
+import numpy as np
+from PIL import Image as PILImage
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.testing.toys import ToyEncoder
+from zsqretrieval.types import Image
+
+def record(n):
+    colours = np.random.default_rng(n).integers(0, 256, (2, 2, 3), np.uint8)
+    buffer = io.BytesIO()
+    PILImage.fromarray(colours).resize((8, 8), PILImage.Resampling.NEAREST).save(buffer, "PNG")
+    return Image(buffer.getvalue(), f"place {n}", id=str(n))
+
+def live(album, diary, first, seed):
+    def say(**news):
+        os.write(diary, json.dumps(news).encode() + b"\\n")
+    choice = random.Random(seed)
+    retriever = Retriever.load(album, encoder=ToyEncoder())
+    say(up=True)
+    while True:
+        deed = choice.random()
+        if deed < 0.45:
+            numbers = list(range(first, first + choice.choice([1, 3, 12])))
+            first = numbers[-1] + 1
+            say(adding=[str(n) for n in numbers])
+            say(added=list(retriever.add(map(record, numbers), batch_size=12).added))
+        elif deed < 0.75:
+            ids = [one.id for one in retriever.records()]
+            ids = choice.sample(ids, min(len(ids), choice.choice([1, 2, 8])))
+            say(removing=ids)
+            retriever.remove(ids)
+            say(removed=ids)
+        else:
+            retriever.save()
+
+for line in sys.stdin:
+    album, path, first, seed = json.loads(line)
+    diary = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    victim = os.fork()
+    if not victim:
+        live(album, diary, first, seed)
+    os.close(diary)
+    print(victim, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+@pytest.mark.parametrize("make", [exact, hnsw])
+def test_sudden_death_loses_nothing_that_was_acknowledged(album: Path, make: Any) -> None:
+    Retriever(ENCODER, make(), path=album).close()
+    generator = random.Random(7)
+    expected: dict[str, int] = {}
+    deaths = {"adding": 0, "removing": 0, "saving": 0}
+    nursery = subprocess.Popen([sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert nursery.stdin is not None and nursery.stdout is not None
+    with nursery:
+        for turn in range(50):
+            diary = album.parent / f"{turn}.jsonl"
+            order = [str(album), str(diary), turn * 100_000, turn]
+            nursery.stdin.write(json.dumps(order).encode() + b"\n")
+            nursery.stdin.flush()
+            victim = int(nursery.stdout.readline())
+            while not (diary.exists() and diary.stat().st_size):
+                time.sleep(0.001)
+            time.sleep(generator.uniform(0, 0.12))
+            os.kill(victim, signal.SIGKILL)
+            assert int(nursery.stdout.readline()) == -signal.SIGKILL
+
+            adding: set[str] = set()
+            removing: set[str] = set()
+            for line in diary.read_text().splitlines():
+                news = json.loads(line)
+                adding = set(news.get("adding", ()))
+                removing = set(news.get("removing", ()))
+                expected |= {id: int(id) for id in news.get("added", ())}
+                for id in news.get("removed", ()):
+                    del expected[id]
+            deaths["adding" if adding else "removing" if removing else "saving"] += 1
+
+            with load(album) as survivor:  # a warning of a damaged index would be an error here
+                present = set(ids(survivor))
+                # What was under way is done or not done, as a whole; everything else is as acknowledged.
+                assert present - expected.keys() in (set(), adding)
+                assert expected.keys() - present in (set(), removing)
+                expected = {id: int(id) for id in present}
+                check(survivor, expected)
+                if turn % 10 == 0:
+                    survivor.save()
+                    assert len(snapshots(album)) == 1
+        nursery.stdin.close()
+    assert min(deaths.values()) > 0 and len(expected) > 50
+
+
+def test_retriever_imports_no_model_library() -> None:
+    code = (
+        "import sys; from zsqretrieval.retriever import Retriever; "
+        "from zsqretrieval.testing.toys import ToyEncoder\n"
+        "with Retriever(ToyEncoder()) as r: r.search('red')\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "open_clip", "timm"} & set(done.stdout.split())

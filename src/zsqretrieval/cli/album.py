@@ -1,0 +1,234 @@
+"""``zsq index``, ``search``, ``info`` and ``remove``: an album on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zsqretrieval.cli.console import (
+    count_bar,
+    emit_json,
+    hit_facts,
+    human_size,
+    notice,
+    plain_table,
+    printable,
+    say,
+    show,
+    write_page,
+)
+from zsqretrieval.cli.opening import CATALOG, album_facts, new_retriever, open_album
+from zsqretrieval.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from zsqretrieval.retriever import AddReport, Retriever
+    from zsqretrieval.types import Ranking
+
+__all__ = ["index", "info", "remove", "search"]
+
+_NAMED = 10  # skipped images named on a terminal; --json has them all
+
+_Album = Annotated[Path, typer.Argument(metavar="ALBUM", help="Directory of the album.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+
+def index(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Folders, tars (WebDataset), image files or patterns."),
+    ],
+    album: Annotated[Path, typer.Option("--out", "-o", help="Directory of the album; made or continued.")],
+    preset: Annotated[
+        str | None, typer.Option(help="Encoder and index of a new album: mini or clip.", show_default="mini")
+    ] = None,
+    index_name: Annotated[
+        str | None, typer.Option("--index", help="Another index for a new album: hnsw or exact.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
+    as_json: _Json = False,
+) -> None:
+    """Add images to an album on disk, which is made when there is none.
+
+    What was added is safe at any moment: an interrupted run is continued by the same command.
+    """
+    for source in sources:
+        if not any(mark in source for mark in "*?[") and not Path(source).exists():
+            raise InvalidInputError(f"{source}: no such file or folder; nothing was indexed")
+    total = _count(sources)
+    if (album / CATALOG).is_file():
+        retriever = open_album(album)
+        _refuse_other_parts(album, preset, index_name)
+    else:
+        retriever = new_retriever(preset or "mini", index=index_name, path=album)
+    with retriever:
+        try:
+            with count_bar("indexing", total) as progress:
+                report = retriever.add(list(sources), batch_size=batch_size, progress=progress)
+            retriever.save()
+        except KeyboardInterrupt:
+            notice(
+                f"interrupted; {album} holds {len(retriever)} images, all of them safe. "
+                "Run the same command again to continue"
+            )
+            raise typer.Exit(130) from None
+        if as_json:
+            emit_json(_report_facts(album, retriever, report))
+        else:
+            _say_report(sources, album, retriever, report)
+
+
+def _count(sources: list[str]) -> int | None:
+    """How many images there are; None when a tar would have to be read to know."""
+    from zsqretrieval.images import open_images
+
+    count = 0
+    for image in open_images(list(sources)):
+        if isinstance(image.content, bytes):
+            return None
+        count += 1
+    return count
+
+
+def _refuse_other_parts(album: Path, preset: str | None, index_name: str | None) -> None:
+    """An album keeps the parts it was made with; to ask for others is an error and not ignored."""
+    from zsqretrieval.parts import PRESETS
+
+    facts = album_facts(album)
+    made_with, wanted = facts["encoder"], PRESETS.get(preset or "")
+    if preset and wanted is None:
+        raise InvalidInputError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
+    config = made_with["config"] or {}
+    if wanted and (
+        wanted.encoder != made_with["plugin"]
+        or any(config.get(name) != value for name, value in wanted.encoder_config.items())
+    ):
+        raise InvalidInputError(
+            f"{album} was made with the encoder {made_with['plugin']!r} {config}, not with the preset "
+            f"{preset!r}; leave out --preset, or make a new album"
+        )
+    if index_name and index_name != facts["index"]["plugin"]:
+        raise InvalidInputError(
+            f"{album} was made with the index {facts['index']['plugin']!r}, not {index_name!r}; "
+            "leave out --index, or make a new album"
+        )
+
+
+def _report_facts(album: Path, retriever: Retriever, report: AddReport) -> dict[str, Any]:
+    return {
+        "album": str(album.absolute()),
+        "images": len(retriever),
+        "added": list(report.added),
+        "replaced": list(report.replaced),
+        "known": report.known,
+        "skipped": [{"source": one.source, "reason": one.reason} for one in report.skipped],
+        "seconds": report.seconds,
+    }
+
+
+def _say_report(sources: list[str], album: Path, retriever: Retriever, report: AddReport) -> None:
+    counts = {
+        "added": len(report.added),
+        "replaced": len(report.replaced),
+        "known already": report.known,
+        "skipped": len(report.skipped),
+    }
+    if not any(counts.values()):
+        from zsqretrieval.images import IMAGE_SUFFIXES
+
+        say(
+            f"No images were found in {', '.join(map(printable, sources))}. "
+            f"Looked for {' '.join(sorted(IMAGE_SUFFIXES))} and tars."
+        )
+        return
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    say(f"{said} in {report.seconds:.1f} s; {len(retriever)} images in {printable(str(album))}.")
+    for one in report.skipped[:_NAMED]:
+        say(f"  skipped {printable(one.source)}: {printable(one.reason)}")
+    if len(report.skipped) > _NAMED:
+        say(f"  ... and {len(report.skipped) - _NAMED} more; --json names them all")
+    if len(retriever):
+        say(f'Ask it something: zsq search {printable(str(album))} "a dog on the beach"')
+
+
+def search(
+    album: _Album,
+    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="What to look for.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Look for images like this one instead.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many images.")] = 10,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the images as well.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Find the images of an album that best fit a question."""
+    if (question is None) == (image is None):
+        raise typer.BadParameter("give either a question or --image FILE")
+    with open_album(album) as retriever:
+        ranking = retriever.search_image(image, k) if image else retriever.search(question or "", k)
+    page = write_page(html, _page(ranking, image)) if html else None
+    if as_json:
+        emit_json(
+            {
+                "album": str(album.absolute()),
+                "query": ranking.query,
+                "hits": [hit_facts(place, hit) for place, hit in enumerate(ranking, start=1)],
+                "timings": dict(ranking.timings),
+                "html": None if page is None else str(page),
+            }
+        )
+        return
+    if not len(ranking):
+        say(f"{printable(str(album))} holds no images yet; add some: zsq index FOLDER --out ALBUM")
+        return
+    table = plain_table("", "score", "image", numbers=("", "score"))
+    for place, hit in enumerate(ranking, start=1):
+        table.add_row(str(place), f"{hit.score:.3f}", printable(hit.id))
+    show(table)
+    if page:
+        say(f"Page with the images: {printable(str(page))}")
+
+
+def _page(ranking: Ranking, image: Path | None) -> str:
+    from zsqretrieval.contact_sheet import Row, contact_sheet, thumbnail, thumbnails
+
+    row = Row(ranking, asked_with=None if image is None else thumbnail(image))
+    return contact_sheet([row], thumbnails(ranking), title="What was found")
+
+
+def info(album: _Album, as_json: _Json = False) -> None:
+    """Say what an album holds and what it was made with. Loads no model."""
+    facts = album_facts(album)
+    if as_json:
+        emit_json(facts)
+        return
+    encoder, kept, sizes = facts["encoder"], facts["index"], facts["bytes_on_disk"]
+    state = "not saved" if not kept["saved"] else "up to date" if kept["up_to_date"] else "behind the catalog"
+    table = plain_table("album", printable(facts["album"]))
+    table.add_row("images", str(facts["images"]))
+    table.add_row("encoder", printable(f"{encoder['plugin'] or 'not a plugin'}, {encoder['dim']} dimensions"))
+    table.add_row("fingerprint", printable(str(encoder["fingerprint"])))
+    table.add_row("index", printable(f"{kept['plugin'] or 'not a plugin'}, {state}"))
+    table.add_row("catalog on disk", human_size(sizes["catalog"]))
+    table.add_row("index on disk", human_size(sizes["index"]))
+    show(table)
+    if not facts["images"]:
+        say("It is empty; add some images: zsq index FOLDER --out ALBUM")
+    elif not kept["up_to_date"]:
+        say("The next search brings the index up to date; `zsq index` also saves it.")
+
+
+def remove(
+    album: _Album,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Names, as `zsq search` prints them.")],
+    as_json: _Json = False,
+) -> None:
+    """Forget images of an album: all that are named or, when one is unknown, none. Files are not touched."""
+    with open_album(album) as retriever:
+        before = len(retriever)
+        retriever.remove(ids)
+        retriever.save()
+        removed, left = before - len(retriever), len(retriever)
+    if as_json:
+        emit_json({"album": str(album.absolute()), "removed": removed, "images": left})
+    else:
+        say(f"{removed} removed; {left} images in {printable(str(album))}.")

@@ -1,0 +1,103 @@
+"""All commands in one place, and what holds for every one of them: errors, warnings, exit codes.
+
+Exit codes: 0 done; 1 an error, in one line on stderr; 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from zsqretrieval.cli.album import index, info, remove, search
+from zsqretrieval.cli.bench import bench_encoder_command, bench_index_command
+from zsqretrieval.cli.console import notice
+from zsqretrieval.cli.demo import demo
+from zsqretrieval.cli.models import models_list, models_pull
+from zsqretrieval.errors import ZsqError
+
+__all__ = ["Commands", "app", "main", "root"]
+
+
+class Commands(TyperGroup):
+    """Commands whose expected failures end in one line and an exit code, not in a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command of ``ctx``."""
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                notice("interrupted")
+                raise typer.Exit(130) from None
+            except BrokenPipeError:  # `zsq ... | head`: the reader has had enough
+                raise
+            except (ZsqError, OSError) as error:
+                if ctx.params.get("debug"):
+                    raise
+                notice(f"error: {error}")
+                raise typer.Exit(1) from error
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    notice(f"warning: {message}")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from zsqretrieval import __version__
+
+        typer.echo(f"zsqretrieval {__version__}")
+        raise typer.Exit
+
+
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Say which version this is."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="ZSQ_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Find images by asking questions of them."""
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.callback()(root)
+app.command("demo")(demo)
+app.command("index")(index)
+app.command("search")(search)
+app.command("info")(info)
+app.command("remove")(remove)
+
+_models = typer.Typer(no_args_is_help=True, help="Fetch the weights of the embedded models ahead of time.")
+_models.command("list")(models_list)
+_models.command("pull")(models_pull)
+app.add_typer(_models, name="models")
+
+_bench = typer.Typer(no_args_is_help=True, help="Measure how well encoders and indexes do.")
+_bench.command("encoder")(bench_encoder_command)
+_bench.command("index")(bench_index_command)
+app.add_typer(_bench, name="bench")
+
+
+def main() -> None:
+    """Run ``zsq``."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name the terminal's code page lacks must not end a command
+            stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns of forks, and we ask short questions
+    app(prog_name="zsq")

@@ -1,0 +1,72 @@
+"""``zsq bench``: how well encoders and indexes do, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zsqretrieval.cli.console import count_bar, emit_json, human_size, plain_table, say, show
+from zsqretrieval.cli.opening import new_retriever
+
+__all__ = ["bench_encoder_command", "bench_index_command"]
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+
+def bench_encoder_command(
+    data: Annotated[Path, typer.Option(help="Folder of WebDataset shards named by split: test-000.tar, ...")],
+    preset: Annotated[str, typer.Option(help="Whose encoder: mini or clip.")] = "mini",
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split to measure; may be repeated. [default: test]")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure how often an encoder finds the image of a caption, and the captions of an image."""
+    from zsqretrieval.evaluation.encoder_bench import bench_encoder
+
+    with new_retriever(preset, index="exact") as retriever, count_bar("encoding", None) as progress:
+        measured = bench_encoder(retriever.encoder, data, splits=split or ["test"], progress=progress)
+    facts = {name: result for one in measured for name, result in one.to_json().items()}
+    if as_json:
+        emit_json(facts)
+        return
+    for name, result in facts.items():
+        say(f"{name}: {result['images']} images, {result['captions']} captions")
+        table = plain_table("", "R@1", "R@5", "R@10", "95 % of R@10", numbers=("R@1", "R@5", "R@10"))
+        for way, title in (("t2i", "text to image"), ("i2t", "image to text")):
+            recalls = result[way]
+            low, high = recalls["R@10_ci"]
+            table.add_row(
+                title, *(f"{recalls[f'R@{k}']:.1f}" for k in (1, 5, 10)), f"{low:.1f} to {high:.1f}"
+            )
+        show(table)
+
+
+def bench_index_command(
+    n: Annotated[int, typer.Option("--n", min=10, help="Vectors in the gallery.")] = 20_000,
+    dim: Annotated[int, typer.Option(min=8, help="Length of the vectors.")] = 512,
+    index: Annotated[str, typer.Option(help="hnsw or exact.")] = "hnsw",
+    as_json: _Json = False,
+) -> None:
+    """Measure recall and speed of an index against exact search, on synthetic vectors shaped like CLIP's."""
+    from zsqretrieval import plugins
+    from zsqretrieval.evaluation.index_bench import bench_index
+    from zsqretrieval.evaluation.synthetic import cliplike
+
+    bench = bench_index(plugins.load("index", index)(dim), cliplike(n, dim=dim, rank=min(96, dim - 2)))
+    if as_json:
+        emit_json(asdict(bench))
+        return
+    say(
+        f"{bench.index}: {bench.count} synthetic vectors of dim {bench.dim}, built in "
+        f"{bench.build_seconds:.1f} s, {human_size(bench.bytes_per_vector)} a vector on disk"
+    )
+    names = ("recall@10", "queries/s", "exact", "one by one", "exact, one by one")
+    table = plain_table("queries", *names, numbers=names)
+    for kind, one in (("text-like", bench.text), ("image-like", bench.image)):
+        rates = (one.batch_qps, one.exact_batch_qps, one.single_qps, one.exact_single_qps)
+        table.add_row(kind, f"{one.recall_at_10:.3f}", *(f"{rate:.0f}" for rate in rates))
+    show(table)

@@ -1,0 +1,156 @@
+"""How the commands talk: answers on stdout, all else on stderr, progress bars only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from zsqretrieval.types import Hit
+
+__all__ = [
+    "Counted",
+    "bytes_bar",
+    "count_bar",
+    "emit_json",
+    "hit_facts",
+    "human_size",
+    "notice",
+    "plain_table",
+    "printable",
+    "say",
+    "show",
+    "write_page",
+]
+
+_UNBOUNDED = 10_000  # columns: what is piped is never folded
+
+
+class Counted(Protocol):
+    """Told how many are done, and of how many once that is known."""
+
+    def __call__(self, done: int, total: int | None = None, /) -> object:
+        """Take notice of progress."""
+
+
+def say(text: str = "") -> None:
+    """Print a sentence of the answer on stdout."""
+    _console(stderr=False).print(text, soft_wrap=True)
+
+
+def notice(text: str) -> None:
+    """Print one line on stderr: ``zsq: ...``."""
+    line = " ".join(printable(part) for part in text.splitlines())
+    _console(stderr=True).print(f"zsq: {line}", soft_wrap=True)
+
+
+def show(table: Table) -> None:
+    """Print a table on stdout, as wide as the terminal, or as wide as it likes into a pipe."""
+    _console(stderr=False).print(table)
+
+
+def emit_json(facts: Mapping[str, Any]) -> None:
+    """Print one JSON object on stdout, in ASCII, which every code page of Windows can carry."""
+    _console(stderr=False).out(json.dumps(facts, indent=2), highlight=False)
+
+
+def printable(text: str) -> str:
+    r"""Text from outside with control characters as ``\xNN``: a file name cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Table:
+    """An empty table with a line under its head; columns named in ``numbers`` are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        aligned = column in numbers
+        table.add_column(column, justify="right" if aligned else "left", no_wrap=aligned, overflow="fold")
+    return table
+
+
+def hit_facts(place: int, hit: Hit) -> dict[str, Any]:
+    """A hit as JSON."""
+    return {
+        "rank": place,
+        "id": hit.id,
+        "source": hit.source,
+        "score": hit.score,
+        "scores": dict(hit.scores),
+        "caption": hit.caption,
+        "metadata": dict(hit.metadata),
+    }
+
+
+def human_size(size: float) -> str:
+    """Bytes for people: ``1.5 MB``."""
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    power = min(int(math.log10(size)) // 3, 4)
+    return f"{size / 1000**power:.3g} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def write_page(path: Path, html: str) -> Path:
+    """Write a page and return its absolute path; text that is no Unicode in it is escaped."""
+    path = path.absolute()
+    path.write_text(html, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+@contextmanager
+def count_bar(what: str, total: int | None) -> Iterator[Counted]:
+    """A progress bar over things that are counted; gives the function to be told the count so far."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = _console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+
+        def report(done: int, total: int | None = None, /) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield report
+
+
+@contextmanager
+def bytes_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar per download; appears with the first byte, so not at all when nothing is fetched.
+
+    Into a pipe, one line says what is being fetched.
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = _console(stderr=True)
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def report(done: int, total: int, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+                if not console.is_terminal:
+                    notice(f"{what} (about {human_size(total)}, once)")
+            progress.update(tasks[what], completed=done)
+
+        yield report
+
+
+def _console(*, stderr: bool) -> Console:
+    # Made anew each time, for the stream as it is now. No markup: brackets in a file name are brackets.
+    from rich.console import Console
+
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _UNBOUNDED
+    return console

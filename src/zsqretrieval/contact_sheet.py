@@ -1,0 +1,249 @@
+"""Rankings as one HTML page that needs nothing else: images inline, no script, no network.
+
+:func:`thumbnails` reads the images, :func:`contact_sheet` lays them out; the second is a pure function.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from PIL import Image as PILImage
+
+from zsqretrieval.errors import ImageError
+from zsqretrieval.images import ImageLike, decode
+from zsqretrieval.types import Hit, Image, Ranking
+
+__all__ = ["Row", "contact_sheet", "thumbnail", "thumbnails"]
+
+THUMBNAIL_SIDE = 256
+"""Longest side of a thumbnail in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question of the page.
+
+    Attributes:
+        ranking: what was found.
+        expected: id of the image that answers the question, marked where it appears; None when unknown.
+        asked_with: thumbnail of the query image, as :func:`thumbnail` makes it; None for a question in words.
+    """
+
+    ranking: Ranking
+    expected: str | None = None
+    asked_with: bytes | None = None
+
+
+def thumbnail(image: ImageLike, *, side: int = THUMBNAIL_SIDE) -> bytes:
+    """Shrink an image.
+
+    Args:
+        image: what to shrink.
+        side: the longest side in pixels; a smaller image keeps its size.
+
+    Returns:
+        A JPEG.
+
+    Raises:
+        ImageError: the image cannot be decoded.
+    """
+    pixels = decode(image, size_hint=side)
+    pixels.thumbnail((side, side), PILImage.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    pixels.save(buffer, "JPEG", quality=72, optimize=True)
+    return buffer.getvalue()
+
+
+def thumbnails(hits: Iterable[Hit], *, side: int = THUMBNAIL_SIDE) -> dict[str, bytes]:
+    """Shrink the images of hits, by reading again what their sources name.
+
+    Args:
+        hits: the hits; one image may appear several times.
+        side: the longest side in pixels.
+
+    Returns:
+        JPEGs by source. Images that are no longer there, or never were files, are left out.
+    """
+    made: dict[str, bytes] = {}
+    for source in dict.fromkeys(hit.source for hit in hits):
+        try:
+            made[source] = thumbnail(_reopen(source), side=side)
+        except ImageError:
+            continue
+    return made
+
+
+def _reopen(source: str) -> Image:
+    """The image a source names: a file, or a member of a tar as ``path#member``."""
+    path, mark, member = source.partition("#")
+    while mark and not Path(path).is_file():
+        further, mark, member = member.partition("#")
+        path = f"{path}#{further}"
+    if not mark:
+        return Image(Path(source), source)
+    try:
+        with tarfile.open(path) as tar:
+            for name in (member, f"./{member}"):
+                if name in tar.getnames():
+                    file = tar.extractfile(name)
+                    return Image(file.read() if file else b"", source)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ImageError(source, str(error)) from error
+    raise ImageError(source, "no such member")
+
+
+def contact_sheet(
+    rows: Sequence[Row],
+    thumbnails: Mapping[str, bytes],
+    *,
+    title: str,
+    summary: str = "",
+    credits: str = "",
+) -> str:
+    """Lay rankings out as a web page, a row of images for every question.
+
+    Args:
+        rows: what to show. The bars under the images share one scale, so rows can be compared.
+        thumbnails: JPEGs by the source of a hit; a hit without one appears by name only.
+        title: heading of the page.
+        summary: a sentence under the heading.
+        credits: who made the images; at the foot of the page.
+
+    Returns:
+        The HTML. Names and questions are escaped, and the page forbids itself scripts and the network.
+    """
+    best = max((hit.score for row in rows for hit in row.ranking), default=0.0)
+    sections = "\n".join(_section(row, thumbnails, best) for row in rows)
+    return _PAGE.format(
+        style=_STYLE,
+        title=escape(title),
+        summary=f"<p>{escape(summary)}</p>" if summary else "",
+        sections=sections,
+        credits=f"<p>{escape(credits)}</p>" if credits else "",
+    )
+
+
+def _section(row: Row, thumbnails: Mapping[str, bytes], best: float) -> str:
+    asked_with = _picture(row.asked_with, "the image asked with") if row.asked_with else ""
+    cards = "\n".join(
+        _card(place, hit, thumbnails.get(hit.source), row.expected, best)
+        for place, hit in enumerate(row.ranking, start=1)
+    )
+    return (
+        f'<section>\n<header><h2 dir="auto">{escape(row.ranking.query)}</h2>{asked_with}{_verdict(row)}'
+        f"</header>\n<ol>\n{cards}\n</ol>\n</section>"
+    )
+
+
+def _verdict(row: Row) -> str:
+    if not len(row.ranking):
+        return '<p class="miss">nothing found</p>'
+    if row.expected is None:
+        return ""
+    ids = [hit.id for hit in row.ranking]
+    if row.expected not in ids:
+        return f'<p class="miss">{escape(row.expected)} is not among the first {len(ids)}</p>'
+    place = ids.index(row.expected) + 1
+    kind, words = ("hit", "found first") if place == 1 else ("near", f"found in place {place}")
+    return f'<p class="{kind}">{words}</p>'
+
+
+def _card(place: int, hit: Hit, picture: bytes | None, expected: str | None, best: float) -> str:
+    width = 100 * min(max(hit.score / best, 0.0), 1.0) if best > 0 else 0.0
+    image = _picture(picture, hit.caption or hit.id) if picture else '<div class="absent">no picture</div>'
+    right = hit.id == expected
+    return (
+        f'<li class="card{" expected" if right else ""}" title="{escape(hit.source)}">'
+        f'<div class="frame">{image}<span class="place">{place}</span></div>'
+        f'<p class="name" dir="auto">{escape(hit.id)}{_TICK if right else ""}</p>'
+        f'<p class="score"><span class="bar"><i style="width:{width:.1f}%"></i></span>{hit.score:.3f}</p>'
+        "</li>"
+    )
+
+
+def _picture(jpeg: bytes, alt: str) -> str:
+    data = base64.b64encode(jpeg).decode("ascii")
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}" decoding="async">'
+
+
+_TICK = ' <span class="tick" role="img" aria-label="the expected image">&#10003;</span>'
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+<header class="top"><h1>{title}</h1>{summary}</header>
+{sections}
+<footer><p>Images are ranked by cosine similarity to the question, best first; the bars of all rows share one
+scale.</p>{credits}</footer>
+</main>
+</body>
+</html>
+"""
+
+_STYLE = """
+:root {
+  --paper: #faf9f7; --sheet: #fff; --ink: #22211f; --quiet: #716d66; --line: #e6e2db; --bar: #b9b3a8;
+  --right: #2f7d5b; --wrong: #a4532f;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #161615; --sheet: #1f1f1d; --ink: #e9e6e1; --quiet: #9a958c; --line: #33312e; --bar: #5d5952;
+    --right: #6fc39b; --wrong: #dc946f;
+  }
+}
+* { box-sizing: border-box; margin: 0; }
+body { background: var(--paper); color: var(--ink); line-height: 1.5; -webkit-text-size-adjust: 100%;
+  font: 16px/1.5 ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+main { max-width: 72rem; margin: 0 auto; padding: clamp(1.25rem, 4vw, 3.5rem) clamp(1rem, 4vw, 2.5rem); }
+h1 { font-size: clamp(1.6rem, 4vw, 2.2rem); font-weight: 600; letter-spacing: -0.02em; line-height: 1.2; }
+.top { padding-bottom: 1.75rem; }
+.top p { color: var(--quiet); margin-top: 0.5rem; max-width: 60ch; }
+section { border-top: 1px solid var(--line); padding: 1.6rem 0; display: grid; gap: 1.1rem 2rem;
+  grid-template-columns: minmax(11rem, 16rem) 1fr; align-items: start; }
+h2 { font-size: 1.12rem; font-weight: 550; line-height: 1.35; letter-spacing: -0.005em;
+  overflow-wrap: anywhere; text-wrap: balance; }
+section header img { display: block; width: 100%; border-radius: 8px; margin-top: 0.7rem; }
+section header p { font-size: 0.85rem; margin-top: 0.4rem; overflow-wrap: anywhere; }
+.hit { color: var(--right); } .near { color: var(--quiet); } .miss { color: var(--wrong); }
+ol { list-style: none; padding: 0; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 11.5rem), 1fr)); }
+.card { max-width: 17rem; background: var(--sheet); border: 1px solid var(--line); border-radius: 10px;
+  overflow: hidden; }
+.expected { border-color: var(--right); box-shadow: 0 0 0 1px var(--right); }
+.frame { position: relative; aspect-ratio: 4 / 3; background: var(--line); }
+.frame img { width: 100%; height: 100%; object-fit: cover; object-position: 50% 25%; display: block; }
+.absent { height: 100%; display: grid; place-items: center; color: var(--quiet); font-size: 0.85rem; }
+.place { position: absolute; left: 0.5rem; top: 0.5rem; min-width: 1.5rem; padding: 0 0.4rem;
+  border-radius: 99px; background: rgb(0 0 0 / 0.55); color: #fff; font-size: 0.75rem; line-height: 1.5rem;
+  text-align: center; }
+.name { padding: 0.55rem 0.75rem 0; font-size: 0.92rem; overflow-wrap: anywhere; }
+.tick { color: var(--right); font-weight: 700; }
+.score { padding: 0.15rem 0.75rem 0.65rem; display: flex; align-items: center; gap: 0.6rem;
+  color: var(--quiet); font-size: 0.8rem; font-variant-numeric: tabular-nums; }
+.bar { flex: 1; height: 4px; border-radius: 2px; background: var(--line); overflow: hidden; }
+.bar i { display: block; height: 100%; border-radius: 2px; background: var(--bar); }
+.expected .bar i { background: var(--right); }
+footer { border-top: 1px solid var(--line); padding-top: 1.4rem; color: var(--quiet); font-size: 0.8rem; }
+footer p { max-width: 90ch; } footer p + p { margin-top: 0.5rem; }
+@media (max-width: 46rem) {
+  section { grid-template-columns: 1fr; }
+  ol { grid-template-columns: repeat(auto-fill, minmax(min(100%, 9rem), 1fr)); gap: 0.75rem; }
+}
+@media print { section { break-inside: avoid; } .place { print-color-adjust: exact; } }
+"""

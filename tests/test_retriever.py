@@ -865,6 +865,25 @@ def test_the_same_images_added_by_many_at_once_are_added_once(album: Path) -> No
         check(other, {str(n): n for n in range(40)})
 
 
+def test_loading_while_others_save_finds_a_whole_index(filled: Path) -> None:
+    done = threading.Event()
+
+    def save() -> None:
+        with load(filled) as retriever:
+            while not done.is_set():
+                retriever.save()
+
+    def read() -> None:
+        try:
+            for _ in range(40):
+                load(filled).close()  # a warning of a damaged index would be an error here
+        finally:
+            done.set()
+
+    run(save, save, read)
+    assert len(snapshots(filled)) == 1
+
+
 def test_moving_to_a_path_while_others_add_loses_nothing(album: Path) -> None:
     with Retriever(ENCODER, exact()) as retriever:
 

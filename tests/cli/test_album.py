@@ -45,7 +45,7 @@ def test_at_most_ten_skipped_images_are_named(zsq: Zsq, colours: Path) -> None:
     for i in range(12):
         (colours / f"broken-{i:02}.png").write_bytes(b"no image")
     said = zsq("index", colours, "--out", "album", "--preset", "toy").stdout
-    assert said.count("  skipped ") == 10 and "... and 3 more" in said
+    assert said.count("\nskipped ") == 10 and "... and 3 more" in said
     (colours / "broken-00.png").write_bytes(b"still none")
     assert len(zsq("index", colours, "--out", "album", "--json").json["skipped"]) == 13
 

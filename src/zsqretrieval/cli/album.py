@@ -12,6 +12,7 @@ from zsqretrieval.cli.console import (
     emit_json,
     hit_facts,
     human_size,
+    name_skipped,
     notice,
     plain_table,
     printable,
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from zsqretrieval.types import Ranking
 
 __all__ = ["index", "info", "remove", "search"]
-
-_NAMED = 10  # skipped images named on a terminal; --json has them all
 
 _Album = Annotated[Path, typer.Argument(metavar="ALBUM", help="Directory of the album.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
@@ -58,8 +57,8 @@ def index(
             raise InvalidInputError(f"{source}: no such file or folder; nothing was indexed")
     total = _count(sources)
     if (album / CATALOG).is_file():
-        retriever = open_album(album)
         _refuse_other_parts(album, preset, index_name)
+        retriever = open_album(album)
     else:
         retriever = new_retriever(preset or "mini", index=index_name, path=album)
     with retriever:
@@ -144,10 +143,7 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
         return
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     say(f"{said} in {report.seconds:.1f} s; {len(retriever)} images in {printable(str(album))}.")
-    for one in report.skipped[:_NAMED]:
-        say(f"  skipped {printable(one.source)}: {printable(one.reason)}")
-    if len(report.skipped) > _NAMED:
-        say(f"  ... and {len(report.skipped) - _NAMED} more; --json names them all")
+    name_skipped(report.skipped, say)
     if len(retriever):
         say(f'Ask it something: zsq search {printable(str(album))} "a dog on the beach"')
 

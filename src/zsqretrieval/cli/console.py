@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from zsqretrieval.intake import Skipped
     from zsqretrieval.types import Hit
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "emit_json",
     "hit_facts",
     "human_size",
+    "name_skipped",
     "notice",
     "plain_table",
     "printable",
@@ -31,6 +33,7 @@ __all__ = [
     "write_page",
 ]
 
+_NAMED = 10  # skipped images named where people read
 _UNBOUNDED = 10_000  # columns: what is piped is never folded
 
 
@@ -100,6 +103,14 @@ def human_size(size: float) -> str:
     return f"{size / 1000**power:.3g} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
+def name_skipped(skipped: Sequence[Skipped], tell: Callable[[str], None]) -> None:
+    """Name the first of the images that were left out, one a line."""
+    for one in skipped[:_NAMED]:
+        tell(f"skipped {printable(one.source)}: {printable(one.reason)}")
+    if len(skipped) > _NAMED:
+        tell(f"... and {len(skipped) - _NAMED} more; --json names them all")
+
+
 def write_page(path: Path, html: str) -> Path:
     """Write a page and return its absolute path; text that is no Unicode in it is escaped."""
     path = path.absolute()
@@ -129,9 +140,9 @@ def bytes_bar() -> Iterator[Callable[[int, int, str], None]]:
 
     Into a pipe, one line says what is being fetched.
     """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), DownloadColumn())
     console = _console(stderr=True)
     tasks: dict[str, Any] = {}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -13,6 +13,7 @@ from zsqretrieval.cli.console import (
     count_bar,
     emit_json,
     hit_facts,
+    name_skipped,
     notice,
     plain_table,
     printable,
@@ -63,8 +64,7 @@ def demo(
     with new_retriever(preset, index=index) as retriever:
         with count_bar("indexing", len(album) if isinstance(album, list) else None) as progress:
             report = retriever.add(album, progress=progress)
-        for one in report.skipped:
-            notice(f"warning: skipped {one.source}: {one.reason}")
+        name_skipped(report.skipped, notice)
         # Nothing is asked of an empty album, nor about a photograph that is not there.
         asked = [
             one for one in asked if len(retriever) and (one.expected is None or one.expected in retriever)

@@ -117,6 +117,9 @@ def test_the_count_is_honest(zsq: Zsq) -> None:
     assert f"came first for {facts['found_first']} of {facts['expected']}" in said
     assert said.count(" yes") == facts["found_first"]
     assert len(re.findall(r"no: \w+ is", said)) == facts["expected"] - facts["found_first"]
+    page = Path("zsq-demo.html").read_text(encoding="utf-8")
+    assert page.count(">found first<") == facts["found_first"]
+    assert page.count('class="card expected"') == facts["found"]
 
 
 def test_images_and_questions_of_ones_own(zsq: Zsq, colours: Path) -> None:

@@ -93,7 +93,7 @@ class Phase:
 
 PHASES = (
     Phase("heads", steps=450, batch=512, head_rate=5e-4, base_rate=0.0),
-    Phase("tuned", steps=240, batch=384, head_rate=1.5e-4, base_rate=5e-5),
+    Phase("tuned", steps=160, batch=384, head_rate=1.5e-4, base_rate=5e-5),
 )
 DROPOUT = 0.35
 SOFT = 0.15  # part of the target that goes to captions of like meaning
@@ -348,18 +348,19 @@ def knowledge(text_tower: TextTower, tokenizer: Tokenizer, work: Path) -> dict[s
 
 
 def choose_share(vectors: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[float, dict[str, dict[str, float]]]:
-    """The largest weight of the knowledge part that costs nothing on dev (mean of R@1, 5 and 10)."""
+    """The largest weight of the knowledge part within half a point of the best on dev, and its recalls there.
+
+    Dev shows the same kind of photographs as the training data; the knowledge part is for all others.
+    """
     image, image_known, text, text_known = vectors
-    chosen, best, at_zero = 0.0, {}, 0.0
+    measured = {}
     for share in SHARES:
         similarity = join(image, image_known, share) @ join(text, text_known, share).T
-        measured = recalls(similarity.numpy(), CAPTIONS)["t2i"]
-        mean = sum(measured.values()) / 3
-        log.info("share %.2f: dev t2i %s", share, measured)
-        at_zero = at_zero or mean
-        if mean >= at_zero:
-            chosen, best = share, measured
-    return chosen, {"dev_t2i": best}
+        measured[share] = recalls(similarity.numpy(), CAPTIONS)["t2i"]
+        log.info("share %.2f: dev t2i %s", share, measured[share])
+    mean = {share: sum(recall.values()) / len(recall) for share, recall in measured.items()}
+    chosen = max(share for share in SHARES if mean[share] >= max(mean.values()) - 0.5)
+    return chosen, {"dev_t2i": measured[chosen]}
 
 
 def main() -> None:
@@ -412,6 +413,7 @@ def main() -> None:
     recipe = {"seed": args.seed, "share": share, "torch": torch.__version__, **measured}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     save_file(tensors, args.out, metadata={"recipe": json.dumps(recipe)})
+    args.out.chmod(0o644)
     log.info("wrote %s", args.out)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from zsqretrieval.cli.console import count_bar, emit_json, human_size, plain_table, say, show
-from zsqretrieval.cli.opening import new_retriever
+from zsqretrieval.cli.opening import new_encoder
 
 __all__ = ["bench_encoder_command", "bench_index_command"]
 
@@ -22,13 +22,17 @@ def bench_encoder_command(
     split: Annotated[
         list[str] | None, typer.Option(help="Split to measure; may be repeated. [default: test]")
     ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Trained part for the mini encoder, in place of the shipped one.")
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Measure how often an encoder finds the image of a caption, and the captions of an image."""
     from zsqretrieval.evaluation.encoder_bench import bench_encoder
 
-    with new_retriever(preset, index="exact") as retriever, count_bar("encoding", None) as progress:
-        measured = bench_encoder(retriever.encoder, data, splits=split or ["test"], progress=progress)
+    encoder = new_encoder(preset, weights=weights)
+    with count_bar("encoding", None) as progress:
+        measured = bench_encoder(encoder, data, splits=split or ["test"], progress=progress)
     facts = {name: result for one in measured for name, result in one.to_json().items()}
     if as_json:
         emit_json(facts)

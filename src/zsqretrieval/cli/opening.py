@@ -11,9 +11,10 @@ from zsqretrieval.cli.console import bytes_bar
 from zsqretrieval.errors import AlbumError
 
 if TYPE_CHECKING:
+    from zsqretrieval.protocols import Encoder
     from zsqretrieval.retriever import Retriever
 
-__all__ = ["CATALOG", "album_facts", "fetch_weights", "new_retriever", "open_album"]
+__all__ = ["CATALOG", "album_facts", "fetch_weights", "new_encoder", "new_retriever", "open_album"]
 
 CATALOG = "catalog.sqlite"
 """Name of the catalog in an album; see :mod:`zsqretrieval.retriever`."""
@@ -27,6 +28,24 @@ def new_retriever(preset: str, *, index: str | None = None, path: Path | None = 
     if preset in PRESETS:
         fetch_weights(PRESETS[preset].encoder)
     return Retriever.from_preset(preset, index=index, path=path)
+
+
+def new_encoder(preset: str, *, weights: Path | None = None) -> Encoder:
+    """The encoder of a preset, its weights fetched; or the mini encoder with a trained part of one's own."""
+    from zsqretrieval.errors import InvalidInputError
+    from zsqretrieval.parts import PRESETS, preset_parts
+
+    if preset in PRESETS:
+        fetch_weights(PRESETS[preset].encoder)
+    if weights is None:
+        return preset_parts(preset, "exact")[0]
+    if preset != "mini":
+        raise InvalidInputError(
+            f"--weights is a trained part of the mini encoder, not of the preset {preset!r}"
+        )
+    from zsqretrieval.encoders.mini import MiniEncoder
+
+    return MiniEncoder.from_pretrained(weights)
 
 
 def open_album(path: Path) -> Retriever:

@@ -36,6 +36,7 @@ from zsqretrieval.errors import (
     MismatchError,
     ZsqError,
 )
+from zsqretrieval.images import decode
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.retriever import PRESETS, AddReport, Retriever
@@ -411,6 +412,24 @@ def test_an_image_finds_itself(tmp_path: Path) -> None:
         assert retriever.search_image(pixels(1))[0].id == "other.png"
 
 
+def test_an_image_is_encoded_alike_when_added_and_when_searched_for(tmp_path: Path) -> None:
+    given: list[bytes] = []
+
+    class Shrinking(ToyEncoder):
+        """Like an encoder that decodes large files at reduced size."""
+
+        def encode_image(self, images: Any, *, batch_size: int = 32) -> Any:
+            given.extend(decode(image, size_hint=20).tobytes() for image in images)
+            return super().encode_image(images, batch_size=batch_size)
+
+    PILImage.effect_noise((400, 400), 90).save(tmp_path / "photo.jpg")
+    with Retriever(Shrinking(), exact()) as retriever:
+        retriever.add(tmp_path)
+        retriever.search_image(tmp_path / "photo.jpg")
+        retriever.search_image((tmp_path / "photo.jpg").read_bytes())
+    assert given[0] == given[1] == given[2]
+
+
 def test_exact_and_hnsw_answer_alike() -> None:
     images = [record(n, n) for n in range(300)]
     with Retriever(ENCODER, exact()) as one, Retriever(ENCODER, hnsw()) as other:
@@ -760,7 +779,7 @@ def test_a_failed_save_leaves_the_former_one(filled: Path, monkeypatch: pytest.M
 # --- several at once
 
 
-def test_two_retrievers_on_one_album_see_each_other(filled: Path) -> None:
+def test_two_retrievers_on_one_album_see_each_other(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(filled) as one, load(filled, index=exact()) as other:
         one.add([record(n, n) for n in range(40, 50)])
         check(other, {str(n): n for n in range(50)})
@@ -773,6 +792,7 @@ def test_two_retrievers_on_one_album_see_each_other(filled: Path) -> None:
         other.add(record(60, 60))
         one.save()
         assert len(snapshots(filled)) == 1
+    monkeypatch.delattr(HNSWIndex, "add")  # the last save left nothing to be added
     with load(filled) as again:
         check(again, {**{str(n): n for n in range(20, 50)}, "45": 145, "60": 60})
 

@@ -136,7 +136,7 @@ class Intake:
                 if one.digest in group:
                     self.known += 1
                     continue
-                if group and pixels + size > _PIXELS_AT_ONCE:
+                if pixels + size > _PIXELS_AT_ONCE:
                     yield list(group.values())
                     group, pixels = {}, 0
                 group[one.digest] = one

@@ -7,12 +7,16 @@
 
     zsq bench encoder --data PATH/TO/flickr8k --weights mini.safetensors
 
-Three steps, each of which leaves a file in ``--work`` and is not repeated when the script is started again:
+Four steps, each of which leaves a file in ``--work`` and is not repeated when the script is started again:
 
-1. the frozen lower halves of both towers over several augmented views of every image and two wordings of
-   every caption (the caption, and a question or a few key words made of it);
-2. ``heads``: the pooling heads alone, with the upper layers as they came;
-3. ``tuned``: upper layers and heads together, at a lower rate; the weights are averaged over the last steps.
+1. the frozen trunks of both towers over several augmented views of every image and two wordings of every
+   caption (the caption, and a question or a few key words made of it);
+2. ``heads``: a head on each tower's own top, as a start for the next step;
+3. ``tuned``: copies of the tops together with those heads, at a lower rate;
+4. ``own``: other heads on the own tops, from another seed and on the captions as they are. Two heads that
+   were drawn and taught differently make different mistakes, so together they do better than either.
+
+Weights are averaged over the last two thirds of a step.
 
 The loss is CLIP's symmetric cross entropy over a batch; a part of the target is spread over captions of like
 meaning, since "a dog runs" is no wrong caption for another running dog. Deterministic under ``--seed`` for a
@@ -50,7 +54,9 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
 
 from zsqretrieval.encoders._mini_model import (  # noqa: E402
+    HEAD_DIM,
     IMAGE_SIZE,
+    AttentionPool,
     ImageTower,
     TextTower,
     join,
@@ -88,12 +94,15 @@ class Phase:
     steps: int
     batch: int
     head_rate: float
-    base_rate: float  # of the upper layers; 0 leaves them frozen
+    base_rate: float  # of the tuned tops; 0 leaves them frozen
+    reworded: float  # share of the captions that are reworded
+    own: bool = False  # train the heads on the own tops, from another seed
 
 
 PHASES = (
-    Phase("heads", steps=450, batch=512, head_rate=5e-4, base_rate=0.0),
-    Phase("tuned", steps=160, batch=384, head_rate=1.5e-4, base_rate=5e-5),
+    Phase("heads", steps=450, batch=512, head_rate=5e-4, base_rate=0.0, reworded=0.4),
+    Phase("tuned", steps=160, batch=384, head_rate=1.5e-4, base_rate=5e-5, reworded=0.4),
+    Phase("own", steps=450, batch=512, head_rate=5e-4, base_rate=0.0, reworded=0.0, own=True),
 )
 DROPOUT = 0.35
 SOFT = 0.15  # part of the target that goes to captions of like meaning
@@ -151,7 +160,7 @@ def image_features(tower: ImageTower, data: Path, split: str, views: int, work: 
             batch = [augmented(one, view, start + i) for i, one in enumerate(images[start : start + 50])]
             with torch.inference_mode():
                 grid = low.trunk(scale_pixels(torch.from_numpy(np.stack(batch))).to(torch.bfloat16))
-                classes.append(low.class_probabilities(grid).half().numpy())
+                classes.append(low.class_probabilities(low.own(grid)).half().numpy())
                 grids.append(grid.half().contiguous().numpy())
         if view == 0:
             np.save(work / f"{split}-classes.npy", np.concatenate(classes))
@@ -173,7 +182,8 @@ def text_features(tower: TextTower, tokenizer: Tokenizer, texts: list[str], path
         ids = torch.tensor([tokens[i] + [0] * (longest - len(tokens[i])) for i in chosen])
         mask = torch.tensor([[1.0] * len(tokens[i]) + [0.0] * (longest - len(tokens[i])) for i in chosen])
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            states, vectors = tower.trunk(ids, mask)
+            states = tower.trunk(ids, mask)
+            vectors = tower.sentence(tower.own(states, mask), mask)
         sentence[chosen] = vectors.float().numpy()
         for row, i in enumerate(chosen):
             hidden[i] = states[row, : len(tokens[i])].half().numpy()
@@ -221,40 +231,60 @@ class Model(nn.Module):
         self.image, self.text = image_tower, text_tower
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
-    def heads(self) -> list[nn.Parameter]:
-        """What is trained in both phases."""
-        return [*self.image.pool.parameters(), *self.text.pool.parameters()]
+    def heads(self, own: bool) -> list[nn.Module]:
+        """The heads on the own or on the tuned tops."""
+        return [tower.own_head if own else tower.tuned_head for tower in (self.image, self.text)]
 
     def base(self) -> list[nn.Parameter]:
-        """What is trained in the second phase only."""
+        """The tuned tops."""
         return [*self.image.tuned_top.parameters(), *self.text.tuned_layers.parameters()]
 
-    def dropping_out(self) -> None:
-        """Training mode, but for the batch statistics and the dropout inside the upper layers' BERT."""
+    def renew_own_heads(self) -> None:
+        """Start the heads on the own tops from the present state of the random stream."""
+        self.image.own_head = AttentionPool(1280, HEAD_DIM, dropout=DROPOUT)
+        self.text.own_head = AttentionPool(384, HEAD_DIM, dropout=DROPOUT)
+
+    def dropping_out(self, own: bool) -> None:
+        """Training mode, but for the CNN's batch statistics and for what is not trained."""
         self.eval()
-        self.image.pool.train()
-        self.text.pool.train()
-        self.text.tuned_layers.train()
+        for part in [*self.heads(own)] if own else [*self.heads(own), self.text.tuned_layers]:
+            part.train()
+
+    def encode_image(self, grid: Tensor, own: bool) -> Tensor:
+        """Trunk output to [B, D] by one of the heads."""
+        return self.image.by_own_head(self.image.own(grid)) if own else self.image.by_tuned_head(grid)
+
+    def encode_text(self, hidden: Tensor, mask: Tensor, own: bool) -> Tensor:
+        """Trunk output to [B, D] by one of the heads."""
+        text = self.text
+        return text.by_own_head(text.own(hidden, mask), mask) if own else text.by_tuned_head(hidden, mask)
 
     def trained_parts(self) -> dict[str, Tensor]:
         """What the package ships, by name."""
-        wanted = ("image.tuned_top.", "image.pool.", "text.tuned_layers.", "text.pool.")
+        parts = ("tuned_top.", "tuned_layers.", "tuned_head.", "own_head.")
+        wanted = tuple(f"{tower}.{part}" for tower in ("image", "text") for part in parts)
         return {name: value for name, value in self.state_dict().items() if name.startswith(wanted)}
 
 
 def train(model: Model, phase: Phase, work: Path, seed: int) -> None:
     """Train in place; the result is the running average of the weights over the last two thirds."""
+    seed += phase.own
     torch.manual_seed(seed)
+    if phase.own:
+        model.renew_own_heads()
     random = np.random.default_rng(seed)
     grids = [np.load(work / f"train-grid-{view}.npy") for view in range(VIEWS)]
     texts = Texts(work / "train-texts")  # captions first, then their rewordings
     n = len(grids[0])
+    heads = [parameter for head in model.heads(phase.own) for parameter in head.parameters()]
+    model.log_scale.data.fill_(math.log(INITIAL_SCALE) if phase.base_rate == 0 else model.log_scale.item())
     groups = [
-        {"params": model.heads(), "lr": phase.head_rate},
+        {"params": heads, "lr": phase.head_rate},
         {"params": [model.log_scale], "lr": phase.head_rate, "weight_decay": 0.0},
     ]
-    for parameter in model.base():
-        parameter.requires_grad_(phase.base_rate > 0)
+    model.requires_grad_(False)
+    for parameter in [*heads, model.log_scale, *(model.base() if phase.base_rate > 0 else ())]:
+        parameter.requires_grad_(True)
     if phase.base_rate > 0:
         groups.append({"params": model.base(), "lr": phase.base_rate})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
@@ -266,11 +296,12 @@ def train(model: Model, phase: Phase, work: Path, seed: int) -> None:
         views = random.integers(VIEWS, size=len(chosen))
         grid = np.stack([grids[view][i] for view, i in zip(views, chosen, strict=True)]).astype(np.float32)
         captions = chosen * CAPTIONS + random.integers(CAPTIONS, size=len(chosen))
-        wordings = captions + n * CAPTIONS * (random.random(len(chosen)) < 0.4)
-        model.dropping_out()
+        wordings = captions + n * CAPTIONS * (random.random(len(chosen)) < phase.reworded)
+        model.dropping_out(phase.own)
         with torch.autocast("cpu", torch.bfloat16):
-            image = model.image.trained(torch.from_numpy(grid).contiguous(memory_format=torch.channels_last))
-            text = model.text.trained(*texts.batch(wordings))
+            pixels = torch.from_numpy(grid).contiguous(memory_format=torch.channels_last)
+            image = model.encode_image(pixels, phase.own)
+            text = model.encode_text(*texts.batch(wordings), phase.own)
         logits = (
             model.log_scale.exp().clamp(max=100)
             * normalize(image.float(), dim=-1)
@@ -310,25 +341,44 @@ def shuffled(n: int, size: int, random: np.random.Generator) -> Iterator[np.ndar
 # --- the weight of the knowledge part, and the file -------------------------------------------------------
 
 
-def encode_dev(model: Model, work: Path, facts: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Trained and knowledge vectors of the dev images and of their captions."""
+@dataclass(frozen=True)
+class Dev:
+    """The dev split through both towers: vectors by head (tuned, own), and the knowledge parts."""
+
+    images: tuple[Tensor, Tensor]
+    texts: tuple[Tensor, Tensor]
+    known_images: Tensor
+    known_texts: Tensor
+
+    def recalls(self, share: float) -> dict[str, dict[str, float]]:
+        """What the encoder would reach with this weight of the knowledge part."""
+        images, texts = join(self.images, self.known_images, share), join(self.texts, self.known_texts, share)
+        return recalls((images @ texts.T).numpy(), CAPTIONS)
+
+
+def encode_dev(model: Model, work: Path, facts: dict[str, Tensor]) -> Dev:
+    """Encode the dev images and their captions."""
     model.eval()
     grid = np.load(work / "dev-grid-0.npy")
     texts = Texts(work / "dev-texts")
-    every = np.arange(len(grid) * CAPTIONS)
+    images: tuple[list[Tensor], list[Tensor]] = ([], [])
+    captions: tuple[list[Tensor], list[Tensor]] = ([], [])
     with torch.inference_mode():
-        images = [
-            model.image.trained(torch.from_numpy(grid[i : i + 100].astype(np.float32)))
-            for i in range(0, len(grid), 100)
-        ]
-        captions = [model.text.trained(*texts.batch(every[i : i + 200])) for i in range(0, len(every), 200)]
-        classes = torch.from_numpy(np.load(work / "dev-classes.npy").astype(np.float32))
-        names = likely_names(classes, facts["class_names"])
-    return (
-        torch.cat(images),
-        normalize(names - facts["image_mean"], dim=-1),
-        torch.cat(captions),
-        normalize(texts.sentence - facts["text_mean"], dim=-1),
+        for start in range(0, len(grid), 100):
+            pixels = torch.from_numpy(grid[start : start + 100].astype(np.float32))
+            for own in (False, True):
+                images[own].append(model.encode_image(pixels, own))
+        for chosen in np.array_split(np.arange(len(grid) * CAPTIONS), -(-len(grid) * CAPTIONS // 200)):
+            for own in (False, True):
+                captions[own].append(model.encode_text(*texts.batch(chosen), own))
+    names = likely_names(
+        torch.from_numpy(np.load(work / "dev-classes.npy").astype(np.float32)), facts["class_names"]
+    )
+    return Dev(
+        images=(torch.cat(images[0]), torch.cat(images[1])),
+        texts=(torch.cat(captions[0]), torch.cat(captions[1])),
+        known_images=normalize(names - facts["image_mean"], dim=-1),
+        known_texts=normalize(texts.sentence - facts["text_mean"], dim=-1),
     )
 
 
@@ -347,16 +397,14 @@ def knowledge(text_tower: TextTower, tokenizer: Tokenizer, work: Path) -> dict[s
     }
 
 
-def choose_share(vectors: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[float, dict[str, dict[str, float]]]:
+def choose_share(dev: Dev) -> tuple[float, dict[str, dict[str, float]]]:
     """The largest weight of the knowledge part within half a point of the best on dev, and its recalls there.
 
     Dev shows the same kind of photographs as the training data; the knowledge part is for all others.
     """
-    image, image_known, text, text_known = vectors
     measured = {}
     for share in SHARES:
-        similarity = join(image, image_known, share) @ join(text, text_known, share).T
-        measured[share] = recalls(similarity.numpy(), CAPTIONS)["t2i"]
+        measured[share] = dev.recalls(share)["t2i"]
         log.info("share %.2f: dev t2i %s", share, measured[share])
     mean = {share: sum(recall.values()) / len(recall) for share, recall in measured.items()}
     chosen = max(share for share in SHARES if mean[share] >= max(mean.values()) - 0.5)
@@ -399,12 +447,10 @@ def main() -> None:
         path = args.work / f"{phase.name}.pt"
         if path.exists():
             model.load_state_dict(torch.load(path, weights_only=True))
+            log.info("%s: done before", phase.name)
         else:
             train(model, phase, args.work, args.seed)
             torch.save(model.state_dict(), path)
-        image, _, text, _ = encode_dev(model, args.work, facts)
-        similarity = normalize(image, dim=-1) @ normalize(text, dim=-1).T
-        log.info("%s: dev %s", phase.name, recalls(similarity.numpy(), CAPTIONS))
     share, measured = choose_share(encode_dev(model, args.work, facts))
     parts = {**model.trained_parts(), **facts, "share": torch.tensor(share)}
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in parts.items()}

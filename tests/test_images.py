@@ -639,3 +639,16 @@ def test_as_image_keeps_and_overrides() -> None:
     renamed = as_image(image, id="b")
     assert (renamed.id, renamed.caption, renamed.content) == ("b", "c", b"x")
     assert as_image("a.jpg").content == Path("a.jpg").absolute()
+
+
+def test_an_unreadable_caption_does_not_cost_the_image(tmp_path: Path) -> None:
+    PILImage.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").mkdir()  # reads as an error for every user, root included
+    with pytest.warns(RuntimeWarning, match=r"a\.txt: the caption cannot be read"):
+        (image,) = walk(tmp_path)
+    assert image.caption is None
+
+
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(InvalidInputError, match="empty"):
+        list(open_images(""))

@@ -78,7 +78,8 @@ class MissingDependencyError(ZsqError, ImportError):
 
     def __init__(self, package: str, needed_for: str, install: str) -> None:
         super().__init__(
-            f"{needed_for} needs the package {package!r}, which cannot be imported; install it with: {install}"
+            f"{needed_for} needs the package {package!r}, which cannot be imported; "
+            f"install it with: {install}"
         )
         self.package = package
         self.needed_for = needed_for

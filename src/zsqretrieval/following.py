@@ -22,7 +22,7 @@ from zsqretrieval.catalog import Catalog, Change, Position
 from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.parts import check_parts, describe, empty_like, restore
 from zsqretrieval.protocols import Encoder, Index
-from zsqretrieval.storage import _locked
+from zsqretrieval.storage import locked
 
 __all__ = ["Follower"]
 
@@ -78,7 +78,7 @@ class Follower:
         part = describe("index", self._index)
         if part is None:
             return
-        with _locked(album, exclusive=True), self._lock:
+        with locked(album, exclusive=True), self._lock:
             self.follow()
             folder = f"index-{secrets.token_hex(4)}"
             try:
@@ -103,7 +103,7 @@ class Follower:
         Raises:
             AlbumError: the index of the album is not a plugin.
         """
-        with _locked(album, exclusive=False):  # a save would delete the snapshot that is being read
+        with locked(album, exclusive=False):  # a save would delete the snapshot that is being read
             saved = catalog.get_meta("index")
             empty: Index = restore("index", saved["part"] if saved else catalog.settings.get("index"), album)
             check_parts(encoder, empty)

@@ -15,6 +15,7 @@ import os
 import stat
 import struct
 import tarfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -363,6 +364,8 @@ def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image]:
     if isinstance(source, (bytes, PILImage.Image, Image)):
         yield as_image(source)
     elif isinstance(source, (str, os.PathLike)):
+        if source == "":  # which Path takes for the current folder
+            raise InvalidInputError("an image path is empty; the current folder is '.'")
         yield from _open_path(Path(source))
     elif isinstance(source, Iterable):
         for one in source:
@@ -460,8 +463,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _read_caption(path: Path) -> str | None:
     try:
         return _caption(path.read_bytes())
-    except OSError as error:
-        raise ImageError(_printable(path), f"caption cannot be read: {error.strerror or error}") from error
+    except OSError as error:  # the image is still an image
+        reason = error.strerror or error
+        warnings.warn(
+            f"{_printable(path)}: the caption cannot be read: {reason}", RuntimeWarning, stacklevel=2
+        )
+        return None
 
 
 def _caption(text: bytes) -> str | None:

@@ -183,7 +183,7 @@ class Generator(Protocol):
     def log_likelihood(
         self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
     ) -> list[Likelihood]:
-        """log P(continuation | context), token by token, for n pairs.
+        """Score n pairs: log P(continuation | context), token by token.
 
         Args:
             contexts: n contexts of interleaved text and images.

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from zsqretrieval.album import CATALOG
 from zsqretrieval.catalog import Catalog, NewImage, Record
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.following import Follower
@@ -41,7 +42,6 @@ Progress: TypeAlias = Callable[[int], object]
 
 FIRST_STAGE = "first_stage"
 
-_CATALOG = "catalog.sqlite"
 _SUFFIX = re.compile(r"(#[0-9a-f]{8}([0-9a-f]{56})?)?")  # what follows an id that was taken
 
 
@@ -97,7 +97,7 @@ class Retriever:
         folder = None if path is None else _make_folder(path)
         parts = {"encoder_part": describe("encoder", encoder), "index": describe("index", index)}
         catalog = Catalog.create(
-            None if folder is None else folder / _CATALOG,
+            None if folder is None else folder / CATALOG,
             dim=encoder.dim,
             settings={"encoder": encoder.fingerprint, **parts},
         )
@@ -165,11 +165,9 @@ class Retriever:
             IntegrityError: the catalog is damaged.
         """
         folder = Path(path).absolute()
-        if not (folder / _CATALOG).is_file():
-            raise AlbumError(
-                f"{folder} is not an album (it holds no {_CATALOG}); make one, or check the path"
-            )
-        catalog = Catalog.open(folder / _CATALOG)
+        if not (folder / CATALOG).is_file():
+            raise AlbumError(f"{folder} is not an album (it holds no {CATALOG}); make one, or check the path")
+        catalog = Catalog.open(folder / CATALOG)
         try:
             made_with = catalog.settings.get("encoder")
             if encoder is None:
@@ -209,7 +207,7 @@ class Retriever:
                 if path is None:
                     raise AlbumError("this album lives in memory; say where to save it: save(path)")
                 folder = _make_folder(path)
-                self._catalog.move_to(folder / _CATALOG)
+                self._catalog.move_to(folder / CATALOG)
                 self._path = folder
             elif path is not None and Path(path).absolute() != self._path:
                 raise AlbumError(f"this album lives in {self._path}; copy that directory to {path} instead")

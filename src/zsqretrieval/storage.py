@@ -32,6 +32,7 @@ __all__ = [
     "Snapshot",
     "StoredFile",
     "array_part",
+    "locked",
     "open_snapshot",
     "peek_snapshot",
     "read_array",
@@ -127,7 +128,7 @@ def write_snapshot(
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    with _locked(path, exclusive=True):
+    with locked(path, exclusive=True):
         scratch: list[Path] = []
         try:
             files = {part: _write_part(path, part, write, scratch) for part, write in parts.items()}
@@ -200,7 +201,7 @@ def open_snapshot(path: Path, kind: str, **expected: Any) -> Iterator[Snapshot]:
         MismatchError: another kind, or another fact than expected; names both sides.
     """
     path = Path(path)
-    with _locked(path, exclusive=False):
+    with locked(path, exclusive=False):
         snapshot = peek_snapshot(path)
         if snapshot.kind != kind:
             raise MismatchError(
@@ -319,7 +320,7 @@ def _sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, *, exclusive: bool) -> Iterator[None]:
+def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
     """Advisory lock on the directory, freed by the system when the process dies.
 
     Where the platform or file system has none, two processes must not save to one directory at once.

@@ -57,7 +57,7 @@ class Likelihood:
 
     @property
     def sum(self) -> float:
-        """log P(continuation | context) in nats."""
+        """The natural logarithm of P(continuation | context)."""
         return float(self.token_log_probs.sum(dtype=np.float64))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from zsqretrieval.cli.console import (
     show,
     write_page,
 )
-from zsqretrieval.cli.opening import CATALOG, album_facts, new_retriever, open_album
+from zsqretrieval.cli.opening import new_retriever, open_album
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def index(
 
     What was added is safe at any moment: an interrupted run is continued by the same command.
     """
+    from zsqretrieval.album import CATALOG
+
     for source in sources:
         if not any(mark in source for mark in "*?[") and not Path(source).exists():
             raise InvalidInputError(f"{source}: no such file or folder; nothing was indexed")
@@ -92,24 +95,25 @@ def _count(sources: list[str]) -> int | None:
 
 def _refuse_other_parts(album: Path, preset: str | None, index_name: str | None) -> None:
     """An album keeps the parts it was made with; to ask for others is an error and not ignored."""
+    from zsqretrieval.album import describe_album
     from zsqretrieval.parts import PRESETS
 
-    facts = album_facts(album)
-    made_with, wanted = facts["encoder"], PRESETS.get(preset or "")
+    facts = describe_album(album)
+    made_with, wanted = facts.encoder, PRESETS.get(preset or "")
     if preset and wanted is None:
         raise InvalidInputError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
-    config = made_with["config"] or {}
+    config = made_with.config or {}
     if wanted and (
-        wanted.encoder != made_with["plugin"]
+        wanted.encoder != made_with.plugin
         or any(config.get(name) != value for name, value in wanted.encoder_config.items())
     ):
         raise InvalidInputError(
-            f"{album} was made with the encoder {made_with['plugin']!r} {config}, not with the preset "
+            f"{album} was made with the encoder {made_with.plugin!r} {config}, not with the preset "
             f"{preset!r}; leave out --preset, or make a new album"
         )
-    if index_name and index_name != facts["index"]["plugin"]:
+    if index_name and index_name != facts.index.plugin:
         raise InvalidInputError(
-            f"{album} was made with the index {facts['index']['plugin']!r}, not {index_name!r}; "
+            f"{album} was made with the index {facts.index.plugin!r}, not {index_name!r}; "
             "leave out --index, or make a new album"
         )
 
@@ -193,23 +197,25 @@ def _page(ranking: Ranking, image: Path | None) -> str:
 
 def info(album: _Album, as_json: _Json = False) -> None:
     """Say what an album holds and what it was made with. Loads no model."""
-    facts = album_facts(album)
+    from zsqretrieval.album import describe_album
+
+    facts = describe_album(album)
     if as_json:
-        emit_json(facts)
+        emit_json(asdict(facts))
         return
-    encoder, kept, sizes = facts["encoder"], facts["index"], facts["bytes_on_disk"]
-    state = "not saved" if not kept["saved"] else "up to date" if kept["up_to_date"] else "behind the catalog"
-    table = plain_table("album", printable(facts["album"]))
-    table.add_row("images", str(facts["images"]))
-    table.add_row("encoder", printable(f"{encoder['plugin'] or 'not a plugin'}, {encoder['dim']} dimensions"))
-    table.add_row("fingerprint", printable(str(encoder["fingerprint"])))
-    table.add_row("index", printable(f"{kept['plugin'] or 'not a plugin'}, {state}"))
+    encoder, kept, sizes = facts.encoder, facts.index, facts.bytes_on_disk
+    state = "not saved" if not kept.saved else "up to date" if kept.up_to_date else "behind the catalog"
+    table = plain_table("album", printable(facts.album))
+    table.add_row("images", str(facts.images))
+    table.add_row("encoder", printable(f"{encoder.plugin or 'not a plugin'}, {encoder.dim} dimensions"))
+    table.add_row("fingerprint", printable(str(encoder.fingerprint)))
+    table.add_row("index", printable(f"{kept.plugin or 'not a plugin'}, {state}"))
     table.add_row("catalog on disk", human_size(sizes["catalog"]))
     table.add_row("index on disk", human_size(sizes["index"]))
     show(table)
-    if not facts["images"]:
+    if not facts.images:
         say("It is empty; add some images: zsq index FOLDER --out ALBUM")
-    elif not kept["up_to_date"]:
+    elif not kept.up_to_date:
         say("The next search brings the index up to date; `zsq index` also saves it.")
 
 

@@ -1,21 +1,24 @@
 """The two towers of the mini encoder, and how they are put together from downloaded and trained weights.
 
-Shapes: B images or texts, T tokens, D = 512 trained and S = 384 sentence dimensions, C = 1000 classes.
+Shapes: B images or texts, T tokens, D = 512 dimensions of one head, S = 384 sentence dimensions, C = 1000
+classes. Each tower has a trunk, two tops, a trained head on each top, and a part that needs no training.
 
-    pixels [B, 3, 260, 260] --trunk--> [B, 208, 9, 9] --tuned top--> [B, 81, 1280] --pool--> trained [B, D]
-                                             `--ImageNet top--> P(class) [B, C] --names--> knowledge [B, S]
-    ids [B, T] --lower layers--> [B, T, 384] --tuned layers--> [B, T, 384] --pool--> trained [B, D]
-                                       `--MiniLM's own layers--> mean token --> knowledge [B, S]
+    pixels [B, 3, 260, 260] --trunk--> [B, 208, 9, 9] --tuned top--> [B, 1280, 9, 9] --head--> [B, D]
+                                           `--ImageNet's own top--> [B, 1280, 9, 9] --head--> [B, D]
+                                                  `--classifier--> P(class) [B, C] --names--> [B, S]
+    ids [B, T] --trunk--> [B, T, 384] --tuned layers--> [B, T, 384] --head--> [B, D]
+                              `--MiniLM's own layers--> [B, T, 384] --head--> [B, D]
+                                                            `--mean token--> [B, S]
 
-The trained halves are aligned by contrastive learning on captioned photographs. The knowledge halves need no
-training: an image is the mean of the names of its likeliest ImageNet classes in MiniLM's space (ConSE,
-Norouzi et al., arXiv 1312.5650), a text is its MiniLM sentence vector.
+The heads of both towers are aligned by contrastive learning on captioned photographs. The last part is
+knowledge the base models bring along: an image is the mean of the names of its likeliest ImageNet classes in
+MiniLM's space (ConSE, Norouzi et al., arXiv 1312.5650), a text is its MiniLM sentence vector.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 from transformers import BertConfig, BertModel
 
-__all__ = ["AttentionPool", "ImageTower", "TextTower", "join", "likely_names", "scale_pixels"]
+__all__ = ["AttentionPool", "ImageTower", "TextTower", "fresh_head", "join", "likely_names", "scale_pixels"]
 
 IMAGE_SIZE = 260
-TRAINED_DIM = 512
+HEAD_DIM = 512
 TUNED_LAYERS = 3
 LIKELIEST = 30
 
@@ -67,58 +70,83 @@ class AttentionPool(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """EfficientNet-Lite2 with a second, tuned copy of its top."""
+    """EfficientNet-Lite2 with a second, tuned copy of its top, and a head on each."""
 
     def __init__(self, base: Mapping[str, Tensor], *, dropout: float = 0.0) -> None:
         super().__init__()
         cnn, copy = _efficientnet(base), _efficientnet(base)
         self.stem = nn.Sequential(cnn.conv_stem, cnn.bn1)
         self.lower = nn.Sequential(*cnn.blocks[:-1])
-        self.imagenet_top = nn.Sequential(cnn.blocks[-1], cnn.conv_head, cnn.bn2)
+        self.own_top = nn.Sequential(cnn.blocks[-1], cnn.conv_head, cnn.bn2)
         self.classifier = cnn.classifier
         self.tuned_top = nn.Sequential(copy.blocks[-1], copy.conv_head, copy.bn2)
-        self.pool = AttentionPool(1280, TRAINED_DIM, dropout=dropout)
+        self.tuned_head = AttentionPool(1280, HEAD_DIM, dropout=dropout)
+        self.own_head = fresh_head(1280, dropout)
 
     def trunk(self, pixels: Tensor) -> Tensor:
         """[B, 3, 260, 260], scaled as :func:`scale_pixels` does, to [B, 208, 9, 9]."""
         grid: Tensor = self.lower(self.stem(pixels))
         return grid
 
-    def trained(self, grid: Tensor) -> Tensor:
-        """[B, 208, 9, 9] to [B, D], not of unit length."""
-        tokens = self.tuned_top(grid).flatten(2).transpose(1, 2)  # [B, 81, 1280]
-        pooled: Tensor = self.pool(tokens, tokens.new_ones(tokens.shape[:2]))
-        return pooled
+    def own(self, grid: Tensor) -> Tensor:
+        """[B, 208, 9, 9] to the features ImageNet was classified by, [B, 1280, 9, 9]."""
+        features: Tensor = self.own_top(grid)
+        return features
 
-    def class_probabilities(self, grid: Tensor) -> Tensor:
-        """[B, 208, 9, 9] to P(ImageNet class | image) [B, C]."""
-        pooled = self.imagenet_top(grid).mean((2, 3))  # [B, 1280]
-        probabilities: Tensor = self.classifier(pooled).float().softmax(-1)
+    def by_own_head(self, own: Tensor) -> Tensor:
+        """What :meth:`own` gives to [B, D], not of unit length."""
+        return _pooled_grid(self.own_head, own)
+
+    def by_tuned_head(self, grid: Tensor) -> Tensor:
+        """[B, 208, 9, 9] to [B, D], not of unit length."""
+        return _pooled_grid(self.tuned_head, self.tuned_top(grid))
+
+    def class_probabilities(self, own: Tensor) -> Tensor:
+        """What :meth:`own` gives to P(ImageNet class | image) [B, C]."""
+        probabilities: Tensor = self.classifier(own.mean((2, 3))).float().softmax(-1)
         return probabilities
 
 
 class TextTower(nn.Module):
-    """all-MiniLM-L6-v2 with a second, tuned copy of its upper layers."""
+    """all-MiniLM-L6-v2 with a second, tuned copy of its upper layers, and a head on each."""
 
     def __init__(self, config: Path, base: Mapping[str, Tensor], *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.bert, copy = _minilm(config, base), _minilm(config, base)
+        bert, copy = _minilm(config, base), _minilm(config, base)
+        self.embeddings = bert.embeddings
+        self.lower_layers = bert.encoder.layer[:-TUNED_LAYERS]
+        self.own_layers = bert.encoder.layer[-TUNED_LAYERS:]
         self.tuned_layers = copy.encoder.layer[-TUNED_LAYERS:]
-        self.pool = AttentionPool(384, TRAINED_DIM, dropout=dropout)
+        self.tuned_head = AttentionPool(384, HEAD_DIM, dropout=dropout)
+        self.own_head = fresh_head(384, dropout)
 
-    def trunk(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Word-piece ids and mask [B, T] to lower hidden states [B, T, 384] and sentence vectors [B, S]."""
-        out = self.bert(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
-        mean = (out.last_hidden_state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return out.hidden_states[-1 - TUNED_LAYERS], normalize(mean, dim=-1)
+    def trunk(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Word-piece ids and mask [B, T] to lower hidden states [B, T, 384]."""
+        return _through(self.lower_layers, self.embeddings(ids), mask)
 
-    def trained(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Lower hidden states [B, T, 384] and mask [B, T] to [B, D], not of unit length."""
-        bias = (1 - mask[:, None, None, :]) * _PADDED
-        for layer in self.tuned_layers:
-            hidden = layer(hidden, attention_mask=bias.to(hidden.dtype))
-        pooled: Tensor = self.pool(hidden, mask)
+    def own(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Lower hidden states to MiniLM's own last ones, [B, T, 384]."""
+        return _through(self.own_layers, hidden, mask)
+
+    def by_own_head(self, own: Tensor, mask: Tensor) -> Tensor:
+        """What :meth:`own` gives to [B, D], not of unit length."""
+        pooled: Tensor = self.own_head(own, mask)
         return pooled
+
+    def by_tuned_head(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Lower hidden states [B, T, 384] and mask [B, T] to [B, D], not of unit length."""
+        pooled: Tensor = self.tuned_head(_through(self.tuned_layers, hidden, mask), mask)
+        return pooled
+
+    def sentence(self, own: Tensor, mask: Tensor) -> Tensor:
+        """What :meth:`own` gives to unit sentence vectors [B, S]: the mean token, as MiniLM was trained."""
+        return normalize((own * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), dim=-1)
+
+
+def fresh_head(width: int, dropout: float) -> AttentionPool:
+    """A head whose weights are not drawn from the global random stream, so no other weight depends on it."""
+    with torch.random.fork_rng(devices=[]):
+        return AttentionPool(width, HEAD_DIM, dropout=dropout)
 
 
 def scale_pixels(pixels: Tensor) -> Tensor:
@@ -142,16 +170,30 @@ def likely_names(probabilities: Tensor, names: Tensor) -> Tensor:
     return (weight[..., None] * names[classes]).sum(1)
 
 
-def join(trained: Tensor, knowledge: Tensor, share: float) -> Tensor:
-    """One unit vector [B, D + S] whose dot product is the weighted sum of the two parts' cosines.
+def join(heads: Sequence[Tensor], knowledge: Tensor, share: float) -> Tensor:
+    """One unit vector [B, 2 D + S] whose dot product is a weighted sum of the parts' cosines.
 
     Args:
-        trained: [B, D], of any length.
+        heads: each [B, D], of any length; they share ``1 - share`` equally.
         knowledge: unit vectors [B, S].
         share: weight of the knowledge part, between 0 and 1.
     """
-    trained = normalize(trained.float(), dim=-1)
-    return torch.cat([trained * (1 - share) ** 0.5, knowledge * share**0.5], dim=-1)
+    weight = ((1 - share) / len(heads)) ** 0.5
+    parts = [normalize(head.float(), dim=-1) * weight for head in heads]
+    return torch.cat([*parts, knowledge * share**0.5], dim=-1)
+
+
+def _pooled_grid(head: nn.Module, features: Tensor) -> Tensor:
+    tokens = features.flatten(2).transpose(1, 2)  # [B, 81, 1280]
+    pooled: Tensor = head(tokens, tokens.new_ones(tokens.shape[:2]))
+    return pooled
+
+
+def _through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
+    bias = ((1 - mask[:, None, None, :]) * _PADDED).to(hidden.dtype)
+    for layer in layers:
+        hidden = layer(hidden, attention_mask=bias)
+    return hidden
 
 
 def _efficientnet(base: Mapping[str, Tensor]) -> Any:

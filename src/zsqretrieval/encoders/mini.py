@@ -48,7 +48,7 @@ _MAX_TOKENS = 128
 
 @final
 class MiniEncoder:
-    """Images and texts to unit float32 vectors of 896 dimensions; made by :meth:`from_pretrained`.
+    """Images and texts to unit float32 vectors of 1408 dimensions; made by :meth:`from_pretrained`.
 
     Image: the whole picture, whatever its shape, is resized to 260 x 260. Text: the first 128 word pieces.
     Both methods may be called from several threads.
@@ -111,9 +111,11 @@ class MiniEncoder:
         text_tower = _mini_model.TextTower(bert_config, load_file(bert))
         for prefix, module in (
             ("image.tuned_top.", image_tower.tuned_top),
-            ("image.pool.", image_tower.pool),
+            ("image.tuned_head.", image_tower.tuned_head),
+            ("image.own_head.", image_tower.own_head),
             ("text.tuned_layers.", text_tower.tuned_layers),
-            ("text.pool.", text_tower.pool),
+            ("text.tuned_head.", text_tower.tuned_head),
+            ("text.own_head.", text_tower.own_head),
         ):
             _load_part(module, trained, prefix, path)
         device = device or _best_device()
@@ -133,8 +135,8 @@ class MiniEncoder:
 
     @property
     def dim(self) -> int:
-        """Length of every vector: 512 trained dimensions and 384 of knowledge."""
-        return 512 + 384
+        """Length of every vector: 512 dimensions for each of two trained heads and 384 of knowledge."""
+        return 512 + 512 + 384
 
     @property
     def fingerprint(self) -> str:
@@ -155,7 +157,7 @@ class MiniEncoder:
         """Encode images; see :meth:`zsqretrieval.protocols.Encoder.encode_image`.
 
         Returns:
-            float32 [n, 896], unit rows.
+            float32 [n, 1408], unit rows.
 
         Raises:
             ImageError: an image cannot be decoded; names it.
@@ -170,14 +172,15 @@ class MiniEncoder:
         for start, end in _batches(len(images), batch_size):
             pixels = np.stack(list(self._pool.map(_pixels, images[start:end])))  # uint8 [B, 260, 260, 3]
             with torch.inference_mode():
-                grid = self._image_tower.trunk(
-                    _mini_model.scale_pixels(torch.from_numpy(pixels)).to(self._device)
-                )
+                tower = self._image_tower
+                grid = tower.trunk(_mini_model.scale_pixels(torch.from_numpy(pixels)).to(self._device))
+                own = tower.own(grid)
                 names = _mini_model.likely_names(
-                    self._image_tower.class_probabilities(grid), self._knowledge["class_names"]
+                    tower.class_probabilities(own), self._knowledge["class_names"]
                 )
                 knowledge = normalize(names - self._knowledge["image_mean"], dim=-1)
-                vectors = _mini_model.join(self._image_tower.trained(grid), knowledge, self._share)
+                heads = (tower.by_tuned_head(grid), tower.by_own_head(own))
+                vectors = _mini_model.join(heads, knowledge, self._share)
             rows[start:end] = vectors.cpu().numpy()
         return rows
 
@@ -185,7 +188,7 @@ class MiniEncoder:
         """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
 
         Returns:
-            float32 [n, 896], unit rows.
+            float32 [n, 1408], unit rows.
 
         Raises:
             InvalidInputError: ``texts`` is one string or holds other things, or ``batch_size`` < 1.
@@ -199,12 +202,14 @@ class MiniEncoder:
 
         rows = np.empty((len(texts), self.dim), dtype=np.float32)
         for start, end in _batches(len(texts), batch_size):
-            ids, mask = self._tokenize(texts[start:end])
+            ids, mask = (tensor.to(self._device) for tensor in self._tokenize(texts[start:end]))
             with torch.inference_mode():
-                hidden, sentence = self._text_tower.trunk(ids.to(self._device), mask.to(self._device))
-                knowledge = normalize(sentence - self._knowledge["text_mean"], dim=-1)
-                trained = self._text_tower.trained(hidden, mask.to(self._device))
-                vectors = _mini_model.join(trained, knowledge, self._share)
+                tower = self._text_tower
+                hidden = tower.trunk(ids, mask)
+                own = tower.own(hidden, mask)
+                knowledge = normalize(tower.sentence(own, mask) - self._knowledge["text_mean"], dim=-1)
+                heads = (tower.by_tuned_head(hidden, mask), tower.by_own_head(own, mask))
+                vectors = _mini_model.join(heads, knowledge, self._share)
             rows[start:end] = vectors.cpu().numpy()
         return rows
 

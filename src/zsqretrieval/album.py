@@ -1,0 +1,106 @@
+"""What lies in an album's directory, told without loading a model or an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zsqretrieval.catalog import Catalog
+from zsqretrieval.errors import AlbumError
+
+__all__ = ["CATALOG", "AlbumFacts", "EncoderFacts", "IndexFacts", "describe_album"]
+
+CATALOG = "catalog.sqlite"
+"""Name of the catalog's file in an album."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """The encoder an album was made with.
+
+    Attributes:
+        plugin: its plugin name; None when it is not a plugin.
+        config: settings that rebuild it; None when it is not a plugin.
+        dim: length of its vectors.
+        fingerprint: what every vector of the album was made by.
+    """
+
+    plugin: str | None
+    config: Mapping[str, Any] | None
+    dim: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFacts:
+    """The index of an album.
+
+    Attributes:
+        plugin: its plugin name; None when it is not a plugin.
+        config: settings that rebuild it; None when it is not a plugin.
+        saved: whether there is a snapshot of it.
+        up_to_date: whether the snapshot holds exactly the images of the catalog.
+    """
+
+    plugin: str | None
+    config: Mapping[str, Any] | None
+    saved: bool
+    up_to_date: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AlbumFacts:
+    """An album.
+
+    Attributes:
+        album: its directory.
+        images: how many it holds.
+        encoder: what made its vectors.
+        index: what searches them.
+        bytes_on_disk: size of ``catalog`` and ``index``.
+    """
+
+    album: str
+    images: int
+    encoder: EncoderFacts
+    index: IndexFacts
+    bytes_on_disk: Mapping[str, int]
+
+
+def describe_album(path: Path) -> AlbumFacts:
+    """Read what the catalog says of an album.
+
+    Raises:
+        AlbumError: there is no album at ``path``.
+        IntegrityError: its catalog is damaged.
+    """
+    if not (path / CATALOG).is_file():
+        raise AlbumError(f"{path} is not an album (it holds no {CATALOG}); make one with `zsq index`")
+    with Catalog.open(path / CATALOG) as catalog:
+        snapshot = catalog.get_meta("index")  # None until the index is first saved
+        encoder = catalog.settings.get("encoder_part") or {}
+        index = (snapshot["part"] if snapshot else catalog.settings.get("index")) or {}
+        position = asdict(catalog.position)
+        return AlbumFacts(
+            album=str(path.absolute()),
+            images=len(catalog),
+            encoder=EncoderFacts(
+                encoder.get("plugin"), encoder.get("config"), catalog.dim, catalog.settings["encoder"]
+            ),
+            index=IndexFacts(
+                index.get("plugin"),
+                index.get("config"),
+                saved=snapshot is not None,
+                up_to_date=snapshot is not None and snapshot["position"] == position,
+            ),
+            bytes_on_disk={
+                "catalog": _size(path.glob(f"{CATALOG}*")),
+                "index": _size((path / snapshot["folder"]).rglob("*")) if snapshot else 0,
+            },
+        )
+
+
+def _size(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())

@@ -88,7 +88,12 @@ def test_ctrl_c_keeps_what_was_added(process: Start, tmp_path: Path) -> None:
     for i in range(300):
         PILImage.new("RGB", (900, 900), (i % 256, i // 256, 7)).save(folder / f"{i:03}.png", compress_level=0)
     arguments = ("index", folder, "--out", "album", "--preset", "toy", "--batch-size", 2)
-    started = process(*arguments)
+    # Where the tests run in the background, Ctrl-C is ignored, and a child would inherit that.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        started = process(*arguments)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     wal = tmp_path / "album" / "catalog.sqlite-wal"
     deadline = time.monotonic() + 30
     while not (wal.exists() and wal.stat().st_size > 200_000):  # some batches have gone by

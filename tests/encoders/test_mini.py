@@ -107,6 +107,18 @@ def test_other_weights_change_the_fingerprint(tmp_path: Path) -> None:
     assert MiniEncoder.from_config(mine.config).fingerprint == mine.fingerprint
 
 
+def test_knowledge_can_be_given_more_weight_or_none() -> None:
+    texts = ["a marmot", "two people on a beach"]
+    shipped = encoder().encode_text(texts)
+    only = MiniEncoder.from_pretrained(knowledge_share=1)
+    assert np.allclose(only.encode_text(texts)[:, :1024], 0)
+    assert np.allclose(only.encode_text(texts)[:, 1024:], shipped[:, 1024:] / np.sqrt(0.25), atol=1e-5)
+    assert only.fingerprint != encoder().fingerprint
+    assert MiniEncoder.from_config(only.config).fingerprint == only.fingerprint
+    with pytest.raises(InvalidInputError, match="between 0 and 1"):
+        MiniEncoder.from_pretrained(knowledge_share=1.5)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "lacking", "misshapen", "absent"])
 def test_a_damaged_trained_part_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "mini.safetensors"

@@ -62,6 +62,7 @@ class MiniEncoder:
         trained: Mapping[str, torch.Tensor],
         *,
         device: str,
+        share: float,
         config: Mapping[str, Any],
         fingerprint: str,
     ) -> None:
@@ -69,7 +70,7 @@ class MiniEncoder:
         self._text_tower = text_tower
         self._tokenizer = tokenizer
         self._knowledge = {name: trained[name].float().to(device) for name in _KNOWLEDGE}
-        self._share = float(trained["share"])
+        self._share = share
         self._device = device
         self._config = dict(config)
         self._fingerprint = fingerprint
@@ -80,6 +81,7 @@ class MiniEncoder:
         cls,
         weights: str | os.PathLike[str] | None = None,
         *,
+        knowledge_share: float | None = None,
         device: str | None = None,
         progress: Progress | None = None,
     ) -> Self:
@@ -87,13 +89,19 @@ class MiniEncoder:
 
         Args:
             weights: trained part written by ``examples/train_mini_encoder.py``; the shipped one when None.
+            knowledge_share: weight of the part that knows ImageNet's classes by name, from 0 to 1; None takes
+                what was chosen in training. More of it helps with single things cut out or close by, less
+                with scenes of people doing something. Vectors of different weights cannot be compared.
             device: a torch device; None takes the best there is.
             progress: told how far the download is.
 
         Raises:
+            InvalidInputError: ``knowledge_share`` is not between 0 and 1.
             WeightsError: base weights are neither cached nor to be fetched, or ``weights`` is not a trained
                 part of this encoder.
         """
+        if knowledge_share is not None and not 0 <= knowledge_share <= 1:
+            raise InvalidInputError(f"knowledge_share must be between 0 and 1, not {knowledge_share}")
         path = _SHIPPED if weights is None else Path(weights).absolute()
         files = fetch(
             (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER), progress=progress
@@ -122,15 +130,20 @@ class MiniEncoder:
         tokenizer = Tokenizer.from_file(str(vocabulary))
         tokenizer.no_padding()
         tokenizer.enable_truncation(_MAX_TOKENS)
+        share = float(trained["share"]) if knowledge_share is None else float(knowledge_share)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        config: dict[str, Any] = {} if weights is None else {"weights": str(path)}
+        if knowledge_share is not None:
+            config["knowledge_share"] = share
         return cls(
             image_tower.eval().requires_grad_(False).to(device),
             text_tower.eval().requires_grad_(False).to(device),
             tokenizer,
             trained,
             device=device,
-            config={} if weights is None else {"weights": str(path)},
-            fingerprint=f"mini-{_VERSION}-{digest[:16]}",
+            share=share,
+            config=config,
+            fingerprint=f"mini-{_VERSION}-{digest[:16]}-{share:g}",
         )
 
     @property
@@ -140,7 +153,7 @@ class MiniEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Names the trained part by its digest; the base weights are fixed by theirs in the source."""
+        """Digest of the trained part, weight of the knowledge; the base weights are fixed in the source."""
         return self._fingerprint
 
     @property

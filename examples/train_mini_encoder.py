@@ -220,7 +220,7 @@ class Texts:
         return hidden, mask
 
 
-# --- steps 2 and 3: training ------------------------------------------------------------------------------
+# --- steps 2 to 4: training -------------------------------------------------------------------------------
 
 
 class Model(nn.Module):
@@ -247,7 +247,7 @@ class Model(nn.Module):
     def dropping_out(self, own: bool) -> None:
         """Training mode, but for the CNN's batch statistics and for what is not trained."""
         self.eval()
-        for part in [*self.heads(own)] if own else [*self.heads(own), self.text.tuned_layers]:
+        for part in self.heads(own) if own else [*self.heads(own), self.text.tuned_layers]:
             part.train()
 
     def encode_image(self, grid: Tensor, own: bool) -> Tensor:
@@ -277,7 +277,8 @@ def train(model: Model, phase: Phase, work: Path, seed: int) -> None:
     texts = Texts(work / "train-texts")  # captions first, then their rewordings
     n = len(grids[0])
     heads = [parameter for head in model.heads(phase.own) for parameter in head.parameters()]
-    model.log_scale.data.fill_(math.log(INITIAL_SCALE) if phase.base_rate == 0 else model.log_scale.item())
+    if phase.base_rate == 0:  # the heads are new
+        model.log_scale.data.fill_(math.log(INITIAL_SCALE))
     groups = [
         {"params": heads, "lr": phase.head_rate},
         {"params": [model.log_scale], "lr": phase.head_rate, "weight_decay": 0.0},
@@ -417,7 +418,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of train-*.tar and dev-*.tar")
-    parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files (2.5 GB)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files (3 GB)")
     parser.add_argument("--out", type=Path, default=Path("mini.safetensors"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

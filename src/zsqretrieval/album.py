@@ -10,7 +10,7 @@ from typing import Any
 from zsqretrieval.catalog import Catalog
 from zsqretrieval.errors import AlbumError
 
-__all__ = ["CATALOG", "AlbumFacts", "EncoderFacts", "IndexFacts", "describe_album"]
+__all__ = ["CATALOG", "AlbumFacts", "EncoderFacts", "IndexFacts", "describe_album", "find_catalog"]
 
 CATALOG = "catalog.sqlite"
 """Name of the catalog's file in an album."""
@@ -69,6 +69,20 @@ class AlbumFacts:
     bytes_on_disk: Mapping[str, int]
 
 
+def find_catalog(path: Path) -> Path:
+    """The catalog's file of the album at ``path``.
+
+    Raises:
+        AlbumError: there is no album.
+    """
+    catalog = path / CATALOG
+    if not catalog.is_file():
+        raise AlbumError(
+            f"{path} is not an album (it holds no {CATALOG}); make one with `zsq index`, or check the path"
+        )
+    return catalog
+
+
 def describe_album(path: Path) -> AlbumFacts:
     """Read what the catalog says of an album.
 
@@ -76,9 +90,7 @@ def describe_album(path: Path) -> AlbumFacts:
         AlbumError: there is no album at ``path``.
         IntegrityError: its catalog is damaged.
     """
-    if not (path / CATALOG).is_file():
-        raise AlbumError(f"{path} is not an album (it holds no {CATALOG}); make one with `zsq index`")
-    with Catalog.open(path / CATALOG) as catalog:
+    with Catalog.open(find_catalog(path)) as catalog:
         snapshot = catalog.get_meta("index")  # None until the index is first saved
         encoder = catalog.settings.get("encoder_part") or {}
         index = (snapshot["part"] if snapshot else catalog.settings.get("index")) or {}

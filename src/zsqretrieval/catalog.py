@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, MismatchError
+from zsqretrieval.storage import sync_directory
 
 __all__ = ["Catalog", "Change", "NewImage", "Position", "Record"]
 
@@ -209,7 +210,7 @@ class Catalog:
                     run.execute(statement)
                 run.executemany("INSERT INTO meta VALUES (?, ?)", fixed.items())
             if path is not None:
-                _sync_folder(Path(path).absolute().parent)
+                sync_directory(Path(path).absolute().parent)
             catalog._read_fixed()
         return catalog
 
@@ -612,7 +613,7 @@ class Catalog:
                 with temporary.open("rb+") as file:
                     os.fsync(file.fileno())
                 temporary.replace(target)
-                _sync_folder(target.parent)
+                sync_directory(target.parent)
             except OSError as error:
                 raise AlbumError(f"{target} cannot be written: {error.strerror or error}") from error
             finally:
@@ -758,13 +759,3 @@ def _to_json(value: Any, what: str) -> str:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"the {what} cannot be kept as JSON: {error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name in a folder survive a power cut; Windows does so by itself."""
-    if os.name != "nt":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -18,6 +18,7 @@ __all__ = [
     "describe",
     "empty_like",
     "new_index",
+    "preset_encoder",
     "preset_parts",
     "restore",
 ]
@@ -45,6 +46,16 @@ PRESETS: Mapping[str, Preset] = {
 """The presets by name."""
 
 
+def preset_encoder(name: str) -> Encoder:
+    """Make the encoder of a preset.
+
+    Raises:
+        InvalidInputError: no such preset.
+    """
+    preset = _preset(name)
+    return cast(Encoder, plugins.create("encoder", preset.encoder, preset.encoder_config))
+
+
 def preset_parts(name: str, index: str | None = None) -> tuple[Encoder, Index]:
     """Make the parts of a preset.
 
@@ -55,11 +66,14 @@ def preset_parts(name: str, index: str | None = None) -> tuple[Encoder, Index]:
     Raises:
         InvalidInputError: no such preset or index.
     """
+    encoder = preset_encoder(name)
+    return encoder, new_index(index or _preset(name).index, encoder)
+
+
+def _preset(name: str) -> Preset:
     if name not in PRESETS:
         raise InvalidInputError(f"there is no preset {name!r}; choose from {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    encoder = cast(Encoder, plugins.create("encoder", preset.encoder, preset.encoder_config))
-    return encoder, new_index(index or preset.index, encoder)
+    return PRESETS[name]
 
 
 def new_index(name: str, encoder: Encoder) -> Index:

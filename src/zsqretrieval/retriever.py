@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval.album import CATALOG
+from zsqretrieval.album import CATALOG, find_catalog
 from zsqretrieval.catalog import Catalog, NewImage, Record
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.following import Follower
@@ -165,9 +165,7 @@ class Retriever:
             IntegrityError: the catalog is damaged.
         """
         folder = Path(path).absolute()
-        if not (folder / CATALOG).is_file():
-            raise AlbumError(f"{folder} is not an album (it holds no {CATALOG}); make one, or check the path")
-        catalog = Catalog.open(folder / CATALOG)
+        catalog = Catalog.open(find_catalog(folder))
         try:
             made_with = catalog.settings.get("encoder")
             if encoder is None:

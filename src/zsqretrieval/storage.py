@@ -36,6 +36,7 @@ __all__ = [
     "open_snapshot",
     "peek_snapshot",
     "read_array",
+    "sync_directory",
     "write_snapshot",
 ]
 
@@ -133,7 +134,7 @@ def write_snapshot(
         try:
             files = {part: _write_part(path, part, write, scratch) for part, write in parts.items()}
             snapshot = Snapshot(path, kind, dict(facts), files)
-            _sync_directory(path)
+            sync_directory(path)
             new_manifest = path / f".manifest-{secrets.token_hex(8)}.tmp"
             scratch.append(new_manifest)
             with new_manifest.open("w", encoding="utf-8") as handle:
@@ -141,7 +142,7 @@ def write_snapshot(
                 handle.flush()
                 os.fsync(handle.fileno())
             new_manifest.replace(path / MANIFEST)
-            _sync_directory(path)
+            sync_directory(path)
         finally:
             for leftover in scratch:
                 leftover.unlink(missing_ok=True)
@@ -309,7 +310,8 @@ def _damaged(file: Path, what: str) -> IntegrityError:
     return IntegrityError(f"{file} is damaged: {what}; restore it from a copy or rebuild it from its source")
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory survive a power cut."""
     if os.name == "nt":  # a directory cannot be opened there, and renames are journalled
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -27,12 +27,12 @@ def new_retriever(preset: str, *, index: str | None = None, path: Path | None = 
 def new_encoder(preset: str, *, weights: Path | None = None) -> Encoder:
     """The encoder of a preset, its weights fetched; or the mini encoder with a trained part of one's own."""
     from zsqretrieval.errors import InvalidInputError
-    from zsqretrieval.parts import PRESETS, preset_parts
+    from zsqretrieval.parts import PRESETS, preset_encoder
 
     if preset in PRESETS:
         fetch_weights(PRESETS[preset].encoder)
     if weights is None:
-        return preset_parts(preset, "exact")[0]
+        return preset_encoder(preset)
     if preset != "mini":
         raise InvalidInputError(
             f"--weights is a trained part of the mini encoder, not of the preset {preset!r}"

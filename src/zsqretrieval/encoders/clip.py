@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval._torchvision import ensure_importable
+from zsqretrieval.encoders._device import resolve_device
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.images import decode
 from zsqretrieval.types import Image
@@ -109,7 +110,7 @@ class CLIPEncoder:
         open_clip = _import_open_clip()
         if precision not in _PRECISIONS:
             raise InvalidInputError(f"precision must be one of {', '.join(_PRECISIONS)}, not {precision!r}")
-        target = _device(device)
+        target = resolve_device(device)
         name, weights = _resolve(open_clip, name, pretrained)
         cache = None if cache_dir is None else str(Path(cache_dir).expanduser().absolute())
         if not name.startswith((_LOCAL_DIR, _HUB)):
@@ -256,20 +257,6 @@ def _import_open_clip() -> Any:
             error.name or "open_clip", "CLIPEncoder", "pip install open_clip_torch torchvision"
         ) from error
     return open_clip
-
-
-def _device(device: str | None) -> torch.device:
-    import torch
-
-    if device is None:
-        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        device = next(name for name, there in available.items() if there)
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InvalidInputError(
-            f"device {device!r} cannot be used here: {str(error).splitlines()[0]}; device=None chooses one"
-        ) from error
 
 
 def _resolve(open_clip: Any, name: str, pretrained: str | Path | None) -> tuple[str, str | None]:

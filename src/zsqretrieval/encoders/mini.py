@@ -21,6 +21,7 @@ from PIL import Image as PILImage
 from typing_extensions import Self
 
 from zsqretrieval import _torchvision
+from zsqretrieval.encoders._device import resolve_device
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.images import decode
 from zsqretrieval.types import Image
@@ -61,7 +62,7 @@ class MiniEncoder:
         tokenizer: Tokenizer,
         trained: Mapping[str, torch.Tensor],
         *,
-        device: str,
+        device: torch.device,
         share: float,
         config: Mapping[str, Any],
         fingerprint: str,
@@ -96,7 +97,7 @@ class MiniEncoder:
             progress: told how far the download is.
 
         Raises:
-            InvalidInputError: ``knowledge_share`` is not between 0 and 1.
+            InvalidInputError: ``knowledge_share`` is not between 0 and 1, or there is no such device.
             WeightsError: base weights are neither cached nor to be fetched, or ``weights`` is not a trained
                 part of this encoder.
         """
@@ -114,7 +115,7 @@ class MiniEncoder:
 
         from zsqretrieval.encoders import _mini_model
 
-        trained = _read_trained(path)
+        trained, digest = _read_trained(path)
         image_tower = _mini_model.ImageTower(torch.load(cnn, map_location="cpu", weights_only=True))
         text_tower = _mini_model.TextTower(bert_config, load_file(bert))
         for prefix, module in (
@@ -126,21 +127,20 @@ class MiniEncoder:
             ("text.own_head.", text_tower.own_head),
         ):
             _load_part(module, trained, prefix, path)
-        device = device or _best_device()
+        target = resolve_device(device)
         tokenizer = Tokenizer.from_file(str(vocabulary))
         tokenizer.no_padding()
         tokenizer.enable_truncation(_MAX_TOKENS)
         share = float(trained["share"]) if knowledge_share is None else float(knowledge_share)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         config: dict[str, Any] = {} if weights is None else {"weights": str(path)}
         if knowledge_share is not None:
             config["knowledge_share"] = share
         return cls(
-            image_tower.eval().requires_grad_(False).to(device),
-            text_tower.eval().requires_grad_(False).to(device),
+            image_tower.eval().requires_grad_(False).to(target),
+            text_tower.eval().requires_grad_(False).to(target),
             tokenizer,
             trained,
-            device=device,
+            device=target,
             share=share,
             config=config,
             fingerprint=f"mini-{_VERSION}-{digest[:16]}-{share:g}",
@@ -254,20 +254,14 @@ def _pixels(image: Image) -> NDArray[np.uint8]:
     return np.asarray(rgb.resize((260, 260), PILImage.Resampling.BICUBIC, reducing_gap=3.0), dtype=np.uint8)
 
 
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _read_trained(path: Path) -> dict[str, torch.Tensor]:
+def _read_trained(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors and the SHA-256 of the very bytes they were read from."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        trained = load_file(path)
+        content = path.read_bytes()
+        trained = load(content)
     except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"{path} is not a readable trained part of the mini encoder ({error}); reinstall zsqretrieval, "
@@ -276,7 +270,7 @@ def _read_trained(path: Path) -> dict[str, torch.Tensor]:
     missing = [name for name in (*_KNOWLEDGE, "share") if name not in trained]
     if missing:
         raise WeightsError(f"{path} is not a trained part of the mini encoder: it lacks {', '.join(missing)}")
-    return trained
+    return trained, hashlib.sha256(content).hexdigest()
 
 
 def _load_part(module: torch.nn.Module, trained: Mapping[str, torch.Tensor], prefix: str, path: Path) -> None:

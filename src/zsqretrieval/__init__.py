@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zsqretrieval.types import Context as Context
     from zsqretrieval.types import Hit as Hit
     from zsqretrieval.types import Image as Image
-    from zsqretrieval.types import Likelihood as Likelihood
+    from zsqretrieval.types import LogLikelihood as LogLikelihood
     from zsqretrieval.types import Neighbors as Neighbors
     from zsqretrieval.types import Ranking as Ranking
 
@@ -41,7 +41,7 @@ _HOME = {
     "Hit": "types",
     "Image": "types",
     "Index": "protocols",
-    "Likelihood": "types",
+    "LogLikelihood": "types",
     "MiniEncoder": "encoders.mini",
     "Neighbors": "types",
     "Ranking": "types",

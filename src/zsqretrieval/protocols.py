@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval.types import Context, Image, Likelihood, Neighbors
+from zsqretrieval.types import Context, Image, LogLikelihood, Neighbors
 
-__all__ = ["Configurable", "Encoder", "FilteredIndex", "Generator", "Index"]
+__all__ = ["Configurable", "Encoder", "FilteredIndex", "Generator", "ImageStates", "Index"]
 
 
 @runtime_checkable
@@ -182,7 +182,7 @@ class Generator(Protocol):
 
     def log_likelihood(
         self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
-    ) -> list[Likelihood]:
+    ) -> list[LogLikelihood]:
         """Score n pairs: log P(continuation | context), token by token.
 
         Args:
@@ -193,9 +193,12 @@ class Generator(Protocol):
         Returns:
             n likelihoods in nats, in the order given.
 
+        The tokens of a continuation depend on it alone, never on the context before it.
+
         Raises:
             InvalidInputError: lengths differ, a continuation is empty, or a pair exceeds the model's
                 context length (never cut silently).
+            ImageError: an image cannot be decoded; names it.
         """
         ...
 
@@ -223,7 +226,44 @@ class Generator(Protocol):
             One list of ``n`` texts per context, in the order given.
 
         Raises:
-            InvalidInputError: a context is too long or a setting out of range.
+            InvalidInputError: a context is too long, or a setting is out of range: ``n`` or
+                ``max_new_tokens`` below 1, a temperature that is negative or not a number.
+            ImageError: an image cannot be decoded; names it.
+        """
+        ...
+
+
+@runtime_checkable
+class ImageStates(Generator, Protocol):
+    """A generator whose seeing part can run once per image rather than once per question.
+
+    A row of :meth:`image_states`, wrapped into an :class:`~zsqretrieval.types.ImageState` with this
+    generator's fingerprint, may stand in any context in place of the image it was made of, and gives the
+    same probabilities.
+    """
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of one image's state, for instance (64, 2048): latent tokens by width."""
+        ...
+
+    @property
+    def state_dtype(self) -> np.dtype[Any]:
+        """What states are stored as: the narrowest float that loses nothing the model would notice."""
+        ...
+
+    def image_states(self, images: Sequence[Image], *, batch_size: int = 16) -> NDArray[Any]:
+        """Run the seeing part.
+
+        Args:
+            images: n images.
+            batch_size: how many are computed together; must not change the result.
+
+        Returns:
+            [n, *state_shape] of ``state_dtype``, in the order given.
+
+        Raises:
+            ImageError: an image cannot be decoded; names it.
         """
         ...
 

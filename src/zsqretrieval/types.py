@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["Context", "Hit", "Image", "Likelihood", "Neighbors", "Ranking"]
+__all__ = ["Context", "Hit", "Image", "ImageState", "LogLikelihood", "Neighbors", "Ranking"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,12 +38,31 @@ class Image:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-Context: TypeAlias = Sequence["str | Image"]
-"""Interleaved text and images, in reading order, as Kosmos-1 takes them."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageState:
+    """What the seeing part of a generator makes of an image, computed once; stands in for it in a context.
+
+    Attributes:
+        values: float array of the generator's ``state_shape``; may be memory-mapped.
+        fingerprint: of the generator that computed it. No other can read it.
+        source: where the image came from, as error messages should name it.
+    """
+
+    values: NDArray[np.floating[Any]]
+    fingerprint: str
+    source: str
+
+
+Context: TypeAlias = Sequence["str | Image | ImageState"]
+"""Interleaved text and images, in reading order, as Kosmos-1 takes them.
+
+An :class:`ImageState` may stand where an image may, for a generator that makes such states
+(:class:`zsqretrieval.protocols.ImageStates`).
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Likelihood:
+class LogLikelihood:
     """How likely a continuation is after a context, token by token.
 
     Attributes:

@@ -8,7 +8,7 @@ import numpy as np
 
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.testing import ToyGenerator
-from zsqretrieval.types import Image, Likelihood
+from zsqretrieval.types import Image, LogLikelihood
 
 
 class SpoiledScores(ToyGenerator):
@@ -81,7 +81,7 @@ class UnshiftedLabels(ToyGenerator):
         segments = self._read((*context, text), "pair")
         start = len(segments) - len(tokens)
         log_probs = [np.log(self._next(segments[: start + t + 1])[token]) for t, token in enumerate(tokens)]
-        return Likelihood(tuple(self.vocabulary[t] for t in tokens), np.array(log_probs, np.float32))
+        return LogLikelihood(tuple(self.vocabulary[t] for t in tokens), np.array(log_probs, np.float32))
 
 
 class Temperature(SpoiledScores):
@@ -175,7 +175,7 @@ class CountsPadding(ToyGenerator):
         found = super().log_likelihood(contexts, continuations)
         longest = max(map(len, found), default=0)
         return [
-            Likelihood(
+            LogLikelihood(
                 one.tokens + ("<unk>",) * (longest - len(one)),
                 np.pad(one.token_log_probs, (0, longest - len(one)), constant_values=-1),
             )
@@ -264,7 +264,7 @@ class EmptyIsCertain(ToyGenerator):
     caught_by = ("empty_continuation_is_refused",)
 
     def _score(self, context, text, pair):
-        return super()._score(context, text, pair) if text else Likelihood((), np.empty(0, np.float32))
+        return super()._score(context, text, pair) if text else LogLikelihood((), np.empty(0, np.float32))
 
 
 class ZipsToTheShorter(ToyGenerator):

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from zsqretrieval._device import resolve_device
 from zsqretrieval._torchvision import ensure_importable
-from zsqretrieval.encoders._device import resolve_device
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.images import decode
 from zsqretrieval.types import Image

@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 from typing_extensions import Self
 
 from zsqretrieval import _torchvision
-from zsqretrieval.encoders._device import resolve_device
+from zsqretrieval._device import resolve_device
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.images import decode
 from zsqretrieval.types import Image

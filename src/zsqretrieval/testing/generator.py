@@ -14,7 +14,7 @@ from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Generator
 from zsqretrieval.testing.checks import Check, expect, expect_refusal, promise_of, run_checks
 from zsqretrieval.testing.pictures import paintings
-from zsqretrieval.types import Context, Image, Likelihood
+from zsqretrieval.types import Context, Image, LogLikelihood
 
 __all__ = ["GeneratorCase", "check_generator", "generator_checks"]
 
@@ -108,10 +108,10 @@ def fingerprint_is_stable(case: GeneratorCase) -> None:
 
 @_check
 def likelihoods_are_log_probabilities(case: GeneratorCase) -> None:
-    """Each Likelihood has at least one token, and a finite float32 log-probability <= 0 for every token."""
+    """Each LogLikelihood has at least one token, each with a finite float32 log-probability <= 0."""
     found = _score(case, _contexts(), QUESTIONS)
     for likelihood, question in zip(found, QUESTIONS, strict=True):
-        expect(isinstance(likelihood, Likelihood), "a Likelihood", type(likelihood).__name__)
+        expect(isinstance(likelihood, LogLikelihood), "a LogLikelihood", type(likelihood).__name__)
         tokens, log_probs = likelihood.tokens, likelihood.token_log_probs
         strings = isinstance(tokens, tuple) and all(isinstance(token, str) for token in tokens)
         expect(strings and tokens, f"a tuple of token texts for {question!r}", repr(tokens))
@@ -448,7 +448,7 @@ generator_checks = tuple(_listed)
 """Every generator check; each takes a function without arguments that returns the generator or a case."""
 
 
-def _score(case: GeneratorCase, contexts: Sequence[Context], texts: Sequence[str]) -> list[Likelihood]:
+def _score(case: GeneratorCase, contexts: Sequence[Context], texts: Sequence[str]) -> list[LogLikelihood]:
     found = case.generator.log_likelihood(contexts, texts)
     expect(len(found) == len(texts), f"{len(texts)} likelihoods", len(found))
     return found
@@ -459,7 +459,7 @@ def _sample(case: GeneratorCase, seed: int) -> list[list[str]]:
     return case.generator.generate(_contexts()[:2], n=8, max_new_tokens=6, temperature=2.0, seed=seed)
 
 
-def _gap(one: Likelihood, other: Likelihood) -> float:
+def _gap(one: LogLikelihood, other: LogLikelihood) -> float:
     """Largest difference of a log-probability; infinite when the tokens differ."""
     if one.tokens != other.tokens or one.token_log_probs.shape != other.token_log_probs.shape:
         return float("inf")
@@ -467,7 +467,7 @@ def _gap(one: Likelihood, other: Likelihood) -> float:
 
 
 def _expect_same(
-    case: GeneratorCase, ones: Sequence[Likelihood], others: Sequence[Likelihood], what: str
+    case: GeneratorCase, ones: Sequence[LogLikelihood], others: Sequence[LogLikelihood], what: str
 ) -> None:
     for one, other in zip(ones, others, strict=True):
         gap = _gap(one, other)

@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.images import decode
-from zsqretrieval.types import Context, Image, Likelihood, Neighbors
+from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Neighbors
 
 __all__ = ["ToyEncoder", "ToyGenerator", "ToyIndex"]
 
@@ -213,7 +213,7 @@ class ToyGenerator:
 
     def log_likelihood(
         self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
-    ) -> list[Likelihood]:
+    ) -> list[LogLikelihood]:
         """Score n pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`."""
         if len(contexts) != len(continuations):
             raise InvalidInputError(
@@ -260,6 +260,8 @@ class ToyGenerator:
         for segment in context:
             if isinstance(segment, str):
                 segments += [self._added(token) for token in self._tokens(segment)]
+            elif isinstance(segment, ImageState):
+                raise MismatchError(f"{segment.source}: this model makes and reads no image states")
             else:
                 added = np.zeros(len(self.vocabulary))
                 red = self.vocabulary.index("red")
@@ -286,14 +288,14 @@ class ToyGenerator:
         weights[len(segments) % len(weights)] += 3
         return np.asarray(weights / weights.sum())
 
-    def _score(self, context: Context, text: str, pair: int) -> Likelihood:
+    def _score(self, context: Context, text: str, pair: int) -> LogLikelihood:
         tokens = self._tokens(text)
         if not tokens:
             raise InvalidInputError(f"continuation {pair} is empty: {text!r}")
         segments = self._read((*context, text), f"pair {pair}")
         start = len(segments) - len(tokens)
         log_probs = [np.log(self._next(segments[: start + t])[token]) for t, token in enumerate(tokens)]
-        return Likelihood(tuple(self.vocabulary[t] for t in tokens), np.array(log_probs, np.float32))
+        return LogLikelihood(tuple(self.vocabulary[t] for t in tokens), np.array(log_probs, np.float32))
 
     def _continue(
         self, prompt: list[NDArray[np.float64]], limit: int, temperature: float, rng: np.random.Generator

@@ -1,0 +1,1 @@
+"""Generators: how likely is a text given images, and what text follows them."""

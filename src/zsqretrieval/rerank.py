@@ -1,0 +1,475 @@
+"""Re-ranking: what a generator makes of each candidate, and how that joins what the first stage thought.
+
+Two steps, each of which can be replaced:
+
+    candidates --Scoring--> one score per image --Fusion--> the score that the ranking is sorted by
+
+A scoring rule asks the generator for likelihoods of texts and turns them into a number: :class:`Likelihood`
+(UPR, arXiv 2204.07496, carried from passages to images) or :class:`YesNo`. A fusion is a pure function of two
+arrays: :class:`RerankOnly`, :class:`WeightedSum` or :class:`ReciprocalRank`. :class:`Prior` belongs to the
+other direction, from an image to texts. ``docs/rerank.md`` says when which matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zsqretrieval.errors import InvalidInputError, ZsqError
+from zsqretrieval.prompts import PROMPTS, Prompt
+from zsqretrieval.protocols import Generator
+from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
+
+__all__ = [
+    "Fusion",
+    "Likelihood",
+    "Pair",
+    "Prior",
+    "Progress",
+    "ReciprocalRank",
+    "RerankOnly",
+    "Scoring",
+    "WeightedSum",
+    "YesNo",
+    "best_first",
+    "log_prior",
+    "null_images",
+    "score_images",
+    "score_texts",
+]
+
+Progress: TypeAlias = Callable[[int, int], object]
+"""Called after every batch with the number of candidates done and of all; may raise to stop the work."""
+
+# --- scoring rules ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """A text whose likelihood after a context is asked for; its leading space belongs to it."""
+
+    context: Context
+    continuation: str
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A rule that turns likelihoods into a score; anything with these three members is one."""
+
+    @property
+    def name(self) -> str:
+        """Names the score in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>` and the stage in timings."""
+        ...
+
+    def pairs(self, question: str, image: Image | ImageState) -> Sequence[Pair]:
+        """What to ask the generator about one image; one pair or more."""
+        ...
+
+    def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
+        """The score of one image, finite, higher is better, from the likelihoods of its pairs in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """The log-likelihood of the question given the image: UPR (Sachan et al., arXiv 2204.07496).
+
+    Attributes:
+        prompt: what the question continues; takes one image and no texts.
+        aggregate: ``"sum"`` gives log P(question | image) in nats; ``"mean"`` divides it by the number of
+            tokens. For one question that is the same order; docs/rerank.md says where they differ.
+
+    Raises:
+        InvalidInputError: the prompt takes anything else, or there is no such aggregate.
+    """
+
+    prompt: Prompt = PROMPTS["question"]
+    aggregate: Literal["sum", "mean"] = "sum"
+    name: ClassVar[str] = "likelihood"
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt, ())
+        if self.aggregate not in ("sum", "mean"):
+            raise InvalidInputError(f"aggregate must be 'sum' or 'mean', not {self.aggregate!r}")
+
+    def pairs(self, question: str, image: Image | ImageState) -> list[Pair]:
+        """The question after the prompt."""
+        return [Pair(self.prompt.context(image), f" {question.strip()}")]
+
+    def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
+        """Its log-likelihood: at most 0."""
+        (one,) = likelihoods
+        return one.sum if self.aggregate == "sum" else one.mean
+
+
+@dataclass(frozen=True, slots=True)
+class YesNo:
+    """Whether the image shows what the question says: the log-odds of yes against no.
+
+    The score is log P(yes) - log P(no) in nats, which is monotone in the probability
+    P(yes) / (P(yes) + P(no)) of VQAScore (Lin et al., arXiv 2404.01291), given by :meth:`probability`, and
+    unlike it does not crowd at 0 and 1 when it is added to another score. The probabilities of several
+    verbalisers add up; wording moves results by points, so try some.
+
+    Attributes:
+        prompt: takes one image and the text ``question``.
+        yes: continuations that mean yes, leading space included.
+        no: continuations that mean no.
+
+    Raises:
+        InvalidInputError: the prompt takes anything else, or a verbaliser is missing, repeated or empty.
+    """
+
+    prompt: Prompt = PROMPTS["yes_no"]
+    yes: tuple[str, ...] = (" yes",)
+    no: tuple[str, ...] = (" no",)
+    name: ClassVar[str] = "yes_no"
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt, ("question",))
+        for side in ("yes", "no"):
+            words = getattr(self, side)
+            if isinstance(words, str):
+                raise InvalidInputError(f"{side} must be a sequence of texts, not the text {words!r}")
+            object.__setattr__(self, side, tuple(words))
+        words = (*self.yes, *self.no)
+        if not self.yes or not self.no or not all(word.strip() for word in words):
+            raise InvalidInputError(f"verbalisers must say something: yes={self.yes!r}, no={self.no!r}")
+        if len(set(words)) < len(words):
+            raise InvalidInputError(f"a verbaliser is given twice: yes={self.yes!r}, no={self.no!r}")
+
+    def pairs(self, question: str, image: Image | ImageState) -> list[Pair]:
+        """Every verbaliser after the same context."""
+        context = self.prompt.context(image, question=question.strip())
+        return [Pair(context, word) for word in (*self.yes, *self.no)]
+
+    def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
+        """The log-odds of yes."""
+        sums = np.array([one.sum for one in likelihoods])
+        count = len(self.yes)
+        return float(np.logaddexp.reduce(sums[:count]) - np.logaddexp.reduce(sums[count:]))
+
+    @staticmethod
+    def probability(score: float) -> float:
+        """P(yes) / (P(yes) + P(no)) of a score."""
+        return 1 / (1 + math.exp(-score)) if score > 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def _check_prompt(prompt: Prompt, fields: tuple[str, ...]) -> None:
+    if prompt.images != 1 or prompt.fields != fields:
+        wanted = "{" + fields[0] + "}" if fields else "no texts"
+        raise InvalidInputError(
+            f"the prompt must take one image and {wanted}; {prompt.template!r} takes {prompt.images} images "
+            f"and {', '.join(prompt.fields) or 'no texts'}"
+        )
+
+
+# --- scores -----------------------------------------------------------------------------------------------
+
+
+def score_images(
+    generator: Generator,
+    scoring: Scoring,
+    question: str,
+    images: Sequence[Image | ImageState],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
+    """Score images for one question.
+
+    Args:
+        generator: reads them.
+        scoring: what is asked of it.
+        question: what the images are to answer.
+        images: n images, or their states.
+        batch_size: images scored between two calls of ``progress``.
+        progress: told how far it is; may raise to stop.
+
+    Returns:
+        float64 [n], finite, higher is better.
+
+    Raises:
+        ImageError: an image cannot be decoded; names it.
+        InvalidInputError: the question is too long for the generator, or ``batch_size`` < 1.
+        ZsqError: the generator gave a number that is none; names the image.
+    """
+    asked = [(question, image) for image in images]
+    found = _likelihoods(generator, scoring, asked, batch_size, progress)
+    return np.array(
+        [_score(generator, scoring, some, image.source) for some, image in zip(found, images, strict=True)],
+        np.float64,
+    )
+
+
+def score_texts(
+    generator: Generator,
+    scoring: Scoring,
+    image: Image | ImageState,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
+    """Score texts for one image: :func:`score_images` the other way round.
+
+    Args:
+        generator: reads the image.
+        scoring: what is asked of it; a text takes the place of the question.
+        image: the image, or its state.
+        texts: n texts, each of which says something.
+        batch_size: texts scored between two calls of ``progress``.
+        progress: told how far it is; may raise to stop.
+
+    Returns:
+        float64 [n], finite, higher is better. Texts differ in how likely they are of themselves: see
+        :func:`log_prior`.
+
+    Raises:
+        ImageError, InvalidInputError, ZsqError: as :func:`score_images`; names the text.
+    """
+    asked = [(text, image) for text in texts]
+    found = _likelihoods(generator, scoring, asked, batch_size, progress)
+    return np.array(
+        [
+            _score(generator, scoring, some, f"{text!r} given {image.source}")
+            for some, text in zip(found, texts, strict=True)
+        ],
+        np.float64,
+    )
+
+
+def _likelihoods(
+    generator: Generator,
+    scoring: Scoring,
+    asked: Sequence[tuple[str, Image | ImageState]],
+    batch_size: int,
+    progress: Progress | None,
+) -> Iterator[list[LogLikelihood]]:
+    """The likelihoods of the rule's pairs, for every question and image."""
+    if batch_size < 1:
+        raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
+    for start in range(0, len(asked), batch_size):
+        batch = [scoring.pairs(*one) for one in asked[start : start + batch_size]]
+        pairs = [pair for some in batch for pair in some]
+        found = generator.log_likelihood(
+            [pair.context for pair in pairs], [pair.continuation for pair in pairs], batch_size=batch_size
+        )
+        if len(found) != len(pairs):
+            raise ZsqError(
+                f"the generator {type(generator).__name__} gave {len(found)} likelihoods for {len(pairs)} "
+                "pairs; run zsqretrieval.testing.check_generator on it"
+            )
+        remaining = iter(found)
+        yield from ([next(remaining) for _ in some] for some in batch)
+        if progress is not None:
+            progress(start + len(batch), len(asked))
+
+
+def _score(generator: Generator, scoring: Scoring, likelihoods: Sequence[LogLikelihood], name: str) -> float:
+    score = scoring.score(likelihoods)
+    if not math.isfinite(score):
+        raise ZsqError(
+            f"{name}: its score is {score} by the likelihoods of the generator {type(generator).__name__}, "
+            "whose numbers overflow or whose weights are damaged: try another dtype or device"
+        )
+    return score
+
+
+# --- fusions ----------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Fusion(Protocol):
+    """Joins the scores of two stages; anything with this member is one."""
+
+    def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Join.
+
+        Args:
+            first_stage: float64 [n], the candidates' cosine similarities, best first.
+            scores: float64 [n], what the scoring rule made of the same candidates.
+
+        Returns:
+            float64 [n], in the same order; the ranking is sorted by it, highest first, and equal ones stay in
+            the order of the first stage.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RerankOnly:
+    """The scoring rule alone decides; the first stage has done its part by choosing the candidates."""
+
+    def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``scores`` as they are."""
+        return np.array(scores, np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSum:
+    """First stage plus ``weight`` times the score.
+
+    Attributes:
+        weight: 0 is the first stage alone, large is the score alone.
+        scale: ``"standardized"`` compares deviations: both are first brought to mean 0 and standard deviation
+            1 over the candidates of the question (all equal ones to 0), so that a weight carries over between
+            models, questions of different lengths, and sum and mean. ``"raw"`` takes the numbers as they are:
+            the weight then has a unit, cosine per nat, and has to be tuned for a pair of models.
+        first_stage_scale: factor of the first stage when the scale is raw, such as CLIP's 100.
+
+    Raises:
+        InvalidInputError: a weight that is negative or not finite, or no such scale.
+    """
+
+    weight: float = 1.0
+    scale: Literal["standardized", "raw"] = "standardized"
+    first_stage_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("standardized", "raw"):
+            raise InvalidInputError(f"scale must be 'standardized' or 'raw', not {self.scale!r}")
+        for name in ("weight", "first_stage_scale"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidInputError(f"{name} must be a finite number of at least 0, not {value}")
+        if self.scale == "standardized" and self.first_stage_scale != 1:
+            raise InvalidInputError("first_stage_scale is lost in standardizing; it needs scale='raw'")
+
+    def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum."""
+        if self.scale == "standardized":
+            return _standardized(first_stage) + self.weight * _standardized(scores)
+        return self.first_stage_scale * np.asarray(first_stage, np.float64) + self.weight * np.asarray(scores)
+
+
+@dataclass(frozen=True, slots=True)
+class ReciprocalRank:
+    """The sum of 1 / (constant + rank) over both rankings (Cormack et al., SIGIR 2009); ranks begin at 1.
+
+    It looks at ranks only, so neither scales nor a weight have to be known.
+
+    Attributes:
+        constant: how little the very first ranks count more than the next.
+
+    Raises:
+        InvalidInputError: the constant is negative or not finite.
+    """
+
+    constant: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.constant) and self.constant >= 0):
+            raise InvalidInputError(f"constant must be a finite number of at least 0, not {self.constant}")
+
+    def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum; at most ``2 / (constant + 1)``."""
+        return 1 / (self.constant + _ranks(first_stage)) + 1 / (self.constant + _ranks(scores))
+
+
+def best_first(fused: ArrayLike) -> NDArray[np.intp]:
+    """The order of a ranking: int [n] positions, highest first, equal ones as they stand."""
+    return np.argsort(-np.asarray(fused, np.float64), kind="stable")
+
+
+def _standardized(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    exact = np.asarray(values, np.float64)
+    spread = np.ptp(exact) if exact.size else 0.0
+    if spread == 0:
+        return np.zeros_like(exact)
+    unit = (exact - exact.min()) / spread  # first, so that squares of tiny deviations do not vanish
+    deviations: NDArray[np.float64] = (unit - unit.mean()) / unit.std()
+    return deviations
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    ranks = np.empty(len(values))
+    ranks[best_first(values)] = np.arange(1, len(values) + 1)
+    return ranks
+
+
+# --- the prior of a text ----------------------------------------------------------------------------------
+
+
+def null_images(count: int = 3, *, seed: int = 0) -> tuple[Image, ...]:
+    """Pictures of nothing: one mid-grey, the others Gaussian noise around it; 224 x 224, always the same.
+
+    Raises:
+        InvalidInputError: ``count`` < 1.
+    """
+    if count < 1:
+        raise InvalidInputError(f"count must be at least 1, not {count}")
+    from PIL import Image as PILImage
+
+    random = np.random.default_rng(seed)
+    noise = random.normal(127.5, 64, (count - 1, 224, 224, 3)).clip(0, 255).astype(np.uint8)
+    pictures = [PILImage.new("RGB", (224, 224), (127, 127, 127)), *map(PILImage.fromarray, noise)]
+    return tuple(Image(picture, f"<null image {n}>") for n, picture in enumerate(pictures))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prior:
+    """Corrects the likelihood of a text for how likely it is whatever the image shows.
+
+    The score becomes log P(text | image) - alpha * log P(text), after VisualGPTScore (Lin et al., arXiv
+    2306.01879), where log P(text) is the likelihood given a null image, averaged over a few of them.
+
+    Attributes:
+        alpha: how much of the prior is taken away, in [0, 1]. The paper tunes it to 0.82 on COCO, 0.72 on
+            Flickr30k and 0.67 on ImageNet.
+        null_images: pictures of nothing in particular; :func:`null_images` unless given.
+
+    Raises:
+        InvalidInputError: alpha is out of range, or there is no null image.
+    """
+
+    alpha: float = 0.8
+    null_images: tuple[Image, ...] = field(default_factory=null_images)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise InvalidInputError(f"alpha must lie between 0 and 1, not {self.alpha}")
+        if not self.null_images:
+            raise InvalidInputError("a prior needs at least one null image")
+
+
+def log_prior(
+    generator: Generator,
+    likelihood: Likelihood,
+    images: Sequence[Image | ImageState],
+    texts: Sequence[str],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
+    """Estimate log P(text): the average of P(text | null image), in log space.
+
+    Args:
+        generator: reads the null images.
+        likelihood: the rule; what its aggregate is, is done to the estimate as well.
+        images: the null images, or their states.
+        texts: n texts.
+        batch_size: texts scored between two calls of ``progress``.
+        progress: told how far it is, over all images; may raise to stop.
+
+    Returns:
+        float64 [n], in nats, or nats per token.
+
+    Raises:
+        ImageError, InvalidInputError, ZsqError: as :func:`score_texts`.
+    """
+    found = _likelihoods(
+        generator, likelihood, [(text, image) for image in images for text in texts], batch_size, progress
+    )
+    whole = Likelihood(likelihood.prompt)  # probabilities are averaged, and no means of their logarithms
+    given = [one for some in found for one in some]
+    sums = [_score(generator, whole, [one], f"{texts[i % len(texts)]!r}") for i, one in enumerate(given)]
+    averaged = np.logaddexp.reduce(np.reshape(sums, (len(images), len(texts)))) - math.log(len(images))
+    if likelihood.aggregate == "mean":
+        averaged /= [len(one) for one in given[: len(texts)]]
+    return np.asarray(averaged, np.float64)

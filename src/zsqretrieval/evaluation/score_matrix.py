@@ -1,0 +1,172 @@
+"""The score of every candidate of every question: the long part of a bench, so it can be interrupted.
+
+Pairs are scored in chunks that hold the questions about one image side by side, because a generator that
+shares what texts begin with has the most to share then. With a folder to work in, each chunk is kept in a
+file named by a digest of all that determines it (generator, rule, questions, pixels): a second run finds what
+the first has computed, and nothing that was computed of anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsqretrieval.errors import ZsqError
+from zsqretrieval.images import digest
+from zsqretrieval.protocols import Generator, ImageStates
+from zsqretrieval.rerank import Scoring
+from zsqretrieval.types import Image, ImageState
+
+__all__ = ["Progress", "image_states", "score_matrix"]
+
+Progress: TypeAlias = Callable[[str, int, int], object]
+"""Called with what is being done, how much of it is done, and of how much; may raise to stop."""
+
+CHUNK = 1000
+"""Pairs of a question and an image between two saves."""
+
+
+def image_states(
+    generator: Generator,
+    images: Sequence[Image],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Sequence[Image | ImageState]:
+    """Let a generator see every image once, where it can keep what it saw.
+
+    Args:
+        generator: what sees.
+        images: n images.
+        batch_size: how many are computed together.
+        progress: told how far it is.
+
+    Returns:
+        n states in memory; the images themselves when the generator makes no states.
+    """
+    if not isinstance(generator, ImageStates):
+        return images
+    states: list[Image | ImageState] = []
+    for start in range(0, len(images), 100):
+        some = images[start : start + 100]
+        values = generator.image_states(some, batch_size=batch_size)
+        states += [
+            ImageState(value, generator.fingerprint, image.source)
+            for value, image in zip(values, some, strict=True)
+        ]
+        if progress is not None:
+            progress("seeing images", len(states), len(images))
+    return states
+
+
+def score_matrix(
+    generator: Generator,
+    scoring: Scoring,
+    questions: Sequence[str],
+    images: Sequence[Image],
+    candidates: NDArray[np.int64],
+    *,
+    shown: Sequence[Image | ImageState] | None = None,
+    batch_size: int = 64,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
+    """Score the candidates of many questions.
+
+    Args:
+        generator: reads the candidates.
+        scoring: the rule; its ``repr`` has to tell it from others.
+        questions: q questions.
+        images: n images.
+        candidates: int64 [q, k], positions in ``images``.
+        shown: what the generator is given in place of the images, as :func:`image_states` makes it.
+        batch_size: pairs computed together.
+        work: folder where chunks are kept; made when missing.
+        progress: told after each chunk.
+
+    Returns:
+        float64 [q, k], finite, higher is better.
+
+    Raises:
+        ZsqError: the generator gave a number that is none; names the question and the image.
+        ImageError, InvalidInputError: as :meth:`~zsqretrieval.protocols.Generator.log_likelihood`.
+        OSError: ``work`` cannot be written to.
+    """
+    shown = images if shown is None else shown
+    digests = [digest(image) for image in images] if work is not None else []
+    scores = np.empty(candidates.size)
+    by_image = np.argsort(candidates.ravel(), kind="stable")
+    for start in range(0, len(by_image), CHUNK):
+        chunk = by_image[start : start + CHUNK]
+        pairs = [(questions[i // candidates.shape[1]], int(candidates.flat[i])) for i in chunk]
+        asked = [(question, shown[image]) for question, image in pairs]
+        if work is None:
+            scores[chunk] = _score(generator, scoring, asked, batch_size)
+        else:
+            named = [[question, digests[image]] for question, image in pairs]
+            path = Path(work) / _name(generator, scoring, named)
+            known = _load(path, len(chunk))
+            if known is None:
+                known = _score(generator, scoring, asked, batch_size)
+                _save(path, known)
+            scores[chunk] = known
+        if progress is not None:
+            progress(f"scoring by {scoring.name}", start + len(chunk), len(by_image))
+    return scores.reshape(candidates.shape)
+
+
+def _score(
+    generator: Generator,
+    scoring: Scoring,
+    asked: Sequence[tuple[str, Image | ImageState]],
+    batch_size: int,
+) -> NDArray[np.float64]:
+    """Like :func:`zsqretrieval.rerank.score_images`, but of several questions in one call."""
+    pairs = [scoring.pairs(question, image) for question, image in asked]
+    likelihoods = iter(
+        generator.log_likelihood(
+            [pair.context for some in pairs for pair in some],
+            [pair.continuation for some in pairs for pair in some],
+            batch_size=batch_size,
+        )
+    )
+    scores = np.array([scoring.score([next(likelihoods) for _ in some]) for some in pairs], np.float64)
+    if not np.isfinite(scores).all():
+        wrong = int(np.argmin(np.isfinite(scores)))
+        question, image = asked[wrong]
+        raise ZsqError(
+            f"{question!r} given {image.source}: the generator {type(generator).__name__} makes the score "
+            f"{scores[wrong]}; its numbers overflow or its weights are damaged"
+        )
+    return scores
+
+
+def _name(generator: Generator, scoring: Scoring, pairs: Sequence[Sequence[str]]) -> str:
+    content = repr([generator.fingerprint, repr(scoring), pairs]).encode(errors="surrogatepass")
+    return f"{scoring.name}-{hashlib.sha256(content).hexdigest()[:32]}.npy"
+
+
+def _load(path: Path, count: int) -> NDArray[np.float64] | None:
+    """Scores as they were saved; None when there are none, or the file is damaged."""
+    try:
+        scores: NDArray[np.float64] = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = scores.shape == (count,) and scores.dtype == np.float64 and bool(np.isfinite(scores).all())
+    return scores if whole else None
+
+
+def _save(path: Path, scores: NDArray[np.float64]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    with unfinished.open("wb") as file:
+        np.save(file, scores)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,44 @@ from zsqretrieval.errors import ImageError
 from zsqretrieval.images import ImageLike, decode
 from zsqretrieval.types import Hit, Image, Ranking
 
-__all__ = ["Row", "contact_sheet", "thumbnail", "thumbnails"]
+__all__ = ["STAGES", "Row", "Stage", "contact_sheet", "stage_scores", "thumbnail", "thumbnails"]
 
 THUMBNAIL_SIDE = 256
 """Longest side of a thumbnail in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How the score of a stage is shown to people.
+
+    Attributes:
+        label: its name in words.
+        digits: how many after the point.
+        legend: what the number and its bar mean; empty for a stage that is not known.
+    """
+
+    label: str
+    digits: int = 2
+    legend: str = ""
+
+
+STAGES: Mapping[str, Stage] = {
+    "first_stage": Stage(
+        "first stage", 3, "First stage: cosine similarity of question and image; all bars share one scale."
+    ),
+    "likelihood": Stage(
+        "likelihood", legend="Likelihood: log P(question | image); bars compare P with the best of the row."
+    ),
+    "yes_no": Stage("yes or no", legend="Yes or no: log-odds of yes; bars show P(yes) against P(no)."),
+    "fused": Stage("fused", 3, "Fused: both together, which ranks."),
+}
+"""The stages by their names in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>`."""
+
+
+def stage_scores(hit: Hit) -> dict[str, float]:
+    """The scores of a hit by stage; ``"fused"`` last when it is ranked by none of them alone."""
+    scores = dict(hit.scores)
+    return scores if hit.score in scores.values() else {**scores, "fused": hit.score}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +144,7 @@ def contact_sheet(
     """Lay rankings out as a web page, a row of images for every question.
 
     Args:
-        rows: what to show. The bars under the images share one scale, so rows can be compared.
+        rows: what to show. Under each image stand the scores of all stages, the one that ranks set off.
         thumbnails: JPEGs by the source of a hit; a hit without one appears by name only.
         title: heading of the page.
         summary: a sentence under the heading.
@@ -118,10 +153,12 @@ def contact_sheet(
     Returns:
         The HTML. Names and questions are escaped, and the page forbids itself scripts and the network.
     """
-    best = max((hit.score for row in rows for hit in row.ranking), default=0.0)
-    sections = "\n".join(_section(row, thumbnails, best) for row in rows)
+    scores = [stage_scores(hit) for row in rows for hit in row.ranking]
+    closest = max((one["first_stage"] for one in scores if "first_stage" in one), default=0.0)
+    sections = "\n".join(_section(row, thumbnails, closest) for row in rows)
     return _PAGE.format(
         style=_STYLE,
+        legend=" ".join(stage.legend for name, stage in STAGES.items() if any(name in one for one in scores)),
         title=escape(title),
         summary=f"<p>{escape(summary)}</p>" if summary else "",
         sections=sections,
@@ -129,10 +166,11 @@ def contact_sheet(
     )
 
 
-def _section(row: Row, thumbnails: Mapping[str, bytes], best: float) -> str:
+def _section(row: Row, thumbnails: Mapping[str, bytes], closest: float) -> str:
+    likeliest = max((hit.scores.get("likelihood", -math.inf) for hit in row.ranking), default=-math.inf)
     asked_with = _picture(row.asked_with, "the image asked with") if row.asked_with else ""
     cards = "\n".join(
-        _card(place, hit, thumbnails.get(hit.source), row.expected, best)
+        _card(place, hit, thumbnails.get(hit.source), row.expected, closest, likeliest)
         for place, hit in enumerate(row.ranking, start=1)
     )
     return (
@@ -154,17 +192,41 @@ def _verdict(row: Row) -> str:
     return f'<p class="{kind}">{words}</p>'
 
 
-def _card(place: int, hit: Hit, picture: bytes | None, expected: str | None, best: float) -> str:
-    width = 100 * min(max(hit.score / best, 0.0), 1.0) if best > 0 else 0.0
+def _card(
+    place: int, hit: Hit, picture: bytes | None, expected: str | None, closest: float, likeliest: float
+) -> str:
     image = _picture(picture, hit.caption or hit.id) if picture else '<div class="absent">no picture</div>'
     right = hit.id == expected
+    scores = stage_scores(hit)
+    lines = "\n".join(
+        _line(name, score, _share(name, score, closest, likeliest), len(scores) > 1, score == hit.score)
+        for name, score in scores.items()
+    )
     return (
         f'<li class="card{" expected" if right else ""}" title="{escape(hit.source)}">'
         f'<div class="frame">{image}<span class="place">{place}</span></div>'
         f'<p class="name" dir="auto">{escape(hit.id)}{_TICK if right else ""}</p>'
-        f'<p class="score"><span class="bar"><i style="width:{width:.1f}%"></i></span>{hit.score:.3f}</p>'
-        "</li>"
+        f'<div class="scores">{lines}</div></li>'
     )
+
+
+def _line(name: str, score: float, share: float | None, several: bool, ranks: bool) -> str:
+    stage = STAGES.get(name, Stage(name))
+    label = f'<span class="stage">{escape(stage.label)}</span>' if several else ""
+    bar = "" if share is None else f'<i style="width:{100 * share:.1f}%"></i>'
+    kind = "score ranks" if several and ranks else "score"
+    return f'<p class="{kind}">{label}<span class="bar">{bar}</span>{score:.{stage.digits}f}</p>'
+
+
+def _share(name: str, score: float, closest: float, likeliest: float) -> float | None:
+    """How much of its bar a score fills, in [0, 1]; None when its scale means nothing by itself."""
+    if name == "first_stage":
+        return min(max(score / closest, 0.0), 1.0) if closest > 0 else 0.0
+    if name == "likelihood":
+        return math.exp(min(score - likeliest, 0.0))
+    if name == "yes_no":
+        return 0.5 + 0.5 * math.tanh(score / 2)  # the logistic function, without overflow
+    return None
 
 
 def _picture(jpeg: bytes, alt: str) -> str:
@@ -189,8 +251,7 @@ _PAGE = """<!doctype html>
 <main>
 <header class="top"><h1>{title}</h1>{summary}</header>
 {sections}
-<footer><p>Images are ranked by cosine similarity to the question, best first; the bars of all rows share one
-scale.</p>{credits}</footer>
+<footer><p>Higher is better. {legend}</p>{credits}</footer>
 </main>
 </body>
 </html>
@@ -234,9 +295,12 @@ ol { list-style: none; padding: 0; display: grid; gap: 1rem;
   text-align: center; }
 .name { padding: 0.55rem 0.75rem 0; font-size: 0.92rem; overflow-wrap: anywhere; }
 .tick { color: var(--right); font-weight: 700; }
-.score { padding: 0.15rem 0.75rem 0.65rem; display: flex; align-items: center; gap: 0.6rem;
-  color: var(--quiet); font-size: 0.8rem; font-variant-numeric: tabular-nums; }
-.bar { flex: 1; height: 4px; border-radius: 2px; background: var(--line); overflow: hidden; }
+.scores { padding: 0.15rem 0.75rem 0.65rem; }
+.score { display: flex; align-items: center; gap: 0.6rem; color: var(--quiet); font-size: 0.8rem;
+  font-variant-numeric: tabular-nums; }
+.stage { width: 4.6rem; }
+.ranks { color: var(--ink); font-weight: 600; }
+.bar { flex: 1; height: 4px; border-radius: 2px; overflow: hidden; } .bar:has(i) { background: var(--line); }
 .bar i { display: block; height: 100%; border-radius: 2px; background: var(--bar); }
 .expected .bar i { background: var(--right); }
 footer { border-top: 1px solid var(--line); padding-top: 1.4rem; color: var(--quiet); font-size: 0.8rem; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,8 +18,8 @@ from zsqretrieval.errors import ImageError
 from zsqretrieval.types import Hit, Ranking
 
 
-def hit(id: str, score: float = 0.5, source: str = "", caption: str | None = None) -> Hit:
-    return Hit(1, id, source or id, score, {"first_stage": score}, caption)
+def hit(id: str, score: float = 0.5, source: str = "", caption: str | None = None, **scores: float) -> Hit:
+    return Hit(1, id, source or id, score, scores or {"first_stage": score}, caption)
 
 
 class Reader(HTMLParser):
@@ -93,6 +94,57 @@ def test_bars_share_one_scale() -> None:
     nothing = contact_sheet([Row(Ranking("a", (hit("x", -0.5),)))], {}, title="t")
     assert re.findall(r"width:([\d.]+)%\"", nothing) == ["0.0"]
     assert "nothing found" in contact_sheet([Row(Ranking("a", ()))], {}, title="t")
+
+
+def lines(page: str) -> list[tuple[str, str, str]]:
+    """Stage, width of its bar and number of every score, with a star on the one that ranks."""
+    found = re.findall(r'<p class="score( ranks)?">(?:<span class="stage">(.*?)</span>)?(.*?)</p>', page)
+    bars = [
+        re.fullmatch(r'<span class="bar">(?:<i style="width:(.*?)%"></i>)?</span>(.*)', bar)
+        for *_, bar in found
+    ]
+    return [
+        (stage + "*" * bool(ranks), bar[1] or "", bar[2])
+        for (ranks, stage, _), bar in zip(found, bars, strict=True)
+        if bar
+    ]
+
+
+def test_every_stage_is_shown_and_the_one_that_ranks_is_set_off() -> None:
+    ranking = Ranking(
+        "a",
+        (
+            hit("x", 1.25, first_stage=0.2, likelihood=-10.0, yes_no=0.0),
+            hit("y", 0.5, first_stage=0.4, likelihood=-10.0 - math.log(4), yes_no=-math.log(3)),
+        ),
+    )
+    page = contact_sheet([Row(ranking)], {}, title="t")
+    assert lines(page) == [
+        ("first stage", "50.0", "0.200"),
+        ("likelihood", "100.0", "-10.00"),  # the best of the row
+        ("yes or no", "50.0", "0.00"),  # even odds
+        ("fused*", "", "1.250"),
+        ("first stage", "100.0", "0.400"),
+        ("likelihood", "25.0", "-11.39"),  # a quarter of its probability
+        ("yes or no", "25.0", "-1.10"),  # one to three
+        ("fused*", "", "0.500"),
+    ]
+    assert all(
+        word in page for word in ("cosine similarity", "log P(question | image)", "log-odds", "Fused:")
+    )
+    alone = contact_sheet(
+        [Row(Ranking("a", (hit("x", -3.0, first_stage=0.2, likelihood=-3.0),)))], {}, title="t"
+    )
+    assert [stage for stage, _, _ in lines(alone)] == ["first stage", "likelihood*"]
+    assert "Fused:" not in alone and "log-odds" not in alone
+
+
+def test_one_stage_needs_no_name_and_an_unknown_one_no_bar() -> None:
+    assert lines(contact_sheet([Row(Ranking("a", (hit("x", 0.5),)))], {}, title="t")) == [
+        ("", "100.0", "0.500")
+    ]
+    own = contact_sheet([Row(Ranking("a", (hit("x", 7.0, first_stage=0.5, taste=7.0),)))], {}, title="t")
+    assert lines(own)[1] == ("taste*", "", "7.00")
 
 
 def test_the_page_forbids_itself_scripts_and_the_network() -> None:

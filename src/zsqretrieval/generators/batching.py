@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeAlias
 
 from zsqretrieval.errors import InvalidInputError
@@ -14,7 +14,13 @@ Progress: TypeAlias = Callable[[int, int], object]
 """Called between batches with the number of items done and of all; may raise to stop the work."""
 
 
-def plan_batches(lengths: Sequence[int], *, batch_size: int, token_budget: int) -> list[list[int]]:
+def plan_batches(
+    lengths: Sequence[int],
+    *,
+    batch_size: int,
+    token_budget: int,
+    groups: Sequence[Hashable] | None = None,
+) -> list[list[int]]:
     """Group items so that little is padded and no batch is too big.
 
     Items are sorted by length, longest first: should memory not suffice, that shows at once.
@@ -23,6 +29,8 @@ def plan_batches(lengths: Sequence[int], *, batch_size: int, token_budget: int) 
         lengths: tokens of each item.
         batch_size: most items in a batch, >= 1.
         token_budget: most tokens in a batch, padding included; an item longer than that goes alone.
+        groups: which group each item belongs to; items of one group stay next to each other, in one batch
+            or in batches that follow one another. None when that does not matter.
 
     Returns:
         Batches of positions in ``lengths``; every position once.
@@ -34,15 +42,21 @@ def plan_batches(lengths: Sequence[int], *, batch_size: int, token_budget: int) 
         raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
     if token_budget < 1:
         raise InvalidInputError(f"token_budget must be at least 1, not {token_budget}")
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    if groups is not None:
+        rank: dict[Hashable, int] = {}  # groups by their longest item
+        for i in order:
+            rank.setdefault(groups[i], len(rank))
+        order.sort(key=lambda i: rank[groups[i]])
     batches: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches:
-            last = batches[-1]
-            longest = lengths[last[0]]
-            if len(last) < batch_size and (len(last) + 1) * longest <= token_budget:
-                last.append(position)
-                continue
-        batches.append([position])
+    longest = 0
+    for position in order:
+        longest = max(longest, lengths[position])
+        if batches and len(batches[-1]) < batch_size and (len(batches[-1]) + 1) * longest <= token_budget:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+            longest = lengths[position]
     return batches
 
 

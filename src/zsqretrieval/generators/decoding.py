@@ -1,0 +1,133 @@
+"""Writing on: the likeliest next token, or one drawn at random, again and again."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zsqretrieval.generators.batching import Progress, plan_batches, run_batches
+from zsqretrieval.generators.likelihood import TOKEN_BUDGET, LanguageModel, States, Tokens, read
+
+__all__ = ["continue_contexts"]
+
+
+def continue_contexts(
+    model: LanguageModel,
+    contexts: Sequence[Tokens],
+    states: States,
+    *,
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | None,
+    stop: Collection[int],
+    batch_size: int,
+    progress: Progress | None = None,
+) -> list[list[Tokens]]:
+    """Continue each context n times.
+
+    A text ends before a token of ``stop``, after ``max_new_tokens``, or where the model's context is full.
+    Every text has a stream of random numbers of its own, named by seed, context and draw, so that a draw does
+    not depend on what else is in the batch. At temperature 0 all n texts of a context are the same one.
+
+    Args:
+        model: the model.
+        contexts: contexts, each not empty and shorter than the model's context length.
+        states: the image states the contexts refer to.
+        n: texts per context, >= 1.
+        max_new_tokens: most tokens of a text, >= 1.
+        temperature: divides the logits before a token is drawn; 0 takes the likeliest.
+        seed: >= 0; None draws anew each time.
+        stop: tokens that end a text.
+        batch_size: most contexts computed together; fewer when n is large.
+        progress: told how many contexts are done, between batches; may raise to stop.
+
+    Returns:
+        n continuations per context, without the token that ended them.
+    """
+    draws = n if temperature > 0 else 1
+    entropy = secrets.randbits(64) if seed is None else seed
+    found: dict[int, list[Tokens]] = {}
+
+    def step(batch: list[int]) -> None:
+        limits = [min(max_new_tokens, model.max_tokens - len(contexts[i])) for i in batch]
+        streams = [np.random.default_rng([entropy, i, draw]) for i in batch for draw in range(draws)]
+        texts = _continue(
+            model, [contexts[i] for i in batch], states, limits, draws, temperature, streams, stop
+        )
+        for row, i in enumerate(batch):
+            found[i] = texts[row * draws : (row + 1) * draws] * (n // draws)
+        states.release(contexts[i] for i in batch)
+
+    batches = plan_batches(
+        [len(context) + max_new_tokens for context in contexts],
+        batch_size=max(1, batch_size // draws) if batch_size > 0 else batch_size,
+        token_budget=TOKEN_BUDGET,
+    )
+    with torch.inference_mode():
+        run_batches(batches, step, progress)
+    return [found[i] for i in range(len(contexts))]
+
+
+def _continue(
+    model: LanguageModel,
+    contexts: Sequence[Tokens],
+    states: States,
+    limits: Sequence[int],
+    draws: int,
+    temperature: float,
+    streams: Sequence[np.random.Generator],
+    stop: Collection[int],
+) -> list[Tokens]:
+    """``draws`` texts for each context of one batch, side by side."""
+    reading = read(model, contexts, states, remember=True)
+    cache, device = reading.cache, reading.hidden.device
+    assert cache is not None
+    cache.batch_repeat_interleave(draws)
+    last = torch.tensor(reading.lengths, device=device) - 1
+    hidden = reading.hidden[torch.arange(len(last), device=device), last]  # [B, D]
+    hidden = hidden.repeat_interleave(draws, dim=0)
+    mask = reading.mask.repeat_interleave(draws, dim=0)
+    position = (last + 1).repeat_interleave(draws)
+    room = [limit for limit in limits for _ in range(draws)]
+    texts: list[list[int]] = [[] for _ in room]
+    alive = list(range(len(room)))  # the texts that rows of cache, hidden, mask and position belong to
+    while True:
+        tokens = _choose(model.logits(hidden), temperature, [streams[text] for text in alive])
+        going = []
+        for row, (text, token) in enumerate(zip(alive, tokens, strict=True)):
+            if token not in stop:
+                texts[text].append(token)
+                if len(texts[text]) < room[text]:
+                    going.append(row)
+        if not going:
+            return [tuple(text) for text in texts]
+        if len(going) < len(alive):
+            rows = torch.tensor(going, device=device)
+            cache.batch_select_indices(rows)
+            mask, position = mask[rows], position[rows]
+            alive = [alive[row] for row in going]
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+        fed = torch.tensor([[texts[text][-1]] for text in alive], device=device)  # [B, 1]
+        hidden = model.forward(
+            model.embed(fed), None if mask.all() else mask.long(), position[:, None], cache
+        )[:, 0]
+        position = position + 1
+
+
+def _choose(logits: Tensor, temperature: float, streams: Sequence[np.random.Generator]) -> list[int]:
+    """The next token of each row: logits [B, V]."""
+    if temperature == 0:
+        return [int(token) for token in logits.argmax(dim=1)]
+    cumulated: NDArray[np.float64] = (
+        (logits.double() / temperature).softmax(dim=1).cumsum(dim=1).cpu().numpy()
+    )
+    return [
+        min(int(np.searchsorted(row, stream.random() * row[-1], side="right")), len(row) - 1)
+        for row, stream in zip(cumulated, streams, strict=True)
+    ]

@@ -214,8 +214,9 @@ def _line(name: str, score: float, share: float | None, several: bool, ranks: bo
     stage = STAGES.get(name, Stage(name))
     label = f'<span class="stage">{escape(stage.label)}</span>' if several else ""
     bar = "" if share is None else f'<i style="width:{100 * share:.1f}%"></i>'
+    number = f'<span class="number">{score:.{stage.digits}f}</span>'
     kind = "score ranks" if several and ranks else "score"
-    return f'<p class="{kind}">{label}<span class="bar">{bar}</span>{score:.{stage.digits}f}</p>'
+    return f'<p class="{kind}">{label}<span class="bar">{bar}</span>{number}</p>'
 
 
 def _share(name: str, score: float, closest: float, likeliest: float) -> float | None:
@@ -299,6 +300,7 @@ ol { list-style: none; padding: 0; display: grid; gap: 1rem;
 .score { display: flex; align-items: center; gap: 0.6rem; color: var(--quiet); font-size: 0.8rem;
   font-variant-numeric: tabular-nums; }
 .stage { width: 4.6rem; }
+.number { min-width: 2.9rem; text-align: right; }
 .ranks { color: var(--ink); font-weight: 600; }
 .bar { flex: 1; height: 4px; border-radius: 2px; overflow: hidden; } .bar:has(i) { background: var(--line); }
 .bar i { display: block; height: 100%; border-radius: 2px; background: var(--bar); }

@@ -100,7 +100,9 @@ def lines(page: str) -> list[tuple[str, str, str]]:
     """Stage, width of its bar and number of every score, with a star on the one that ranks."""
     found = re.findall(r'<p class="score( ranks)?">(?:<span class="stage">(.*?)</span>)?(.*?)</p>', page)
     bars = [
-        re.fullmatch(r'<span class="bar">(?:<i style="width:(.*?)%"></i>)?</span>(.*)', bar)
+        re.fullmatch(
+            r'<span class="bar">(?:<i style="width:(.*?)%"></i>)?</span><span class="number">(.*)</span>', bar
+        )
         for *_, bar in found
     ]
     return [

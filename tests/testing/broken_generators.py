@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from zsqretrieval.errors import ImageError, InvalidInputError
-from zsqretrieval.testing import ToyGenerator
-from zsqretrieval.types import Image, LogLikelihood
+from zsqretrieval.testing import ToyGenerator, ToyStatesGenerator
+from zsqretrieval.types import Image, ImageState, LogLikelihood
 
 
 class SpoiledScores(ToyGenerator):
@@ -455,3 +455,100 @@ class CutsThePrompt(ToyGenerator):
                 context = [segment for segment in context if isinstance(segment, Image)]
             short.append(context)
         return super().generate(short, **settings)
+
+
+# -- image states
+
+
+class StatesOfAnyPrecision(ToyStatesGenerator):
+    """Hands out what the computation happened to use."""
+
+    caught_by = ("image_states_are_as_described",)
+
+    def image_states(self, images, *, batch_size=16):
+        return super().image_states(images).astype(np.float64)
+
+
+class NoStatesAtAll(ToyStatesGenerator):
+    """An empty list has lost its shape."""
+
+    caught_by = ("image_states_are_as_described",)
+
+    def image_states(self, images, *, batch_size=16):
+        return super().image_states(images) if images else np.empty(0, np.float32)
+
+
+class CoarseStates(ToyStatesGenerator):
+    """Stores less than the model would notice."""
+
+    caught_by = ("state_stands_for_its_image",)
+
+    def image_states(self, images, *, batch_size=16):
+        return super().image_states(images).round(1)
+
+
+class OneStateForAll(ToyStatesGenerator):
+    """Puts the first state of a context in place of every other one."""
+
+    caught_by = ("state_stands_for_its_image",)
+
+    def _read(self, context, name):
+        states = [segment for segment in context if isinstance(segment, ImageState)]
+        return super()._read([states[0] if isinstance(s, ImageState) else s for s in context], name)
+
+
+class WritesWithoutLooking(ToyStatesGenerator):
+    caught_by = ("states_are_written_from",)
+
+    def generate(self, contexts, **settings):
+        return super().generate(
+            [[s for s in c if not isinstance(s, ImageState)] for c in contexts], **settings
+        )
+
+
+class BatchNormalised(ToyStatesGenerator):
+    """States depend on what else is in the batch."""
+
+    caught_by = ("state_batch_size_changes_nothing",)
+
+    def image_states(self, images, *, batch_size=16):
+        states = super().image_states(images)
+        for start in range(0, len(states), batch_size):
+            states[start : start + batch_size] -= states[start : start + batch_size].mean(axis=0) / 4
+        return states
+
+
+class StatesInReverse(ToyStatesGenerator):
+    caught_by = ("state_order_is_kept", "state_stands_for_its_image")
+
+    def image_states(self, images, *, batch_size=16):
+        return super().image_states(images)[::-1]
+
+
+class ReadsAnyState(ToyStatesGenerator):
+    caught_by = ("foreign_state_is_refused",)
+
+    def _recall(self, state):
+        return super()._recall(dataclasses.replace(state, fingerprint=self.fingerprint))
+
+
+class BroadcastsStates(ToyStatesGenerator):
+    caught_by = ("misshapen_state_is_refused",)
+
+    def _recall(self, state):
+        return super()._recall(dataclasses.replace(state, values=np.resize(state.values, self.state_shape)))
+
+
+class StatesOfNothing(ToyStatesGenerator):
+    """A broken image becomes a black one."""
+
+    caught_by = ("broken_image_has_no_state",)
+
+    def image_states(self, images, *, batch_size=16):
+        found = []
+        for image in images:
+            try:
+                found.append(super().image_states([image])[0])
+            except ImageError:
+                found.append(np.zeros(self.state_shape, np.float32))
+        return np.array(found, np.float32).reshape(-1, *self.state_shape)

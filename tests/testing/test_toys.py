@@ -15,6 +15,7 @@ from zsqretrieval.testing import (
     ToyEncoder,
     ToyGenerator,
     ToyIndex,
+    ToyStatesGenerator,
     encoder_checks,
     generator_checks,
     index_checks,
@@ -47,6 +48,13 @@ def test_generator_contract(check):
 
 @parametrize_checks(generator_checks, ToyGenerator)
 def test_generator_contract_without_what_its_author_knows(check):
+    check()
+
+
+@parametrize_checks(
+    generator_checks, lambda: GeneratorCase(ToyStatesGenerator(), vocabulary=ToyGenerator.vocabulary)
+)
+def test_states_generator_contract(check):
     check()
 
 

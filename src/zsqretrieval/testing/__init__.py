@@ -14,7 +14,7 @@ from zsqretrieval.testing.checks import Check, ContractError, parametrize_checks
 from zsqretrieval.testing.encoder import check_encoder, encoder_checks
 from zsqretrieval.testing.generator import GeneratorCase, check_generator, generator_checks
 from zsqretrieval.testing.index import check_index, index_checks
-from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyIndex
+from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyIndex, ToyStatesGenerator
 
 __all__ = [
     "Check",
@@ -23,6 +23,7 @@ __all__ = [
     "ToyEncoder",
     "ToyGenerator",
     "ToyIndex",
+    "ToyStatesGenerator",
     "check_encoder",
     "check_generator",
     "check_index",

@@ -22,7 +22,7 @@ from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.images import decode
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Neighbors
 
-__all__ = ["ToyEncoder", "ToyGenerator", "ToyIndex"]
+__all__ = ["ToyEncoder", "ToyGenerator", "ToyIndex", "ToyStatesGenerator"]
 
 COLOURS = {
     "red": (1.0, 0.0, 0.0),
@@ -260,19 +260,21 @@ class ToyGenerator:
         for segment in context:
             if isinstance(segment, str):
                 segments += [self._added(token) for token in self._tokens(segment)]
-            elif isinstance(segment, ImageState):
-                raise MismatchError(f"{segment.source}: this model makes and reads no image states")
             else:
                 added = np.zeros(len(self.vocabulary))
                 red = self.vocabulary.index("red")
-                pixels = np.asarray(decode(segment), np.float64)  # [height, width, 3]
-                added[red : red + 3] = 4 * pixels.mean(axis=(0, 1)) / 255
+                seen = self._recall(segment) if isinstance(segment, ImageState) else _mean_colour(segment)
+                added[red : red + 3] = 4 * seen
                 segments.append(added)
         if len(segments) > self._max_tokens:
             raise InvalidInputError(
                 f"{name} has {len(segments)} tokens and images; this model reads {self._max_tokens}"
             )
         return segments
+
+    def _recall(self, state: ImageState) -> NDArray[np.float64]:
+        """Mean red, green and blue of the image that a state was made of."""
+        raise MismatchError(f"{state.source}: this model makes and reads no image states")
 
     def _added(self, token: int) -> NDArray[np.float64]:
         added = np.zeros(len(self.vocabulary))
@@ -311,6 +313,35 @@ class ToyGenerator:
             segments.append(self._added(token))
             words.append(self.vocabulary[token])
         return " ".join(words)
+
+
+class ToyStatesGenerator(ToyGenerator):
+    """A :class:`ToyGenerator` that can see once and read often: :class:`zsqretrieval.protocols.ImageStates`.
+
+    The state of an image is its mean red, green and blue, in [0, 1].
+    """
+
+    fingerprint = "toy-states-generator-1"
+    state_shape = (3,)
+    state_dtype = np.dtype(np.float32)
+
+    def image_states(self, images: Sequence[Image], *, batch_size: int = 16) -> NDArray[np.float32]:
+        """Mean colours, float32 [n, 3]; see :meth:`zsqretrieval.protocols.ImageStates.image_states`."""
+        return np.array([_mean_colour(image) for image in images], np.float32).reshape(-1, 3)
+
+    def _recall(self, state: ImageState) -> NDArray[np.float64]:
+        if state.fingerprint != self.fingerprint or state.values.shape != self.state_shape:
+            raise MismatchError(
+                f"the state of {state.source} is of {state.fingerprint!r} and shape {state.values.shape}; "
+                f"this is {self.fingerprint!r}, whose states have shape {self.state_shape}"
+            )
+        return state.values.astype(np.float64)
+
+
+def _mean_colour(image: Image) -> NDArray[np.float64]:
+    pixels = np.asarray(decode(image), np.float64)  # [height, width, 3]
+    mean: NDArray[np.float64] = pixels.mean(axis=(0, 1)) / 255
+    return mean
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -146,7 +146,9 @@ def _score_block(
         targets = [continuation[t : t + block] for t in done]
         pasts = [row.past for row in rows if row.past is not None]
         if pasts:
-            feeds = [continuation[t - 1 : t + block - 1] for t in done]
+            feeds = [
+                continuation[t - 1 : t - 1 + len(target)] for t, target in zip(done, targets, strict=True)
+            ]
         else:
             heads = [up_to_last_image(row.context) for row in rows]
             if prefixes.capacity and all(heads):

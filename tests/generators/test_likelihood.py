@@ -1,0 +1,186 @@
+"""The engine: every route gives what the model says, and each does no more than it must."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from exact_model import D, ExactModel, ExactStates, V, log_probs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zsqretrieval.generators.likelihood import Past, Prefixes, read, score_pairs, up_to_last_image
+
+tokens = st.integers(0, V - 1)
+images = st.sampled_from([tuple(range(-1 - 3 * i, -4 - 3 * i, -1)) for i in range(4)])  # three rows each
+segments = st.one_of(images, st.lists(tokens, min_size=1, max_size=4).map(tuple))
+contexts = st.lists(segments, max_size=3).map(lambda parts: (0, *(token for part in parts for token in part)))
+continuations = st.lists(tokens, min_size=1, max_size=6).map(tuple)
+pairs = st.lists(st.tuples(contexts, continuations), min_size=1, max_size=12)
+
+
+def score(some, *, model=None, states=None, capacity=0, prefixes=None, **settings):
+    return score_pairs(
+        model or ExactModel(),
+        [context for context, _ in some],
+        [continuation for _, continuation in some],
+        states or ExactStates(),
+        prefixes=prefixes or Prefixes(capacity),
+        **{"batch_size": 16, **settings},
+    )
+
+
+def expect_right(found, some):
+    for one, pair in zip(found, some, strict=True):
+        assert one.dtype == np.float32 and (one <= 0).all()
+        np.testing.assert_allclose(one, log_probs(*pair), atol=2e-5)
+
+
+@settings(deadline=None)
+@given(pairs, st.integers(1, 9), st.integers(1, 80), st.sampled_from([0, 500, 10**9]))
+def test_any_pairs_in_any_batches_get_what_the_model_says(some, batch_size, token_budget, capacity):
+    expect_right(score(some, batch_size=batch_size, token_budget=token_budget, capacity=capacity), some)
+
+
+@settings(deadline=None)
+@given(pairs, pairs, st.sampled_from([200, 2_000, 10**9]))
+def test_what_is_kept_between_calls_changes_nothing(first, second, capacity):
+    prefixes = Prefixes(capacity)
+    for some in (first, second, first):
+        expect_right(score(some, prefixes=prefixes), some)
+
+
+def test_no_pairs():
+    assert score([]) == []
+
+
+IMAGES = [tuple(range(-1 - 3 * i, -4 - 3 * i, -1)) for i in range(4)]
+
+
+def test_only_positions_that_predict_are_scored_and_the_last_token_is_not_read():
+    model = ExactModel()
+    score([((0, 1, 2), (3, 4, 5)), ((5, 1), (2, 2, 2, 2))], model=model, batch_size=1)
+    assert model.scored == 3 + 4
+    assert model.read == (3 + 2) + (2 + 3)
+
+
+def test_a_context_with_many_continuations_is_read_once():
+    model, states = ExactModel(), ExactStates()
+    context = (0, *IMAGES[0], 1, 2, 3)
+    some = [(context, (1, 2, i % V, i // V)) for i in range(20)]
+    expect_right(score(some, model=model, states=states), some)
+    assert model.read == 7 - 1 + 20 * 4  # its last token predicts, and is read with each continuation
+    assert sorted(states.asked) == [0, 1, 2]
+    assert states.released == [context] * 20
+
+
+def test_contexts_that_begin_alike_share_all_they_have_in_common():
+    model = ExactModel()
+    some = [((0, *IMAGES[0], 1, 2, 3, i), (4, 5)) for i in range(3)]
+    expect_right(score(some, model=model), some)
+    assert model.read == 7 + 3 * (1 + 1)
+
+
+def test_equal_pairs_are_scored_once():
+    model = ExactModel()
+    some = [((0, 1), (2, 3))] * 5
+    expect_right(score(some, model=model), some)
+    assert model.scored == 2
+
+
+def test_a_second_question_about_the_same_images_reads_only_what_follows_them():
+    model, states, prefixes = ExactModel(), ExactStates(), Prefixes(10**9)
+    first = [((0, *image, 1), (2, 3)) for image in IMAGES]
+    second = [((0, *image, 4, 5), (6, 7, 1)) for image in IMAGES]
+    score(first, model=model, states=states, prefixes=prefixes)
+    model.read, states.asked = 0, []
+    expect_right(score(second, model=model, states=states, prefixes=prefixes), second)
+    assert (model.read, states.asked) == (4 * (2 + 2), [])
+
+
+def test_nothing_is_kept_between_calls_without_capacity():
+    model, prefixes = ExactModel(), Prefixes(0)
+    some = [((0, *IMAGES[0], 1), (2,)), ((0, *IMAGES[0], 1), (3,))]
+    counts = []
+    for _ in range(2):
+        model.read = 0
+        score(some, model=model, prefixes=prefixes)
+        counts.append(model.read)
+    assert counts[0] == counts[1]
+
+
+def test_the_oldest_are_forgotten_first():
+    past = Past(torch.zeros(1, 2, 1, 5, 1))  # 40 bytes
+    prefixes = Prefixes(100)
+    for name in ("a", "b"):
+        prefixes.put(name, past)
+    assert prefixes.get("a") is past  # now the youngest
+    prefixes.put("c", past)
+    assert [prefixes.get(name) is past for name in ("a", "b", "c")] == [True, False, True]
+    prefixes.put("huge", Past(torch.zeros(1, 2, 1, 50, 1)))
+    assert prefixes.get("huge") is None and prefixes.get("a") is past
+
+
+class Small(ExactModel):
+    """Has memory for so many rows."""
+
+    room = 2
+
+    def forward(self, inputs_embeds, *rest):
+        if len(inputs_embeds) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return super().forward(inputs_embeds, *rest)
+
+
+@settings(deadline=None)
+@given(pairs, st.sampled_from([0, 10**9]))
+def test_batches_are_halved_until_they_fit(some, capacity):
+    states = ExactStates()
+    expect_right(score(some, model=Small(), states=states, capacity=capacity), some)
+    assert sorted(states.released) == sorted(context for context, _ in some)  # each once, failures or not
+
+
+def test_progress_is_told_and_may_stop_the_work():
+    some = [((i % V, i // V, 0), (1,)) for i in range(10)]
+    told = []
+    score(some, batch_size=4, progress=lambda done, total: told.append((done, total)))
+    assert told == [(4, 10), (8, 10), (10, 10)]
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(done, total):
+        raise StoppedError
+
+    model = ExactModel()
+    with pytest.raises(StoppedError):
+        score(some, model=model, batch_size=4, progress=stop)
+    assert model.scored == 4
+
+
+def test_rows_with_pasts_of_different_lengths_are_read_as_if_alone():
+    model, states = ExactModel(), ExactStates()
+    rows = [(0, 1, 2, 3, 4), (5,), (6, 7, 1)]
+    pasts = read(model, rows, states, remember=True).pasts()
+    assert [len(past) for past in pasts] == [5, 1, 3]
+    feeds = [(1,), (2, 3, 4), (5, 6)]
+    together = read(model, feeds, states, pasts=pasts, remember=True)
+    for i, (row, feed) in enumerate(zip(rows, feeds, strict=True)):
+        alone = read(model, [row + feed], states)
+        expected = alone.hidden[0, len(row) :]
+        torch.testing.assert_close(together.hidden[i, : len(feed)], expected, rtol=0, atol=0)
+        assert together.hidden.shape == (3, 3, D)
+        assert len(together.pasts()[i]) == len(row) + len(feed)
+
+
+@pytest.mark.parametrize(
+    ("context", "beginning"),
+    [
+        ((0, -1, -2, 5), (0, -1, -2)),
+        ((0, -1, -2), (0, -1)),
+        ((0, 1, 2), (0, 1)),
+        ((-1, 3, -2, 4, 5), (-1, 3, -2)),
+    ],
+)
+def test_the_beginning_ends_with_the_last_image_and_leaves_a_token(context, beginning):
+    assert up_to_last_image(context) == beginning

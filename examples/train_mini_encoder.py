@@ -53,15 +53,13 @@ from tokenizers import Tokenizer  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
 
+from zsqretrieval._efficientnet import IMAGE_SIZE, likely_names, scale_pixels  # noqa: E402
 from zsqretrieval.encoders._mini_model import (  # noqa: E402
     HEAD_DIM,
-    IMAGE_SIZE,
     AttentionPool,
     ImageTower,
     TextTower,
     join,
-    likely_names,
-    scale_pixels,
 )
 
 log = logging.getLogger("train_mini_encoder")

@@ -56,7 +56,8 @@ def test_a_question_lands_near_its_caption() -> None:
 
 def test_the_backbone_is_the_classifier_it_was() -> None:
     """Every weight found its place in timm's model: the cat is a cat (ImageNet classes 281 to 285)."""
-    from zsqretrieval.encoders._mini_model import ImageTower, scale_pixels
+    from zsqretrieval._efficientnet import scale_pixels
+    from zsqretrieval.encoders._mini_model import ImageTower
     from zsqretrieval.images import decode
 
     (path,) = fetch([EFFICIENTNET_LITE2])

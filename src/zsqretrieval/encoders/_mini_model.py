@@ -17,23 +17,21 @@ MiniLM's space (ConSE, Norouzi et al., arXiv 1312.5650), a text is its MiniLM se
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 from transformers import BertConfig, BertModel
 
-__all__ = ["AttentionPool", "ImageTower", "TextTower", "fresh_head", "join", "likely_names", "scale_pixels"]
+from zsqretrieval._efficientnet import EfficientNetLite2, another_top
 
-IMAGE_SIZE = 260
+__all__ = ["AttentionPool", "ImageTower", "TextTower", "fresh_head", "join"]
+
 HEAD_DIM = 512
 TUNED_LAYERS = 3
-LIKELIEST = 30
 
 _PADDED = -1e4  # far below any attention score, and finite in half precision
 
@@ -69,29 +67,14 @@ class AttentionPool(nn.Module):
         return pooled
 
 
-class ImageTower(nn.Module):
+class ImageTower(EfficientNetLite2):
     """EfficientNet-Lite2 with a second, tuned copy of its top, and a head on each."""
 
     def __init__(self, base: Mapping[str, Tensor], *, dropout: float = 0.0) -> None:
-        super().__init__()
-        cnn, copy = _efficientnet(base), _efficientnet(base)
-        self.stem = nn.Sequential(cnn.conv_stem, cnn.bn1)
-        self.lower = nn.Sequential(*cnn.blocks[:-1])
-        self.own_top = nn.Sequential(cnn.blocks[-1], cnn.conv_head, cnn.bn2)
-        self.classifier = cnn.classifier
-        self.tuned_top = nn.Sequential(copy.blocks[-1], copy.conv_head, copy.bn2)
+        super().__init__(base)
+        self.tuned_top = another_top(base)
         self.tuned_head = AttentionPool(1280, HEAD_DIM, dropout=dropout)
         self.own_head = fresh_head(1280, dropout)
-
-    def trunk(self, pixels: Tensor) -> Tensor:
-        """[B, 3, 260, 260], scaled as :func:`scale_pixels` does, to [B, 208, 9, 9]."""
-        grid: Tensor = self.lower(self.stem(pixels))
-        return grid
-
-    def own(self, grid: Tensor) -> Tensor:
-        """[B, 208, 9, 9] to the features ImageNet was classified by, [B, 1280, 9, 9]."""
-        features: Tensor = self.own_top(grid)
-        return features
 
     def by_own_head(self, own: Tensor) -> Tensor:
         """What :meth:`own` gives to [B, D], not of unit length."""
@@ -100,11 +83,6 @@ class ImageTower(nn.Module):
     def by_tuned_head(self, grid: Tensor) -> Tensor:
         """[B, 208, 9, 9] to [B, D], not of unit length."""
         return _pooled_grid(self.tuned_head, self.tuned_top(grid))
-
-    def class_probabilities(self, own: Tensor) -> Tensor:
-        """What :meth:`own` gives to P(ImageNet class | image) [B, C]."""
-        probabilities: Tensor = self.classifier(own.mean((2, 3))).float().softmax(-1)
-        return probabilities
 
 
 class TextTower(nn.Module):
@@ -149,27 +127,6 @@ def fresh_head(width: int, dropout: float) -> AttentionPool:
         return AttentionPool(width, HEAD_DIM, dropout=dropout)
 
 
-def scale_pixels(pixels: Tensor) -> Tensor:
-    """uint8 [B, 260, 260, 3] to what EfficientNet-Lite was trained on: (x - 127) / 128, [B, 3, 260, 260]."""
-    x = (pixels.permute(0, 3, 1, 2).float() - 127) / 128
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def likely_names(probabilities: Tensor, names: Tensor) -> Tensor:
-    """ConSE: the names of the likeliest classes, weighted by the roots of their probabilities.
-
-    Args:
-        probabilities: P(class | image) [B, C].
-        names: sentence vectors of the class names [C, S].
-
-    Returns:
-        Their weighted means [B, S].
-    """
-    weight, classes = probabilities.sqrt().topk(LIKELIEST, dim=-1)  # [B, 30]
-    weight = weight / weight.sum(-1, keepdim=True)
-    return (weight[..., None] * names[classes]).sum(1)
-
-
 def join(heads: Sequence[Tensor], knowledge: Tensor, share: float) -> Tensor:
     """One unit vector [B, 2 D + S] whose dot product is a weighted sum of the parts' cosines.
 
@@ -194,46 +151,6 @@ def _through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
     for layer in layers:
         hidden = layer(hidden, attention_mask=bias)
     return hidden
-
-
-def _efficientnet(base: Mapping[str, Tensor]) -> Any:
-    cnn = timm.create_model("tf_efficientnet_lite2", pretrained=False)
-    depths = [len(stage) for stage in cnn.blocks]
-    cnn.load_state_dict({_timm_name(name, depths): value for name, value in base.items()})
-    return cnn.eval()
-
-
-_OUTSIDE_BLOCKS = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_LATER_STAGES = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-
-
-def _timm_name(name: str, depths: list[int]) -> str:
-    """The wheel counts blocks through (``_blocks.4._bn0``), timm by stage (``blocks.2.0.bn1``)."""
-    match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
-    if match is None:
-        module, leaf = name.split(".")
-        return f"{_OUTSIDE_BLOCKS[module]}.{leaf}"
-    block, module, leaf = int(match[1]), match[2], match[3]
-    stage = 0
-    while block >= depths[stage]:
-        block -= depths[stage]
-        stage += 1
-    renamed = (_LATER_STAGES if stage else _FIRST_STAGE)[module]
-    return f"blocks.{stage}.{block}.{renamed}.{leaf}"
 
 
 def _minilm(config: Path, base: Mapping[str, Tensor]) -> Any:

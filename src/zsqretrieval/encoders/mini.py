@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PILImage
 from typing_extensions import Self
 
 from zsqretrieval import _torchvision
 from zsqretrieval._device import resolve_device
 from zsqretrieval.errors import InvalidInputError, WeightsError
-from zsqretrieval.images import decode
 from zsqretrieval.types import Image
 from zsqretrieval.weights import (
     EFFICIENTNET_LITE2,
@@ -179,16 +177,18 @@ class MiniEncoder:
         import torch
         from torch.nn.functional import normalize
 
+        from zsqretrieval import _efficientnet
         from zsqretrieval.encoders import _mini_model
 
         rows = np.empty((len(images), self.dim), dtype=np.float32)
         for start, end in _batches(len(images), batch_size):
-            pixels = np.stack(list(self._pool.map(_pixels, images[start:end])))  # uint8 [B, 260, 260, 3]
+            pictures = list(self._pool.map(_efficientnet.picture, images[start:end]))
+            pixels = torch.from_numpy(np.stack(pictures))  # uint8 [B, 260, 260, 3]
             with torch.inference_mode():
                 tower = self._image_tower
-                grid = tower.trunk(_mini_model.scale_pixels(torch.from_numpy(pixels)).to(self._device))
+                grid = tower.trunk(_efficientnet.scale_pixels(pixels).to(self._device))
                 own = tower.own(grid)
-                names = _mini_model.likely_names(
+                names = _efficientnet.likely_names(
                     tower.class_probabilities(own), self._knowledge["class_names"]
                 )
                 knowledge = normalize(names - self._knowledge["image_mean"], dim=-1)
@@ -246,12 +246,6 @@ def _batches(n: int, size: int) -> list[tuple[int, int]]:
     if size < 1:
         raise InvalidInputError(f"batch_size must be at least 1, not {size}")
     return [(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def _pixels(image: Image) -> NDArray[np.uint8]:
-    """uint8 [260, 260, 3]: the whole image, squeezed, as the training photographs were."""
-    rgb = decode(image)
-    return np.asarray(rgb.resize((260, 260), PILImage.Resampling.BICUBIC, reducing_gap=3.0), dtype=np.uint8)
 
 
 def _read_trained(path: Path) -> tuple[dict[str, torch.Tensor], str]:

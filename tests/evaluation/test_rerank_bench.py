@@ -183,6 +183,21 @@ def test_tuning_takes_the_best_weight_and_shows_all(data: Path) -> None:
     assert "sweep" not in bench(data)
 
 
+def test_tuning_decides_ties_by_the_other_recalls(tmp_path: Path) -> None:
+    """The image of "a." is never first, but second rather than last where the generator counts."""
+    others = [f"{number}." for number in range(1, 7)]
+    write_shard(tmp_path / "dev-0.tar", [["a."], *([text] for text in others)])
+    similar = {text: [float(place == number) for place in range(7)] for number, text in enumerate(others, 1)}
+    likely = {text: [-1.0] * 7 for text in others}
+    similar["a."] = [0.1, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
+    likely["a."] = [-2.0, -1.0, -3.0, -4.0, -5.0, -6.0, -7.0]
+    encoder, generator = ScriptedEncoder(similar), ScriptedGenerator(likely)
+    found = bench_rerank(encoder, generator, tmp_path, split="dev", tune=True)
+    assert {row["R@1"] for row in found.sweep} == {85.71}
+    assert found.sweep[0]["R@5"] == 85.71 and found.stages["fused"]["R@5"] == 100.0
+    assert found.setting["weight"] == min(row["weight"] for row in found.sweep if row["R@5"] == 100.0)
+
+
 def test_tuning_on_test_is_refused(data: Path) -> None:
     generator = ScriptedGenerator(LIKELY)
     with pytest.raises(InvalidInputError, match=r"seen the answers.*tune on dev"):

@@ -90,7 +90,8 @@ def bench_rerank(
         scorings: the rules, of different names; the first one is fused.
         fusion: joins it with the first stage.
         fusion_from: where the fusion comes from, for the record.
-        tune: choose the weight of ``fusion`` on this split, the one of :data:`WEIGHTS` with the best R@1.
+        tune: choose the weight of ``fusion`` on this split: the one of :data:`WEIGHTS` with the best R@1,
+            then R@5, then R@10; the smallest of equal ones.
         batch_size: pairs the generator computes together.
         work: folder that keeps vectors and scores, to go on where an interrupted run was; made when missing.
         progress: told how far it is.
@@ -133,7 +134,7 @@ def bench_rerank(
         tried = [replace(fusion, weight=float(weight)) for weight in WEIGHTS]
         recalled = [_recalls(_fused(one, first, scores[names[0]], found, task.answers)) for one in tried]
         sweep = tuple({"weight": one.weight, **recall} for one, recall in zip(tried, recalled, strict=True))
-        fusion = max(zip(tried, recalled, strict=True), key=lambda pair: pair[1]["R@1"])[0]
+        fusion = max(zip(tried, recalled, strict=True), key=lambda pair: list(pair[1].values()))[0]
     ranks["fused"] = _fused(fusion, first, scores[names[0]], found, task.answers)
 
     seconds = _time_queries(encoder, generator, scorings, task, gallery, shown, candidates, batch_size)

@@ -552,8 +552,13 @@ def test_presets(album: Path) -> None:
 
 def test_presets_name_settings_that_exist() -> None:
     for preset in PRESETS.values():
-        known = set(signature(plugins.load("encoder", preset.encoder).from_pretrained).parameters)
-        assert set(preset.encoder_config) <= known
+        for kind, name, config in (
+            ("encoder", preset.encoder, preset.encoder_config),
+            ("generator", preset.generator, preset.generator_config),
+        ):
+            if name is not None:
+                part = plugins.load(kind, name)  # type: ignore[arg-type]
+                assert set(config) <= set(signature(part.from_pretrained).parameters)
         assert preset.index in plugins.available("index")
 
 
@@ -1104,7 +1109,7 @@ def test_sudden_death_loses_nothing_that_was_acknowledged(album: Path, make: Any
                     survivor.save()
                     assert len(snapshots(album)) == 1
         nursery.stdin.close()
-    assert min(deaths.values()) > 0 and len(expected) > 50
+    assert min(deaths.values()) > 0 and len(expected) > 20
 
 
 def test_retriever_imports_no_model_library() -> None:

@@ -18,10 +18,23 @@ if TYPE_CHECKING:
     from zsqretrieval.errors import ZsqError as ZsqError
     from zsqretrieval.indexes.exact import ExactIndex as ExactIndex
     from zsqretrieval.indexes.hnsw import HNSWIndex as HNSWIndex
+    from zsqretrieval.prompts import PROMPTS as PROMPTS
+    from zsqretrieval.prompts import Prompt as Prompt
     from zsqretrieval.protocols import Encoder as Encoder
     from zsqretrieval.protocols import Generator as Generator
+    from zsqretrieval.protocols import ImageStates as ImageStates
     from zsqretrieval.protocols import Index as Index
+    from zsqretrieval.rerank import Fusion as Fusion
+    from zsqretrieval.rerank import Likelihood as Likelihood
+    from zsqretrieval.rerank import Prior as Prior
+    from zsqretrieval.rerank import ReciprocalRank as ReciprocalRank
+    from zsqretrieval.rerank import RerankOnly as RerankOnly
+    from zsqretrieval.rerank import Scoring as Scoring
+    from zsqretrieval.rerank import WeightedSum as WeightedSum
+    from zsqretrieval.rerank import YesNo as YesNo
     from zsqretrieval.retriever import Retriever as Retriever
+    from zsqretrieval.texts import TextHit as TextHit
+    from zsqretrieval.texts import TextRanking as TextRanking
     from zsqretrieval.types import Context as Context
     from zsqretrieval.types import Hit as Hit
     from zsqretrieval.types import Image as Image
@@ -36,16 +49,29 @@ _HOME = {
     "Context": "types",
     "Encoder": "protocols",
     "ExactIndex": "indexes.exact",
+    "Fusion": "rerank",
     "Generator": "protocols",
     "HNSWIndex": "indexes.hnsw",
     "Hit": "types",
     "Image": "types",
+    "ImageStates": "protocols",
     "Index": "protocols",
+    "Likelihood": "rerank",
     "LogLikelihood": "types",
     "MiniEncoder": "encoders.mini",
     "Neighbors": "types",
+    "PROMPTS": "prompts",
+    "Prior": "rerank",
+    "Prompt": "prompts",
     "Ranking": "types",
+    "ReciprocalRank": "rerank",
+    "RerankOnly": "rerank",
     "Retriever": "retriever",
+    "Scoring": "rerank",
+    "TextHit": "texts",
+    "TextRanking": "texts",
+    "WeightedSum": "rerank",
+    "YesNo": "rerank",
     "ZsqError": "errors",
 }
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, final
+
+from typing_extensions import Self
 
 from zsqretrieval import plugins
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
-from zsqretrieval.protocols import Configurable, Encoder, Index
+from zsqretrieval.protocols import Configurable, Encoder, Generator, Index
 
 __all__ = [
     "PRESETS",
+    "LazyGenerator",
     "Preset",
     "check_parts",
     "describe",
     "empty_like",
     "new_index",
     "preset_encoder",
-    "preset_parts",
+    "preset_generator",
+    "preset_index",
     "restore",
 ]
 
@@ -32,42 +38,129 @@ class Preset:
         encoder: plugin name.
         encoder_config: settings of the encoder; what is left out has the encoder's defaults.
         index: plugin name.
+        generator: plugin name; None for the first stage alone.
+        generator_config: settings of the generator; what is left out has the generator's defaults.
     """
 
     encoder: str
     encoder_config: Mapping[str, Any] = field(default_factory=dict)
     index: str = "hnsw"
+    generator: str | None = None
+    generator_config: Mapping[str, Any] = field(default_factory=dict)
 
+
+_CLIP = {"name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
 
 PRESETS: Mapping[str, Preset] = {
     "mini": Preset("mini"),
-    "clip": Preset("clip", {"name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}),
+    "clip": Preset("clip", _CLIP),
+    "clip-kosmos2": Preset(
+        "clip", _CLIP, generator="kosmos", generator_config={"name": "microsoft/kosmos-2-patch14-224"}
+    ),
 }
 """The presets by name."""
 
 
-def preset_encoder(name: str) -> Encoder:
+@final
+class LazyGenerator:
+    """A generator that is made on its first use, so that work which needs none loads none.
+
+    Args:
+        plugin: plugin name.
+        config: its settings; what is left out has the generator's defaults.
+    """
+
+    def __init__(self, plugin: str, config: Mapping[str, Any] | None = None) -> None:
+        self._plugin, self._config = plugin, dict(config or {})
+        self._made: Generator | None = None
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(cls, generator: Generator) -> Self:
+        """A generator that is made already."""
+        part = describe("generator", generator) or {"plugin": "", "config": {}}
+        lazy = cls(part["plugin"], part["config"])
+        lazy._made = generator
+        return lazy
+
+    @property
+    def part(self) -> dict[str, Any] | None:
+        """What makes it again, JSON-serialisable; None when it is not a plugin with settings."""
+        return {"plugin": self._plugin, "config": self._config} if self._plugin else None
+
+    @property
+    def made(self) -> Generator | None:
+        """The generator if it is made already."""
+        return self._made
+
+    def get(self) -> Generator:
+        """The generator, made now if need be.
+
+        Raises:
+            InvalidInputError: no installed package offers the plugin.
+            WeightsError: its weights are neither cached nor to be fetched.
+        """
+        if self._made is None:
+            with self._lock:
+                if self._made is None:
+                    self._made = cast(Generator, plugins.create("generator", self._plugin, self._config))
+        return self._made
+
+    @contextmanager
+    def using(self) -> Iterator[Generator]:
+        """The generator, for one thread at a time: it keeps all cores busy by itself."""
+        with self._lock:
+            yield self.get()
+
+
+def preset_encoder(name: str, config: Mapping[str, Any] | None = None) -> Encoder:
     """Make the encoder of a preset.
+
+    Args:
+        name: a key of :data:`PRESETS`.
+        config: settings that differ from the preset's.
 
     Raises:
         InvalidInputError: no such preset.
     """
     preset = _preset(name)
-    return cast(Encoder, plugins.create("encoder", preset.encoder, preset.encoder_config))
+    return cast(
+        Encoder, plugins.create("encoder", preset.encoder, {**preset.encoder_config, **(config or {})})
+    )
 
 
-def preset_parts(name: str, index: str | None = None) -> tuple[Encoder, Index]:
-    """Make the parts of a preset.
-
-    Args:
-        name: a key of :data:`PRESETS`.
-        index: plugin name of another index than the preset's.
+def preset_index(name: str, encoder: Encoder, index: str | None = None) -> Index:
+    """Make an empty index for an encoder: the preset's, or that of another plugin name.
 
     Raises:
         InvalidInputError: no such preset or index.
     """
-    encoder = preset_encoder(name)
-    return encoder, new_index(index or _preset(name).index, encoder)
+    return new_index(index or _preset(name).index, encoder)
+
+
+def preset_generator(
+    name: str, generator: str | None = "auto", config: Mapping[str, Any] | None = None
+) -> LazyGenerator | None:
+    """The generator of a preset, not made yet; None when there is none.
+
+    Args:
+        name: a key of :data:`PRESETS`.
+        generator: plugin name of another generator; ``"auto"`` is the preset's, None is none.
+        config: settings that differ from the preset's, or from the defaults of another generator.
+
+    Raises:
+        InvalidInputError: no such preset or generator, or settings for a generator that there is not.
+    """
+    preset = _preset(name)
+    plugin = preset.generator if generator == "auto" else generator
+    if plugin is None:
+        if config:
+            raise InvalidInputError(f"generator_config {dict(config)} needs a generator; name one as well")
+        return None
+    if generator != "auto" and plugin not in plugins.available("generator"):
+        plugins.load("generator", plugin)  # which says what there is
+    settings = preset.generator_config if plugin == preset.generator else {}
+    return LazyGenerator(plugin, {**settings, **(config or {})})
 
 
 def _preset(name: str) -> Preset:

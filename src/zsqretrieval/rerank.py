@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
-from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
+from zsqretrieval.types import Context, Hit, Image, ImageState, LogLikelihood
 
 __all__ = [
     "Fusion",
@@ -37,14 +37,22 @@ __all__ = [
     "WeightedSum",
     "YesNo",
     "best_first",
+    "fuse",
     "log_prior",
     "null_images",
+    "rerank",
     "score_images",
     "score_texts",
 ]
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Called after every batch with the number of candidates done and of all; may raise to stop the work."""
+
+FIRST_STAGE = "first_stage"
+"""Name of the first stage's score."""
+
+FUSED = "fused"
+"""Name of the score that a fusion gives."""
 
 # --- scoring rules ----------------------------------------------------------------------------------------
 
@@ -370,6 +378,57 @@ class ReciprocalRank:
     def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum; at most ``2 / (constant + 1)``."""
         return 1 / (self.constant + _ranks(first_stage)) + 1 / (self.constant + _ranks(scores))
+
+
+def fuse(
+    fusion: Fusion, first_stage: NDArray[np.float64], scores: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Let a fusion join two stages, and make sure that what it says can be sorted.
+
+    Returns:
+        float64 [n]; empty for no candidates.
+
+    Raises:
+        InvalidInputError: it gave something else, or nan.
+    """
+    if not len(scores):
+        return np.empty(0)
+    fused = np.asarray(fusion.fuse(first_stage, scores), np.float64)
+    if fused.shape != scores.shape or np.isnan(fused).any():
+        raise InvalidInputError(
+            f"the fusion {fusion!r} gave {fused.tolist()} for {len(scores)} candidates; "
+            "it must give one number for each, and none of them nan"
+        )
+    return fused
+
+
+def rerank(hits: Sequence[Hit], name: str, scores: NDArray[np.float64], fusion: Fusion) -> tuple[Hit, ...]:
+    """Put the hits of the first stage in a new order.
+
+    Args:
+        hits: n hits, best first.
+        name: of the scoring rule.
+        scores: float64 [n], its scores; nan for a hit that it could not judge.
+        fusion: joins both.
+
+    Returns:
+        The hits, best first, with the scores of every stage. Those that could not be judged come last, with
+        the score -inf; if that is all of them, the hits are as they were.
+
+    Raises:
+        InvalidInputError: as :func:`fuse`.
+    """
+    judged = np.flatnonzero(~np.isnan(scores))
+    if not len(judged):
+        return tuple(hits)
+    first_stage = np.array([hit.scores[FIRST_STAGE] for hit in hits])
+    fused = np.full(len(hits), -np.inf)
+    fused[judged] = fuse(fusion, first_stage[judged], scores[judged])
+    ranked = [replace(hit, score=float(score)) for hit, score in zip(hits, fused, strict=True)]
+    for n in judged:
+        stages = {**ranked[n].scores, name: float(scores[n]), FUSED: float(fused[n])}
+        ranked[n] = replace(ranked[n], scores=stages)
+    return tuple(ranked[n] for n in best_first(fused))
 
 
 def best_first(fused: ArrayLike) -> NDArray[np.intp]:

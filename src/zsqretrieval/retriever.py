@@ -4,6 +4,7 @@ An album is a directory (``docs/albums.md``):
 
     catalog.sqlite     the durable truth: every image's record and vector, one transaction per batch
     index-<token>/     a snapshot of the index, so that it need not be built anew
+    states-<digest>/   what a generator saw in each image, so that it need not look again; only if asked for
 
 The index only ever follows the catalog (:mod:`zsqretrieval.following`). That is why nothing an ``add`` has
 returned can be lost.
@@ -11,15 +12,16 @@ returned can be lost.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +33,41 @@ from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, M
 from zsqretrieval.following import Follower
 from zsqretrieval.images import ImageLike, as_image, decode, open_images
 from zsqretrieval.intake import Arrival, Intake, Skipped
-from zsqretrieval.parts import PRESETS, Preset, check_parts, describe, new_index, preset_parts, restore
+from zsqretrieval.parts import (
+    PRESETS,
+    LazyGenerator,
+    Preset,
+    check_parts,
+    describe,
+    new_index,
+    preset_encoder,
+    preset_generator,
+    preset_index,
+    restore,
+)
 from zsqretrieval.protocols import Encoder, Generator, Index
-from zsqretrieval.types import Hit, Image, Neighbors, Ranking
+from zsqretrieval.rerank import (
+    FIRST_STAGE,
+    Fusion,
+    Likelihood,
+    Prior,
+    RerankOnly,
+    Scoring,
+    WeightedSum,
+    rerank,
+)
+from zsqretrieval.rerank import Progress as ScoringProgress
+from zsqretrieval.texts import TextRanking, rank_texts
+from zsqretrieval.types import Hit, Image, Ranking
+from zsqretrieval.viewing import StatesMode, Viewer
 
 __all__ = ["PRESETS", "AddReport", "Preset", "Progress", "Retriever", "Skipped"]
 
 Progress: TypeAlias = Callable[[int], object]
 """Called with the number of images dealt with so far."""
 
-FIRST_STAGE = "first_stage"
+_FUSION = WeightedSum()
+_RERANK_ONLY = RerankOnly()
 
 _SUFFIX = re.compile(r"(#[0-9a-f]{8}([0-9a-f]{56})?)?")  # what follows an id that was taken
 
@@ -73,12 +100,17 @@ class Retriever:
     Args:
         encoder: turns images and questions into vectors.
         index: an empty index of the encoder's dim, used by nobody else; an HNSW index when None.
-        generator: reads the candidates; kept for the stages that use it.
+        generator: reads the candidates; None for the first stage alone. A
+            :class:`~zsqretrieval.parts.LazyGenerator` is made when it is first needed.
         path: directory of a new album, made when missing; must not hold an album yet.
+        states: whether what the generator sees in an image is computed when the image is added, and kept:
+            ``"disk"`` beside the index, ``"memory"`` until :meth:`close`; None computes it from the image
+            with every question. Needs a generator that makes
+            :class:`~zsqretrieval.protocols.ImageStates`.
 
     Raises:
         MismatchError: index and encoder differ in dim or fingerprint.
-        InvalidInputError: the index is not empty.
+        InvalidInputError: the index is not empty; or ``states`` without a generator that makes them.
         AlbumError: there is an album at ``path`` already, or no directory can be made there.
 
     Methods may be called from several threads; searches run while images are added.
@@ -88,31 +120,38 @@ class Retriever:
         self,
         encoder: Encoder,
         index: Index | None = None,
-        generator: Generator | None = None,
+        generator: Generator | LazyGenerator | None = None,
         *,
         path: str | os.PathLike[str] | None = None,
+        states: StatesMode = None,
     ) -> None:
         index = new_index("hnsw", encoder) if index is None else index
         check_parts(encoder, index)
-        folder = None if path is None else _make_folder(path)
-        parts = {"encoder_part": describe("encoder", encoder), "index": describe("index", index)}
+        album = None if path is None else Path(path).absolute()
+        viewer = _viewer(generator, states, album)
+        folder = None if album is None else _make_folder(album)
+        parts = {
+            "encoder_part": describe("encoder", encoder),
+            "index": describe("index", index),
+            "generator": _described(viewer),
+        }
         catalog = Catalog.create(
             None if folder is None else folder / CATALOG,
             dim=encoder.dim,
             settings={"encoder": encoder.fingerprint, **parts},
         )
-        self._attach(encoder, Follower(catalog, index), generator, catalog, folder)
+        self._attach(encoder, Follower(catalog, index), viewer, catalog, folder)
 
     def _attach(
         self,
         encoder: Encoder,
         follower: Follower,
-        generator: Generator | None,
+        viewer: Viewer | None,
         catalog: Catalog,
         path: Path | None,
     ) -> None:
         self.encoder = encoder
-        self.generator = generator
+        self._viewer = viewer
         self._follower = follower
         self._catalog = catalog
         self._path = path
@@ -122,21 +161,38 @@ class Retriever:
 
     @classmethod
     def from_preset(
-        cls, name: str = "mini", *, path: str | os.PathLike[str] | None = None, index: str | None = None
+        cls,
+        name: str = "mini",
+        *,
+        path: str | os.PathLike[str] | None = None,
+        index: str | None = None,
+        generator: str | None = "auto",
+        encoder_config: Mapping[str, Any] | None = None,
+        generator_config: Mapping[str, Any] | None = None,
+        states: StatesMode = None,
     ) -> Self:
         """Make a retriever from parts that are known to go together.
+
+        The generator is made, and its weights read, when it is first needed.
 
         Args:
             name: a key of :data:`PRESETS`.
             path: directory of a new album; None keeps it in memory.
             index: plugin name of another index than the preset's (``"exact"``).
+            generator: plugin name of another generator than the preset's, which is ``"auto"``; None for the
+                first stage alone.
+            encoder_config: settings of the encoder that differ from the preset's, such as weights in a local
+                folder.
+            generator_config: the same for the generator.
+            states: as for :class:`Retriever`.
 
         Raises:
-            InvalidInputError: no such preset or index.
-            WeightsError: the model weights are neither cached nor to be fetched.
+            InvalidInputError: no such preset, index or generator.
+            WeightsError: the encoder's weights are neither cached nor to be fetched.
         """
-        encoder, made = preset_parts(name, index)
-        return cls(encoder, made, path=path)
+        lazy = preset_generator(name, generator, generator_config)
+        encoder = preset_encoder(name, encoder_config)
+        return cls(encoder, preset_index(name, encoder, index), lazy, path=path, states=states)
 
     @classmethod
     def load(
@@ -145,23 +201,28 @@ class Retriever:
         *,
         encoder: Encoder | None = None,
         index: Index | None = None,
-        generator: Generator | None = None,
+        generator: Generator | LazyGenerator | None = None,
+        states: StatesMode | Literal["auto"] = "auto",
     ) -> Self:
         """Open an album.
 
-        Encoder and index are restored by their plugin names unless given. Images added since the index was
-        last saved, by this or another process, are indexed now. A damaged index is rebuilt from the catalog,
-        with a RuntimeWarning.
+        Encoder, index and generator are restored by their plugin names unless given; the generator when it is
+        first needed. Images added since the index was last saved, by this or another process, are indexed
+        now. A damaged index is rebuilt from the catalog, with a RuntimeWarning.
 
         Args:
             path: the album's directory.
             encoder: must have the fingerprint the album was made with.
             index: an empty index to fill from the catalog, in place of the saved one.
-            generator: reads the candidates.
+            generator: reads the candidates, in place of the album's; :meth:`save` makes it the album's, if it
+                is a plugin. One that is not has to be given every time; without, the first stage is alone.
+            states: as for :class:`Retriever`; ``"auto"`` is what the album was made or last saved with.
 
         Raises:
-            AlbumError: there is no album at ``path``; or a part of it is not a plugin and has to be given.
+            AlbumError: there is no album at ``path``; or its encoder or index is not a plugin and has to be
+                given.
             MismatchError: the encoder is not the one the album was made with.
+            InvalidInputError: ``states`` without a generator that makes them.
             IntegrityError: the catalog is damaged.
         """
         folder = Path(path).absolute()
@@ -181,20 +242,22 @@ class Retriever:
             else:
                 check_parts(encoder, index)
                 follower = Follower(catalog, index)
+            viewer = _restored(catalog, generator, states, folder)
             follower.follow()
         except BaseException:
             catalog.close()
             raise
         retriever = cls.__new__(cls)
-        retriever._attach(encoder, follower, generator, catalog, folder)
+        retriever._attach(encoder, follower, viewer, catalog, folder)
         return retriever
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
         """Write the index beside the catalog; atomic.
 
-        For an album on disk this only spares the next :meth:`load` the work of indexing: images and vectors
-        were safe when :meth:`add` returned. An album in memory needs ``path``, and lives there afterwards. An
-        index that is not a plugin is not written: :meth:`load` has to be given one to fill.
+        For an album on disk this only spares the next :meth:`load` the work of indexing: images, vectors and
+        image states were safe when :meth:`add` returned. An album in memory needs ``path``, and lives there
+        afterwards. An index that is not a plugin is not written: :meth:`load` has to be given one to fill.
+        States of removed images are deleted.
 
         Raises:
             AlbumError: no path was ever given, the album lives elsewhere, or ``path`` holds an album.
@@ -210,6 +273,12 @@ class Retriever:
             elif path is not None and Path(path).absolute() != self._path:
                 raise AlbumError(f"this album lives in {self._path}; copy that directory to {path} instead")
             self._follower.save(self._path)
+            if self._viewer is not None:
+                self._viewer.move_to(self._path)
+                self._viewer.sweep(self._catalog.known_digests)
+                described = _described(self._viewer)
+                if described["part"] is not None and described != _kept(self._catalog):
+                    self._catalog.set_meta("generator", described)
 
     def close(self) -> None:
         """Let go of the album. What was added stays; call :meth:`save` first to keep the index as well."""
@@ -229,6 +298,21 @@ class Retriever:
     def path(self) -> Path | None:
         """Directory of the album; None while it lives in memory."""
         return self._path
+
+    @property
+    def generator(self) -> Generator | None:
+        """The generator, made now if it has not been needed before; None when there is none."""
+        return None if self._viewer is None else self._viewer.generator.get()
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether there is a generator, without making it."""
+        return self._viewer is not None
+
+    @property
+    def states(self) -> StatesMode:
+        """Where image states are kept."""
+        return None if self._viewer is None else self._viewer.states
 
     @property
     def index(self) -> Index:
@@ -268,7 +352,8 @@ class Retriever:
         An image that cannot be read is skipped and named in the report. The same bytes twice are one image.
         An image with the id and the source of a present one, but other bytes (a file that changed), replaces
         it. An id taken by an image from another source gets a part of the digest appended
-        (``cat.jpg#1f2e3d4c``).
+        (``cat.jpg#1f2e3d4c``). Where image states are kept, those that are missing of images in the album are
+        made as well.
 
         Args:
             images: paths (files, folders, tars, patterns), bytes, PIL images, records, or an iterable of
@@ -286,7 +371,7 @@ class Retriever:
             raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
         begin = time.perf_counter()
         ids: dict[_Fate, list[str]] = {"added": [], "replaced": [], "known": []}
-        with Intake(open_images(images), batch_size, self._catalog.known_digests) as intake:
+        with Intake(open_images(images), batch_size, self._known) as intake:
             for batch in intake:
                 for fate, id in self._store(batch):
                     ids[fate].append(id)
@@ -304,12 +389,20 @@ class Retriever:
         """Encode images, write them down in one transaction, and let the index follow."""
         if not images:
             return []
-        pixels = [Image(image.pixels, image.source) for image in images]
-        vectors = self.encoder.encode_image(pixels, batch_size=len(pixels))
-        with self._catalog.transaction():
-            fates = [self._write(image, vector) for image, vector in zip(images, vectors, strict=True)]
+        pixels = {image.digest: Image(image.pixels, image.source) for image in images}
+        known = self._catalog.known_digests(pixels)  # these are here for the sake of their states
+        new = [image for image in images if image.digest not in known]
+        vectors = self.encoder.encode_image([pixels[one.digest] for one in new], batch_size=len(images))
+        keeping = contextlib.nullcontext() if self._viewer is None else self._viewer.keeping(pixels)
+        with keeping, self._catalog.transaction():
+            fates = [self._write(image, vector) for image, vector in zip(new, vectors, strict=True)]
         self._follower.follow()
-        return fates
+        return fates + [("known", image.id) for image in images if image.digest in known]
+
+    def _known(self, digests: list[str]) -> Container[str]:
+        """Of some digests, those that need not be decoded."""
+        known = self._catalog.known_digests(digests)
+        return known if self._viewer is None else known.keys() - self._viewer.blind_to(known)
 
     def _write(self, image: Arrival, vector: NDArray[np.float32]) -> tuple[_Fate, str]:
         if self._catalog.known_digests([image.digest]):  # another thread or process was faster
@@ -362,25 +455,63 @@ class Retriever:
 
     # --- searching ----------------------------------------------------------------------------------------
 
-    def search(self, question: str, k: int = 10) -> Ranking:
+    def search(
+        self,
+        question: str,
+        k: int = 10,
+        *,
+        candidates: int = 100,
+        scoring: Scoring | Literal["auto"] | None = "auto",
+        fusion: Fusion = _FUSION,
+        batch_size: int = 16,
+        progress: ScoringProgress | None = None,
+    ) -> Ranking:
         """Find the images that best fit a question.
+
+        The first stage, encoder and index, fetches candidates; the generator scores each; the fusion of both
+        ranks them. A candidate that the generator cannot be shown, because it has no state and its file is
+        gone or has changed, ranks after all others, with a RuntimeWarning.
 
         Args:
             question: any text.
             k: how many hits, >= 1; fewer when the album is smaller.
+            candidates: how many images the generator scores, >= 1; ``k`` when that is more.
+            scoring: what the generator is asked, such as ``Likelihood()`` or ``YesNo()``; None for the first
+                stage alone. ``"auto"`` is ``Likelihood()`` where there is a generator, else None.
+            fusion: how both scores are joined.
+            batch_size: candidates scored together; must not change the result.
+            progress: told after every batch how many candidates are done; may raise to stop.
 
         Returns:
-            Hits, best first; ``score`` is the cosine similarity in [-1, 1].
+            Hits, best first, each with the score of every stage by name: ``"first_stage"``, the cosine
+            similarity in [-1, 1]; the scoring's own, ``"likelihood"`` or ``"yes_no"``; ``"fused"``, which is
+            also ``score``. Without scoring, ``score`` is the cosine similarity. A candidate that could not be
+            scored has ``score`` -inf and only ``"first_stage"``; when none could be, the ranking is the
+            first stage's.
 
         Raises:
-            InvalidInputError: the question is empty or not text, or k < 1.
+            InvalidInputError: the question is empty or not text; ``k``, ``candidates`` or ``batch_size`` < 1;
+                scoring without a generator; or the question is too long for the generator.
+            ZsqError: the generator's numbers are broken; names the image.
         """
         if not isinstance(question, str) or not question.strip():
             raise InvalidInputError(f"the question must be a text that says something, not {question!r}")
-        return self._search(question, k, lambda: self.encoder.encode_text([question]))
+        _check_counts(k=k, candidates=candidates, batch_size=batch_size)
+        rule = self._rule(scoring)
+        if rule is None or self._viewer is None:
+            found = self._first_stage(lambda: self.encoder.encode_text([question]), k)
+            return Ranking(question, found.hits, found.timings)
+        self._viewer.generator.get()  # loaded before the clock runs
+        found = self._first_stage(lambda: self.encoder.encode_text([question]), max(k, candidates))
+        begin = time.perf_counter()
+        scores = self._viewer.score(rule, question, found.records, batch_size=batch_size, progress=progress)
+        hits = rerank(found.hits, rule.name, scores, fusion)
+        return Ranking(question, hits[:k], {**found.timings, rule.name: time.perf_counter() - begin})
 
     def search_image(self, image: ImageLike, k: int = 10) -> Ranking:
         """Find the images most like an image; one that is in the album finds itself first.
+
+        There is no question here, so the first stage is alone.
 
         Args:
             image: a path, bytes, a PIL image or a record.
@@ -390,50 +521,175 @@ class Retriever:
             ImageError: the image cannot be decoded.
             InvalidInputError: k < 1.
         """
-        record = as_image(image)
-        # Decoded here as in `add`: an encoder may decode a large JPEG at reduced size by itself.
-        return self._search(
-            record.source, k, lambda: self.encoder.encode_image([Image(decode(record), record.source)])
+        _check_counts(k=k)
+        record = _decoded(image)
+        found = self._first_stage(lambda: self.encoder.encode_image([record]), k)
+        return Ranking(record.source, found.hits, found.timings)
+
+    def search_texts(
+        self,
+        image: ImageLike,
+        texts: Sequence[str],
+        k: int | None = None,
+        *,
+        scoring: Scoring | Literal["auto"] | None = "auto",
+        prior: Prior | Literal["auto"] | None = "auto",
+        fusion: Fusion = _RERANK_ONLY,
+        batch_size: int = 16,
+        progress: ScoringProgress | None = None,
+    ) -> TextRanking:
+        """Find the texts that best fit an image, among those given; the album has no part in it.
+
+        Some texts are likely whatever the image shows, and would win by that. So here a likelihood is
+        corrected for its prior (docs/rerank.md), which multiplies the work by one and the number of null
+        images.
+
+        Args:
+            image: a path, bytes, a PIL image or a record.
+            texts: n texts, each of which says something.
+            k: how many hits, >= 1; all when None.
+            scoring: as for :meth:`search`; a text takes the place of the question.
+            prior: how the likelihood is corrected; ``"auto"`` is ``Prior()`` for a
+                :class:`~zsqretrieval.rerank.Likelihood` and None for any other scoring.
+            fusion: how the score joins the cosine similarity.
+            batch_size: texts scored together; must not change the result.
+            progress: told after every batch how many texts are done, null images included; may raise to stop.
+
+        Returns:
+            Texts, best first, each with its scores by name: ``"first_stage"``, the cosine similarity; the
+            scoring's own; with a prior ``"prior"``, log P(text), and ``"corrected"``; ``"fused"``, which is
+            also ``score``.
+
+        Raises:
+            ImageError: the image cannot be decoded.
+            InvalidInputError: ``texts`` is one text or holds what says nothing; ``k`` or ``batch_size`` < 1;
+                scoring without a generator; a prior for anything but a likelihood; or a text is too long for
+                the generator.
+            ZsqError: the generator's numbers are broken; names the text.
+        """
+        _check_counts(k=1 if k is None else k, batch_size=batch_size)
+        rule = self._rule(scoring)
+        return rank_texts(
+            self.encoder,
+            None if rule is None or self._viewer is None else self._viewer.generator,
+            _decoded(image),
+            texts,
+            k,
+            scoring=rule,
+            prior=prior,
+            fusion=fusion,
+            batch_size=batch_size,
+            progress=progress,
         )
 
-    def _search(self, query: str, k: int, encode: Callable[[], NDArray[np.float32]]) -> Ranking:
-        if k < 1:
-            raise InvalidInputError(f"k must be at least 1, not {k}")
+    def _rule(self, scoring: Scoring | Literal["auto"] | None) -> Scoring | None:
+        if isinstance(scoring, str) and scoring == "auto":
+            return Likelihood() if self._viewer is not None else None
+        if scoring is None:
+            return None
+        if isinstance(scoring, type) or not isinstance(scoring, Scoring):
+            raise InvalidInputError(
+                f"scoring must be a rule such as Likelihood() or YesNo(), 'auto' or None, not {scoring!r}"
+            )
+        if self._viewer is None:
+            raise InvalidInputError(
+                f"scoring by {scoring.name!r} needs a generator, and there is none: give one to Retriever or "
+                "Retriever.load, or leave scoring out for the first stage alone"
+            )
+        return scoring
+
+    def _first_stage(self, encode: Callable[[], NDArray[np.float32]], k: int) -> _Found:
         begin = time.perf_counter()
         vector = encode()
         encoded = time.perf_counter()
-        hits = self._hits(vector, k)
+        records, scores = self._nearest(vector, k)
         timings = {"encode": encoded - begin, FIRST_STAGE: time.perf_counter() - encoded}
-        return Ranking(query, hits, timings)
+        return _Found(records, tuple(map(_hit, records, scores)), timings)
 
-    def _hits(self, vector: NDArray[np.float32], k: int) -> tuple[Hit, ...]:
+    def _nearest(self, vector: NDArray[np.float32], k: int) -> tuple[list[Record], list[float]]:
         while True:
             position = self._catalog.position
             neighbors = self._follower.follow().search(vector, k)
+            found = neighbors.keys[0] >= 0
             try:
-                return self._join(neighbors)
+                records = self._catalog.records(neighbors.keys[0][found])
             except InvalidInputError as error:  # a hit was removed between the two steps: search again
                 if position == self._catalog.position:
                     raise IntegrityError(f"index and catalog of {self!r} disagree: {error}") from error
+            else:
+                return records, neighbors.scores[0][found].tolist()
 
-    def _join(self, neighbors: Neighbors) -> tuple[Hit, ...]:
-        found = neighbors.keys[0] >= 0
-        records = self._catalog.records(neighbors.keys[0][found])
-        return tuple(
-            Hit(
-                key=record.key,
-                id=record.id,
-                source=record.source,
-                score=float(score),
-                scores={FIRST_STAGE: float(score)},
-                caption=record.caption,
-                metadata=record.metadata,
-            )
-            for record, score in zip(records, neighbors.scores[0][found], strict=True)
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the first stage has found: records and hits in one order, best first."""
+
+    records: list[Record]
+    hits: tuple[Hit, ...]
+    timings: dict[str, float]
+
+
+def _hit(record: Record, score: float) -> Hit:
+    return Hit(
+        key=record.key,
+        id=record.id,
+        source=record.source,
+        score=score,
+        scores={FIRST_STAGE: score},
+        caption=record.caption,
+        metadata=record.metadata,
+    )
 
 
 _Fate: TypeAlias = Literal["added", "replaced", "known"]
+
+
+def _viewer(
+    generator: Generator | LazyGenerator | None, states: StatesMode, album: Path | None
+) -> Viewer | None:
+    if generator is None:
+        if states is not None:
+            raise InvalidInputError(f"states={states!r} needs a generator that makes them; give one as well")
+        return None
+    lazy = generator if isinstance(generator, LazyGenerator) else LazyGenerator.of(generator)
+    return Viewer(lazy, states, album)
+
+
+def _described(viewer: Viewer | None) -> dict[str, Any]:
+    if viewer is None:
+        return {"part": None, "states": None}
+    return {"part": viewer.generator.part, "states": viewer.states}
+
+
+def _kept(catalog: Catalog) -> dict[str, Any]:
+    """The generator that an album was last saved with, else made with, and where its states are kept."""
+    return catalog.get_meta("generator") or catalog.settings.get("generator") or _described(None)
+
+
+def _restored(
+    catalog: Catalog,
+    generator: Generator | LazyGenerator | None,
+    states: StatesMode | Literal["auto"],
+    album: Path,
+) -> Viewer | None:
+    kept = _kept(catalog)
+    if generator is None and kept["part"] is not None:
+        generator = LazyGenerator(kept["part"]["plugin"], kept["part"]["config"])
+    if states == "auto":
+        states = None if generator is None else kept["states"]
+    return _viewer(generator, states, album)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InvalidInputError(f"{name} must be at least 1, not {count}")
+
+
+def _decoded(image: ImageLike) -> Image:
+    """Decoded here as in `add`: an encoder may decode a large JPEG at reduced size by itself."""
+    record = as_image(image)
+    return Image(decode(record), record.source)
 
 
 def _make_folder(path: str | os.PathLike[str]) -> Path:

@@ -109,9 +109,11 @@ class Hit:
         key: the image's int64 key in the catalog and the index.
         id: the image's name in the catalog.
         source: where the image came from.
-        score: the score the ranking is sorted by; higher is better.
-        scores: the score of every stage that judged this image, by the stage's name
-            (``"first_stage"`` is the cosine similarity); higher is better.
+        score: the score the ranking is sorted by; higher is better. -inf for a candidate that could not be
+            scored where others were.
+        scores: the score of every stage that judged this image, by the stage's name; higher is better.
+            ``"first_stage"`` is the cosine similarity, ``"likelihood"`` or ``"yes_no"`` what the generator
+            made of the image, ``"fused"`` what the fusion made of both.
         caption: the caption kept in the catalog, or None.
         metadata: the free facts kept in the catalog.
     """

@@ -1,0 +1,702 @@
+"""What a generator adds to a search: stages, their scores, and where its image states are kept."""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+import threading
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from seeing import Seeing
+from zsqretrieval import plugins
+from zsqretrieval.catalog import Catalog
+from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError, ZsqError
+from zsqretrieval.images import open_images
+from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.parts import PRESETS, LazyGenerator, Preset
+from zsqretrieval.rerank import (
+    Likelihood,
+    Prior,
+    ReciprocalRank,
+    RerankOnly,
+    WeightedSum,
+    YesNo,
+    best_first,
+    log_prior,
+    score_images,
+    score_texts,
+)
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.states import StateStore
+from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
+from zsqretrieval.types import Image, LogLikelihood, Ranking
+
+ENCODER = ToyEncoder()
+TOY = ToyGenerator()
+
+
+class Painter(ToyEncoder):
+    """A toy encoder that can be made anew from its settings."""
+
+    config: dict[str, Any] = {}  # noqa: RUF012
+
+    @classmethod
+    def from_config(cls, config: Any) -> Painter:
+        return cls()
+
+
+@pytest.fixture(autouse=True)
+def offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offers the plugins "painter" and "seeing", and a preset of both."""
+    real = plugins.entry_points
+    points = {
+        "zsqretrieval.encoders": EntryPoint("painter", f"{__name__}:Painter", "zsqretrieval.encoders"),
+        "zsqretrieval.generators": EntryPoint("seeing", "seeing:Seeing", "zsqretrieval.generators"),
+    }
+    monkeypatch.setattr(
+        plugins,
+        "entry_points",
+        lambda *, group: [*real(group=group), *([points[group]] if group in points else [])],
+    )
+    monkeypatch.setitem(
+        PRESETS,  # type: ignore[arg-type]
+        "both",
+        Preset("painter", index="exact", generator="seeing", generator_config={"glasses": 2}),
+    )
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    return tmp_path / "album"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Twelve images of two colours each, left and right."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    colours = np.random.default_rng(3).integers(0, 256, (12, 2, 3), np.uint8)
+    for n, pair in enumerate(colours):
+        picture = PILImage.fromarray(pair[None]).resize((8, 4), PILImage.Resampling.NEAREST)
+        picture.save(folder / f"{n:02}.png")
+    return folder
+
+
+def exact() -> ExactIndex:
+    return ExactIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint)
+
+
+def made(generator: Any = TOY, **rest: Any) -> Retriever:
+    return Retriever(ENCODER, exact(), generator, **rest)
+
+
+def ids(ranking: Ranking) -> list[str]:
+    return [hit.id for hit in ranking]
+
+
+# --- stages
+
+
+@pytest.mark.parametrize("rule", [Likelihood(), Likelihood(aggregate="mean"), YesNo()])
+@pytest.mark.parametrize("fusion", [RerankOnly(), WeightedSum(), ReciprocalRank()])
+def test_every_hit_keeps_the_score_of_every_stage(pictures: Path, rule: Any, fusion: Any) -> None:
+    with made() as retriever:
+        retriever.add(pictures)
+        first = retriever.search("red ?", k=8, scoring=None)
+        assert all(hit.scores == {"first_stage": hit.score} for hit in first)
+        ranking = retriever.search("red ?", k=5, candidates=8, scoring=rule, fusion=fusion, batch_size=3)
+
+    images = [next(open_images(hit.source)) for hit in first]
+    cosine, scores = np.array([hit.score for hit in first]), score_images(TOY, rule, "red ?", images)
+    fused = fusion.fuse(cosine, scores)
+    order = best_first(fused)[:5]
+    assert ids(ranking) == [first[n].id for n in order] and ranking.query == "red ?"
+    for hit, n in zip(ranking, order, strict=True):
+        assert hit.score == hit.scores["fused"] == pytest.approx(fused[n])
+        assert hit.scores[rule.name] == pytest.approx(scores[n])
+        assert hit.scores["first_stage"] == cosine[n]
+        assert list(hit.scores) == ["first_stage", rule.name, "fused"]
+    assert list(ranking.timings) == ["encode", "first_stage", rule.name]
+    assert all(seconds >= 0 for seconds in ranking.timings.values())
+
+
+def test_the_likelihood_is_what_a_generator_is_for(pictures: Path) -> None:
+    with made() as retriever, made(None) as without:
+        for one in (retriever, without):
+            one.add(pictures)
+        ranking = retriever.search("red ?")
+        assert list(ranking[0].scores) == ["first_stage", "likelihood", "fused"]
+        assert ids(ranking) == ids(retriever.search("red ?", scoring=Likelihood(), fusion=WeightedSum()))
+        assert list(without.search("red ?")[0].scores) == ["first_stage"]
+        assert (retriever.has_generator, without.has_generator) == (True, False)
+        assert retriever.generator is TOY and without.generator is None
+        assert list(retriever.search_image(pictures / "00.png")[0].scores) == ["first_stage"]
+
+
+def test_how_many_candidates_are_read(pictures: Path) -> None:
+    generator = Seeing()
+    with made(generator) as retriever:
+        retriever.add(pictures)
+        for k, candidates, read in [(3, 5, 5), (5, 3, 5), (2, 100, 12), (100, 1, 12)]:
+            generator.looked_at.clear()
+            ranking = retriever.search("red", k, candidates=candidates)
+            assert len(generator.looked_at) == read and len(ranking) == min(k, 12)
+        first = retriever.search("red", 4, scoring=None)
+        assert set(ids(retriever.search("red", 4, candidates=4))) == set(ids(first))
+
+
+def test_progress_may_stop_a_search(pictures: Path) -> None:
+    generator = Seeing()
+    seen: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done > 7:
+            raise KeyboardInterrupt
+
+    with made(generator) as retriever:
+        retriever.add(pictures)
+        with pytest.raises(KeyboardInterrupt):
+            retriever.search("red", candidates=11, batch_size=4, progress=stop)
+        assert seen == [(4, 11), (8, 11)] and len(generator.looked_at) == 8
+        retriever.search("red", candidates=11, batch_size=4, progress=lambda *news: seen.append(news))
+        assert seen[2:] == [(4, 11), (8, 11), (11, 11)]
+
+
+def test_a_batch_size_changes_nothing(pictures: Path) -> None:
+    with made() as retriever:
+        retriever.add(pictures)
+        rankings = [retriever.search("red ?", 12, batch_size=size) for size in (1, 5, 100)]
+        assert ids(rankings[0]) == ids(rankings[1]) == ids(rankings[2])
+        for hits in zip(*rankings, strict=True):
+            assert hits[0].score == pytest.approx(hits[1].score) == pytest.approx(hits[2].score)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 0}, "k must be at least 1, not 0"),
+        ({"candidates": 0}, "candidates must be at least 1, not 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
+        ({"scoring": "likelihood"}, r"such as Likelihood\(\) or YesNo\(\), 'auto' or None, not 'likelihood'"),
+        ({"scoring": Likelihood}, "scoring must be a rule"),
+        ({"scoring": WeightedSum()}, "scoring must be a rule"),
+        ({"question": "red " * 300}, "reads 256"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(pictures: Path, settings: Any, message: str) -> None:
+    with made() as retriever:
+        retriever.add(pictures)
+        with pytest.raises(InvalidInputError, match=message):
+            retriever.search(**{"question": "red", **settings})
+
+
+def test_scoring_needs_a_generator() -> None:
+    with made(None) as retriever:
+        for rule in (Likelihood(), YesNo()):
+            with pytest.raises(InvalidInputError, match=f"scoring by '{rule.name}' needs a generator"):
+                retriever.search("red", scoring=rule)
+        with pytest.raises(InvalidInputError, match="needs a generator"):
+            retriever.search_texts(PILImage.new("RGB", (4, 4)), ["red"], scoring=Likelihood())
+
+
+def test_an_empty_album(album: Path) -> None:
+    with made(Seeing(), states="disk", path=album) as retriever:
+        assert len(retriever.search("red")) == 0
+        retriever.save()
+
+
+def test_numbers_that_are_none_are_an_error(pictures: Path) -> None:
+    class Broken(ToyGenerator):
+        def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
+            return [LogLikelihood(("x",), np.array([np.nan], np.float32)) for _ in contexts]
+
+    class Lost:
+        def fuse(self, first_stage: Any, scores: Any) -> Any:
+            return scores[:1] * np.nan
+
+    with made(Broken()) as retriever:
+        retriever.add(pictures / "03.png")
+        with pytest.raises(ZsqError, match=r"03\.png: its score is nan"):
+            retriever.search("red")
+    with made() as retriever:
+        retriever.add(pictures)
+        with pytest.raises(InvalidInputError, match=r"the fusion .* gave \[nan\] for 12 candidates"):
+            retriever.search("red", fusion=Lost())
+
+
+# --- images that cannot be shown
+
+
+def test_a_file_that_is_gone_or_changed_ranks_last_and_is_named(pictures: Path) -> None:
+    with made() as retriever:
+        retriever.add(pictures)
+        first = ids(retriever.search("red", 12, scoring=None))
+        (pictures / first[0]).unlink()
+        shutil.copy(pictures / first[5], pictures / first[3])
+        (pictures / first[7]).write_bytes(b"junk")
+        with pytest.warns(RuntimeWarning, match="3 of 12 candidates cannot be shown") as caught:
+            ranking = retriever.search("red", 12, batch_size=5)
+        for name, reason in ((first[0], "no such file"), (first[3], "another image"), (first[7], "format")):
+            assert name in str(caught[0].message) and reason in str(caught[0].message)
+        assert ids(ranking)[-3:] == [first[0], first[3], first[7]]
+        assert all(hit.score == -math.inf and list(hit.scores) == ["first_stage"] for hit in ranking[-3:])
+        assert all(hit.score > -math.inf for hit in ranking[:-3])
+        with pytest.warns(RuntimeWarning):
+            assert ids(retriever.search("red", 4, candidates=12)) == ids(ranking)[:4]
+
+
+def test_the_others_are_ranked_as_if_alone(pictures: Path) -> None:
+    with made() as retriever, made() as alone:
+        retriever.add(pictures)
+        (pictures / "04.png").unlink()
+        alone.add(pictures)
+        with pytest.warns(RuntimeWarning, match=r"1 of 12 .*04\.png: no such file"):
+            ranking = retriever.search("green ?", 12)
+        expected = alone.search("green ?", 12)
+        assert ids(ranking)[:-1] == ids(expected) and ids(ranking)[-1] == "04.png"
+        assert [hit.score for hit in ranking][:-1] == pytest.approx([hit.score for hit in expected])
+
+
+def test_without_any_image_the_first_stage_stands(pictures: Path) -> None:
+    with made() as retriever:
+        retriever.add([path.read_bytes() for path in sorted(pictures.iterdir())])
+        with pytest.warns(RuntimeWarning, match="12 of 12 candidates cannot be shown.*; ..."):
+            ranking = retriever.search("red", 4)
+        first = retriever.search("red", 4, scoring=None)
+        assert ranking.hits == first.hits
+
+
+def test_images_in_tars_are_shown(pictures: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "shard"), "tar", pictures)
+    with made() as retriever, made() as plain:
+        retriever.add(tmp_path / "shard.tar")
+        plain.add(pictures)
+        found, expected = retriever.search("blue ?", 12), plain.search("blue ?", 12)
+        assert ids(found) == [f"shard/{Path(id).stem}" for id in ids(expected)]
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected])
+
+
+def test_searching_while_images_come_and_go(pictures: Path, album: Path) -> None:
+    def record(n: int) -> Image:
+        buffer = io.BytesIO()
+        PILImage.new("RGB", (4, 4), (n, 255 - n, 3 * n % 256)).save(buffer, "PNG")
+        return Image(buffer.getvalue(), f"place {n}", id=str(n))
+
+    failures: list[BaseException] = []
+    done = threading.Event()
+    with made(Seeing(), states="disk", path=album) as retriever:
+        retriever.add(pictures)
+
+        def guarded(work: Any) -> None:
+            try:
+                work()
+            except BaseException as error:
+                failures.append(error)
+
+        def change() -> None:
+            try:
+                for n in range(0, 60, 3):
+                    retriever.add([record(m) for m in range(n, n + 3)])
+                    retriever.remove(str(n))
+            finally:
+                done.set()
+
+        def search() -> None:
+            while not done.is_set():
+                ranking = retriever.search("red ?", 20, batch_size=4)
+                assert len(set(ids(ranking))) == len(ranking) >= 12
+                assert all(hit.score == hit.scores.get("fused", -math.inf) for hit in ranking)
+
+        def save() -> None:
+            while not done.is_set():
+                retriever.save()
+
+        with warnings.catch_warnings():
+            # A hit that is removed after it was found may have lost its state by the time it is shown.
+            warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ candidates cannot be shown")
+            threads = [
+                threading.Thread(target=guarded, args=(work,)) for work in (change, search, search, save)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        if failures:
+            raise failures[0]
+        retriever.search("red ?", 52)  # all of which have their states: a warning would be an error here
+        assert len(retriever) == 52
+
+
+# --- states
+
+
+def test_states_stand_in_for_images(pictures: Path, album: Path) -> None:
+    for states, folder in (("disk", album), ("memory", None), ("memory", album.parent / "b"), ("disk", None)):
+        generator = Seeing()
+        with made(generator, states=states, path=folder) as retriever, made(Seeing()) as plain:
+            plain.add(pictures)
+            retriever.add(pictures, batch_size=5)
+            assert retriever.states == states and generator.batches == [5, 5, 2]
+            assert len(generator.looked_at) == 12
+            found, expected = retriever.search("red ?", 12), plain.search("red ?", 12)
+            assert len(generator.looked_at) == 12, "no image is looked at twice"
+            assert ids(found) == ids(expected)
+            assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected])
+    assert len(list(album.glob("states-*/*.states"))) == 3
+    assert not list((album.parent / "b").glob("states-*"))
+
+
+def test_an_album_with_states_needs_no_files(pictures: Path, album: Path) -> None:
+    content = [path.read_bytes() for path in sorted(pictures.iterdir())]
+    with made(Seeing(), states="disk", path=album) as retriever:
+        retriever.add([*content, PILImage.new("RGB", (4, 4), "red")])
+        ranking = retriever.search("red ?", 13)
+        retriever.save()
+    generator = Seeing()
+    with Retriever.load(album, encoder=ENCODER, generator=generator) as again:
+        assert again.states == "disk"
+        assert again.search("red ?", 13).hits == ranking.hits
+    assert generator.looked_at == []
+
+
+def test_an_album_in_memory_takes_its_states_along(pictures: Path, album: Path) -> None:
+    content = [path.read_bytes() for path in sorted(pictures.iterdir())]
+    with made(Seeing(), states="disk") as retriever:
+        retriever.add(content[:6])
+        retriever.save(album)
+        retriever.add(content[6:])
+        ranking = retriever.search("red ?", 12)
+    generator = Seeing()
+    with Retriever.load(album, encoder=ENCODER, generator=generator) as again:
+        assert again.search("red ?", 12).hits == ranking.hits
+    assert generator.looked_at == []
+
+
+def test_missing_states_are_made_when_they_are_needed(pictures: Path, album: Path) -> None:
+    with made(None, path=album) as retriever:
+        retriever.add(pictures)
+    generator = Seeing()
+    with Retriever.load(album, encoder=ENCODER, generator=generator, states="disk") as retriever:
+        ranking = retriever.search("red ?", 3, candidates=5)
+        assert len(generator.looked_at) == 5
+        retriever.search("red ?", 3, candidates=5)
+        assert len(generator.looked_at) == 5
+        report = retriever.add(pictures)
+        assert report.known == 12 and not report.added and len(generator.looked_at) == 12
+        assert retriever.add(pictures).known == 12 and len(generator.looked_at) == 12
+    with Retriever.load(album, encoder=ENCODER, generator=Seeing(), states="disk") as again:
+        assert again.search("red ?", 3, candidates=5).hits == ranking.hits
+        assert again.generator.looked_at == []  # type: ignore[union-attr]
+
+
+def test_damaged_states_are_made_again_with_a_warning(pictures: Path, album: Path) -> None:
+    generator = Seeing()
+    with made(generator, states="disk", path=album) as retriever:
+        retriever.add(pictures)
+        ranking = retriever.search("red ?", 12)
+        (file,) = album.glob("states-*/*.states")
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(content)
+        generator.looked_at.clear()
+        with pytest.warns(RuntimeWarning, match="image states in .* are damaged"):
+            assert retriever.search("red ?", 12).hits == ranking.hits
+        assert len(generator.looked_at) == 1
+        assert retriever.search("red ?", 12).hits == ranking.hits
+        retriever.save()
+        assert len(list(album.glob("states-*/*.states"))) == 1 and not file.exists()
+    with Retriever.load(album, encoder=ENCODER, generator=Seeing()) as again:
+        assert again.search("red ?", 12).hits == ranking.hits
+
+
+def test_another_generator_makes_its_own_states(pictures: Path, album: Path) -> None:
+    with made(Seeing(1), states="disk", path=album) as retriever:
+        retriever.add(pictures)
+    other = Seeing(3)
+    with Retriever.load(album, encoder=ENCODER, generator=other) as again, made(Seeing(3)) as plain:
+        plain.add(pictures)
+        found, expected = again.search("red ?", 12), plain.search("red ?", 12)
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected])
+    assert len(other.looked_at) == 12 and len(list(album.glob("states-*"))) == 2
+
+
+def test_states_follow_what_is_removed_and_replaced(pictures: Path, album: Path) -> None:
+    generator = Seeing()
+    with made(generator, states="disk", path=album) as retriever:
+        retriever.add(pictures)
+        shutil.copy(pictures / "01.png", pictures / "spare")
+        PILImage.new("RGB", (4, 4), "red").save(pictures / "01.png")
+        before = {one.digest for one in retriever.records()}
+        assert retriever.add(pictures).replaced == ("01.png",)
+        retriever.remove(["02.png", "03.png"])
+        retriever.save()
+        after = {one.digest for one in retriever.records()}
+        store = StateStore(generator, album)
+        assert set(store.missing(before | after)) == before - after and len(before - after) == 3
+        ranking = retriever.search("red ?", 12)
+        assert len(generator.looked_at) == 13
+        with made(Seeing()) as plain:
+            for name in ("02.png", "03.png", "spare"):
+                (pictures / name).unlink()
+            plain.add(pictures)
+            assert ids(plain.search("red ?", 12)) == ids(ranking)
+
+
+def test_a_crash_before_the_images_are_in_leaves_only_their_states(
+    pictures: Path, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = Seeing()
+
+    def crash(catalog: Catalog) -> None:
+        raise MemoryError
+
+    with made(generator, states="disk", path=album) as retriever:
+        with monkeypatch.context() as patch:
+            patch.setattr(Catalog, "transaction", crash)
+            with pytest.raises(MemoryError):
+                retriever.add(pictures)
+        assert len(retriever) == 0 and len(generator.looked_at) == 12
+        assert len(retriever.add(pictures).added) == 12
+        assert len(generator.looked_at) == 12, "their states are still right"
+
+
+def test_a_full_disk_adds_neither(pictures: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with made(Seeing(), states="disk", path=album) as retriever:
+        with monkeypatch.context() as patch:
+            patch.setattr("zsqretrieval.states._write", full)
+            with pytest.raises(AlbumError, match="image states cannot be written: No space left"):
+                retriever.add(pictures)
+        assert len(retriever) == 0
+        retriever.add(pictures)
+        ranking = retriever.search("red ?", 12)
+        shutil.rmtree(next(album.glob("states-*")))
+        with monkeypatch.context() as patch:
+            patch.setattr("zsqretrieval.states._write", full)
+            with pytest.warns(RuntimeWarning, match="cannot be written .* computed again"):
+                assert retriever.search("red ?", 12).hits == ranking.hits
+
+
+def test_states_need_a_generator_that_makes_them(pictures: Path, album: Path) -> None:
+    with pytest.raises(InvalidInputError, match="states='disk' needs a generator"):
+        made(None, states="disk", path=album)
+    with pytest.raises(InvalidInputError, match="ToyGenerator makes no image states"):
+        made(states="disk", path=album)
+    with pytest.raises(InvalidInputError, match="'disk', 'memory' or None, not 'yes'"):
+        made(Seeing(), states="yes", path=album)
+    assert not album.exists()
+    made(None, path=album).close()
+    with pytest.raises(InvalidInputError, match="needs a generator"):
+        Retriever.load(album, encoder=ENCODER, states="memory")
+    with pytest.raises(InvalidInputError, match="makes no image states"):
+        Retriever.load(album, encoder=ENCODER, generator=TOY, states="disk")
+
+
+# --- parts
+
+
+def test_a_preset_makes_its_generator_when_it_is_needed(pictures: Path, album: Path) -> None:
+    before = Seeing.made
+    with Retriever.from_preset("both", path=album) as retriever:
+        retriever.add(pictures)
+        retriever.search("red", scoring=None)
+        retriever.search_image(pictures / "00.png")
+        retriever.save()
+        assert Seeing.made == before and retriever.has_generator
+        retriever.search("red")
+        assert Seeing.made == before + 1
+        assert isinstance(retriever.generator, Seeing) and retriever.generator.glasses == 2
+        retriever.search("green")
+    with Retriever.load(album) as again:
+        again.search("red", scoring=None)
+        assert Seeing.made == before + 1 and again.has_generator
+        assert list(again.search("red")[0].scores) == ["first_stage", "likelihood", "fused"]
+        assert isinstance(again.generator, Seeing) and again.generator.glasses == 2
+        assert Seeing.made == before + 2
+
+
+def test_the_parts_of_a_preset_can_be_others(album: Path) -> None:
+    with Retriever.from_preset("both", generator=None) as retriever:
+        assert not retriever.has_generator
+    with Retriever.from_preset("both", generator_config={"glasses": 5}) as retriever:
+        assert retriever.generator.glasses == 5  # type: ignore[union-attr]
+    with Retriever.from_preset("both", generator="seeing") as retriever:
+        assert retriever.generator.glasses == 2  # type: ignore[union-attr]
+    PRESETS["bare"] = Preset("painter", {"shade": 1}, generator="other", generator_config={"x": 1})  # type: ignore[index]
+    try:
+        with Retriever.from_preset("bare", generator="seeing", states="disk") as retriever:
+            assert retriever.generator.glasses == 1 and retriever.states == "disk"  # type: ignore[union-attr]
+        with pytest.raises(InvalidInputError, match="no generator is named 'blind'"):
+            Retriever.from_preset("bare", generator="blind")
+        with pytest.raises(InvalidInputError, match="needs a generator; name one as well"):
+            Retriever.from_preset("bare", generator=None, generator_config={"x": 2})
+        with Retriever.from_preset("bare") as retriever, pytest.raises(InvalidInputError, match="'other'"):
+            retriever.search("red")
+    finally:
+        del PRESETS["bare"]  # type: ignore[attr-defined]
+
+
+def test_the_settings_of_an_encoder_can_be_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(Painter, "from_config", lambda config: given.append(config) or Painter())
+    monkeypatch.setitem(PRESETS, "tuned", Preset("painter", {"a": 1, "b": 2}))  # type: ignore[arg-type]
+    Retriever.from_preset("tuned", encoder_config={"b": 3, "c": 4}).close()
+    assert given == [{"a": 1, "b": 3, "c": 4}]
+
+
+def test_a_lazy_generator_is_made_once_by_many_threads() -> None:
+    before = Seeing.made
+    lazy = LazyGenerator("seeing", {"glasses": 4})
+    assert lazy.part == {"plugin": "seeing", "config": {"glasses": 4}} and lazy.made is None
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(lazy.get())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(one) for one in found}) == 1 and Seeing.made == before + 1 and lazy.made is found[0]
+
+
+def test_the_generator_given_last_is_saved_with_the_album(pictures: Path, album: Path) -> None:
+    with made(None, path=album) as retriever:
+        retriever.add(pictures)
+    with Retriever.load(album, encoder=ENCODER) as plain:
+        assert not plain.has_generator
+    with Retriever.load(album, encoder=ENCODER, generator=Seeing(3), states="disk") as given:
+        given.search("red")
+    with Retriever.load(album, encoder=ENCODER) as plain:
+        assert not plain.has_generator, "it was never saved"
+        plain.save()
+    with Retriever.load(album, encoder=ENCODER, generator=Seeing(3), states="disk") as given:
+        given.save()
+    with Retriever.load(album, encoder=ENCODER) as again:
+        assert again.generator.glasses == 3 and again.states == "disk"  # type: ignore[union-attr]
+    with Retriever.load(album, encoder=ENCODER, states=None) as again:
+        assert again.has_generator and again.states is None
+    with Retriever.load(album, encoder=ENCODER, generator=TOY, states=None) as other:
+        assert other.generator is TOY
+        other.save()  # which is no plugin, so the album keeps the one it has
+    with Retriever.load(album, encoder=ENCODER) as again:
+        assert isinstance(again.generator, Seeing) and again.states == "disk"
+
+
+def test_albums_from_before_there_were_generators(pictures: Path, album: Path) -> None:
+    album.mkdir()
+    old = {"encoder": ENCODER.fingerprint, "encoder_part": None, "index": {"plugin": "exact", "config": {}}}
+    Catalog.create(album / "catalog.sqlite", dim=ENCODER.dim, settings=old).close()
+    with Retriever.load(album, encoder=ENCODER, index=exact()) as retriever:
+        retriever.add(pictures)
+        assert not retriever.has_generator and len(retriever.search("red")) == 10
+        retriever.save()
+    with Retriever.load(album, encoder=ENCODER, generator=TOY) as retriever:
+        assert "likelihood" in retriever.search("red")[0].scores
+
+
+# --- the other direction
+
+TEXTS = ["yes", "a red picture", "the green thing", "what is the colour of the thing in the picture ?"]
+
+
+@pytest.fixture
+def retriever() -> Iterator[Retriever]:
+    with made() as one:
+        yield one
+
+
+def red() -> PILImage.Image:
+    return PILImage.new("RGB", (6, 6), "red")
+
+
+def test_texts_are_ranked_by_their_corrected_likelihood(retriever: Retriever) -> None:
+    prior = Prior(0.5)
+    ranking = retriever.search_texts(red(), TEXTS, prior=prior)
+    image = Image(red(), "<PIL image>")
+    likelihood = score_texts(TOY, Likelihood(), image, TEXTS)
+    anyway = log_prior(TOY, Likelihood(), prior.null_images, TEXTS)
+    cosine = ENCODER.encode_text(TEXTS) @ ENCODER.encode_image([image])[0]
+    corrected = likelihood - 0.5 * anyway
+    assert [hit.index for hit in ranking] == best_first(corrected).tolist()
+    for hit in ranking:
+        assert hit.text == TEXTS[hit.index]
+        assert dict(hit.scores) == pytest.approx(
+            {
+                "first_stage": cosine[hit.index],
+                "likelihood": likelihood[hit.index],
+                "prior": anyway[hit.index],
+                "corrected": corrected[hit.index],
+                "fused": corrected[hit.index],
+            }
+        )
+        assert hit.score == hit.scores["fused"]
+    assert ranking.query == "<PIL image>" and list(ranking.timings) == ["encode", "likelihood"]
+    assert len(ranking) == 4 and next(iter(ranking)) == ranking[0]
+
+
+def test_the_prior_decides_between_texts(retriever: Retriever) -> None:
+    plain = retriever.search_texts(red(), TEXTS, prior=None)
+    assert list(plain[0].scores) == ["first_stage", "likelihood", "fused"]
+    assert plain[-1].text == TEXTS[3], "the longest is the least likely"
+    corrected = retriever.search_texts(red(), TEXTS, prior=Prior(1.0))
+    assert corrected[0].text == "a red picture"
+    assert [hit.text for hit in corrected] != [hit.text for hit in plain]
+    assert [hit.text for hit in retriever.search_texts(red(), TEXTS)] == [
+        hit.text for hit in retriever.search_texts(red(), TEXTS, scoring=Likelihood(), prior=Prior())
+    ]
+
+
+def test_texts_by_other_rules_and_fusions(retriever: Retriever) -> None:
+    by_yes = retriever.search_texts(red(), TEXTS, scoring=YesNo())
+    assert list(by_yes[0].scores) == ["first_stage", "yes_no", "fused"]
+    fused = retriever.search_texts(red(), TEXTS, 2, scoring=YesNo(), fusion=WeightedSum(0.0))
+    first = retriever.search_texts(red(), TEXTS, 2, scoring=None)
+    assert [hit.text for hit in fused] == [hit.text for hit in first] and len(first) == 2
+    assert list(first[0].scores) == ["first_stage"] and first[0].score == first[0].scores["first_stage"]
+    with made(None) as without:
+        assert [hit.text for hit in without.search_texts(red(), TEXTS, 2)] == [hit.text for hit in first]
+
+
+def test_an_image_is_looked_at_once_for_many_texts() -> None:
+    generator = Seeing()
+    seen: list[tuple[int, int]] = []
+    with made(generator) as one:
+        found = one.search_texts(red(), TEXTS * 10, batch_size=16, progress=lambda *news: seen.append(news))
+        assert len(generator.looked_at) == 4 and generator.batches == [4], "the image and three of nothing"
+        assert seen[-1] == (160, 160) and seen == sorted(seen) and {total for _, total in seen} == {160}
+        assert [hit.index for hit in found][:10] == sorted(hit.index for hit in found[:10]), "ties keep order"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"texts": "red"}, "texts is one text, 'red'; give a list"),
+        ({"texts": ["red", " "]}, "text 1 must be a text that says something, not ' '"),
+        ({"texts": ["red", None]}, "text 1 must be"),
+        ({"k": 0}, "k must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"scoring": YesNo(), "prior": Prior()}, "corrects a Likelihood, and nothing else"),
+        ({"scoring": None, "prior": Prior()}, "corrects a Likelihood"),
+        ({"prior": 0.5}, "the prior 0.5"),
+        ({"texts": ["red", "red " * 300]}, "reads 256"),
+    ],
+)
+def test_texts_that_make_no_sense_are_refused(retriever: Retriever, settings: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        retriever.search_texts(**{"image": red(), "texts": TEXTS, **settings})
+
+
+def test_no_texts_and_no_image(retriever: Retriever, tmp_path: Path) -> None:
+    assert len(retriever.search_texts(red(), [])) == 0
+    with pytest.raises(ImageError, match="no such file"):
+        retriever.search_texts(tmp_path / "none.png", TEXTS)

@@ -20,7 +20,7 @@ from zsqretrieval.errors import ImageError
 from zsqretrieval.images import ImageLike, decode
 from zsqretrieval.types import Hit, Image, Ranking
 
-__all__ = ["STAGES", "Row", "Stage", "contact_sheet", "stage_scores", "thumbnail", "thumbnails"]
+__all__ = ["STAGES", "Row", "Stage", "contact_sheet", "thumbnail", "thumbnails"]
 
 THUMBNAIL_SIDE = 256
 """Longest side of a thumbnail in pixels."""
@@ -52,12 +52,6 @@ STAGES: Mapping[str, Stage] = {
     "fused": Stage("fused", 3, "Fused: both together, which ranks."),
 }
 """The stages by their names in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>`."""
-
-
-def stage_scores(hit: Hit) -> dict[str, float]:
-    """The scores of a hit by stage; ``"fused"`` last when it is ranked by none of them alone."""
-    scores = dict(hit.scores)
-    return scores if hit.score in scores.values() else {**scores, "fused": hit.score}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +147,7 @@ def contact_sheet(
     Returns:
         The HTML. Names and questions are escaped, and the page forbids itself scripts and the network.
     """
-    scores = [stage_scores(hit) for row in rows for hit in row.ranking]
+    scores = [hit.scores for row in rows for hit in row.ranking]
     closest = max((one["first_stage"] for one in scores if "first_stage" in one), default=0.0)
     sections = "\n".join(_section(row, thumbnails, closest) for row in rows)
     return _PAGE.format(
@@ -197,10 +191,11 @@ def _card(
 ) -> str:
     image = _picture(picture, hit.caption or hit.id) if picture else '<div class="absent">no picture</div>'
     right = hit.id == expected
-    scores = stage_scores(hit)
+    several = len(hit.scores) > 1
+    decisive = [name for name, score in hit.scores.items() if score == hit.score][-1:]
     lines = "\n".join(
-        _line(name, score, _share(name, score, closest, likeliest), len(scores) > 1, score == hit.score)
-        for name, score in scores.items()
+        _line(name, score, _share(name, score, closest, likeliest), several, name in decisive)
+        for name, score in hit.scores.items()
     )
     return (
         f'<li class="card{" expected" if right else ""}" title="{escape(hit.source)}">'

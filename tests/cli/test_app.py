@@ -12,7 +12,9 @@ from PIL import Image as PILImage
 from running import Zsq
 
 from zsqretrieval import weights
+from zsqretrieval.cli import opening
 from zsqretrieval.cli.console import human_size
+from zsqretrieval.cli.reading import human_seconds
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,13 @@ from zsqretrieval.cli.console import human_size
         ["search", "album"],
         ["search", "album", "a question", "--image", "and-an-image.png"],
         ["search", "album", "red", "-k", "0"],
+        ["search", "album", "red", "--candidates", "0"],
+        ["search", "album", "red", "--scoring", "tasting"],
+        ["search", "album", "red", "--fusion", "rerank-only", "--weight", "2"],
+        ["search", "album", "red", "--generator-weights", "folder"],
+        ["search", "album", "--image", "red.png", "--scoring", "yes-no"],
+        ["index", "folder", "--out", "album", "--states", "memory"],
+        ["bench", "rerank"],
         ["index", "--out", "album"],
         ["index", "folder"],
         ["index", "folder", "--out", "album", "--batch-size", "0"],
@@ -96,6 +105,13 @@ def test_sizes_for_people(size: float, said: str) -> None:
     assert human_size(size) == said
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.0123, "12 ms"), (0.00123, "1.2 ms"), (0.9996, "1000 ms"), (12.34, "12.3 s")]
+)
+def test_seconds_for_people(seconds: float, said: str) -> None:
+    assert human_seconds(seconds) == said
+
+
 def test_bench_index(zsq: Zsq) -> None:
     facts = zsq("bench", "index", "--n", 200, "--dim", 16, "--index", "exact", "--json").json
     assert (facts["count"], facts["dim"], facts["index"]) == (200, 16, "ExactIndex")
@@ -134,3 +150,53 @@ def test_bench_encoder(zsq: Zsq, shards: Path) -> None:
     assert "plain_dev: 4 images, 8 captions" in both.stdout and "plain_test" in both.stdout
     none = zsq("bench", "encoder", "--data", shards, "--preset", "toy", "--split", "train")
     assert none.code == 1 and "train-" in none.stderr
+
+
+def test_bench_rerank(zsq: Zsq, shards: Path) -> None:
+    command = ("bench", "rerank", "--data", shards, "--preset", "seeing", "--candidates", 2)
+    found = zsq(*command, "--work", "work", "--json").json
+    assert set(found) == {
+        *("first_stage", "likelihood", "yes_no", "fused", "differences", "ratios", "setting"),
+    }
+    for stage in ("first_stage", "likelihood", "yes_no", "fused"):
+        assert {"R@1", "R@5", "R@10", "R@1_ci", "R@5_ci", "R@10_ci", "seconds_per_query"} <= set(found[stage])
+    assert found["first_stage"]["R@1"] == found["first_stage"]["ceiling"] == 100.0
+    setting = found["setting"]
+    assert (setting["preset"], setting["queries"], setting["weight"]) == ("seeing", 8, 1.0)
+    assert setting["generator"] == "toy-generator-1" and setting["weight_from"] == "the library's default"
+    again = zsq(*command, "--work", "work", "--no-yes-no", "--weight", 0, "--json").json
+    assert again["likelihood"]["R@1"] == found["likelihood"]["R@1"] and "yes_no" not in again
+    assert again["fused"]["R@1"] == again["first_stage"]["R@1"]
+    said = zsq(*command, "--work", "work").stdout
+    assert "8 captions look for their images among 4; the best 2 are read" in said
+    assert all(word in said for word in ("likelihood", "yes no", "fused", "R@1 over first stage"))
+
+
+def test_bench_rerank_tunes_on_dev_only(zsq: Zsq, shards: Path) -> None:
+    command = ("bench", "rerank", "--data", shards, "--preset", "reading", "--no-yes-no")
+    on_test = zsq(*command, "--tune")
+    assert on_test.code == 1 and "tune on dev" in on_test.stderr
+    found = zsq(*command, "--split", "dev", "--tune", "--queries", 4, "--json").json
+    assert found["setting"]["weight"] in [row["weight"] for row in found["sweep"]]
+    assert found["setting"]["weight_from"] == "tuned for R@1 on dev" and found["setting"]["queries"] == 4
+    assert "weight" in zsq(*command, "--split", "dev", "--tune").stdout
+    assert zsq(*command, "--split", "dev", "--tune", "--weight", 1).code == 1
+    without = zsq("bench", "rerank", "--data", shards, "--preset", "toy")
+    assert without.code == 1 and "'toy' has no generator" in without.stderr
+
+
+def test_weights_of_ones_own(zsq: Zsq, shards: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    file.touch()
+    local = f"local-dir:{tmp_path}"
+    assert opening.encoder_config("clip", tmp_path) == {"name": local, "pretrained": None}
+    assert opening.encoder_config("clip", file) == {"pretrained": str(file)}
+    assert opening.encoder_config("mini", file) == {"weights": str(file)}
+    assert opening.generator_config("clip-kosmos2", tmp_path) == {"name": str(tmp_path)}
+    bench = ("bench", "rerank", "--data", shards, "--preset", "reading")
+    missing = zsq(*bench, "--weights", "nowhere")
+    assert missing.code == 1 and "nowhere: no such folder or file of weights" in missing.stderr
+    for option in ("--weights", "--encoder-weights"):
+        refused = zsq(*bench, option, file)
+        assert refused.code == 1 and "takes no weights of your own" in refused.stderr
+    assert "has no generator" in zsq("demo", "--preset", "toy", "--generator-weights", file).stderr

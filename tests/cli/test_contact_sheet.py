@@ -116,8 +116,15 @@ def test_every_stage_is_shown_and_the_one_that_ranks_is_set_off() -> None:
     ranking = Ranking(
         "a",
         (
-            hit("x", 1.25, first_stage=0.2, likelihood=-10.0, yes_no=0.0),
-            hit("y", 0.5, first_stage=0.4, likelihood=-10.0 - math.log(4), yes_no=-math.log(3)),
+            hit("x", 1.25, first_stage=0.2, likelihood=-10.0, yes_no=0.0, fused=1.25),
+            hit(
+                "y",
+                0.5,
+                first_stage=0.4,
+                likelihood=-10.0 - math.log(4),
+                yes_no=-math.log(3),
+                fused=0.5,
+            ),
         ),
     )
     page = contact_sheet([Row(ranking)], {}, title="t")

@@ -78,13 +78,15 @@ def test_json_is_all_there_is_on_stdout(zsq: Zsq) -> None:
     facts = ran.json
     assert ran.code == 0
     assert set(facts) == {
-        *("questions", "expected", "found_first", "found", "images", "encoder", "index", "skipped"),
-        *("seconds", "html"),
+        *("questions", "expected", "found_first", "found_first_by_first_stage", "found", "images"),
+        *("encoder", "index", "generator", "skipped", "seconds", "html"),
     }
+    assert facts["generator"] is None and facts["found_first_by_first_stage"] == facts["found_first"]
+    assert set(facts["seconds"]["search"]) == {"encode", "first_stage"}
     assert facts["images"] == len(demo.PHOTOGRAPHS) and facts["expected"] == len(demo.QUESTIONS)
     assert facts["encoder"] == "toy-encoder-1" and facts["index"] == "hnsw" and facts["skipped"] == []
     for one in facts["questions"]:
-        assert set(one) == {"question", "expected", "rank", "hits"}
+        assert set(one) == {"question", "expected", "rank", "first_stage_rank", "hits", "timings"}
         ids = [hit["id"] for hit in one["hits"]]
         assert len(ids) == 2
         assert one["rank"] == (ids.index(one["expected"]) + 1 if one["expected"] in ids else None)
@@ -120,6 +122,37 @@ def test_the_count_is_honest(zsq: Zsq) -> None:
     page = Path("zsq-demo.html").read_text(encoding="utf-8")
     assert page.count(">found first<") == facts["found_first"]
     assert page.count('class="card expected"') == facts["found"]
+
+
+@pytest.mark.parametrize("preset", ["reading", "seeing"])
+def test_a_generator_re_ranks(zsq: Zsq, preset: str) -> None:
+    facts = zsq("demo", "--preset", preset, "--json").json
+    assert facts["generator"] == "toy-generator-1"
+    assert set(facts["seconds"]["search"]) == {"encode", "first_stage", "likelihood"}
+    for one in facts["questions"]:
+        assert all(set(hit["scores"]) == {"first_stage", "likelihood", "fused"} for hit in one["hits"])
+        assert [hit["score"] for hit in one["hits"]] == sorted(
+            (hit["scores"]["fused"] for hit in one["hits"]), reverse=True
+        )
+    alone = zsq("demo", "--preset", "toy", "-k", 18, "--json").json
+    assert [one["first_stage_rank"] for one in facts["questions"]] == [
+        one["rank"] for one in alone["questions"]
+    ], "what the first stage alone would have said"
+    assert facts["found_first_by_first_stage"] == alone["found_first"]
+    changed = sum(one["rank"] != one["first_stage_rank"] for one in facts["questions"])
+    said = zsq("demo", "--preset", preset).stdout
+    assert changed and said.count("(first stage: place ") == changed
+    assert all(word in said for word in ("first stage", "likelihood", "fused", "for reading the candidates"))
+    assert f"by the first stage alone for {alone['found_first']}" in said and "no generator" not in said
+    assert Path("zsq-demo.html").read_text(encoding="utf-8").count('class="score ranks"') == 3 * 16
+
+
+def test_without_a_generator_it_says_so(zsq: Zsq) -> None:
+    said = zsq("demo", "--preset", "toy").stdout
+    assert "The preset toy has no generator" in said and "likelihood" not in said
+    unread = zsq("demo", "--preset", "seeing", "--scoring", "none")
+    assert "no generator" not in unread.stdout and "likelihood" not in unread.stdout
+    assert zsq("demo", "--preset", "seeing", "--scoring", "none", "--json").json["generator"] is None
 
 
 def test_images_and_questions_of_ones_own(zsq: Zsq, colours: Path) -> None:

@@ -21,7 +21,22 @@ from zsqretrieval.cli.console import (
     show,
     write_page,
 )
-from zsqretrieval.cli.opening import new_retriever, open_album
+from zsqretrieval.cli.opening import encoder_config, new_retriever, open_album, preset_reader
+from zsqretrieval.cli.reading import (
+    Candidates,
+    EncoderWeights,
+    Fusions,
+    GeneratorWeights,
+    HowFused,
+    HowScored,
+    Scorings,
+    States,
+    Weight,
+    score_cells,
+    score_columns,
+    search_settings,
+    told_timings,
+)
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -41,11 +56,21 @@ def index(
     ],
     album: Annotated[Path, typer.Option("--out", "-o", help="Directory of the album; made or continued.")],
     preset: Annotated[
-        str | None, typer.Option(help="Encoder and index of a new album: mini or clip.", show_default="mini")
+        str | None,
+        typer.Option(help="Parts of a new album: mini, clip or clip-kosmos2.", show_default="mini"),
     ] = None,
     index_name: Annotated[
         str | None, typer.Option("--index", help="Another index for a new album: hnsw or exact.")
     ] = None,
+    states: Annotated[
+        States | None,
+        typer.Option(
+            help="disk: let the generator see each image now and keep that beside the index, so that "
+            "searching is faster. [default: none, or what the album was made with]"
+        ),
+    ] = None,
+    encoder_weights: EncoderWeights = None,
+    generator_weights: GeneratorWeights = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
     as_json: _Json = False,
 ) -> None:
@@ -60,10 +85,22 @@ def index(
             raise InvalidInputError(f"{source}: no such file or folder; nothing was indexed")
     total = _count(sources)
     if (album / CATALOG).is_file():
-        _refuse_other_parts(album, preset, index_name)
-        retriever = open_album(album)
+        asked = preset or ("mini" if encoder_weights or generator_weights else None)
+        _refuse_other_parts(album, asked, index_name, encoder_weights)
+        retriever = open_album(
+            album,
+            generator=preset_reader(asked, weights=generator_weights) if asked else None,
+            states={None: "auto", States.DISK: "disk", States.NONE: None}[states],
+        )
     else:
-        retriever = new_retriever(preset or "mini", index=index_name, path=album)
+        retriever = new_retriever(
+            preset or "mini",
+            index=index_name,
+            path=album,
+            states="disk" if states is States.DISK else None,
+            encoder_weights=encoder_weights,
+            generator_weights=generator_weights,
+        )
     with retriever:
         try:
             with count_bar("indexing", total) as progress:
@@ -93,8 +130,10 @@ def _count(sources: list[str]) -> int | None:
     return count
 
 
-def _refuse_other_parts(album: Path, preset: str | None, index_name: str | None) -> None:
-    """An album keeps the parts it was made with; to ask for others is an error and not ignored."""
+def _refuse_other_parts(
+    album: Path, preset: str | None, index_name: str | None, encoder_weights: Path | None
+) -> None:
+    """An album keeps the encoder and index it was made with; to ask for others is an error, not ignored."""
     from zsqretrieval.album import describe_album
     from zsqretrieval.parts import PRESETS
 
@@ -103,9 +142,10 @@ def _refuse_other_parts(album: Path, preset: str | None, index_name: str | None)
     if preset and wanted is None:
         raise InvalidInputError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
     config = made_with.config or {}
+    settings = {**wanted.encoder_config, **encoder_config(preset or "", encoder_weights)} if wanted else {}
     if wanted and (
         wanted.encoder != made_with.plugin
-        or any(config.get(name) != value for name, value in wanted.encoder_config.items())
+        or any(config.get(name) != value for name, value in settings.items())
     ):
         raise InvalidInputError(
             f"{album} was made with the encoder {made_with.plugin!r} {config}, not with the preset "
@@ -157,14 +197,36 @@ def search(
     question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="What to look for.")] = None,
     image: Annotated[Path | None, typer.Option(help="Look for images like this one instead.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many images.")] = 10,
+    candidates: Candidates = 100,
+    scoring: HowScored = None,
+    fusion: HowFused = Fusions.WEIGHTED_SUM,
+    weight: Weight = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Read with the generator of this preset, in place of the album's.")
+    ] = None,
+    generator_weights: GeneratorWeights = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with the images as well.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Find the images of an album that best fit a question."""
+    """Find the images of an album that best fit a question.
+
+    Encoder and index fetch candidates. A generator, if there is one, then says how likely the question is
+    given each of them. An image in place of a question is compared by the encoder alone.
+    """
     if (question is None) == (image is None):
         raise typer.BadParameter("give either a question or --image FILE")
-    with open_album(album) as retriever:
-        ranking = retriever.search_image(image, k) if image else retriever.search(question or "", k)
+    if image is not None and scoring not in (None, Scorings.NONE):
+        raise typer.BadParameter("--scoring asks about a question; --image has none")
+    settings = search_settings(candidates, scoring, fusion, weight)
+    if generator_weights is not None and preset is None:
+        raise typer.BadParameter("--generator-weights needs to know of which --preset")
+    reader = preset_reader(preset, weights=generator_weights) if preset else None
+    with open_album(album, generator=reader) as retriever:
+        if image is not None:
+            ranking = retriever.search_image(image, k)
+        else:
+            with count_bar("reading candidates", None) as progress:
+                ranking = retriever.search(question or "", k, **settings, progress=progress)
     page = write_page(html, _page(ranking, image)) if html else None
     if as_json:
         emit_json(
@@ -180,10 +242,12 @@ def search(
     if not len(ranking):
         say(f"{printable(str(album))} holds no images yet; add some: zsq index FOLDER --out ALBUM")
         return
-    table = plain_table("", "score", "image", numbers=("", "score"))
+    stages = score_columns(ranking)
+    table = plain_table("", *stages.values(), "image", numbers=("", *stages.values()))
     for place, hit in enumerate(ranking, start=1):
-        table.add_row(str(place), f"{hit.score:.3f}", printable(hit.id))
+        table.add_row(str(place), *score_cells(hit, stages), printable(hit.id))
     show(table)
+    say(told_timings(ranking.timings))
     if page:
         say(f"Page with the images: {printable(str(page))}")
 

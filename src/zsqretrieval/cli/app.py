@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from zsqretrieval.cli.album import index, info, remove, search
 from zsqretrieval.cli.bench import bench_encoder_command, bench_index_command
+from zsqretrieval.cli.bench_rerank import bench_rerank_command
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.models import models_list, models_pull
@@ -88,9 +89,10 @@ _models.command("list")(models_list)
 _models.command("pull")(models_pull)
 app.add_typer(_models, name="models")
 
-_bench = typer.Typer(no_args_is_help=True, help="Measure how well encoders and indexes do.")
+_bench = typer.Typer(no_args_is_help=True, help="Measure how well the parts do.")
 _bench.command("encoder")(bench_encoder_command)
 _bench.command("index")(bench_index_command)
+_bench.command("rerank")(bench_rerank_command)
 app.add_typer(_bench, name="bench")
 
 

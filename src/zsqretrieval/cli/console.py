@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +31,12 @@ __all__ = [
     "printable",
     "say",
     "show",
+    "stage_bars",
     "write_page",
 ]
 
 _NAMED = 10  # skipped images named where people read
+_EVERY = 60.0  # seconds between two lines about progress where there are no bars
 _UNBOUNDED = 10_000  # columns: what is piped is never folded
 
 
@@ -83,12 +86,12 @@ def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Table:
 
 
 def hit_facts(place: int, hit: Hit) -> dict[str, Any]:
-    """A hit as JSON."""
+    """A hit as JSON; its score is null when a stage that ranks could not judge it."""
     return {
         "rank": place,
         "id": hit.id,
         "source": hit.source,
-        "score": hit.score,
+        "score": hit.score if math.isfinite(hit.score) else None,
         "scores": dict(hit.scores),
         "caption": hit.caption,
         "metadata": dict(hit.metadata),
@@ -153,6 +156,37 @@ def bytes_bar() -> Iterator[Callable[[int, int, str], None]]:
                 if not console.is_terminal:
                     notice(f"{what} (about {human_size(total)}, once)")
             progress.update(tasks[what], completed=done)
+
+        yield report
+
+
+@contextmanager
+def stage_bars(*, lines: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar per stage of a long work; gives the function to be told stage, count so far, and total.
+
+    Args:
+        lines: where there is no terminal, say once a minute in a line how far it is.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = _console(stderr=True)
+    tasks: dict[str, Any] = {}
+    begun: dict[str, float] = {}
+    said = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def report(stage: str, done: int, total: int) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+                begun[stage] = now
+            progress.update(tasks[stage], completed=done)
+            if lines and not console.is_terminal and now - said >= _EVERY:
+                said = now
+                left = (now - begun[stage]) * (total - done) / max(done, 1) / 60
+                notice(f"{stage}: {done} of {total}, about {left:.0f} minutes left")
 
         yield report
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +20,21 @@ from zsqretrieval.cli.console import (
     show,
     write_page,
 )
-from zsqretrieval.cli.opening import new_retriever
+from zsqretrieval.cli.opening import new_retriever, sees_once
+from zsqretrieval.cli.reading import (
+    Candidates,
+    EncoderWeights,
+    Fusions,
+    GeneratorWeights,
+    HowFused,
+    HowScored,
+    Scorings,
+    Weight,
+    human_seconds,
+    score_cells,
+    score_columns,
+    search_settings,
+)
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -41,9 +54,17 @@ def demo(
     question: Annotated[
         list[str] | None, typer.Option("--question", "-q", help="Ask this instead; may be repeated.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Encoder and index: mini or clip.")] = "mini",
+    preset: Annotated[
+        str, typer.Option(help="Encoder, index and generator: mini, clip or clip-kosmos2.")
+    ] = "mini",
     index: Annotated[str, typer.Option(help="hnsw or exact.")] = "hnsw",
     k: Annotated[int, typer.Option("-k", min=1, help="How many images per question.")] = 3,
+    candidates: Candidates = 100,
+    scoring: HowScored = None,
+    fusion: HowFused = Fusions.WEIGHTED_SUM,
+    weight: Weight = None,
+    encoder_weights: EncoderWeights = None,
+    generator_weights: GeneratorWeights = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the page.")] = Path(
         "zsq-demo.html"
     ),
@@ -51,7 +72,10 @@ def demo(
         bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
     ] = False,
 ) -> None:
-    """Ask questions of a small album and write what was found as a web page."""
+    """Ask questions of a small album and write what was found as a web page.
+
+    Where the preset has a generator, it reads the candidates of the first stage and re-ranks them.
+    """
     from zsqretrieval.demo import GENERIC_QUESTIONS, QUESTIONS, Question, photographs
 
     if images is not None and not images.exists():
@@ -61,7 +85,15 @@ def demo(
     if question:
         asked = [Question(text) for text in question]
 
-    with new_retriever(preset, index=index) as retriever:
+    settings = search_settings(candidates, scoring, fusion, weight)
+    reads = scoring is not Scorings.NONE
+    with new_retriever(
+        preset,
+        index=index,
+        states="memory" if reads and sees_once(preset) else None,
+        encoder_weights=encoder_weights,
+        generator_weights=generator_weights,
+    ) as retriever:
         with count_bar("indexing", len(album) if isinstance(album, list) else None) as progress:
             report = retriever.add(album, progress=progress)
         name_skipped(report.skipped, notice)
@@ -69,15 +101,20 @@ def demo(
         asked = [
             one for one in asked if len(retriever) and (one.expected is None or one.expected in retriever)
         ]
-        begin = time.perf_counter()
-        rankings = [retriever.search(one.text, k) for one in asked]
-        seconds = time.perf_counter() - begin
-        facts = _facts(asked, rankings) | {
+        reranks = reads and retriever.has_generator
+        rankings, before = [], []
+        with count_bar("asking", len(asked)) as progress:
+            for one in asked:
+                rankings.append(retriever.search(one.text, k, **settings))
+                before.append(retriever.search(one.text, max(k, candidates), scoring=None))
+                progress(len(rankings))
+        facts = _facts(asked, rankings, before) | {
             "images": len(retriever),
             "encoder": retriever.encoder.fingerprint,
             "index": index,
+            "generator": retriever.generator.fingerprint if reranks and retriever.generator else None,
             "skipped": [{"source": one.source, "reason": one.reason} for one in report.skipped],
-            "seconds": {"add": report.seconds, "search": seconds},
+            "seconds": {"add": report.seconds, "search": _mean_timings(rankings)},
         }
     page = write_page(out, _page(asked, rankings, facts)) if rankings else None
     if as_json:
@@ -86,26 +123,43 @@ def demo(
     if page is None:
         say(f"No images were found in {printable(str(images))}; give --images a folder of photographs.")
         return
-    show(_table(asked, rankings))
+    show(_table(asked, rankings, facts))
     say(_summary(facts))
+    if reads and not reranks:
+        say(f"The preset {preset} has no generator, so the first stage ranked alone.")
     say(f"Page with the images: {printable(str(page))}")
 
 
-def _facts(asked: Sequence[Question], rankings: Sequence[Ranking]) -> dict[str, Any]:
+def _facts(
+    asked: Sequence[Question], rankings: Sequence[Ranking], before: Sequence[Ranking]
+) -> dict[str, Any]:
     places = [_place(one, ranking) for one, ranking in zip(asked, rankings, strict=True)]
+    former = [_place(one, ranking) for one, ranking in zip(asked, before, strict=True)]
     return {
         "questions": [
             {
                 "question": one.text,
                 "expected": one.expected,
                 "rank": place,
+                "first_stage_rank": first,
                 "hits": [hit_facts(i, hit) for i, hit in enumerate(ranking, start=1)],
+                "timings": dict(ranking.timings),
             }
-            for one, ranking, place in zip(asked, rankings, places, strict=True)
+            for one, ranking, place, first in zip(asked, rankings, places, former, strict=True)
         ],
         "expected": sum(one.expected is not None for one in asked),
         "found_first": places.count(1),
+        "found_first_by_first_stage": former.count(1),
         "found": sum(place is not None for place in places),
+    }
+
+
+def _mean_timings(rankings: Sequence[Ranking]) -> dict[str, float]:
+    """Seconds a question by stage."""
+    stages = dict.fromkeys(stage for ranking in rankings for stage in ranking.timings)
+    return {
+        stage: sum(ranking.timings.get(stage, 0.0) for ranking in rankings) / len(rankings)
+        for stage in stages
     }
 
 
@@ -119,30 +173,38 @@ def _summary(facts: dict[str, Any]) -> str:
     said = f"{len(facts['questions'])} questions to {facts['images']} images"
     if facts["expected"]:
         said += f"; the expected one came first for {facts['found_first']} of {facts['expected']}"
-    seconds = facts["seconds"]
-    each = 1000 * seconds["search"] / len(facts["questions"])
-    return f"{said}. Indexed in {seconds['add']:.1f} s, answered in {each:.0f} ms a question."
+        if facts["generator"]:
+            said += f", by the first stage alone for {facts['found_first_by_first_stage']}"
+    stages = facts["seconds"]["search"]
+    each = f"{human_seconds(sum(stages.values()))} a question"
+    if facts["generator"]:
+        each += f", {human_seconds(sum(list(stages.values())[2:]))} of it for reading the candidates"
+    return f"{said}. Indexed in {facts['seconds']['add']:.1f} s, answered in {each}."
 
 
-def _table(asked: Sequence[Question], rankings: Sequence[Ranking]) -> Table:
-    columns = ["question", "found first", "score", "then"]
+def _table(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[str, Any]) -> Table:
+    stages = score_columns(hit for ranking in rankings for hit in ranking)
+    columns = ["question", "found first", *stages.values(), "then"]
     judged = any(one.expected for one in asked)
-    table = plain_table(*columns, *(["as expected"] if judged else []), numbers=("score",))
-    for one, ranking in zip(asked, rankings, strict=True):
+    table = plain_table(*columns, *(["as expected"] if judged else []), numbers=stages.values())
+    for one, ranking, fact in zip(asked, rankings, facts["questions"], strict=True):
         first, *others = ranking
         then = ", ".join(printable(hit.id) for hit in others)
-        row = [printable(one.text), printable(first.id), f"{first.score:.3f}", then]
-        table.add_row(*row, *([_verdict(one, ranking)] if judged else []))
+        row = [printable(one.text), printable(first.id), *score_cells(first, stages), then]
+        table.add_row(*row, *([_verdict(fact, reranked=len(stages) > 1)] if judged else []))
     return table
 
 
-def _verdict(question: Question, ranking: Ranking) -> str:
-    place = _place(question, ranking)
-    if place == 1:
-        return "yes"
-    return f"no: {question.expected} " + (
-        f"is in place {place}" if place else f"is not in the first {len(ranking)}"
-    )
+def _verdict(fact: dict[str, Any], *, reranked: bool) -> str:
+    rank, former = fact["rank"], fact["first_stage_rank"]
+    said = "yes" if rank == 1 else f"no: {fact['expected']} "
+    if rank is None:
+        said += f"is not in the first {len(fact['hits'])}"
+    elif rank > 1:
+        said += f"is in place {rank}"
+    if reranked and former != rank:
+        said += f" (first stage: place {former})" if former else " (first stage: none)"
+    return said
 
 
 def _page(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[str, Any]) -> str:

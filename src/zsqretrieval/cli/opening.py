@@ -1,56 +1,104 @@
-"""Making and opening retrievers with a progress bar over the download of weights, should there be one."""
+"""Making parts and opening albums, with a progress bar over the download of weights, should there be one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from zsqretrieval.cli.console import bytes_bar
+from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsqretrieval.protocols import Encoder
+    from zsqretrieval.parts import LazyGenerator
+    from zsqretrieval.protocols import Encoder, Generator
+    from zsqretrieval.retriever import Retriever
+    from zsqretrieval.viewing import StatesMode
+
+__all__ = [
+    "encoder_config",
+    "fetch_weights",
+    "generator_config",
+    "new_encoder",
+    "new_generator",
+    "new_retriever",
+    "open_album",
+    "preset_reader",
+    "sees_once",
+]
+
+
+def new_retriever(
+    preset: str,
+    *,
+    index: str | None = None,
+    path: Path | None = None,
+    states: StatesMode = None,
+    encoder_weights: Path | None = None,
+    generator_weights: Path | None = None,
+) -> Retriever:
+    """A retriever from a preset, its weights fetched; the generator is made on first use."""
     from zsqretrieval.retriever import Retriever
 
-__all__ = ["fetch_weights", "new_encoder", "new_retriever", "open_album"]
-
-
-def new_retriever(preset: str, *, index: str | None = None, path: Path | None = None) -> Retriever:
-    """A retriever from a preset, its weights fetched."""
-    from zsqretrieval.parts import PRESETS
-    from zsqretrieval.retriever import Retriever
-
-    if preset in PRESETS:
-        fetch_weights(PRESETS[preset].encoder)
-    return Retriever.from_preset(preset, index=index, path=path)
+    _fetch_part(preset, "encoder")
+    _fetch_part(preset, "generator")
+    return Retriever.from_preset(
+        preset,
+        index=index,
+        path=path,
+        encoder_config=encoder_config(preset, encoder_weights),
+        generator_config=generator_config(preset, generator_weights),
+        states=states,
+    )
 
 
 def new_encoder(preset: str, *, weights: Path | None = None) -> Encoder:
-    """The encoder of a preset, its weights fetched; or the mini encoder with a trained part of one's own."""
-    from zsqretrieval.errors import InvalidInputError
-    from zsqretrieval.parts import PRESETS, preset_encoder
+    """The encoder of a preset, its weights fetched or taken from a folder or file of one's own."""
+    from zsqretrieval.parts import preset_encoder
 
-    if preset in PRESETS:
-        fetch_weights(PRESETS[preset].encoder)
-    if weights is None:
-        return preset_encoder(preset)
-    if preset != "mini":
-        raise InvalidInputError(
-            f"--weights is a trained part of the mini encoder, not of the preset {preset!r}"
-        )
-    from zsqretrieval.encoders.mini import MiniEncoder
-
-    return MiniEncoder.from_pretrained(weights)
+    _fetch_part(preset, "encoder")
+    return preset_encoder(preset, encoder_config(preset, weights))
 
 
-def open_album(path: Path) -> Retriever:
-    """The album at ``path``, the weights of its encoder fetched."""
+def new_generator(preset: str, *, weights: Path | None = None) -> Generator:
+    """The generator of a preset, ready to read."""
+    reader = preset_reader(preset, weights=weights)
+    if reader is None:
+        raise InvalidInputError(f"the preset {preset!r} has no generator; choose one that has")
+    return reader.get()
+
+
+def preset_reader(preset: str, *, weights: Path | None = None) -> LazyGenerator | None:
+    """The generator of a preset, its weights fetched, not made yet; None when it has none."""
+    from zsqretrieval.parts import preset_generator
+
+    _fetch_part(preset, "generator")
+    return preset_generator(preset, config=generator_config(preset, weights))
+
+
+def sees_once(preset: str) -> bool:
+    """Whether the generator of a preset can keep what it sees in an image; tells without loading weights."""
+    from zsqretrieval import plugins
+    from zsqretrieval.parts import PRESETS
+
+    name = PRESETS[preset].generator if preset in PRESETS else None
+    return name is not None and hasattr(plugins.load("generator", name), "image_states")
+
+
+def open_album(
+    path: Path,
+    *,
+    generator: LazyGenerator | None = None,
+    states: StatesMode | Literal["auto"] = "auto",
+) -> Retriever:
+    """The album at ``path``, the weights of its encoder fetched; ``generator`` in place of the album's."""
     from zsqretrieval.album import describe_album
     from zsqretrieval.retriever import Retriever
 
     encoder = describe_album(path).encoder.plugin
     if encoder is not None:
         fetch_weights(encoder)
-    return Retriever.load(path)
+    return Retriever.load(path, generator=generator, states=states)
 
 
 def fetch_weights(model: str) -> None:
@@ -60,3 +108,48 @@ def fetch_weights(model: str) -> None:
     if model in MODELS:
         with bytes_bar() as progress:
             fetch(MODELS[model], progress=progress)
+
+
+def _fetch_part(preset: str, kind: Literal["encoder", "generator"]) -> None:
+    from zsqretrieval.parts import PRESETS
+
+    if preset in PRESETS:  # else the library says what presets there are
+        fetch_weights(getattr(PRESETS[preset], kind) or "")
+
+
+def encoder_config(preset: str, weights: Path | None) -> Mapping[str, Any]:
+    """The settings that make a preset's encoder take its weights from a folder or file."""
+    from zsqretrieval.parts import PRESETS
+
+    if weights is None or preset not in PRESETS:
+        return {}
+    _check_there(weights)
+    path, plugin = str(weights.absolute()), PRESETS[preset].encoder
+    if plugin == "clip":  # a folder says itself which architecture it holds
+        return {"name": f"local-dir:{path}", "pretrained": None} if weights.is_dir() else {"pretrained": path}
+    if plugin == "mini":
+        return {"weights": path}
+    raise InvalidInputError(f"the encoder {plugin!r} of the preset {preset!r} takes no weights of your own")
+
+
+def generator_config(preset: str, weights: Path | None) -> Mapping[str, Any]:
+    """The same for its generator."""
+    from zsqretrieval.parts import PRESETS
+
+    if weights is None or preset not in PRESETS:
+        return {}
+    _check_there(weights)
+    plugin = PRESETS[preset].generator
+    if plugin is None:
+        raise InvalidInputError(f"the preset {preset!r} has no generator whose weights could be given")
+    settings = {"mini": "weights", "kosmos": "name", "vlm": "name"}
+    if plugin not in settings:
+        raise InvalidInputError(
+            f"the generator {plugin!r} of the preset {preset!r} takes no weights of your own"
+        )
+    return {settings[plugin]: str(weights.absolute())}
+
+
+def _check_there(weights: Path) -> None:
+    if not weights.exists():
+        raise InvalidInputError(f"{weights}: no such folder or file of weights")

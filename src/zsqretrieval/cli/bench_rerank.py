@@ -1,0 +1,105 @@
+"""``zsq bench rerank``: what re-ranking brings, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zsqretrieval.cli.console import emit_json, plain_table, say, show, stage_bars
+from zsqretrieval.cli.opening import new_encoder, new_generator
+from zsqretrieval.cli.reading import human_seconds
+from zsqretrieval.errors import InvalidInputError
+
+__all__ = ["bench_rerank_command"]
+
+
+def bench_rerank_command(
+    data: Annotated[Path, typer.Option(help="Folder of WebDataset shards named by split: test-000.tar, ...")],
+    preset: Annotated[str, typer.Option(help="Whose encoder and generator: mini or clip-kosmos2.")] = "mini",
+    split: Annotated[str, typer.Option(help="Split to measure.")] = "test",
+    queries: Annotated[
+        int | None, typer.Option(min=1, help="Let only so many captions ask. [default: all]")
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Images read for each caption.")] = 50,
+    weight: Annotated[
+        float | None,
+        typer.Option(min=0, help="Weight of the generator in the fusion. [default: the library's]"),
+    ] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Choose the weight on this split, not test.")] = False,
+    yes_no: Annotated[bool, typer.Option(help="Score by yes and no as well; takes long.")] = True,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of the generator, in place of the preset's.")
+    ] = None,
+    encoder_weights: Annotated[
+        Path | None, typer.Option(help="Weights of the encoder, in place of the preset's.")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder to keep scores in; the same command then goes on there.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs the generator computes together.")] = 64,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
+    ] = False,
+) -> None:
+    """Measure how often the image of a caption is found before and after the generator has read the best."""
+    from zsqretrieval.evaluation.rerank_bench import bench_rerank
+    from zsqretrieval.rerank import Likelihood, WeightedSum, YesNo
+
+    if tune and weight is not None:
+        raise InvalidInputError("--tune chooses the weight and --weight gives it; use one of them")
+    fusion = WeightedSum() if weight is None else WeightedSum(weight)
+    encoder, generator = new_encoder(preset, weights=encoder_weights), new_generator(preset, weights=weights)
+    with stage_bars(lines=True) as progress:
+        found = bench_rerank(
+            encoder,
+            generator,
+            data,
+            split=split,
+            queries=queries,
+            candidates=candidates,
+            scorings=(Likelihood(), YesNo()) if yes_no else (Likelihood(),),
+            fusion=fusion,
+            fusion_from="the library's default" if weight is None else "given",
+            tune=tune,
+            batch_size=batch_size,
+            work=work,
+            progress=progress,
+        ).to_json()
+    if as_json:
+        emit_json(found | {"setting": {"preset": preset, **found["setting"]}})
+    else:
+        _tell(found)
+
+
+def _tell(found: Mapping[str, Any]) -> None:
+    setting = found["setting"]
+    say(
+        f"{setting['data']} {setting['split']}: {setting['queries']} captions look for their images among "
+        f"{setting['images']}; the best {setting['candidates']} are read, the right one is among them in "
+        f"{found['first_stage']['ceiling']:.1f} %"
+    )
+    names = ("R@1", "R@5", "R@10", "a query")
+    table = plain_table("", *names, "95 % of R@1", "R@1 over first stage", numbers=names)
+    for stage in ("first_stage", "likelihood", "yes_no", "fused"):
+        if stage not in found:
+            continue
+        one, gain = found[stage], found["ratios"].get(f"{stage} / first_stage", {})
+        ratio = f"{gain['R@1']:.2f}x, {_span(gain['R@1_ci'], 2)}" if gain.get("R@1_ci") else ""
+        recalls = (f"{one[f'R@{k}']:.1f}" for k in (1, 5, 10))
+        spent = human_seconds(one["seconds_per_query"])
+        table.add_row(stage.replace("_", " "), *recalls, spent, _span(one["R@1_ci"], 1), ratio)
+    show(table)
+    if "sweep" in found:
+        table = plain_table("weight", "R@1", "R@5", "R@10", numbers=("weight", "R@1", "R@5", "R@10"))
+        for row in found["sweep"]:
+            table.add_row(f"{row['weight']:g}", *(f"{row[f'R@{k}']:.1f}" for k in (1, 5, 10)))
+        show(table)
+    say(f"Fused with weight {setting['weight']:g}, {setting['weight_from']}.")
+
+
+def _span(interval: list[float], digits: int) -> str:
+    low, high = interval
+    return f"{low:.{digits}f} to {high:.{digits}f}"

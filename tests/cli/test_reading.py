@@ -1,0 +1,113 @@
+"""Searching with a generator that reads the candidates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Zsq
+
+QUESTION = "What is the colour of the red thing?"
+
+
+@pytest.fixture
+def album(zsq: Zsq, colours: Path) -> Path:
+    assert zsq("index", colours, "--out", "album", "--preset", "reading").code == 0
+    return Path("album")
+
+
+def hits(zsq: Zsq, album: Path, *options: object) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = zsq("search", album, QUESTION, *options, "--json").json["hits"]
+    return found
+
+
+def test_every_stage_is_told(zsq: Zsq, album: Path) -> None:
+    found = zsq("search", album, QUESTION, "--json").json
+    assert set(found["timings"]) == {"encode", "first_stage", "likelihood"}
+    assert found["hits"][0]["id"] == "red.png"
+    for hit in found["hits"]:
+        assert set(hit["scores"]) == {"first_stage", "likelihood", "fused"}
+        assert hit["score"] == hit["scores"]["fused"] and hit["scores"]["likelihood"] < 0
+    ran = zsq("search", album, QUESTION, "--html", "page.html")
+    head, _, first, *_ = [line for line in ran.stdout.splitlines() if line.strip()]
+    assert head.split() == ["first", "stage", "likelihood", "fused", "image"]
+    best = found["hits"][0]["scores"]
+    shown = [f"{best['first_stage']:.3f}", f"{best['likelihood']:.2f}", f"{best['fused']:.3f}"]
+    assert first.split() == ["1", *shown, "red.png"]
+    assert "Took: encode " in ran.stdout and "likelihood " in ran.stdout
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert all(number in page for number in shown) and "log P(question | image)" in page
+
+
+def test_the_rule_is_chosen(zsq: Zsq, album: Path) -> None:
+    assert set(hits(zsq, album, "--scoring", "likelihood")[0]["scores"]) == {
+        *("first_stage", "likelihood", "fused"),
+    }
+    assert set(hits(zsq, album, "--scoring", "yes-no")[0]["scores"]) == {"first_stage", "yes_no", "fused"}
+    assert set(hits(zsq, album, "--scoring", "none")[0]["scores"]) == {"first_stage"}
+    said = zsq("search", album, QUESTION, "--scoring", "none").stdout
+    assert said.split()[:2] == ["score", "image"]
+
+
+def test_the_fusion_is_chosen(zsq: Zsq, album: Path) -> None:
+    alone = [hit["id"] for hit in hits(zsq, album, "--scoring", "none")]
+    assert [hit["id"] for hit in hits(zsq, album, "--weight", 0)] == alone
+    read = hits(zsq, album, "--fusion", "rerank-only")
+    assert [hit["score"] for hit in read] == [hit["scores"]["likelihood"] for hit in read]
+    assert hits(zsq, album, "--weight", 1) == hits(zsq, album) != hits(zsq, album, "--weight", 3)
+    by_read = [hit["id"] for hit in read]
+    for hit in hits(zsq, album, "--fusion", "reciprocal-rank"):
+        ranks = alone.index(hit["id"]) + 1, by_read.index(hit["id"]) + 1
+        assert hit["score"] == pytest.approx(1 / (60 + ranks[0]) + 1 / (60 + ranks[1]))
+
+
+def test_only_candidates_are_read(zsq: Zsq, album: Path) -> None:
+    """The encoder counts colours, the generator reads from left to right: they disagree."""
+    command = ("search", album, "red blue blue", "-k", 1, "--fusion", "rerank-only", "--json")
+    assert zsq(*command, "--scoring", "none").json["hits"][0]["id"] == "blue.png"
+    assert zsq(*command).json["hits"][0]["id"] == "red.png"
+    assert zsq(*command, "--candidates", 1).json["hits"][0]["id"] == "blue.png"
+
+
+def test_an_album_without_a_generator(zsq: Zsq, colours: Path) -> None:
+    zsq("index", colours, "--out", "plain", "--preset", "toy")
+    assert set(hits(zsq, Path("plain"))[0]["scores"]) == {"first_stage"}
+    refused = zsq("search", "plain", QUESTION, "--scoring", "likelihood")
+    assert refused.code == 1 and "needs a generator" in refused.stderr
+    assert "likelihood" in hits(zsq, Path("plain"), "--preset", "reading")[0]["scores"]
+    assert set(hits(zsq, Path("plain"))[0]["scores"]) == {"first_stage"}, "that was for one search"
+    assert zsq("index", colours, "--out", "plain", "--preset", "reading").code == 0
+    assert "likelihood" in hits(zsq, Path("plain"))[0]["scores"], "now it is the album's"
+
+
+def test_states_stand_in_for_images(zsq: Zsq, colours: Path) -> None:
+    zsq("index", colours, "--out", "seen", "--preset", "seeing", "--states", "disk")
+    assert list(Path("seen").glob("states-*"))
+    before = hits(zsq, Path("seen"))
+    shutil.rmtree(colours)
+    assert hits(zsq, Path("seen")) == before
+
+
+def test_states_can_be_made_later(zsq: Zsq, colours: Path) -> None:
+    zsq("index", colours, "--out", "seen", "--preset", "seeing")
+    assert not list(Path("seen").glob("states-*"))
+    before = hits(zsq, Path("seen"))
+    assert zsq("index", colours, "--out", "seen", "--states", "disk", "--json").json["known"] == 4
+    shutil.rmtree(colours)
+    assert hits(zsq, Path("seen")) == before
+
+
+@pytest.mark.filterwarnings("default:1 of 4 candidates")
+def test_what_cannot_be_read_comes_last(zsq: Zsq, album: Path, colours: Path) -> None:
+    (colours / "red.png").unlink()
+    ran = zsq("search", album, QUESTION, "--json")
+    *_, last = json.loads(ran.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["hits"]
+    assert (last["id"], last["score"], set(last["scores"])) == ("red.png", None, {"first_stage"})
+    assert "red.png" in ran.stderr
+    said = zsq("search", album, QUESTION, "--html", "page.html")
+    (row,) = [line.split() for line in said.stdout.splitlines() if "red.png" in line]
+    assert row == ["4", f"{last['scores']['first_stage']:.3f}", "red.png"]
+    assert "inf" not in Path("page.html").read_text(encoding="utf-8")

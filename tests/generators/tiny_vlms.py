@@ -21,6 +21,7 @@ from zsqretrieval.testing.generator import QUESTIONS, WORDS
 
 ensure_importable()
 import transformers as hf  # noqa: E402
+from transformers.models.smolvlm import processing_smolvlm  # noqa: E402
 
 CORPUS = [
     *QUESTIONS,
@@ -336,6 +337,8 @@ def idefics3(folder: Path) -> Path:
 
 
 def smolvlm(folder: Path) -> Path:
+    # its processor demands num2words, and uses it in prompts of videos only
+    processing_smolvlm.num2words = processing_smolvlm.num2words or str
     tokenizer, config = _idefics3_parts(hf.SmolVLMConfig)
     processor = hf.SmolVLMProcessor(
         hf.SmolVLMImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32}),
@@ -412,7 +415,7 @@ def kosmos2(folder: Path) -> Path:
     processor = hf.Kosmos2Processor(
         hf.CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}),
         tokenizer,
-        num_patch_index_tokens=4,
+        num_patch_index_tokens=32,  # the processor writes ids up to 67 where images stand
     )
     config = hf.Kosmos2Config(
         text_config={

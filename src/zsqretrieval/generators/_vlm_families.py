@@ -43,7 +43,8 @@ class Family:
         lead: what stands between a plain prompt and the text that follows it.
         following: what the tokens of a continuation have in tensors that say something of each token,
             by the tensor's name; 0 in those not named.
-        batched: whether prompts of different lengths may share a batch.
+        batched: whether prompts may share a batch.
+        pads_to_generate: whether prompts of different lengths may share a batch when text is generated.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Family:
     lead: str = " "
     following: Mapping[str, int] = field(default_factory=dict)
     batched: bool = True
+    pads_to_generate: bool = True
 
 
 def _rows(ids: list[int]) -> Rows:
@@ -77,7 +79,8 @@ def _write_florence2(tokenizer: Any, leading: str, rest: str) -> Rows:
 
 
 def _write_kosmos2(tokenizer: Any, leading: str, rest: str) -> Rows:
-    ids = _plain(tokenizer, f"{tokenizer.bos_token}{leading}{' ' if leading else ''}{rest}")
+    space = " " if leading and rest else ""
+    ids = _plain(tokenizer, f"{tokenizer.bos_token}{leading}{space}{rest}")
     image = tokenizer.convert_tokens_to_ids("<image>")
     # the first of a run of <image> opens the image, the others hold its place
     slots = [int(before == here == image) for before, here in zip([-1, *ids], ids, strict=False)]
@@ -112,7 +115,8 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3": Family("Gemma 3"),  # its token types mark images, so text stays 0
     "idefics3": Family("Idefics3"),
     "internvl": Family("InternVL"),
-    "kosmos-2": Family("Kosmos-2", layout=_KOSMOS2),
+    # transformers counts padding among the positions once the cache is in use
+    "kosmos-2": Family("Kosmos-2", layout=_KOSMOS2, pads_to_generate=False),
     "llava": Family("LLaVA"),
     "mllama": Family("Llama 3.2 Vision"),
     # with type 0 a token joins the prefix, where every token sees every other

@@ -85,7 +85,7 @@ def _reading(name: str, what: str) -> Iterator[None]:
         package = error.name or next(iter(re.findall(r"`([\w-]+)`", str(error))), str(error))
         raise MissingDependencyError(package, f"the {what} of {name}", f"pip install {package}") from error
     except Exception as error:
-        cause = f"{type(error).__name__}: {str(error).strip()[:300]}"
+        cause = f"{type(error).__name__}: {str(error).strip()[:300].rstrip('.')}"
         advice = (
             "It has to be a whole folder that save_pretrained wrote"
             if Path(name).is_dir()

@@ -274,7 +274,8 @@ class VLMGenerator:
                 written = self._continue([rows[row] for row in batch], max_new_tokens, sampler)
                 texts.update(zip(batch, written, strict=True))
 
-            run_batches(self._plan(rows, dict.fromkeys(rows, max_new_tokens), batch_size), step)
+            batches = self._plan(rows, dict.fromkeys(rows, max_new_tokens), batch_size, generate=True)
+            run_batches(batches, step)
         return [[texts[i * draws + d] for d in range(draws)] * (n // draws) for i in range(len(contexts))]
 
     # -- prompts -----------------------------------------------------------------------------------------
@@ -298,12 +299,18 @@ class VLMGenerator:
             )
 
     def _plan(
-        self, prompts: Mapping[int, Prompt], more: Mapping[int, int], batch_size: int
+        self,
+        prompts: Mapping[int, Prompt],
+        more: Mapping[int, int],
+        batch_size: int,
+        *,
+        generate: bool = False,
     ) -> list[list[int]]:
         """Batches of keys of ``prompts``, of one shape each."""
-        kinds: dict[tuple[object, ...], list[int]] = {}
+        one_length = generate and not self._family.pads_to_generate
+        kinds: dict[object, list[int]] = {}
         for key, prompt in prompts.items():
-            kinds.setdefault(prompt.shape, []).append(key)
+            kinds.setdefault((prompt.shape, one_length and len(prompt)), []).append(key)
         return [
             [keys[position] for position in batch]
             for keys in kinds.values()

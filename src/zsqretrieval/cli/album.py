@@ -66,7 +66,8 @@ def index(
         States | None,
         typer.Option(
             help="disk: let the generator see each image now and keep that beside the index, so that "
-            "searching is faster. [default: none, or what the album was made with]"
+            "searching is faster.",
+            show_default="none, or what the album was made with",
         ),
     ] = None,
     encoder_weights: EncoderWeights = None,

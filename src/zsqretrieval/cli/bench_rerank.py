@@ -21,12 +21,12 @@ def bench_rerank_command(
     preset: Annotated[str, typer.Option(help="Whose encoder and generator: mini or clip-kosmos2.")] = "mini",
     split: Annotated[str, typer.Option(help="Split to measure.")] = "test",
     queries: Annotated[
-        int | None, typer.Option(min=1, help="Let only so many captions ask. [default: all]")
+        int | None, typer.Option(min=1, help="Let only so many captions ask.", show_default="all")
     ] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Images read for each caption.")] = 50,
     weight: Annotated[
         float | None,
-        typer.Option(min=0, help="Weight of the generator in the fusion. [default: the library's]"),
+        typer.Option(min=0, help="Weight of the generator in the fusion.", show_default="the library's"),
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Choose the weight on this split, not test.")] = False,
     yes_no: Annotated[bool, typer.Option(help="Score by yes and no as well; takes long.")] = True,

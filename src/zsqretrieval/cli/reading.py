@@ -56,11 +56,11 @@ class States(str, Enum):
 Candidates = Annotated[int, typer.Option(min=1, help="Images of the first stage that the generator reads.")]
 HowScored = Annotated[
     Scorings | None,
-    typer.Option(help="What the generator is asked. [default: likelihood, if there is a generator]"),
+    typer.Option(help="What the generator is asked.", show_default="likelihood, if there is a generator"),
 ]
 HowFused = Annotated[Fusions, typer.Option(help="How its scores join the first stage's.")]
 Weight = Annotated[
-    float | None, typer.Option(min=0, help="Weight of the generator in the weighted sum. [default: 1]")
+    float | None, typer.Option(min=0, help="Weight of the generator in the weighted sum.", show_default="1")
 ]
 EncoderWeights = Annotated[
     Path | None,

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -502,6 +508,59 @@ def test_states_need_a_generator_that_makes_them(pictures: Path, album: Path) ->
         Retriever.load(album, encoder=ENCODER, states="memory")
     with pytest.raises(InvalidInputError, match="makes no image states"):
         Retriever.load(album, encoder=ENCODER, generator=TOY, states="disk")
+
+
+VICTIM = """
+import os, sys
+import numpy as np
+from seeing import Seeing
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.testing.toys import ToyEncoder
+from zsqretrieval.types import Image
+from PIL import Image as PILImage
+
+album, diary, first = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT), int(sys.argv[3])
+retriever = Retriever.load(album, encoder=ToyEncoder(), generator=Seeing())
+for n in range(first, first + 100000, 3):
+    colours = np.random.default_rng(n).integers(0, 256, (3, 2, 2, 3), np.uint8)
+    images = [Image(PILImage.fromarray(one), f"place {n + m}", str(n + m)) for m, one in enumerate(colours)]
+    added = retriever.add(images).added
+    os.write(diary, "".join(f"{id}\\n" for id in added).encode())
+    if n % 4 == 0:
+        retriever.remove(added[0])
+        os.write(diary, f"-{added[0]}\\n".encode())
+    if n % 5 == 0:
+        retriever.save()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_sudden_death_leaves_no_image_without_its_state(album: Path, tmp_path: Path) -> None:
+    made(Seeing(), states="disk", path=album).close()
+    chance = random.Random(11)
+    expected: set[str] = set()
+    for turn in range(5):
+        diary = tmp_path / f"{turn}.txt"
+        command = [sys.executable, "-c", VICTIM, str(album), str(diary), str(turn * 100_000)]
+        with subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        ) as victim:
+            lines = chance.randrange(3, 30)
+            while not diary.exists() or diary.read_bytes().count(b"\n") < lines:
+                assert victim.poll() is None
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.02))
+            victim.kill()
+        for line in diary.read_text().split():
+            expected = expected - {line[1:]} if line.startswith("-") else expected | {line}
+        generator = Seeing()
+        with Retriever.load(album, encoder=ENCODER, generator=generator) as survivor:
+            present = {one.id for one in survivor.records()}
+            assert len(expected - present) <= 1 and len(present - expected) <= 3
+            expected = present
+            # None of them was ever a file: one without its state would be a warning, which is an error here.
+            assert len(survivor.search("red ?", len(present))) == len(present) == len(survivor)
+        assert generator.looked_at == []
 
 
 # --- parts

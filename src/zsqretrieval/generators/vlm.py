@@ -415,7 +415,7 @@ class VLMGenerator:
                 f"{what}it failed on an image and a question: {type(error).__name__}: {error}"
             ) from error
         # one shape, so that rounding is the same, against different shapes
-        exact, rounded = (1e-4, 1e-3) if self._model.dtype == torch.float32 else (1e-2, 0.5)
+        exact, rounded = (1e-4, 1e-3) if self._model.dtype == torch.float32 else (1e-2, 1.0)
         if not np.isfinite(scores).all():
             raise InvalidInputError(f"{what}its log-probabilities are not finite; try another dtype")
         if np.abs(scores[:-1] - swapped[:-1]).max() > exact:

@@ -540,7 +540,7 @@ def test_sudden_death_leaves_no_image_without_its_state(album: Path, tmp_path: P
     made(Seeing(), states="disk", path=album).close()
     chance = random.Random(11)
     expected: set[str] = set()
-    for turn in range(5):
+    for turn in range(3):
         diary = tmp_path / f"{turn}.txt"
         command = [sys.executable, "-c", VICTIM, str(album), str(diary), str(turn * 100_000)]
         with subprocess.Popen(

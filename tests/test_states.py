@@ -106,6 +106,15 @@ def test_states_of_another_generator_are_not_used(tmp_path: Path) -> None:
         assert held(StateStore(Seeing(2), tmp_path), range(3)) in ([1], [])
 
 
+def test_one_generator_in_two_precisions_keeps_two_kinds_of_states(tmp_path: Path) -> None:
+    class Narrow(Seeing):
+        state_dtype = np.dtype(np.float16)
+
+    fill(StateStore(Seeing(), tmp_path), range(3))
+    assert held(StateStore(Narrow(), tmp_path), range(3)) == []  # and no warning of damage
+    assert held(StateStore(Seeing(), tmp_path), range(3)) == [0, 1, 2]
+
+
 def test_moving_to_a_directory(tmp_path: Path) -> None:
     store = StateStore(GENERATOR)
     fill(store, range(4))

@@ -95,7 +95,8 @@ class StateStore:
         Raises:
             AlbumError: the disk refuses; the states are still in memory.
         """
-        folder = album / f"states-{hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]}"
+        kind = json.dumps(self._facts(), sort_keys=True)  # a generator may have a narrower dtype elsewhere
+        folder = album / f"states-{hashlib.sha256(kind.encode()).hexdigest()[:16]}"
         with self._lock:
             try:
                 folder.mkdir(exist_ok=True)

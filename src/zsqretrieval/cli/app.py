@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from zsqretrieval.cli.album import index, info, remove, search
-from zsqretrieval.cli.bench import bench_encoder_command, bench_index_command
+from zsqretrieval.cli.bench import bench_encoder_command, bench_index_command, bench_scoring_command
 from zsqretrieval.cli.bench_rerank import bench_rerank_command
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
@@ -93,6 +93,7 @@ _bench = typer.Typer(no_args_is_help=True, help="Measure how well the parts do."
 _bench.command("encoder")(bench_encoder_command)
 _bench.command("index")(bench_index_command)
 _bench.command("rerank")(bench_rerank_command)
+_bench.command("scoring")(bench_scoring_command)
 app.add_typer(_bench, name="bench")
 
 

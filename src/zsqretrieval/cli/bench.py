@@ -1,4 +1,4 @@
-"""``zsq bench``: how well encoders and indexes do, in numbers."""
+"""``zsq bench``: how well encoders, indexes and the scoring engine do, in numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from zsqretrieval.cli.console import count_bar, emit_json, human_size, plain_table, say, show
 from zsqretrieval.cli.opening import new_encoder
 
-__all__ = ["bench_encoder_command", "bench_index_command"]
+__all__ = ["bench_encoder_command", "bench_index_command", "bench_scoring_command"]
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
@@ -74,3 +74,45 @@ def bench_index_command(
         rates = (one.batch_qps, one.exact_batch_qps, one.single_qps, one.exact_single_qps)
         table.add_row(kind, f"{one.recall_at_10:.3f}", *(f"{rate:.0f}" for rate in rates))
     show(table)
+
+
+def bench_scoring_command(
+    candidates: Annotated[int, typer.Option("--candidates", "-k", min=1, help="Images to score.")] = 100,
+    question_tokens: Annotated[int, typer.Option(min=1, help="Length of the question.")] = 30,
+    vision_layers: Annotated[int, typer.Option(min=1, help="Of the vision tower; published: 24.")] = 2,
+    text_layers: Annotated[int, typer.Option(min=1, help="Of the decoder; published: 24.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each route is timed.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs computed together.")] = 32,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    as_json: _Json = False,
+) -> None:
+    """Time the routes of the scoring engine against scoring pair by pair, on Kosmos with random weights."""
+    from zsqretrieval.evaluation.scoring_bench import bench_scoring, random_kosmos
+
+    with count_bar("scoring", None) as progress:
+        bench = bench_scoring(
+            random_kosmos(vision_layers, text_layers, dtype=dtype),
+            candidates=candidates,
+            question_tokens=question_tokens,
+            rounds=rounds,
+            naive_pairs=min(24, candidates),
+            batch_size=batch_size,
+            progress=progress,
+        )
+    if as_json:
+        emit_json(asdict(bench))
+        return
+    say(
+        f"one question of {bench.question_tokens} tokens, {bench.candidates} images; Kosmos at full width, "
+        f"{bench.vision_layers} + {bench.text_layers} layers, {bench.dtype}, {bench.threads} threads"
+    )
+    table = plain_table("route", "seconds", "times", "nats off", numbers=("seconds", "times", "nats off"))
+    for name, route in bench.routes.items():
+        times = bench.routes["naive"].seconds / route.seconds
+        table.add_row(name, f"{route.seconds:.2f}", f"{times:.1f}", f"{route.max_abs_diff:.1g}")
+    show(table)
+    pruned = bench.pruned
+    say(
+        f"top {pruned.k} from states, dropping what cannot enter it: {pruned.seconds:.2f} s, "
+        f"{100 * pruned.saving:.0f} % of the question's tokens saved"
+    )

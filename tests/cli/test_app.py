@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from running import Zsq
 
 from zsqretrieval import weights
-from zsqretrieval.cli import opening
+from zsqretrieval.cli import console, opening
 from zsqretrieval.cli.console import human_size
 from zsqretrieval.cli.reading import human_seconds
 
@@ -110,6 +110,28 @@ def test_sizes_for_people(size: float, said: str) -> None:
 )
 def test_seconds_for_people(seconds: float, said: str) -> None:
     assert human_seconds(seconds) == said
+
+
+def test_a_long_work_says_once_a_minute_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.stage_bars(lines=True) as report:
+        for now, stage, done, total in (
+            (30.0, "reading", 10, 100),  # too soon
+            (90.0, "reading", 30, 100),
+            (100.0, "reading", 35, 100),  # too soon again
+            (150.0, "reading", 100, 100),  # nothing left to say
+            (210.0, "writing", 1, 10),  # the clock of a stage starts where the last one ended
+            (270.0, "writing", 2, 10),
+        ):
+            report(stage, done, total)
+    assert capsys.readouterr().err.splitlines() == [
+        "zsq: reading: 30 of 100, about 4 minutes left",
+        "zsq: writing: 1 of 10, about 9 minutes left",
+        "zsq: writing: 2 of 10, about 8 minutes left",
+    ]
 
 
 def test_bench_index(zsq: Zsq) -> None:

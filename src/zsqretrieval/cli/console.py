@@ -173,17 +173,18 @@ def stage_bars(*, lines: bool = False) -> Iterator[Callable[[str, int, int], Non
     console = _console(stderr=True)
     tasks: dict[str, Any] = {}
     begun: dict[str, float] = {}
-    said = time.monotonic()
+    told = said = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
 
         def report(stage: str, done: int, total: int) -> None:
-            nonlocal said
+            nonlocal told, said
             now = time.monotonic()
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, total=total)
-                begun[stage] = now
+                begun[stage] = told  # a stage is first told of when a part of it is done
+            told = now
             progress.update(tasks[stage], completed=done)
-            if lines and not console.is_terminal and now - said >= _EVERY:
+            if lines and not console.is_terminal and done < total and now - said >= _EVERY:
                 said = now
                 left = (now - begun[stage]) * (total - done) / max(done, 1) / 60
                 notice(f"{stage}: {done} of {total}, about {left:.0f} minutes left")

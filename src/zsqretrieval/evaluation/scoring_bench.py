@@ -132,9 +132,8 @@ def bench_scoring(
     """
     if min(rounds, question_tokens, batch_size, naive_pairs) < 1 or naive_pairs > candidates:
         raise InvalidInputError(
-            f"{candidates} candidates, {naive_pairs} of them scored naively, {question_tokens} question tokens,"
-            f" {rounds} rounds and batches of {batch_size}: all must be at least 1, and the second no more "
-            "than the first"
+            f"{candidates} candidates, {naive_pairs} scored naively, {question_tokens} question tokens, "
+            f"{rounds} rounds, batches of {batch_size}: all must be at least 1, the second at most the first"
         )
     contexts, question = _problem(candidates, question_tokens, seed)
     images = [context[0] for context in contexts]

@@ -35,6 +35,11 @@ __all__ = ["Kosmos1Generator"]
 _DEFAULT = "microsoft/kosmos-2-patch14-224"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SETTINGS = ("name", "dtype", "prefix_cache_bytes")
+# What the numbers depend on besides the weights and their shapes; the rest of a configuration may change its
+# defaults from one version of transformers to the next.
+_TEXT_SETTINGS = ("attention_heads", "activation_function", "layer_norm_eps", "scale_embedding")
+_VISION_SETTINGS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "patch_size")
+_PIXEL_SETTINGS = ("do_", "size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
 _DECODERS = 4  # threads; Pillow lets go of the interpreter lock
 _LONGEST = 16  # sides ratio above which a picture is trimmed before it is resized
 
@@ -136,17 +141,19 @@ class Kosmos1Generator(InterleavedGenerator):
 
         Computed on first use: a few seconds at full size.
         """
-        digest = hashlib.sha256()
+        config = self.model.config
         settings = {
-            "architecture": [
-                self.model.config.text_config.to_diff_dict(),
-                self.model.config.vision_config.to_diff_dict(),
-            ],
-            "image_processor": self.processor.image_processor.to_dict(),
+            "text": {key: getattr(config.text_config, key) for key in _TEXT_SETTINGS},
+            "vision": {key: getattr(config.vision_config, key) for key in _VISION_SETTINGS},
+            "pixels": {
+                key: value
+                for key, value in self.processor.image_processor.to_dict().items()
+                if key.startswith(_PIXEL_SETTINGS)
+            },
             "tokens": self._tokenize(" A probe: 2 dogs' café, №7; 猫!"),
             "frame": [self._frame.start, self._frame.before_image, self._frame.after_image],
         }
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for key, value in sorted(self.model.state_dict().items()):
             if key != "text_model.lm_head.weight":  # the token embedding again
                 digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
@@ -264,7 +271,8 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def _explain(source: str, error: Exception) -> str:
-    what = f"cannot load Kosmos from {source}: {type(error).__name__}: {str(error)[:500]}"
+    reason = " ".join(str(error).split())[:500]
+    what = f"cannot load Kosmos from {source}: {type(error).__name__}: {reason}"
     if Path(source).is_dir():
         return f"{what}. The folder is incomplete, damaged, or of another model: copy or save it again"
     return (

@@ -1,0 +1,375 @@
+"""Kosmos1Generator against transformers' own forward pass, at random weights that let the image matter."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from tiny_kosmos import tiny_kosmos, tiny_model, tiny_processor
+from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
+
+from zsqretrieval import plugins
+from zsqretrieval.errors import InvalidInputError, MismatchError, WeightsError
+from zsqretrieval.evaluation.scoring_bench import naive_log_likelihood
+from zsqretrieval.generators.kosmos import Kosmos1Generator
+from zsqretrieval.images import decode
+from zsqretrieval.protocols import Configurable, ImageStates
+from zsqretrieval.testing import GeneratorCase, generator_checks, parametrize_checks
+from zsqretrieval.testing.generator import QUESTIONS
+from zsqretrieval.testing.pictures import painting, paintings
+from zsqretrieval.types import Image, ImageState
+
+PROMPT = "Question:"
+IMAGES = paintings(5, first_seed=40)
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a sum, in nats
+
+
+@functools.cache
+def kosmos(dtype=torch.float32, prefix_cache_bytes=0):
+    return tiny_kosmos(dtype, prefix_cache_bytes=prefix_cache_bytes)
+
+
+def in_states(generator, images):
+    return [
+        ImageState(values, generator.fingerprint, image.source)
+        for values, image in zip(generator.image_states(images), images, strict=True)
+    ]
+
+
+# -- the contract
+
+
+@parametrize_checks(generator_checks, kosmos)
+def test_contract(check):
+    check()
+
+
+@parametrize_checks(generator_checks, lambda: kosmos(prefix_cache_bytes=100_000))
+def test_contract_with_prefixes_kept(check):
+    check()
+
+
+@parametrize_checks(generator_checks, lambda: GeneratorCase(kosmos(torch.bfloat16), tolerance=0.01))
+def test_contract_in_16_bits(check):
+    check()
+
+
+def test_protocols_and_plugin():
+    assert isinstance(kosmos(), ImageStates) and isinstance(kosmos(), Configurable)
+    assert plugins.load("generator", "kosmos") is Kosmos1Generator
+
+
+# -- parity
+
+
+@pytest.fixture(scope="module", params=TOLERANCE, ids=str)
+def naive(request):
+    """Every image with every question, pair by pair through transformers' top-level forward."""
+    sums = [
+        [naive_log_likelihood(kosmos(request.param), image, PROMPT, question).sum for question in QUESTIONS]
+        for image in IMAGES
+    ]
+    return request.param, np.array(sums)
+
+
+def sums_of(found):
+    return np.array([one.sum for one in found])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize(
+    "route", ["one image, many questions", "one question, many images", "all", "states", "kept"]
+)
+def test_every_route_is_the_naive_one(naive, route, batch_size):
+    dtype, expected = naive
+    generator = kosmos(dtype)
+    shown = IMAGES
+    if route == "kept":
+        generator = tiny_kosmos(dtype, prefix_cache_bytes=10**9)
+        generator.log_likelihood([(image, PROMPT) for image in IMAGES], ["red"] * len(IMAGES))
+    if route in ("states", "kept"):
+        shown = in_states(generator, IMAGES)
+    score = functools.partial(generator.log_likelihood, batch_size=batch_size)
+    if route == "one image, many questions":
+        found = [sums_of(score([(image, PROMPT)] * len(QUESTIONS), QUESTIONS)) for image in shown]
+    elif route == "one question, many images":
+        found = np.transpose(
+            [sums_of(score([(image, PROMPT) for image in shown], [text] * len(shown))) for text in QUESTIONS]
+        )
+    else:
+        pairs = [((image, PROMPT), text) for image in shown for text in QUESTIONS]
+        order = np.random.default_rng(0).permutation(len(pairs))
+        scored = sums_of(score([pairs[i][0] for i in order], [pairs[i][1] for i in order]))
+        found = scored[np.argsort(order)].reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[dtype])
+    assert expected.std(axis=0).min() > 10 * TOLERANCE[dtype]  # another image would have been noticed
+
+
+def test_token_by_token_it_is_transformers():
+    found = kosmos().log_likelihood([(IMAGES[0], PROMPT)], [QUESTIONS[3]])[0]
+    expected = naive_log_likelihood(kosmos(), IMAGES[0], PROMPT, QUESTIONS[3])
+    np.testing.assert_allclose(found.token_log_probs, expected.token_log_probs, atol=1e-5)
+    assert found.tokens == tuple(token.replace("\u2581", " ") for token in expected.tokens)
+    assert "".join(found.tokens) == f" {QUESTIONS[3]}"
+
+
+def test_several_images_between_texts_are_laid_out_in_reading_order():
+    generator = kosmos()
+    model, tokenizer = generator.model, generator.processor.tokenizer
+    one, other = IMAGES[:2]
+    (found,) = generator.log_likelihood([("The picture:", one, "is", other, PROMPT)], ["red dog"])
+    slots = generator.state_shape[0]
+    text = "<s> The picture:<image>{0}</image> is<image>{0}</image> Question: red dog".format("<pad>" * slots)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    pixels = generator.processor.image_processor(
+        [decode(one), decode(other)], return_tensors="pt"
+    ).pixel_values
+    with torch.inference_mode():
+        logits = model(
+            pixel_values=pixels,
+            input_ids=ids.where(ids != tokenizer.pad_token_id, 4),  # pads would shift transformers' positions
+            image_embeds_position_mask=ids == tokenizer.pad_token_id,
+        ).logits[0]
+    expected = logits[-3:-1].log_softmax(dim=1).gather(1, ids[0, -2:, None])[:, 0]
+    np.testing.assert_allclose(found.token_log_probs, expected, atol=1e-5)
+
+
+def test_greedy_writing_is_transformers_generate():
+    generator = kosmos()
+    processor = generator.processor
+    for image in IMAGES[:3]:
+        inputs = processor(
+            images=decode(image), text=PROMPT, num_image_tokens=generator.state_shape[0], return_tensors="pt"
+        )
+        written = generator.model.generate(
+            pixel_values=inputs.pixel_values,
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            image_embeds_position_mask=inputs.image_embeds_position_mask,
+            max_new_tokens=8,
+            do_sample=False,
+        )
+        expected = processor.tokenizer.decode(
+            written[0, inputs.input_ids.shape[1] :], skip_special_tokens=True
+        )
+        assert generator.generate([(image, PROMPT)], max_new_tokens=8) == [[expected.strip()]]
+
+
+def test_parameters_at_full_size():
+    with torch.device("meta"):
+        model = Kosmos2ForConditionalGeneration(Kosmos2Config())
+    parts = (model.vision_model, model.image_to_text_projection, model.text_model)
+    counts = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
+    assert counts == [303_179_776, 19_015_680, 1_342_289_920]
+    generator = Kosmos1Generator(model, tiny_processor(), config={})
+    assert (generator.state_shape, generator.max_tokens) == ((64, 2048), 2048)
+
+
+# -- work that is not done
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Images the seeing part has looked at, by source."""
+    sources = []
+    see = Kosmos1Generator._see
+
+    def spy(self, images):
+        sources.extend(image.source for image in images)
+        return see(self, images)
+
+    monkeypatch.setattr(Kosmos1Generator, "_see", spy)
+    return sources
+
+
+def test_each_image_is_seen_once_in_a_call(seen):
+    contexts = [(IMAGES[i % 3], IMAGES[(i + 1) % 3], PROMPT) for i in range(9)]
+    texts = [QUESTIONS[i % 5] for i in range(9)]
+    kosmos().log_likelihood(contexts, texts, batch_size=2)
+    assert sorted(seen) == sorted(image.source for image in IMAGES[:3])
+    seen.clear()
+    kosmos().generate([*contexts, (IMAGES[0],)], max_new_tokens=1, batch_size=2)
+    assert sorted(seen) == sorted(image.source for image in IMAGES[:3])
+
+
+def test_states_and_kept_prefixes_spare_the_seeing_part(seen):
+    generator = tiny_kosmos(prefix_cache_bytes=10**9)
+    states = in_states(generator, IMAGES)
+    seen.clear()
+    generator.log_likelihood([(state, PROMPT) for state in states], ["red"] * 5)
+    assert seen == []
+    for _ in range(2):  # pixels are known again by their content
+        generator.log_likelihood([(painted, PROMPT) for painted in paintings(5)], ["red"] * 5)
+    assert len(seen) == 5
+
+
+# -- top k
+
+
+@pytest.mark.parametrize("block", [1, 4, 100])
+def test_top_k_is_the_sorted_rest(block):
+    contexts = [(image, PROMPT) for image in paintings(12)]
+    full = kosmos().log_likelihood(contexts, [QUESTIONS[3]] * 12)
+    found = kosmos().top_k(contexts, QUESTIONS[3], 4, block=block, batch_size=3)
+    assert list(found.positions) == list(np.argsort([-one.sum for one in full])[:4])
+    for position, one in zip(found.positions, found.log_likelihoods, strict=True):
+        np.testing.assert_allclose(one.token_log_probs, full[position].token_log_probs, atol=1e-5)
+        assert one.tokens == full[0].tokens
+    assert found.tokens_in_full == 12 * len(full[0]) and 0 <= found.saving < 1
+    assert found.saving == 1 - found.tokens_scored / found.tokens_in_full
+
+
+def test_top_k_of_few_or_none():
+    assert kosmos().top_k([], "red", 3).positions == ()
+    assert kosmos().top_k([], "red", 3).saving == 0
+    assert kosmos().top_k([(IMAGES[0],)], "red", 3).positions == (0,)
+    for wrong in ({"k": 0}, {"k": 1, "block": 0}, {"k": 1, "batch_size": 0}):
+        with pytest.raises(InvalidInputError, match="at least 1"):
+            kosmos().top_k([(IMAGES[0],)], "red", **wrong)
+
+
+# -- texts
+
+
+def test_a_text_is_tokenised_alone_with_one_space_before_it():
+    (plain,) = kosmos().log_likelihood([(IMAGES[0],)], ["red dog"])
+    (spaced,) = kosmos().log_likelihood([(IMAGES[0], " ")], [" red dog"])
+    assert plain.tokens == spaced.tokens == (" red", " dog")
+    np.testing.assert_array_equal(plain.token_log_probs, spaced.token_log_probs)
+
+
+def test_no_grounding_unless_asked_for():
+    plain, grounded = kosmos().log_likelihood([("An image of",), ("<grounding> An image of",)], ["red"] * 2)
+    assert abs(plain.sum - grounded.sum) > 1e-3
+
+
+# -- refusals
+
+
+def test_what_is_too_long_is_named_with_its_length():
+    with pytest.raises(InvalidInputError, match=r"pair 1 has 9 \+ 300 = 309 tokens .* reads 256"):
+        kosmos().log_likelihood([(IMAGES[0],)] * 2, ["red", "red" + " red" * 299])
+    with pytest.raises(InvalidInputError, match=r"context 0 with the continuation has 9 \+ 300"):
+        kosmos().top_k([(IMAGES[0],)], "red" + " red" * 299, 1)
+    with pytest.raises(InvalidInputError, match="context 1 and one new token has 256"):
+        kosmos().generate([("red",), ("red" + " red" * 254,)])
+    kosmos().log_likelihood([(IMAGES[0],)], ["red" + " red" * (255 - 9)])
+
+
+@pytest.mark.parametrize("method", ["log_likelihood", "generate", "image_states"])
+def test_a_batch_size_below_one(method):
+    arguments = {
+        "log_likelihood": ([(IMAGES[0],)], ["red"]),
+        "generate": ([(IMAGES[0],)],),
+        "image_states": (IMAGES,),
+    }
+    with pytest.raises(InvalidInputError, match="batch_size must be at least 1"):
+        getattr(kosmos(), method)(*arguments[method], batch_size=0)
+
+
+def test_settings_of_writing():
+    for wrong, name in (({"temperature": float("inf")}, "temperature=inf"), ({"seed": -1}, "seed")):
+        with pytest.raises(InvalidInputError, match=name):
+            kosmos().generate([(IMAGES[0],)], **wrong)
+
+
+def test_a_foreign_state_names_both_generators():
+    values = kosmos().image_states(IMAGES[:1])[0]
+    with pytest.raises(MismatchError, match=f"'{'a' * 64}'.*{kosmos().fingerprint}"):
+        kosmos().log_likelihood([(ImageState(values, "a" * 64, "x.jpg"),)], ["red"])
+    with pytest.raises(MismatchError, match=r"x.jpg has shape \(5, 32\).*\(6, 32\)"):
+        kosmos().generate([(ImageState(values[1:], kosmos().fingerprint, "x.jpg"),)])
+
+
+def test_a_negative_cache():
+    with pytest.raises(InvalidInputError, match="prefix_cache_bytes"):
+        tiny_kosmos(prefix_cache_bytes=-1)
+
+
+def test_a_very_long_picture_is_no_trouble():
+    generator = tiny_kosmos()
+    generator.processor.image_processor.size = {"shortest_edge": 28}
+    strip = Image(painting(0, size=(1, 40_000)), "strip")
+    assert generator.image_states([strip]).shape == (1, 6, 32)
+
+
+# -- loading and saving
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def saved(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kosmos")
+    dtype = getattr(torch, request.param)
+    kosmos(dtype).save_pretrained(folder)
+    return kosmos(dtype), folder, request.param
+
+
+def test_what_was_saved_is_loaded(saved):
+    original, folder, dtype = saved
+    loaded = Kosmos1Generator.from_pretrained(folder, dtype=dtype, device="cpu")
+    assert (folder / "model.safetensors").is_file()
+    assert loaded.config == {"name": str(folder), "dtype": dtype, "prefix_cache_bytes": 0}
+    again = Kosmos1Generator.from_config(json.loads(json.dumps(dict(loaded.config))))
+    contexts = [(image, PROMPT) for image in IMAGES]
+    expected = original.log_likelihood(contexts, QUESTIONS)
+    for generator in (loaded, again):
+        assert generator.fingerprint == original.fingerprint
+        assert generator.model.dtype == original.model.dtype
+        for one, other in zip(generator.log_likelihood(contexts, QUESTIONS), expected, strict=True):
+            np.testing.assert_array_equal(one.token_log_probs, other.token_log_probs)
+    assert loaded.generate(contexts[:1]) == original.generate(contexts[:1])
+
+
+def test_states_are_as_wide_as_the_computation():
+    assert kosmos().state_dtype == np.float32 and kosmos(torch.bfloat16).state_dtype == np.float16
+    for dtype in TOLERANCE:  # and lose nothing
+        generator = kosmos(dtype)
+        from_pixels = generator.log_likelihood([(IMAGES[0], PROMPT)], [QUESTIONS[3]])[0]
+        from_state = generator.log_likelihood(
+            [(in_states(generator, IMAGES[:1])[0], PROMPT)], [QUESTIONS[3]]
+        )[0]
+        np.testing.assert_array_equal(from_pixels.token_log_probs, from_state.token_log_probs)
+
+
+def test_the_fingerprint_tells_models_apart():
+    processor = tiny_processor()
+    other_weights = Kosmos1Generator(tiny_model(len(processor.tokenizer), seed=1), processor, config={})
+    other_pixels = tiny_kosmos()
+    other_pixels.processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+    other_heads = tiny_kosmos()
+    other_heads.model.config.text_config.attention_heads = 2
+    generators = [kosmos(), kosmos(torch.bfloat16), other_weights, other_pixels, other_heads]
+    assert len({generator.fingerprint for generator in generators}) == len(generators)
+    assert tiny_kosmos(prefix_cache_bytes=5).fingerprint == kosmos().fingerprint
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def test_what_cannot_be_loaded_says_what_to_do(saved, offline, tmp_path):
+    with pytest.raises(
+        WeightsError, match=r"from no/such-model: .*microsoft/kosmos-2-patch14-224.*save_pretrained"
+    ):
+        Kosmos1Generator.from_pretrained("no/such-model")
+    with pytest.raises(WeightsError, match="folder is incomplete, damaged, or of another model"):
+        Kosmos1Generator.from_pretrained(tmp_path)
+    _, folder, _ = saved
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="incomplete, damaged"):
+        Kosmos1Generator.from_pretrained(tmp_path)
+
+
+def test_wrong_settings():
+    with pytest.raises(InvalidInputError, match="dtype must be one of float32"):
+        Kosmos1Generator.from_pretrained(dtype="int4")
+    with pytest.raises(InvalidInputError, match="no setting 'size'"):
+        Kosmos1Generator.from_config({"size": 3})

@@ -1,0 +1,116 @@
+"""Decoding on a model in whole numbers: the likeliest token, fair draws, and neither depends on the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from exact_model import ExactModel, ExactStates, V, log_probs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_likelihood import IMAGES, Small, contexts
+
+from zsqretrieval.generators.decoding import continue_contexts
+
+some_contexts = st.lists(contexts, min_size=1, max_size=6)
+
+
+def write(some, *, model=None, states=None, **settings):
+    settings = {
+        "n": 1,
+        "max_new_tokens": 5,
+        "temperature": 0.0,
+        "seed": 0,
+        "stop": (),
+        "batch_size": 4,
+    } | settings
+    return continue_contexts(model or ExactModel(), some, states or ExactStates(), **settings)
+
+
+def next_log_probs(row):
+    return np.array([log_probs(row, (token,))[0] for token in range(V)])
+
+
+@settings(deadline=None)
+@given(some_contexts, st.integers(1, 5), st.sampled_from([(), (3,), (1, 2, 5)]))
+def test_greedy_takes_the_likeliest_token_until_a_stop(some, batch_size, stop):
+    for context, (text,) in zip(some, write(some, batch_size=batch_size, stop=stop), strict=True):
+        for t in range(len(text) + (len(text) < 5)):
+            following = next_log_probs((*context, *text[:t]))
+            if t < len(text):
+                assert text[t] not in stop and following[text[t]] >= following.max() - 1e-5
+            else:  # it ended early: a token that ends it was as likely as any
+                assert following[list(stop)].max() >= following.max() - 1e-5
+
+
+@settings(deadline=None)
+@given(
+    some_contexts,
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(0, 2**40),
+    st.sampled_from([0.5, 1.0, 3.0]),
+)
+def test_draws_do_not_depend_on_the_batch(some, n, batch_size, seed, temperature):
+    settings = {"n": n, "seed": seed, "temperature": temperature, "stop": (0,)}
+    expected = write(some, batch_size=1, **settings)
+    assert write(some, batch_size=batch_size, **settings) == expected
+    assert write(some, batch_size=batch_size, model=Small(), **settings | {"n": 1}) == [
+        texts[:1] for texts in expected
+    ]
+
+
+def test_draws_are_fair():
+    context, n = (0, *IMAGES[1], 2), 4000
+    for temperature in (1.0, 2.0):
+        (texts,) = write([context], n=n, max_new_tokens=1, temperature=temperature, batch_size=1)
+        counts = np.bincount([text[0] for text in texts], minlength=V)
+        p = np.exp(next_log_probs(context) / temperature)
+        p /= p.sum()
+        assert (np.abs(counts - n * p) <= 5 * np.sqrt(n * p * (1 - p)) + 1).all()
+
+
+def test_contexts_of_a_call_draw_unalike_and_seeds_too():
+    context = (0, *IMAGES[1], 2)
+    hot = {"temperature": 5.0, "max_new_tokens": 12}
+    one, other = write([context, context], **hot)
+    assert one != other
+    assert write([context], **hot, seed=0) == [one] != write([context], **hot, seed=1)
+    assert write([context], **hot, seed=None) != write([context], **hot, seed=None)
+
+
+def test_all_greedy_texts_of_a_context_are_one():
+    model = ExactModel()
+    texts = write([(0, 1)], n=5, model=model)
+    assert texts == [write([(0, 1)])[0] * 5]
+    assert model.largest == 1
+
+
+def test_writing_ends_where_the_context_is_full():
+    full = (1,) * (ExactModel.max_tokens - 3)
+    texts = write([full, (0, 1)], max_new_tokens=10)
+    assert [len(text) for (text,) in texts] == [3, 10]
+
+
+def test_only_texts_that_go_on_are_computed():
+    model = ExactModel()
+    some = [(0, 1), (0, 2), (0, 3), (0, *IMAGES[2], 3)]
+    lengths = [len(text) for (text,) in write(some, model=model, stop=(0, 1, 2, 3), max_new_tokens=8)]
+    prompts = len(some) * max(len(context) for context in some)
+    # what is written is read again, one token at a time, but for the last when the limit ends a text
+    assert model.read == prompts + sum(min(length, 7) for length in lengths)
+    assert len(set(lengths)) > 1
+
+
+def test_progress_and_released_images():
+    states, told = ExactStates(), []
+    some = [(0, *image) for image in IMAGES]
+    write(some, states=states, batch_size=3, progress=lambda done, total: told.append((done, total)))
+    assert told == [(3, 4), (4, 4)]
+    assert sorted(states.released) == sorted(some)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_many_draws_do_not_make_batches_larger(batch_size):
+    model = ExactModel()
+    write([(0, i) for i in range(6)], n=3, temperature=1.0, batch_size=batch_size, model=model)
+    assert model.largest == 3

@@ -118,7 +118,7 @@ def test_a_long_work_says_once_a_minute_how_far_it_is(
     now = 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
     with console.stage_bars(lines=True) as report:
-        for now, stage, done, total in (
+        for moment, stage, done, total in (
             (30.0, "reading", 10, 100),  # too soon
             (90.0, "reading", 30, 100),
             (100.0, "reading", 35, 100),  # too soon again
@@ -126,6 +126,7 @@ def test_a_long_work_says_once_a_minute_how_far_it_is(
             (210.0, "writing", 1, 10),  # the clock of a stage starts where the last one ended
             (270.0, "writing", 2, 10),
         ):
+            now = moment
             report(stage, done, total)
     assert capsys.readouterr().err.splitlines() == [
         "zsq: reading: 30 of 100, about 4 minutes left",

@@ -269,7 +269,7 @@ def test_progress_counts_to_the_end(data: Path) -> None:
     seen: dict[str, tuple[int, int]] = {}
     bench(data, progress=lambda what, done, total: seen.update({what: (done, total)}))
     scored = {"scoring by likelihood": (8, 8), "scoring by yes_no": (8, 8)}
-    assert seen == {"encoding images": (4, 4), **scored}
+    assert seen == {"encoding images": (4, 4), "encoding captions": (4, 4), **scored}
 
 
 def test_fewer_queries_are_taken_evenly_and_always_the_same(tmp_path: Path) -> None:

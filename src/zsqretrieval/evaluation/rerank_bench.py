@@ -7,7 +7,7 @@ those (:mod:`zsqretrieval.evaluation.score_matrix`). Everything after that is ar
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,9 @@ def bench_rerank(
         Path(work).mkdir(parents=True, exist_ok=True)
     keeping = encoder if work is None else CachedEncoder(encoder, Path(work) / "vectors.sqlite")
 
-    gallery = _encoded(keeping, task.images, told)  # [N, D]
-    similarity = keeping.encode_text(task.questions) @ gallery.T  # [Q, N]
+    gallery = _in_parts(keeping.encode_image, task.images, "encoding images", told)  # [N, D]
+    asked = _in_parts(keeping.encode_text, task.questions, "encoding captions", told)  # [Q, D]
+    similarity = asked @ gallery.T  # [Q, N]
     found, first = first_candidates(similarity, task.answers, candidates)  # [Q, K] each
     shown = image_states(generator, task.images, batch_size=batch_size, progress=told)
     scores = {
@@ -206,11 +207,13 @@ def _read_task(data: Path, split: str, queries: int | None) -> _Task:
 # --- the first stage --------------------------------------------------------------------------------------
 
 
-def _encoded(encoder: Encoder, images: Sequence[Image], told: Progress) -> NDArray[np.float32]:
+def _in_parts(
+    encode: Callable[[Sequence[Any]], NDArray[np.float32]], items: Sequence[Any], what: str, told: Progress
+) -> NDArray[np.float32]:
     rows = []
-    for start in range(0, len(images), 100):
-        rows.append(encoder.encode_image(images[start : start + 100]))
-        told("encoding images", min(start + 100, len(images)), len(images))
+    for start in range(0, len(items), 100):
+        rows.append(encode(items[start : start + 100]))
+        told(what, min(start + 100, len(items)), len(items))
     return np.concatenate(rows)
 
 

@@ -88,3 +88,15 @@ def test_what_stands_in_a_tar_before_its_damage_is_found(tmp_path: Path) -> None
         assert decode(again).getpixel((0, 0)) == (0, 128, 0)
         with pytest.raises(ImageError, match="no such member"):
             files.open(f"{tmp_path}/x.tar#2.png", digest(png("blue")))
+
+
+def test_without_a_digest_what_is_there_now_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png("red"))
+    pack(tmp_path / "x.tar", {"./b.png": png("blue")})
+    with Reopener() as files:
+        path.write_bytes(png("white"))
+        assert decode(files.open(str(path))).getpixel((0, 0)) == (255, 255, 255)
+        assert decode(files.open(f"{tmp_path}/x.tar#b.png")).getpixel((0, 0)) == (0, 0, 255)
+        with pytest.raises(ImageError):
+            files.open(str(tmp_path / "gone.png"))

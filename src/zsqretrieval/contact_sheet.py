@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import math
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 from PIL import Image as PILImage
 
 from zsqretrieval.errors import ImageError
 from zsqretrieval.images import ImageLike, decode
-from zsqretrieval.types import Hit, Image, Ranking
+from zsqretrieval.reopen import Reopener
+from zsqretrieval.types import Hit, Ranking
 
 __all__ = ["STAGES", "Row", "Stage", "contact_sheet", "thumbnail", "thumbnails"]
 
@@ -100,31 +100,11 @@ def thumbnails(hits: Iterable[Hit], *, side: int = THUMBNAIL_SIDE) -> dict[str, 
         JPEGs by source. Images that are no longer there, or never were files, are left out.
     """
     made: dict[str, bytes] = {}
-    for source in dict.fromkeys(hit.source for hit in hits):
-        try:
-            made[source] = thumbnail(_reopen(source), side=side)
-        except ImageError:
-            continue
+    with Reopener() as files:
+        for source in dict.fromkeys(hit.source for hit in hits):
+            with contextlib.suppress(ImageError):
+                made[source] = thumbnail(files.open(source), side=side)
     return made
-
-
-def _reopen(source: str) -> Image:
-    """The image a source names: a file, or a member of a tar as ``path#member``."""
-    path, mark, member = source.partition("#")
-    while mark and not Path(path).is_file():
-        further, mark, member = member.partition("#")
-        path = f"{path}#{further}"
-    if not mark:
-        return Image(Path(source), source)
-    try:
-        with tarfile.open(path) as tar:
-            for name in (member, f"./{member}"):
-                if name in tar.getnames():
-                    file = tar.extractfile(name)
-                    return Image(file.read() if file else b"", source)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ImageError(source, str(error)) from error
-    raise ImageError(source, "no such member")
 
 
 def contact_sheet(

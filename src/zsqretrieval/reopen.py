@@ -1,4 +1,4 @@
-"""Opening again an image of which an album knows the source and the digest."""
+"""Opening again an image of which a source is known, and perhaps the digest."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Reopener:
         for tar, _ in self._tars.values():
             tar.close()
 
-    def open(self, source: str, sha256: str) -> Image:
-        """Read an image, and make sure that it is still the same.
+    def open(self, source: str, sha256: str | None = None) -> Image:
+        """Read an image and, where its digest is known, make sure that it is still the same.
 
         Args:
             source: as in :attr:`Record.source <zsqretrieval.catalog.Record.source>`.
-            sha256: its digest, as :func:`zsqretrieval.images.digest` gives it.
+            sha256: its digest, as :func:`zsqretrieval.images.digest` gives it; None takes what is there now.
 
         Returns:
             The image as encoded bytes, not decoded.
@@ -52,7 +52,7 @@ class Reopener:
             ImageError: it is not there any more, was never a file, or has changed.
         """
         content = self._read(source)
-        if hashlib.sha256(content).hexdigest() != sha256:
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             # What was added as a PIL image has the digest of its pixels, whatever file it came from.
             pixels = decode(Image(content, source))
             if digest(pixels) != sha256:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from PIL import Image as PILImage
 
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import bench_encoder, read_captioned, recalls
+from zsqretrieval.images import decode
 from zsqretrieval.testing.toys import ToyEncoder
+from zsqretrieval.types import Image
 
 
 def write_shard(
@@ -84,6 +87,33 @@ def test_bench_reads_shards_and_names_the_result_after_folder_and_split(tmp_path
             low, high = report[way][f"R@{k}_ci"]
             assert 0 <= low <= report[way][f"R@{k}"] <= high <= 100
     json.dumps(report)
+
+
+class HalfBlind:
+    """Tells the first six colours and numbers apart; all others are one to it."""
+
+    dim, fingerprint = 7, "half-blind"
+
+    def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> np.ndarray:
+        return self._rows([decode(image).getpixel((0, 0))[0] for image in images])  # type: ignore[index]
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
+        return self._rows([int(text.split()[-1]) for text in texts])
+
+    def _rows(self, numbers: list[int]) -> np.ndarray:
+        return np.eye(7, dtype=np.float32)[np.minimum(numbers, 6)]
+
+
+def test_intervals_draw_images_with_all_of_their_captions(tmp_path: Path) -> None:
+    """Half of the images are found by all their captions, half by none: twelve observations, not 24."""
+    samples = [((i, 0, 0), [f"picture {i}", f"number {i}"]) for i in range(12)]
+    write_shard(tmp_path / "test-00000.tar", samples)
+    (result,) = bench_encoder(HalfBlind(), tmp_path)
+    found = np.repeat([100.0, 0.0], 6)
+    drawn = found[np.random.default_rng(0).integers(12, size=(2000, 12))].mean(1)
+    assert result.t2i["R@1"] == result.i2t["R@1"] == 50
+    interval = np.percentile(drawn, (2.5, 97.5)).round(2).tolist()
+    assert result.t2i["R@1_ci"] == result.i2t["R@1_ci"] == interval
 
 
 def test_a_single_caption_beside_the_image_is_enough(tmp_path: Path) -> None:

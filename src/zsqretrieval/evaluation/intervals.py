@@ -25,7 +25,8 @@ class ClusterBootstrap:
         clusters: int [q], which image each query belongs to.
         resamples: number of draws.
         level: share of the draws inside an interval.
-        seed: makes the draws repeatable.
+        seed: makes the draws repeatable. With one seed and number of images they are the same, however many
+            queries each image has.
 
     Raises:
         InvalidInputError: there are no queries.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch.nn.functional import pad
 
+from zsqretrieval._device import resolve_dtype
 from zsqretrieval._torchvision import ensure_importable
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.interleaved import TopK
@@ -240,8 +241,7 @@ def random_kosmos(
     Raises:
         InvalidInputError: another dtype than float32, bfloat16 and float16.
     """
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise InvalidInputError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
+    _, torch_dtype = resolve_dtype(dtype, torch.device("cpu"))
     ensure_importable()
     import transformers
     from tokenizers import Tokenizer
@@ -260,7 +260,7 @@ def random_kosmos(
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = library.Kosmos2ForConditionalGeneration._from_config(config, dtype=getattr(torch, dtype))
+        model = library.Kosmos2ForConditionalGeneration._from_config(config, dtype=torch_dtype)
     with torch.no_grad():
         model.image_to_text_projection.dense.weight *= 400
     processor = library.Kosmos2Processor(library.CLIPImageProcessorPil(), tokenizer)

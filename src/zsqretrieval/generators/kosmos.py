@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from transformers import DynamicCache
 from typing_extensions import Self
 
-from zsqretrieval._device import resolve_device
+from zsqretrieval._device import resolve_device, resolve_dtype
 from zsqretrieval._torchvision import ensure_importable
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.generators.interleaved import Frame, InterleavedGenerator
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Kosmos1Generator"]
 
 _DEFAULT = "microsoft/kosmos-2-patch14-224"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SETTINGS = ("name", "dtype", "prefix_cache_bytes")
 # What the numbers depend on besides the weights and their shapes; the rest of a configuration may change its
 # defaults from one version of transformers to the next.
@@ -71,8 +70,8 @@ class Kosmos1Generator(InterleavedGenerator):
     ) -> None:
         self.model = model.eval()
         if model.device.type == "cpu":
-            # As fast here as the fused kernel, and it adds up in an order that does not depend on how many
-            # positions are read at once: 16-bit numbers are the same with and without a kept prefix.
+            # As fast here as the fused kernel, and it adds up in an order that hardly depends on how many
+            # positions are read at once: 16-bit numbers are much closer with and without a kept prefix.
             model.text_model.set_attn_implementation("eager")
         self.processor = processor
         self._config = dict(config)
@@ -113,14 +112,12 @@ class Kosmos1Generator(InterleavedGenerator):
             InvalidInputError: an unknown dtype or device.
             WeightsError: the model is not here and cannot be downloaded, or is incomplete, or another one.
         """
-        if dtype is not None and dtype not in _DTYPES:
-            raise InvalidInputError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
         target = resolve_device(device)
+        dtype, torch_dtype = resolve_dtype(dtype, target)
         folder = Path(name).expanduser()
         source = str(folder.absolute()) if folder.is_dir() else str(name)
-        dtype = dtype or ("bfloat16" if _has_bfloat16(target) else "float32")
         try:
-            model, processor = _load(source, _DTYPES[dtype])
+            model, processor = _load(source, torch_dtype)
         except Exception as error:  # transformers, huggingface_hub and safetensors raise what they like
             raise WeightsError(_explain(source, error)) from error
         config = {"name": source, "dtype": dtype, "prefix_cache_bytes": prefix_cache_bytes}
@@ -260,14 +257,6 @@ def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     # Pillow resizes alike on every machine; torchvision, which may or may not be there, resizes otherwise.
     image_processor = classes.CLIPImageProcessorPil.from_pretrained(source)
     return model, classes.Kosmos2Processor(image_processor, classes.AutoTokenizer.from_pretrained(source))
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return device.type == "cpu" and bool(
-        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    )
 
 
 def _explain(source: str, error: Exception) -> str:

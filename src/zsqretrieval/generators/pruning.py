@@ -160,11 +160,12 @@ def _score_block(
                 (*row.context, *target[:-1])[len(head) :]
                 for row, target, head in zip(rows, targets, heads, strict=True)
             ]
-        reading = read(model, feeds, states, pasts=pasts, remember=block < len(continuation))
+        goes_on = [t + block < len(continuation) for t in done]
+        reading = read(model, feeds, states, pasts=pasts, remember=any(goes_on))
         scored = log_probs_of(model, reading, targets)
-        onward = [None] * len(rows) if reading.cache is None else reading.pasts()
-        for row, log_probs, past in zip(rows, scored, onward, strict=True):
-            row.log_probs = np.concatenate([row.log_probs, log_probs])
-            row.past = past
+        onward = reading.pasts() if any(goes_on) else [None] * len(rows)
+        for i, row in enumerate(rows):
+            row.log_probs = np.concatenate([row.log_probs, scored[i]])
+            row.past = onward[i] if goes_on[i] else None
 
     run_batches([list(range(len(candidates)))], step)

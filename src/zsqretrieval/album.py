@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zsqretrieval.catalog import Catalog
 from zsqretrieval.errors import AlbumError
+from zsqretrieval.states import _read_header
 
-__all__ = ["CATALOG", "AlbumFacts", "EncoderFacts", "IndexFacts", "describe_album", "find_catalog"]
+__all__ = [
+    "CATALOG",
+    "AlbumFacts",
+    "EncoderFacts",
+    "GeneratorFacts",
+    "IndexFacts",
+    "StatesFacts",
+    "describe_album",
+    "find_catalog",
+]
 
 CATALOG = "catalog.sqlite"
 """Name of the catalog's file in an album."""
@@ -51,6 +64,38 @@ class IndexFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class GeneratorFacts:
+    """The generator that reads an album's candidates.
+
+    Attributes:
+        plugin: its plugin name.
+        config: settings that rebuild it; what is left out has the generator's defaults.
+        states: where its image states are kept: ``"disk"``, ``"memory"`` or None.
+    """
+
+    plugin: str
+    config: Mapping[str, Any]
+    states: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatesFacts:
+    """The image states of one generator that lie in an album, the present generator or a former one.
+
+    Attributes:
+        fingerprint: of the generator that made them.
+        dtype: of their numbers.
+        images: of how many of the album's images there is a state.
+        bytes_on_disk: size of all of them.
+    """
+
+    fingerprint: str
+    dtype: str
+    images: int
+    bytes_on_disk: int
+
+
+@dataclass(frozen=True, slots=True)
 class AlbumFacts:
     """An album.
 
@@ -59,13 +104,17 @@ class AlbumFacts:
         images: how many it holds.
         encoder: what made its vectors.
         index: what searches them.
-        bytes_on_disk: size of ``catalog`` and ``index``.
+        generator: what reads the candidates; None when there is none, or none that is a plugin.
+        states: the image states, one entry for every generator of which there are some.
+        bytes_on_disk: size of ``catalog``, ``index`` and ``states``.
     """
 
     album: str
     images: int
     encoder: EncoderFacts
     index: IndexFacts
+    generator: GeneratorFacts | None
+    states: tuple[StatesFacts, ...]
     bytes_on_disk: Mapping[str, int]
 
 
@@ -94,6 +143,8 @@ def describe_album(path: Path) -> AlbumFacts:
         snapshot = catalog.get_meta("index")  # None until the index is first saved
         encoder = catalog.settings.get("encoder_part") or {}
         index = (snapshot["part"] if snapshot else catalog.settings.get("index")) or {}
+        reader = catalog.get_meta("generator") or catalog.settings.get("generator") or {}
+        part = reader.get("part")
         position = asdict(catalog.position)
         return AlbumFacts(
             album=str(path.absolute()),
@@ -107,11 +158,31 @@ def describe_album(path: Path) -> AlbumFacts:
                 saved=snapshot is not None,
                 up_to_date=snapshot is not None and snapshot["position"] == position,
             ),
+            generator=None
+            if part is None
+            else GeneratorFacts(part["plugin"], part["config"], reader.get("states")),
+            states=tuple(_describe_states(catalog, path)),
             bytes_on_disk={
                 "catalog": _size(path.glob(f"{CATALOG}*")),
                 "index": _size((path / snapshot["folder"]).rglob("*")) if snapshot else 0,
+                "states": _size(path.glob("states-*/*")),
             },
         )
+
+
+def _describe_states(catalog: Catalog, path: Path) -> Iterator[StatesFacts]:
+    for folder in sorted(path.glob("states-*")):
+        digests: set[str] = set()
+        facts: Mapping[str, Any] = {}
+        for segment in folder.glob("*.states"):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # damaged, or put together with others
+                facts, _ = _read_header(segment)
+                digests.update(digest for digest, _ in facts["rows"])
+        if facts:
+            images = len(catalog.known_digests(digests))
+            yield StatesFacts(
+                facts["fingerprint"], np.dtype(facts["dtype"]).name, images, _size(folder.iterdir())
+            )
 
 
 def _size(paths: Iterable[Path]) -> int:

@@ -100,6 +100,49 @@ def test_states_can_be_made_later(zsq: Zsq, colours: Path) -> None:
     assert hits(zsq, Path("seen")) == before
 
 
+def test_info_tells_generator_and_states(zsq: Zsq, album: Path, colours: Path, toys: Path) -> None:
+    zsq("index", colours, "--out", "seen", "--preset", "seeing", "--states", "disk")
+    zsq("index", colours, "--out", "plain", "--preset", "toy")
+    (toys / "cli_toys.py").write_text("raise SystemExit('a model was imported')")
+    facts = zsq("info", "seen", "--json").json
+    assert facts["generator"] == {"plugin": "seer", "config": {}, "states": "disk"}
+    (states,) = facts["states"]
+    assert (states["dtype"], states["images"]) == ("uint8", 4)
+    assert states["bytes_on_disk"] == facts["bytes_on_disk"]["states"] > 0
+    rows = [line.split() for line in zsq("info", "seen").stdout.splitlines()]
+    assert ["generator", "seer,", "states", "on", "disk"] in rows
+    (told,) = [row for row in rows if row[:2] == ["image", "states"]]
+    assert told[2:8] == ["of", "4", "of", "4", "images,", "uint8,"] and states["fingerprint"] in " ".join(
+        told
+    )
+    assert "image states" not in zsq("info", album).stdout and "reader" in zsq("info", album).stdout
+    assert zsq("info", "plain", "--json").json["generator"] is None
+    assert ["generator", "none"] in [line.split() for line in zsq("info", "plain").stdout.splitlines()]
+
+
+def test_weights_are_fetched_for_what_will_be_read(
+    zsq: Zsq, album: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generator's as well as the encoder's, and each before it is made: with a bar, not in silence."""
+    zsq("index", colours, "--out", "seen", "--preset", "seeing", "--states", "disk")
+    fetched: list[str] = []
+    monkeypatch.setattr("zsqretrieval.cli.opening.fetch_weights", fetched.append)
+
+    def needed(*command: object) -> list[str]:
+        fetched.clear()
+        assert zsq(*command).code == 0
+        return list(fetched)
+
+    assert needed("search", album, QUESTION) == ["toy", "reader"]
+    assert needed("search", album, QUESTION, "--scoring", "none") == ["toy"]
+    assert needed("search", album, "--image", colours / "red.png") == ["toy"]
+    assert needed("search", album, QUESTION, "--preset", "seeing") == ["seer", "toy"]
+    assert needed("index", colours, "--out", album) == ["toy"]
+    assert needed("index", colours, "--out", "seen") == ["toy", "seer"]
+    assert needed("index", colours, "--out", "seen", "--states", "none") == ["toy"]
+    assert needed("remove", album, "red.png") == ["toy"]
+
+
 @pytest.mark.filterwarnings("default:1 of 4 candidates")
 def test_what_cannot_be_read_comes_last(zsq: Zsq, album: Path, colours: Path) -> None:
     (colours / "red.png").unlink()

@@ -40,6 +40,7 @@ from zsqretrieval.cli.reading import (
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from zsqretrieval.album import AlbumFacts, GeneratorFacts
     from zsqretrieval.retriever import AddReport, Retriever
     from zsqretrieval.types import Ranking
 
@@ -79,18 +80,21 @@ def index(
 
     What was added is safe at any moment: an interrupted run is continued by the same command.
     """
-    from zsqretrieval.album import CATALOG
+    from zsqretrieval.album import CATALOG, describe_album
 
     for source in sources:
         if not any(mark in source for mark in "*?[") and not Path(source).exists():
             raise InvalidInputError(f"{source}: no such file or folder; nothing was indexed")
     total = _count(sources)
     if (album / CATALOG).is_file():
+        facts = describe_album(album)
         asked = preset or ("mini" if encoder_weights or generator_weights else None)
-        _refuse_other_parts(album, asked, index_name, encoder_weights)
+        _refuse_other_parts(facts, asked, index_name, encoder_weights)
+        kept = facts.generator.states if facts.generator else None
         retriever = open_album(
             album,
-            generator=preset_reader(asked, weights=generator_weights) if asked else None,
+            reader=preset_reader(asked, weights=generator_weights) if asked else None,
+            reads=states is States.DISK or (states is None and kept == "disk"),
             states={None: "auto", States.DISK: "disk", States.NONE: None}[states],
         )
     else:
@@ -132,13 +136,11 @@ def _count(sources: list[str]) -> int | None:
 
 
 def _refuse_other_parts(
-    album: Path, preset: str | None, index_name: str | None, encoder_weights: Path | None
+    facts: AlbumFacts, preset: str | None, index_name: str | None, encoder_weights: Path | None
 ) -> None:
     """An album keeps the encoder and index it was made with; to ask for others is an error, not ignored."""
-    from zsqretrieval.album import describe_album
     from zsqretrieval.parts import PRESETS
 
-    facts = describe_album(album)
     made_with, wanted = facts.encoder, PRESETS.get(preset or "")
     if preset and wanted is None:
         raise InvalidInputError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
@@ -149,12 +151,12 @@ def _refuse_other_parts(
         or any(config.get(name) != value for name, value in settings.items())
     ):
         raise InvalidInputError(
-            f"{album} was made with the encoder {made_with.plugin!r} {config}, not with the preset "
+            f"{facts.album} was made with the encoder {made_with.plugin!r} {config}, not with the preset "
             f"{preset!r}; leave out --preset, or make a new album"
         )
     if index_name and index_name != facts.index.plugin:
         raise InvalidInputError(
-            f"{album} was made with the index {facts.index.plugin!r}, not {index_name!r}; "
+            f"{facts.album} was made with the index {facts.index.plugin!r}, not {index_name!r}; "
             "leave out --index, or make a new album"
         )
 
@@ -222,7 +224,8 @@ def search(
     if generator_weights is not None and preset is None:
         raise typer.BadParameter("--generator-weights needs to know of which --preset")
     reader = preset_reader(preset, weights=generator_weights) if preset else None
-    with open_album(album, generator=reader) as retriever:
+    reads = image is None and scoring is not Scorings.NONE
+    with open_album(album, reader=reader, reads=reads) as retriever:
         if image is not None:
             ranking = retriever.search_image(image, k)
         else:
@@ -275,6 +278,10 @@ def info(album: _Album, as_json: _Json = False) -> None:
     table.add_row("encoder", printable(f"{encoder.plugin or 'not a plugin'}, {encoder.dim} dimensions"))
     table.add_row("fingerprint", printable(str(encoder.fingerprint)))
     table.add_row("index", printable(f"{kept.plugin or 'not a plugin'}, {state}"))
+    table.add_row("generator", printable(_generator(facts.generator)))
+    for one in facts.states:
+        made_by = f"of {one.images} of {facts.images} images, {one.dtype}, by {one.fingerprint}"
+        table.add_row("image states", printable(f"{made_by}, {human_size(one.bytes_on_disk)}"))
     table.add_row("catalog on disk", human_size(sizes["catalog"]))
     table.add_row("index on disk", human_size(sizes["index"]))
     show(table)
@@ -282,6 +289,14 @@ def info(album: _Album, as_json: _Json = False) -> None:
         say("It is empty; add some images: zsq index FOLDER --out ALBUM")
     elif not kept.up_to_date:
         say("The next search brings the index up to date; `zsq index` also saves it.")
+
+
+def _generator(facts: GeneratorFacts | None) -> str:
+    if facts is None:
+        return "none"
+    settings = (f"{name}={value!r}" for name, value in facts.config.items())
+    kept = {"disk": ["states on disk"], "memory": ["states in memory"]}.get(facts.states or "", [])
+    return ", ".join([facts.plugin, *settings, *kept])
 
 
 def remove(

@@ -88,17 +88,26 @@ def sees_once(preset: str) -> bool:
 def open_album(
     path: Path,
     *,
-    generator: LazyGenerator | None = None,
+    reader: LazyGenerator | None = None,
+    reads: bool = False,
     states: StatesMode | Literal["auto"] = "auto",
 ) -> Retriever:
-    """The album at ``path``, the weights of its encoder fetched; ``generator`` in place of the album's."""
+    """The album at ``path``, the weights of its parts fetched, as far as they are needed.
+
+    Args:
+        path: the album's directory.
+        reader: a generator in place of the album's.
+        reads: whether the generator will be needed.
+        states: where image states are kept; ``"auto"`` as the album says.
+    """
     from zsqretrieval.album import describe_album
     from zsqretrieval.retriever import Retriever
 
-    encoder = describe_album(path).encoder.plugin
-    if encoder is not None:
-        fetch_weights(encoder)
-    return Retriever.load(path, generator=generator, states=states)
+    facts = describe_album(path)
+    fetch_weights(facts.encoder.plugin or "")
+    if reads and reader is None and facts.generator is not None:
+        fetch_weights(facts.generator.plugin)
+    return Retriever.load(path, generator=reader, states=states)
 
 
 def fetch_weights(model: str) -> None:

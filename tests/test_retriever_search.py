@@ -31,6 +31,7 @@ from zsqretrieval.images import open_images
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.parts import PRESETS, LazyGenerator, Preset
 from zsqretrieval.rerank import (
+    Fusion,
     Likelihood,
     Prior,
     ReciprocalRank,
@@ -652,6 +653,101 @@ def test_the_generator_given_last_is_saved_with_the_album(pictures: Path, album:
         assert isinstance(again.generator, Seeing) and again.states == "disk"
 
 
+class Best:
+    """A fusion of one's own: the better of both."""
+
+    def fuse(self, first_stage: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        return np.maximum(first_stage, scores)
+
+
+@pytest.mark.parametrize(
+    "fusion", [RerankOnly(), WeightedSum(0.3), WeightedSum(2, "raw", 100), ReciprocalRank(7)]
+)
+def test_a_loaded_album_ranks_as_the_retriever_that_made_it(
+    pictures: Path, album: Path, fusion: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = Preset("painter", index="exact", generator="seeing", fusion=fusion)
+    monkeypatch.setitem(PRESETS, "ours", preset)  # type: ignore[arg-type]
+    with Retriever.from_preset("ours", path=album) as retriever:
+        retriever.add(pictures)
+        assert retriever.fusion == fusion
+        asked = retriever.search("red ?")
+        assert asked.hits == retriever.search("red ?", fusion=fusion).hits
+        assert asked.hits != retriever.search("red ?", fusion=WeightedSum(0.9)).hits
+    monkeypatch.delitem(PRESETS, "ours")  # type: ignore[arg-type]
+    with Retriever.load(album) as again:  # never saved
+        assert again.fusion == fusion and again.search("red ?").hits == asked.hits
+    with Retriever.load(album, fusion=WeightedSum(9)) as other:
+        assert other.fusion == WeightedSum(9)
+    with Retriever.load(album) as again:
+        assert again.fusion == fusion, "the other was never saved"
+    with Retriever.load(album, fusion=WeightedSum(9)) as other:
+        other.save()
+    with Retriever.load(album) as again:
+        assert again.fusion == WeightedSum(9)
+
+
+def test_whose_fusion_is_the_default(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = Preset("painter", generator="seeing", fusion=RerankOnly())
+    monkeypatch.setitem(PRESETS, "ours", preset)  # type: ignore[arg-type]
+    with Retriever.from_preset("ours", generator="seeing", generator_config={"glasses": 3}) as same:
+        assert same.fusion == RerankOnly()
+    for other in ("kosmos", None):
+        with Retriever.from_preset("ours", generator=other) as retriever:
+            assert retriever.fusion == WeightedSum(), "the preset's was not made for this generator"
+    with Retriever.from_preset("ours", fusion=ReciprocalRank()) as retriever:
+        assert retriever.fusion == ReciprocalRank()
+        retriever.save(album)
+    with Retriever.load(album) as again:
+        assert again.fusion == ReciprocalRank()
+    with made() as by_hand:
+        assert by_hand.fusion == WeightedSum()
+    for preset in PRESETS.values():
+        assert isinstance(preset.fusion, Fusion)
+
+
+def test_a_fusion_of_ones_own_has_to_be_given_again(pictures: Path, album: Path) -> None:
+    with made(fusion=Best(), path=album) as retriever:
+        retriever.add(pictures)
+        asked = retriever.search("red ?")
+        assert all(hit.score == max(list(hit.scores.values())[:2]) for hit in asked)
+        retriever.save()
+    with pytest.raises(AlbumError, match=r"not the library's own.* Retriever\.load\(path, fusion=\.\.\.\)"):
+        Retriever.load(album, encoder=ENCODER, generator=TOY)
+    with Retriever.load(album, encoder=ENCODER, generator=TOY, fusion=Best()) as again:
+        assert again.search("red ?").hits == asked.hits
+        again.save()
+    with Retriever.load(album, encoder=ENCODER, generator=TOY, fusion=RerankOnly()) as again:
+        again.save()
+    with Retriever.load(album, encoder=ENCODER, generator=TOY) as again:
+        assert again.fusion == RerankOnly()
+
+
+@pytest.mark.parametrize(
+    "told", [{"name": "borda", "config": {}}, {"name": "weighted_sum", "config": {"depth": 1}}]
+)
+def test_a_fusion_of_a_later_version_is_named(album: Path, told: Any) -> None:
+    made(path=album).close()
+    with Catalog.open(album / "catalog.sqlite") as catalog:
+        catalog.set_meta("fusion", told)
+    with pytest.raises(AlbumError, match=f"{told['name']}.* install a later one"):
+        Retriever.load(album, encoder=ENCODER)
+    with Retriever.load(album, encoder=ENCODER, fusion=WeightedSum()) as given:
+        given.save()
+    Retriever.load(album, encoder=ENCODER).close()
+
+
+@pytest.mark.parametrize("wrong", [WeightedSum, "best", 0.5, None])
+def test_what_is_no_fusion_is_refused(album: Path, wrong: Any) -> None:
+    with made() as retriever, pytest.raises(InvalidInputError, match="fusion must be one such as"):
+        retriever.search("red", fusion=wrong)
+    with pytest.raises(InvalidInputError, match="fusion must be one such as"):
+        made(fusion=wrong, path=album)
+    with pytest.raises(InvalidInputError, match="fusion must be one such as"):
+        Retriever.from_preset("both", fusion=wrong, path=album)
+    assert not album.exists()
+
+
 def test_albums_from_before_there_were_generators(pictures: Path, album: Path) -> None:
     album.mkdir()
     old = {"encoder": ENCODER.fingerprint, "encoder_part": None, "index": {"plugin": "exact", "config": {}}}
@@ -661,6 +757,7 @@ def test_albums_from_before_there_were_generators(pictures: Path, album: Path) -
         assert not retriever.has_generator and len(retriever.search("red")) == 10
         retriever.save()
     with Retriever.load(album, encoder=ENCODER, generator=TOY) as retriever:
+        assert retriever.fusion == WeightedSum()
         assert "likelihood" in retriever.search("red")[0].scores
 
 

@@ -105,6 +105,8 @@ class AlbumFacts:
         encoder: what made its vectors.
         index: what searches them.
         generator: what reads the candidates; None when there is none, or none that is a plugin.
+        fusion: ``name`` and ``config`` of how the scores of encoder and generator are joined; None when it is
+            not one of the library's own, or the album is older than this entry.
         states: the image states, one entry for every generator of which there are some.
         bytes_on_disk: size of ``catalog``, ``index`` and ``states``.
     """
@@ -114,6 +116,7 @@ class AlbumFacts:
     encoder: EncoderFacts
     index: IndexFacts
     generator: GeneratorFacts | None
+    fusion: Mapping[str, Any] | None
     states: tuple[StatesFacts, ...]
     bytes_on_disk: Mapping[str, int]
 
@@ -161,6 +164,7 @@ def describe_album(path: Path) -> AlbumFacts:
             generator=None
             if part is None
             else GeneratorFacts(part["plugin"], part["config"], reader.get("states")),
+            fusion=catalog.get_meta("fusion") or catalog.settings.get("fusion"),
             states=tuple(_describe_states(catalog, path)),
             bytes_on_disk={
                 "catalog": _size(path.glob(f"{CATALOG}*")),

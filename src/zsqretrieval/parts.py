@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -14,6 +14,7 @@ from typing_extensions import Self
 from zsqretrieval import plugins
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.protocols import Configurable, Encoder, Generator, Index
+from zsqretrieval.rerank import Fusion, ReciprocalRank, RerankOnly, WeightedSum
 
 __all__ = [
     "PRESETS",
@@ -21,13 +22,22 @@ __all__ = [
     "Preset",
     "check_parts",
     "describe",
+    "describe_fusion",
     "empty_like",
     "new_index",
     "preset_encoder",
+    "preset_fusion",
     "preset_generator",
     "preset_index",
     "restore",
+    "restore_fusion",
 ]
+
+_FUSIONS: Mapping[str, type[RerankOnly] | type[WeightedSum] | type[ReciprocalRank]] = {
+    "rerank_only": RerankOnly,
+    "weighted_sum": WeightedSum,
+    "reciprocal_rank": ReciprocalRank,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,7 @@ class Preset:
         index: plugin name.
         generator: plugin name; None for the first stage alone.
         generator_config: settings of the generator; what is left out has the generator's defaults.
+        fusion: how the generator's scores join the encoder's, unless a search says otherwise.
     """
 
     encoder: str
@@ -47,6 +58,7 @@ class Preset:
     index: str = "hnsw"
     generator: str | None = None
     generator_config: Mapping[str, Any] = field(default_factory=dict)
+    fusion: Fusion = field(default_factory=WeightedSum)
 
 
 _CLIP = {"name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
@@ -163,6 +175,21 @@ def preset_generator(
     return LazyGenerator(plugin, {**settings, **(config or {})})
 
 
+def preset_fusion(name: str, generator: str | None = "auto") -> Fusion:
+    """How a preset joins the scores of its encoder and its generator.
+
+    Args:
+        name: a key of :data:`PRESETS`.
+        generator: plugin name of another generator, for which the preset's fusion was not made: then it is
+            ``WeightedSum()``. ``"auto"`` is the preset's.
+
+    Raises:
+        InvalidInputError: no such preset.
+    """
+    preset = _preset(name)
+    return preset.fusion if generator in ("auto", preset.generator) else WeightedSum()
+
+
 def _preset(name: str) -> Preset:
     if name not in PRESETS:
         raise InvalidInputError(f"there is no preset {name!r}; choose from {', '.join(PRESETS)}")
@@ -227,3 +254,32 @@ def restore(kind: plugins.Kind, description: Mapping[str, Any] | None, album: Pa
             f"give it: Retriever.load(path, {kind}=...)"
         )
     return plugins.create(kind, description["plugin"], description["config"])
+
+
+def describe_fusion(fusion: Fusion) -> dict[str, Any] | None:
+    """What :func:`restore_fusion` needs, JSON-serialisable; None when it is not one of the library's own."""
+    for name, kind in _FUSIONS.items():
+        if type(fusion) is kind:
+            return {"name": name, "config": asdict(fusion)}
+    return None
+
+
+def restore_fusion(description: Mapping[str, Any] | None, album: Path) -> Fusion:
+    """Make a fusion again from its description.
+
+    Raises:
+        AlbumError: there is none, because the fusion was not one of the library's own; or it is of a later
+            version of the library.
+    """
+    if description is None:
+        raise AlbumError(
+            f"{album} was made with a fusion that is not the library's own, so it cannot be restored; "
+            "give it: Retriever.load(path, fusion=...)"
+        )
+    try:
+        return _FUSIONS[description["name"]](**description["config"])
+    except (KeyError, TypeError) as error:
+        raise AlbumError(
+            f"{album} ranks by the fusion {dict(description)}, which this version of zsqretrieval does not "
+            "know; install a later one, or give a fusion: Retriever.load(path, fusion=...)"
+        ) from error

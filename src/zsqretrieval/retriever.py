@@ -39,11 +39,14 @@ from zsqretrieval.parts import (
     Preset,
     check_parts,
     describe,
+    describe_fusion,
     new_index,
     preset_encoder,
+    preset_fusion,
     preset_generator,
     preset_index,
     restore,
+    restore_fusion,
 )
 from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.rerank import (
@@ -107,10 +110,12 @@ class Retriever:
             ``"disk"`` beside the index, ``"memory"`` until :meth:`close`; None computes it from the image
             with every question. Needs a generator that makes
             :class:`~zsqretrieval.protocols.ImageStates`.
+        fusion: how :meth:`search` joins the scores of encoder and generator unless it is told otherwise.
 
     Raises:
         MismatchError: index and encoder differ in dim or fingerprint.
-        InvalidInputError: the index is not empty; or ``states`` without a generator that makes them.
+        InvalidInputError: the index is not empty; ``states`` without a generator that makes them; or
+            ``fusion`` is none.
         AlbumError: there is an album at ``path`` already, or no directory can be made there.
 
     Methods may be called from several threads; searches run while images are added.
@@ -124,7 +129,9 @@ class Retriever:
         *,
         path: str | os.PathLike[str] | None = None,
         states: StatesMode = None,
+        fusion: Fusion = _FUSION,
     ) -> None:
+        fusion = _checked(fusion)
         index = new_index("hnsw", encoder) if index is None else index
         check_parts(encoder, index)
         album = None if path is None else Path(path).absolute()
@@ -134,24 +141,27 @@ class Retriever:
             "encoder_part": describe("encoder", encoder),
             "index": describe("index", index),
             "generator": _described(viewer),
+            "fusion": describe_fusion(fusion),
         }
         catalog = Catalog.create(
             None if folder is None else folder / CATALOG,
             dim=encoder.dim,
             settings={"encoder": encoder.fingerprint, **parts},
         )
-        self._attach(encoder, Follower(catalog, index), viewer, catalog, folder)
+        self._attach(encoder, Follower(catalog, index), viewer, fusion, catalog, folder)
 
     def _attach(
         self,
         encoder: Encoder,
         follower: Follower,
         viewer: Viewer | None,
+        fusion: Fusion,
         catalog: Catalog,
         path: Path | None,
     ) -> None:
         self.encoder = encoder
         self._viewer = viewer
+        self._fusion = fusion
         self._follower = follower
         self._catalog = catalog
         self._path = path
@@ -170,6 +180,7 @@ class Retriever:
         encoder_config: Mapping[str, Any] | None = None,
         generator_config: Mapping[str, Any] | None = None,
         states: StatesMode = None,
+        fusion: Fusion | Literal["auto"] = "auto",
     ) -> Self:
         """Make a retriever from parts that are known to go together.
 
@@ -185,14 +196,18 @@ class Retriever:
                 folder.
             generator_config: the same for the generator.
             states: as for :class:`Retriever`.
+            fusion: as for :class:`Retriever`; ``"auto"`` is the preset's, or ``WeightedSum()`` with another
+                generator than the preset's.
 
         Raises:
             InvalidInputError: no such preset, index or generator.
             WeightsError: the encoder's weights are neither cached nor to be fetched.
         """
         lazy = preset_generator(name, generator, generator_config)
+        joined = preset_fusion(name, generator) if _is_auto(fusion) else _checked(fusion)
         encoder = preset_encoder(name, encoder_config)
-        return cls(encoder, preset_index(name, encoder, index), lazy, path=path, states=states)
+        made = preset_index(name, encoder, index)
+        return cls(encoder, made, lazy, path=path, states=states, fusion=joined)
 
     @classmethod
     def load(
@@ -203,6 +218,7 @@ class Retriever:
         index: Index | None = None,
         generator: Generator | LazyGenerator | None = None,
         states: StatesMode | Literal["auto"] = "auto",
+        fusion: Fusion | Literal["auto"] = "auto",
     ) -> Self:
         """Open an album.
 
@@ -217,10 +233,12 @@ class Retriever:
             generator: reads the candidates, in place of the album's; :meth:`save` makes it the album's, if it
                 is a plugin. One that is not has to be given every time; without, the first stage is alone.
             states: as for :class:`Retriever`; ``"auto"`` is what the album was made or last saved with.
+            fusion: as for :class:`Retriever`; ``"auto"`` is what the album was made or last saved with, also
+                for another generator. :meth:`save` makes another one the album's, if it is the library's own.
 
         Raises:
-            AlbumError: there is no album at ``path``; or its encoder or index is not a plugin and has to be
-                given.
+            AlbumError: there is no album at ``path``; or its encoder or index is not a plugin, or its fusion
+                not the library's own, and has to be given.
             MismatchError: the encoder is not the one the album was made with.
             InvalidInputError: ``states`` without a generator that makes them.
             IntegrityError: the catalog is damaged.
@@ -243,12 +261,13 @@ class Retriever:
                 check_parts(encoder, index)
                 follower = Follower(catalog, index)
             viewer = _restored(catalog, generator, states, folder)
+            joined = restore_fusion(_kept_fusion(catalog), folder) if _is_auto(fusion) else _checked(fusion)
             follower.follow()
         except BaseException:
             catalog.close()
             raise
         retriever = cls.__new__(cls)
-        retriever._attach(encoder, follower, viewer, catalog, folder)
+        retriever._attach(encoder, follower, viewer, joined, catalog, folder)
         return retriever
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -279,6 +298,9 @@ class Retriever:
                 described = _described(self._viewer)
                 if described["part"] is not None and described != _kept(self._catalog):
                     self._catalog.set_meta("generator", described)
+            fusion = describe_fusion(self._fusion)
+            if fusion is not None and fusion != _kept_fusion(self._catalog):
+                self._catalog.set_meta("fusion", fusion)
 
     def close(self) -> None:
         """Let go of the album. What was added stays; call :meth:`save` first to keep the index as well."""
@@ -313,6 +335,11 @@ class Retriever:
     def states(self) -> StatesMode:
         """Where image states are kept."""
         return None if self._viewer is None else self._viewer.states
+
+    @property
+    def fusion(self) -> Fusion:
+        """How :meth:`search` joins the scores of encoder and generator unless it is told otherwise."""
+        return self._fusion
 
     @property
     def index(self) -> Index:
@@ -462,7 +489,7 @@ class Retriever:
         *,
         candidates: int = 100,
         scoring: Scoring | Literal["auto"] | None = "auto",
-        fusion: Fusion = _FUSION,
+        fusion: Fusion | Literal["auto"] = "auto",
         batch_size: int = 16,
         progress: ScoringProgress | None = None,
     ) -> Ranking:
@@ -478,7 +505,7 @@ class Retriever:
             candidates: how many images the generator scores, >= 1; ``k`` when that is more.
             scoring: what the generator is asked, such as ``Likelihood()`` or ``YesNo()``; None for the first
                 stage alone. ``"auto"`` is ``Likelihood()`` where there is a generator, else None.
-            fusion: how both scores are joined.
+            fusion: how both scores are joined; ``"auto"`` is :attr:`fusion`, the retriever's own.
             batch_size: candidates scored together; must not change the result.
             progress: told after every batch how many candidates are done; may raise to stop.
 
@@ -491,13 +518,15 @@ class Retriever:
 
         Raises:
             InvalidInputError: the question is empty or not text; ``k``, ``candidates`` or ``batch_size`` < 1;
-                scoring without a generator; or the question is too long for the generator.
+                scoring without a generator; ``fusion`` is none; or the question is too long for the
+                generator.
             ZsqError: the generator's numbers are broken; names the image.
         """
         if not isinstance(question, str) or not question.strip():
             raise InvalidInputError(f"the question must be a text that says something, not {question!r}")
         _check_counts(k=k, candidates=candidates, batch_size=batch_size)
         rule = self._rule(scoring)
+        joined = self._fusion if _is_auto(fusion) else _checked(fusion)
         if rule is None or self._viewer is None:
             found = self._first_stage(lambda: self.encoder.encode_text([question]), k)
             return Ranking(question, found.hits, found.timings)
@@ -505,7 +534,7 @@ class Retriever:
         found = self._first_stage(lambda: self.encoder.encode_text([question]), max(k, candidates))
         begin = time.perf_counter()
         scores = self._viewer.score(rule, question, found.records, batch_size=batch_size, progress=progress)
-        hits = rerank(found.hits, rule.name, scores, fusion)
+        hits = rerank(found.hits, rule.name, scores, joined)
         return Ranking(question, hits[:k], {**found.timings, rule.name: time.perf_counter() - begin})
 
     def search_image(self, image: ImageLike, k: int = 10) -> Ranking:
@@ -678,6 +707,22 @@ def _restored(
     if states == "auto":
         states = None if generator is None else kept["states"]
     return _viewer(generator, states, album)
+
+
+def _kept_fusion(catalog: Catalog) -> Any:
+    """The description of the fusion that an album was last saved with, else made with."""
+    at_first = catalog.settings.get("fusion", describe_fusion(_FUSION))  # an old album says nothing of it
+    return catalog.get_meta("fusion", at_first)
+
+
+def _is_auto(fusion: object) -> bool:
+    return isinstance(fusion, str) and fusion == "auto"
+
+
+def _checked(fusion: object) -> Fusion:
+    if isinstance(fusion, type) or not isinstance(fusion, Fusion):
+        raise InvalidInputError(f"fusion must be one such as WeightedSum() or RerankOnly(), not {fusion!r}")
+    return fusion
 
 
 def _check_counts(**counts: int) -> None:

@@ -15,6 +15,8 @@ from zsqretrieval import weights
 from zsqretrieval.cli import console, opening
 from zsqretrieval.cli.console import human_size
 from zsqretrieval.cli.reading import human_seconds
+from zsqretrieval.parts import PRESETS, Preset
+from zsqretrieval.rerank import RerankOnly, WeightedSum
 
 
 @pytest.mark.parametrize(
@@ -186,13 +188,30 @@ def test_bench_rerank(zsq: Zsq, shards: Path) -> None:
     assert found["first_stage"]["R@1"] == found["first_stage"]["ceiling"] == 100.0
     setting = found["setting"]
     assert (setting["preset"], setting["queries"], setting["weight"]) == ("seeing", 8, 1.0)
-    assert setting["generator"] == "toy-generator-1" and setting["weight_from"] == "the library's default"
+    assert setting["generator"] == "toy-generator-1" and setting["weight_from"] == "of the preset seeing"
     again = zsq(*command, "--work", "work", "--no-yes-no", "--weight", 0, "--json").json
     assert again["likelihood"]["R@1"] == found["likelihood"]["R@1"] and "yes_no" not in again
     assert again["fused"]["R@1"] == again["first_stage"]["R@1"]
     said = zsq(*command, "--work", "work").stdout
     assert "8 captions look for their images among 4; the best 2 are read" in said
     assert all(word in said for word in ("likelihood", "yes no", "fused", "R@1 over first stage"))
+
+
+def test_bench_rerank_fuses_as_the_preset_does(
+    zsq: Zsq, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("bench", "rerank", "--data", shards, "--preset", "ours", "--no-yes-no")
+    for fusion, weight, told in (
+        (WeightedSum(0.5, scale="raw"), 0.5, "Fused with weight 0.5, of the preset ours."),
+        (RerankOnly(), None, "Fused by RerankOnly(), of the preset ours."),
+    ):
+        preset = Preset("toy", generator="reader", fusion=fusion)
+        monkeypatch.setitem(PRESETS, "ours", preset)  # type: ignore[arg-type]
+        setting = zsq(*command, "--json").json["setting"]
+        assert (setting["fusion"], setting["weight"]) == (repr(fusion), weight)
+        assert told in zsq(*command).stdout
+        given = zsq(*command, "--weight", 2, "--json").json["setting"]
+        assert (given["fusion"], given["weight_from"]) == (repr(WeightedSum(2.0)), "given")
 
 
 def test_bench_rerank_tunes_on_dev_only(zsq: Zsq, shards: Path) -> None:

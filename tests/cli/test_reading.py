@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from running import Zsq
 
+from zsqretrieval.parts import PRESETS, Preset
+from zsqretrieval.rerank import ReciprocalRank, WeightedSum
+
 QUESTION = "What is the colour of the red thing?"
 
 
@@ -62,6 +65,36 @@ def test_the_fusion_is_chosen(zsq: Zsq, album: Path) -> None:
     for hit in hits(zsq, album, "--fusion", "reciprocal-rank"):
         ranks = alone.index(hit["id"]) + 1, by_read.index(hit["id"]) + 1
         assert hit["score"] == pytest.approx(1 / (60 + ranks[0]) + 1 / (60 + ranks[1]))
+
+
+def test_the_fusion_of_the_preset_is_the_default(
+    zsq: Zsq, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, fusion in (("heavy", WeightedSum(3)), ("ranks", ReciprocalRank(5))):
+        preset = Preset("toy", index="exact", generator="reader", fusion=fusion)
+        monkeypatch.setitem(PRESETS, name, preset)  # type: ignore[arg-type]
+    by_ranks = pytest.approx(1 / (5 + 1) + 1 / (5 + 2))  # first in one stage, second in the other
+    zsq("index", colours, "--out", "album", "--preset", "heavy")
+    monkeypatch.setitem(PRESETS, "heavy", PRESETS["reading"])  # type: ignore[arg-type]
+    album = Path("album")
+    assert hits(zsq, album) == hits(zsq, album, "--weight", 3) != hits(zsq, album, "--weight", 1)
+    assert hits(zsq, album, "--fusion", "weighted-sum") == hits(zsq, album, "--weight", 1)
+    assert hits(zsq, album, "--preset", "ranks")[0]["score"] == by_ranks
+    assert hits(zsq, album) == hits(zsq, album, "--weight", 3), "that was for one search"
+    rows = [line.split() for line in zsq("info", album).stdout.splitlines()]
+    assert ["weighted", "sum,", "weight=3,"] in [row[1:4] for row in rows if row[:1] == ["fusion"]]
+    zsq("index", colours, "--out", "album", "--preset", "ranks")
+    assert hits(zsq, album)[0]["score"] == by_ranks, "now it is the album's"
+    told = zsq("info", album, "--json").json["fusion"]
+    assert told == {"name": "reciprocal_rank", "config": {"constant": 5}}
+    demo = ("demo", "--images", colours, "-q", QUESTION, "--preset", "ranks", "--json")
+    (asked,) = zsq(*demo).json["questions"]
+    assert asked["hits"][0]["score"] == by_ranks
+
+
+def test_to_read_as_a_preset_that_does_not_is_refused(zsq: Zsq, album: Path) -> None:
+    refused = zsq("search", album, QUESTION, "--preset", "toy")
+    assert refused.code == 1 and "'toy' has no generator" in refused.stderr
 
 
 def test_only_candidates_are_read(zsq: Zsq, album: Path) -> None:
@@ -136,7 +169,7 @@ def test_weights_are_fetched_for_what_will_be_read(
     assert needed("search", album, QUESTION) == ["toy", "reader"]
     assert needed("search", album, QUESTION, "--scoring", "none") == ["toy"]
     assert needed("search", album, "--image", colours / "red.png") == ["toy"]
-    assert needed("search", album, QUESTION, "--preset", "seeing") == ["seer", "toy"]
+    assert needed("search", album, QUESTION, "--preset", "seeing") == ["toy", "seer"]
     assert needed("index", colours, "--out", album) == ["toy"]
     assert needed("index", colours, "--out", "seen") == ["toy", "seer"]
     assert needed("index", colours, "--out", "seen", "--states", "none") == ["toy"]

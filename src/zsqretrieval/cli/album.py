@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,11 +22,10 @@ from zsqretrieval.cli.console import (
     show,
     write_page,
 )
-from zsqretrieval.cli.opening import encoder_config, new_retriever, open_album, preset_reader
+from zsqretrieval.cli.opening import check_reads, encoder_config, new_retriever, open_album
 from zsqretrieval.cli.reading import (
     Candidates,
     EncoderWeights,
-    Fusions,
     GeneratorWeights,
     HowFused,
     HowScored,
@@ -93,7 +93,8 @@ def index(
         kept = facts.generator.states if facts.generator else None
         retriever = open_album(
             album,
-            reader=preset_reader(asked, weights=generator_weights) if asked else None,
+            reader=asked,
+            generator_weights=generator_weights,
             reads=states is States.DISK or (states is None and kept == "disk"),
             states={None: "auto", States.DISK: "disk", States.NONE: None}[states],
         )
@@ -202,10 +203,10 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, help="How many images.")] = 10,
     candidates: Candidates = 100,
     scoring: HowScored = None,
-    fusion: HowFused = Fusions.WEIGHTED_SUM,
+    fusion: HowFused = None,
     weight: Weight = None,
     preset: Annotated[
-        str | None, typer.Option(help="Read with the generator of this preset, in place of the album's.")
+        str | None, typer.Option(help="Read and fuse as this preset does, in place of the album.")
     ] = None,
     generator_weights: GeneratorWeights = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with the images as well.")] = None,
@@ -223,9 +224,10 @@ def search(
     settings = search_settings(candidates, scoring, fusion, weight)
     if generator_weights is not None and preset is None:
         raise typer.BadParameter("--generator-weights needs to know of which --preset")
-    reader = preset_reader(preset, weights=generator_weights) if preset else None
+    if preset is not None:
+        check_reads(preset)
     reads = image is None and scoring is not Scorings.NONE
-    with open_album(album, reader=reader, reads=reads) as retriever:
+    with open_album(album, reader=preset, generator_weights=generator_weights, reads=reads) as retriever:
         if image is not None:
             ranking = retriever.search_image(image, k)
         else:
@@ -279,6 +281,8 @@ def info(album: _Album, as_json: _Json = False) -> None:
     table.add_row("fingerprint", printable(str(encoder.fingerprint)))
     table.add_row("index", printable(f"{kept.plugin or 'not a plugin'}, {state}"))
     table.add_row("generator", printable(_generator(facts.generator)))
+    if facts.generator and facts.fusion:
+        table.add_row("fusion", printable(_fusion(facts.fusion)))
     for one in facts.states:
         made_by = f"of {one.images} of {facts.images} images, {one.dtype}, by {one.fingerprint}"
         table.add_row("image states", printable(f"{made_by}, {human_size(one.bytes_on_disk)}"))
@@ -294,9 +298,16 @@ def info(album: _Album, as_json: _Json = False) -> None:
 def _generator(facts: GeneratorFacts | None) -> str:
     if facts is None:
         return "none"
-    settings = (f"{name}={value!r}" for name, value in facts.config.items())
     kept = {"disk": ["states on disk"], "memory": ["states in memory"]}.get(facts.states or "", [])
-    return ", ".join([facts.plugin, *settings, *kept])
+    return ", ".join([facts.plugin, *_settings(facts.config), *kept])
+
+
+def _fusion(facts: Mapping[str, Any]) -> str:
+    return ", ".join([facts["name"].replace("_", " "), *_settings(facts["config"])])
+
+
+def _settings(config: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={value!r}" for name, value in config.items()]
 
 
 def remove(

@@ -26,7 +26,7 @@ def bench_rerank_command(
     candidates: Annotated[int, typer.Option(min=1, help="Images read for each caption.")] = 50,
     weight: Annotated[
         float | None,
-        typer.Option(min=0, help="Weight of the generator in the fusion.", show_default="the library's"),
+        typer.Option(min=0, help="Weight of the generator in the fusion.", show_default="the preset's"),
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Choose the weight on this split, not test.")] = False,
     yes_no: Annotated[bool, typer.Option(help="Score by yes and no as well; takes long.")] = True,
@@ -46,11 +46,12 @@ def bench_rerank_command(
 ) -> None:
     """Measure how often the image of a caption is found before and after the generator has read the best."""
     from zsqretrieval.evaluation.rerank_bench import bench_rerank
+    from zsqretrieval.parts import preset_fusion
     from zsqretrieval.rerank import Likelihood, WeightedSum, YesNo
 
     if tune and weight is not None:
         raise InvalidInputError("--tune chooses the weight and --weight gives it; use one of them")
-    fusion = WeightedSum() if weight is None else WeightedSum(weight)
+    fusion = preset_fusion(preset) if weight is None else WeightedSum(weight)
     encoder, generator = new_encoder(preset, weights=encoder_weights), new_generator(preset, weights=weights)
     with stage_bars(lines=True) as progress:
         found = bench_rerank(
@@ -62,7 +63,7 @@ def bench_rerank_command(
             candidates=candidates,
             scorings=(Likelihood(), YesNo()) if yes_no else (Likelihood(),),
             fusion=fusion,
-            fusion_from="the library's default" if weight is None else "given",
+            fusion_from=f"of the preset {preset}" if weight is None else "given",
             tune=tune,
             batch_size=batch_size,
             work=work,
@@ -97,7 +98,8 @@ def _tell(found: Mapping[str, Any]) -> None:
         for row in found["sweep"]:
             table.add_row(f"{row['weight']:g}", *(f"{row[f'R@{k}']:.1f}" for k in (1, 5, 10)))
         show(table)
-    say(f"Fused with weight {setting['weight']:g}, {setting['weight_from']}.")
+    how = f"by {setting['fusion']}" if setting["weight"] is None else f"with weight {setting['weight']:g}"
+    say(f"Fused {how}, {setting['weight_from']}.")
 
 
 def _span(interval: list[float], digits: int) -> str:

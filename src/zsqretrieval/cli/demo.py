@@ -24,7 +24,6 @@ from zsqretrieval.cli.opening import new_retriever, sees_once
 from zsqretrieval.cli.reading import (
     Candidates,
     EncoderWeights,
-    Fusions,
     GeneratorWeights,
     HowFused,
     HowScored,
@@ -61,7 +60,7 @@ def demo(
     k: Annotated[int, typer.Option("-k", min=1, help="How many images per question.")] = 3,
     candidates: Candidates = 100,
     scoring: HowScored = None,
-    fusion: HowFused = Fusions.WEIGHTED_SUM,
+    fusion: HowFused = None,
     weight: Weight = None,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,

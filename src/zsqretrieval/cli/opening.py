@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zsqretrieval.viewing import StatesMode
 
 __all__ = [
+    "check_reads",
     "encoder_config",
     "fetch_weights",
     "generator_config",
@@ -64,7 +65,7 @@ def new_generator(preset: str, *, weights: Path | None = None) -> Generator:
     """The generator of a preset, ready to read."""
     reader = preset_reader(preset, weights=weights)
     if reader is None:
-        raise InvalidInputError(f"the preset {preset!r} has no generator; choose one that has")
+        raise _no_generator(preset)
     return reader.get()
 
 
@@ -88,7 +89,8 @@ def sees_once(preset: str) -> bool:
 def open_album(
     path: Path,
     *,
-    reader: LazyGenerator | None = None,
+    reader: str | None = None,
+    generator_weights: Path | None = None,
     reads: bool = False,
     states: StatesMode | Literal["auto"] = "auto",
 ) -> Retriever:
@@ -96,18 +98,39 @@ def open_album(
 
     Args:
         path: the album's directory.
-        reader: a generator in place of the album's.
+        reader: a preset whose generator, should it have one, and fusion stand in place of the album's.
+        generator_weights: weights of that generator, in place of the preset's.
         reads: whether the generator will be needed.
         states: where image states are kept; ``"auto"`` as the album says.
     """
     from zsqretrieval.album import describe_album
+    from zsqretrieval.parts import preset_fusion
     from zsqretrieval.retriever import Retriever
 
     facts = describe_album(path)
     fetch_weights(facts.encoder.plugin or "")
-    if reads and reader is None and facts.generator is not None:
+    generator = preset_reader(reader, weights=generator_weights) if reader else None
+    if reader and generator is not None:
+        return Retriever.load(path, generator=generator, states=states, fusion=preset_fusion(reader))
+    if reads and facts.generator is not None:
         fetch_weights(facts.generator.plugin)
-    return Retriever.load(path, generator=reader, states=states)
+    return Retriever.load(path, states=states)
+
+
+def check_reads(preset: str) -> None:
+    """Refuse a preset that has no generator.
+
+    Raises:
+        InvalidInputError: it has none.
+    """
+    from zsqretrieval.parts import preset_generator
+
+    if preset_generator(preset) is None:
+        raise _no_generator(preset)
+
+
+def _no_generator(preset: str) -> InvalidInputError:
+    return InvalidInputError(f"the preset {preset!r} has no generator; choose one that has")
 
 
 def fetch_weights(model: str) -> None:

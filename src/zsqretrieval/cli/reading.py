@@ -58,9 +58,17 @@ HowScored = Annotated[
     Scorings | None,
     typer.Option(help="What the generator is asked.", show_default="likelihood, if there is a generator"),
 ]
-HowFused = Annotated[Fusions, typer.Option(help="How its scores join the first stage's.")]
+HowFused = Annotated[
+    Fusions | None,
+    typer.Option(help="How its scores join the first stage's.", show_default="the preset's or the album's"),
+]
 Weight = Annotated[
-    float | None, typer.Option(min=0, help="Weight of the generator in the weighted sum.", show_default="1")
+    float | None,
+    typer.Option(
+        min=0,
+        help="Join them by a weighted sum with this weight of the generator.",
+        show_default="1 in --fusion weighted-sum",
+    ),
 ]
 EncoderWeights = Annotated[
     Path | None,
@@ -73,12 +81,12 @@ GeneratorWeights = Annotated[
 
 
 def search_settings(
-    candidates: int, scoring: Scorings | None, fusion: Fusions, weight: float | None
+    candidates: int, scoring: Scorings | None, fusion: Fusions | None, weight: float | None
 ) -> dict[str, Any]:
     """The options as arguments of :meth:`zsqretrieval.retriever.Retriever.search`."""
     from zsqretrieval.rerank import Likelihood, ReciprocalRank, RerankOnly, WeightedSum, YesNo
 
-    if weight is not None and fusion is not Fusions.WEIGHTED_SUM:
+    if weight is not None and fusion not in (None, Fusions.WEIGHTED_SUM):
         raise typer.BadParameter(f"--weight belongs to the weighted sum; {fusion.value} has none")
     rules = {
         None: "auto",
@@ -87,6 +95,7 @@ def search_settings(
         Scorings.NONE: None,
     }
     fusions = {
+        None: "auto" if weight is None else WeightedSum(weight),
         Fusions.WEIGHTED_SUM: WeightedSum() if weight is None else WeightedSum(weight),
         Fusions.RECIPROCAL_RANK: ReciprocalRank(),
         Fusions.RERANK_ONLY: RerankOnly(),

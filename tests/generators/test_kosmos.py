@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import PurePosixPath
 
 import huggingface_hub.constants
 import numpy as np
@@ -283,6 +284,13 @@ def test_a_foreign_state_names_both_generators():
         kosmos().log_likelihood([(ImageState(values, "a" * 64, "x.jpg"),)], ["red"])
     with pytest.raises(MismatchError, match=r"x.jpg has shape \(5, 32\).*\(6, 32\)"):
         kosmos().generate([(ImageState(values[1:], kosmos().fingerprint, "x.jpg"),)])
+
+
+def test_what_is_no_context():
+    with pytest.raises(InvalidInputError, match=r"context 1 is one string.*\['red'\]"):
+        kosmos().log_likelihood([(IMAGES[0],), "red"], ["red"] * 2)
+    with pytest.raises(InvalidInputError, match=r"context 0 holds a PurePosixPath.*as_image"):
+        kosmos().generate([(PurePosixPath("dog.jpg"), "red")])
 
 
 def test_a_negative_cache():

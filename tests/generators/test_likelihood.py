@@ -9,6 +9,7 @@ from exact_model import D, ExactModel, ExactStates, V, log_probs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.likelihood import Past, Prefixes, read, score_pairs, up_to_last_image
 
 tokens = st.integers(0, V - 1)
@@ -156,6 +157,15 @@ def test_progress_is_told_and_may_stop_the_work():
     with pytest.raises(StoppedError):
         score(some, model=model, batch_size=4, progress=stop)
     assert model.scored == 4
+
+
+def test_numbers_that_are_none_are_an_error():
+    class Broken(ExactModel):
+        def logits(self, hidden):
+            return super().logits(hidden) * float("nan")
+
+    with pytest.raises(WeightsError, match=r"not finite, in torch\.float32"):
+        score([((0, 1), (2,))], model=Broken())
 
 
 def test_rows_with_pasts_of_different_lengths_are_read_as_if_alone():

@@ -156,10 +156,11 @@ class InterleavedGenerator(ABC):
             n likelihoods in nats, in the order given.
 
         Raises:
-            InvalidInputError: lengths differ, a continuation is empty, a pair exceeds :attr:`max_tokens`,
-                or ``batch_size`` < 1.
+            InvalidInputError: lengths differ, a continuation is empty, a pair exceeds :attr:`max_tokens`, a
+                context holds something else than texts and images, or ``batch_size`` < 1.
             MismatchError: an image state was made by another generator, or has another shape.
             ImageError: an image cannot be decoded; names it.
+            WeightsError: a probability is not a number: damaged weights, or too narrow a dtype.
         """
         if len(contexts) != len(continuations):
             raise InvalidInputError(
@@ -298,11 +299,18 @@ class InterleavedGenerator(ABC):
         """Contexts as the engine reads them, and the images they refer to, each distinct one once."""
         numbers: dict[Image | ImageState, int] = {}
         laid = []
-        for context in contexts:
+        for i, context in enumerate(contexts):
+            if isinstance(context, str):
+                raise InvalidInputError(f"context {i} is one string, not a sequence; try [{context!r}]")
             tokens = list(self._frame.start)
             for segment in context:
                 if isinstance(segment, str):
                     tokens += self._tokenize(_spaced(segment)) if segment.strip() else ()
+                elif not isinstance(segment, Image | ImageState):
+                    raise InvalidInputError(
+                        f"context {i} holds a {type(segment).__name__}; it may hold texts, ImageStates, and "
+                        "Images, which zsqretrieval.images.as_image makes"
+                    )
                 else:
                     if isinstance(segment, ImageState):
                         self._check_state(segment)

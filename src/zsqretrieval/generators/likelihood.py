@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
+from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.batching import Progress, plan_batches, run_batches
 
 __all__ = [
@@ -260,6 +261,9 @@ def log_probs_of(
 
     Returns:
         For each row float32 [len(targets[row])], in nats.
+
+    Raises:
+        WeightsError: one of them is not finite.
     """
     B, T, D = reading.hidden.shape
     device = reading.hidden.device
@@ -276,6 +280,11 @@ def log_probs_of(
         logits = model.logits(hidden[part]).float()  # [n, V]
         parts.append(logits.gather(1, tokens[part, None])[:, 0] - logits.logsumexp(dim=1))
     log_probs = torch.cat(parts).clamp(max=0).cpu().numpy()  # rounding may leave a certain token above 0
+    if not np.isfinite(log_probs).all():
+        raise WeightsError(
+            f"the model computed log-probabilities that are not finite, in {model.dtype}: its weights are "
+            "damaged, or its numbers outgrow that dtype; try float32"
+        )
     ends = np.cumsum([len(target) for target in targets])[:-1]
     return [np.ascontiguousarray(part, np.float32) for part in np.split(log_probs, ends)]
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,15 @@ def held(store: StateStore, numbers: Iterable[int]) -> list[int]:
     """Of some numbers, those whose state is there and right; one that is wrong is an error."""
     wanted = list(numbers)
     found = store.get(digest(n) for n in wanted)
-    for n in wanted:
-        if digest(n) in found:
-            assert found[digest(n)].tolist() == state(n).tolist()
+    check_right(found, wanted)
     assert store.missing(digest(n) for n in wanted) == [digest(n) for n in wanted if digest(n) not in found]
     return [n for n in wanted if digest(n) in found]
+
+
+def check_right(found: Mapping[str, np.ndarray], numbers: Iterable[int]) -> None:
+    for n in numbers:
+        if digest(n) in found:
+            assert found[digest(n)].tolist() == state(n).tolist()
 
 
 def segments(album: Path) -> list[Path]:
@@ -376,7 +380,8 @@ def test_many_at_once(tmp_path: Path) -> None:
     def sweep(store: StateStore) -> None:
         while not done.is_set():
             store.sweep(lambda digests: images & set(digests))
-            held(store, range(100))
+            found = store.get(digest(n) for n in range(100))  # `held` asks twice, and writers go on between
+            check_right(found, range(100))
 
     writers = [
         threading.Thread(target=guarded, args=(lambda s=s, f=f: put(s, f),))

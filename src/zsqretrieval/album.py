@@ -12,7 +12,7 @@ import numpy as np
 
 from zsqretrieval.catalog import Catalog
 from zsqretrieval.errors import AlbumError
-from zsqretrieval.states import _read_header
+from zsqretrieval.states import segment_facts
 
 __all__ = [
     "CATALOG",
@@ -180,7 +180,7 @@ def _describe_states(catalog: Catalog, path: Path) -> Iterator[StatesFacts]:
         facts: Mapping[str, Any] = {}
         for segment in folder.glob("*.states"):
             with contextlib.suppress(OSError, ValueError, KeyError):  # damaged, or put together with others
-                facts, _ = _read_header(segment)
+                facts = segment_facts(segment)
                 digests.update(digest for digest, _ in facts["rows"])
         if facts:
             images = len(catalog.known_digests(digests))

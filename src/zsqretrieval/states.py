@@ -33,7 +33,7 @@ from zsqretrieval.errors import AlbumError, ZsqError
 from zsqretrieval.protocols import ImageStates
 from zsqretrieval.storage import locked, sync_directory
 
-__all__ = ["StateStore"]
+__all__ = ["StateStore", "segment_facts"]
 
 _START = struct.Struct("<8sII")  # magic, bytes of the header, its CRC-32
 _MAGIC = b"zsqSTAT1"
@@ -303,6 +303,17 @@ def _write(
     finally:
         unfinished.unlink(missing_ok=True)
     return name, _Segment(_START.size + len(header), len(rows)), rows
+
+
+def segment_facts(path: Path) -> Mapping[str, Any]:
+    """What a segment says of itself: ``fingerprint``, ``dtype``, and ``rows``, each with its digest first.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    facts, _ = _read_header(path)
+    return facts
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], _Segment]:

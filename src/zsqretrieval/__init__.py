@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from zsqretrieval.encoders.clip import CLIPEncoder as CLIPEncoder
     from zsqretrieval.encoders.mini import MiniEncoder as MiniEncoder
     from zsqretrieval.errors import ZsqError as ZsqError
+    from zsqretrieval.generators.kosmos import Kosmos1Generator as Kosmos1Generator
+    from zsqretrieval.generators.mini import MiniGenerator as MiniGenerator
+    from zsqretrieval.generators.vlm import VLMGenerator as VLMGenerator
     from zsqretrieval.indexes.exact import ExactIndex as ExactIndex
     from zsqretrieval.indexes.hnsw import HNSWIndex as HNSWIndex
     from zsqretrieval.prompts import PROMPTS as PROMPTS
@@ -56,9 +59,11 @@ _HOME = {
     "Image": "types",
     "ImageStates": "protocols",
     "Index": "protocols",
+    "Kosmos1Generator": "generators.kosmos",
     "Likelihood": "rerank",
     "LogLikelihood": "types",
     "MiniEncoder": "encoders.mini",
+    "MiniGenerator": "generators.mini",
     "Neighbors": "types",
     "PROMPTS": "prompts",
     "Prior": "rerank",
@@ -70,6 +75,7 @@ _HOME = {
     "Scoring": "rerank",
     "TextHit": "texts",
     "TextRanking": "texts",
+    "VLMGenerator": "generators.vlm",
     "WeightedSum": "rerank",
     "YesNo": "rerank",
     "ZsqError": "errors",

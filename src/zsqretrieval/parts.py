@@ -64,7 +64,9 @@ class Preset:
 _CLIP = {"name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
 
 PRESETS: Mapping[str, Preset] = {
-    "mini": Preset("mini"),
+    "mini": Preset(
+        "mini", generator="mini", fusion=WeightedSum(weight=1.0, scale="raw", first_stage_scale=100.0)
+    ),
     "clip": Preset("clip", _CLIP),
     "clip-kosmos2": Preset(
         "clip", _CLIP, generator="kosmos", generator_config={"name": "microsoft/kosmos-2-patch14-224"}

@@ -146,3 +146,8 @@ def test_texts_must_be_texts() -> None:
 
 def test_every_photograph_of_the_demo_is_there() -> None:
     assert len(photographs()) == len(PHOTOGRAPHS)
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"MiniEncoder has no setting 'wings'; it has weights"):
+        MiniEncoder.from_config({"wings": 2})

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval._device import resolve_device
+from zsqretrieval._settings import check_settings
 from zsqretrieval._torchvision import ensure_importable
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.images import decode
@@ -175,10 +176,7 @@ class CLIPEncoder:
             InvalidInputError: a setting is unknown.
             Exception: as :meth:`from_pretrained`.
         """
-        if unknown := sorted(set(config) - set(_SETTINGS)):
-            raise InvalidInputError(
-                f"CLIPEncoder has no setting {unknown[0]!r}; it has {', '.join(_SETTINGS)}"
-            )
+        check_settings("CLIPEncoder", config, _SETTINGS)
         return cls.from_pretrained(**config)
 
     def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:

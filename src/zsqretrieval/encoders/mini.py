@@ -8,7 +8,6 @@ What it was trained on, how well it does and what it cannot do: ``docs/mini-enco
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,8 @@ from typing_extensions import Self
 
 from zsqretrieval import _torchvision
 from zsqretrieval._device import resolve_device
+from zsqretrieval._settings import check_settings
+from zsqretrieval._trained import read_trained
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.types import Image
 from zsqretrieval.weights import (
@@ -43,6 +44,7 @@ __all__ = ["MiniEncoder"]
 _SHIPPED = Path(__file__).with_name("mini.safetensors")
 _VERSION = "1"  # of everything around the weights: preprocessing, tokenisation, how the parts are joined
 _MAX_TOKENS = 128
+_SETTINGS = ("weights", "knowledge_share")
 
 
 @final
@@ -113,7 +115,8 @@ class MiniEncoder:
 
         from zsqretrieval.encoders import _mini_model
 
-        trained, digest = _read_trained(path)
+        trained, digest = read_trained(path, "encoder")
+        _check_complete(trained, path)
         image_tower = _mini_model.ImageTower(torch.load(cnn, map_location="cpu", weights_only=True))
         text_tower = _mini_model.TextTower(bert_config, load_file(bert))
         for prefix, module in (
@@ -161,7 +164,13 @@ class MiniEncoder:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Rebuild an encoder from its :attr:`config`."""
+        """Rebuild an encoder from its :attr:`config`.
+
+        Raises:
+            InvalidInputError: a setting is unknown.
+            WeightsError: as :meth:`from_pretrained`.
+        """
+        check_settings("MiniEncoder", config, _SETTINGS)
         return cls.from_pretrained(**config)
 
     def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:
@@ -248,23 +257,10 @@ def _batches(n: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def _read_trained(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """The tensors and the SHA-256 of the very bytes they were read from."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        content = path.read_bytes()
-        trained = load(content)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(
-            f"{path} is not a readable trained part of the mini encoder ({error}); reinstall zsqretrieval, "
-            "or write one with examples/train_mini_encoder.py"
-        ) from error
+def _check_complete(trained: Mapping[str, torch.Tensor], path: Path) -> None:
     missing = [name for name in (*_KNOWLEDGE, "share") if name not in trained]
     if missing:
         raise WeightsError(f"{path} is not a trained part of the mini encoder: it lacks {', '.join(missing)}")
-    return trained, hashlib.sha256(content).hexdigest()
 
 
 def _load_part(module: torch.nn.Module, trained: Mapping[str, torch.Tensor], prefix: str, path: Path) -> None:

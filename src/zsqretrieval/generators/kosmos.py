@@ -21,8 +21,9 @@ from transformers import DynamicCache
 from typing_extensions import Self
 
 from zsqretrieval._device import resolve_device, resolve_dtype
+from zsqretrieval._settings import check_settings
 from zsqretrieval._torchvision import ensure_importable
-from zsqretrieval.errors import InvalidInputError, WeightsError
+from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.interleaved import Frame, InterleavedGenerator
 from zsqretrieval.images import decode
 from zsqretrieval.types import Image
@@ -170,10 +171,7 @@ class Kosmos1Generator(InterleavedGenerator):
             InvalidInputError: a setting is unknown.
             WeightsError: as :meth:`from_pretrained`.
         """
-        if unknown := sorted(set(config) - set(_SETTINGS)):
-            raise InvalidInputError(
-                f"Kosmos1Generator has no setting {unknown[0]!r}; it has {', '.join(_SETTINGS)}"
-            )
+        check_settings("Kosmos1Generator", config, _SETTINGS)
         return cls.from_pretrained(**config)
 
     def _tokenize(self, text: str) -> Sequence[int]:

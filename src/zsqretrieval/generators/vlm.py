@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval._device import resolve_device
+from zsqretrieval._settings import check_settings
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators._vlm_families import family_of
 from zsqretrieval.generators._vlm_loading import (
@@ -151,10 +152,7 @@ class VLMGenerator:
             InvalidInputError: a setting is unknown or ``name_or_path`` missing.
             Exception: as :meth:`from_pretrained`.
         """
-        if unknown := sorted(set(config) - set(_SETTINGS)):
-            raise InvalidInputError(
-                f"VLMGenerator has no setting {unknown[0]!r}; it has {', '.join(_SETTINGS)}"
-            )
+        check_settings("VLMGenerator", config, _SETTINGS)
         if "name_or_path" not in config:
             raise InvalidInputError("VLMGenerator needs the setting 'name_or_path'")
         return cls.from_pretrained(**config)

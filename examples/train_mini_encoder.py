@@ -410,6 +410,17 @@ def choose_share(dev: Dev) -> tuple[float, dict[str, dict[str, float]]]:
     return chosen, {"dev_t2i": measured[chosen]}
 
 
+def write_trained(parts: dict[str, Tensor], out: Path, recipe: dict[str, object]) -> None:
+    """Write what the package ships, in half precision, with how it was made."""
+    tensors = {name: value.half() if value.is_floating_point() else value for name, value in parts.items()}
+    if not all(torch.isfinite(value).all() for value in tensors.values()):
+        raise SystemExit("a weight does not fit into half precision")
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    save_file(tensors, out, metadata={"recipe": json.dumps(recipe)})
+    out.chmod(0o644)
+    log.info("wrote %s", out)
+
+
 def main() -> None:
     """Run what has not been run yet."""
     parser = argparse.ArgumentParser(
@@ -452,14 +463,8 @@ def main() -> None:
             torch.save(model.state_dict(), path)
     share, measured = choose_share(encode_dev(model, args.work, facts))
     parts = {**model.trained_parts(), **facts, "share": torch.tensor(share)}
-    tensors = {name: value.half() if value.is_floating_point() else value for name, value in parts.items()}
-    if not all(torch.isfinite(value).all() for value in tensors.values()):
-        raise SystemExit("a weight does not fit into half precision")
     recipe = {"seed": args.seed, "share": share, "torch": torch.__version__, **measured}
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
-    save_file(tensors, args.out, metadata={"recipe": json.dumps(recipe)})
-    args.out.chmod(0o644)
-    log.info("wrote %s", args.out)
+    write_trained(parts, args.out, recipe)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._device import resolve_device
+from zsqretrieval._device import DTYPES, resolve_device
 from zsqretrieval._settings import check_settings
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators._vlm_families import family_of
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VLMGenerator"]
 
-_DTYPES = ("float32", "bfloat16", "float16")
 _SETTINGS = ("name_or_path", "dtype", "chat", "token_budget", "revision")
 _WINDOW = 8  # batches whose images are in memory at once
 
@@ -122,8 +121,8 @@ class VLMGenerator:
                 check, or a setting is wrong.
             MissingDependencyError: its processor needs a package that is not installed.
         """
-        if dtype is not None and dtype not in _DTYPES:
-            raise InvalidInputError(f"dtype must be one of {', '.join(_DTYPES)} or None, not {dtype!r}")
+        if dtype is not None and dtype not in DTYPES:
+            raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)} or None, not {dtype!r}")
         target = resolve_device(device)
         name = resolve(name_or_path)
         model, processor = load(name, dtype, revision)

@@ -143,8 +143,7 @@ class Viewer:
         with Reopener() as files:
             for start in range(0, len(records), batch_size):
                 batch = records[start : start + batch_size]
-                with self.generator.using() as generator:
-                    shown = self._show(batch, files)
+                with self.showing(batch, files) as (generator, shown):
                     seen = {start + n: one for n, one in enumerate(shown) if not isinstance(one, ImageError)}
                     scores[list(seen)] = score_images(
                         generator, scoring, question, list(seen.values()), batch_size=batch_size
@@ -162,6 +161,19 @@ class Viewer:
                 stacklevel=3,
             )
         return scores
+
+    @contextlib.contextmanager
+    def showing(
+        self, records: Sequence[Record], files: Reopener
+    ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
+        """The generator, and what it can be shown of every record: the state, the image, or why neither.
+
+        Args:
+            records: n images of the album.
+            files: opens images; kept open by the caller over several calls, for the sake of tars.
+        """
+        with self.generator.using() as generator:
+            yield generator, self._show(records, files)
 
     def _show(self, records: Sequence[Record], files: Reopener) -> list[Image | ImageState | ImageError]:
         """Of every image its state, the image, or why there is neither."""

@@ -14,11 +14,11 @@ Steps, each of which leaves a file in ``--work`` and is not repeated when the sc
 2. ``read``: next-token prediction of captions, of questions made from them by rule, and of answers;
 3. ``rank``: the same, and for every question the image it was asked of against five that look alike:
    maximum mutual information training (Mao et al., arXiv 1511.02283), whose loss is -log of the posterior
-   P(image | question) that the likelihoods imply under a uniform prior. The model stays a language model.
+   P(image | question) that the likelihoods imply under a uniform prior, so that the model stays a language
+   model; and whether an image shows what a caption of its own, or of one that looks alike, says.
 
-Weights are averaged over the last two thirds of a step. Deterministic under ``--seed`` for a given number of
-threads and version of torch. The last two steps took about 25 minutes each on two
-busy cores.
+Weights are averaged over the last two thirds of a phase; the average so far is kept every 200 steps, to look
+at. Deterministic under ``--seed`` for a given number of threads and version of torch.
 """
 
 from __future__ import annotations
@@ -68,19 +68,20 @@ class Phase:
     new_rate: float  # of what starts from nothing: resampler and head
     language_rate: float
     top_rate: float  # of the image network's upper layers
-    dropout: float  # of features
-    masked: float  # share of the words read that are replaced by [MASK]
+    mix: tuple[float, float, float]  # of texts: captions, what somebody might type, questions and answers
 
 
 PHASES = (
-    Phase("read", 600, images=48, texts=3, ranking=False,
-          new_rate=5e-4, language_rate=2e-4, top_rate=3e-5, dropout=0.15, masked=0.15),
-    Phase("rank", 480, images=36, texts=2, ranking=True,
-          new_rate=1.5e-4, language_rate=8e-5, top_rate=2e-5, dropout=0.0, masked=0.1),
+    Phase("read", 1200, images=36, texts=4, ranking=False, new_rate=1e-3, language_rate=4e-4, top_rate=3e-5,
+          mix=(0.4, 0.35, 0.25)),
+    Phase("rank", 1600, images=36, texts=2, ranking=True, new_rate=1.5e-4, language_rate=8e-5, top_rate=2e-5,
+          mix=(0.5, 0.0, 0.5)),
 )  # fmt: skip
 WARM_UP = 40
+MASKED = 0.1  # share of the words read that are replaced by [MASK]
 WEIGHT_DECAY = 0.05
 AVERAGING = 0.02
+LENGTHS = 3  # classes of texts by their length
 FULL_VOCABULARY_EVERY = 4  # steps; in between, a text competes with the words of the training data only
 
 
@@ -231,28 +232,31 @@ class Writer:
         """What an image is told apart by."""
         return self._after(PROMPTS["question"].template, query(self.caption(image), self._random), ends=False)
 
-    def text(self, image: int, other: int) -> Text:
-        """Any of the things the model is to say; ``other`` is another image of the group."""
-        kind = self._random.random()
-        if kind < 0.35:
-            return self._after(PROMPTS["captioning"].template, plain(self.caption(image)))
-        if kind < 0.55:
-            return self._after(PROMPTS["question"].template, query(self.caption(image), self._random))
-        if kind < 0.8:
-            pairs = answered(self._captions[image], self._random)
-            if self._random.random() < 0.6:
-                question, answer = pairs[self._random.integers(len(pairs))]
-                return self._after(PROMPTS["vqa"].template, answer, question=question)
-            telling = [question for question, answer in pairs if answer not in ("yes", "no")]
-            telling = telling or [question for question, answer in pairs if answer == "yes"]
-            telling = telling or [query(self._captions[image][0], self._random)]
-            return self._after(ASK, telling[self._random.integers(len(telling))])
+    def judgement(self, image: int, other: int) -> Text:
+        """Whether an image shows what a caption says: one of its own, or of another image of the group."""
         shown = image if self._random.random() < 0.5 else other
         return self._after(
             PROMPTS["yes_no"].template,
             "yes" if shown == image else "no",
+            ends=False,
             question=plain(self.caption(shown)),
         )
+
+    def text(self, image: int, mix: Sequence[float]) -> Text:
+        """Any of the things the model is to say."""
+        kind = self._random.choice(3, p=mix)
+        if kind == 0:
+            return self._after(PROMPTS["captioning"].template, plain(self.caption(image)))
+        if kind == 1:
+            return self._after(PROMPTS["question"].template, query(self.caption(image), self._random))
+        pairs = answered(self._captions[image], self._random)
+        if self._random.random() < 0.6:
+            question, answer = pairs[self._random.integers(len(pairs))]
+            return self._after(PROMPTS["vqa"].template, answer, question=question)
+        telling = [question for question, answer in pairs if answer not in ("yes", "no")]
+        telling = telling or [question for question, answer in pairs if answer == "yes"]
+        telling = telling or [query(self._captions[image][0], self._random)]
+        return self._after(ASK, telling[self._random.integers(len(telling))])
 
     def vocabulary(self) -> Tensor:
         """All tokens these texts are made of."""
@@ -280,11 +284,29 @@ def log_probs(
 ) -> tuple[Tensor, Tensor]:
     """Score texts, ``len(texts) / B`` for each of B images, in the order of the images.
 
+    Texts of like length go together: padding would be half of what is computed.
+
     Returns:
         The sum over each continuation [len(texts)], and one number for every token predicted.
     """
     times = len(texts) // len(pasts[0][0])
-    cache = DynamicCache([(k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v in pasts])
+    by_length = np.argsort([len(text.prompt) + len(text.continuation) for text in texts], kind="stable")
+    sums, found = torch.zeros(len(texts)), []
+    for chosen in np.array_split(by_length, LENGTHS):
+        images = torch.from_numpy(chosen // times)
+        cache = DynamicCache(
+            [(keys.index_select(0, images), values.index_select(0, images)) for keys, values in pasts]
+        )
+        part, tokens = _log_probs(model, cache, [texts[i] for i in chosen], vocabulary, masked)
+        sums = sums.index_add(0, torch.from_numpy(chosen), part)
+        found.append(tokens)
+    return sums, torch.cat(found)
+
+
+def _log_probs(
+    model: MiniModel, cache: DynamicCache, texts: Sequence[Text], vocabulary: Tensor | None, masked: float
+) -> tuple[Tensor, Tensor]:
+    """Score one text for each image in the cache."""
     rows = [[*text.prompt, *text.continuation, *([SEP] if text.ends else [])] for text in texts]
     T = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (T - len(row))] for row in rows])
@@ -339,7 +361,8 @@ def train(model: MiniModel, phase: Phase, writer: Writer, near: np.ndarray, work
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: (
-            min(1, (step + 1) / 40) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / phase.steps)))
+            min(1, (step + 1) / WARM_UP)
+            * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / phase.steps)))
         ),
     )
     average: MiniModel | None = None
@@ -356,13 +379,13 @@ def train(model: MiniModel, phase: Phase, writer: Writer, near: np.ndarray, work
             pasts = look(model, torch.from_numpy(grid.astype(np.float32)), names[torch.from_numpy(chosen)])
             loss = torch.zeros(())
             if phase.ranking:
+                others = chosen.reshape(-1, GROUP)[:, random.permutation(GROUP)].reshape(-1)
+                judged = [writer.judgement(i, j) for i, j in zip(chosen, others, strict=True)]
                 loss = loss + ranking_loss(model, pasts, [writer.question(i) for i in chosen], vocabulary)
-            others = chosen.reshape(-1, GROUP)[:, random.integers(GROUP, size=GROUP)].reshape(-1)
-            texts = [
-                writer.text(i, j) for i, j in zip(chosen, others, strict=True) for _ in range(phase.texts)
-            ]
+                loss = loss - log_probs(model, pasts, judged, vocabulary=vocabulary)[0].mean()
+            texts = [writer.text(i, phase.mix) for i in chosen for _ in range(phase.texts)]
             known = None if step % FULL_VOCABULARY_EVERY == 0 else vocabulary
-            loss = loss - log_probs(model, pasts, texts, vocabulary=known, masked=phase.masked)[1].mean()
+            loss = loss - log_probs(model, pasts, texts, vocabulary=known, masked=MASKED)[1].mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
@@ -375,6 +398,8 @@ def train(model: MiniModel, phase: Phase, writer: Writer, near: np.ndarray, work
                     mean.lerp_(value, AVERAGING)
         if step % 25 == 0:
             log.info("%s: step %d of %d, loss %.3f", phase.name, step, phase.steps, loss.item())
+        if average is not None and step % 200 == 0:
+            torch.save(average.trained(), work / f"generator-{phase.name}-{step}.pt")
     assert average is not None
     model.load_state_dict(average.state_dict())
 
@@ -452,7 +477,7 @@ def main() -> None:
     weights: dict[str, Tensor] | None = None
     for phase in PHASES:
         torch.manual_seed(args.seed)
-        model = MiniModel(base, config, minilm, dropout=phase.dropout, attention="eager")
+        model = MiniModel(base, config, minilm, attention="eager")
         if weights is None:
             start_from_encoder(model, encoder)
             image_features(model.eyes.eval(), args.data, "train", VIEWS, args.work)

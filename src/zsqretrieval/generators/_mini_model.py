@@ -36,25 +36,10 @@ _BLOCKS = 2
 _CLASSES = 1000
 
 
-class FeatureDropout(nn.Module):
-    """Drops whole features of a row, the same for all its tokens; far cheaper on a CPU than one by one."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] to the same shape."""
-        if not self.training or self.p == 0:
-            return x
-        kept = torch.rand(x.shape[0], 1, x.shape[-1], device=x.device) > self.p
-        return x * kept.to(x.dtype) / (1 - self.p)
-
-
 class ResamplerBlock(nn.Module):
     """Latent queries attend to image tokens and to one another, and think about it."""
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(WIDTH)
         self.query = nn.Linear(WIDTH, WIDTH)
@@ -64,7 +49,6 @@ class ResamplerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(WIDTH)
         self.fc1 = nn.Linear(WIDTH, 4 * WIDTH)
         self.fc2 = nn.Linear(4 * WIDTH, WIDTH)
-        self.dropout = FeatureDropout(dropout)
 
     def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
         """Latents [B, L, D] and image tokens [B, N, D] to latents [B, L, D]."""
@@ -73,15 +57,15 @@ class ResamplerBlock(nn.Module):
         attended = scaled_dot_product_attention(
             _split(self.query(queries)), _split(self.key(seen)), _split(self.value(seen))
         )  # [B, heads, L, D / heads]
-        latents = latents + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
-        added: Tensor = latents + self.dropout(self.fc2(gelu(self.fc1(self.norm2(latents)))))
+        latents = latents + self.out(attended.transpose(1, 2).flatten(2))
+        added: Tensor = latents + self.fc2(gelu(self.fc1(self.norm2(latents))))
         return added
 
 
 class Eyes(EfficientNetLite2):
     """From pixels to the image state."""
 
-    def __init__(self, base: Mapping[str, Tensor], *, dropout: float = 0.0) -> None:
+    def __init__(self, base: Mapping[str, Tensor]) -> None:
         super().__init__(base)
         self.tuned_top = another_top(base)
         self.norm = nn.LayerNorm(1280)
@@ -90,9 +74,8 @@ class Eyes(EfficientNetLite2):
         self.norm_names = nn.LayerNorm(WIDTH)
         self.project_names = nn.Linear(WIDTH, WIDTH)
         self.latents = nn.Parameter(torch.randn(LATENTS, WIDTH) * 0.5)
-        self.blocks = nn.ModuleList(ResamplerBlock(dropout) for _ in range(_BLOCKS))
+        self.blocks = nn.ModuleList(ResamplerBlock() for _ in range(_BLOCKS))
         self.norm_out = nn.LayerNorm(WIDTH)
-        self.dropout = FeatureDropout(dropout)
         self.class_names = nn.Buffer(torch.zeros(_CLASSES, WIDTH))
         self.image_mean = nn.Buffer(torch.zeros(WIDTH))
 
@@ -110,7 +93,7 @@ class Eyes(EfficientNetLite2):
     def resample(self, grid: Tensor, names: Tensor) -> Tensor:
         """Trunk output [B, 208, 9, 9] and names [B, S] to image states [B, L, D]."""
         features = self.tuned_top(grid).flatten(2).transpose(1, 2)  # [B, 81, 1280]
-        tokens = self.project(self.dropout(self.norm(features))) + self.position
+        tokens = self.project(self.norm(features)) + self.position
         known = self.project_names(self.norm_names(names.to(features.dtype)))[:, None]
         tokens = torch.cat([tokens, known.to(tokens.dtype)], dim=1)  # [B, 82, D]
         latents = self.latents.expand(len(grid), -1, -1).to(tokens.dtype)
@@ -129,12 +112,11 @@ class MiniModel(nn.Module):
         config: Path,
         minilm: Mapping[str, Tensor],
         *,
-        dropout: float = 0.0,
         attention: str = "sdpa",
     ) -> None:
         super().__init__()
-        self.eyes = Eyes(cnn, dropout=dropout)
-        self.language = _language_model(config, minilm, dropout, attention)
+        self.eyes = Eyes(cnn)
+        self.language = _language_model(config, minilm, attention)
 
     def trained(self) -> dict[str, Tensor]:
         """What the package ships, by name: everything that is not as the base models brought it."""
@@ -160,7 +142,7 @@ _FROM_BASE = (
 )
 
 
-def _language_model(config: Path, base: Mapping[str, Tensor], dropout: float, attention: str) -> Any:
+def _language_model(config: Path, base: Mapping[str, Tensor], attention: str) -> Any:
     """MiniLM as a causal language model whose head, but for the tied word embeddings, is untrained."""
     settings = BertConfig.from_json_file(config)
     settings.is_decoder = True
@@ -174,10 +156,6 @@ def _language_model(config: Path, base: Mapping[str, Tensor], dropout: float, at
     assert not unexpected
     assert all(name.startswith("cls.") for name in missing)
     model.tie_weights()
-    for layer in model.bert.encoder.layer:
-        layer.attention.output.dropout = FeatureDropout(dropout)
-        layer.output.dropout = FeatureDropout(dropout)
-    model.bert.embeddings.dropout = FeatureDropout(dropout)
     return model
 
 

@@ -147,6 +147,7 @@ PROMPTS: Mapping[str, Prompt] = MappingProxyType(
     {
         "captioning": Prompt("<image>An image of"),
         "question": Prompt("<image>Question:"),
+        "ask": Prompt("<image>A question about this picture:"),
         "vqa": Prompt("<image>Question: {question} Answer:"),
         "yes_no": Prompt('<image>Does this picture show "{question}"? Answer:'),
         "classification": Prompt("<image>The photo of the"),
@@ -165,6 +166,7 @@ PROMPTS: Mapping[str, Prompt] = MappingProxyType(
 - ``captioning``: continued by a caption.
 - ``question``: continued by a question that the image answers: the prompt of UPR (arXiv 2204.07496) in
   Kosmos-1's words. The likelihood of the person's question after it re-ranks images.
+- ``ask``: continued by a question that somebody might ask about the image.
 - ``vqa``: continued by an answer.
 - ``yes_no``: continued by ``" yes"`` or ``" no"``.
 - ``classification``: continued by the name of a class, as on ImageNet.
@@ -174,5 +176,5 @@ PROMPTS: Mapping[str, Prompt] = MappingProxyType(
   question.
 - ``raven_3``, ``raven_4``, ``raven_8``: a matrix of images, then a candidate; continued by ``" Yes"``.
 
-``yes_no`` is our own wording, and so is the place of the image in ``recognition``.
+``yes_no`` and ``ask`` are our own wording, and so is the place of the image in ``recognition``.
 """

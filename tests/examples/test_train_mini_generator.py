@@ -1,0 +1,88 @@
+"""The training script from shards to file, at toy length: repeatable, and the generator loads its file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from zsqretrieval import _torchvision
+from zsqretrieval.generators import mini
+from zsqretrieval.types import Image
+from zsqretrieval.weights import EFFICIENTNET_LITE2, MINILM_CONFIG, MINILM_TOKENIZER, MINILM_WEIGHTS, fetch
+
+DOG = "A brown dog runs through the water ."
+CAPTIONS = [DOG, "Two dogs are on the beach .", "A dog in the water .", "A wet dog runs .", "A dog plays ."]
+
+
+def test_training_repeats_itself_and_the_generator_loads_the_result(
+    train_mini_generator: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phase, rates = train_mini_generator.Phase, {"new_rate": 1e-3, "language_rate": 1e-4, "top_rate": 1e-5}
+    monkeypatch.setattr(train_mini_generator, "VIEWS", 2)
+    monkeypatch.setattr(
+        train_mini_generator,
+        "PHASES",
+        (
+            phase("read", steps=3, images=6, texts=2, ranking=False, mix=(0.4, 0.3, 0.3), **rates),
+            phase("rank", steps=3, images=6, texts=1, ranking=True, mix=(0.5, 0.0, 0.5), **rates),
+        ),
+    )
+    written = []
+    for run in ("first", "second"):
+        out = tmp_path / f"{run}.safetensors"
+        arguments = ["train", "--data", str(data), "--work", str(tmp_path / run), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", arguments)
+        train_mini_generator.main()
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+    generator = mini.MiniGenerator.from_pretrained(tmp_path / "first.safetensors")
+    [found] = generator.log_likelihood([["An image of"]], [" a red square"])
+    assert found.sum < 0
+
+
+def test_answers_are_what_the_captions_say(train_mini_generator: ModuleType) -> None:
+    random = np.random.default_rng(0)
+    pairs = {pair for _ in range(60) for pair in train_mini_generator.answered(CAPTIONS, random)}
+    assert ("what color is the dog?", "brown") in pairs
+    assert ("how many dogs are there?", "two") in pairs
+    assert ("what is the dog doing?", "runs through the water") not in pairs
+    assert ("is there a dog?", "yes") in pairs
+    assert ("is there a dog?", "no") not in pairs
+    assert ("is there a person?", "no") not in pairs  # captions do not say who is not there
+
+
+def test_training_and_the_generator_score_alike(train_mini_generator: ModuleType) -> None:
+    """Texts are put together by length in training; sums are those of the library, in the order given."""
+    _torchvision.ensure_importable()
+    from zsqretrieval._efficientnet import picture, scale_pixels
+    from zsqretrieval.generators._mini_model import MiniModel
+
+    cnn, bert, config, vocabulary = fetch(
+        (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER)
+    )
+    model = MiniModel(torch.load(cnn, weights_only=True), config, load_file(bert), attention="eager").eval()
+    model.load_trained(load_file(Path(mini.__file__).with_name("mini.safetensors")))
+    tokenizer = Tokenizer.from_file(str(vocabulary))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    writer = train_mini_generator.Writer(tokenizer, [CAPTIONS], np.random.default_rng(0))
+    said = ["a dog", "two dogs on the beach", "water", DOG.lower(), "a wet dog", "dogs"]
+    texts = [train_mini_generator.Text(writer.tokens("An image of"), writer.tokens(text)) for text in said]
+    images = [Image(PILImage.new("RGB", (64, 48), colour), colour) for colour in ("red", "green", "blue")]
+    with torch.no_grad():
+        pixels = scale_pixels(torch.from_numpy(np.stack([picture(image) for image in images])))
+        grid = model.eyes.trunk(pixels)
+        names = model.eyes.names(model.eyes.class_probabilities(model.eyes.own(grid)))
+        sums, _ = train_mini_generator.log_probs(model, train_mini_generator.look(model, grid, names), texts)
+    generator = mini.MiniGenerator.from_pretrained(dtype="float32")
+    shown = [images[n // 2] for n in range(len(said))]
+    expected = generator.log_likelihood([[image, "An image of"] for image in shown], said)
+    assert sums.tolist() == pytest.approx([one.sum for one in expected], abs=2e-2)

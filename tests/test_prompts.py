@@ -38,6 +38,7 @@ def test_the_wording_is_kosmos_1s() -> None:
     assert filled == {
         "captioning": [PICTURE, "An image of"],
         "question": [PICTURE, "Question:"],
+        "ask": [PICTURE, "A question about this picture:"],
         "vqa": [PICTURE, "Question: QUESTION Answer:"],
         "yes_no": [PICTURE, 'Does this picture show "QUESTION"? Answer:'],
         "classification": [PICTURE, "The photo of the"],

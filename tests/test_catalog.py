@@ -254,8 +254,8 @@ def test_a_refusal_within_a_transaction_undoes_only_itself(path: Path) -> None:
 
 def test_a_transaction_left_open_by_an_interrupt_is_taken_back(path: Path) -> None:
     with Catalog.create(path, dim=DIM) as catalog:
-        catalog._connection.execute("BEGIN IMMEDIATE")
-        catalog._connection.execute("INSERT INTO removals (key) VALUES (1)")
+        catalog._database.connection.execute("BEGIN IMMEDIATE")
+        catalog._database.connection.execute("INSERT INTO removals (key) VALUES (1)")
         assert catalog.add([row(1)]).tolist() == [1]
         assert keys_in(path) == [1] and catalog.position == Position(1, 0)
 
@@ -477,9 +477,9 @@ def test_foreign_and_newer_files_are_refused(path: Path) -> None:
     path.unlink()
     Catalog.create(path, dim=DIM).close()
     other = sqlite3.connect(path)
-    other.execute("PRAGMA user_version = 2")
+    other.execute("PRAGMA user_version = 3")
     other.close()
-    with pytest.raises(IntegrityError, match="format 2, this version of zsqretrieval reads up to 1"):
+    with pytest.raises(IntegrityError, match="format 3, this version of zsqretrieval reads up to 2"):
         Catalog.open(path)
 
 
@@ -551,12 +551,12 @@ def test_closed(path: Path) -> None:
 def test_a_full_disk_changes_nothing(path: Path) -> None:
     with Catalog.create(path, dim=DIM) as catalog:
         catalog.add([row(0)])
-        pages = catalog._connection.execute("PRAGMA page_count").fetchone()[0]
-        catalog._connection.execute(f"PRAGMA max_page_count = {pages + 3}")
+        pages = catalog._database.connection.execute("PRAGMA page_count").fetchone()[0]
+        catalog._database.connection.execute(f"PRAGMA max_page_count = {pages + 3}")
         with pytest.raises(AlbumError, match="disk is full: nothing was changed; free some space"):
             catalog.add([row(i) for i in range(1, 5000)])
         assert keys_of(catalog) == [1]
-        catalog._connection.execute("PRAGMA max_page_count = 1000000")
+        catalog._database.connection.execute("PRAGMA max_page_count = 1000000")
         assert catalog.add([row(1)]).tolist() == [2]
         catalog.verify()
 

@@ -1,0 +1,405 @@
+"""Policies: which question a dialog asks next, and what an answer does to the belief.
+
+    candidates, belief --question_pool--> questions worth asking --InformationGain--> the one that tells most
+
+:class:`InformationGain` is the library's own; :class:`RandomQuestion` and :class:`CaptionDialog` are what it
+is measured against. A policy of your own is any object with the two methods of :class:`Policy`.
+``docs/dialog.md`` has the formulas and where they come from.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.interview import POLAR_ANSWERS, Gallery, Interview
+from zsqretrieval.phrases import (
+    existence_questions,
+    is_polar,
+    is_settled,
+    is_unknown,
+    tidy,
+    topic,
+    verdict,
+)
+from zsqretrieval.posterior import information_gain, log_normalized
+from zsqretrieval.rerank import best_first
+from zsqretrieval.types import Hit
+
+__all__ = [
+    "CaptionDialog",
+    "InformationGain",
+    "Policy",
+    "Proposal",
+    "RandomQuestion",
+    "Scene",
+    "Turn",
+    "answer_evidence",
+    "question_pool",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One step of a dialog that has been taken.
+
+    Attributes:
+        question: what was asked; None for what was told unasked.
+        answer: what was said.
+        entropy_before: of the belief, in nats.
+        entropy_after: the same after the answer; equal when it said that one does not know.
+        expected_gain: how much the entropy was expected to fall, in nats; None where nobody computed it.
+    """
+
+    question: str | None
+    answer: str
+    entropy_before: float
+    entropy_after: float
+    expected_gain: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A question to be asked.
+
+    Attributes:
+        question: the question.
+        expected_gain: how many nats its answer is expected to take off the entropy; None where nobody
+            computed it.
+        answers: what was considered as an answer, if anything.
+    """
+
+    question: str
+    expected_gain: float | None = None
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """What a policy knows of a dialog.
+
+    Attributes:
+        text: what was looked for.
+        turns: what was said since.
+        hits: n candidates, all of them still in the gallery.
+        log_posterior: float64 [n], normalised.
+        gallery: the images.
+        interview: asks the generator about them.
+        scale: factor from cosine similarity to log-probability.
+        temper: exponent of the likelihood of an answer.
+        seed: of what is drawn.
+    """
+
+    text: str
+    turns: Sequence[Turn]
+    hits: Sequence[Hit]
+    log_posterior: NDArray[np.float64]
+    gallery: Gallery
+    interview: Interview
+    scale: float
+    temper: float
+    seed: int
+
+    def best(self, n: int) -> NDArray[np.intp]:
+        """Positions of the n likeliest candidates, likeliest first."""
+        return best_first(self.log_posterior)[:n]
+
+    @property
+    def asked(self) -> set[tuple[str, frozenset[str]]]:
+        """The topics of the questions that were asked, answered or not."""
+        return {topic(turn.question) for turn in self.turns if turn.question is not None}
+
+    @property
+    def known(self) -> str:
+        """All that was said of the image, as one text; what it is not, and not known, is left out."""
+        said = [self.text]
+        for turn in self.turns:
+            answer = verdict(turn.answer)
+            if not is_unknown(turn.answer) and (answer is None or answer.word == "yes"):
+                said.append(f"{turn.question or ''} {turn.answer}")
+        return ". ".join(said)
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """How to ask, and what to make of an answer."""
+
+    def propose(self, scene: Scene) -> Proposal | None:
+        """The next question; None when there is nothing left to ask."""
+        ...
+
+    def evidence(self, scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
+        """What an answer says of each candidate.
+
+        Args:
+            scene: the dialog before it.
+            question: what was answered; None for what was told unasked.
+            answer: not empty, and not that one does not know.
+
+        Returns:
+            float64 [n] in nats, added to the log-posterior, which is then normalised again; nan for a
+            candidate that cannot be judged, whose probability then stays as it is.
+        """
+        ...
+
+
+# --- what questions there are -----------------------------------------------------------------------------
+
+
+def question_pool(scene: Scene, images: int, size: int) -> list[str]:
+    """Questions that might tell the likeliest candidates apart, the most promising first.
+
+    They come from three places: the generator, asked for questions about the likeliest images; the questions
+    that are kept with these; and its captions of them, of which those that name a thing and those that do not
+    make a question of yes or no ("is there a dog?"). The first two count by the probability of the images
+    that they are asked of, the last by p (1 - p), where p is that of the images whose captions have the word.
+    Open questions and those of yes or no take turns.
+
+    What was asked before, and what is settled by what was said, is left out.
+
+    Args:
+        scene: the dialog.
+        images: how many of the likeliest candidates are asked about.
+        size: most questions.
+    """
+    top = scene.best(images)
+    hits = [scene.hits[i] for i in top]
+    mass = np.exp(log_normalized(scene.log_posterior[top]))
+    by_topic: dict[tuple[str, frozenset[str]], dict[str, float]] = {}
+
+    def enter(question: str, weight: float) -> None:
+        spellings = by_topic.setdefault(topic(question), {})
+        spellings[question] = spellings.get(question, 0.0) + weight
+
+    stored = scene.gallery.stored_questions(hits)
+    for share, written, kept in zip(mass, scene.interview.questions(hits), stored, strict=True):
+        for question in dict.fromkeys([*written, *(f"{tidy(one)}?" for one in kept)]):
+            enter(question, float(share))
+    captions = [caption or "" for caption in scene.interview.captions(hits)]
+    for question, naming in existence_questions(captions).items():
+        p = float(mass[list(naming)].sum())
+        enter(question, p * (1 - p))
+
+    asked, known = scene.asked, scene.known
+    rated = [
+        (sum(spellings.values()), max(spellings, key=lambda one: spellings[one]))
+        for about, spellings in by_topic.items()
+        if about not in asked and not (about[0] == "polar" and not about[1])
+    ]
+    rated.sort(key=lambda one: -one[0])  # equal ones stay as they are
+    fresh = [question for _, question in rated if not is_settled(question, known)]
+    split = [question for question in fresh if not is_polar(question)], [*filter(is_polar, fresh)]
+    return [one for one in chain.from_iterable(zip_longest(*split)) if one is not None][:size]
+
+
+def _closed_answers(scene: Scene, question: str, images: int, count: int) -> tuple[str, ...]:
+    """The answers that are expected to a question: those of the likeliest images, by their probability."""
+    if is_polar(question):
+        return POLAR_ANSWERS
+    top = scene.best(images)
+    weights: dict[str, float] = {}
+    said = scene.interview.answers(question, [scene.hits[i] for i in top])
+    for answer, share in zip(said, np.exp(log_normalized(scene.log_posterior[top])), strict=True):
+        if answer:
+            weights[answer] = weights.get(answer, 0.0) + float(share)
+    return tuple(sorted(weights, key=lambda answer: -weights[answer])[:count])
+
+
+# --- what an answer says ----------------------------------------------------------------------------------
+
+
+def answer_evidence(scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
+    """How likely an answer is given each candidate: temper * log P(answer | question, image).
+
+    To a question of yes or no, "yes" and "no" are normalised over the two; what else such an answer says
+    ("yes, on a boat") continues it, so that it counts by the chain rule. Any other answer counts by the sum
+    of the log-probabilities of its tokens. What is told unasked counts as what one might type to find the
+    image.
+
+    Args:
+        scene: the dialog before the answer.
+        question: what was answered; None for what was told unasked.
+        answer: what was said.
+
+    Returns:
+        float64 [n], in nats; nan for an image that cannot be shown.
+
+    Raises:
+        InvalidInputError: the answer is too long for the generator.
+        ZsqError: the generator's numbers are broken; names the image.
+    """
+    said = verdict(answer) if question is not None and is_polar(question) else None
+    if question is None or said is None:
+        evidence = scene.interview.log_text(f" {answer.strip()}", scene.hits, question=question)
+    else:
+        verdicts = scene.interview.log_verdicts(question, scene.hits)
+        evidence = verdicts[:, POLAR_ANSWERS.index(said.word)]
+        if said.rest:
+            words = scene.interview.wording.yes if said.word == "yes" else scene.interview.wording.no
+            evidence = evidence + scene.interview.log_text(
+                said.rest, scene.hits, question=question, said=words[0]
+            )
+    return scene.temper * evidence
+
+
+# --- policies ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class InformationGain:
+    """Asks the question whose answer is expected to take most off the entropy of the belief.
+
+    The expected gain of a question is the mutual information of its answer and the image
+    (:func:`~zsqretrieval.posterior.information_gain`) over the likeliest candidates, with the answers that
+    the generator gives for the likeliest of them, and P(answer | question, image) normalised over these.
+
+    Attributes:
+        images: how many of the likeliest candidates are asked for questions and answers.
+        top: how many of the likeliest candidates the gain is computed over.
+        pool: how many questions are compared.
+        answers: most answers of a question.
+        least: a question that is expected to gain less, in nats, is not asked.
+
+    Raises:
+        InvalidInputError: a count is below 1, ``top`` or ``answers`` below 2, or ``least`` negative.
+    """
+
+    images: int = 5
+    top: int = 16
+    pool: int = 6
+    answers: int = 4
+    least: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _check_counts(self, images=1, top=2, pool=1, answers=2)
+        if not self.least >= 0:
+            raise InvalidInputError(f"least must be a number of nats, at least 0, not {self.least}")
+
+    def propose(self, scene: Scene) -> Proposal | None:
+        """The question of the pool that is expected to gain most."""
+        top = scene.best(self.top)
+        hits, belief = [scene.hits[i] for i in top], scene.log_posterior[top]
+        best: Proposal | None = None
+        for question in question_pool(scene, self.images, self.pool):
+            answers = _closed_answers(scene, question, self.images, self.answers)
+            if len(answers) < 2 or (not is_polar(question) and is_settled(question, scene.known, answers)):
+                continue
+            likely = scene.temper * scene.interview.log_answers(question, answers, hits)
+            seen = ~np.isnan(likely).any(1)
+            if not seen.any():
+                continue
+            gain = information_gain(log_normalized(belief[seen]), log_normalized(likely[seen]))
+            if gain >= self.least and (best is None or gain > (best.expected_gain or 0.0)):
+                best = Proposal(question, gain, answers)
+        return best
+
+    def evidence(self, scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
+        """As :func:`answer_evidence`."""
+        return answer_evidence(scene, question, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomQuestion:
+    """Asks any question of the same pool as :class:`InformationGain`, and believes the answers alike.
+
+    Attributes:
+        images: how many of the likeliest candidates are asked for questions.
+        pool: how many questions it draws from.
+
+    Raises:
+        InvalidInputError: one of them is below 1.
+    """
+
+    images: int = 5
+    pool: int = 6
+
+    def __post_init__(self) -> None:
+        _check_counts(self, images=1, pool=1)
+
+    def propose(self, scene: Scene) -> Proposal | None:
+        """A question drawn by the seed of the dialog and the number of its turns."""
+        pool = question_pool(scene, self.images, self.pool)
+        for i in np.random.default_rng([scene.seed, len(scene.turns)]).permutation(len(pool)):
+            answers = _closed_answers(scene, pool[i], self.images, self.images)
+            if is_polar(pool[i]) or not is_settled(pool[i], scene.known, answers):
+                return Proposal(pool[i], answers=answers)
+        return None
+
+    def evidence(self, scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
+        """As :func:`answer_evidence`."""
+        return answer_evidence(scene, question, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionDialog:
+    """The way of ChatIR (Levy et al., NeurIPS 2023): the dialog becomes one long caption.
+
+    It asks what the generator is likeliest to ask about the likeliest image, whatever that tells. The encoder
+    reads the text, the questions and the answers as one text, and its cosine similarity, times the scale, is
+    the log-posterior: the generator has no say in it. A text that the encoder would cut (CLIP reads 77
+    tokens) loses its oldest questions and answers instead, with a RuntimeWarning; the text that began the
+    dialog and the last answer stay.
+
+    Attributes:
+        images: how many of the likeliest candidates are asked for a question before there is none left.
+
+    Raises:
+        InvalidInputError: ``images`` is below 1.
+    """
+
+    images: int = 5
+
+    def __post_init__(self) -> None:
+        _check_counts(self, images=1)
+
+    def propose(self, scene: Scene) -> Proposal | None:
+        """The first question about the likeliest image that was not asked before."""
+        asked = scene.asked
+        for i in scene.best(self.images):
+            for question in scene.interview.questions([scene.hits[i]])[0]:
+                if topic(question) not in asked:
+                    return Proposal(question)
+        return None
+
+    def evidence(self, scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
+        """What this answer adds: scale * (cosine of the text with it - cosine of the text without)."""
+        said = [
+            f"{turn.question or ''} {turn.answer}".strip()
+            for turn in scene.turns
+            if not is_unknown(turn.answer)
+        ]
+        before = self._readable(scene, said, warn=False)
+        after = self._readable(scene, [*said, f"{question or ''} {answer}".strip()], warn=True)
+        cosine = scene.gallery.similarities([before, after], scene.hits)  # [2, n]
+        added: NDArray[np.float64] = scene.scale * (cosine[1] - cosine[0])
+        return added
+
+    def _readable(self, scene: Scene, said: Sequence[str], *, warn: bool) -> str:
+        for left_out in range(max(len(said), 1)):
+            text = ", ".join([scene.text.strip(), *said[left_out:]])
+            if not scene.gallery.encoded_alike([text, f"{text} zebra"]):
+                break
+        if warn and left_out:
+            warnings.warn(
+                f"the encoder does not read all of the dialog; the first {left_out} of {len(said)} turns are "
+                "left out",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return text
+
+
+def _check_counts(policy: object, **least: int) -> None:
+    for name, bound in least.items():
+        value = getattr(policy, name)
+        if not isinstance(value, int) or value < bound:
+            raise InvalidInputError(
+                f"{name} of {type(policy).__name__} must be a whole number of at least {bound}, not {value!r}"
+            )

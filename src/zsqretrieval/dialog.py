@@ -1,0 +1,379 @@
+"""A search that asks back: a belief over candidates, questions that narrow it, answers that move it.
+
+    text --first stage--> candidates, log P(image) --policy--> question --person--> answer
+                            ^                                                         |
+                            +----------- + log P(answer | question, image) -----------+
+
+log P(image | dialog) = log-softmax(scale * cosine(text, image) + sum_t temper * log P(answer_t | question_t,
+image)). A dialog is state: it neither prints nor reads; whoever shows the question brings the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsqretrieval.asking import InformationGain, Policy, Proposal, Scene, Turn
+from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.interview import Gallery, Interview, Memory, Wording
+from zsqretrieval.phrases import is_unknown, tidy
+from zsqretrieval.posterior import entropy, log_normalized
+from zsqretrieval.rerank import FIRST_STAGE, best_first
+from zsqretrieval.types import Ranking
+
+__all__ = ["SCALE", "Dialog", "Stopped"]
+
+SCALE = 20.0
+"""Factor from cosine similarity to log-probability, unless a dialog is given another one (docs/dialog.md)."""
+
+Stopped = Literal["sure", "budget", "nothing to ask", "no candidates"]
+"""Why a dialog asks no more: one image is likely enough; as many questions were answered as may be; no
+question tells the candidates apart; or all candidates were removed from the album."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """A turn, what it said of each candidate [n], and the proposal that it answered."""
+
+    turn: Turn
+    evidence: NDArray[np.float64]
+    proposal: Proposal | None
+
+
+@final
+class Dialog:
+    """Looks for one image by asking about it; made by :meth:`zsqretrieval.retriever.Retriever.dialog`.
+
+    Pickled, it keeps all that was said and believed but not the gallery: it still tells its ranking, entropy
+    and history and can undo, and asks again after :meth:`attach`. Images that are removed from the gallery
+    meanwhile drop out, and the others share their probability. For one thread at a time.
+
+    Args:
+        gallery: the images, such as a :class:`~zsqretrieval.retriever.Retriever`.
+        text: what is looked for.
+        candidates: how many images of the first stage are considered, >= 1.
+        policy: what is asked, and what answers mean.
+        budget: how many questions are asked at most, >= 0.
+        sure: ask no more when an image is that probable, in (0, 1]; at 1 never for that reason.
+        scale: factor from cosine similarity to log-probability, finite, >= 0: the inverse temperature of the
+            first stage. It depends on the encoder; ``zsq bench dialog --split dev`` tells the one under which
+            the images that were meant are likeliest.
+        temper: exponent of P(answer | question, image), finite, > 0. Below 1 an answer counts for less than
+            the generator says, which a generator that is too sure of itself, most of all over the many
+            tokens of a long answer, needs.
+        wording: what the generator is told.
+        seed: of what is drawn, >= 0.
+        batch_size: images shown to the generator together.
+        memory: where its answers are kept while the dialog lasts; a mapping to share between dialogs over
+            one gallery, generator and wording.
+
+    Raises:
+        InvalidInputError: the text says nothing, the gallery is empty, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        text: str,
+        *,
+        candidates: int = 100,
+        policy: Policy = InformationGain(),  # noqa: B008  # frozen
+        budget: int = 10,
+        sure: float = 0.9,
+        scale: float = SCALE,
+        temper: float = 1.0,
+        wording: Wording = Wording(),  # noqa: B008  # frozen
+        seed: int = 0,
+        batch_size: int = 64,
+        memory: Memory | None = None,
+    ) -> None:
+        _check_text(text, "the text to look for")
+        _check_settings(candidates, budget, sure, scale, temper, seed, batch_size)
+        if isinstance(policy, type) or not isinstance(policy, Policy):
+            raise InvalidInputError(f"policy must be one such as InformationGain(), not {policy!r}")
+        hits = tuple(gallery.first_stage(text, candidates))
+        if not hits:
+            raise InvalidInputError("the album is empty, so there is nothing to ask about; add images first")
+        self.text = text
+        self.policy = policy
+        self.budget = budget
+        self.sure = sure
+        self.scale = scale
+        self.temper = temper
+        self._wording, self._seed, self._batch_size = wording, seed, batch_size
+        self._hits = hits
+        self._log_prior = scale * np.array([hit.scores[FIRST_STAGE] for hit in hits], np.float64)
+        self._present = np.ones(len(hits), np.bool_)
+        self._steps: list[_Step] = []
+        self._proposal: Proposal | None = None
+        self._asked_for = False  # whether `_proposal` is what the policy proposes now
+        self._connect(gallery, memory)
+
+    # --- the gallery --------------------------------------------------------------------------------------
+
+    def attach(self, gallery: Gallery, *, memory: Memory | None = None) -> None:
+        """Go on with a gallery, after the dialog was pickled.
+
+        Args:
+            gallery: the album it began with, opened again.
+            memory: as for :class:`Dialog`.
+
+        Raises:
+            MismatchError: none of the candidates is there. Nothing has changed.
+        """
+        if not gallery.present(self._hits).any():
+            raise MismatchError(
+                f"none of the {len(self._hits)} candidates of the dialog about {self.text!r} is in this "
+                "album; attach the one it began with, or begin another dialog"
+            )
+        self._connect(gallery, memory)
+
+    def _connect(self, gallery: Gallery, memory: Memory | None) -> None:
+        self._gallery: Gallery | None = gallery
+        self._interview: Interview | None = Interview(
+            gallery, wording=self._wording, memory=memory, seed=self._seed, batch_size=self._batch_size
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._look()
+        return {**self.__dict__, "_gallery": None, "_interview": None}
+
+    def _look(self) -> None:
+        """Notice which candidates were removed; a question that was meant for others is forgotten then."""
+        if self._gallery is None:
+            return
+        present = self._present & self._gallery.present(self._hits)
+        if not np.array_equal(present, self._present):
+            self._present = present
+            self._proposal, self._asked_for = None, False
+
+    # --- what is believed ---------------------------------------------------------------------------------
+
+    @property
+    def ranking(self) -> Ranking:
+        """The candidates, likeliest first.
+
+        ``score`` is log P(image | dialog) in nats, which does not vanish where the probability does;
+        ``scores`` has it as ``"dialog"``, beside ``"first_stage"``. Equal ones stand as the first stage put
+        them.
+        """
+        belief = self._belief()
+        hits = [
+            replace(hit, score=float(log_p), scores={**hit.scores, "dialog": float(log_p)})
+            for hit, log_p in zip(self._hits, belief, strict=True)
+        ]
+        return Ranking(self.text, tuple(hits[i] for i in best_first(belief) if self._present[i]))
+
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """P(image | dialog) of every candidate by its id, likeliest first; they add up to 1."""
+        return {hit.id: math.exp(hit.score) for hit in self.ranking}
+
+    @property
+    def entropy(self) -> float:
+        """How open it is which image is meant, in nats: 0 when one is certain, log n when n are alike."""
+        return entropy(self._belief())
+
+    @property
+    def history(self) -> tuple[Turn, ...]:
+        """What was said, in order."""
+        return tuple(step.turn for step in self._steps)
+
+    def _belief(self) -> NDArray[np.float64]:
+        """The log-posterior [n]; -inf for candidates that were removed."""
+        self._look()
+        return self._posterior([step.evidence for step in self._steps])
+
+    def _posterior(self, evidence: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        if not self._present.any():
+            return np.full(len(self._hits), -np.inf)
+        weights = sum(evidence, self._log_prior)
+        return log_normalized(np.where(self._present, weights, -np.inf))
+
+    # --- asking -------------------------------------------------------------------------------------------
+
+    @property
+    def proposal(self) -> Proposal | None:
+        """The question to be answered next, with what it is expected to gain; None when the dialog stopped.
+
+        Computed when it is first asked for, which takes the generator.
+
+        Raises:
+            InvalidInputError: there is no gallery since the dialog was pickled; the album has no generator,
+                or one that cannot write.
+            ZsqError: the generator's numbers are broken; names the image.
+        """
+        if self._reason() is not None:
+            return None
+        if not self._asked_for:
+            scene = self._scene()
+            self._proposal = self.policy.propose(scene)
+            self._asked_for = True
+        return self._proposal
+
+    @property
+    def question(self) -> str | None:
+        """The question to be answered next, as :attr:`proposal`; None when the dialog stopped."""
+        proposal = self.proposal
+        return None if proposal is None else proposal.question
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """Why there is no question; None while there is one.
+
+        Raises:
+            InvalidInputError, ZsqError: as :attr:`proposal`, which has to be known for that.
+        """
+        reason = self._reason()
+        if reason is None and self.proposal is None:
+            return "nothing to ask"
+        return reason
+
+    def _reason(self) -> Literal["sure", "budget", "no candidates"] | None:
+        belief = self._belief()
+        if not self._present.any():
+            return "no candidates"
+        if self.sure < 1 and math.exp(belief.max()) >= self.sure:
+            return "sure"
+        return "budget" if sum(step.proposal is not None for step in self._steps) >= self.budget else None
+
+    def _scene(self) -> Scene:
+        if self._gallery is None or self._interview is None:
+            raise InvalidInputError(
+                "this dialog was pickled and has no album any more; attach it: dialog.attach(retriever)"
+            )
+        belief = self._belief()
+        here = np.flatnonzero(self._present)
+        return Scene(
+            text=self.text,
+            turns=self.history,
+            hits=[self._hits[i] for i in here],
+            log_posterior=belief[here],
+            gallery=self._gallery,
+            interview=self._interview,
+            scale=self.scale,
+            temper=self.temper,
+            seed=self._seed,
+        )
+
+    # --- answering ----------------------------------------------------------------------------------------
+
+    def answer(self, text: str) -> None:
+        """Answer :attr:`question`.
+
+        "Don't know" and its like change nothing but that the question is not asked again. "Yes" and "no" may
+        begin a longer answer ("yes, on a boat").
+
+        Args:
+            text: the answer.
+
+        Raises:
+            InvalidInputError: the dialog has stopped; the answer is empty, no text, or longer than the
+                generator reads; or as :attr:`proposal`. Nothing has changed.
+            ZsqError: the generator's numbers are broken; names the image. Nothing has changed.
+        """
+        _check_text(text, "an answer")
+        proposal = self.proposal
+        if proposal is None:
+            raise InvalidInputError(
+                f"there is no question to answer, because the dialog has stopped: {self.stopped}; tell() "
+                "takes what is said unasked"
+            )
+        self._take(proposal.question, text, proposal)
+
+    def tell(self, text: str) -> None:
+        """Say something about the image that was not asked for; it counts as an answer, not as a question.
+
+        Args:
+            text: for instance "it was taken at night".
+
+        Raises:
+            InvalidInputError, ZsqError: as :meth:`answer`, but a dialog that has stopped can still be told.
+        """
+        _check_text(text, "what is told")
+        self._take(None, text, None)
+
+    def _take(self, question: str | None, said: str, proposal: Proposal | None) -> None:
+        before = self._belief()
+        if is_unknown(said):
+            evidence = np.zeros(len(self._hits))
+        else:
+            scene = self._scene()
+            if not scene.hits:
+                raise InvalidInputError("all candidates were removed from the album; begin another dialog")
+            evidence = np.zeros(len(self._hits))
+            evidence[self._present] = _checked(self.policy.evidence(scene, question, said), scene)
+        after = self._posterior([*(step.evidence for step in self._steps), evidence])
+        gain = None if proposal is None else proposal.expected_gain
+        turn = Turn(question, said, entropy(before), entropy(after), gain)
+        self._steps.append(_Step(turn, evidence, proposal))
+        self._proposal, self._asked_for = None, False
+
+    def undo(self) -> Turn:
+        """Take back the last answer, or what was told last; its question is open again.
+
+        Returns:
+            The turn that was taken back.
+
+        Raises:
+            InvalidInputError: nothing has been said yet.
+        """
+        if not self._steps:
+            raise InvalidInputError("nothing has been answered yet, so there is nothing to undo")
+        step = self._steps.pop()
+        self._proposal, self._asked_for = step.proposal, step.proposal is not None
+        return step.turn
+
+    def __repr__(self) -> str:
+        stands = f"{len(self._steps)} turns, {len(self._hits)} candidates, entropy {self.entropy:.2f} nats"
+        return f"Dialog({self.text!r}, {type(self.policy).__name__}, {stands})"
+
+
+def _checked(evidence: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]:
+    """The evidence of a policy, in which a candidate that it could not judge keeps its probability.
+
+    That is so when it gets the evidence that all others get on average: log sum_i P(i) P(answer | i), over
+    those that could be judged.
+    """
+    found = np.asarray(evidence, np.float64)
+    if found.shape != (len(scene.hits),) or (found == np.inf).any():
+        raise InvalidInputError(
+            f"the policy must give one number below infinity for each of {len(scene.hits)} candidates, not "
+            f"{found!r}"
+        )
+    blind = np.isnan(found)
+    if blind.all():
+        return np.zeros_like(found)
+    seen = scene.log_posterior[~blind] + found[~blind]
+    if not np.isfinite(seen).any():
+        raise InvalidInputError("by this answer none of the candidates is possible; nothing was changed")
+    if not blind.any():
+        return found
+    average = np.logaddexp.reduce(seen) - np.logaddexp.reduce(scene.log_posterior[~blind])
+    return np.where(blind, average, found)
+
+
+def _check_text(text: object, what: str) -> None:
+    if not isinstance(text, str) or not tidy(text):
+        raise InvalidInputError(f"{what} must be a text that says something, not {text!r}")
+
+
+def _check_settings(
+    candidates: int, budget: int, sure: float, scale: float, temper: float, seed: int, batch_size: int
+) -> None:
+    if candidates < 1 or batch_size < 1 or budget < 0 or seed < 0:
+        raise InvalidInputError(
+            f"candidates={candidates} and batch_size={batch_size} must be at least 1, budget={budget} and "
+            f"seed={seed} at least 0"
+        )
+    if not 0 < sure <= 1:
+        raise InvalidInputError(f"sure must be a probability above 0, not {sure}")
+    if not (math.isfinite(scale) and scale >= 0 and math.isfinite(temper) and temper > 0):
+        raise InvalidInputError(
+            f"scale={scale} must be a finite number of at least 0, temper={temper} one above 0"
+        )

@@ -1,0 +1,237 @@
+"""The little that a dialog has to understand of English: what a question asks for, and what an answer says.
+
+Rules over words, no model. They decide which questions are worth putting to the generator and how an answer
+begins; what an answer means for an image, the generator says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "Verdict",
+    "content_words",
+    "existence_questions",
+    "is_polar",
+    "is_settled",
+    "is_unknown",
+    "stem",
+    "things",
+    "tidy",
+    "topic",
+    "verdict",
+    "words",
+]
+
+_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+
+
+def _set(*lists: str) -> frozenset[str]:
+    return frozenset(word for some in lists for word in some.split())
+
+
+_POLAR = _set(
+    "is are was were am do does did has have had can could will would should may might isn't aren't"
+)
+_ASKING = _set("what which who whom whose where when why how")
+_YES = _set("yes yeah yep yup")
+_NO = _set("no nope nah")
+_UNKNOWN = frozenset(
+    (
+        "don't know", "do not know", "i don't know", "i do not know", "dont know", "i dont know", "idk",
+        "dunno", "no idea", "i have no idea", "not sure", "i'm not sure", "i am not sure", "unsure",
+        "i'm unsure", "can't tell", "cannot tell", "can't say", "cannot say", "i can't tell",
+        "i cannot tell", "i can't say", "i cannot say", "unknown", "hard to say", "hard to tell", "maybe",
+        "perhaps",
+    )
+)  # fmt: skip
+_EMPTY = _POLAR | _ASKING | _set(
+    "a an the this that these those some any no other and or but of in on at to for with from by as into",
+    "onto near through there here it its he she they them his her their i you we me my your our be been",
+    "being not yes something someone anything anyone picture pictures photo photos photograph image scene",
+    "taken shown seen see show shows visible many much",
+)  # fmt: skip
+_ATTRIBUTES = _set("color kind type sort number count doing wearing made look")
+_IRREGULAR = {
+    "men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot",
+    "colour": "color", "colours": "color", "gray": "grey", "blond": "blonde",
+}  # fmt: skip
+
+# Of captions: what a thing may follow, what ends it, and what looks like a thing and is none.
+_OPENERS = _set(
+    "a an the one two three four five six several some many another his her their its of in on at with by",
+    "near into onto over under through along across behind beside from to",
+)
+_BREAKERS = _OPENERS | _set(
+    "and or but while as who which that is are was were be being it him them up down out off around"
+)
+_SINGULAR = _set("a an one another")
+_NO_THINGS = _set(
+    "front back side sides top bottom middle background foreground group pair air edge end piece other",
+    "others each way picture photo image camera distance lot couple set day",
+)
+_NOUNS_IN_ING = _set("building ceiling clothing painting railing wedding")
+_MASS = _set("water snow grass sand ice food mud smoke fire hair clothing sunlight rain furniture traffic")
+_PLURALS = _set("men women children people")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, with a plain apostrophe inside ("don't")."""
+    return [word.replace("\u2019", "'") for word in _WORD.findall(text.lower())]
+
+
+def tidy(text: str) -> str:
+    """Lower case, single spaces, no punctuation at the ends: equal for texts that say the same."""
+    return re.sub(r"\s+", " ", text.lower().replace("\u2019", "'")).strip(" .,;:!?\"'")
+
+
+def stem(word: str) -> str:
+    """One form for singular and plural, and one spelling."""
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if len(word) > 4 and word.endswith("ies"):
+        return f"{word[:-3]}y"
+    if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes")):
+        return word[:-2]
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-1]
+    return word
+
+
+def content_words(text: str) -> frozenset[str]:
+    """The words that carry what is said, each in one form."""
+    return frozenset(stem(word) for word in words(text) if word not in _EMPTY)
+
+
+# --- questions --------------------------------------------------------------------------------------------
+
+
+def is_polar(question: str) -> bool:
+    """Whether it is answered by yes or no: it begins with a form of be, do, have or the like."""
+    return next(iter(words(question)), "") in _POLAR
+
+
+def topic(question: str) -> tuple[str, frozenset[str]]:
+    """What it asks for: two questions of one topic need not both be asked.
+
+    Returns:
+        The first asking word ("polar" for yes or no; "how many" counts as one), and the content words.
+        "Where is this?" and "Where was this photo taken?" are of one topic, and so are "Is there a dog?" and
+        "Are there any dogs?".
+    """
+    said = words(question)
+    kind = "polar" if is_polar(question) else next((word for word in said if word in _ASKING), "")
+    if kind == "how" and "many" in said:
+        kind = "how many"
+    return kind, content_words(question)
+
+
+def is_settled(question: str, text: str, answers: Iterable[str] = ()) -> bool:
+    """Whether a text already answers a question, as far as words can tell.
+
+    A question of yes or no is settled when all its content words stand in the text. Another is settled when
+    its content words do, apart from those that name an attribute ("color", "doing"), and all those of one of
+    its possible answers as well: "What color is the dog?" by "a brown dog", if "brown" is among them.
+
+    Args:
+        question: the question.
+        text: what is known.
+        answers: answers that the question may have.
+    """
+    known, asked = content_words(text), content_words(question)
+    if is_polar(question):
+        return bool(asked) and asked <= known
+    named = [content_words(answer) for answer in answers]
+    return asked - _ATTRIBUTES <= known and any(answer and answer <= known for answer in named)
+
+
+# --- answers ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An answer that says yes or no.
+
+    Attributes:
+        word: which of them.
+        rest: what else it says, from the punctuation or the space after that word; may be empty.
+    """
+
+    word: Literal["yes", "no"]
+    rest: str
+
+
+def is_unknown(answer: str) -> bool:
+    """Whether it says that the one who is asked does not know."""
+    return tidy(answer) in _UNKNOWN
+
+
+def verdict(answer: str) -> Verdict | None:
+    """How an answer to a question of yes or no begins; None when it says neither."""
+    first = _WORD.search(answer)
+    if first is None or answer[: first.start()].strip():
+        return None
+    said = first[0].lower()
+    if said not in _YES | _NO:
+        return None
+    rest = answer[first.end() :].rstrip()
+    return Verdict("yes" if said in _YES else "no", rest if words(rest) else "")
+
+
+# --- what captions name -----------------------------------------------------------------------------------
+
+
+def things(caption: str) -> dict[str, str]:
+    """What a caption names, by rule: the last word of what follows an article, a number or a preposition.
+
+    Returns:
+        As the caption writes it ("dogs") by stem ("dog"), in order. It is a rule without a dictionary, and
+        takes some other words for things.
+    """
+    found: dict[str, str] = {}
+    chunk: list[str] | None = []  # what stands since the last opener; the beginning counts as one
+    opener = ""
+    for word in [*words(caption), "and"]:
+        verb = (
+            (word.endswith("ing") and word not in _NOUNS_IN_ING and len(word) > 5)
+            or (word.endswith("ed") and len(word) > 4)
+            or (opener in _SINGULAR and word.endswith("s") and stem(word) != word and bool(chunk))
+        )
+        if word in _BREAKERS or (verb and chunk):
+            if chunk and chunk[-1] not in _NO_THINGS and len(chunk[-1]) > 2 and not chunk[-1].isdigit():
+                found.setdefault(stem(chunk[-1]), chunk[-1])
+            chunk, opener = ([], word) if word in _OPENERS else (None, "")
+        elif chunk is not None and not verb:
+            chunk.append(word)
+    return found
+
+
+def existence_questions(captions: Sequence[str]) -> dict[str, frozenset[int]]:
+    """Questions of yes or no whether there is a thing that some of the captions name and others do not.
+
+    Returns:
+        By question ("is there a dog?"), the positions of the captions that name the thing, or only mention
+        it. In the order in which the captions name them.
+    """
+    mentioned = [frozenset(map(stem, words(caption))) for caption in captions]
+    written: dict[str, str] = {}
+    for caption in captions:
+        for root, word in things(caption).items():
+            written.setdefault(root, word)
+    found = {}
+    for root, word in written.items():
+        by = frozenset(n for n, some in enumerate(mentioned) if root in some)
+        if len(by) < len(captions):
+            found[_is_there(word)] = by
+    return found
+
+
+def _is_there(word: str) -> str:
+    if word in _MASS:
+        return f"is there {word}?"
+    if word in _PLURALS or stem(word) != word:
+        return f"are there {word}?"
+    return f"is there {'an' if word[0] in 'aeiou' else 'a'} {word}?"

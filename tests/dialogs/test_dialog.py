@@ -1,0 +1,527 @@
+"""Dialogs over a world whose probabilities are all known."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from itertools import product
+
+import numpy as np
+import pytest
+from closed_world import ClosedGenerator, World
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zsqretrieval.asking import CaptionDialog, InformationGain, Policy, Proposal, RandomQuestion, Scene
+from zsqretrieval.dialog import Dialog
+from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.interview import Wording
+from zsqretrieval.prompts import Prompt
+
+DOG = {"yes": [0.9, 0.1, 0.5, 0.2], "no": [0.1, 0.9, 0.5, 0.6]}  # need not add up to 1: a closed set
+PLACE = {"beach": [0.7, 0.1, 0.1, 0.2], "forest": [0.1, 0.8, 0.1, 0.2], "city": [0.2, 0.1, 0.8, 0.6]}
+COLOR = {"red": [0.5, 0.5, 0.5, 0.5], "blue": [0.5, 0.5, 0.5, 0.5]}
+TABLE = {
+    "is there a dog?": {**DOG, "yes, on a boat": [0.2, 0.01, 0.1, 0.01]},
+    "where is this?": PLACE,
+    "what color is the sky?": COLOR,
+    "told": {"it rains": [0.1, 0.2, 0.3, 0.4]},
+}
+COSINES = {"somebody": [0.4, 0.3, 0.2, 0.1]}
+QUESTIONS = ("is there a dog?", "where is this?", "what color is the sky?")
+
+
+def world(**settings: object) -> World:
+    asks = [QUESTIONS] * 4
+    return World(4, ClosedGenerator(TABLE, asks=asks), COSINES, **settings)  # type: ignore[arg-type]
+
+
+def begin(gallery: World | None = None, **settings: object) -> Dialog:
+    given = {"scale": 5.0, "sure": 1.0, **settings}
+    return Dialog(gallery or world(), "somebody", **given)  # type: ignore[arg-type]
+
+
+class Asks:
+    """A policy that asks what it is told, and believes as InformationGain does."""
+
+    def __init__(self, *questions: str) -> None:
+        self.questions = questions
+
+    def propose(self, scene: Scene) -> Proposal | None:
+        n = sum(turn.question is not None for turn in scene.turns)
+        return Proposal(self.questions[n]) if n < len(self.questions) else None
+
+    def evidence(self, scene: Scene, question: str | None, answer: str) -> np.ndarray:
+        return InformationGain().evidence(scene, question, answer)
+
+
+def believed(dialog: Dialog) -> np.ndarray:
+    """P(image | dialog) by number."""
+    return np.array([dialog.probabilities[f"image-{n}"] for n in range(len(dialog.ranking))])
+
+
+def softmax(weights: list[float]) -> np.ndarray:
+    p = np.exp(np.array(weights))
+    return p / p.sum()
+
+
+# --- the belief -------------------------------------------------------------------------------------------
+
+
+def test_it_begins_with_the_first_stage() -> None:
+    dialog = begin()
+    assert believed(dialog) == pytest.approx(softmax([2.0, 1.5, 1.0, 0.5]))
+    assert [hit.id for hit in dialog.ranking] == ["image-0", "image-1", "image-2", "image-3"]
+    assert dialog.ranking[0].score == pytest.approx(math.log(dialog.probabilities["image-0"]))
+    assert dialog.ranking[0].scores == {"first_stage": 0.4, "dialog": dialog.ranking[0].score}
+    assert dialog.ranking.query == "somebody"
+    p = believed(dialog)
+    assert dialog.entropy == pytest.approx(float(-(p * np.log(p)).sum()))
+
+
+@pytest.mark.parametrize("temper", [1.0, 0.5])
+def test_answers_multiply_by_bayes(temper: float) -> None:
+    dialog = begin(policy=Asks("is there a dog?", "where is this?"), temper=temper)
+    dialog.answer("Yes!")
+    dialog.answer("forest")
+    prior = softmax([2.0, 1.5, 1.0, 0.5])
+    yes = np.array(DOG["yes"]) / (np.array(DOG["yes"]) + np.array(DOG["no"]))
+    expected = prior * (yes * np.array(PLACE["forest"])) ** temper
+    assert believed(dialog) == pytest.approx(expected / expected.sum())
+
+
+def test_a_yes_may_go_on() -> None:
+    dialog = begin(policy=Asks("is there a dog?"))
+    dialog.answer("yes, on a boat")
+    # By the chain rule, with the yes normalised: P(yes) * P(", on a boat" | yes), where the model here
+    # gives P("yes, on a boat") for the second factor.
+    yes = np.array(DOG["yes"]) / (np.array(DOG["yes"]) + np.array(DOG["no"]))
+    expected = softmax([2.0, 1.5, 1.0, 0.5]) * yes * np.array([0.2, 0.01, 0.1, 0.01])
+    assert believed(dialog) == pytest.approx(expected / expected.sum())
+
+
+def test_what_is_told_unasked_counts_and_is_no_question() -> None:
+    dialog = begin(budget=1)
+    dialog.tell("it rains")
+    expected = softmax([2.0, 1.5, 1.0, 0.5]) * np.array([0.1, 0.2, 0.3, 0.4])
+    assert believed(dialog) == pytest.approx(expected / expected.sum())
+    assert dialog.history[0].question is None
+    assert dialog.stopped is None
+
+
+def test_verbalisers_add_up() -> None:
+    table = {"is it?": {"yes": [0.1, 0.2], "yeah": [0.3, 0.1], "no": [0.4, 0.4]}}
+    gallery = World(2, ClosedGenerator(table))
+    wording = Wording(yes=(" yes", " yeah"))
+    dialog = Dialog(gallery, "x", policy=Asks("is it?"), wording=wording, sure=1.0)
+    dialog.answer("yes")
+    expected = np.array([0.4 / 0.8, 0.3 / 0.7])
+    assert believed(dialog) == pytest.approx(expected / expected.sum())
+
+
+steps = st.tuples(st.sampled_from(["is there a dog?", "where is this?"]), st.integers(0, 2))
+
+
+def answer_of(question: str, n: int) -> str:
+    return list(TABLE[question])[n % 2 if question.startswith("is") else n]
+
+
+@given(st.lists(steps, min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_the_order_of_answers_does_not_matter(said: list[tuple[str, int]], random: object) -> None:
+    def ends(some: list[tuple[str, int]]) -> np.ndarray:
+        dialog = begin(policy=Asks(*(question for question, _ in some)))
+        for question, n in some:
+            assert dialog.question == question
+            dialog.answer(answer_of(question, n))
+        return believed(dialog)
+
+    shuffled = list(said)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert ends(shuffled) == pytest.approx(ends(said))
+
+
+@given(st.lists(steps | st.just(("", 0)), min_size=1, max_size=6))
+def test_undo_restores_exactly(said: list[tuple[str, int]]) -> None:
+    dialog = begin(policy=Asks(*(question or "where is this?" for question, _ in said)))
+    before = []
+    for question, n in said:
+        before.append((dialog.ranking, dialog.entropy, dialog.history, dialog.proposal))
+        dialog.answer(answer_of(question, n) if question else "don't know")
+    for state in reversed(before):
+        dialog.undo()
+        assert (dialog.ranking, dialog.entropy, dialog.history, dialog.proposal) == state
+    with pytest.raises(InvalidInputError, match="nothing to undo"):
+        dialog.undo()
+
+
+@pytest.mark.parametrize("policy", [InformationGain(), RandomQuestion(), CaptionDialog()])
+def test_not_knowing_changes_nothing_and_is_not_asked_again(policy: Policy) -> None:
+    dialog = begin(policy=policy)
+    before, asked = dialog.ranking, []
+    while (question := dialog.question) is not None:
+        asked.append(question)
+        dialog.answer("I don't know.")
+        assert dialog.ranking == before
+    assert len(asked) == len(set(asked)) > 1
+    assert dialog.stopped == "nothing to ask"
+    assert all(turn.entropy_before == turn.entropy_after == dialog.entropy for turn in dialog.history)
+
+
+# --- the questions ----------------------------------------------------------------------------------------
+
+
+def gain_by_definition(question: str, prior: np.ndarray) -> float:
+    answers = DOG if question.startswith("is") else TABLE[question]
+    likely = np.array(list(answers.values())).T  # [n, a]
+    likely = likely / likely.sum(1, keepdims=True)
+    gain = 0.0
+    for i, a in product(range(len(prior)), range(likely.shape[1])):
+        joint = prior[i] * likely[i, a]
+        gain += joint * math.log(likely[i, a] / (prior @ likely[:, a])) if joint > 0 else 0.0
+    return gain
+
+
+def test_it_asks_what_tells_most() -> None:
+    dialog = begin()
+    prior = softmax([2.0, 1.5, 1.0, 0.5])
+    gains = {question: gain_by_definition(question, prior) for question in QUESTIONS}
+    assert dialog.question == max(gains, key=lambda one: gains[one]) == "where is this?"
+    assert dialog.proposal is not None
+    assert dialog.proposal.expected_gain == pytest.approx(gains["where is this?"])
+    assert dialog.proposal.answers == ("beach", "forest", "city")  # by the mass of the images that say so
+    dialog.answer("beach")
+    turn = dialog.history[0]
+    assert (turn.question, turn.answer) == ("where is this?", "beach")
+    assert turn.expected_gain == pytest.approx(gains["where is this?"])
+    assert turn.entropy_after == dialog.entropy < turn.entropy_before
+    assert dialog.question == "is there a dog?"  # the color of the sky tells nothing, at any time
+    dialog.answer("no")
+    assert dialog.question is None
+    assert dialog.stopped == "nothing to ask"
+
+
+@given(st.lists(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), min_size=3, max_size=3))
+def test_the_expected_fall_of_entropy_is_what_comes_about_on_average(rows: list[list[float]]) -> None:
+    likely = np.array(rows) / np.sum(rows, axis=1, keepdims=True)  # [n, a]
+    answers = {name: list(likely[:, a]) for a, name in enumerate(("left", "right", "up"))}
+    gallery = World(3, ClosedGenerator({"which way?": answers}), {"somebody": [0.3, 0.2, 0.0]})
+    dialog = begin(gallery, policy=Asks("which way?"))
+    prior, before = believed(dialog), dialog.entropy
+    left = 0.0
+    for a, name in enumerate(answers):
+        dialog.answer(name)
+        left += float(prior @ likely[:, a]) * dialog.entropy
+        dialog.undo()
+    assert dialog.entropy == before
+    expected = sum(
+        prior[i] * likely[i, a] * math.log(likely[i, a] / (prior @ likely[:, a]))
+        for i, a in product(range(3), range(3))
+    )
+    assert before - left == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_the_text_says_is_not_asked() -> None:
+    gallery = world()
+    gallery.cosines = {}
+    assert Dialog(gallery, "a dog at the beach", sure=1.0).stopped == "nothing to ask"
+    assert Dialog(gallery, "a dog", sure=1.0).question == "where is this?"
+
+
+def test_captions_that_differ_make_questions() -> None:
+    table = {"is there a dog?": {"yes": [0.9, 0.1], "no": [0.1, 0.9]}}
+    generator = ClosedGenerator(table, asks=[[""], [""]], captions=["a dog in a park.", "a park"])
+    dialog = Dialog(World(2, generator), "somewhere", sure=1.0)
+    assert dialog.question == "is there a dog?"
+
+
+def test_stored_questions_are_asked_as_well() -> None:
+    gallery = World(
+        4, ClosedGenerator(TABLE, asks=[[]] * 4), COSINES, stored={1: ("Where is this?",), 2: ("Is it?",)}
+    )
+    dialog = begin(gallery)
+    assert dialog.question == "where is this?"
+
+
+def test_the_likeliest_images_are_asked_for_questions_and_no_others() -> None:
+    gallery = world()
+    begin(gallery, policy=InformationGain(images=1)).question  # noqa: B018
+    assert {number for number, prompt, _ in gallery.generator.pairs if "sky" not in prompt} <= {0, 1, 2, 3}
+    alone = world()
+    alone.generator.asks = [["is there a dog?"], ["where is this?"], [], []]
+    # Image 0 alone asks; it proposes the dog, though the place would tell more.
+    assert begin(alone, policy=InformationGain(images=1)).question == "is there a dog?"
+
+
+def test_random_questions_are_drawn_by_the_seed() -> None:
+    firsts = {begin(policy=RandomQuestion(), seed=seed).question for seed in range(20)}
+    assert firsts == {"is there a dog?", "where is this?", "what color is the sky?"}
+    for seed in range(5):
+        same = begin(policy=RandomQuestion(), seed=seed)
+        assert same.question == begin(policy=RandomQuestion(), seed=seed).question
+        assert same.proposal is not None and same.proposal.expected_gain is None
+
+
+def test_the_same_is_not_computed_twice() -> None:
+    gallery = world()
+    memory: dict[tuple[str, ...], object] = {}
+    first = begin(gallery, memory=memory)
+    first.answer("beach")
+    pairs, written = len(gallery.generator.pairs), gallery.generator.written
+    second = begin(gallery, memory=memory)
+    second.answer("beach")
+    assert (len(gallery.generator.pairs), gallery.generator.written) == (pairs, written)
+    assert second.ranking == first.ranking
+    assert len(set(gallery.generator.pairs)) == pairs
+
+
+# --- when it stops ----------------------------------------------------------------------------------------
+
+
+def test_it_stops_when_it_is_sure() -> None:
+    dialog = begin(sure=0.75, policy=Asks(*["where is this?"] * 9))
+    dialog.answer("beach")
+    assert dialog.stopped == "sure" and dialog.question is None
+    assert max(dialog.probabilities.values()) >= 0.75
+    with pytest.raises(InvalidInputError, match="stopped: sure; tell"):
+        dialog.answer("beach")
+    dialog.undo()
+    assert dialog.stopped is None
+
+
+def test_it_stops_when_the_budget_is_spent() -> None:
+    dialog = begin(budget=1)
+    dialog.answer("don't know")
+    assert dialog.stopped == "budget"
+    assert begin(budget=0).stopped == "budget"
+
+
+# --- re-encoding the dialog -------------------------------------------------------------------------------
+
+
+def test_caption_dialog_encodes_all_that_was_said() -> None:
+    once = "somebody, is there a dog? yes"
+    cosines = {
+        **COSINES,
+        once: [0.1, 0.5, 0.2, 0.3],
+        f"{once}, where is this? beach": [0.0, 0.0, 0.0, 0.6],
+    }
+    gallery = World(4, ClosedGenerator(TABLE, asks=[QUESTIONS] * 4), cosines)
+    dialog = begin(gallery, policy=CaptionDialog())
+    assert dialog.question == "is there a dog?"  # the first of the likeliest image, whatever it tells
+    dialog.answer("yes")
+    assert believed(dialog) == pytest.approx(softmax([0.5, 2.5, 1.0, 1.5]))
+    dialog.answer("beach")
+    assert believed(dialog) == pytest.approx(softmax([0.0, 0.0, 0.0, 3.0]))
+    assert gallery.generator.pairs == []  # the generator has no say in it
+    dialog.undo()
+    dialog.answer("no idea")
+    assert believed(dialog) == pytest.approx(softmax([0.5, 2.5, 1.0, 1.5]))
+
+
+def test_caption_dialog_leaves_out_the_oldest_turn_when_the_encoder_would_cut() -> None:
+    last = "somebody, where is this? beach"
+    gallery = world(reads=len(last) + 3)
+    gallery.cosines = {**COSINES, last: [0.0, 0.2, 0.0, 0.0]}
+    dialog = begin(gallery, policy=CaptionDialog())
+    dialog.answer("yes")
+    with pytest.warns(RuntimeWarning, match="first 1 of 2 turns are left out"):
+        dialog.answer("beach")
+    assert believed(dialog) == pytest.approx(softmax([0.0, 1.0, 0.0, 0.0]))
+
+
+# --- pickling ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [InformationGain(), RandomQuestion(), CaptionDialog()])
+def test_a_pickled_dialog_keeps_its_state_and_goes_on_once_attached(policy: Policy) -> None:
+    gallery = world()
+    dialog = begin(gallery, policy=policy)
+    dialog.answer("don't know")
+    dialog.answer(list(TABLE[dialog.question or ""])[0])
+    other = pickle.loads(pickle.dumps(dialog))
+    assert (other.ranking, other.entropy, other.history) == (dialog.ranking, dialog.entropy, dialog.history)
+    with pytest.raises(InvalidInputError, match=r"attach it: dialog\.attach"):
+        other.question  # noqa: B018
+    with pytest.raises(InvalidInputError, match=r"attach it: dialog\.attach"):
+        other.tell("it rains")
+    assert len(other.history) == 2
+    other.attach(gallery)
+    assert other.proposal == dialog.proposal
+    assert other.undo() == dialog.undo()
+    assert other.ranking == dialog.ranking
+    assert dialog.question is not None  # pickling took nothing from the dialog itself
+
+
+def test_another_album_cannot_be_attached() -> None:
+    dialog = begin(world())
+    copy = pickle.loads(pickle.dumps(dialog))
+    strange = world(removed={0, 1, 2, 3})
+    with pytest.raises(MismatchError, match="none of the 4 candidates"):
+        copy.attach(strange)
+    with pytest.raises(InvalidInputError, match="attach it"):
+        copy.question  # noqa: B018
+
+
+# --- images that go ---------------------------------------------------------------------------------------
+
+
+def test_a_removed_image_drops_out_and_the_others_share_its_probability() -> None:
+    gallery = world()
+    dialog = begin(gallery, policy=Asks("where is this?", "is there a dog?"))
+    dialog.answer("beach")
+    before = believed(dialog)
+    gallery.removed.add(0)
+    assert "image-0" not in dialog.probabilities
+    rest = before[1:] / before[1:].sum()
+    assert [dialog.probabilities[f"image-{n}"] for n in (1, 2, 3)] == pytest.approx(list(rest))
+    dialog.answer("yes")
+    yes = (np.array(DOG["yes"]) / (np.array(DOG["yes"]) + np.array(DOG["no"])))[1:]
+    expected = rest * yes / (rest @ yes)
+    assert [dialog.probabilities[f"image-{n}"] for n in (1, 2, 3)] == pytest.approx(list(expected))
+    assert len(dialog.history) == 2
+    dialog.undo()
+    dialog.undo()
+    assert sum(dialog.probabilities.values()) == pytest.approx(1)
+    gallery.removed.update({1, 2, 3})
+    assert dialog.stopped == "no candidates" and dialog.question is None
+    assert len(dialog.ranking) == 0 and dialog.entropy == 0
+    with pytest.raises(InvalidInputError, match="begin another dialog"):
+        dialog.tell("it rains")
+
+
+def test_a_question_for_a_removed_image_is_thought_over() -> None:
+    gallery = world()
+    dialog = begin(gallery)
+    assert dialog.question == "where is this?"
+    gallery.removed.update({1, 2, 3})
+    assert dialog.question is None
+
+
+def test_removed_while_pickled() -> None:
+    gallery = world()
+    dialog = begin(gallery)
+    gallery.removed.add(2)
+    copy = pickle.loads(pickle.dumps(dialog))
+    assert "image-2" not in copy.probabilities
+
+
+@pytest.mark.parametrize("policy", [InformationGain(), Asks("where is this?")])
+def test_an_image_that_cannot_be_shown_keeps_its_probability(policy: Policy) -> None:
+    gallery = world(blind={1})
+    dialog = begin(gallery, policy=policy)
+    before = believed(dialog)
+    with pytest.warns(RuntimeWarning, match="1 candidates cannot be shown"):
+        dialog.answer("beach")
+    after = believed(dialog)
+    assert after[1] == pytest.approx(before[1])
+    others = before[[0, 2, 3]] * np.array(PLACE["beach"])[[0, 2, 3]]
+    assert after[[0, 2, 3]] == pytest.approx(others / others.sum() * (1 - before[1]))
+
+
+# --- bad input --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", ["", "  \n", "?!", None, 3, b"yes", ["yes"]])
+def test_an_answer_must_say_something(said: object) -> None:
+    dialog = begin()
+    state = (dialog.ranking, dialog.history, dialog.question)
+    with pytest.raises(InvalidInputError, match="an answer must be a text that says something"):
+        dialog.answer(said)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="what is told must be a text"):
+        dialog.tell(said)  # type: ignore[arg-type]
+    assert (dialog.ranking, dialog.history, dialog.question) == state
+
+
+def test_an_answer_that_is_too_long_changes_nothing() -> None:
+    dialog = begin()
+    state = (dialog.ranking, dialog.history, dialog.question)
+    with pytest.raises(InvalidInputError, match="reads 80"):
+        dialog.answer("beach " * 100)
+    assert (dialog.ranking, dialog.history, dialog.question) == state
+
+
+def test_an_empty_album_and_texts_that_say_nothing() -> None:
+    with pytest.raises(InvalidInputError, match="the album is empty"):
+        Dialog(World(0, ClosedGenerator({})), "somebody")
+    with pytest.raises(InvalidInputError, match="the text to look for must"):
+        Dialog(world(), " ")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"candidates": 0}, {"budget": -1}, {"sure": 0.0}, {"sure": 1.1}, {"scale": math.nan}, {"scale": -1.0},
+     {"temper": 0.0}, {"temper": math.inf}, {"seed": -1}, {"batch_size": 0}, {"policy": InformationGain},
+     {"policy": "random"}],
+)  # fmt: skip
+def test_settings_out_of_range(setting: dict[str, object]) -> None:
+    with pytest.raises(InvalidInputError, match=next(iter(setting))):
+        begin(**setting)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: InformationGain(top=1), lambda: InformationGain(images=0), lambda: InformationGain(least=-1.0),
+     lambda: RandomQuestion(pool=0), lambda: CaptionDialog(images=0), lambda: Wording(yes=()),
+     lambda: Wording(answer=Prompt("<image>?")), lambda: Wording(ask=Prompt("{question}"))],
+)  # fmt: skip
+def test_policies_and_wordings_out_of_range(make: object) -> None:
+    with pytest.raises(InvalidInputError):
+        make()  # type: ignore[operator]
+
+
+def test_a_generator_that_cannot_write() -> None:
+    class Mute(ClosedGenerator):
+        def generate(self, contexts: object, **settings: object) -> list[list[str]]:  # type: ignore[override]
+            raise NotImplementedError
+
+    dialog = begin(World(4, Mute(TABLE), COSINES))
+    with pytest.raises(InvalidInputError, match="the generator Mute cannot write"):
+        dialog.question  # noqa: B018
+    dialog.tell("it rains")  # which takes likelihoods only
+    assert len(dialog.history) == 1
+
+
+class Silent(Asks):
+    """A policy whose evidence is wrong."""
+
+    def __init__(self, evidence: object) -> None:
+        super().__init__("where is this?")
+        self.given = evidence
+
+    def evidence(self, scene: Scene, question: str | None, answer: str) -> np.ndarray:
+        return np.array(self.given)
+
+
+@pytest.mark.parametrize("evidence", [[0.0], [0.0, 0.0, 0.0, np.inf], [-np.inf] * 4])
+def test_evidence_that_is_none(evidence: list[float]) -> None:
+    dialog = begin(policy=Silent(evidence))
+    state = dialog.ranking
+    with pytest.raises(InvalidInputError, match="candidates"):
+        dialog.answer("beach")
+    assert dialog.ranking == state and not dialog.history
+
+
+def test_evidence_may_rule_out() -> None:
+    dialog = begin(policy=Silent([-np.inf, 0.0, 0.0, np.nan]))
+    before = believed(dialog)
+    dialog.answer("beach")
+    after = believed(dialog)
+    assert after[0] == 0 and after[3] == pytest.approx(before[3])
+    assert after.sum() == pytest.approx(1)
+    assert math.isfinite(dialog.entropy)
+
+
+def test_many_answers_do_not_underflow() -> None:
+    tiny = {"which one?": {"this": [1e-30, 1e-31, 1e-32, 1e-33]}}
+    gallery = World(4, ClosedGenerator(tiny), COSINES)
+    dialog = begin(gallery, policy=Asks(*["which one?"] * 50), budget=50)
+    for _ in range(50):
+        dialog.answer("this")
+    scores = [hit.score for hit in dialog.ranking]
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) == 4
+    assert all(math.isfinite(score) for score in scores)
+    assert dialog.entropy == pytest.approx(0, abs=1e-9)
+
+
+def test_it_says_what_it_is() -> None:
+    assert repr(begin()).startswith("Dialog('somebody', InformationGain, 0 turns, 4 candidates, entropy 1.2")

@@ -1,0 +1,212 @@
+"""The Raven test: its reader, its writer, its score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+from tables import TableGenerator, picture
+
+from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.images import decode
+from zsqretrieval.prompts import Prompt
+from zsqretrieval.tasks import RavenItem, read_raven, score_raven, write_raven
+from zsqretrieval.testing.toys import ToyGenerator
+from zsqretrieval.types import Image
+
+
+def item(id: str, count: int = 3, answer: int = 0) -> RavenItem:
+    context = tuple(picture(f"{id} context {n}") for n in range(count))
+    return RavenItem(id, context, tuple(picture(f"{id} {n}") for n in range(6)), answer)
+
+
+def says(**probabilities: list[float]) -> dict[tuple[str, str], list[float]]:
+    return {(f"{id} {n}", " Yes"): [p] for id, some in probabilities.items() for n, p in enumerate(some)}
+
+
+def test_the_candidate_with_the_likeliest_yes() -> None:
+    generator = TableGenerator(
+        says(
+            a=[0.1, 0.2, 0.3, 0.25, 0.01, 0.29],  # 2
+            b=[0.5, 0.4, 0.4, 0.4, 0.4, 0.4],  # 0
+            c=[0.3, 0.3, 0.2, 0.1, 0.1, 0.1],  # 0 and 1
+            d=[0.1, 0.1, 0.1, 0.1, 0.1, 0.2],  # 5
+        )
+    )
+    told: list[tuple[int, int]] = []
+    score = score_raven(
+        generator,
+        [item("a", 3, 2), item("b", 4, 1), item("c", 8, 0), item("d", 3, 5)],
+        progress=lambda *at: told.append(at),
+    )
+    assert [one.choice for one in score.answers] == [2, 0, None, 5]
+    assert [one.correct for one in score.answers] == [True, False, False, True]
+    assert score.answers[0].log_probs == pytest.approx(np.log([0.1, 0.2, 0.3, 0.25, 0.01, 0.29]), abs=1e-6)
+    assert (score.accuracy.correct, score.accuracy.total, score.accuracy.chance) == (2, 4, 1 / 6)
+    assert score.ties == 1 and told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    # Two or more of four by guessing: 1 - (5/6)^4 - 4 (1/6) (5/6)^3.
+    assert score.accuracy.p_value == pytest.approx(1 - (5 / 6) ** 4 - 4 / 6 * (5 / 6) ** 3)
+
+
+def test_the_pictures_are_shown_as_kosmos_1_sees_them() -> None:
+    generator = TableGenerator(says(a=[0.1] * 6))
+    score_raven(generator, [item("a", 4)])
+    assert generator.contexts == [
+        [
+            "Here are four images:",
+            *(f"<a context {n}>" for n in range(4)),
+            "The following image is:",
+            f"<a {candidate}>",
+            "Is it correct?",
+        ]
+        for candidate in range(6)
+    ]
+
+
+def test_the_toy_in_closed_form() -> None:
+    """After "Is it correct?", 4 tokens, a candidate of colour c adds 4 sum(c) / 2^4 to the mass of all words.
+
+    P(yes) = (1 + [yes = t mod 15] 3) / (18 + mass): the darker, the likelier.
+    """
+    greys = [Image(PILImage.new("RGB", (2, 2), (51 * n,) * 3), f"{n}") for n in (3, 5, 1, 4, 0, 2)]
+    black = tuple(Image(PILImage.new("RGB", (2, 2)), "black") for _ in range(3))
+    score = score_raven(ToyGenerator(), [RavenItem("x", black, tuple(greys), 4)])
+    (found,) = score.answers
+    assert found.choice == 4 and score.accuracy.correct == 1
+    mass = np.exp(-found.log_probs)  # (18 + mass) / weight
+    brightness = np.array([3, 5, 1, 4, 0, 2]) / 5
+    # Texts weigh the same in all; candidate n adds 12 n / 5 halved four times; yes weighs 1, as t = 3 + 13.
+    assert mass - mass[4] == pytest.approx(12 * brightness / 16, abs=1e-4)
+
+
+def test_prompts_and_yes_are_parameters() -> None:
+    table = {(f"a {n}", " right"): [0.1 + 0.1 * (n == 3)] for n in range(6)}
+    prompt = Prompt("<image><image><image>then<image>?")
+    score = score_raven(TableGenerator(table), [item("a", 3, 3)], prompts={3: prompt}, yes=" right")
+    assert score.accuracy.correct == 1
+    with pytest.raises(InvalidInputError, match=r"no prompt for 4 context images among \[3\]"):
+        score_raven(TableGenerator(table), [item("a", 4)], prompts={3: prompt})
+
+
+def test_no_test_at_all() -> None:
+    with pytest.raises(InvalidInputError, match="there are no items"):
+        score_raven(TableGenerator(), [])
+    with pytest.raises(InvalidInputError, match="two items have the id 'a'"):
+        score_raven(TableGenerator(says(a=[0.1] * 6)), [item("a"), item("a")])
+    for count, answer, message in ((5, 0, "5 context images"), (3, 6, "no candidate 6")):
+        with pytest.raises(InvalidInputError, match=message):
+            item("a", count, answer)
+
+
+# --- files
+
+
+def folder(path: Path, **changes: Any) -> Path:
+    """A test of one item, with some of its fields changed, or left out where they are ``...``."""
+    names = [f"{part}{n}.png" for part in ("context", "candidate") for n in range(6)]
+    for number, name in enumerate(names):
+        PILImage.new("RGB", (4, 4), (20 * number, 0, 0)).save(path / name)
+    facts = {"id": "one", "context": names[:4], "candidates": names[6:], "answer": names[8], **changes}
+    line = json.dumps({name: value for name, value in facts.items() if value is not ...})
+    (path / "items.jsonl").write_text(f"\n{line}\n", encoding="utf-8")
+    return path
+
+
+def test_a_folder_is_read(tmp_path: Path) -> None:
+    (found,) = read_raven(folder(tmp_path, metadata={"site": "example"}))
+    assert (found.id, found.answer, found.metadata) == ("one", 2, {"site": "example"})
+    assert [len(found.context), len(found.candidates)] == [4, 6]
+    assert decode(found.candidates[2]).getpixel((0, 0)) == (160, 0, 0)
+    assert found.candidates[2].source == str(tmp_path / "candidate2.png")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": ...}, "line 2: the field 'id' is missing"),
+        ({"id": 7}, "line 2, field 'id': must be a text, not 7"),
+        ({"answer": ...}, "line 2: the field 'answer' is missing"),
+        ({"answer": 2}, "line 2, field 'answer': 2 is none of the candidates"),
+        ({"answer": "context0.png"}, "field 'answer': 'context0.png' is none of the candidates"),
+        (
+            {"anwser": 1},
+            "line 2: unknown field 'anwser'; there are id, context, candidates, answer, metadata",
+        ),
+        ({"metadata": []}, r"line 2, field 'metadata': must be an object, not \[\]"),
+        ({"context": "context0.png"}, "line 2, field 'context': must be a list of paths"),
+        ({"context": ["context0.png"] * 2}, "line 2: item 'one' has 2 context images and 6 candidates"),
+        ({"context": ["none.png"] * 3}, "line 2, field 'context': there is no file .*none.png"),
+        ({"context": ["../a.png"] * 3}, "line 2, field 'context': '../a.png' must be a path inside"),
+        ({"context": ["/a.png"] * 3}, "line 2, field 'context': '/a.png' must be a path inside"),
+        ({"candidates": ["candidate2.png"] * 6}, "line 2, field 'candidates': an image is named twice"),
+        ({"candidates": ["candidate2.png", 3]}, "line 2, field 'candidates': must be a list of paths"),
+        ({"candidates": [f"candidate{n}.png" for n in range(5)]}, "line 2: item 'one' has 4 .* 5 candidates"),
+    ],
+)
+def test_what_is_wrong_is_named_by_file_line_and_field(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=f"items.jsonl, {message}" if "line" in message else message):
+        read_raven(folder(tmp_path, **changes))
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"items.jsonl cannot be read as UTF-8 text"):
+        read_raven(tmp_path)
+    file = tmp_path / "items.jsonl"
+    for content, message in (
+        (b"", "items.jsonl has no items"),
+        (b"\xff\xfe", "cannot be read as UTF-8 text"),
+        (b'{"id": "a",\n', "line 1, column 12: no JSON"),
+        (b"[]", "line 1: must be a JSON object, not list"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(InvalidInputError, match=message):
+            read_raven(tmp_path)
+    line = (folder(tmp_path) / "items.jsonl").read_text().strip()
+    file.write_text(f"{line}\n{line}\n")
+    with pytest.raises(InvalidInputError, match="line 2: the id 'one' is already that of line 1"):
+        read_raven(tmp_path)
+
+
+def test_an_image_that_is_none_is_named_when_it_is_read(tmp_path: Path) -> None:
+    items = read_raven(folder(tmp_path))
+    (tmp_path / "candidate3.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"candidate3\.png"):
+        score_raven(ToyGenerator(), items)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    items = read_raven(folder(tmp_path, metadata={"rule": "ä"}))
+    again = [
+        RavenItem("two/..", items[0].candidates[:3], items[0].candidates, 5),
+        *items,
+    ]
+    write_raven(tmp_path / "new", again)
+    found = read_raven(tmp_path / "new")
+    assert [(one.id, one.answer, one.metadata) for one in found] == [
+        (one.id, one.answer, one.metadata) for one in again
+    ]
+    for one, other in zip(again, found, strict=True):
+        for image, copy in zip(one.context + one.candidates, other.context + other.candidates, strict=True):
+            assert np.array_equal(decode(image), decode(copy))
+    with pytest.raises(InvalidInputError, match="is there already"):
+        write_raven(tmp_path / "new", again)
+    with pytest.raises(InvalidInputError, match="their ids must differ"):
+        write_raven(tmp_path / "newer", [*items, *items])
+
+
+def test_a_folder_without_the_list_is_no_test_yet(tmp_path: Path) -> None:
+    """Writing that ends half-way leaves nothing that can be taken for a test, and can be done again."""
+    broken = item("a")
+    bad = RavenItem("b", broken.context, (*broken.candidates[:5], Image(b"no image", "bad")), 0)
+    with pytest.raises(ImageError, match="bad"):
+        write_raven(tmp_path, [broken, bad])
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        read_raven(tmp_path)
+    write_raven(tmp_path, [broken])
+    assert len(read_raven(tmp_path)) == 1

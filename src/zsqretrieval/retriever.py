@@ -28,8 +28,10 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval.album import CATALOG, find_catalog
+from zsqretrieval.asking import InformationGain, Policy
 from zsqretrieval.catalog import Catalog, NewImage, Record
-from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, MismatchError
+from zsqretrieval.dialog import SCALE, Dialog
+from zsqretrieval.errors import AlbumError, ImageError, IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.following import Follower
 from zsqretrieval.images import ImageLike, as_image, decode, open_images
 from zsqretrieval.intake import Arrival, Intake, Skipped
@@ -49,6 +51,7 @@ from zsqretrieval.parts import (
     restore_fusion,
 )
 from zsqretrieval.protocols import Encoder, Generator, Index
+from zsqretrieval.reopen import Reopener
 from zsqretrieval.rerank import (
     FIRST_STAGE,
     Fusion,
@@ -61,7 +64,7 @@ from zsqretrieval.rerank import (
 )
 from zsqretrieval.rerank import Progress as ScoringProgress
 from zsqretrieval.texts import TextRanking, rank_texts
-from zsqretrieval.types import Hit, Image, Ranking
+from zsqretrieval.types import Hit, Image, ImageState, Ranking
 from zsqretrieval.viewing import StatesMode, Viewer
 
 __all__ = ["PRESETS", "AddReport", "Preset", "Progress", "Retriever", "Skipped"]
@@ -610,6 +613,108 @@ class Retriever:
             batch_size=batch_size,
             progress=progress,
         )
+
+    # --- asking back --------------------------------------------------------------------------------------
+
+    def dialog(
+        self,
+        text: str,
+        *,
+        candidates: int = 100,
+        policy: Policy = InformationGain(),  # noqa: B008  # frozen
+        budget: int = 10,
+        sure: float = 0.9,
+        scale: float = SCALE,
+        temper: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> Dialog:
+        """Look for one image by being asked about it.
+
+        Args:
+            text: what is known of the image, to begin with.
+            candidates: how many images of the first stage are considered, >= 1.
+            policy: what is asked, and what answers mean.
+            budget: how many questions are asked at most.
+            sure: ask no more when an image is that probable, in (0, 1]; at 1 never for that reason.
+            scale: factor from cosine similarity to log-probability.
+            temper: exponent of the likelihood of an answer.
+            seed: of what is drawn.
+            batch_size: images shown to the generator together.
+
+        Returns:
+            A dialog, with :attr:`~zsqretrieval.dialog.Dialog.question` to be answered.
+
+        Raises:
+            InvalidInputError: there is no generator; the album is empty; the text says nothing; or a setting
+                is out of range.
+        """
+        self._asking_viewer()
+        return Dialog(
+            self, text, candidates=candidates, policy=policy, budget=budget, sure=sure, scale=scale,
+            temper=temper, seed=seed, batch_size=batch_size,
+        )  # fmt: skip
+
+    def first_stage(self, text: str, k: int) -> tuple[Hit, ...]:
+        """As :meth:`zsqretrieval.interview.Gallery.first_stage`; this and the next are for dialogs."""
+        return self._first_stage(lambda: self.encoder.encode_text([text]), k).hits
+
+    def similarities(self, texts: Sequence[str], hits: Sequence[Hit]) -> NDArray[np.float64]:
+        """As :meth:`zsqretrieval.interview.Gallery.similarities`."""
+        asked = self.encoder.encode_text(texts)
+        cosine = np.full((len(texts), len(hits)), np.nan)
+        while True:
+            here = self.present(hits)
+            try:
+                vectors = self._catalog.vectors([hits[i].key for i in np.flatnonzero(here)])
+            except InvalidInputError:  # one was removed between the two steps: look again
+                continue
+            cosine[:, here] = asked @ vectors.T
+            return cosine
+
+    def encoded_alike(self, texts: Sequence[str]) -> bool:
+        """As :meth:`zsqretrieval.interview.Gallery.encoded_alike`."""
+        vectors = self.encoder.encode_text(texts)
+        return bool(np.allclose(vectors, vectors[:1], rtol=0, atol=1e-5))
+
+    def present(self, hits: Sequence[Hit]) -> NDArray[np.bool_]:
+        """As :meth:`zsqretrieval.interview.Gallery.present`; a file that was replaced is another image."""
+        keys = self._catalog.known_ids(hit.id for hit in hits)
+        return np.array([keys.get(hit.id) == hit.key for hit in hits], np.bool_)
+
+    def stored_questions(self, hits: Sequence[Hit]) -> list[tuple[str, ...]]:
+        """As :meth:`zsqretrieval.interview.Gallery.stored_questions`."""
+        stored: dict[int, list[str]] = {hit.key: [] for hit in hits}
+        for one in self._catalog.questions.of(list(stored)):
+            if one.text.rstrip().endswith("?"):  # captions and key words may be kept as well
+                stored[one.image].append(one.text)
+        return [tuple(stored[hit.key]) for hit in hits]
+
+    @contextlib.contextmanager
+    def showing(
+        self, hits: Sequence[Hit]
+    ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
+        """As :meth:`zsqretrieval.interview.Gallery.showing`."""
+        viewer = self._asking_viewer()
+        found = [self._catalog.find(hit.id) for hit in hits]
+        here = [
+            record
+            for record, hit in zip(found, hits, strict=True)
+            if record is not None and record.key == hit.key
+        ]
+        with Reopener() as files, viewer.showing(here, files) as (generator, shown):
+            by_key = {record.key: one for record, one in zip(here, shown, strict=True)}
+            gone = "was removed from the album"
+            yield generator, [by_key.get(hit.key, ImageError(hit.source, gone)) for hit in hits]
+
+    def _asking_viewer(self) -> Viewer:
+        if self._viewer is None:
+            raise InvalidInputError(
+                "a dialog needs a generator, and there is none: give one to Retriever or Retriever.load"
+            )
+        return self._viewer
+
+    # --- what these share ---------------------------------------------------------------------------------
 
     def _rule(self, scoring: Scoring | Literal["auto"] | None) -> Scoring | None:
         if isinstance(scoring, str) and scoring == "auto":

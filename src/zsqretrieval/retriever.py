@@ -665,8 +665,9 @@ class Retriever:
         cosine = np.full((len(texts), len(hits)), np.nan)
         while True:
             here = self.present(hits)
+            keys = [hit.key for hit, is_here in zip(hits, here, strict=True) if is_here]
             try:
-                vectors = self._catalog.vectors([hits[i].key for i in np.flatnonzero(here)])
+                vectors = self._catalog.vectors(keys)
             except InvalidInputError:  # one was removed between the two steps: look again
                 continue
             cosine[:, here] = asked @ vectors.T

@@ -18,6 +18,7 @@ from zsqretrieval.prompts import PROMPTS, Prompt
 from zsqretrieval.rerank import (
     Fusion,
     Likelihood,
+    Maximum,
     Pair,
     Prior,
     ReciprocalRank,
@@ -119,6 +120,8 @@ def test_yes_and_no_by_the_toy() -> None:
         (lambda: WeightedSum(scale="log"), "'standardized' or 'raw', not 'log'"),  # type: ignore[arg-type]
         (lambda: WeightedSum(first_stage_scale=100), "lost in standardizing"),
         (lambda: ReciprocalRank(-1), "constant must be"),
+        (lambda: Maximum(math.inf), "shift must be a finite number"),
+        (lambda: Maximum(scale="log"), "'standardized' or 'raw', not 'log'"),  # type: ignore[arg-type]
         (lambda: Prior(1.2), "alpha must lie between 0 and 1"),
         (lambda: Prior(math.nan), "alpha must lie"),
         (lambda: Prior(null_images=()), "at least one null image"),
@@ -222,6 +225,9 @@ FUSIONS: list[Any] = [
     WeightedSum(1, scale="raw", first_stage_scale=100),
     ReciprocalRank(),
     ReciprocalRank(0),
+    Maximum(),
+    Maximum(-0.5),
+    Maximum(0.2, scale="raw"),
 ]
 
 
@@ -291,6 +297,9 @@ def test_weighted_sums_by_hand() -> None:
     assert ranks == pytest.approx([1 / 61 + 1 / 62, 1 / 62 + 1 / 61, 1 / 63 + 1 / 63])
     assert best_first(ranks).tolist() == [0, 1, 2], "a tie keeps the order of the first stage"
     assert RerankOnly().fuse(first, scores).tolist() == [-9, -6, -9]
+    assert Maximum(6.25, scale="raw").fuse(first, scores).tolist() == [0.4, 0.3, 0.2]
+    assert Maximum(6.5, scale="raw").fuse(first, scores).tolist() == [0.4, 0.5, 0.2]
+    assert Maximum().fuse(first, scores) == pytest.approx([z, math.sqrt(2), -math.sqrt(0.5)])
     assert best_first(scores).tolist() == [1, 0, 2]
     assert best_first([]).tolist() == []
 

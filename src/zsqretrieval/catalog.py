@@ -384,6 +384,17 @@ class Catalog:
 
     # --- reading ----------------------------------------------------------------------------------------
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Everything read inside is of one moment; others may write meanwhile."""
+        with self._database.transaction():
+            yield
+
+    def known_keys(self, keys: ArrayLike) -> set[int]:
+        """Those of some keys that are present."""
+        with self._database.transaction():
+            return {key for (key,) in self._database.select("key", "images", "key", key_list(keys))}
+
     def known_digests(self, digests: Iterable[str]) -> dict[str, int]:
         """The keys of those digests that are present."""
         with self._database.transaction():

@@ -1,8 +1,9 @@
 """An index that follows a catalog, and its snapshots in the album's directory.
 
 The index is never written to on its own account: it takes the steps of
-:meth:`Catalog.changes <zsqretrieval.catalog.Catalog.changes>` after an addition, after a load, after another
-process has written, and from the very beginning when its snapshot is damaged.
+:meth:`VectorLog.changes <zsqretrieval.vector_log.VectorLog.changes>` after an addition, after a load, after
+another process has written, and from the very beginning when its snapshot is damaged. What it follows are the
+vectors of images, or those of questions.
 """
 
 from __future__ import annotations
@@ -18,29 +19,40 @@ from typing import cast, final
 
 from typing_extensions import Self
 
-from zsqretrieval.catalog import Catalog, Change, Position
+from zsqretrieval.catalog import Catalog
 from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.parts import check_parts, describe, empty_like, restore
 from zsqretrieval.protocols import Encoder, Index
 from zsqretrieval.storage import locked
+from zsqretrieval.vector_log import Change, Position, VectorLog
 
 __all__ = ["Follower"]
-
-_FOLDER = re.compile(r"index-[0-9a-f]{8}")
 
 
 @final
 class Follower:
-    """Keeps an index where its catalog stands.
+    """Keeps an index where a log of its catalog stands.
 
     Args:
-        catalog: the truth.
-        index: holds exactly the images of ``position``.
-        position: a position of the catalog.
+        catalog: the truth, which also remembers the snapshot.
+        log: of the catalog; what the index follows.
+        index: holds exactly the vectors of ``position``.
+        position: a position of the log.
+        name: of the snapshot, in the catalog and as the beginning of its folder's name.
     """
 
-    def __init__(self, catalog: Catalog, index: Index, position: Position | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        log: VectorLog,
+        index: Index,
+        position: Position | None = None,
+        *,
+        name: str = "index",
+    ) -> None:
         self._catalog = catalog
+        self._log = log
+        self._name = name
         self._index = index
         # None while a step is being taken, and for good when it was interrupted: the index is then in doubt.
         self._position: Position | None = position or Position()
@@ -52,12 +64,12 @@ class Follower:
         return self._index
 
     def follow(self) -> Index:
-        """Bring the index to where the catalog stands, and return it."""
-        if self._position != self._catalog.position:
+        """Bring the index to where the log stands, and return it."""
+        if self._position != self._log.position:
             with self._lock:
                 if self._position is None:
                     self._index, self._position = empty_like(self._index), Position()
-                for change in self._catalog.changes(self._position):
+                for change in self._log.changes(self._position):
                     self._take(change)
         return self._index
 
@@ -80,45 +92,67 @@ class Follower:
             return
         with locked(album, exclusive=True), self._lock:
             self.follow()
-            folder = f"index-{secrets.token_hex(4)}"
+            folder = f"{self._name}-{secrets.token_hex(4)}"
             try:
                 self._index.save(album / folder)
                 position = asdict(cast(Position, self._position))
                 # The one step that makes the snapshot valid, together with its position.
-                self._catalog.set_meta("index", {"part": part, "folder": folder, "position": position})
+                self._catalog.set_meta(self._name, {"part": part, "folder": folder, "position": position})
             finally:
                 self._sweep(album)
 
     def _sweep(self, album: Path) -> None:
         """Delete the snapshots that former, failed and killed saves left."""
-        current = (self._catalog.get_meta("index") or {}).get("folder")
+        current = (self._catalog.get_meta(self._name) or {}).get("folder")
+        snapshot = re.compile(rf"{self._name}-[0-9a-f]{{8}}")
         for folder in album.iterdir():
-            if _FOLDER.fullmatch(folder.name) and folder.name != current:
+            if snapshot.fullmatch(folder.name) and folder.name != current:
                 shutil.rmtree(folder, ignore_errors=True)
 
     @classmethod
-    def load(cls, catalog: Catalog, encoder: Encoder, album: Path) -> Self:
+    def load(
+        cls,
+        catalog: Catalog,
+        log: VectorLog,
+        encoder: Encoder,
+        album: Path,
+        *,
+        name: str = "index",
+        empty: Index | None = None,
+    ) -> Self:
         """Read the snapshot of an album; an empty index where there is none, or it is damaged.
+
+        Args:
+            catalog: the truth.
+            log: of the catalog; what the index follows.
+            encoder: makes the vectors.
+            album: its directory.
+            name: of the snapshot.
+            empty: an empty index to fill where the snapshot is of another kind; the album's when None.
 
         Raises:
             AlbumError: the index of the album is not a plugin.
         """
         with locked(album, exclusive=False):  # a save would delete the snapshot that is being read
-            saved = catalog.get_meta("index")
-            empty: Index = restore("index", saved["part"] if saved else catalog.settings.get("index"), album)
+            saved = catalog.get_meta(name)
+            if empty is None:
+                part = saved["part"] if saved else catalog.settings.get("index")
+                empty = cast(Index, restore("index", part, album))
+            elif saved is not None and saved["part"] != describe("index", empty):
+                saved = None
             check_parts(encoder, empty)
             if saved is None:
-                return cls(catalog, empty)
+                return cls(catalog, log, empty, name=name)
             try:
                 index = type(empty).load(
                     album / saved["folder"], dim=encoder.dim, fingerprint=empty.fingerprint or None
                 )
-                return cls(catalog, index, Position(**saved["position"]))
+                return cls(catalog, log, index, Position(**saved["position"]), name=name)
             except (IntegrityError, MismatchError, OSError) as error:
                 warnings.warn(
-                    f"the saved index of {album} is damaged and is rebuilt from the catalog; "
+                    f"the saved {name} of {album} is damaged and is rebuilt from the catalog; "
                     f"save() will keep the new one ({error})",
                     RuntimeWarning,
                     stacklevel=3,
                 )
-        return cls(catalog, empty)
+        return cls(catalog, log, empty, name=name)

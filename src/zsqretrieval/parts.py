@@ -14,7 +14,7 @@ from typing_extensions import Self
 from zsqretrieval import plugins
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.protocols import Configurable, Encoder, Generator, Index
-from zsqretrieval.rerank import Fusion, ReciprocalRank, RerankOnly, WeightedSum
+from zsqretrieval.rerank import Fusion, Maximum, ReciprocalRank, RerankOnly, WeightedSum
 
 __all__ = [
     "PRESETS",
@@ -33,9 +33,10 @@ __all__ = [
     "restore_fusion",
 ]
 
-_FUSIONS: Mapping[str, type[RerankOnly] | type[WeightedSum] | type[ReciprocalRank]] = {
+_FUSIONS: Mapping[str, type[RerankOnly] | type[WeightedSum] | type[Maximum] | type[ReciprocalRank]] = {
     "rerank_only": RerankOnly,
     "weighted_sum": WeightedSum,
+    "maximum": Maximum,
     "reciprocal_rank": ReciprocalRank,
 }
 

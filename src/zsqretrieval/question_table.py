@@ -140,6 +140,7 @@ class StoredQuestion:
     Attributes:
         key: its own, > 0.
         image: key of the image it was asked of.
+        id: that image's name.
         text: what is asked, or said.
         answer: what the image answers, or None.
         prompt: the template it continued.
@@ -151,6 +152,7 @@ class StoredQuestion:
 
     key: int
     image: int
+    id: str
     text: str
     answer: str | None
     prompt: str
@@ -195,8 +197,8 @@ class StyleFacts:
 
 
 _COLUMNS = (
-    "key, image, text, answer, prompt, log_likelihood, tokens, rank, top_k, gallery, kept, "
-    "(SELECT recipe FROM recipes WHERE id = questions.recipe)"
+    "key, image, (SELECT id FROM images WHERE key = image), text, answer, prompt, log_likelihood, tokens, "
+    "rank, top_k, gallery, kept, (SELECT recipe FROM recipes WHERE id = questions.recipe)"
 )
 _BATCH = 900
 
@@ -409,17 +411,19 @@ class QuestionTable:
         return Recipe(**{**facts, "prompts": tuple(facts["prompts"])})
 
     def _stored(self, row: tuple[Any, ...]) -> StoredQuestion:
-        key, image, text, answer, prompt, log_likelihood, tokens, rank, top_k, gallery, kept, recipe = row
+        key, image, id, text, answer, prompt, log_likelihood, tokens = row[:8]
+        rank, top_k, gallery, kept, recipe = row[8:]
         return StoredQuestion(
-            key,
-            image,
-            text,
-            answer,
-            prompt,
-            log_likelihood,
-            tokens,
-            Judgement(rank, top_k, gallery, bool(kept)),
-            self._recipe(recipe),
+            key=key,
+            image=image,
+            id=id,
+            text=text,
+            answer=answer,
+            prompt=prompt,
+            log_likelihood=log_likelihood,
+            tokens=tokens,
+            judgement=Judgement(rank, top_k, gallery, bool(kept)),
+            recipe=self._recipe(recipe),
         )
 
 

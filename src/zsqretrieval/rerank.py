@@ -6,8 +6,8 @@ Two steps, each of which can be replaced:
 
 A scoring rule asks the generator for likelihoods of texts and turns them into a number: :class:`Likelihood`
 (UPR, arXiv 2204.07496, carried from passages to images) or :class:`YesNo`. A fusion is a pure function of two
-arrays: :class:`RerankOnly`, :class:`WeightedSum` or :class:`ReciprocalRank`. :class:`Prior` belongs to the
-other direction, from an image to texts. ``docs/rerank.md`` says when which matters.
+arrays: :class:`RerankOnly`, :class:`WeightedSum`, :class:`Maximum` or :class:`ReciprocalRank`. :class:`Prior`
+belongs to the other direction, from an image to texts. ``docs/rerank.md`` says when which matters.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from zsqretrieval.types import Context, Hit, Image, ImageState, LogLikelihood
 __all__ = [
     "Fusion",
     "Likelihood",
+    "Maximum",
     "Pair",
     "Prior",
     "Progress",
@@ -43,6 +44,7 @@ __all__ = [
     "rerank",
     "score_images",
     "score_texts",
+    "standardized",
 ]
 
 Progress: TypeAlias = Callable[[int, int], object]
@@ -352,8 +354,37 @@ class WeightedSum:
     def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum."""
         if self.scale == "standardized":
-            return _standardized(first_stage) + self.weight * _standardized(scores)
+            return standardized(first_stage) + self.weight * standardized(scores)
         return self.first_stage_scale * np.asarray(first_stage, np.float64) + self.weight * np.asarray(scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Maximum:
+    """The better one of both scores: a candidate that either stage is sure of comes first.
+
+    Attributes:
+        shift: added to the second score before the two are compared; large is the second score alone.
+        scale: as for :class:`WeightedSum`. ``"raw"`` compares the numbers as they are, so that ``shift`` is
+            in their unit and has to be tuned for a pair of models.
+
+    Raises:
+        InvalidInputError: the shift is not finite, or no such scale.
+    """
+
+    shift: float = 0.0
+    scale: Literal["standardized", "raw"] = "standardized"
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("standardized", "raw"):
+            raise InvalidInputError(f"scale must be 'standardized' or 'raw', not {self.scale!r}")
+        if not math.isfinite(self.shift):
+            raise InvalidInputError(f"shift must be a finite number, not {self.shift}")
+
+    def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The maximum."""
+        if self.scale == "standardized":
+            first_stage, scores = standardized(first_stage), standardized(scores)
+        return np.maximum(first_stage, np.asarray(scores, np.float64) + self.shift)
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,7 +467,8 @@ def best_first(fused: ArrayLike) -> NDArray[np.intp]:
     return np.argsort(-np.asarray(fused, np.float64), kind="stable")
 
 
-def _standardized(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def standardized(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores brought to mean 0 and standard deviation 1; all 0 where they are equal. float64 [n]."""
     exact = np.asarray(values, np.float64)
     spread = np.ptp(exact) if exact.size else 0.0
     if spread == 0:

@@ -4,6 +4,7 @@ An album is a directory (``docs/albums.md``):
 
     catalog.sqlite     the durable truth: every image's record and vector, one transaction per batch
     index-<token>/     a snapshot of the index, so that it need not be built anew
+    questions-<token>/ the same of the index of questions, where there are some
     states-<digest>/   what a generator saw in each image, so that it need not look again; only if asked for
 
 The index only ever follows the catalog (:mod:`zsqretrieval.following`). That is why nothing an ``add`` has
@@ -18,7 +19,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
@@ -32,6 +33,8 @@ from zsqretrieval.asking import InformationGain, Policy
 from zsqretrieval.catalog import Catalog, NewImage, Record
 from zsqretrieval.dialog import SCALE, Dialog
 from zsqretrieval.errors import AlbumError, ImageError, IntegrityError, InvalidInputError, MismatchError
+from zsqretrieval.expansion import EXPANSION, QuestionIndex, compare
+from zsqretrieval.explaining import explain_hits
 from zsqretrieval.following import Follower
 from zsqretrieval.images import ImageLike, as_image, decode, open_images
 from zsqretrieval.intake import Arrival, Intake, Skipped
@@ -51,6 +54,9 @@ from zsqretrieval.parts import (
     restore_fusion,
 )
 from zsqretrieval.protocols import Encoder, Generator, Index
+from zsqretrieval.question_table import StoredQuestion, StyleFacts
+from zsqretrieval.questioning import FilterReport, QuestionsReport, ask_images, judge_again
+from zsqretrieval.questions import Style
 from zsqretrieval.reopen import Reopener
 from zsqretrieval.rerank import (
     FIRST_STAGE,
@@ -151,7 +157,7 @@ class Retriever:
             dim=encoder.dim,
             settings={"encoder": encoder.fingerprint, **parts},
         )
-        self._attach(encoder, Follower(catalog, index), viewer, fusion, catalog, folder)
+        self._attach(encoder, Follower(catalog, catalog.log, index), viewer, fusion, catalog, folder)
 
     def _attach(
         self,
@@ -166,6 +172,7 @@ class Retriever:
         self._viewer = viewer
         self._fusion = fusion
         self._follower = follower
+        self._questions = QuestionIndex(catalog, encoder, follower.index, path)
         self._catalog = catalog
         self._path = path
         self._saving = threading.Lock()
@@ -259,10 +266,10 @@ class Retriever:
                     "the images anew"
                 )
             if index is None:
-                follower = Follower.load(catalog, encoder, folder)
+                follower = Follower.load(catalog, catalog.log, encoder, folder)
             else:
                 check_parts(encoder, index)
-                follower = Follower(catalog, index)
+                follower = Follower(catalog, catalog.log, index)
             viewer = _restored(catalog, generator, states, folder)
             joined = restore_fusion(_kept_fusion(catalog), folder) if _is_auto(fusion) else _checked(fusion)
             follower.follow()
@@ -274,7 +281,7 @@ class Retriever:
         return retriever
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Write the index beside the catalog; atomic.
+        """Write the index, and that of questions where there are some, beside the catalog; atomic.
 
         For an album on disk this only spares the next :meth:`load` the work of indexing: images, vectors and
         image states were safe when :meth:`add` returned. An album in memory needs ``path``, and lives there
@@ -295,6 +302,7 @@ class Retriever:
             elif path is not None and Path(path).absolute() != self._path:
                 raise AlbumError(f"this album lives in {self._path}; copy that directory to {path} instead")
             self._follower.save(self._path)
+            self._questions.save(self._path)
             if self._viewer is not None:
                 self._viewer.move_to(self._path)
                 self._viewer.sweep(self._catalog.known_digests)
@@ -466,7 +474,7 @@ class Retriever:
         return "replaced" if former else "added", id
 
     def remove(self, ids: str | Iterable[str]) -> None:
-        """Remove images by their ids; all of them or none. On disk once this returns.
+        """Remove images by their ids, and their questions; all of them or none. On disk once this returns.
 
         Raises:
             InvalidInputError: an id is not in the album; names it. Nothing has changed.
@@ -483,6 +491,116 @@ class Retriever:
             self._catalog.remove(list(present.values()))
         self._follower.follow()
 
+    # --- questions of images ------------------------------------------------------------------------------
+
+    def generate_questions(
+        self,
+        n: int = 3,
+        *,
+        style: str | Style = "questions",
+        answers: bool = False,
+        top_k: int | None = 10,
+        temperature: float = 1.0,
+        seed: int = 0,
+        max_new_tokens: int = 24,
+        batch_size: int = 16,
+        progress: ScoringProgress | None = None,
+    ) -> QuestionsReport:
+        """Let the generator write questions about every image, and keep those that lead back to it.
+
+        Each batch is on disk, with where it came from, before the next begins; images that were asked with
+        the same settings by the same generator are not asked again. So an interrupted call, or one after
+        more images were added, can be repeated as it was. A question is kept when searching it by the first
+        stage finds its own image among the first ``top_k`` of the album *as it is at that moment*; after the
+        album has grown, :meth:`filter_questions` judges all of them anew.
+
+        Args:
+            n: how many questions of an image at most, >= 1.
+            style: a name in :data:`zsqretrieval.questions.STYLES`, or a style of your own.
+            answers: let the generator answer each question as well.
+            top_k: how far from the top the own image may stand, >= 1; None keeps every question. Of images
+                that were asked before it changes nothing.
+            temperature: of the sampling.
+            seed: of the sampling.
+            max_new_tokens: length limit of a question and of an answer.
+            batch_size: images shown to the generator together.
+            progress: told after every batch how many images are dealt with; may raise to stop.
+
+        Raises:
+            InvalidInputError: there is no generator, or it writes no texts; no such style, or one that cannot
+                be answered; ``n``, ``top_k`` or ``batch_size`` < 1.
+            AlbumError: the disk is full or the album is locked; earlier batches stay.
+        """
+        if self._viewer is None:
+            raise InvalidInputError(
+                "questions are written by a generator, and there is none: give one to Retriever or "
+                "Retriever.load"
+            )
+        return ask_images(
+            self._catalog,
+            self._viewer,
+            self.encoder,
+            self._nearest_keys,
+            n=n,
+            style=style,
+            answers=answers,
+            top_k=top_k,
+            temperature=temperature,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+    def filter_questions(
+        self, top_k: int | None = 10, *, batch_size: int = 64, progress: ScoringProgress | None = None
+    ) -> FilterReport:
+        """Search every question once more, in the album as it is now, and keep those that find their image.
+
+        Questions that were not kept are judged as well, and may come back. Needs no generator.
+
+        Args:
+            top_k: how far from the top the own image may stand, >= 1; None keeps every question.
+            batch_size: questions searched together.
+            progress: told after every batch how many questions are done; may raise to stop.
+
+        Raises:
+            InvalidInputError: ``top_k`` or ``batch_size`` < 1.
+            AlbumError: the disk is full or the album is locked; earlier batches stay.
+        """
+        return judge_again(
+            self._catalog,
+            self.encoder,
+            self._nearest_keys,
+            top_k=top_k,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+    def questions(self, id: str | None = None) -> Iterator[StoredQuestion]:
+        """The questions of all images in the order they were made, or those of one image, likeliest first.
+
+        Raises:
+            InvalidInputError: there is no image of that id.
+        """
+        if id is None:
+            return (one for batch in self._catalog.questions.batches() for one in batch)
+        record = self._catalog.find(id)
+        if record is None:
+            raise InvalidInputError(f"there is no image {id!r} in the album")
+        return iter(self._catalog.questions.of([record.key]))
+
+    def question_styles(self) -> list[StyleFacts]:
+        """How many questions there are of each style, and of how many images."""
+        return self._catalog.questions.styles()
+
+    def remove_questions(self, style: str | None = None) -> int:
+        """Forget all questions, or those of one style; gives how many. Images can then be asked anew."""
+        return self._catalog.questions.remove(style)
+
+    def _nearest_keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        return self._follower.follow().search(vectors, k).keys
+
     # --- searching ----------------------------------------------------------------------------------------
 
     def search(
@@ -493,6 +611,9 @@ class Retriever:
         candidates: int = 100,
         scoring: Scoring | Literal["auto"] | None = "auto",
         fusion: Fusion | Literal["auto"] = "auto",
+        expand: bool = False,
+        expansion: Fusion = EXPANSION,
+        explain: bool = False,
         batch_size: int = 16,
         progress: ScoringProgress | None = None,
     ) -> Ranking:
@@ -509,6 +630,12 @@ class Retriever:
             scoring: what the generator is asked, such as ``Likelihood()`` or ``YesNo()``; None for the first
                 stage alone. ``"auto"`` is ``Likelihood()`` where there is a generator, else None.
             fusion: how both scores are joined; ``"auto"`` is :attr:`fusion`, the retriever's own.
+            expand: let the first stage look at the questions kept for the images as well
+                (:meth:`generate_questions`).
+            expansion: how similarities to images and to questions are joined then; see
+                :func:`zsqretrieval.expansion.join`.
+            explain: let the generator answer the question from each hit, and tell which words of the question
+                the image explains.
             batch_size: candidates scored together; must not change the result.
             progress: told after every batch how many candidates are done; may raise to stop.
 
@@ -517,12 +644,14 @@ class Retriever:
             similarity in [-1, 1]; the scoring's own, ``"likelihood"`` or ``"yes_no"``; ``"fused"``, which is
             also ``score``. Without scoring, ``score`` is the cosine similarity. A candidate that could not be
             scored has ``score`` -inf and only ``"first_stage"``; when none could be, the ranking is the
-            first stage's.
+            first stage's. With ``expand``, also ``"image"`` and, where the image has one, ``"question"``:
+            the cosine similarities that ``"first_stage"`` joins; ``matched_question`` is the nearest one.
+            With ``explain``, ``explanation``, but None for an image that cannot be shown.
 
         Raises:
             InvalidInputError: the question is empty or not text; ``k``, ``candidates`` or ``batch_size`` < 1;
-                scoring without a generator; ``fusion`` is none; or the question is too long for the
-                generator.
+                scoring or explaining without a generator; ``fusion`` or ``expansion`` is none; ``expand`` in
+                an album without questions; or the question is too long for the generator.
             ZsqError: the generator's numbers are broken; names the image.
         """
         if not isinstance(question, str) or not question.strip():
@@ -530,15 +659,30 @@ class Retriever:
         _check_counts(k=k, candidates=candidates, batch_size=batch_size)
         rule = self._rule(scoring)
         joined = self._fusion if _is_auto(fusion) else _checked(fusion)
-        if rule is None or self._viewer is None:
-            found = self._first_stage(lambda: self.encoder.encode_text([question]), k)
-            return Ranking(question, found.hits, found.timings)
-        self._viewer.generator.get()  # loaded before the clock runs
-        found = self._first_stage(lambda: self.encoder.encode_text([question]), max(k, candidates))
-        begin = time.perf_counter()
-        scores = self._viewer.score(rule, question, found.records, batch_size=batch_size, progress=progress)
-        hits = rerank(found.hits, rule.name, scores, joined)
-        return Ranking(question, hits[:k], {**found.timings, rule.name: time.perf_counter() - begin})
+        viewer = self._explaining_viewer() if explain else None if rule is None else self._viewer
+        if viewer is not None:
+            viewer.generator.get()  # loaded before the clock runs
+        if expand:
+            found = self._expanded(question, k, candidates, _checked(expansion))
+        else:
+            wanted = k if rule is None else max(k, candidates)
+            found = self._first_stage(lambda: self.encoder.encode_text([question]), wanted)
+        hits, timings = found.hits, dict(found.timings)
+        if rule is not None and viewer is not None:
+            begin = time.perf_counter()
+            scores = viewer.score(rule, question, found.records, batch_size=batch_size, progress=progress)
+            hits = rerank(hits, rule.name, scores, joined)
+            timings[rule.name] = time.perf_counter() - begin
+        hits = hits[:k]
+        if explain and viewer is not None:
+            begin = time.perf_counter()
+            records = {record.key: record for record in found.records}
+            prompt = rule.prompt if isinstance(rule, Likelihood) else Likelihood().prompt
+            hits = explain_hits(
+                viewer, question, hits, [records[hit.key] for hit in hits], prompt, batch_size=batch_size
+            )
+            timings["explain"] = time.perf_counter() - begin
+        return Ranking(question, hits, timings)
 
     def search_image(self, image: ImageLike, k: int = 10) -> Ranking:
         """Find the images most like an image; one that is in the album finds itself first.
@@ -740,6 +884,40 @@ class Retriever:
         records, scores = self._nearest(vector, k)
         timings = {"encode": encoded - begin, FIRST_STAGE: time.perf_counter() - encoded}
         return _Found(records, tuple(map(_hit, records, scores)), timings)
+
+    def _expanded(self, question: str, k: int, candidates: int, expansion: Fusion) -> _Found:
+        """The first stage over images and their questions."""
+        if not len(self._questions):
+            raise InvalidInputError(
+                "this album keeps no questions to search; make some with Retriever.generate_questions() or "
+                "`zsq questions ALBUM`, or leave expand out"
+            )
+        begin = time.perf_counter()
+        vector = self.encoder.encode_text([question])
+        encoded = time.perf_counter()
+        wanted = max(k, candidates)
+        alike = self._nearest_keys(vector, wanted)[0]
+        asked = self._questions.nearest(vector, wanted)
+        keys = np.concatenate([alike[alike >= 0], asked])
+        found = compare(self._catalog, keys, vector, expansion)[:wanted]
+        timings = {"encode": encoded - begin, FIRST_STAGE: time.perf_counter() - encoded}
+        hits = tuple(
+            replace(
+                _hit(one.record, one.joined),
+                scores={FIRST_STAGE: one.joined, "image": one.image}
+                | ({} if one.question is None else {"question": one.question}),
+                matched_question=one.matched,
+            )
+            for one in found
+        )
+        return _Found([one.record for one in found], hits, timings)
+
+    def _explaining_viewer(self) -> Viewer:
+        if self._viewer is None:
+            raise InvalidInputError(
+                "explain=True needs a generator, and there is none: give one to Retriever or Retriever.load"
+            )
+        return self._viewer
 
     def _nearest(self, vector: NDArray[np.float32], k: int) -> tuple[list[Record], list[float]]:
         while True:

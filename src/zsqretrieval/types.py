@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["Context", "Hit", "Image", "ImageState", "LogLikelihood", "Neighbors", "Ranking"]
+__all__ = ["Context", "Explanation", "Hit", "Image", "ImageState", "LogLikelihood", "Neighbors", "Ranking"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +101,28 @@ class Neighbors:
     scores: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanation:
+    """What an image says to a question: its answer, and which words of the question it explains.
+
+    Attributes:
+        answer: the generator's answer to the question, read from the image; empty when it gave none.
+        tokens: the question's tokens as text, length T.
+        with_image: float32 [T], natural logarithms; entry t is log P(token t | image, tokens before t).
+        without_image: float32 [T], the same given pictures of nothing: what the words before tell already.
+    """
+
+    answer: str
+    tokens: tuple[str, ...]
+    with_image: NDArray[np.float32]
+    without_image: NDArray[np.float32]
+
+    @property
+    def gain(self) -> NDArray[np.float32]:
+        """float32 [T], nats: how much likelier the image makes each token; below 0 if it speaks against."""
+        return self.with_image - self.without_image
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """One image of a ranking.
@@ -113,9 +135,15 @@ class Hit:
             scored where others were.
         scores: the score of every stage that judged this image, by the stage's name; higher is better.
             ``"first_stage"`` is the cosine similarity, ``"likelihood"`` or ``"yes_no"`` what the generator
-            made of the image, ``"fused"`` what the fusion made of both.
+            made of the image, ``"fused"`` what the fusion made of both. Where a search looked at questions
+            as well, ``"image"`` and ``"question"`` are the cosine similarities of the image and of the
+            nearest question it was asked, and ``"first_stage"`` joins them.
         caption: the caption kept in the catalog, or None.
         metadata: the free facts kept in the catalog.
+        matched_question: of the questions kept for this image, the nearest one; None when the search did not
+            look at questions, or the image has none.
+        explanation: what the image says to the question; None when nobody asked for it, or the image cannot
+            be shown to the generator.
     """
 
     key: int
@@ -125,6 +153,8 @@ class Hit:
     scores: Mapping[str, float]
     caption: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    matched_question: str | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)

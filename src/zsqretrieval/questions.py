@@ -1,0 +1,284 @@
+"""Questions that an image answers, written by a generator that nobody trained for it: a prompt, and sampling.
+
+What doc2query does for passages (Nogueira et al., arXiv 1904.08375) and PreMIR for pages (arXiv 2508.17079):
+more is sampled than wanted, what says the same is said once, and the likeliest of the rest are given. Which
+of them are worth keeping only a search can tell (:mod:`zsqretrieval.questioning`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.prompts import PROMPTS, Prompt
+from zsqretrieval.protocols import Generator
+from zsqretrieval.types import Context, Image, ImageState
+
+__all__ = [
+    "STYLES",
+    "Question",
+    "Style",
+    "check_style",
+    "first_line",
+    "generate_questions",
+    "normalized",
+    "write_texts",
+]
+
+OVERSAMPLE = 2
+"""How many texts are drawn for each that is wanted: some say the same, and some say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """A way to write about an image.
+
+    Attributes:
+        name: its name.
+        prompts: what the texts continue; each takes one image and no texts. Draws are shared out evenly.
+        asks: whether the texts are questions: what has no question mark is then dropped, and what follows it
+            cut off.
+
+    Raises:
+        InvalidInputError: there is no prompt, or one takes anything else.
+    """
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    asks: bool
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise InvalidInputError(f"the style {self.name!r} has no prompt; give it one or more")
+        for prompt in self.prompts:
+            if prompt.images != 1 or prompt.fields:
+                raise InvalidInputError(
+                    f"the style {self.name!r}: a prompt must take one image and no texts, not "
+                    f"{prompt.template!r}"
+                )
+
+
+STYLES: Mapping[str, Style] = MappingProxyType(
+    {
+        "questions": Style("questions", (PROMPTS["ask"],), asks=True),
+        "captions": Style("captions", (PROMPTS["captioning"],), asks=False),
+        "attributes": Style(
+            "attributes",
+            (
+                Prompt("<image>Question: what color is it? Answer:"),
+                Prompt("<image>Question: what is the person wearing? Answer:"),
+                Prompt("<image>Question: where was this taken? Answer:"),
+            ),
+            asks=False,
+        ),
+        "search": Style("search", (PROMPTS["question"],), asks=False),
+    }
+)
+"""The styles by name.
+
+- ``questions``: what one might ask about the image.
+- ``captions``: what it shows, in a sentence.
+- ``attributes``: colours, clothes and places, in a few words each.
+- ``search``: what somebody would type to find it; a question or not.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A text that a generator wrote about an image.
+
+    Attributes:
+        text: what is asked, or said.
+        answer: what the generator answers to it, or None.
+        style: name of the style.
+        prompt: template that it continued.
+        log_likelihood: log P(text | image) in nats, by the same generator and prompt.
+        tokens: its length in tokens.
+    """
+
+    text: str
+    answer: str | None
+    style: str
+    prompt: str
+    log_likelihood: float
+    tokens: int
+
+
+def generate_questions(
+    generator: Generator,
+    images: Sequence[Image | ImageState],
+    n: int = 3,
+    *,
+    style: str | Style = "questions",
+    answers: bool = False,
+    answer_prompt: Prompt = PROMPTS["vqa"],
+    temperature: float = 1.0,
+    seed: int | None = 0,
+    max_new_tokens: int = 24,
+    batch_size: int = 16,
+) -> list[tuple[Question, ...]]:
+    """Write about images.
+
+    Args:
+        generator: writes.
+        images: m images, or their states.
+        n: how many texts of each image at most, >= 1. There are fewer when what is drawn says the same, or
+            nothing; at temperature 0 there is one for each prompt of the style.
+        style: a name in :data:`STYLES`, or one of your own.
+        answers: let the generator answer every question as well; the style has to ask some.
+        answer_prompt: what an answer continues; takes one image and the text ``question``.
+        temperature: of the sampling; higher is more varied and less true.
+        seed: makes it repeatable for the same images in the same order; None draws anew each time.
+        max_new_tokens: length limit of a text and of an answer. A question that does not end within it is
+            dropped.
+        batch_size: contexts computed together.
+
+    Returns:
+        For every image its texts, likeliest first, no two of which have the same :func:`normalized` form.
+
+    Raises:
+        InvalidInputError: no such style; ``n`` < 1; answers to a style without questions; a generator that
+            scores texts but writes none; or a setting that the generator refuses.
+        ImageError: an image cannot be decoded; names it.
+    """
+    style = check_style(style, answers=answers)
+    if n < 1:
+        raise InvalidInputError(f"n must be at least 1, not {n}")
+    if answer_prompt.images != 1 or answer_prompt.fields != ("question",):
+        raise InvalidInputError(
+            f"the prompt for answers must take one image and {{question}}, not {answer_prompt.template!r}"
+        )
+    draws = -(-OVERSAMPLE * n // len(style.prompts)) if temperature > 0 else 1
+    prompts = [(prompt, image) for image in images for prompt in style.prompts]
+    drawn = write_texts(
+        generator,
+        [prompt.context(image) for prompt, image in prompts],
+        n=draws,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    tidied = [dict.fromkeys(map(_question if style.asks else first_line, texts)) for texts in drawn]
+    pairs = [(at, text) for at, texts in enumerate(tidied) for text in texts if normalized(text)]
+    likelihoods = generator.log_likelihood(
+        [prompts[at][0].context(prompts[at][1]) for at, _ in pairs],
+        [f" {text}" for _, text in pairs],
+        batch_size=batch_size,
+    )
+    written: list[list[Question]] = [[] for _ in images]
+    for (at, text), likelihood in zip(pairs, likelihoods, strict=True):
+        template = prompts[at][0].template
+        made = Question(text, None, style.name, template, likelihood.sum, len(likelihood))
+        written[at // len(style.prompts)].append(made)
+    chosen = [_likeliest(questions, n) for questions in written]
+    if not answers:
+        return chosen
+    return _answered(generator, images, chosen, answer_prompt, max_new_tokens, batch_size)
+
+
+def _likeliest(questions: Sequence[Question], n: int) -> tuple[Question, ...]:
+    """The first n of different form."""
+    ranked = sorted(questions, key=lambda one: -one.log_likelihood)
+    by_form = {normalized(one.text): one for one in reversed(ranked)}  # the likeliest of a form is last
+    return tuple(sorted(by_form.values(), key=lambda one: (-one.log_likelihood, one.text))[:n])
+
+
+def _answered(
+    generator: Generator,
+    images: Sequence[Image | ImageState],
+    asked: Sequence[tuple[Question, ...]],
+    prompt: Prompt,
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[tuple[Question, ...]]:
+    contexts = [
+        prompt.context(image, question=one.text)
+        for image, questions in zip(images, asked, strict=True)
+        for one in questions
+    ]
+    found = write_texts(
+        generator,
+        contexts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    answers = (first_line(text) for (text,) in found)
+    return [tuple(replace(one, answer=next(answers) or None) for one in questions) for questions in asked]
+
+
+def write_texts(
+    generator: Generator,
+    contexts: Sequence[Context],
+    *,
+    n: int = 1,
+    max_new_tokens: int = 24,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    batch_size: int = 16,
+) -> list[list[str]]:
+    """Let a generator continue contexts; see :meth:`zsqretrieval.protocols.Generator.generate`.
+
+    Raises:
+        InvalidInputError: it scores texts but writes none; or as there.
+        ImageError: an image cannot be decoded; names it.
+    """
+    mute = InvalidInputError(
+        f"{type(generator).__name__} scores texts but writes none, so it can neither ask nor answer; use a "
+        "generator that has generate()"
+    )
+    if not callable(getattr(generator, "generate", None)):
+        raise mute
+    if not contexts:
+        return []
+    try:
+        return generator.generate(
+            contexts,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+        )
+    except NotImplementedError as error:
+        raise mute from error
+
+
+def check_style(style: str | Style, *, answers: bool = False) -> Style:
+    """The style of a name.
+
+    Args:
+        style: its name in :data:`STYLES`, or the style itself.
+        answers: whether its texts are to be answered.
+
+    Raises:
+        InvalidInputError: there is none of that name, or its texts are no questions and are to be answered.
+    """
+    if not isinstance(style, Style):
+        if style not in STYLES:
+            raise InvalidInputError(f"there is no style {style!r}; choose from {', '.join(STYLES)}")
+        style = STYLES[style]
+    if answers and not style.asks:
+        raise InvalidInputError(
+            f"the style {style.name!r} asks nothing that could be answered; leave answers out"
+        )
+    return style
+
+
+def normalized(text: str) -> str:
+    """What of a text counts when texts are compared: its words, without case and punctuation."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def first_line(text: str) -> str:
+    """The first line of a text that says something, its spaces made one; empty when none does."""
+    return next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
+
+
+def _question(text: str) -> str:
+    """What goes to the first question mark; empty without one."""
+    said, mark, _ = first_line(text).partition("?")
+    return said + mark if mark else ""

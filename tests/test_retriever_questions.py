@@ -1,0 +1,534 @@
+"""An album whose images were asked: the round trip, going on, searching questions, explaining hits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from PIL import Image as PILImage
+
+from seeing import Seeing
+from zsqretrieval.catalog import Catalog
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.expansion import EXPANSION, best_questions, join
+from zsqretrieval.explaining import Word, explain, words
+from zsqretrieval.images import decode
+from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.indexes.hnsw import HNSWIndex
+from zsqretrieval.prompts import PROMPTS
+from zsqretrieval.questioning import own_ranks
+from zsqretrieval.rerank import (
+    Fusion,
+    Likelihood,
+    Maximum,
+    ReciprocalRank,
+    RerankOnly,
+    WeightedSum,
+    YesNo,
+    log_prior,
+    null_images,
+)
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyGenerator, ToyIndex
+from zsqretrieval.types import Context, Explanation, Hit, Image, LogLikelihood
+
+ENCODER = ToyEncoder()
+NAMES = ("red", "green", "blue", "yellow", "black", "white")
+
+
+class Asker(ToyGenerator):
+    """Asks of an image what its colour is about, and what could be asked of any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.answered: list[str] = []
+
+    def generate(self, contexts: Sequence[Context], *, n: int = 1, **settings: Any) -> list[list[str]]:
+        found = []
+        for context in contexts:
+            image, said = context
+            assert isinstance(image, Image) and isinstance(said, str)
+            if said.endswith("Answer:"):
+                self.answered.append(image.source)
+                found.append([f"{colour_of(image)} it is"] * n)
+                continue
+            self.asked.append(image.source)
+            texts = [
+                f"is there a {colour_of(image)} thing?",
+                "what is it?",
+                f"Is there a {colour_of(image)} thing ?",
+            ]
+            found.append([texts[draw % 3] for draw in range(n)])
+        return found
+
+
+def colour_of(image: Image) -> str:
+    mean = np.asarray(decode(image), float).mean((0, 1)) / 255
+    return min(COLOURS, key=lambda name: float(np.abs(np.array(COLOURS[name]) - mean).sum()))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in NAMES:
+        PILImage.new("RGB", (6, 4), name).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    return tmp_path / "album"
+
+
+def made(generator: Any = None, index: Any = None, **rest: Any) -> Retriever:
+    index = ExactIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint) if index is None else index
+    return Retriever(ENCODER, index, generator or Asker(), **rest)
+
+
+def opened(album: Path, generator: Any = None) -> Retriever:
+    return Retriever.load(album, encoder=ENCODER, generator=generator or Asker())
+
+
+def ids(hits: Sequence[Hit]) -> list[str]:
+    return [hit.id for hit in hits]
+
+
+# --- asking
+
+
+def test_questions_that_find_their_image_are_kept(pictures: Path) -> None:
+    asker = Asker()
+    told: list[tuple[int, int]] = []
+    with made(asker) as retriever:
+        retriever.add(pictures)
+        report = retriever.generate_questions(
+            2, answers=True, top_k=1, batch_size=4, progress=lambda *done: told.append(done)
+        )
+        assert (report.asked, report.known, report.skipped) == (6, 0, ()) and report.seconds > 0
+        assert report.questions == 12 and 6 <= report.kept < 12, (
+            "what is asked of all finds one of them at most"
+        )
+        assert told[0] == (4, 6) and told[-1] == (6, 6)
+        for one in retriever.questions():
+            ranking = retriever.search(one.text, k=6, scoring=None)
+            rank = ids(ranking).index(one.id) + 1
+            judged = one.judgement
+            assert judged.kept == (rank == 1) and judged.rank == (1 if rank == 1 else None)
+            assert (judged.top_k, judged.gallery) == (1, 6)
+            assert one.answer == f"{one.id.removesuffix('.png')} it is"
+            assert one.prompt == PROMPTS["ask"].template
+            (likelihood,) = asker.log_likelihood(
+                [PROMPTS["ask"].context(Image(pictures / one.id, one.id))], [f" {one.text}"]
+            )
+            assert one.log_likelihood == likelihood.sum
+            assert asdict(one.recipe) == {
+                "style": "questions",
+                "prompts": (PROMPTS["ask"].template,),
+                "answer_prompt": PROMPTS["vqa"].template,
+                "generator": asker.fingerprint,
+                "encoder": ENCODER.fingerprint,
+                "n": 2,
+                "temperature": 1.0,
+                "seed": 0,
+                "max_new_tokens": 24,
+            }
+        assert {one.id for one in retriever.questions("red.png")} == {"red.png"}
+        with pytest.raises(InvalidInputError, match=r"no image 'pink\.png'"):
+            retriever.questions("pink.png")
+
+
+def test_the_same_work_is_done_once(pictures: Path, album: Path) -> None:
+    with made(path=album) as retriever:
+        retriever.add(pictures)
+        retriever.generate_questions(batch_size=4)
+    again = Asker()
+    with opened(album, again) as retriever:
+        assert retriever.generate_questions(batch_size=4).known == 6 and again.asked == []
+        PILImage.new("RGB", (6, 4), (250, 200, 10)).save(pictures / "orange.png")
+        retriever.add(pictures)
+        report = retriever.generate_questions()
+        assert (report.known, report.asked) == (6, 1) and again.asked == [str(pictures / "orange.png")]
+        other = retriever.generate_questions(seed=1)
+        assert other.asked == 7 and other.questions == 0, "asked anew, and nothing new was said"
+        assert retriever.generate_questions(style="search").asked == 7
+        assert [(one.style, one.images) for one in retriever.question_styles()] == [
+            ("questions", 7),
+            ("search", 7),
+        ]
+        assert retriever.remove_questions() > 0 and list(retriever.questions()) == []
+        assert retriever.generate_questions().asked == 7
+
+
+def test_an_interrupted_run_goes_on_where_it_was(pictures: Path, album: Path) -> None:
+    asker = Asker()
+
+    def stop(done: int, total: int) -> None:
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    with made(asker, path=album) as retriever:
+        retriever.add(pictures)
+        with pytest.raises(KeyboardInterrupt):
+            retriever.generate_questions(batch_size=2, progress=stop)
+    with opened(album, asker) as retriever:
+        report = retriever.generate_questions(batch_size=2)
+        whole = [(one.id, one.text, one.judgement) for one in retriever.questions()]
+    assert (report.known, report.asked) == (4, 2) and len(asker.asked) == 6
+    with made() as retriever:
+        retriever.add(pictures)
+        retriever.generate_questions(batch_size=2)
+        assert whole == [(one.id, one.text, one.judgement) for one in retriever.questions()]
+
+
+def test_a_batch_that_fails_leaves_the_earlier_ones(pictures: Path) -> None:
+    class Tired(Asker):
+        def generate(self, contexts: Any, **settings: Any) -> Any:
+            if len(self.asked) >= 4:
+                raise InvalidInputError("too tired")
+            return super().generate(contexts, **settings)
+
+    with made(Tired()) as retriever:
+        retriever.add(pictures)
+        with pytest.raises(InvalidInputError, match="too tired"):
+            retriever.generate_questions(batch_size=4)
+        assert len({one.id for one in retriever.questions()}) == 4
+
+
+def test_an_image_that_cannot_be_shown_is_told_and_asked_later(pictures: Path) -> None:
+    with made() as retriever:
+        retriever.add(pictures)
+        away = pictures.with_name("away.png")
+        (pictures / "red.png").rename(away)
+        report = retriever.generate_questions()
+        assert report.asked == 5 and [Path(one.source).name for one in report.skipped] == ["red.png"]
+        away.rename(pictures / "red.png")
+        assert retriever.generate_questions().asked == 1
+
+
+def test_states_are_shown_where_they_are_kept(pictures: Path) -> None:
+    with Retriever(ENCODER, None, Seeing(), states="memory") as retriever:
+        retriever.add(pictures)
+        shutil.rmtree(pictures)
+        report = retriever.generate_questions(2, style="captions", top_k=None)
+        assert report.asked == 6 and report.questions == report.kept > 0
+        assert all(one.judgement.rank is one.judgement.top_k is None for one in retriever.questions())
+
+
+def test_an_image_removed_meanwhile_is_passed_over(pictures: Path) -> None:
+    with made() as retriever:
+        retriever.add(pictures)
+
+        class Removing(Asker):
+            def generate(self, contexts: Any, **settings: Any) -> Any:
+                if "red.png" in retriever:
+                    retriever.remove("red.png")
+                return super().generate(contexts, **settings)
+
+        other = made(Removing())
+        retriever._viewer = other._viewer
+        report = retriever.generate_questions()
+        assert {one.id for one in retriever.questions()} == {f"{name}.png" for name in NAMES} - {"red.png"}
+        assert report.questions == len(list(retriever.questions()))
+        other.close()
+
+
+def test_filtering_again_judges_by_the_album_as_it_is(pictures: Path) -> None:
+    with made() as retriever:
+        retriever.add(pictures / "red.png")
+        assert retriever.generate_questions(top_k=1).kept == 2, "alone, any question leads to it"
+        retriever.add(pictures)
+        told: list[tuple[int, int]] = []
+        report = retriever.filter_questions(1, batch_size=1, progress=lambda *done: told.append(done))
+        assert (report.questions, report.kept) == (2, 1) and told == [(1, 2), (2, 2)]
+        judged = {one.text: one.judgement for one in retriever.questions()}
+        assert judged["is there a red thing?"].kept and judged["is there a red thing?"].gallery == 6
+        assert not judged["what is it?"].kept
+        assert retriever.filter_questions(None).kept == 2
+        hits = retriever.search("what is it?", 6, expand=True, scoring=None)
+        matched = {Path(hit.source).name: hit.matched_question for hit in hits}
+        assert matched.pop("red.png") == "what is it?" and set(matched.values()) == {None}
+
+
+def test_what_cannot_be_done_is_said(pictures: Path) -> None:
+    alone = Retriever(ENCODER, ExactIndex(ENCODER.dim))
+    alone.add(pictures)
+    for call, message in (
+        (lambda: alone.generate_questions(), "questions are written by a generator, and there is none"),
+        (lambda: alone.search("red", explain=True), "explain=True needs a generator"),
+        (
+            lambda: alone.search("red", expand=True),
+            r"keeps no questions to search; make some with .*`zsq quest",
+        ),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            call()
+    alone.close()
+    with made() as retriever:
+        retriever.add(pictures)
+        for settings in ({"n": 0}, {"top_k": 0}, {"batch_size": 0}, {"style": "no"}):
+            with pytest.raises(InvalidInputError):
+                retriever.generate_questions(**settings)  # type: ignore[arg-type]
+        for settings in ({"top_k": 0}, {"batch_size": 0}):
+            with pytest.raises(InvalidInputError, match="must be at least 1, not 0"):
+                retriever.filter_questions(**settings)
+        retriever.generate_questions()
+        with pytest.raises(InvalidInputError, match="fusion must be one such as"):
+            retriever.search("red", expand=True, expansion="max")  # type: ignore[arg-type]
+
+
+@given(
+    npst.arrays(np.int64, npst.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=st.integers(-1, 6)),
+    st.data(),
+)
+def test_own_ranks_count_from_one(found: np.ndarray, data: st.DataObject) -> None:
+    own = data.draw(npst.arrays(np.int64, len(found), elements=st.integers(0, 6)))
+    for row, key, rank in zip(found.tolist(), own.tolist(), own_ranks(found, own).tolist(), strict=True):
+        assert rank == (row.index(key) + 1 if key in row else 0)
+
+
+# --- searching questions
+
+
+@pytest.mark.parametrize(
+    "index", [None, HNSWIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint), ToyIndex(ENCODER.dim)]
+)
+def test_both_first_stage_scores_are_told(pictures: Path, index: Any) -> None:
+    with made(index=index) as retriever:
+        retriever.add(pictures)
+        retriever.generate_questions(2, top_k=1)
+        ranking = retriever.search("a red thing?", 4, expand=True, scoring=None)
+        plain = {hit.id: hit for hit in retriever.search("a red thing?", 6, scoring=None)}
+        for hit in ranking:
+            assert hit.score == hit.scores["first_stage"]
+            assert hit.scores["image"] == pytest.approx(plain[hit.id].score, abs=1e-6)
+            texts = [one.text for one in retriever.questions(hit.id) if one.judgement.kept]
+            cosines = ENCODER.encode_text(["a red thing?"]) @ ENCODER.encode_text(texts).T
+            assert hit.matched_question == texts[int(cosines.argmax())]
+            assert hit.scores["question"] == pytest.approx(float(cosines.max()), abs=1e-6)
+        assert ids(ranking)[0] == "red.png" and set(ranking.timings) == {"encode", "first_stage"}
+        assert all(hit.matched_question is None for hit in plain.values())
+        again = retriever.search("a red thing?", 3, expand=True, candidates=6)
+        assert set(again[0].scores) == {"first_stage", "image", "question", "likelihood", "fused"}
+        assert again[0].matched_question is not None
+
+
+def test_a_question_leads_to_an_image_that_looks_otherwise(pictures: Path) -> None:
+    """The point of it all: what is said of an image counts, whatever the image looks like."""
+
+    class Wrong(Asker):
+        def generate(self, contexts: Any, *, n: int = 1, **settings: Any) -> Any:
+            return [
+                ["is it a zebra?" if "white" in context[0].source else "what?"] * n for context in contexts
+            ]
+
+    with made(Wrong()) as retriever:
+        retriever.add(pictures)
+        retriever.generate_questions(1, top_k=None)
+        assert retriever.search("is it a zebra?", 1, scoring=None, candidates=1)[0].id != "white.png"
+        for expansion in (RerankOnly(), Maximum(1.0), WeightedSum(5.0)):
+            (hit,) = retriever.search(
+                "is it a zebra?", 1, scoring=None, candidates=1, expand=True, expansion=expansion
+            )
+            if expansion == RerankOnly():
+                assert hit.id == "white.png" and hit.matched_question == "is it a zebra?"
+                assert hit.scores["question"] == pytest.approx(1)
+        with_all = retriever.search("is it a zebra?", 6, scoring=None, expand=True, expansion=Maximum(1.0))
+        assert with_all[0].id == "white.png"
+
+
+def test_the_question_index_follows_the_album(pictures: Path, album: Path) -> None:
+    with made(path=album) as retriever, opened(album) as other:
+        retriever.add(pictures)
+        retriever.generate_questions(2, top_k=1)
+        assert other.search("a red thing?", 1, expand=True, scoring=None)[0].id == "red.png"
+        retriever.remove("red.png")
+        for each in (retriever, other):
+            assert "red.png" not in ids(each.search("a red thing?", 6, expand=True, scoring=None))
+        other.remove_questions()
+        with pytest.raises(InvalidInputError, match="no questions"):
+            retriever.search("red", expand=True)
+
+
+def test_snapshots_of_the_question_index_are_kept_and_checked(pictures: Path, album: Path) -> None:
+    with made() as retriever:
+        retriever.add(pictures)
+        retriever.generate_questions(2, top_k=1)
+        before = retriever.search("a red thing?", 6, expand=True, scoring=None)
+        retriever.save(album)
+        retriever.save()
+    (snapshot,) = album.glob("questions-*")
+    with opened(album) as retriever:
+        assert retriever.search("a red thing?", 6, expand=True, scoring=None).hits == before.hits
+        retriever.remove("red.png")
+        retriever.save()
+    assert not snapshot.exists()
+    (snapshot,) = album.glob("questions-*")
+    for file in snapshot.iterdir():
+        file.write_bytes(file.read_bytes()[:-3])
+    with opened(album) as retriever:
+        with pytest.warns(RuntimeWarning, match="the saved questions of .* is damaged and is rebuilt"):
+            after = retriever.search("a red thing?", 6, expand=True, scoring=None)
+        assert ids(after) == [id for id in ids(before) if id != "red.png"] or len(after) == 5
+    shutil.rmtree(snapshot)
+
+
+def test_an_album_without_questions_has_no_snapshot_of_them(pictures: Path, album: Path) -> None:
+    with made(path=album) as retriever:
+        retriever.add(pictures)
+        retriever.save()
+        assert not list(album.glob("questions-*"))
+        with Catalog.open(album / "catalog.sqlite") as catalog:
+            assert catalog.get_meta("questions") is None
+
+
+# --- joining
+
+
+@st.composite
+def similarities(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    count = draw(st.integers(1, 10))
+    cosines = st.floats(-1, 1, width=32) | st.sampled_from([0.25, 0.5])
+    image = np.sort(draw(npst.arrays(np.float64, count, elements=cosines)))[::-1]
+    question = draw(npst.arrays(np.float64, count, elements=cosines | st.just(float("nan"))))
+    return image, question
+
+
+EXPANSIONS: list[Fusion] = [
+    EXPANSION,
+    WeightedSum(0.3),
+    WeightedSum(2, scale="raw"),
+    Maximum(),
+    Maximum(-0.3, scale="raw"),
+    ReciprocalRank(),
+    RerankOnly(),
+]
+
+
+@given(similarities(), st.sampled_from(EXPANSIONS))
+def test_what_is_joined_is_on_the_scale_of_the_images(
+    both: tuple[np.ndarray, np.ndarray], expansion: Fusion
+) -> None:
+    image, question = both
+    kept = question.copy()
+    joined = join(expansion, image, question)
+    assert joined.shape == image.shape and np.isfinite(joined).all()
+    assert np.array_equal(question, kept, equal_nan=True)
+    assert joined.mean() == pytest.approx(image.mean(), abs=1e-9)
+    if image.std() > 1e-3 and joined.std() > 1e-9:
+        assert joined.std() == pytest.approx(image.std())
+    known = ~np.isnan(question)
+    if known.any():
+        filled = np.where(known, question, np.nanmean(question))
+        fused = expansion.fuse(image, filled)
+        clear = np.abs(fused[:, None] - fused[None]) > 1e-9
+        assert np.all(((fused[:, None] > fused[None]) == (joined[:, None] > joined[None]))[clear])
+    else:
+        assert np.array_equal(joined, image)
+
+
+@given(st.lists(st.integers(0, 4), max_size=12), st.data())
+def test_every_image_has_its_best_question(owners: list[int], data: st.DataObject) -> None:
+    images = np.array([3, 5, 8, 13, 21], np.int64)
+    scores = data.draw(npst.arrays(np.float64, len(owners), elements=st.sampled_from([-0.5, 0.0, 0.25, 1.0])))
+    best, which = best_questions(images, images[np.array(owners, np.int64)], scores)
+    for row in range(5):
+        mine = [n for n, owner in enumerate(owners) if owner == row]
+        if not mine:
+            assert np.isnan(best[row]) and which[row] == -1
+        else:
+            assert best[row] == max(scores[mine]) and which[row] == max(mine, key=lambda n: (scores[n], -n))
+
+
+def test_an_expansion_that_gives_no_numbers_is_refused() -> None:
+    class Endless:
+        def fuse(self, first_stage: np.ndarray, scores: np.ndarray) -> np.ndarray:
+            return np.full(len(scores), -np.inf)
+
+    with pytest.raises(InvalidInputError, match="all must be finite"):
+        join(Endless(), np.array([0.2, 0.1]), np.array([0.3, 0.4]))
+
+
+# --- explaining
+
+
+def test_an_explanation_is_what_the_generator_says_with_and_without_the_image(pictures: Path) -> None:
+    toy = ToyGenerator()
+    question = "Is the red thing green ?"
+    images = [Image(pictures / f"{name}.png", name) for name in ("red", "blue")]
+    red, blue = explain(toy, f" {question} ", images)
+    for image, one in zip(images, (red, blue), strict=True):
+        (read,) = toy.log_likelihood([PROMPTS["question"].context(image)], [f" {question}"])
+        assert one.tokens == read.tokens and np.array_equal(one.with_image, read.token_log_probs)
+        (answer,) = toy.generate([PROMPTS["vqa"].context(image, question=question)], max_new_tokens=24)[0]
+        assert one.answer == answer
+    assert np.array_equal(red.without_image, blue.without_image) and np.all(red.without_image < 0)
+    (prior,) = log_prior(toy, Likelihood(), null_images(), [question])
+    assert red.without_image.sum() == pytest.approx(prior, abs=1e-5)
+    at = red.tokens.index("red")
+    assert red.gain[at] > 0 > blue.gain[at] and red.gain == pytest.approx(red.with_image - red.without_image)
+    assert explain(toy, question, []) == []
+
+
+def test_without_an_image_is_the_mean_probability_of_what_is_left() -> None:
+    """Two pictures of nothing, of which the second foresees nothing: worked out by hand."""
+
+    class TwoMinds(ToyGenerator):
+        def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
+            return [
+                LogLikelihood(("a", "b"), np.log([[0.5, 0.5], [0.25, 0.125]], dtype=np.float32)[min(n, 1)])
+                for n in range(len(contexts))
+            ]
+
+    (found,) = explain(TwoMinds(), "a b", [Image(PILImage.new("RGB", (2, 2)), "it")])
+    first = (0.5 + 2 * 0.25) / 3
+    both = (0.25 + 2 * 0.25 * 0.125) / 3
+    assert np.exp(found.without_image) == pytest.approx([first, both / first])
+
+
+def test_words_are_made_of_their_tokens() -> None:
+    def explained(*tokens: str) -> Explanation:
+        return Explanation(
+            "", tokens, np.arange(len(tokens), dtype=np.float32), np.zeros(len(tokens), np.float32)
+        )
+
+    assert words(explained(" snow", "board", "ing", " dog", "?")) == [
+        Word("snowboarding", 3),
+        Word("dog?", 7),
+    ]
+    assert words(explained("red", "dog", "?")) == [Word("red", 0), Word("dog", 1), Word("?", 2)]
+    assert words(explained("red", " dog")) == [Word("red", 0), Word("dog", 1)]
+
+
+@pytest.mark.parametrize("scoring", [None, Likelihood(), YesNo()])
+def test_every_hit_that_can_be_shown_is_explained(pictures: Path, scoring: Any) -> None:
+    toy = ToyGenerator()
+    with made(toy) as retriever:
+        retriever.add(pictures)
+        (pictures / "green.png").unlink()
+        settings = {"k": 6, "scoring": scoring}
+        if scoring is None:
+            ranking = retriever.search("the red thing ?", explain=True, batch_size=2, **settings)
+        else:
+            with pytest.warns(RuntimeWarning, match="1 of 6 candidates"):
+                ranking = retriever.search("the red thing ?", explain=True, batch_size=2, **settings)
+        assert list(ranking.timings)[-1] == "explain" and len(ranking) == 6
+        for hit in ranking:
+            if hit.id == "green.png":
+                assert hit.explanation is None
+                continue
+            (expected,) = explain(toy, "the red thing ?", [Image(pictures / hit.id, hit.id)])
+            assert hit.explanation is not None and hit.explanation.answer == expected.answer
+            assert hit.explanation.tokens == expected.tokens
+            assert hit.explanation.with_image == pytest.approx(expected.with_image)
+        assert len(retriever.search("red", 2, explain=True, scoring=None)) == 2
+        assert all(replace(hit, explanation=None) == hit for hit in retriever.search("red", scoring=None))

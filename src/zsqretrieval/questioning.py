@@ -2,9 +2,9 @@
 
     images --generate_questions--> questions --encoder--> vectors --search--> rank of own image: kept?
 
-A generator also writes what is not in the image, and what is in every image. Both hurt an index. So a question
-is kept when searching it finds its own image among the first ``top_k``: the consistency filter of doc2query--
-(Gospodinov et al., arXiv 2301.03266) and PreMIR (arXiv 2508.17079), with the first stage as judge.
+A generator also writes what is not in the image, and what is in every image. Both hurt an index. So a
+question is kept when searching it finds its own image among the first ``top_k``: the consistency filter of
+doc2query-- (Gospodinov et al., arXiv 2301.03266) and PreMIR (arXiv 2508.17079), the first stage as judge.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ is measured against. A policy of your own is any object with the two methods of 
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -324,9 +325,10 @@ class RandomQuestion:
         _check_counts(self, images=1, pool=1)
 
     def propose(self, scene: Scene) -> Proposal | None:
-        """A question drawn by the seed of the dialog and the number of its turns."""
+        """A question drawn by the seed, the text and the number of turns of the dialog."""
         pool = question_pool(scene, self.images, self.pool)
-        for i in np.random.default_rng([scene.seed, len(scene.turns)]).permutation(len(pool)):
+        drawn_by = [scene.seed, zlib.crc32(scene.text.encode(errors="surrogatepass")), len(scene.turns)]
+        for i in np.random.default_rng(drawn_by).permutation(len(pool)):
             answers = _closed_answers(scene, pool[i], self.images, self.images)
             if is_polar(pool[i]) or not is_settled(pool[i], scene.known, answers):
                 return Proposal(pool[i], answers=answers)

@@ -120,7 +120,7 @@ class Interview:
         memory: where its answers are kept; they belong to one gallery, generator and wording.
         draws: questions drawn for each image.
         temperature: of these draws.
-        max_new_tokens: most tokens of a question or a caption.
+        max_new_tokens: most tokens of a question, a caption or an answer.
         seed: of these draws.
         batch_size: images shown together.
     """
@@ -172,7 +172,8 @@ class Interview:
                 for one, more in zip(likeliest, drawn, strict=True)
             ]
 
-        name = ("questions", str(self._draws), str(self._temperature), str(self._seed))
+        drawing = (self._draws, self._temperature, self._seed, self._max_new_tokens)
+        name = ("questions", *map(str, drawing))
         found = self._remembered([(name, hit) for hit in hits], ask)
         return [tuple(some or ()) for some in found]
 
@@ -187,7 +188,8 @@ class Interview:
             contexts = [self.wording.describe.context(one) for one in shown]
             return [tidy(texts[0]) for texts in self._written(generator, contexts)]
 
-        return self._remembered([(("caption",), hit) for hit in hits], describe)
+        name = ("caption", str(self._max_new_tokens))
+        return self._remembered([(name, hit) for hit in hits], describe)
 
     def answers(self, question: str, hits: Sequence[Hit]) -> list[str | None]:
         """What the generator answers to a question about each image, likeliest words first; may be empty.
@@ -200,7 +202,8 @@ class Interview:
             contexts = [self.wording.answer.context(one, question=question) for one in shown]
             return [tidy(texts[0]) for texts in self._written(generator, contexts)]
 
-        return self._remembered([(("answer", question), hit) for hit in hits], answer)
+        name = ("answer", str(self._max_new_tokens), question)
+        return self._remembered([(name, hit) for hit in hits], answer)
 
     def _written(self, generator: Generator, contexts: Sequence[Context], **settings: Any) -> list[list[str]]:
         try:

@@ -1,0 +1,118 @@
+"""``zsq bench dialog``: what asking back brings, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zsqretrieval.cli.console import emit_json, plain_table, say, show, stage_bars
+from zsqretrieval.cli.opening import new_encoder, new_generator
+
+__all__ = ["Users", "bench_dialog_command"]
+
+
+class Users(str, Enum):
+    """Who means the image and answers."""
+
+    GENERATOR = "generator"
+    CAPTIONS = "captions"
+
+
+def bench_dialog_command(
+    data: Annotated[Path, typer.Option(help="Folder of WebDataset shards named by split: test-000.tar, ...")],
+    preset: Annotated[str, typer.Option(help="Whose encoder and generator: mini or clip-kosmos2.")] = "mini",
+    split: Annotated[str, typer.Option(help="Split to measure.")] = "test",
+    dialogs: Annotated[int, typer.Option(min=1, help="How many dialogs.")] = 200,
+    rounds: Annotated[int, typer.Option(min=1, help="Questions in each.")] = 5,
+    candidates: Annotated[int, typer.Option(min=1, help="Images that a belief is kept over.")] = 50,
+    user: Annotated[
+        Users, typer.Option(help="Who answers: the generator itself, or what people wrote of the image.")
+    ] = Users.CAPTIONS,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Factor from cosine similarity to log-probability.", show_default="the library's"
+        ),
+    ] = None,
+    temper: Annotated[float, typer.Option(help="Exponent of the likelihood of an answer.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of dialogs and of what they draw.")] = 0,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of the generator, in place of the preset's.")
+    ] = None,
+    encoder_weights: Annotated[
+        Path | None, typer.Option(help="Weights of the encoder, in place of the preset's.")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder to keep answers in; the same command then goes on there.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images the generator reads together.")] = 64,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
+    ] = False,
+) -> None:
+    """Measure how often the image that is meant is among the first ten, question by question."""
+    from zsqretrieval.dialog import SCALE
+    from zsqretrieval.evaluation.dialog_bench import bench_dialog
+
+    encoder, generator = new_encoder(preset, weights=encoder_weights), new_generator(preset, weights=weights)
+    with stage_bars(lines=True) as progress:
+        found = bench_dialog(
+            encoder,
+            generator,
+            data,
+            split=split,
+            dialogs=dialogs,
+            rounds=rounds,
+            candidates=candidates,
+            user=user.value,
+            scale=SCALE if scale is None else scale,
+            temper=temper,
+            seed=seed,
+            batch_size=batch_size,
+            work=work,
+            progress=progress,
+        ).to_json()
+    if as_json:
+        emit_json(found | {"setting": {"preset": preset, **found["setting"]}})
+    else:
+        _tell(found)
+
+
+def _tell(found: Mapping[str, Any]) -> None:
+    setting = found["setting"]
+    say(
+        f"{setting['data']} {setting['split']}: {setting['dialogs']} dialogs about {setting['images']} "
+        f"images, answered by the {setting['user']}; Hits@10 in percent after so many questions"
+    )
+    rounds = [str(n) for n in range(setting["rounds"] + 1)]
+    last = f"95 % after {rounds[-1]}"
+    table = plain_table("", *rounds, last, "BRI", "95 %", numbers=(*rounds, "BRI"))
+    for name, hits in found["policies"].items():
+        table.add_row(
+            name.replace("_", " "),
+            *(f"{one:.1f}" for one in hits),
+            _span(found["policies_ci"][name][-1], 1),
+            f"{found['bri'][name]:.3f}",
+            _span(found["bri_ci"][name], 3),
+        )
+    for name, gain in found["differences"].items():
+        table.add_row(
+            name.replace("_", " "),
+            *(f"{one:+.1f}" for one in gain["hits@10"]),
+            _span(gain["hits@10_ci"][-1], 1),
+            f"{gain['bri']:+.3f}",
+            _span(gain["bri_ci"], 3),
+        )
+    show(table)
+    if "calibration" in found:
+        fitted = ", ".join(f"{name} {value:g}" for name, value in found["calibration"].items())
+        say(f"Likeliest on this split: {fitted}.")
+
+
+def _span(interval: list[float], digits: int) -> str:
+    low, high = interval
+    return f"{low:.{digits}f} to {high:.{digits}f}"

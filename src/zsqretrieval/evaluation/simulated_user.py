@@ -1,0 +1,190 @@
+"""Somebody who means one image and answers questions about it, so that dialogs can be measured.
+
+:class:`GeneratorUser` looks at the image with a generator; :class:`CaptionUser` never sees it and knows what
+people wrote about it. The caption that began the dialog must not be among those: it has been said already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Protocol, final
+
+from zsqretrieval.interview import Interview
+from zsqretrieval.phrases import is_polar, stem, things, topic, words
+from zsqretrieval.types import Hit
+
+__all__ = ["DONT_KNOW", "CaptionUser", "GeneratorUser", "SimulatedUser"]
+
+DONT_KNOW = "don't know"
+
+
+class SimulatedUser(Protocol):
+    """Answers questions about the image that is meant."""
+
+    def answer(self, question: str) -> str:
+        """A short answer; :data:`DONT_KNOW` when there is none to give."""
+        ...
+
+
+@final
+class GeneratorUser:
+    """Answers what a generator answers about the image.
+
+    A question of yes or no by what is likelier, any other by the likeliest words. When the same generator
+    asks, the two are of one mind, mistakes included: what is measured then is how well questions are chosen.
+
+    Args:
+        interview: asks the generator.
+        target: the image that is meant.
+    """
+
+    def __init__(self, interview: Interview, target: Hit) -> None:
+        self._interview = interview
+        self._target = target
+
+    def answer(self, question: str) -> str:
+        """What the generator says; that it does not know when it says nothing."""
+        if is_polar(question):
+            ((yes, no),) = self._interview.log_verdicts(question, [self._target])
+            return "yes" if yes > no else "no"
+        return self._interview.answers(question, [self._target])[0] or DONT_KNOW
+
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_PERSONS = _set(
+    "man woman boy girl child person baby kid toddler lady guy player rider skier surfer skateboarder "
+    "snowboarder biker cyclist climber runner swimmer crowd"
+)
+_COLORS = _set(
+    "white black brown red blue green yellow orange pink purple tan grey golden blonde silver beige maroon"
+)
+_NUMBERS = _set("one two three four five six seven eight nine ten")
+_ARTICLES = _set("a an")
+_CLOTHES = _set(
+    "shirt jacket hat dress helmet coat uniform costume suit outfit swimsuit jersey cap sweater short pant "
+    "jean vest hoodie tshirt clothes clothing glass sunglass"
+)
+_PLACED = re.compile(
+    r"\b(?:in|on|at|near|through|along|into|by|over|across|down|under|beside) (?:the|a|an) (?:\w+ ){0,2}\w+"
+)
+_CLAUSE = re.compile(r"\b(?:while|and|as|is|are|wearing|with)\b|[,.;]")
+_WORN = re.compile(r"\b(?:wearing|dressed in) ((?:\w+ ){0,4}\w+)")
+_NOT_DOING = _set("wearing something nothing building morning evening string king ring wing spring during")
+_MOST = 7  # words of what somebody is doing
+
+
+@final
+class CaptionUser:
+    """Answers what captions say of the image, by rule.
+
+    - Is there ...? "yes" when all content words of the question stand in the captions, in any form ("person"
+      for any word for one), else "no": people name what matters.
+    - How many ...? The number that stands before the thing; one, when there are articles only.
+    - What color ...? The colour before the thing.
+    - Where ...? A place: what follows "in the", "on a" and the like, no clothes.
+    - What is ... doing? What follows the one who does it, from a word in -ing to the end of the clause.
+    - What is ... wearing? What follows "wearing".
+
+    Of several, the one that most captions say, then the first. To everything else, and when no caption tells,
+    it does not know.
+
+    Args:
+        captions: what is known of the image.
+    """
+
+    def __init__(self, captions: Sequence[str]) -> None:
+        self._captions = [" ".join(caption.lower().split()) for caption in captions]
+        self._known = frozenset(stem(word) for caption in captions for word in words(caption))
+
+    def answer(self, question: str) -> str:
+        """What the captions say."""
+        kind, asked = topic(question)
+        if kind == "polar":
+            return self._is_there(asked)
+        if kind == "how many":
+            said = self._before(asked, _NUMBERS, reach=2)
+            return _commonest(said or ["one" for _ in self._before(asked, _ARTICLES, reach=2)])
+        if "color" in asked:
+            return _commonest(self._before(asked - {"color"}, _COLORS, reach=2))
+        if "wearing" in asked:
+            return _commonest(_cut(found) for one in self._captions for found in _WORN.findall(one))
+        if "doing" in asked:
+            return _commonest(self._doing(asked - {"doing"}))
+        if kind == "where":
+            return self._where()
+        return DONT_KNOW
+
+    def _is_there(self, asked: frozenset[str]) -> str:
+        if not asked:
+            return DONT_KNOW
+        return "yes" if all(_named(thing, self._known) for thing in asked) else "no"
+
+    def _before(self, asked: frozenset[str], wanted: frozenset[str], *, reach: int) -> list[str]:
+        """The wanted words that stand shortly before a thing that was asked about."""
+        found = []
+        for caption in self._captions:
+            said = words(caption)
+            for place, word in enumerate(said):
+                if any(_named(one, {stem(word)}) for one in asked):
+                    near = [stem(one) for one in said[max(place - reach, 0) : place]]
+                    found += [one for one in near if one in wanted][-1:]
+        return found
+
+    def _where(self) -> str:
+        """The phrase about the place that most captions name."""
+        places: list[tuple[str, str]] = []
+        for caption in self._captions:
+            for phrase in _PLACED.findall(caption):
+                head = next(iter(things(phrase)), "")
+                if head and head not in _CLOTHES | _PERSONS:
+                    places.append((head, phrase))
+        if not places:
+            return DONT_KNOW
+        ((common, _),) = Counter(head for head, _ in places).most_common(1)
+        return next(_until(phrase, common) for head, phrase in places if head == common)
+
+    def _doing(self, asked: frozenset[str]) -> list[str]:
+        found = []
+        for caption in self._captions:
+            said = re.findall(r"[\w'-]+|[,.;]", caption)
+            begins = next(
+                (n for n, word in enumerate(said) if any(_named(one, {stem(word)}) for one in asked)), None
+            )
+            if begins is None:
+                continue
+            verb = next(
+                (
+                    n
+                    for n, word in enumerate(said[begins + 1 :], begins + 1)
+                    if word.endswith("ing") and len(word) > 4 and word not in _NOT_DOING
+                ),
+                None,
+            )
+            if verb is not None:
+                found.append(_cut(" ".join(said[verb:])))
+        return found
+
+
+def _named(thing: str, known: frozenset[str] | set[str]) -> bool:
+    return thing in known or (thing == "person" and bool(_PERSONS & known))
+
+
+def _cut(text: str) -> str:
+    """What is said up to the end of the clause, and not too long."""
+    return " ".join(_CLAUSE.split(text, maxsplit=1)[0].split()[:_MOST])
+
+
+def _until(phrase: str, head: str) -> str:
+    """A phrase up to its head."""
+    said = phrase.split()
+    return " ".join(said[: next(n for n, word in enumerate(said) if stem(word) == head) + 1])
+
+
+def _commonest(found: Iterable[str]) -> str:
+    said = Counter(filter(None, found))
+    return said.most_common(1)[0][0] if said else DONT_KNOW

@@ -177,5 +177,5 @@ def test_a_fault_of_the_generator_is_not_taken_for_a_missing_ability() -> None:
 @given(st.text())
 def test_a_form_is_its_own_form(text: str) -> None:
     form = normalized(text)
-    assert normalized(form) == normalized(form.upper().lower()) == normalized(f" ({text}). ")
+    assert normalized(form) == form == normalized(f" ({text}). ")
     assert form == " ".join(form.split())

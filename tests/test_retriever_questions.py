@@ -138,7 +138,7 @@ def test_questions_that_find_their_image_are_kept(pictures: Path) -> None:
                 "generator": asker.fingerprint,
                 "encoder": ENCODER.fingerprint,
                 "n": 2,
-                "temperature": 1.0,
+                "temperature": 0.7,
                 "seed": 0,
                 "max_new_tokens": 24,
             }

@@ -115,7 +115,7 @@ def generate_questions(
     style: str | Style = "questions",
     answers: bool = False,
     answer_prompt: Prompt = PROMPTS["vqa"],
-    temperature: float = 1.0,
+    temperature: float = 0.7,
     seed: int | None = 0,
     max_new_tokens: int = 24,
     batch_size: int = 16,

@@ -500,7 +500,7 @@ class Retriever:
         style: str | Style = "questions",
         answers: bool = False,
         top_k: int | None = 10,
-        temperature: float = 1.0,
+        temperature: float = 0.7,
         seed: int = 0,
         max_new_tokens: int = 24,
         batch_size: int = 16,

@@ -85,7 +85,19 @@ def test_search_ranks(zsq: Zsq, album: Path) -> None:
     hits = zsq("search", album, "something red", "-k", 2, "--json").json["hits"]
     assert [hit["rank"] for hit in hits] == [1, 2]
     assert hits[0]["id"] == "red.png" and hits[0]["score"] > hits[1]["score"]
-    assert set(hits[0]) == {"rank", "id", "source", "score", "scores", "caption", "metadata"}
+    assert set(hits[0]) == {
+        *(
+            "rank",
+            "id",
+            "source",
+            "score",
+            "scores",
+            "caption",
+            "metadata",
+            "matched_question",
+            "explanation",
+        ),
+    }
     assert hits[0]["scores"]["first_stage"] == hits[0]["score"]
     rows = [line.split() for line in zsq("search", album, "something blue").stdout.splitlines()]
     assert ["1", "blue.png"] in [row[::2] for row in rows if len(row) == 3]

@@ -12,7 +12,6 @@ import typer
 from zsqretrieval.cli.console import (
     count_bar,
     emit_json,
-    hit_facts,
     human_size,
     name_skipped,
     notice,
@@ -27,14 +26,18 @@ from zsqretrieval.cli.reading import (
     Candidates,
     EncoderWeights,
     GeneratorWeights,
+    HowExpanded,
     HowFused,
     HowScored,
     Scorings,
     States,
     Weight,
+    expansion_settings,
+    hit_told,
     score_cells,
     score_columns,
     search_settings,
+    told_explanation,
     told_timings,
 )
 from zsqretrieval.errors import InvalidInputError
@@ -205,6 +208,13 @@ def search(
     scoring: HowScored = None,
     fusion: HowFused = None,
     weight: Weight = None,
+    expand: Annotated[
+        bool, typer.Option("--expand", help="Search the questions that `zsq questions` made as well.")
+    ] = False,
+    expansion: HowExpanded = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Answer the question from each hit, and say why it was found.")
+    ] = False,
     preset: Annotated[
         str | None, typer.Option(help="Read and fuse as this preset does, in place of the album.")
     ] = None,
@@ -221,25 +231,27 @@ def search(
         raise typer.BadParameter("give either a question or --image FILE")
     if image is not None and scoring not in (None, Scorings.NONE):
         raise typer.BadParameter("--scoring asks about a question; --image has none")
-    settings = search_settings(candidates, scoring, fusion, weight)
+    if image is not None and (expand or expansion or explain):
+        raise typer.BadParameter("--expand and --explain look at a question; --image has none")
+    settings = search_settings(candidates, scoring, fusion, weight) | expansion_settings(expand, expansion)
     if generator_weights is not None and preset is None:
         raise typer.BadParameter("--generator-weights needs to know of which --preset")
     if preset is not None:
         check_reads(preset)
-    reads = image is None and scoring is not Scorings.NONE
+    reads = image is None and (scoring is not Scorings.NONE or explain)
     with open_album(album, reader=preset, generator_weights=generator_weights, reads=reads) as retriever:
         if image is not None:
             ranking = retriever.search_image(image, k)
         else:
             with count_bar("reading candidates", None) as progress:
-                ranking = retriever.search(question or "", k, **settings, progress=progress)
+                ranking = retriever.search(question or "", k, **settings, explain=explain, progress=progress)
     page = write_page(html, _page(ranking, image)) if html else None
     if as_json:
         emit_json(
             {
                 "album": str(album.absolute()),
                 "query": ranking.query,
-                "hits": [hit_facts(place, hit) for place, hit in enumerate(ranking, start=1)],
+                "hits": [hit_told(place, hit) for place, hit in enumerate(ranking, start=1)],
                 "timings": dict(ranking.timings),
                 "html": None if page is None else str(page),
             }
@@ -249,10 +261,18 @@ def search(
         say(f"{printable(str(album))} holds no images yet; add some: zsq index FOLDER --out ALBUM")
         return
     stages = score_columns(ranking)
-    table = plain_table("", *stages.values(), "image", numbers=("", *stages.values()))
+    matched = ["matched question"] if settings["expand"] else []
+    table = plain_table("", *stages.values(), "image", *matched, numbers=("", *stages.values()))
     for place, hit in enumerate(ranking, start=1):
-        table.add_row(str(place), *score_cells(hit, stages), printable(hit.id))
+        asked = [printable(hit.matched_question or "")] if matched else []
+        table.add_row(str(place), *score_cells(hit, stages), printable(hit.id), *asked)
     show(table)
+    if explain:
+        for place, hit in enumerate(ranking, start=1):
+            say(f"{place}. {printable(hit.id)}")
+            for line in told_explanation(hit):
+                say(f"   {line}")
+        say("In brackets: by how many nats the image makes a word likelier (+) or less likely (-).")
     say(told_timings(ranking.timings))
     if page:
         say(f"Page with the images: {printable(str(page))}")

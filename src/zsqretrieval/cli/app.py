@@ -21,6 +21,7 @@ from zsqretrieval.cli.chat import chat
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.models import models_list, models_pull
+from zsqretrieval.cli.questions import questions
 from zsqretrieval.errors import ZsqError
 
 __all__ = ["Commands", "app", "main", "root"]
@@ -82,6 +83,7 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pret
 app.callback()(root)
 app.command("demo")(demo)
 app.command("index")(index)
+app.command("questions")(questions)
 app.command("search")(search)
 app.command("chat")(chat)
 app.command("info")(info)

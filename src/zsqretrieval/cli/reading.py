@@ -1,4 +1,4 @@
-"""Options that say how a generator reads the candidates, and what the library makes of them."""
+"""Options that say how a generator reads the candidates, and how hits are told."""
 
 from __future__ import annotations
 
@@ -9,23 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zsqretrieval.cli.console import hit_facts, printable
+
 if TYPE_CHECKING:
     from zsqretrieval.types import Hit
 
 __all__ = [
     "Candidates",
     "EncoderWeights",
+    "Expansions",
     "Fusions",
     "GeneratorWeights",
+    "HowExpanded",
     "HowFused",
     "HowScored",
     "Scorings",
     "States",
     "Weight",
+    "expansion_settings",
+    "hit_told",
     "human_seconds",
     "score_cells",
     "score_columns",
     "search_settings",
+    "told_explanation",
     "told_timings",
 ]
 
@@ -46,12 +53,23 @@ class Fusions(str, Enum):
     RERANK_ONLY = "rerank-only"
 
 
+class Expansions(str, Enum):
+    """How similarities to images and to their questions are joined."""
+
+    WEIGHTED_SUM = "weighted-sum"
+    MAXIMUM = "maximum"
+    RECIPROCAL_RANK = "reciprocal-rank"
+
+
 class States(str, Enum):
     """Where what the generator sees in an image is kept; in memory it would end with the command."""
 
     DISK = "disk"
     NONE = "none"
 
+
+SAYS = 0.5
+"""Nats from which on a word counts as explained by an image, or spoken against."""
 
 Candidates = Annotated[int, typer.Option(min=1, help="Images of the first stage that the generator reads.")]
 HowScored = Annotated[
@@ -69,6 +87,10 @@ Weight = Annotated[
         help="Join them by a weighted sum with this weight of the generator.",
         show_default="1 in --fusion weighted-sum",
     ),
+]
+HowExpanded = Annotated[
+    Expansions | None,
+    typer.Option(help="How images and questions are joined; implies --expand.", show_default="weighted-sum"),
 ]
 EncoderWeights = Annotated[
     Path | None,
@@ -101,6 +123,53 @@ def search_settings(
         Fusions.RERANK_ONLY: RerankOnly(),
     }
     return {"candidates": candidates, "scoring": rules[scoring], "fusion": fusions[fusion]}
+
+
+def expansion_settings(expand: bool, expansion: Expansions | None) -> dict[str, Any]:
+    """The same for the first stage."""
+    from zsqretrieval.expansion import EXPANSION
+    from zsqretrieval.rerank import Maximum, ReciprocalRank
+
+    rules = {
+        None: EXPANSION,
+        Expansions.WEIGHTED_SUM: EXPANSION,
+        Expansions.MAXIMUM: Maximum(),
+        Expansions.RECIPROCAL_RANK: ReciprocalRank(),
+    }
+    return {"expand": expand or expansion is not None, "expansion": rules[expansion]}
+
+
+def hit_told(place: int, hit: Hit) -> dict[str, Any]:
+    """A hit as JSON, with the question that matched and the explanation; null where there is none."""
+    from zsqretrieval.explaining import words
+
+    one = hit.explanation
+    explanation = one and {
+        "answer": one.answer,
+        "words": [{"text": word.text, "gain": word.gain} for word in words(one)],
+        "tokens": list(one.tokens),
+        "with_image": one.with_image.tolist(),
+        "without_image": one.without_image.tolist(),
+    }
+    facts = hit_facts(place, hit)
+    return facts | {"matched_question": hit.matched_question, "explanation": explanation}
+
+
+def told_explanation(hit: Hit) -> list[str]:
+    """The explanation of a hit in lines: its answer, and the question with what the image says to each word.
+
+    A word has its gain in nats behind it where that is :data:`SAYS` or more, either way.
+    """
+    from zsqretrieval.explaining import words
+
+    if hit.explanation is None:
+        return ["cannot be shown to the generator"]
+    marked = [
+        f"{printable(word.text)} [{word.gain:+.1f}]" if abs(word.gain) >= SAYS else printable(word.text)
+        for word in words(hit.explanation)
+    ]
+    answer = printable(hit.explanation.answer)
+    return [f"answers: {answer}" if answer else "gives no answer", f"explains: {' '.join(marked)}"]
 
 
 def score_columns(hits: Iterable[Hit]) -> dict[str, str]:

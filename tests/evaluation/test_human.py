@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.evaluation.datasets import Dataset, Query
+from zsqretrieval.evaluation.human import (
+    Judgments,
+    correlate,
+    encoder_scores,
+    generator_scores,
+    read_crowdflower,
+    read_expert,
+)
+from zsqretrieval.rerank import Likelihood
+from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
+from zsqretrieval.types import Image
+
+
+def flickr() -> Dataset:
+    """Three images by file name, one of them by its metadata; two captions each, one sentence twice."""
+    images = [
+        Image(b"", "", "a.jpg"),
+        Image(b"", "", "test-0/1", metadata={"image": "b.jpg"}),
+        Image(b"", "", "c.jpg"),
+    ]
+    said = {"a.jpg": ["a dog", "a hound"], "test-0/1": ["a cat", "a dog"], "c.jpg": ["a cow", "cattle"]}
+    queries = [
+        Query(f"{id}#{n}", text, "caption", id) for id, texts in said.items() for n, text in enumerate(texts)
+    ]
+    queries.append(Query("a.jpg?", "what barks?", "human question", "x"))  # no caption, so not counted
+    return Dataset(
+        "toy", tuple(images), tuple(queries), {q.id: {q.id.rstrip("?").split("#")[0]: 1} for q in queries}
+    )
+
+
+def test_experts_as_clipscore_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "ExpertAnnotations.txt"
+    rows = [
+        "a.jpg\tb.jpg#0\t1\t1\t2",
+        "a.jpg\tb.jpg#1\t4\t4\t4",
+        "b.jpg\tc.jpg#1\t1\t2\t1",
+        "a.jpg\ta.jpg#0\t4\t4\t4",
+    ]
+    file.write_text("\n".join(rows) + "\n")
+    judged = read_expert(file, flickr())
+    # The second and the fourth row rate one of the image's own sentences, whoever wrote it.
+    assert judged.images.tolist() == [0, 1] and judged.captions == ("a cat", "cattle")
+    assert judged.ratings.tolist() == [[1, 1, 2], [1, 2, 1]] and judged.variant == "c"
+
+
+def test_the_crowd_as_clipscore_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "CrowdFlowerAnnotations.txt"
+    file.write_text("a.jpg\ta.jpg#1\t1\t3\t0\na.jpg\tc.jpg#0\t0.333333333333\t1\t2\n")
+    judged = read_crowdflower(file, flickr())
+    assert judged.captions == ("a hound", "a cow") and judged.variant == "b"
+    assert judged.ratings == pytest.approx(np.array([[1], [1 / 3]]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.jpg\tb.jpg#0\t1\t1", "Annotations.txt:1: has 4 columns"),
+        ("z.jpg\tb.jpg#0\t1\t1\t1", "Annotations.txt:1: the image 'z.jpg' is not in toy"),
+        ("a.jpg\tz.jpg#0\t1\t1\t1", "Annotations.txt:1: the image 'z.jpg' is not in toy"),
+        ("a.jpg\tb.jpg#2\t1\t1\t1", "Annotations.txt:1: 'b.jpg#2' is not one of the 2 captions of b.jpg"),
+        ("a.jpg\tb.jpg\t1\t1\t1", "Annotations.txt:1: 'b.jpg' is not one of the 2 captions"),
+        ("a.jpg\tb.jpg#0\t1\tx\t1", "Annotations.txt:1: not a rating"),
+        ("a.jpg\tb.jpg#0\t1\tnan\t1", "Annotations.txt:1: not a rating"),
+        ("", "there are no ratings"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "Annotations.txt"
+    file.write_text(line)
+    with pytest.raises(InvalidInputError, match=message):
+        read_expert(file, flickr())
+
+
+def test_a_share_has_to_be_that_of_its_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "x.txt"
+    for row, message in [
+        ("0.5\t2\t1", "0.5 is not the share of 2 yes and 1 no"),
+        ("0\t0\t0", "not a rating"),
+    ]:
+        file.write_text(f"a.jpg\tb.jpg#0\t{row}\n")
+        with pytest.raises(InvalidInputError, match=message):
+            read_crowdflower(file, flickr())
+    with pytest.raises(InvalidInputError, match=r"nowhere.txt is missing: human ratings.*Flickr8k_text.zip"):
+        read_crowdflower(tmp_path / "nowhere.txt", flickr())
+
+
+def taus(scores: np.ndarray, ratings: np.ndarray) -> tuple[float, float]:
+    """Kendall's tau-b and tau-c (Stuart 1953) from their definitions, pair by pair."""
+    x, y = np.repeat(scores, ratings.shape[1]), ratings.ravel()
+    signs = [
+        (np.sign(x[i] - x[j]), np.sign(y[i] - y[j])) for i, j in itertools.combinations(range(len(x)), 2)
+    ]
+    balance = sum(a * b for a, b in signs)
+    b = balance / np.sqrt(sum(a != 0 for a, _ in signs) * sum(b != 0 for _, b in signs))
+    m = min(len(set(x)), len(set(y)))
+    return b, 2 * balance / (len(x) ** 2 * (m - 1) / m)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(1, 4)), min_size=3, max_size=8))
+def test_tau_is_that_of_the_definition(rows: list[tuple[int, int, int]]) -> None:
+    scores, ratings = np.array([row[0] for row in rows], float), np.array([row[1:] for row in rows], float)
+    if np.ptp(scores) == 0 or np.ptp(ratings) == 0:
+        return
+    images = np.arange(len(rows))
+    for variant, expected in zip(("b", "c"), taus(scores, ratings), strict=True):
+        judged = Judgments("toy", images, ("x",) * len(rows), ratings, variant)  # type: ignore[arg-type]
+        assert correlate(judged, scores, resamples=1).tau == pytest.approx(expected)
+
+
+def simulated(images: int = 60, pairs: int = 4, copies: int = 1) -> tuple[Judgments, np.ndarray]:
+    random = np.random.default_rng(5)
+    n = images * pairs
+    quality = random.normal(size=n) + np.repeat(random.normal(size=images), pairs)
+    ratings = np.clip(np.round(2.5 + quality[:, None] + random.normal(size=(n, 3))), 1, 4)
+    owner = np.tile(np.repeat(np.arange(images), pairs), copies)
+    judged = Judgments("toy", owner, ("x",) * (n * copies), np.tile(ratings, (copies, 1)), "c")
+    return judged, np.tile(quality + random.normal(size=n), copies)
+
+
+def test_the_interval_goes_by_images() -> None:
+    judged, scores = simulated()
+    found = correlate(judged, scores, resamples=200)
+    assert (found.pairs, found.images, found.variant) == (240, 60, "c")
+    low, high = found.interval
+    assert low < found.tau < high and 0.05 < high - low < 0.3
+    assert correlate(judged, scores, resamples=200) == found
+    # Every pair twice over tells nothing new.
+    copied = correlate(*simulated(copies=2), resamples=200)
+    assert copied.interval == pytest.approx(found.interval, abs=0.01)
+    # Neither shift nor scale nor logarithm matters.
+    assert correlate(judged, 2.5 * scores, resamples=1).tau == found.tau
+    assert correlate(judged, np.exp(scores), resamples=1).tau == found.tau
+    assert correlate(judged, -scores, resamples=1).tau == pytest.approx(-found.tau)
+
+
+def test_broken_scores_are_named() -> None:
+    judged, scores = simulated()
+    scores[7] = np.nan
+    with pytest.raises(InvalidInputError, match="the score of 'x' for image 1 is nan"):
+        correlate(judged, scores)
+    with pytest.raises(InvalidInputError, match=r"scores are \(3,\), not one for each of 240 pairs"):
+        correlate(judged, np.ones(3))
+    with pytest.raises(InvalidInputError, match=r"all scores are 1\.0"):
+        correlate(judged, np.ones(240))
+
+
+def test_encoders_and_generators_score_the_pairs() -> None:
+    from PIL import Image as PILImage
+
+    gallery = [
+        Image(PILImage.new("RGB", (4, 4), colour), colour, colour) for colour in ("red", "green", "blue")
+    ]
+    captions = ("a red bus", "a blue bus", "a green bus", "a red bus")
+    judged = Judgments("toy", np.array([2, 2, 1, 0]), captions, np.array([[1.0], [4], [4], [4]]), "b")
+    cosine = encoder_scores(ToyEncoder(), judged, gallery)
+    expected = np.einsum(
+        "nd,nd->n",
+        ToyEncoder().encode_image([gallery[n] for n in judged.images]),
+        ToyEncoder().encode_text(captions),
+    )
+    assert cosine == pytest.approx(expected)
+    assert correlate(judged, cosine, resamples=1).tau > 0
+    likelihoods = generator_scores(ToyGenerator(), Likelihood(), judged, gallery)
+    one_by_one = ToyGenerator().log_likelihood(
+        [
+            pair.context
+            for n, text in zip(judged.images, captions, strict=True)
+            for pair in Likelihood().pairs(text, gallery[n])
+        ],
+        [pair.continuation for text in captions for pair in Likelihood().pairs(text, gallery[0])],
+    )
+    assert likelihoods == pytest.approx([one.sum for one in one_by_one])

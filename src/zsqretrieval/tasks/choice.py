@@ -17,7 +17,7 @@ from zsqretrieval.types import Context
 __all__ = ["TIE", "Choice", "choose", "count_correct", "single_best"]
 
 TIE = 1e-5
-"""Scores closer than this, in nats, are a tie: the rounding that a batch of another size brings."""
+"""Scores closer than this, in nats, are a tie: so much may rounding move a score in float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,6 +19,7 @@ from zsqretrieval.evaluation.runs import (
     System,
     first_stage,
     fused_run,
+    prior_corrected,
     rerank_depth,
     task_of,
 )
@@ -175,6 +176,24 @@ def test_depth_reads_the_first_candidates_only() -> None:
     assert tied[0, 2] == tied[0, 3] and tied[1, 0] == tied[1, 1]  # ties stay ties, to be broken when measured
     with pytest.raises(InvalidInputError, match="depth must be at least 0"):
         rerank_depth(first, scored, -1)
+
+
+def test_the_prior_of_a_text_is_taken_away() -> None:
+    run = replace(first_stage(Plane(), data(), candidates=2, direction="image to text"), name="likelihood")
+    priors = np.arange(6.0)
+    corrected = prior_corrected(run, priors, alpha=0.5)
+    assert corrected.name == "likelihood - prior"
+    assert corrected.scores == pytest.approx(run.scores - 0.5 * run.candidates)
+    padded = replace(
+        run,
+        candidates=np.where([True, False], run.candidates, -1),
+        scores=np.where([True, False], run.scores, np.nan),
+    )
+    assert np.isnan(prior_corrected(padded, priors).scores[:, 1]).all()
+    with pytest.raises(InvalidInputError, match=r"priors are \(2,\), not one for each of 6 texts"):
+        prior_corrected(run, priors[:2])
+    with pytest.raises(InvalidInputError, match="cannot change their order"):
+        prior_corrected(run_by_hand(), priors)
 
 
 def test_arguments_are_checked() -> None:

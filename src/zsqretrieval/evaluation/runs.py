@@ -34,6 +34,7 @@ __all__ = [
     "System",
     "first_stage",
     "fused_run",
+    "prior_corrected",
     "rerank_depth",
     "task_of",
 ]
@@ -314,6 +315,30 @@ def rerank_depth(first: Run, scored: Run, depth: int) -> Run:
         behind = np.unique(first.scores[row, left], return_inverse=True)[1]
         levels[row, left] = behind - len(columns)  # below 0
     return replace(scored, name=f"{scored.name}@{depth}", scores=levels)
+
+
+def prior_corrected(run: Run, log_priors: NDArray[np.float64], alpha: float = 0.8) -> Run:
+    """Take away how likely a text is of any image, where images look for texts.
+
+    Args:
+        run: log-likelihoods of texts, image to text. The other way round one text is scored for many images,
+            and its prior changes nothing.
+        log_priors: float64 [n], of ``run.items``, as :func:`zsqretrieval.rerank.log_prior` estimates them.
+        alpha: how much is taken away.
+
+    Returns:
+        A run named ``{run.name} - prior``: score minus ``alpha`` times the prior.
+
+    Raises:
+        InvalidInputError: texts look for images, or there is not one prior for each text.
+    """
+    if run.direction != "image to text":
+        raise InvalidInputError(
+            f"run {run.name!r}: texts look for images, where the prior of a text cannot change their order"
+        )
+    if log_priors.shape != (len(run.items),):
+        raise InvalidInputError(f"priors are {log_priors.shape}, not one for each of {len(run.items)} texts")
+    return replace(run, name=f"{run.name} - prior", scores=run.scores - alpha * log_priors[run.candidates])
 
 
 def _same_candidates(first: Run, scored: Run) -> None:

@@ -74,8 +74,8 @@ class Phase:
 PHASES = (
     Phase("read", 1200, images=36, texts=4, ranking=False, new_rate=1e-3, language_rate=4e-4, top_rate=3e-5,
           mix=(0.4, 0.35, 0.25)),
-    Phase("rank", 1600, images=36, texts=2, ranking=True, new_rate=1.5e-4, language_rate=8e-5, top_rate=2e-5,
-          mix=(0.5, 0.0, 0.5)),
+    Phase("rank", 1150, images=36, texts=1, ranking=True, new_rate=2e-4, language_rate=1e-4, top_rate=2e-5,
+          mix=(0.45, 0.0, 0.55)),
 )  # fmt: skip
 WARM_UP = 40
 MASKED = 0.1  # share of the words read that are replaced by [MASK]

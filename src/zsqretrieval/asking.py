@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,13 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.interview import POLAR_ANSWERS, Gallery, Interview
 from zsqretrieval.phrases import (
+    content_words,
     existence_questions,
     is_polar,
     is_settled,
     is_unknown,
+    names,
+    presupposed,
     tidy,
     topic,
     verdict,
@@ -35,6 +38,7 @@ from zsqretrieval.rerank import best_first
 from zsqretrieval.types import Hit
 
 __all__ = [
+    "CandidateQuestion",
     "CaptionDialog",
     "InformationGain",
     "Policy",
@@ -45,6 +49,8 @@ __all__ = [
     "answer_evidence",
     "question_pool",
 ]
+
+_Topic: TypeAlias = tuple[str, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,7 @@ class Scene:
         return best_first(self.log_posterior)[:n]
 
     @property
-    def asked(self) -> set[tuple[str, frozenset[str]]]:
+    def asked(self) -> set[_Topic]:
         """The topics of the questions that were asked, answered or not."""
         return {topic(turn.question) for turn in self.turns if turn.question is not None}
 
@@ -154,7 +160,21 @@ class Policy(Protocol):
 # --- what questions there are -----------------------------------------------------------------------------
 
 
-def question_pool(scene: Scene, images: int, size: int) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class CandidateQuestion:
+    """A question that might be asked.
+
+    Attributes:
+        question: the question.
+        answerable: the probability that there is an answer to it: that of the images, among those asked for
+            questions, which it was asked of, or whose caption names what it takes for granted.
+    """
+
+    question: str
+    answerable: float
+
+
+def question_pool(scene: Scene, images: int, size: int) -> list[CandidateQuestion]:
     """Questions that might tell the likeliest candidates apart, the most promising first.
 
     They come from three places: the generator, asked for questions about the likeliest images; the questions
@@ -173,31 +193,53 @@ def question_pool(scene: Scene, images: int, size: int) -> list[str]:
     top = scene.best(images)
     hits = [scene.hits[i] for i in top]
     mass = np.exp(log_normalized(scene.log_posterior[top]))
-    by_topic: dict[tuple[str, frozenset[str]], dict[str, float]] = {}
+    captions = [caption or "" for caption in scene.interview.captions(hits)]
+    stored = scene.gallery.stored_questions(hits)
+    asking = [
+        list(dict.fromkeys([*written, *(f"{tidy(one)}?" for one in kept)]))
+        for written, kept in zip(scene.interview.questions(hits), stored, strict=True)
+    ]
+
+    rated: dict[_Topic, dict[str, float]] = {}  # what each spelling counts
 
     def enter(question: str, weight: float) -> None:
-        spellings = by_topic.setdefault(topic(question), {})
+        spellings = rated.setdefault(topic(question), {})
         spellings[question] = spellings.get(question, 0.0) + weight
 
-    stored = scene.gallery.stored_questions(hits)
-    for share, written, kept in zip(mass, scene.interview.questions(hits), stored, strict=True):
-        for question in dict.fromkeys([*written, *(f"{tidy(one)}?" for one in kept)]):
+    for share, questions in zip(mass, asking, strict=True):
+        for question in questions:
             enter(question, float(share))
-    captions = [caption or "" for caption in scene.interview.captions(hits)]
     for question, naming in existence_questions(captions).items():
         p = float(mass[list(naming)].sum())
         enter(question, p * (1 - p))
 
     asked, known = scene.asked, scene.known
-    rated = [
+    found = [
         (sum(spellings.values()), max(spellings, key=lambda one: spellings[one]))
-        for about, spellings in by_topic.items()
-        if about not in asked and not (about[0] == "polar" and not about[1])
+        for about, spellings in rated.items()
+        if about not in asked and about != ("polar", frozenset())
     ]
-    rated.sort(key=lambda one: -one[0])  # equal ones stay as they are
-    fresh = [question for _, question in rated if not is_settled(question, known)]
+    found.sort(key=lambda one: -one[0])  # equal ones stay as they are
+    fresh = [question for _, question in found if not is_settled(question, known)]
     split = [question for question in fresh if not is_polar(question)], [*filter(is_polar, fresh)]
-    return [one for one in chain.from_iterable(zip_longest(*split)) if one is not None][:size]
+    chosen = [one for one in chain.from_iterable(zip_longest(*split)) if one is not None][:size]
+    topics = [set(map(topic, questions)) for questions in asking]
+    seen = [content_words(caption) for caption in captions]
+    return [CandidateQuestion(one, _answerable(one, mass, topics, seen)) for one in chosen]
+
+
+def _answerable(
+    question: str,
+    mass: NDArray[np.float64],
+    topics: Sequence[set[_Topic]],
+    seen: Sequence[frozenset[str]],
+) -> float:
+    granted = presupposed(question)
+    can = [
+        topic(question) in asked or all(names(known, thing) for thing in granted)
+        for asked, known in zip(topics, seen, strict=True)
+    ]
+    return min(float(mass[can].sum()), 1.0)
 
 
 def _closed_answers(scene: Scene, question: str, images: int, count: int) -> tuple[str, ...]:
@@ -259,7 +301,8 @@ class InformationGain:
 
     The expected gain of a question is the mutual information of its answer and the image
     (:func:`~zsqretrieval.posterior.information_gain`) over the likeliest candidates, with the answers that
-    the generator gives for the likeliest of them, and P(answer | question, image) normalised over these.
+    the generator gives for the likeliest of them, and P(answer | question, image) normalised over these;
+    times the probability that there is an answer at all, since not knowing one gains nothing.
 
     Attributes:
         images: how many of the likeliest candidates are asked for questions and answers.
@@ -288,7 +331,8 @@ class InformationGain:
         top = scene.best(self.top)
         hits, belief = [scene.hits[i] for i in top], scene.log_posterior[top]
         best: Proposal | None = None
-        for question in question_pool(scene, self.images, self.pool):
+        for candidate in question_pool(scene, self.images, self.pool):
+            question = candidate.question
             answers = _closed_answers(scene, question, self.images, self.answers)
             if len(answers) < 2 or (not is_polar(question) and is_settled(question, scene.known, answers)):
                 continue
@@ -296,7 +340,8 @@ class InformationGain:
             seen = ~np.isnan(likely).any(1)
             if not seen.any():
                 continue
-            gain = information_gain(log_normalized(belief[seen]), log_normalized(likely[seen]))
+            told = information_gain(log_normalized(belief[seen]), log_normalized(likely[seen]))
+            gain = candidate.answerable * told
             if gain >= self.least and (best is None or gain > (best.expected_gain or 0.0)):
                 best = Proposal(question, gain, answers)
         return best
@@ -329,9 +374,10 @@ class RandomQuestion:
         pool = question_pool(scene, self.images, self.pool)
         drawn_by = [scene.seed, zlib.crc32(scene.text.encode(errors="surrogatepass")), len(scene.turns)]
         for i in np.random.default_rng(drawn_by).permutation(len(pool)):
-            answers = _closed_answers(scene, pool[i], self.images, self.images)
-            if is_polar(pool[i]) or not is_settled(pool[i], scene.known, answers):
-                return Proposal(pool[i], answers=answers)
+            question = pool[i].question
+            answers = _closed_answers(scene, question, self.images, self.images)
+            if is_polar(question) or not is_settled(question, scene.known, answers):
+                return Proposal(question, answers=answers)
         return None
 
     def evidence(self, scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ from zsqretrieval.types import Ranking
 
 __all__ = ["SCALE", "Dialog", "Stopped"]
 
-SCALE = 20.0
+SCALE = 30.0
 """Factor from cosine similarity to log-probability, unless a dialog is given another one (docs/dialog.md)."""
 
 Stopped = Literal["sure", "budget", "nothing to ask", "no candidates"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ __all__ = [
     "is_polar",
     "is_settled",
     "is_unknown",
+    "names",
+    "presupposed",
     "stem",
     "things",
     "tidy",
@@ -55,6 +58,10 @@ _EMPTY = _POLAR | _ASKING | _set(
     "taken shown seen see show shows visible many much",
 )  # fmt: skip
 _ATTRIBUTES = _set("color kind type sort number count doing wearing made look")
+_PERSONS = _set(
+    "man woman boy girl child person baby kid toddler lady guy player rider skier surfer skateboarder",
+    "snowboarder biker cyclist climber runner swimmer crowd",
+)
 _IRREGULAR = {
     "men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot",
     "colour": "color", "colours": "color", "gray": "grey", "blond": "blonde",
@@ -66,7 +73,8 @@ _OPENERS = _set(
     "near into onto over under through along across behind beside from to",
 )
 _BREAKERS = _OPENERS | _set(
-    "and or but while as who which that is are was were be being it him them up down out off around"
+    "and or but while as who which that is are was were be being it him them up down out off around next",
+    "stands sits walks runs plays jumps rides holds looks poses stand sit walk run jump ride look pose",
 )
 _SINGULAR = _set("a an one another")
 _NO_THINGS = _set(
@@ -127,6 +135,19 @@ def topic(question: str) -> tuple[str, frozenset[str]]:
     if kind == "how" and "many" in said:
         kind = "how many"
     return kind, content_words(question)
+
+
+def presupposed(question: str) -> frozenset[str]:
+    """What a question takes for granted: "dog" of "What color is the dog?", nothing of "Is there a dog?".
+
+    Somebody who means an image without it will not know an answer.
+    """
+    return frozenset() if is_polar(question) else content_words(question) - _ATTRIBUTES
+
+
+def names(known: AbstractSet[str], thing: str) -> bool:
+    """Whether a thing is among some words, all of them stems; any word for one is a person."""
+    return thing in known or (thing == "person" and not _PERSONS.isdisjoint(known))
 
 
 def is_settled(question: str, text: str, answers: Iterable[str] = ()) -> bool:

@@ -20,7 +20,7 @@ Table = Mapping[str, Mapping[str, Sequence[float]]]  # question -> answer -> P(a
 
 @dataclass
 class ClosedGenerator:
-    """Answers as its table says; asks and describes what it is told to ask and describe."""
+    """Answers as its table says, and anything else alike; asks and describes what it is told to."""
 
     table: Table
     asks: Sequence[Sequence[str]] = ()  # per image, likeliest first
@@ -43,7 +43,8 @@ class ClosedGenerator:
         number = int(image.source)
         self.pairs.append((number, prompt, text))
         question, _, said = prompt.removeprefix("Question: ").partition(" Answer:")
-        p = self.table[question if prompt != "Question:" else "told"][f"{said}{text}".strip()][number]
+        answers = self.table.get(question if prompt != "Question:" else "told")
+        p = 0.5 if answers is None else answers[f"{said}{text}".strip()][number]
         return LogLikelihood(("x",), np.array([math.log(p) if p else -np.inf], np.float32))
 
     def generate(self, contexts: Sequence[Context], *, n: int = 1, **settings: Any) -> list[list[str]]:

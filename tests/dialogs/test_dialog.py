@@ -252,6 +252,30 @@ def test_the_likeliest_images_are_asked_for_questions_and_no_others() -> None:
     assert begin(alone, policy=InformationGain(images=1)).question == "is there a dog?"
 
 
+def test_a_question_counts_for_the_images_that_have_an_answer() -> None:
+    table = {
+        # What the cat does would tell all four apart, but three of them have no cat, as far as one sees.
+        "what is the cat doing?": {"sleeping": [0.97, 0.01, 0.01, 0.01], "eating": [0.01, 0.97, 0.01, 0.01],
+                                   "sitting": [0.01, 0.01, 0.97, 0.01], "running": [0.01, 0.01, 0.01, 0.97]},
+        "where is this?": {"here": [0.9, 0.1, 0.9, 0.1], "there": [0.1, 0.9, 0.1, 0.9]},
+    }  # fmt: skip
+    asks = [["what is the cat doing?", "where is this?"], *[["where is this?"]] * 3]
+    generator = ClosedGenerator(table, asks=asks, captions=["a cat", "a house", "a tree", "a tree"])
+    dialog = Dialog(World(4, generator), "somewhere", sure=1.0, policy=InformationGain(pool=1))
+    everywhere = Dialog(
+        World(4, ClosedGenerator(table, captions=["a cat"] * 4)), "somewhere", sure=1.0,
+        policy=InformationGain(),
+    )  # fmt: skip
+    assert everywhere.question == "what is the cat doing?"
+    assert everywhere.proposal is not None and everywhere.proposal.expected_gain is not None
+    assert everywhere.proposal.expected_gain > 1.2
+    assert (
+        Dialog(World(4, generator), "somewhere", sure=1.0, policy=InformationGain()).question
+        == "where is this?"
+    )
+    assert dialog.question == "where is this?"  # which more images are asked
+
+
 def test_random_questions_are_drawn_by_the_seed() -> None:
     firsts = {begin(policy=RandomQuestion(), seed=seed).question for seed in range(20)}
     assert firsts == {"is there a dog?", "where is this?", "what color is the sky?"}
@@ -337,7 +361,7 @@ def test_a_pickled_dialog_keeps_its_state_and_goes_on_once_attached(policy: Poli
     gallery = world()
     dialog = begin(gallery, policy=policy)
     dialog.answer("don't know")
-    dialog.answer(list(TABLE[dialog.question or ""])[0])
+    dialog.answer(next(iter(TABLE[dialog.question or ""])))
     other = pickle.loads(pickle.dumps(dialog))
     assert (other.ranking, other.entropy, other.history) == (dialog.ranking, dialog.entropy, dialog.history)
     with pytest.raises(InvalidInputError, match=r"attach it: dialog\.attach"):

@@ -11,6 +11,8 @@ from zsqretrieval.phrases import (
     is_polar,
     is_settled,
     is_unknown,
+    names,
+    presupposed,
     stem,
     things,
     tidy,
@@ -52,6 +54,16 @@ def test_questions_of_one_topic() -> None:
     assert topic("Is there a dog?") != topic("Is there a cat?")
     assert topic("How many dogs are there?") != topic("How is the dog?")
     assert topic("What is the man doing?") != topic("What is the dog doing?")
+
+
+def test_what_a_question_takes_for_granted() -> None:
+    assert presupposed("What color is the dog?") == {"dog"}
+    assert presupposed("Is there a dog?") == presupposed("Where is this?") == frozenset()
+
+
+def test_any_word_for_one_names_a_person() -> None:
+    assert names({"woman", "hat"}, "person") and names({"person"}, "person")
+    assert not names({"dog"}, "person") and not names({"person"}, "woman")
 
 
 @pytest.mark.parametrize(

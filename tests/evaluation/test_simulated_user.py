@@ -46,6 +46,19 @@ def test_captions_tell(question: str, answer: str) -> None:
     assert CaptionUser(CAPTIONS).answer(question) == answer
 
 
+@pytest.mark.parametrize(
+    ("caption", "question", "answer"),
+    [
+        ("men with a shopping bag in a market next to a bus", "what are the men doing?", DONT_KNOW),
+        ("men with a shopping bag in a market next to a bus", "where is this?", "in a market"),
+        ("a dog jumping up to get hold of the ball", "what is the dog doing?", "jumping up to get hold"),
+        ("a boy in the rain", "what is the boy wearing?", DONT_KNOW),
+    ],
+)  # fmt: skip
+def test_phrases_end_where_they_end(caption: str, question: str, answer: str) -> None:
+    assert CaptionUser([caption]).answer(question) == answer
+
+
 def test_nothing_is_known_of_an_image_without_captions() -> None:
     user = CaptionUser(())
     for question in ("where is this?", "what is the man doing?", "how many dogs are there?"):

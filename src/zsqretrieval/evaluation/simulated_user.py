@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol, final
 
 from zsqretrieval.interview import Interview
-from zsqretrieval.phrases import is_polar, stem, things, topic, words
+from zsqretrieval.phrases import is_polar, names, stem, things, topic, words
 from zsqretrieval.types import Hit
 
 __all__ = ["DONT_KNOW", "CaptionUser", "GeneratorUser", "SimulatedUser"]
@@ -56,10 +56,6 @@ def _set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_PERSONS = _set(
-    "man woman boy girl child person baby kid toddler lady guy player rider skier surfer skateboarder "
-    "snowboarder biker cyclist climber runner swimmer crowd"
-)
 _COLORS = _set(
     "white black brown red blue green yellow orange pink purple tan grey golden blonde silver beige maroon"
 )
@@ -75,6 +71,7 @@ _PLACED = re.compile(
 _CLAUSE = re.compile(r"\b(?:while|and|as|is|are|wearing|with)\b|[,.;]")
 _WORN = re.compile(r"\b(?:wearing|dressed in) ((?:\w+ ){0,4}\w+)")
 _NOT_DOING = _set("wearing something nothing building morning evening string king ring wing spring during")
+_LEADING = _set("a an the his her their its some to in on at with of by near into for from two three")
 _MOST = 7  # words of what somebody is doing
 
 
@@ -122,7 +119,7 @@ class CaptionUser:
     def _is_there(self, asked: frozenset[str]) -> str:
         if not asked:
             return DONT_KNOW
-        return "yes" if all(_named(thing, self._known) for thing in asked) else "no"
+        return "yes" if all(names(self._known, thing) for thing in asked) else "no"
 
     def _before(self, asked: frozenset[str], wanted: frozenset[str], *, reach: int) -> list[str]:
         """The wanted words that stand shortly before a thing that was asked about."""
@@ -130,7 +127,7 @@ class CaptionUser:
         for caption in self._captions:
             said = words(caption)
             for place, word in enumerate(said):
-                if any(_named(one, {stem(word)}) for one in asked):
+                if any(names({stem(word)}, one) for one in asked):
                     near = [stem(one) for one in said[max(place - reach, 0) : place]]
                     found += [one for one in near if one in wanted][-1:]
         return found
@@ -141,7 +138,7 @@ class CaptionUser:
         for caption in self._captions:
             for phrase in _PLACED.findall(caption):
                 head = next(iter(things(phrase)), "")
-                if head and head not in _CLOTHES | _PERSONS:
+                if head and head not in _CLOTHES and not names({head}, "person"):
                     places.append((head, phrase))
         if not places:
             return DONT_KNOW
@@ -153,7 +150,7 @@ class CaptionUser:
         for caption in self._captions:
             said = re.findall(r"[\w'-]+|[,.;]", caption)
             begins = next(
-                (n for n, word in enumerate(said) if any(_named(one, {stem(word)}) for one in asked)), None
+                (n for n, word in enumerate(said) if any(names({stem(word)}, one) for one in asked)), None
             )
             if begins is None:
                 continue
@@ -161,7 +158,10 @@ class CaptionUser:
                 (
                     n
                     for n, word in enumerate(said[begins + 1 :], begins + 1)
-                    if word.endswith("ing") and len(word) > 4 and word not in _NOT_DOING
+                    if word.endswith("ing")
+                    and len(word) > 4
+                    and word not in _NOT_DOING
+                    and said[n - 1] not in _LEADING  # "in a swimming pool"
                 ),
                 None,
             )
@@ -170,13 +170,12 @@ class CaptionUser:
         return found
 
 
-def _named(thing: str, known: frozenset[str] | set[str]) -> bool:
-    return thing in known or (thing == "person" and bool(_PERSONS & known))
-
-
 def _cut(text: str) -> str:
-    """What is said up to the end of the clause, and not too long."""
-    return " ".join(_CLAUSE.split(text, maxsplit=1)[0].split()[:_MOST])
+    """What is said up to the end of the clause, not too long, and not ending within a phrase."""
+    said = _CLAUSE.split(text, maxsplit=1)[0].split()[:_MOST]
+    while said and said[-1] in _LEADING:
+        said.pop()
+    return " ".join(said)
 
 
 def _until(phrase: str, head: str) -> str:

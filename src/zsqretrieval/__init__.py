@@ -13,6 +13,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zsqretrieval.asking import CaptionDialog as CaptionDialog
+    from zsqretrieval.asking import InformationGain as InformationGain
+    from zsqretrieval.asking import RandomQuestion as RandomQuestion
+    from zsqretrieval.dialog import Dialog as Dialog
     from zsqretrieval.encoders.clip import CLIPEncoder as CLIPEncoder
     from zsqretrieval.encoders.mini import MiniEncoder as MiniEncoder
     from zsqretrieval.errors import ZsqError as ZsqError
@@ -49,7 +53,9 @@ __version__ = "0.1.0.dev0"
 
 _HOME = {
     "CLIPEncoder": "encoders.clip",
+    "CaptionDialog": "asking",
     "Context": "types",
+    "Dialog": "dialog",
     "Encoder": "protocols",
     "ExactIndex": "indexes.exact",
     "Fusion": "rerank",
@@ -59,6 +65,7 @@ _HOME = {
     "Image": "types",
     "ImageStates": "protocols",
     "Index": "protocols",
+    "InformationGain": "asking",
     "Kosmos1Generator": "generators.kosmos",
     "Likelihood": "rerank",
     "LogLikelihood": "types",
@@ -68,6 +75,7 @@ _HOME = {
     "PROMPTS": "prompts",
     "Prior": "rerank",
     "Prompt": "prompts",
+    "RandomQuestion": "asking",
     "Ranking": "types",
     "ReciprocalRank": "rerank",
     "RerankOnly": "rerank",

@@ -1,4 +1,7 @@
-"""How often a task was solved, with an interval and the probability that guessing does as well."""
+"""How often a task was solved, with an interval and the probability that guessing does as well.
+
+Two formulas in the standard library's means, as scipy comes with an extra only; tests compare with it.
+"""
 
 from __future__ import annotations
 

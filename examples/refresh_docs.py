@@ -1,0 +1,47 @@
+"""Run the commands that a page shows the output of, and put the new output into the page.
+
+    python examples/refresh_docs.py docs/tasks.md
+
+A block to be replaced stands between ``<!-- output of: python examples/raven.py -->`` and
+``<!-- end of output -->``. A page is written only when all its commands have succeeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+BLOCK = re.compile(r"(<!-- output of: python (.+?) -->\n).*?(<!-- end of output -->)", re.DOTALL)
+ROOT = Path(__file__).parents[1]
+
+
+def refreshed(text: str) -> str:
+    """The page with the output of every command as it is now."""
+
+    def run(block: re.Match[str]) -> str:
+        command = [sys.executable, *shlex.split(block[2])]
+        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, encoding="utf-8")
+        return f"{block[1]}\n{done.stdout.strip()}\n\n{block[3]}"
+
+    return BLOCK.sub(run, text)
+
+
+def main() -> None:
+    """Refresh the pages."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pages", type=Path, nargs="+", help="Markdown files")
+    for page in parser.parse_args().pages:
+        text = refreshed(page.read_text(encoding="utf-8"))
+        unfinished = page.with_name(f"{page.name}.unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Walk through all that a generator can do by prompt; prints Markdown.
+
+    python examples/tasks_tour.py
+
+The photographs ship with scikit-image and scikit-learn, texts and shapes are drawn here; so it runs
+offline with the mini generator. Nothing is selected: what a small model gets wrong is printed as well.
+"""
+
+# ruff: noqa: T201
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from zsqretrieval import plugins
+from zsqretrieval.demo import photographs
+from zsqretrieval.prompts import Prompt
+from zsqretrieval.protocols import Generator
+from zsqretrieval.tasks import (
+    Choice,
+    answer,
+    answer_step_by_step,
+    caption,
+    choose_step_by_step,
+    classify,
+    classify_sentiment,
+    count_correct,
+    k_shot,
+    recognize,
+    render_text,
+)
+from zsqretrieval.tasks.raven_matrices import Panel, draw_panel
+from zsqretrieval.tasks.sentiment import LABELS, QUESTION
+from zsqretrieval.types import Image
+
+NAMES = {
+    "astronaut": "astronaut",
+    "bricks": "wall of bricks",
+    "cat": "cat",
+    "coffee": "cup of coffee",
+    "coins": "coins",
+    "flower": "flower",
+    "grass": "grass",
+    "moon": "moon",
+    "motorcycle": "motorcycle",
+    "page": "page of a book",
+    "pagoda": "temple",
+    "rocket": "rocket",
+}
+QUESTIONS = {
+    "astronaut": "what is the woman wearing?",
+    "cat": "what animal is this?",
+    "coffee": "what is on the table?",
+    "motorcycle": "what colour is the motorcycle?",
+    "rocket": "where is the rocket?",
+    "photographer": "what is the man holding?",
+}
+# Names that mean nothing, so that only the words about them can help.
+MADE_UP = {
+    "dax": "an animal with fur, whiskers and pointed ears",
+    "wug": "a vehicle with an engine and two wheels",
+    "blicket": "a plant with bright petals",
+    "toma": "a hot drink in a cup",
+    "fep": "a building with curved roofs",
+    "ziv": "a person in an orange suit",
+}
+MADE_UP_OF = {
+    "cat": "dax",
+    "motorcycle": "wug",
+    "flower": "blicket",
+    "coffee": "toma",
+    "pagoda": "fep",
+    "astronaut": "ziv",
+}
+OPINIONS = {
+    "positive": (
+        "A warm and funny film that I would gladly see again.",
+        "The best two hours I have spent in a cinema this year.",
+        "Wonderful acting, and a story that stays with you.",
+        "Beautiful pictures and a brave, tender ending.",
+        "I laughed, I cried, I told all my friends to go.",
+        "Smart, quick and full of joy.",
+        "A small masterpiece from a director to watch.",
+        "Every scene is a delight.",
+        "Thrilling from the first minute to the last.",
+        "Charming, honest and perfectly cast.",
+    ),
+    "negative": (
+        "A dull and noisy film that I would like to forget.",
+        "The worst two hours I have spent in a cinema this year.",
+        "Wooden acting, and a story that goes nowhere.",
+        "Ugly pictures and a cheap, silly ending.",
+        "I yawned, I sighed, I told all my friends to stay away.",
+        "Stupid, slow and without any joy.",
+        "A big mess from a director who should know better.",
+        "Every scene is a pain.",
+        "Boring from the first minute to the last.",
+        "Annoying, false and badly cast.",
+    ),
+}
+SHAPES = {1: "triangle", 2: "square", 5: "circle"}
+
+
+def row(*cells: object) -> None:
+    """Print one row of a table."""
+    print(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
+
+
+def head(title: str, *columns: str) -> None:
+    """Print the title and the head of a table."""
+    print(f"\n**{title}**\n")
+    row(*columns)
+    print("|---" * len(columns) + "|")
+
+
+def verdicts(choices: Sequence[Choice], answers: Sequence[str]) -> str:
+    """Accuracy with its interval, and the mean probability of the right option."""
+    right = [one.posterior[one.options.index(name)] for one, name in zip(choices, answers, strict=True)]
+    return f"{count_correct(choices, answers)}; the right one gets {sum(right) / len(right):.2f} on average"
+
+
+def writing(generator: Generator, photos: dict[str, Image]) -> None:
+    """Captions, answers, and answers after a description."""
+    images, questions = [photos[id] for id in QUESTIONS], list(QUESTIONS.values())
+    head("Captions and answers", "photograph", "caption", "question", "answer")
+    answers = answer(generator, images, questions)
+    for cells in zip(QUESTIONS, caption(generator, images), questions, answers, strict=True):
+        row(*cells)
+    head("Chain of thought", "photograph", "rationale", "answer after it")
+    for id, found in zip(QUESTIONS, answer_step_by_step(generator, images, questions), strict=True):
+        row(id, found.rationale, found.answer)
+
+
+def recognition(generator: Generator, photos: dict[str, Image]) -> None:
+    """Classes by name, then by made-up names and descriptions."""
+    head("Twelve photographs, twelve names", "photograph", "likeliest name", "P", "margin in nats")
+    found = classify(generator, [photos[id] for id in NAMES], list(NAMES.values()))
+    for id, one in zip(NAMES, found, strict=True):
+        row(id, one.best, f"{one.posterior.max():.2f}", f"{one.margin:.2f}")
+    print(f"\n{verdicts(found, list(NAMES.values()))}")
+
+    head("Six photographs, six made-up names", "what is read before", "result")
+    images = [photos[id] for id in MADE_UP_OF]
+    plain = classify(
+        generator,
+        images,
+        list(MADE_UP),
+        prompt=Prompt("<image>Question:what is the name of thing in the picture? Answer:"),
+    )
+    row("nothing", verdicts(plain, list(MADE_UP_OF.values())))
+    described = recognize(generator, images, MADE_UP, category="thing")
+    row("descriptions", verdicts(described, list(MADE_UP_OF.values())))
+
+
+def opinions(generator: Generator) -> None:
+    """Sentiment of texts that are pictures."""
+    head("Twenty opinions, drawn as pictures", "way", "result")
+    answers = [label for label, texts in OPINIONS.items() for _ in texts]
+    images = [render_text(text) for texts in OPINIONS.values() for text in texts]
+    row("direct", verdicts(classify_sentiment(generator, images), answers))
+    slowly = choose_step_by_step(generator, images, QUESTION, LABELS)
+    row("chain of thought", verdicts(slowly, answers))
+
+
+def shots(generator: Generator) -> None:
+    """Drawn shapes, with examples in front."""
+    head("Thirty drawn shapes of three kinds", "examples per kind", "result")
+    panels = {
+        (shape, size, colour): Image(draw_panel(Panel(1, size, shape, colour)), f"{name} {size}, {colour}")
+        for shape, name in SHAPES.items()
+        for size in (1, 2, 3, 4, 5)
+        for colour in (2, 3, 4)
+    }
+    pool = {key: image for key, image in panels.items() if key[2] == 3}
+    asked = {key: image for key, image in panels.items() if key[2] != 3}
+    for k in (0, 1, 2):
+        examples = k_shot(list(pool.values()), [SHAPES[shape] for shape, _, _ in pool], k)
+        found = classify(generator, list(asked.values()), list(SHAPES.values()), examples=examples)
+        row(k, verdicts(found, [SHAPES[shape] for shape, _, _ in asked]))
+
+
+def main() -> None:
+    """Print every task."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--generator", default="mini", help="plugin name")
+    args = parser.parse_args()
+    generator = plugins.create("generator", args.generator, {})
+    photos = {image.id: image for image in photographs() if image.id is not None}
+    print(f"Generator: `{generator.fingerprint}`")
+    writing(generator, photos)
+    recognition(generator, photos)
+    opinions(generator)
+    shots(generator)
+
+
+if __name__ == "__main__":
+    main()

@@ -144,7 +144,7 @@ def test_what_is_written_measures_the_same_when_read(
     folder = tmp_path_factory.mktemp("trec")
     write_run(break_ties(run, qrels), folder / "runs" / "toy.run")
     write_qrels(qrels, folder / "qrels.txt")
-    assert read_qrels(folder / "qrels.txt") == qrels
+    assert read_qrels(folder / "qrels.txt") == read_qrels(folder / "qrels.txt", task_of(run, qrels)) == qrels
     back = read_run(folder / "runs" / "toy.run", task_of(run, qrels))
     assert back.name == ("my system" if any(rows) else "toy")
     measures = ["R@1", "MRR", "nDCG@10"]
@@ -213,10 +213,12 @@ def test_files_name_the_line_and_the_query(tmp_path: Path) -> None:
         ("q0 0 a 1\nq0 0 a 0\n", "qrels.txt:2: query 'q0': the item 'a' stands there twice"),
         ("q0 0 a high\n", "qrels.txt:1: query 'q0': the grade 'high' is no whole number"),
         ("q0 a 1\n", "qrels.txt:1: has 3 columns"),
+        ("q0 0 a 1\nq0 0 z 1\n", "qrels.txt:2: query 'q0': the item 'z' is not there"),
+        ("q9 0 a 1\n", "qrels.txt:1: the query 'q9' is not there"),
     ]:
         qrels.write_text(text)
         with pytest.raises(InvalidInputError, match=message):
-            read_qrels(qrels)
+            read_qrels(qrels, task)
     with pytest.raises(InvalidInputError, match="nowhere: cannot be read: No such file"):
         read_qrels(tmp_path / "nowhere")
 

@@ -127,16 +127,25 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
     )
 
 
-def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+def read_qrels(path: Path, task: Task | None = None) -> dict[str, dict[str, int]]:
     """Read qrels: query id -> item id -> grade.
 
+    Args:
+        path: the file.
+        task: when given, no other queries and items than its own may be named.
+
     Raises:
-        InvalidInputError: the file cannot be read, a line is malformed, or a pair stands there twice. Names
-            the line.
+        InvalidInputError: the file cannot be read, a line is malformed, a pair stands there twice, or an id is
+            unknown. Names the line.
     """
+    queries, items = (set(task.queries), set(task.items)) if task else (None, None)
     qrels: dict[str, dict[str, int]] = {}
     for place, columns in _rows(Path(path), 4, "query 0 item grade"):
         query, item = unquote(columns[0]), unquote(columns[2])
+        if queries is not None and query not in queries:
+            raise InvalidInputError(f"{place}: the query {query!r} is not there")
+        if items is not None and item not in items:
+            raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} is not there")
         answers = qrels.setdefault(query, {})
         if item in answers:
             raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} stands there twice")

@@ -135,8 +135,8 @@ def read_qrels(path: Path, task: Task | None = None) -> dict[str, dict[str, int]
         task: when given, no other queries and items than its own may be named.
 
     Raises:
-        InvalidInputError: the file cannot be read, a line is malformed, a pair stands there twice, or an id is
-            unknown. Names the line.
+        InvalidInputError: the file cannot be read, a line is malformed, a pair stands there twice, or an id
+            is unknown. Names the line.
     """
     queries, items = (set(task.queries), set(task.items)) if task else (None, None)
     qrels: dict[str, dict[str, int]] = {}

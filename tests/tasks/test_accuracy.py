@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -11,6 +11,7 @@ from zsqretrieval.tasks import Accuracy
 COUNTS = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
+@settings(deadline=None)
 @given(COUNTS, st.floats(0.01, 0.99), st.floats(0.5, 0.999))
 def test_interval_and_p_value_are_scipys(counts: tuple[int, int], chance: float, level: float) -> None:
     correct, total = counts

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 from tables import TableGenerator
@@ -48,6 +48,7 @@ def holds(rule: str, rows: list[tuple[int, ...]]) -> bool:
     return len(first) == 3 and all(set(row) == first for row in rows)
 
 
+@settings(deadline=None)
 @given(MATRICES)
 def test_the_answer_follows_every_rule_and_no_other_candidate_does(matrix: Matrix) -> None:
     assert len(set(matrix.candidates)) == 6
@@ -57,6 +58,7 @@ def test_the_answer_follows_every_rule_and_no_other_candidate_does(matrix: Matri
     assert [fits(matrix, panel) for panel in matrix.candidates] == [n == matrix.answer for n in range(6)]
 
 
+@settings(deadline=None)
 @given(MATRICES)
 def test_no_rule_at_all_can_be_meant_by_another_candidate(matrix: Matrix) -> None:
     """Whoever looks for any rule, along rows or down columns, finds the same level for the gap."""
@@ -87,6 +89,7 @@ def most_agreed(candidates: Sequence[Panel]) -> list[int]:
     return [n for n, value in enumerate(agreement) if value == max(agreement)]
 
 
+@settings(deadline=None)
 @given(MATRICES)
 def test_from_the_others_every_candidate_looks_alike(matrix: Matrix) -> None:
     """A ring: two neighbours, two behind them, one opposite. And of each level there are three or six."""

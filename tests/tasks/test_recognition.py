@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 from tables import TableGenerator, picture
@@ -115,6 +115,7 @@ def test_shots_stand_in_front_and_count() -> None:
     assert shown.posterior == pytest.approx(weights / weights.sum(), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abc"), min_size=3, max_size=30), st.integers(0, 3), st.integers(0, 5))
 def test_k_of_every_label(labels: list[str], k: int, seed: int) -> None:
     images = [picture(f"{n}") for n in range(len(labels))]
@@ -175,6 +176,7 @@ def test_kosmos_1s_question_about_the_opinion() -> None:
 ASCII = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(st.lists(ASCII, min_size=1, max_size=25), st.sampled_from([128, 448]))
 def test_a_text_is_drawn_black_on_white_inside_the_margin(words: list[str], side: int) -> None:
     text = " ".join(words)

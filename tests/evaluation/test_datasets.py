@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from zsqretrieval.errors import IntegrityError, InvalidInputError
+from zsqretrieval.errors import IntegrityError, InvalidInputError, MissingDependencyError
 from zsqretrieval.evaluation.datasets import (
     Dataset,
     Query,
@@ -142,11 +143,14 @@ def test_a_sample_lets_every_image_ask_once_before_any_asks_twice(images: int, c
     some = data.sample(count, seed=seed)
     assert some.queries == data.sample(count, seed=seed).queries
     assert [q for q in data.queries if q in set(some.queries)] == list(some.queries)  # order is kept
+    asked_of: set[tuple[str, ...]] = set()
     for form in data.forms:
         asking = [query.id.split("#")[0] for query in some.queries if query.form == form]
         assert len(asking) == min(count, 2 * images)
         times = [asking.count(str(i)) for i in range(images)]
         assert max(times) - min(times) <= 1
+        asked_of.add(tuple(sorted(asking)))
+    assert len(asked_of) == 1  # the same images in every form
 
 
 # --- captions ---------------------------------------------------------------------------------------------
@@ -342,6 +346,15 @@ def test_a_slice_of_laion_in_shards(tmp_path: Path) -> None:
         read_laion(tmp_path, max_punsafe=-1)
     with pytest.raises(InvalidInputError, match=r"neither \*.tar nor \*.parquet"):
         read_laion(pictures(tmp_path / "other", "x.png"))
+
+
+def test_parquet_without_pyarrow_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'zsqretrieval\[parquet\]'"):
+        read_laion(tmp_path)
 
 
 def test_a_slice_of_laion_as_parquet(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError
 from zsqretrieval.evaluation.datasets import Task
 from zsqretrieval.evaluation.measures import MEASURES, break_ties, measure
 from zsqretrieval.evaluation.runs import Run
@@ -181,6 +182,12 @@ def test_all_measures_are_known() -> None:
     assert {name: values.tolist() for name, values in found.items()} == {name: [1.0] for name in MEASURES}
     with pytest.raises(InvalidInputError, match="'nonsense' is not known"):
         measure(run_of({"a": 1.0}), {"q0": {"a": 1}}, ["nonsense"])
+
+
+def test_without_ir_measures_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ir_measures", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'zsqretrieval\[evaluation\]'"):
+        measure(run_of({"a": 1.0}), {"q0": {"a": 1}})
 
 
 def test_what_does_not_belong_together_is_refused() -> None:

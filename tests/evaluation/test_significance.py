@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError
 from zsqretrieval.evaluation.comparison import Result, compare
 from zsqretrieval.evaluation.datasets import Task
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
@@ -114,6 +116,12 @@ def test_wrong_input_is_refused() -> None:
         paired_permutation_test(np.ones(0), np.ones(0), np.arange(0))
     with pytest.raises(InvalidInputError, match="not finite"):
         paired_permutation_test(np.array([np.nan]), np.ones(1), np.arange(1))
+
+
+def test_without_scipy_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'zsqretrieval\[evaluation\]'"):
+        paired_permutation_test(np.ones(3), np.zeros(3), np.arange(3))
 
 
 # --- all of it over runs ----------------------------------------------------------------------------------

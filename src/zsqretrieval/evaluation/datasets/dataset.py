@@ -140,7 +140,7 @@ class Dataset:
 
         Args:
             count: how many queries of each form; all where there are fewer. Every cluster asks once before
-                any asks twice.
+                any asks twice, and which clusters ask is the same for all forms, as far as they have them.
             seed: of the draw.
 
         Raises:
@@ -149,15 +149,16 @@ class Dataset:
         if count < 1:
             raise InvalidInputError(f"count must be at least 1, not {count}")
         clusters = self.text_to_image().clusters
-        order = np.random.default_rng(seed).permutation(len(self.queries))
+        random = np.random.default_rng(seed)
+        place = random.permutation(int(clusters.max()) + 1)
         turns: dict[tuple[str, int], int] = {}
-        queue: dict[str, list[tuple[int, int]]] = {}  # form -> (turn within its cluster, place in the draw)
-        for place, n in enumerate(order):
+        queues: dict[str, list[tuple[int, int, int]]] = {}  # by form: turn in the cluster, its place, query
+        for n in random.permutation(len(self.queries)).tolist():
             form = self.queries[n].form
             turn = turns.get((form, clusters[n]), 0)
             turns[form, clusters[n]] = turn + 1
-            queue.setdefault(form, []).append((turn, place))
-        chosen = sorted(order[place] for waiting in queue.values() for _, place in sorted(waiting)[:count])
+            queues.setdefault(form, []).append((turn, int(place[clusters[n]]), n))
+        chosen = sorted(n for queue in queues.values() for _, _, n in sorted(queue)[:count])
         return self._with(self.queries[n] for n in chosen)
 
     def _with(self, queries: Iterable[Query]) -> Dataset:

@@ -13,6 +13,8 @@ from PIL import Image as PILImage
 from zsqretrieval import plugins
 from zsqretrieval.album import GeneratorFacts, describe_album
 from zsqretrieval.errors import AlbumError
+from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.question_table import StyleFacts
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Image
@@ -81,6 +83,24 @@ def test_generator_and_states_are_told(tmp_path: Path, monkeypatch: pytest.Monke
     torn.write_bytes(torn.read_bytes()[:40])
     assert [one.fingerprint for one in describe_album(album).states] == ["first"]
     json.dumps(asdict(both))
+
+
+def test_questions_are_told_by_style(tmp_path: Path) -> None:
+    album = tmp_path / "album"
+    with Retriever(ToyEncoder(), ExactIndex(ToyEncoder.dim), ToyGenerator(), path=album) as retriever:
+        PILImage.new("RGB", (9, 9), "red").save(tmp_path / "red.png")
+        retriever.add(tmp_path / "red.png")
+        assert describe_album(album).questions == ()
+        report = retriever.generate_questions(2, style="captions", top_k=None)
+        facts = describe_album(album)
+        assert facts.questions == (StyleFacts("captions", 1, report.questions, report.kept, 0),)
+        assert report.kept > 0
+        retriever.save()
+    facts = describe_album(album)
+    files = [*album.rglob("index-*/*"), *album.rglob("questions-*/*")]
+    assert len({file.parent for file in files}) == 2
+    assert facts.bytes_on_disk["index"] == sum(file.stat().st_size for file in files)
+    json.dumps(asdict(facts))
 
 
 def test_without_a_generator_none_is_told(tmp_path: Path) -> None:

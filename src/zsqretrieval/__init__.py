@@ -31,8 +31,13 @@ if TYPE_CHECKING:
     from zsqretrieval.protocols import Generator as Generator
     from zsqretrieval.protocols import ImageStates as ImageStates
     from zsqretrieval.protocols import Index as Index
+    from zsqretrieval.questions import STYLES as STYLES
+    from zsqretrieval.questions import Question as Question
+    from zsqretrieval.questions import Style as Style
+    from zsqretrieval.questions import generate_questions as generate_questions
     from zsqretrieval.rerank import Fusion as Fusion
     from zsqretrieval.rerank import Likelihood as Likelihood
+    from zsqretrieval.rerank import Maximum as Maximum
     from zsqretrieval.rerank import Prior as Prior
     from zsqretrieval.rerank import ReciprocalRank as ReciprocalRank
     from zsqretrieval.rerank import RerankOnly as RerankOnly
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
     from zsqretrieval.texts import TextHit as TextHit
     from zsqretrieval.texts import TextRanking as TextRanking
     from zsqretrieval.types import Context as Context
+    from zsqretrieval.types import Explanation as Explanation
     from zsqretrieval.types import Hit as Hit
     from zsqretrieval.types import Image as Image
     from zsqretrieval.types import LogLikelihood as LogLikelihood
@@ -58,6 +64,7 @@ _HOME = {
     "Dialog": "dialog",
     "Encoder": "protocols",
     "ExactIndex": "indexes.exact",
+    "Explanation": "types",
     "Fusion": "rerank",
     "Generator": "protocols",
     "HNSWIndex": "indexes.hnsw",
@@ -69,24 +76,29 @@ _HOME = {
     "Kosmos1Generator": "generators.kosmos",
     "Likelihood": "rerank",
     "LogLikelihood": "types",
+    "Maximum": "rerank",
     "MiniEncoder": "encoders.mini",
     "MiniGenerator": "generators.mini",
     "Neighbors": "types",
     "PROMPTS": "prompts",
     "Prior": "rerank",
     "Prompt": "prompts",
+    "Question": "questions",
     "RandomQuestion": "asking",
     "Ranking": "types",
     "ReciprocalRank": "rerank",
     "RerankOnly": "rerank",
     "Retriever": "retriever",
+    "STYLES": "questions",
     "Scoring": "rerank",
+    "Style": "questions",
     "TextHit": "texts",
     "TextRanking": "texts",
     "VLMGenerator": "generators.vlm",
     "WeightedSum": "rerank",
     "YesNo": "rerank",
     "ZsqError": "errors",
+    "generate_questions": "questions",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

@@ -12,6 +12,7 @@ import numpy as np
 
 from zsqretrieval.catalog import Catalog
 from zsqretrieval.errors import AlbumError
+from zsqretrieval.question_table import StyleFacts
 from zsqretrieval.states import segment_facts
 
 __all__ = [
@@ -108,7 +109,8 @@ class AlbumFacts:
         fusion: ``name`` and ``config`` of how the scores of encoder and generator are joined; None when it is
             not one of the library's own, or the album is older than this entry.
         states: the image states, one entry for every generator of which there are some.
-        bytes_on_disk: size of ``catalog``, ``index`` and ``states``.
+        questions: what the images were asked, one entry for every style.
+        bytes_on_disk: size of ``catalog``, ``index`` (of images and of questions) and ``states``.
     """
 
     album: str
@@ -118,6 +120,7 @@ class AlbumFacts:
     generator: GeneratorFacts | None
     fusion: Mapping[str, Any] | None
     states: tuple[StatesFacts, ...]
+    questions: tuple[StyleFacts, ...]
     bytes_on_disk: Mapping[str, int]
 
 
@@ -144,6 +147,7 @@ def describe_album(path: Path) -> AlbumFacts:
     """
     with Catalog.open(find_catalog(path)) as catalog:
         snapshot = catalog.get_meta("index")  # None until the index is first saved
+        snapshots = [one["folder"] for one in (snapshot, catalog.get_meta("questions")) if one]
         encoder = catalog.settings.get("encoder_part") or {}
         index = (snapshot["part"] if snapshot else catalog.settings.get("index")) or {}
         reader = catalog.get_meta("generator") or catalog.settings.get("generator") or {}
@@ -166,9 +170,10 @@ def describe_album(path: Path) -> AlbumFacts:
             else GeneratorFacts(part["plugin"], part["config"], reader.get("states")),
             fusion=catalog.get_meta("fusion") or catalog.settings.get("fusion"),
             states=tuple(_describe_states(catalog, path)),
+            questions=tuple(catalog.questions.styles()),
             bytes_on_disk={
                 "catalog": _size(path.glob(f"{CATALOG}*")),
-                "index": _size((path / snapshot["folder"]).rglob("*")) if snapshot else 0,
+                "index": sum(_size((path / folder).rglob("*")) for folder in snapshots),
                 "states": _size(path.glob("states-*/*")),
             },
         )

@@ -35,6 +35,14 @@ def test_images_are_asked_once(zsq: Zsq, album: Path) -> None:
     assert [one["style"] for one in captions["styles"]] == ["captions", "questions"]
 
 
+def test_info_tells_what_was_asked(zsq: Zsq, album: Path) -> None:
+    made = zsq("questions", album, "--top-k", 0, "--json").json
+    assert zsq("info", album, "--json").json["questions"] == made["styles"]
+    rows = [line.split() for line in zsq("info", album).stdout.splitlines()]
+    count = str(made["questions"])
+    assert ["questions", count, "of", "4", "images,", count, "kept,", "0", "answered"] in rows
+
+
 def test_questions_are_listed_judged_again_and_forgotten(zsq: Zsq, album: Path) -> None:
     assert "No questions yet" in zsq("questions", album, "--list").stdout
     made = zsq("questions", album, "--temperature", 1.5, "--top-k", 1, "--json").json

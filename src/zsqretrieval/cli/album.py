@@ -306,6 +306,9 @@ def info(album: _Album, as_json: _Json = False) -> None:
     for one in facts.states:
         made_by = f"of {one.images} of {facts.images} images, {one.dtype}, by {one.fingerprint}"
         table.add_row("image states", printable(f"{made_by}, {human_size(one.bytes_on_disk)}"))
+    for asked in facts.questions:
+        found = f"{asked.questions} of {asked.images} images, {asked.kept} kept, {asked.answered} answered"
+        table.add_row(printable(asked.style), found)
     table.add_row("catalog on disk", human_size(sizes["catalog"]))
     table.add_row("index on disk", human_size(sizes["index"]))
     show(table)

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from zsqretrieval.cli.album import index, info, remove, search
 from zsqretrieval.cli.bench import bench_encoder_command, bench_index_command, bench_scoring_command
 from zsqretrieval.cli.bench_dialog import bench_dialog_command
+from zsqretrieval.cli.bench_expand import bench_expand_command
 from zsqretrieval.cli.bench_rerank import bench_rerank_command
 from zsqretrieval.cli.chat import chat
 from zsqretrieval.cli.console import notice
@@ -96,6 +97,7 @@ app.add_typer(_models, name="models")
 
 _bench = typer.Typer(no_args_is_help=True, help="Measure how well the parts do.")
 _bench.command("encoder")(bench_encoder_command)
+_bench.command("expand")(bench_expand_command)
 _bench.command("index")(bench_index_command)
 _bench.command("dialog")(bench_dialog_command)
 _bench.command("rerank")(bench_rerank_command)

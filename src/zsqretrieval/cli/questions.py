@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zsqretrieval.question_table import StoredQuestion
     from zsqretrieval.retriever import Retriever
 
-__all__ = ["questions"]
+__all__ = ["Styles", "questions"]
 
 
 class Styles(str, Enum):

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["chat"]
 
-_QUIT = frozenset({"quit", "exit", ":q"})
+_UNDO = "undo"
+_QUIT = frozenset({"quit", "exit"})
 _WHY = {
     "sure": "I am sure enough.",
     "budget": "I have asked as much as I may.",
@@ -68,27 +69,37 @@ def chat(
             seed=seed,
         )
         _show(dialog, k)
-        while (question := dialog.question) is not None:
-            try:
-                said = typer.prompt(printable(question), prompt_suffix="\n> ").strip()
-            except typer.Abort:  # the end of the input
-                say()
-                break
-            if said.lower() in _QUIT:
+        while True:
+            question = dialog.question
+            if question is None:
+                say(_WHY[dialog.stopped or "nothing to ask"])
+                if not dialog.history:
+                    break
+            said = _heard(question)
+            if said is None or said in _QUIT or (question is None and said != _UNDO):
                 break
             if _taken(dialog, said):
                 _show(dialog, k)
-        else:
-            say(_WHY[dialog.stopped or "nothing to ask"])
         best = next(iter(dialog.ranking), None)
         if best is not None:
             say(f"Likeliest: {printable(best.id)}, {printable(best.source)}")
 
 
+def _heard(question: str | None) -> str | None:
+    """What is typed; None at the end of the input."""
+    try:
+        if question is None:
+            return str(typer.prompt(f'Enter to end, or "{_UNDO}"', default="", show_default=False)).strip()
+        return str(typer.prompt(printable(question), prompt_suffix="\n> ")).strip()
+    except typer.Abort:
+        say()
+        return None
+
+
 def _taken(dialog: Dialog, said: str) -> bool:
     """Whether what was said changed anything; says what was wrong with it otherwise."""
     try:
-        if said.lower() == "undo":
+        if said == _UNDO:
             dialog.undo()
         else:
             dialog.answer(said)

@@ -14,6 +14,8 @@ from zsqretrieval.cli.opening import new_encoder, new_generator
 
 __all__ = ["Users", "bench_dialog_command"]
 
+_PREFIXES = 1 << 30  # bytes; every image is read again with every question
+
 
 class Users(str, Enum):
     """Who means the image and answers."""
@@ -58,7 +60,8 @@ def bench_dialog_command(
     from zsqretrieval.dialog import SCALE
     from zsqretrieval.evaluation.dialog_bench import bench_dialog
 
-    encoder, generator = new_encoder(preset, weights=encoder_weights), new_generator(preset, weights=weights)
+    encoder = new_encoder(preset, weights=encoder_weights)
+    generator = new_generator(preset, weights=weights, prefix_cache_bytes=_PREFIXES)
     with stage_bars(lines=True) as progress:
         found = bench_dialog(
             encoder,

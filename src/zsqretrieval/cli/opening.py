@@ -61,20 +61,31 @@ def new_encoder(preset: str, *, weights: Path | None = None) -> Encoder:
     return preset_encoder(preset, encoder_config(preset, weights))
 
 
-def new_generator(preset: str, *, weights: Path | None = None) -> Generator:
-    """The generator of a preset, ready to read."""
-    reader = preset_reader(preset, weights=weights)
+def new_generator(preset: str, *, weights: Path | None = None, prefix_cache_bytes: int = 0) -> Generator:
+    """The generator of a preset, ready to read.
+
+    Args:
+        preset: its name.
+        weights: in place of the preset's.
+        prefix_cache_bytes: memory for what was read in earlier calls, if it can keep that.
+    """
+    reader = preset_reader(preset, weights=weights, prefix_cache_bytes=prefix_cache_bytes)
     if reader is None:
         raise _no_generator(preset)
     return reader.get()
 
 
-def preset_reader(preset: str, *, weights: Path | None = None) -> LazyGenerator | None:
+def preset_reader(
+    preset: str, *, weights: Path | None = None, prefix_cache_bytes: int = 0
+) -> LazyGenerator | None:
     """The generator of a preset, its weights fetched, not made yet; None when it has none."""
-    from zsqretrieval.parts import preset_generator
+    from zsqretrieval.parts import PRESETS, preset_generator
 
     _fetch_part(preset, "generator")
-    return preset_generator(preset, config=generator_config(preset, weights))
+    config = dict(generator_config(preset, weights))
+    if prefix_cache_bytes and preset in PRESETS and PRESETS[preset].generator in ("mini", "kosmos"):
+        config["prefix_cache_bytes"] = prefix_cache_bytes
+    return preset_generator(preset, config=config)
 
 
 def sees_once(preset: str) -> bool:

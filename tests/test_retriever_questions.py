@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 
 from seeing import Seeing
 from zsqretrieval.catalog import Catalog
+from zsqretrieval.demo import photographs
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.expansion import EXPANSION, best_questions, join
 from zsqretrieval.explaining import Word, explain, words
@@ -532,3 +533,35 @@ def test_every_hit_that_can_be_shown_is_explained(pictures: Path, scoring: Any) 
             assert hit.explanation.with_image == pytest.approx(expected.with_image)
         assert len(retriever.search("red", 2, explain=True, scoring=None)) == 2
         assert all(replace(hit, explanation=None) == hit for hit in retriever.search("red", scoring=None))
+
+
+# --- with a real model
+
+
+@pytest.mark.weights
+def test_the_mini_models_ask_answer_and_explain() -> None:
+    photos = list(photographs())[:4]
+    with Retriever.from_preset("mini", index="exact", states="memory") as retriever:
+        retriever.add(photos)
+        report = retriever.generate_questions(2, answers=True, top_k=4)
+        asked = list(retriever.questions())
+        assert (report.asked, report.skipped) == (4, ()) and report.kept == report.questions == len(asked) > 0
+        assert all(one.text.endswith("?") and one.log_likelihood < 0 for one in asked)
+        assert len({one.text for one in asked}) > 1 and any(one.answer for one in asked)
+        assert {one.recipe.generator for one in asked} == {retriever.generator.fingerprint}  # type: ignore[union-attr]
+        text = asked[0].text
+        hit = next(
+            one for one in retriever.search(text, 4, expand=True, explain=True) if one.id == asked[0].id
+        )
+        assert hit.matched_question == text and hit.scores["question"] == pytest.approx(1, abs=1e-5)
+        assert hit.explanation is not None
+        said = "".join(hit.explanation.tokens).replace(" ", "")
+        assert said == text.replace(" ", "")
+        assert hit.scores["likelihood"] == pytest.approx(hit.explanation.with_image.sum(), abs=0.2)
+        assert "".join(word.text for word in words(hit.explanation)) == said
+    with Retriever.from_preset("mini", index="exact", states="memory") as retriever:
+        retriever.add(photos)
+        retriever.generate_questions(2, answers=True, top_k=4)
+        assert [(one.id, one.text, one.answer) for one in retriever.questions()] == [
+            (one.id, one.text, one.answer) for one in asked
+        ]

@@ -97,11 +97,9 @@ class QuestionIndex:
         Raises:
             OSError: the disk refuses; the former snapshot is still valid.
         """
-        if self._follower is None and not len(self):
-            return
-        follower = self._opened()
         self._album = album
-        follower.save(album)
+        if self._follower is not None or len(self):
+            self._opened().save(album)
 
 
 @dataclass(frozen=True, slots=True)

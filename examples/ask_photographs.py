@@ -1,0 +1,64 @@
+"""Ask photographs, search the questions, and see why an image was found; prints Markdown.
+
+    python examples/ask_photographs.py
+
+The 18 photographs ship with scikit-image and scikit-learn, so it runs offline with the mini models. Nothing
+is selected: what a small model gets wrong is printed as well.
+"""
+
+# ruff: noqa: T201
+
+from __future__ import annotations
+
+import argparse
+
+from zsqretrieval import Retriever
+from zsqretrieval.demo import photographs
+from zsqretrieval.explaining import words
+from zsqretrieval.types import Hit
+
+SEARCHED = ("what is the cat doing?", "where is the motorcycle?", "how many people are there?")
+
+
+def main() -> None:
+    """Print what was asked, and what three searches find with and without it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", default="mini")
+    parser.add_argument("--top-k", type=int, default=3)
+    args = parser.parse_args()
+    with Retriever.from_preset(args.preset, index="exact", states="memory") as retriever:
+        retriever.add(photographs())
+        report = retriever.generate_questions(3, answers=True, top_k=args.top_k)
+        counts = f"{report.questions} questions of {report.asked} photographs, {report.kept} kept"
+        print(f"{counts} (`top_k={args.top_k}`).\n")
+        print("| image | question | answer | own rank | kept |\n|---|---|---|---|---|")
+        for one in retriever.questions():
+            rank = one.judgement.rank or f"> {args.top_k}"
+            kept = "yes" if one.judgement.kept else ""
+            print(f"| {one.id} | {one.text} | {one.answer or ''} | {rank} | {kept} |")
+        print("\n| searched | without questions | with questions | matched question |\n|---|---|---|---|")
+        for text in SEARCHED:
+            plain = retriever.search(text, 1, scoring=None)[0]
+            found = retriever.search(text, 1, scoring=None, expand=True)[0]
+            print(f"| {text} | {plain.id} | {found.id} | {found.matched_question or ''} |")
+        ranking = retriever.search(SEARCHED[0], 3, explain=True)
+        print(f"\nRead for “{ranking.query}”:\n")
+        print("| image | answers | nats that the image adds to each word |\n|---|---|---|")
+        for hit in ranking:
+            print(f"| {hit.id} | {_answer(hit)} | {_words(hit)} |")
+
+
+def _answer(hit: Hit) -> str:
+    return hit.explanation.answer if hit.explanation else ""
+
+
+def _words(hit: Hit) -> str:
+    if hit.explanation is None:
+        return ""
+    return " ".join(f"{word.text} ({word.gain:+.1f})" for word in words(hit.explanation))
+
+
+if __name__ == "__main__":
+    main()

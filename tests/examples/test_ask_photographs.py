@@ -1,0 +1,51 @@
+"""The example of docs/questions.md runs on any models, and the page shows output of its."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def shape_of(text: str) -> list[str]:
+    """What does not depend on the models: heads of tables, and what is searched and asked."""
+    return [line for line in text.splitlines() if line.startswith(("| image", "| searched", "Read for"))]
+
+
+def test_the_example_prints_what_the_page_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(preset: str, **settings: Any) -> Retriever:
+        assert (preset, settings) == ("mini", {"index": "exact", "states": "memory"})
+        return Retriever(ToyEncoder(), ExactIndex(ToyEncoder.dim), ToyGenerator())
+
+    monkeypatch.setattr(Retriever, "from_preset", make)
+    monkeypatch.setattr(sys, "argv", ["ask_photographs", "--top-k", "18"])
+    spec = importlib.util.spec_from_file_location("ask_photographs", EXAMPLES / "ask_photographs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main()
+    printed = capsys.readouterr().out
+    first = re.match(r"(\d+) questions of 18 photographs, (\d+) kept \(`top_k=18`\)\.", printed)
+    assert first is not None and int(first[1]) == int(first[2]) > 18, "all find their image among all"
+    page = (EXAMPLES.parent / "docs" / "questions.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(
+        r"<!-- output of: python examples/ask_photographs.py -->\n(.*?)<!-- end of output -->",
+        page,
+        re.DOTALL,
+    )
+    assert shape_of(printed) == shape_of(shown) and len(shape_of(shown)) == 4
+    assert printed.count("\n|") == int(first[1]) + 3 + 3 + 3 * 2, (
+        "a line for each, and two heads of each table"
+    )

@@ -24,6 +24,7 @@ from zsqretrieval.interview import POLAR_ANSWERS, Gallery, Interview
 from zsqretrieval.phrases import (
     content_words,
     existence_questions,
+    form,
     is_polar,
     is_settled,
     is_unknown,
@@ -166,8 +167,9 @@ class CandidateQuestion:
 
     Attributes:
         question: the question.
-        answerable: the probability that there is an answer to it: that of the images, among those asked for
-            questions, which it was asked of, or whose caption names what it takes for granted.
+        answerable: the probability that an answer to it is known: that of the images, among those asked for
+            questions, which it was asked of, or whose caption names what it takes for granted; times
+            (k + 1) / (n + 1), where n questions of its form were asked before and k answered.
     """
 
     question: str
@@ -180,8 +182,9 @@ def question_pool(scene: Scene, images: int, size: int) -> list[CandidateQuestio
     They come from three places: the generator, asked for questions about the likeliest images; the questions
     that are kept with these; and its captions of them, of which those that name a thing and those that do not
     make a question of yes or no ("is there a dog?"). The first two count by the probability of the images
-    that they are asked of, the last by p (1 - p), where p is that of the images whose captions have the word.
-    Open questions and those of yes or no take turns.
+    that they are asked of, the last by p (1 - p), where p is that of the images whose captions have the word;
+    all by how often questions of their form were answered before. Open questions and those of yes or no take
+    turns.
 
     What was asked before, and what is settled by what was said, is left out.
 
@@ -214,18 +217,21 @@ def question_pool(scene: Scene, images: int, size: int) -> list[CandidateQuestio
         enter(question, p * (1 - p))
 
     asked, known = scene.asked, scene.known
-    found = [
-        (sum(spellings.values()), max(spellings, key=lambda one: spellings[one]))
+    weights = {
+        max(spellings, key=lambda one: spellings[one]): sum(spellings.values())
         for about, spellings in rated.items()
         if about not in asked and about != ("polar", frozenset())
-    ]
-    found.sort(key=lambda one: -one[0])  # equal ones stay as they are
-    fresh = [question for _, question in found if not is_settled(question, known)]
+    }
+    fresh = [question for question in weights if not is_settled(question, known)]
+    fresh.sort(key=lambda one: -weights[one] * _answered(one, scene.turns))  # equal ones stay as they are
     split = [question for question in fresh if not is_polar(question)], [*filter(is_polar, fresh)]
     chosen = [one for one in chain.from_iterable(zip_longest(*split)) if one is not None][:size]
     topics = [set(map(topic, questions)) for questions in asking]
     seen = [content_words(caption) for caption in captions]
-    return [CandidateQuestion(one, _answerable(one, mass, topics, seen)) for one in chosen]
+    return [
+        CandidateQuestion(one, _answerable(one, mass, topics, seen) * _answered(one, scene.turns))
+        for one in chosen
+    ]
 
 
 def _answerable(
@@ -240,6 +246,13 @@ def _answerable(
         for asked, known in zip(topics, seen, strict=True)
     ]
     return min(float(mass[can].sum()), 1.0)
+
+
+def _answered(question: str, turns: Sequence[Turn]) -> float:
+    """How often a question of this form was answered, supposing that one more had been."""
+    alike = [turn for turn in turns if turn.question is not None and form(turn.question) == form(question)]
+    known = sum(not is_unknown(turn.answer) for turn in alike)
+    return (known + 1) / (len(alike) + 1)
 
 
 def _closed_answers(scene: Scene, question: str, images: int, count: int) -> tuple[str, ...]:

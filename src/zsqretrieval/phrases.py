@@ -16,6 +16,7 @@ __all__ = [
     "Verdict",
     "content_words",
     "existence_questions",
+    "form",
     "is_polar",
     "is_settled",
     "is_unknown",
@@ -79,7 +80,8 @@ _BREAKERS = _OPENERS | _set(
 _SINGULAR = _set("a an one another")
 _NO_THINGS = _set(
     "front back side sides top bottom middle background foreground group pair air edge end piece other",
-    "others each way picture photo image camera distance lot couple set day",
+    "others each way picture photo image camera distance lot couple set day white black brown red blue",
+    "green yellow orange pink purple grey gray",
 )
 _NOUNS_IN_ING = _set("building ceiling clothing painting railing wedding")
 _MASS = _set("water snow grass sand ice food mud smoke fire hair clothing sunlight rain furniture traffic")
@@ -135,6 +137,15 @@ def topic(question: str) -> tuple[str, frozenset[str]]:
     if kind == "how" and "many" in said:
         kind = "how many"
     return kind, content_words(question)
+
+
+def form(question: str) -> tuple[str, frozenset[str]]:
+    """How it asks: its asking word as in :func:`topic`, and the attributes it names.
+
+    "What is the man doing?" and "What are the dogs doing?" are of one form.
+    """
+    kind, content = topic(question)
+    return kind, content & _ATTRIBUTES
 
 
 def presupposed(question: str) -> frozenset[str]:

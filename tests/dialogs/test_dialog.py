@@ -276,6 +276,31 @@ def test_a_question_counts_for_the_images_that_have_an_answer() -> None:
     assert dialog.question == "where is this?"  # which more images are asked
 
 
+def test_not_knowing_makes_questions_of_that_form_less_promising() -> None:
+    sharp, blunt = [0.99, 0.01], [0.8, 0.2]
+    table = {
+        question: {"one": answers, "two": answers[::-1]}
+        for question, answers in (
+            ("what is the cat doing?", sharp), ("what is the dog doing?", sharp), ("where is this?", blunt)
+        )
+    }  # fmt: skip
+
+    def asked(first: str) -> list[str]:
+        dialog = Dialog(World(2, ClosedGenerator(table)), "somewhere", sure=1.0)
+        assert dialog.question == "what is the cat doing?"
+        dialog.answer(first)
+        return [dialog.question or ""]
+
+    assert asked("don't know") == ["what is the dog doing?"]  # half as likely to be answered, still better
+    weak = {**table, "what is the dog doing?": {"one": [0.9, 0.1], "two": [0.1, 0.9]}}
+    dialog = Dialog(World(2, ClosedGenerator(weak)), "somewhere", sure=1.0)
+    before = dialog.proposal
+    dialog.answer("don't know")
+    assert dialog.question == "where is this?"
+    dialog.undo()
+    assert dialog.proposal == before
+
+
 def test_random_questions_are_drawn_by_the_seed() -> None:
     firsts = {begin(policy=RandomQuestion(), seed=seed).question for seed in range(20)}
     assert firsts == {"is there a dog?", "where is this?", "what color is the sky?"}

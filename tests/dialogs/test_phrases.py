@@ -8,6 +8,7 @@ from zsqretrieval.phrases import (
     Verdict,
     content_words,
     existence_questions,
+    form,
     is_polar,
     is_settled,
     is_unknown,
@@ -54,6 +55,12 @@ def test_questions_of_one_topic() -> None:
     assert topic("Is there a dog?") != topic("Is there a cat?")
     assert topic("How many dogs are there?") != topic("How is the dog?")
     assert topic("What is the man doing?") != topic("What is the dog doing?")
+
+
+def test_questions_of_one_form() -> None:
+    assert form("What is the man doing?") == form("what are the dogs doing?")
+    assert form("What is the man doing?") != form("What is the man wearing?")
+    assert form("Is there a dog?") == form("Are there boats?") != form("Where is the dog?")
 
 
 def test_what_a_question_takes_for_granted() -> None:

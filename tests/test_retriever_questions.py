@@ -276,10 +276,11 @@ def test_what_cannot_be_done_is_said(pictures: Path) -> None:
     alone.close()
     with made() as retriever:
         retriever.add(pictures)
-        for settings in ({"n": 0}, {"top_k": 0}, {"batch_size": 0}, {"style": "no"}):
+        wrong: list[dict[str, Any]] = [{"n": 0}, {"top_k": 0}, {"batch_size": 0}, {"style": "no"}]
+        for settings in wrong:
             with pytest.raises(InvalidInputError):
-                retriever.generate_questions(**settings)  # type: ignore[arg-type]
-        for settings in ({"top_k": 0}, {"batch_size": 0}):
+                retriever.generate_questions(**settings)
+        for settings in wrong[1:3]:
             with pytest.raises(InvalidInputError, match="must be at least 1, not 0"):
                 retriever.filter_questions(**settings)
         retriever.generate_questions()
@@ -311,15 +312,17 @@ def test_both_first_stage_scores_are_told(pictures: Path, index: Any) -> None:
         plain = {hit.id: hit for hit in retriever.search("a red thing?", 6, scoring=None)}
         for hit in ranking:
             assert hit.score == hit.scores["first_stage"]
-            assert hit.scores["image"] == pytest.approx(plain[hit.id].score, abs=1e-6)
+            assert hit.scores["image_similarity"] == pytest.approx(plain[hit.id].score, abs=1e-6)
             texts = [one.text for one in retriever.questions(hit.id) if one.judgement.kept]
             cosines = ENCODER.encode_text(["a red thing?"]) @ ENCODER.encode_text(texts).T
             assert hit.matched_question == texts[int(cosines.argmax())]
-            assert hit.scores["question"] == pytest.approx(float(cosines.max()), abs=1e-6)
+            assert hit.scores["question_similarity"] == pytest.approx(float(cosines.max()), abs=1e-6)
         assert ids(ranking)[0] == "red.png" and set(ranking.timings) == {"encode", "first_stage"}
         assert all(hit.matched_question is None for hit in plain.values())
         again = retriever.search("a red thing?", 3, expand=True, candidates=6)
-        assert set(again[0].scores) == {"first_stage", "image", "question", "likelihood", "fused"}
+        assert set(again[0].scores) == {
+            *("first_stage", "image_similarity", "question_similarity", "likelihood", "fused"),
+        }
         assert again[0].matched_question is not None
 
 
@@ -342,7 +345,7 @@ def test_a_question_leads_to_an_image_that_looks_otherwise(pictures: Path) -> No
             )
             if expansion == RerankOnly():
                 assert hit.id == "white.png" and hit.matched_question == "is it a zebra?"
-                assert hit.scores["question"] == pytest.approx(1)
+                assert hit.scores["question_similarity"] == pytest.approx(1)
         with_all = retriever.search("is it a zebra?", 6, scoring=None, expand=True, expansion=Maximum(1.0))
         assert with_all[0].id == "white.png"
 
@@ -553,7 +556,9 @@ def test_the_mini_models_ask_answer_and_explain() -> None:
         hit = next(
             one for one in retriever.search(text, 4, expand=True, explain=True) if one.id == asked[0].id
         )
-        assert hit.matched_question == text and hit.scores["question"] == pytest.approx(1, abs=1e-5)
+        assert hit.matched_question == text and hit.scores["question_similarity"] == pytest.approx(
+            1, abs=1e-5
+        )
         assert hit.explanation is not None
         said = "".join(hit.explanation.tokens).replace(" ", "")
         assert said == text.replace(" ", "")

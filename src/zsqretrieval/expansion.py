@@ -23,7 +23,7 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.following import Follower
 from zsqretrieval.parts import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index
-from zsqretrieval.rerank import Fusion, WeightedSum, best_first, fuse, standardized
+from zsqretrieval.rerank import FIRST_STAGE, Fusion, WeightedSum, best_first, fuse, standardized
 
 __all__ = ["EXPANSION", "Compared", "QuestionIndex", "best_questions", "compare", "join"]
 
@@ -119,6 +119,12 @@ class Compared:
     question: float | None
     matched: str | None
     joined: float
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """As :attr:`Hit.scores <zsqretrieval.types.Hit.scores>` has them."""
+        scores = {FIRST_STAGE: self.joined, "image_similarity": self.image}
+        return scores if self.question is None else {**scores, "question_similarity": self.question}
 
 
 def compare(

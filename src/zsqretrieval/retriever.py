@@ -644,8 +644,8 @@ class Retriever:
             similarity in [-1, 1]; the scoring's own, ``"likelihood"`` or ``"yes_no"``; ``"fused"``, which is
             also ``score``. Without scoring, ``score`` is the cosine similarity. A candidate that could not be
             scored has ``score`` -inf and only ``"first_stage"``; when none could be, the ranking is the
-            first stage's. With ``expand``, also ``"image"`` and, where the image has one, ``"question"``:
-            the cosine similarities that ``"first_stage"`` joins; ``matched_question`` is the nearest one.
+            first stage's. With ``expand``, also ``"image_similarity"`` and, where the image has a question,
+            ``"question_similarity"``, which ``"first_stage"`` joins; ``matched_question`` is the nearest one.
             With ``explain``, ``explanation``, but None for an image that cannot be shown.
 
         Raises:
@@ -904,8 +904,7 @@ class Retriever:
         hits = tuple(
             replace(
                 _hit(one.record, one.joined),
-                scores={FIRST_STAGE: one.joined, "image": one.image}
-                | ({} if one.question is None else {"question": one.question}),
+                scores=one.scores,
                 matched_question=one.matched,
             )
             for one in found

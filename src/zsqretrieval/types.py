@@ -136,8 +136,8 @@ class Hit:
         scores: the score of every stage that judged this image, by the stage's name; higher is better.
             ``"first_stage"`` is the cosine similarity, ``"likelihood"`` or ``"yes_no"`` what the generator
             made of the image, ``"fused"`` what the fusion made of both. Where a search looked at questions
-            as well, ``"image"`` and ``"question"`` are the cosine similarities of the image and of the
-            nearest question it was asked, and ``"first_stage"`` joins them.
+            as well, ``"image_similarity"`` and ``"question_similarity"`` are the cosine similarities of the
+            image and of the nearest question it was asked, and ``"first_stage"`` joins them.
         caption: the caption kept in the catalog, or None.
         metadata: the free facts kept in the catalog.
         matched_question: of the questions kept for this image, the nearest one; None when the search did not

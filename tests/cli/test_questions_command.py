@@ -77,7 +77,7 @@ def test_hits_tell_what_matched(zsq: Zsq, album: Path) -> None:
     assert all(hit["matched_question"] is None and hit["explanation"] is None for hit in plain)
     for options in (["--expand"], ["--expansion", "maximum"], ["--expansion", "reciprocal-rank"]):
         hits = zsq("search", album, "the red thing?", *options, "--json").json["hits"]
-        assert len(hits) == 4 and {"first_stage", "image", "question"} <= set(hits[0]["scores"])
+        assert len(hits) == 4 and {"image_similarity", "question_similarity"} <= set(hits[0]["scores"])
         assert all(hit["matched_question"].endswith("?") for hit in hits)
     table = zsq("search", album, "the red thing?", "--expand", "--expansion", "weighted-sum").stdout
     weighted = zsq("search", album, "the red thing?", "--expand", "--json").json["hits"]

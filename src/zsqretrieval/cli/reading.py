@@ -12,6 +12,7 @@ import typer
 from zsqretrieval.cli.console import hit_facts, printable
 
 if TYPE_CHECKING:
+    from zsqretrieval.contact_sheet import Stage
     from zsqretrieval.types import Hit
 
 __all__ = [
@@ -174,30 +175,26 @@ def told_explanation(hit: Hit) -> list[str]:
 
 def score_columns(hits: Iterable[Hit]) -> dict[str, str]:
     """Which stages scored some hits, and their names in words; ``"score"`` when there is one only."""
-    from zsqretrieval.contact_sheet import STAGES, Stage
-
-    names = list(dict.fromkeys(name for hit in hits for name in hit.scores))
-    return {name: STAGES.get(name, Stage(name)).label if len(names) > 1 else "score" for name in names}
+    fullest_first = sorted(hits, key=lambda hit: -len(hit.scores))
+    names = list(dict.fromkeys(name for hit in fullest_first for name in hit.scores))
+    return {name: _stage(name).label if len(names) > 1 else "score" for name in names}
 
 
 def score_cells(hit: Hit, stages: Iterable[str]) -> list[str]:
     """The scores of a hit as texts; empty where a stage did not score it."""
-    from zsqretrieval.contact_sheet import STAGES, Stage
-
-    return [
-        f"{hit.scores[name]:.{STAGES.get(name, Stage(name)).digits}f}" if name in hit.scores else ""
-        for name in stages
-    ]
+    return [f"{hit.scores[name]:.{_stage(name).digits}f}" if name in hit.scores else "" for name in stages]
 
 
 def told_timings(timings: Mapping[str, float]) -> str:
     """Seconds per stage as a sentence."""
+    said = [f"{_stage(name).label} {human_seconds(seconds)}" for name, seconds in timings.items()]
+    return f"Took: {', '.join(said)}."
+
+
+def _stage(name: str) -> Stage:
     from zsqretrieval.contact_sheet import STAGES, Stage
 
-    said = [
-        f"{STAGES.get(name, Stage(name)).label} {human_seconds(seconds)}" for name, seconds in timings.items()
-    ]
-    return f"Took: {', '.join(said)}."
+    return STAGES.get(name) or Stage(name.replace("_", " "), digits=3)
 
 
 def human_seconds(seconds: float) -> str:

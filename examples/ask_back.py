@@ -23,30 +23,29 @@ MEANT = {
 
 
 def main() -> None:
-    """Print one dialog for each photograph that is meant."""
+    """Print one dialog for each photograph that is meant, as Markdown."""
     with Retriever.from_preset("mini", states="memory") as retriever:
         retriever.add(photographs())
         for wanted, (text, memory) in MEANT.items():
-            print(f'\n"{text}" (meant: {wanted})')  # noqa: T201
-            ask(retriever.dialog(text, policy=InformationGain(top=18), budget=4), CaptionUser(memory))
+            dialog = retriever.dialog(text, policy=InformationGain(top=18), budget=4)
+            print(f'**"{text}"**, and the {wanted} is meant: {believed(dialog)}\n')  # noqa: T201
+            ask(dialog, CaptionUser(memory))
 
 
 def ask(dialog: Dialog, user: CaptionUser) -> None:
-    """Ask until the dialog stops, and print what is believed in between."""
-    tell(dialog)
+    """Ask until the dialog stops, and print what is believed after every answer."""
     while (question := dialog.question) is not None:
         dialog.answer(user.answer(question))
         turn = dialog.history[-1]
-        print(f"  {turn.question} {turn.answer}")  # noqa: T201
-        tell(dialog)
-    print(f"  stopped: {dialog.stopped}")  # noqa: T201
+        print(f"1. *{turn.question}* {turn.answer}: {believed(dialog)}")  # noqa: T201
+    print(f"\nStopped: {dialog.stopped}.\n")  # noqa: T201
 
 
-def tell(dialog: Dialog) -> None:
-    """Print the likeliest three photographs."""
+def believed(dialog: Dialog) -> str:
+    """The likeliest three photographs, and how open it still is."""
     likeliest = list(dialog.probabilities.items())[:3]
     told = ", ".join(f"{name} {100 * p:.0f} %" for name, p in likeliest)
-    print(f"    {dialog.entropy:.2f} nats: {told}")  # noqa: T201
+    return f"{told} ({dialog.entropy:.2f} nats)"
 
 
 if __name__ == "__main__":

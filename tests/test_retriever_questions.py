@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -189,6 +191,38 @@ def test_an_interrupted_run_goes_on_where_it_was(pictures: Path, album: Path) ->
         retriever.add(pictures)
         retriever.generate_questions(batch_size=2)
         assert whole == [(one.id, one.text, one.judgement) for one in retriever.questions()]
+
+
+KILLED = """
+import sys
+from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
+
+encoder = ToyEncoder()
+with Retriever(encoder, ExactIndex(encoder.dim), ToyGenerator(), path=sys.argv[1]) as retriever:
+    retriever.add(sys.argv[2])
+    retriever.generate_questions(
+        2, style="captions", top_k=None, batch_size=1, progress=lambda done, total: print(done, flush=True)
+    )
+"""
+
+
+def test_a_killed_run_has_kept_what_it_told(pictures: Path, album: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(album), str(pictures)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = [int(process.stdout.readline()) for _ in range(3)]
+        process.kill()
+    with Retriever.load(album, encoder=ENCODER, generator=ToyGenerator()) as retriever:
+        kept = {one.id for one in retriever.questions()}
+        assert len(kept) >= told[-1] == 3
+        (style,) = retriever.question_styles()
+        assert style.images == len(kept), "no image is half asked"
+        report = retriever.generate_questions(2, style="captions", top_k=None)
+        assert report.known == len(kept) and report.known + report.asked == 6
+        assert all(len(list(retriever.questions(f"{name}.png"))) > 0 for name in NAMES)
 
 
 def test_a_batch_that_fails_leaves_the_earlier_ones(pictures: Path) -> None:

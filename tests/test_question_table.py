@@ -85,7 +85,8 @@ def test_what_is_written_is_read(catalog: Catalog, table: QuestionTable) -> None
     first, second = table.of([3, 1])
     assert (first.text, first.answer, first.log_likelihood, first.tokens) == ("B?", "b", -1.5, 3)
     assert first.judgement == DROPPED and second.judgement == KEPT
-    assert first.recipe == RECIPE and (first.image, first.id) == (1, "1.jpg") and first.prompt == "<image>Ask:"
+    assert first.recipe == RECIPE and first.prompt == "<image>Ask:"
+    assert (first.image, first.id) == (1, "1.jpg")
     assert list(table.batches(1)) == [[second], [first]]
     kept = table.kept([1, 2, 3])
     assert kept.texts == ("A?",) and kept.images.tolist() == [1]

@@ -10,6 +10,7 @@ image)). A dialog is state: it neither prints nor reads; whoever shows the quest
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.asking import InformationGain, Policy, Proposal, Scene, Turn
-from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.interview import Gallery, Interview, Memory, Wording
 from zsqretrieval.phrases import is_unknown, tidy
 from zsqretrieval.posterior import entropy, log_normalized
@@ -140,7 +141,8 @@ class Dialog:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        self._look()
+        with contextlib.suppress(AlbumError):  # the album may be closed already
+            self._look()
         return {**self.__dict__, "_gallery": None, "_interview": None}
 
     def _look(self) -> None:

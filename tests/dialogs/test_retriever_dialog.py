@@ -99,6 +99,7 @@ def test_a_dialog_goes_on_in_an_album_that_was_opened_again(
     dialog.answer("blue")
     expected = dialog.ranking
     retriever.close()
+    assert pickle.loads(pickle.dumps(dialog)).ranking == expected  # even now
     again: Dialog = pickle.loads(kept)
     with Retriever.load(tmp_path / "album", encoder=ToyEncoder(), index=ToyIndex(16), generator=Asker()) as r:
         again.attach(r)

@@ -90,6 +90,14 @@ def test_a_dialog_finds_the_image_by_its_answer(retriever: Retriever) -> None:
     assert dialog.question is None and dialog.stopped == "nothing to ask"
 
 
+def test_questions_of_the_album_are_asked_and_its_captions_are_not(retriever: Retriever) -> None:
+    retriever.generate_questions(1, top_k=None)
+    retriever.generate_questions(1, style="captions", top_k=None)
+    hits = retriever.first_stage("a thing", 3)
+    assert {one.text for one in retriever.questions()} == {QUESTION, "a thing"}
+    assert retriever.stored_questions(hits) == [(QUESTION,)] * 3
+
+
 @pytest.mark.parametrize("policy", [InformationGain(), RandomQuestion(), CaptionDialog()])
 def test_a_dialog_goes_on_in_an_album_that_was_opened_again(
     retriever: Retriever, tmp_path: Path, policy: InformationGain

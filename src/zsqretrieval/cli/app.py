@@ -17,10 +17,12 @@ from zsqretrieval.cli.album import index, info, remove, search
 from zsqretrieval.cli.bench import bench_encoder_command, bench_index_command, bench_scoring_command
 from zsqretrieval.cli.bench_dialog import bench_dialog_command
 from zsqretrieval.cli.bench_expand import bench_expand_command
+from zsqretrieval.cli.bench_gallery import bench_gallery_command
 from zsqretrieval.cli.bench_rerank import bench_rerank_command
 from zsqretrieval.cli.chat import chat
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
+from zsqretrieval.cli.evaluate import evaluate
 from zsqretrieval.cli.models import models_list, models_pull
 from zsqretrieval.cli.questions import questions
 from zsqretrieval.errors import ZsqError
@@ -89,6 +91,7 @@ app.command("search")(search)
 app.command("chat")(chat)
 app.command("info")(info)
 app.command("remove")(remove)
+app.command("evaluate")(evaluate)
 
 _models = typer.Typer(no_args_is_help=True, help="Fetch the weights of the embedded models ahead of time.")
 _models.command("list")(models_list)
@@ -98,6 +101,7 @@ app.add_typer(_models, name="models")
 _bench = typer.Typer(no_args_is_help=True, help="Measure how well the parts do.")
 _bench.command("encoder")(bench_encoder_command)
 _bench.command("expand")(bench_expand_command)
+_bench.command("gallery")(bench_gallery_command)
 _bench.command("index")(bench_index_command)
 _bench.command("dialog")(bench_dialog_command)
 _bench.command("rerank")(bench_rerank_command)

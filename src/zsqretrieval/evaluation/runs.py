@@ -6,6 +6,7 @@ The flow of a measurement, each arrow a function of arrays::
             --GeneratorSystem.run--> Run "likelihood"      the same candidates, other scores
             --fused_run--> Run "fused"
             --rerank_depth--> Run at a smaller K           for curves of quality against cost
+    Run --shallow, some_rows--> Run                        fewer candidates, fewer queries
 
     Run --zsqretrieval.evaluation.measures--> numbers per query --comparison--> means, intervals, p-values
 """
@@ -36,6 +37,9 @@ __all__ = [
     "fused_run",
     "prior_corrected",
     "rerank_depth",
+    "shallow",
+    "some_queries",
+    "some_rows",
     "task_of",
 ]
 
@@ -292,7 +296,8 @@ def rerank_depth(first: Run, scored: Run, depth: int) -> Run:
 
     Args:
         first: the first stage, best first.
-        scored: what another system made of all its candidates.
+        scored: what another system made of its candidates, or of the first few of them
+            (:func:`shallow`).
         depth: how many candidates are read; 0 is the first stage itself.
 
     Returns:
@@ -302,11 +307,16 @@ def rerank_depth(first: Run, scored: Run, depth: int) -> Run:
 
     Raises:
         MismatchError: the candidates differ.
-        InvalidInputError: ``depth`` < 0.
+        InvalidInputError: ``depth`` < 0, or more than were scored while there are more.
     """
-    _same_candidates(first, scored)
     if depth < 0:
         raise InvalidInputError(f"depth must be at least 0, not {depth}")
+    width = scored.candidates.shape[1]
+    if width < min(depth, first.candidates.shape[1]):
+        raise InvalidInputError(
+            f"run {scored.name!r} read {width} candidates, so nothing is known of {depth}"
+        )
+    _same_candidates(shallow(first, width), scored)
     levels = np.full(first.scores.shape, np.nan)
     for row, there in enumerate(first.candidates >= 0):
         columns = np.flatnonzero(there)
@@ -314,7 +324,36 @@ def rerank_depth(first: Run, scored: Run, depth: int) -> Run:
         levels[row, read] = np.unique(scored.scores[row, read], return_inverse=True)[1]  # from 0
         behind = np.unique(first.scores[row, left], return_inverse=True)[1]
         levels[row, left] = behind - len(columns)  # below 0
-    return replace(scored, name=f"{scored.name}@{depth}", scores=levels)
+    return replace(scored, name=f"{scored.name}@{depth}", candidates=first.candidates, scores=levels)
+
+
+def shallow(run: Run, depth: int) -> Run:
+    """The run with the first few candidates of every query, all where there are fewer.
+
+    Raises:
+        InvalidInputError: ``depth`` < 0.
+    """
+    if depth < 0:
+        raise InvalidInputError(f"depth must be at least 0, not {depth}")
+    return replace(run, candidates=run.candidates[:, :depth], scores=run.scores[:, :depth])
+
+
+def some_rows(run: Run, rows: NDArray[np.int64]) -> Run:
+    """The run of some of its queries; int64 [r], their places."""
+    queries = tuple(run.queries[row] for row in rows)
+    return replace(run, queries=queries, candidates=run.candidates[rows], scores=run.scores[rows])
+
+
+def some_queries(task: Task, rows: NDArray[np.int64]) -> Task:
+    """The task with some of its queries and all of its items; int64 [r], their places."""
+    queries = tuple(task.queries[row] for row in rows)
+    return replace(
+        task,
+        queries=queries,
+        qrels={query: task.qrels[query] for query in queries},
+        clusters=task.clusters[rows],
+        forms=tuple(task.forms[row] for row in rows),
+    )
 
 
 def prior_corrected(run: Run, log_priors: NDArray[np.float64], alpha: float = 0.8) -> Run:

@@ -105,17 +105,18 @@ def score_matrix(
     for start in range(0, len(by_image), CHUNK):
         chunk = by_image[start : start + CHUNK]
         pairs = [(questions[i // candidates.shape[1]], int(candidates.flat[i])) for i in chunk]
-        asked = [(question, shown[image]) for question, image in pairs]
-        if work is None:
-            scores[chunk] = _score(generator, scoring, asked, batch_size)
-        else:
+        path = known = None
+        if work is not None:
             named = [[question, digests[image]] for question, image in pairs]
             path = Path(work) / _name(generator, scoring, named)
             known = _load(path, len(chunk))
-            if known is None:
-                known = _score(generator, scoring, asked, batch_size)
+        if known is None:
+            # Only now are images shown, so that a run of which everything is known looks at none.
+            asked = [(question, shown[image]) for question, image in pairs]
+            known = _score(generator, scoring, asked, batch_size)
+            if path is not None:
                 _save(path, known)
-            scores[chunk] = known
+        scores[chunk] = known
         if progress is not None:
             progress(f"scoring by {scoring.name}", start + len(chunk), len(by_image))
     return scores.reshape(candidates.shape)

@@ -7,10 +7,8 @@ Blanks part the columns, so a blank within an id is written as ``%20``, and ``%`
 from __future__ import annotations
 
 import math
-import os
 import re
-import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -20,7 +18,7 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Qrels, Task
 from zsqretrieval.evaluation.measures import is_falling
 from zsqretrieval.evaluation.runs import Direction, Run
-from zsqretrieval.storage import sync_directory
+from zsqretrieval.evaluation.writing import write_whole
 
 __all__ = ["read_qrels", "read_run", "write_qrels", "write_run"]
 
@@ -47,7 +45,7 @@ def write_run(run: Run, path: Path) -> None:
     if not run.name:
         raise InvalidInputError("the run has no name, which is the last column of its file")
     system = _written(run.name)
-    _write(
+    write_whole(
         path,
         (
             f"{_written(query)} Q0 {_written(run.items[candidate])} {rank} {score!r} {system}\n"
@@ -117,7 +115,7 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    _write(
+    write_whole(
         path,
         (
             f"{_written(query)} 0 {_written(item)} {grade}\n"
@@ -174,18 +172,3 @@ def _rows(path: Path, count: int, columns: str) -> Iterator[tuple[str, list[str]
 
 def _written(id: str) -> str:
     return re.sub(r"[%\s]", lambda blank: quote(blank[0]), id)
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    sync_directory(path.parent)

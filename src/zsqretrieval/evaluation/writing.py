@@ -1,0 +1,36 @@
+"""Files that are there whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from zsqretrieval.storage import sync_directory
+
+__all__ = ["write_whole"]
+
+
+def write_whole(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file in UTF-8; a crash leaves the former file, or none.
+
+    Args:
+        path: the file; folders on the way are made.
+        lines: its text, in pieces, line ends included. What is no Unicode is escaped.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync_directory(path.parent)

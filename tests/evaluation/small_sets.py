@@ -1,0 +1,49 @@
+"""Data sets of six colours, in shards and as a folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image as PILImage
+
+from zsqretrieval.testing.toys import COLOURS
+
+CAPTIONS = {
+    name: (f"A {name} dog runs through the grass .", f"Two dogs run beside a {name} ball .")
+    for name in COLOURS
+}
+
+
+def write_colours(folder: Path, splits: Sequence[str] = ("dev", "test"), shades: int = 1) -> Path:
+    """Shards of plain images, each with two captions that name its colour; several shades of each."""
+    folder.mkdir()
+    for split in splits:
+        with tarfile.open(folder / f"{split}-000.tar", "w") as tar:
+            for number in range(shades * len(COLOURS)):
+                name = list(COLOURS)[number % len(COLOURS)]
+                png = io.BytesIO()
+                picture = PILImage.new("RGB", (8, 8), name)
+                picture.putpixel((0, 0), (number, number, number))
+                picture.save(png, "PNG")
+                facts = json.dumps({"captions": CAPTIONS[name]}).encode()
+                for suffix, content in (("png", png.getvalue()), ("json", facts)):
+                    member = tarfile.TarInfo(f"{number:04}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return folder
+
+
+def write_folder(folder: Path) -> Path:
+    """Images of one's own, with captions and a question of a person."""
+    folder.mkdir()
+    lines = []
+    for name in COLOURS:
+        PILImage.new("RGB", (8, 8), name).save(folder / f"{name}.png")
+        said = {"captions": list(CAPTIONS[name]), "questions": [f"who is {name} ?"]}
+        lines.append(json.dumps({"image": f"{name}.png", **said}))
+    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    return folder

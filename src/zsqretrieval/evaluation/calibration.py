@@ -28,6 +28,9 @@ from zsqretrieval.evaluation.runs import Run
 __all__ = ["Bin", "Reliability", "first_place_reliability", "reliability", "yes_no_reliability"]
 
 
+_FEWEST = 10  # observations of a bin
+
+
 @dataclass(frozen=True, slots=True)
 class Bin:
     """Observations of similar probability.
@@ -78,7 +81,7 @@ def yes_no_reliability(
     Args:
         run: of log-odds of yes.
         task: what it answers.
-        bins: how many, fewer where there are fewer different probabilities.
+        bins: how many, at most.
         resamples: draws of the bootstrap.
         seed: of the draws.
     """
@@ -100,7 +103,7 @@ def first_place_reliability(
         run: its scores are logits. Of equal scores the irrelevant one comes first.
         task: what it answers.
         scale: what scores are multiplied with first, such as the 100 of CLIP's cosines.
-        bins: how many.
+        bins: how many, at most.
         resamples: draws of the bootstrap.
         seed: of the draws.
     """
@@ -131,7 +134,7 @@ def reliability(
         said: float64 [n], in [0, 1].
         true: bool [n].
         clusters: int64 [n], which observations are not independent of one another.
-        bins: how many.
+        bins: how many; fewer where there are not ten observations for each, or probabilities are equal.
         resamples: draws of the bootstrap.
         seed: of the draws.
 
@@ -140,6 +143,7 @@ def reliability(
     """
     if bins < 1 or not len(said) or not ((said >= 0) & (said <= 1)).all():
         raise InvalidInputError(f"{bins} bins of {len(said)} observations, not all of them probabilities")
+    bins = max(min(bins, len(said) // _FEWEST), 1)
     edges = np.unique(np.quantile(said, np.linspace(0, 1, bins + 1)[1:-1]))
     _, of_bin = np.unique(np.searchsorted(edges, said, side="left"), return_inverse=True)
     bootstrap = ClusterBootstrap(clusters, resamples=resamples, seed=seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -49,7 +49,7 @@ def figures(study: Study) -> dict[str, tuple[str, str]]:
                 f"{first} of every system by form of the texts, {direction}. Whiskers: 95 % intervals.",
             )
             if any(part.curve for part in parts):
-                by = "seconds a query takes" if cost is not None else "candidates that are read"
+                by = "milliseconds a query takes" if cost is not None else "candidates that are read"
                 drawn[f"cost-{name}.svg"] = (
                     _panels(parts, partial(_curve, cost=cost)),
                     f"{_MEASURE} against {by}, {direction}. Numbers at the points: candidates. Broken lines: "
@@ -95,10 +95,13 @@ def _panels(parts: Sequence[Part], draw: Callable[[Any, Part], None]) -> str:
         draw(axes, part)
     for axes in panels.flat[len(parts) :]:
         axes.set_axis_off()
+    for row in panels:
+        for axes in row[1:]:
+            axes.set_ylabel("")
     labels: dict[str, Any] = {}
     for axes in panels.flat:
         labels |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=min(len(labels), 5))
+    _legend(figure, labels)
     return _svg(figure)
 
 
@@ -128,7 +131,8 @@ def _bars(parts: Sequence[Part]) -> str:
         )
     axes.set_xticks(range(len(parts)), [part.form for part in parts])
     axes.set_ylabel(f"{parts[0].results[0].measure} in %")
-    figure.legend(loc="outside lower center", ncols=min(len(systems), 5))
+    handles, names = axes.get_legend_handles_labels()
+    _legend(figure, dict(zip(names, handles, strict=True)))
     return _svg(figure)
 
 
@@ -139,7 +143,7 @@ def _curve(axes: Any, part: Part, *, cost: Cost | None) -> None:
         if cost is None:
             return float(depth)
         spent = cost.of(system, depth)
-        return None if spent is None else spent.seconds
+        return None if spent is None else 1000 * spent.seconds
 
     for system in dict.fromkeys(point.system for point in part.curve):
         points = [point for point in part.curve if (point.system, point.measure) == (system, _MEASURE)]
@@ -163,8 +167,13 @@ def _curve(axes: Any, part: Part, *, cost: Cost | None) -> None:
     if part.ceiling:
         axes.axhline(100 * part.ceiling[-1].mean, ls="--", lw=0.8, color="#999999", label="ceiling")
     if cost is not None:
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         axes.set_xscale("log")
-    axes.set_xlabel("candidates read" if cost is None else "seconds a query")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("candidates read" if cost is None else "ms a query")
     axes.set_ylabel(f"{_MEASURE} in %")
 
 
@@ -192,6 +201,12 @@ def _around(mean: float, interval: tuple[float, float]) -> tuple[float, float]:
     """How far the ends of an interval lie from the mean, in percent."""
     low, high = interval
     return max(100 * (mean - low), 0.0), max(100 * (high - mean), 0.0)
+
+
+def _legend(figure: Any, labels: Mapping[str, Any]) -> None:
+    longest = max(map(len, labels))
+    columns = max(int(figure.get_figwidth() / (0.6 + 0.07 * longest)), 1)  # inches a name takes, about
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=min(columns, len(labels)))
 
 
 def _svg(figure: Any) -> str:

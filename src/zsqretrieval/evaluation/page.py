@@ -152,7 +152,7 @@ _STYLE = """
 * { box-sizing: border-box; margin: 0; }
 body { background: var(--paper); color: var(--ink);
   font: 16px/1.5 ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 76rem; margin: 0 auto; padding: clamp(1rem, 4vw, 3rem); }
+main { max-width: 92rem; margin: 0 auto; padding: clamp(1rem, 4vw, 3rem); }
 h1 { font-size: clamp(1.5rem, 4vw, 2.1rem); font-weight: 600; letter-spacing: -0.02em; line-height: 1.2; }
 h2 { font-size: 1.15rem; font-weight: 600; }
 h3 { font-size: 1rem; font-weight: 500; overflow-wrap: anywhere; }

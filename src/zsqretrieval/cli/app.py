@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from zsqretrieval.cli.album import index, info, remove, search
 from zsqretrieval.cli.bench import bench_encoder_command, bench_index_command, bench_scoring_command
+from zsqretrieval.cli.bench_alternatives import bench_alternatives_command
 from zsqretrieval.cli.bench_dialog import bench_dialog_command
 from zsqretrieval.cli.bench_expand import bench_expand_command
 from zsqretrieval.cli.bench_gallery import bench_gallery_command
@@ -99,6 +100,7 @@ _models.command("pull")(models_pull)
 app.add_typer(_models, name="models")
 
 _bench = typer.Typer(no_args_is_help=True, help="Measure how well the parts do.")
+_bench.command("alternatives")(bench_alternatives_command)
 _bench.command("encoder")(bench_encoder_command)
 _bench.command("expand")(bench_expand_command)
 _bench.command("gallery")(bench_gallery_command)

@@ -21,6 +21,9 @@ from zsqretrieval.evaluation.runs import (
     fused_run,
     prior_corrected,
     rerank_depth,
+    shallow,
+    some_queries,
+    some_rows,
     task_of,
 )
 from zsqretrieval.rerank import Likelihood, RerankOnly, WeightedSum, YesNo
@@ -176,6 +179,33 @@ def test_depth_reads_the_first_candidates_only() -> None:
     assert tied[0, 2] == tied[0, 3] and tied[1, 0] == tied[1, 1]  # ties stay ties, to be broken when measured
     with pytest.raises(InvalidInputError, match="depth must be at least 0"):
         rerank_depth(first, scored, -1)
+
+
+def test_what_was_not_scored_stands_behind() -> None:
+    first = run_by_hand()
+    scored = replace(first, name="yes_no", scores=np.array([[1.0, 2, 3, 4], [8, 0, 9, 0]]))
+    narrow = shallow(scored, 2)
+    assert narrow.candidates.tolist() == [[0, 1]] * 2 and shallow(first, 9).scores.shape == (2, 4)
+    run = rerank_depth(first, narrow, 2)
+    assert np.array_equal(run.candidates, first.candidates)
+    assert np.array_equal(run.scores, rerank_depth(first, scored, 2).scores)
+    assert np.array_equal(rerank_depth(first, shallow(scored, 0), 0).scores, [[-1, -2, -3, -4]] * 2)
+    with pytest.raises(InvalidInputError, match="'yes_no' read 2 candidates, so nothing is known of 3"):
+        rerank_depth(first, narrow, 3)
+    with pytest.raises(MismatchError, match="differ"):
+        rerank_depth(first, replace(narrow, candidates=narrow.candidates[:, ::-1]), 2)
+    with pytest.raises(InvalidInputError, match="depth must be at least 0"):
+        shallow(first, -1)
+
+
+def test_some_queries_keep_their_answers() -> None:
+    first, task = first_stage(Plane(), data(), candidates=2), task_of(data(), "text to image")
+    rows = np.array([1, 4])
+    few, asked = some_rows(first, rows), some_queries(task, rows)
+    assert few.queries == asked.queries == ("q1", "q4") and few.items == asked.items == task.items
+    assert np.array_equal(few.candidates, first.candidates[[1, 4]])
+    assert asked.clusters.tolist() == task.clusters[[1, 4]].tolist()
+    assert measure(few, asked.qrels, ["R@1"])["R@1"].tolist() == [1, 1]
 
 
 def test_the_prior_of_a_text_is_taken_away() -> None:

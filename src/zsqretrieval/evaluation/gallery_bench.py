@@ -62,8 +62,8 @@ ASSUMPTIONS = (
     "Distractors beyond those at hand are drawn at random from the same population. LAION's are not "
     "Flickr's: most have nothing to do with people and dogs in action and are easier; near-duplicates are "
     "many, and harder.",
-    "Where the encoder was trained on images that are distractors here, as the mini encoder was on Flickr8k's "
-    "training split, they are not like images it never saw.",
+    "An encoder that was trained on images that are distractors here, as the mini encoder was on Flickr8k's "
+    "training split, may treat them otherwise than images it never saw.",
     "Every query has one right image. Among billions many images answer a caption as well, so recall of the "
     "one is not usefulness.",
     "The chance p that a random image beats the answer shows down to about one over the number of "

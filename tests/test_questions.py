@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.phrases import normalized
 from zsqretrieval.prompts import PROMPTS, Prompt
-from zsqretrieval.questions import STYLES, Question, Style, generate_questions, normalized
+from zsqretrieval.questions import STYLES, Question, Style, generate_questions
 from zsqretrieval.testing.toys import ToyGenerator, ToyStatesGenerator
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
 
@@ -172,10 +171,3 @@ def test_a_fault_of_the_generator_is_not_taken_for_a_missing_ability() -> None:
 
     with pytest.raises(AttributeError, match="cache"):
         generate_questions(Broken(), IMAGES)
-
-
-@given(st.text())
-def test_a_form_is_its_own_form(text: str) -> None:
-    form = normalized(text)
-    assert normalized(form) == form == normalized(f" ({text}). ")
-    assert form == " ".join(form.split())

@@ -298,7 +298,7 @@ def test_what_cannot_be_done_is_said(pictures: Path) -> None:
     alone = Retriever(ENCODER, ExactIndex(ENCODER.dim))
     alone.add(pictures)
     for call, message in (
-        (lambda: alone.generate_questions(), "questions are written by a generator, and there is none"),
+        (lambda: alone.generate_questions(), "writing questions needs a generator, and there is none"),
         (lambda: alone.search("red", explain=True), "explain=True needs a generator"),
         (
             lambda: alone.search("red", expand=True),

@@ -30,7 +30,7 @@ from zsqretrieval.phrases import (
     is_unknown,
     names,
     presupposed,
-    tidy,
+    tidy_question,
     topic,
     verdict,
 )
@@ -199,7 +199,7 @@ def question_pool(scene: Scene, images: int, size: int) -> list[CandidateQuestio
     captions = [caption or "" for caption in scene.interview.captions(hits)]
     stored = scene.gallery.stored_questions(hits)
     asking = [
-        list(dict.fromkeys([*written, *(f"{tidy(one)}?" for one in kept)]))
+        list(dict.fromkeys([*written, *map(tidy_question, kept)]))
         for written, kept in zip(scene.interview.questions(hits), stored, strict=True)
     ]
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._settings import check_counts
 from zsqretrieval.asking import InformationGain, Policy, Proposal, Scene, Turn
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.interview import Gallery, Interview, Memory, Wording
@@ -55,7 +56,7 @@ class Dialog:
     meanwhile drop out, and the others share their probability. For one thread at a time.
 
     Args:
-        gallery: the images, such as a :class:`~zsqretrieval.retriever.Retriever`.
+        gallery: the images, such as ``retriever.gallery``.
         text: what is looked for.
         candidates: how many images of the first stage are considered, >= 1.
         policy: what is asked, and what answers mean.
@@ -121,7 +122,7 @@ class Dialog:
         """Go on with a gallery, after the dialog was pickled.
 
         Args:
-            gallery: the album it began with, opened again.
+            gallery: that of the album it began with, opened again.
             memory: as for :class:`Dialog`.
 
         Raises:
@@ -247,7 +248,8 @@ class Dialog:
     def _scene(self) -> Scene:
         if self._gallery is None or self._interview is None:
             raise InvalidInputError(
-                "this dialog was pickled and has no album any more; attach it: dialog.attach(retriever)"
+                "this dialog was pickled and has no album any more; give it one: "
+                "dialog.attach(retriever.gallery)"
             )
         belief = self._belief()
         here = np.flatnonzero(self._present)
@@ -368,11 +370,8 @@ def _check_text(text: object, what: str) -> None:
 def _check_settings(
     candidates: int, budget: int, sure: float, scale: float, temper: float, seed: int, batch_size: int
 ) -> None:
-    if candidates < 1 or batch_size < 1 or budget < 0 or seed < 0:
-        raise InvalidInputError(
-            f"candidates={candidates} and batch_size={batch_size} must be at least 1, budget={budget} and "
-            f"seed={seed} at least 0"
-        )
+    check_counts(candidates=candidates, batch_size=batch_size)
+    check_counts(least=0, budget=budget, seed=seed)
     if not 0 < sure <= 1:
         raise InvalidInputError(f"sure must be a probability above 0, not {sure}")
     if not (math.isfinite(scale) and scale >= 0 and math.isfinite(temper) and temper > 0):

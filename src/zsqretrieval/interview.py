@@ -4,7 +4,8 @@
                                                  --answers--> the likeliest answer of each image to a question
                                                  --log_answers, log_text--> log P(text | image), one per image
 
-A :class:`Gallery` is what a dialog needs of an album; :class:`~zsqretrieval.retriever.Retriever` is one.
+A :class:`Gallery` is what a dialog needs of an album; :mod:`zsqretrieval.gallery` makes
+one of it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any, Protocol, TypeAlias, TypeVar, final, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.errors import ImageError, InvalidInputError, ZsqError
-from zsqretrieval.phrases import is_polar, tidy
+from zsqretrieval.continuing import read_texts, write_texts
+from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.phrases import first_line, is_polar, tidy, tidy_question
 from zsqretrieval.posterior import log_normalized
 from zsqretrieval.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
@@ -168,7 +170,7 @@ class Interview:
                 for context in contexts
             ]
             return [
-                tuple(dict.fromkeys(filter(None, map(_question, [*one, *more]))))
+                tuple(dict.fromkeys(filter(None, map(tidy_question, [*one, *more]))))
                 for one, more in zip(likeliest, drawn, strict=True)
             ]
 
@@ -186,7 +188,7 @@ class Interview:
 
         def describe(generator: Generator, shown: Sequence[_Shown], _: Sequence[int]) -> list[str]:
             contexts = [self.wording.describe.context(one) for one in shown]
-            return [tidy(texts[0]) for texts in self._written(generator, contexts)]
+            return [tidy(first_line(text)) for (text,) in self._written(generator, contexts)]
 
         name = ("caption", str(self._max_new_tokens))
         return self._remembered([(name, hit) for hit in hits], describe)
@@ -200,23 +202,15 @@ class Interview:
 
         def answer(generator: Generator, shown: Sequence[_Shown], _: Sequence[int]) -> list[str]:
             contexts = [self.wording.answer.context(one, question=question) for one in shown]
-            return [tidy(texts[0]) for texts in self._written(generator, contexts)]
+            return [tidy(first_line(text)) for (text,) in self._written(generator, contexts)]
 
         name = ("answer", str(self._max_new_tokens), question)
         return self._remembered([(name, hit) for hit in hits], answer)
 
     def _written(self, generator: Generator, contexts: Sequence[Context], **settings: Any) -> list[list[str]]:
-        try:
-            return generator.generate(
-                contexts, max_new_tokens=self._max_new_tokens, batch_size=self._batch_size, **settings
-            )
-        except (NotImplementedError, AttributeError) as error:
-            if isinstance(error, AttributeError) and hasattr(generator, "generate"):
-                raise
-            raise InvalidInputError(
-                f"the generator {type(generator).__name__} cannot write, so it cannot ask questions; give "
-                "the album one that can, such as the preset 'mini'"
-            ) from error
+        return write_texts(
+            generator, contexts, max_new_tokens=self._max_new_tokens, batch_size=self._batch_size, **settings
+        )
 
     # --- probabilities ------------------------------------------------------------------------------------
 
@@ -292,14 +286,8 @@ class Interview:
                 context = prompt.context(one, **fields)
                 contexts.append([*context[:-1], f"{context[-1]}{said}"] if said else context)
             continuations = [texts[i % len(texts)] for i in which]
-            found = generator.log_likelihood(contexts, continuations, batch_size=self._batch_size)
-            for image, likelihood in zip(shown, found, strict=True):
-                if not math.isfinite(likelihood.sum):
-                    raise ZsqError(
-                        f"{image.source}: a log-probability is {likelihood.sum} by the generator "
-                        f"{type(generator).__name__}, whose numbers overflow or whose weights are damaged"
-                    )
-            return [likelihood.sum for likelihood in found]
+            read = read_texts(generator, contexts, continuations, batch_size=self._batch_size)
+            return [one.sum for one in read]
 
         name = ("log_likelihood", prompt.template, question or "", said)
         found = self._remembered([((*name, text), hit) for hit in hits for text in texts], score)
@@ -363,9 +351,3 @@ def _batches(positions: Sequence[int], keys: Sequence[int], size: int) -> Iterat
         inside.add(key)
     if batch:
         yield batch
-
-
-def _question(text: str) -> str:
-    """A question as it is asked: one sentence, tidy, with its mark; empty when it says nothing."""
-    said = tidy(text.split("?", 1)[0])
-    return f"{said}?" if said else ""

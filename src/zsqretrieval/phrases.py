@@ -1,7 +1,7 @@
-"""The little that a dialog has to understand of English: what a question asks for, and what an answer says.
+"""The little that the library has to understand of texts: what of them counts, and some English.
 
-Rules over words, no model. They decide which questions are worth putting to the generator and how an answer
-begins; what an answer means for an image, the generator says.
+Rules over words, no model. They tidy what a generator writes, decide which questions are worth putting to it
+and how an answer begins; what an answer means for an image, the generator says.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ __all__ = [
     "Verdict",
     "content_words",
     "existence_questions",
+    "first_line",
     "form",
     "is_polar",
     "is_settled",
     "is_unknown",
     "names",
+    "normalized",
     "presupposed",
+    "question_in",
     "stem",
     "things",
     "tidy",
+    "tidy_question",
     "topic",
     "verdict",
     "words",
@@ -93,9 +97,31 @@ def words(text: str) -> list[str]:
     return [word.replace("\u2019", "'") for word in _WORD.findall(text.lower())]
 
 
+def normalized(text: str) -> str:
+    """What of a text counts when texts are compared: its words, without case and punctuation."""
+    return " ".join(words(text.casefold()))
+
+
 def tidy(text: str) -> str:
-    """Lower case, single spaces, no punctuation at the ends: equal for texts that say the same."""
+    """A text as a dialog shows it: lower case, single spaces, no punctuation at the ends."""
     return re.sub(r"\s+", " ", text.lower().replace("\u2019", "'")).strip(" .,;:!?\"'")
+
+
+def first_line(text: str) -> str:
+    """The first line of a text that says something, its spaces made one; empty when none does."""
+    return next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
+
+
+def question_in(text: str) -> str:
+    """The question that a text begins with, up to its first question mark; empty without one."""
+    said, mark, _ = first_line(text).partition("?")
+    return said + mark if mark and words(said) else ""
+
+
+def tidy_question(text: str) -> str:
+    """That question as a dialog shows it ("is there a dog?"); empty without one."""
+    said = tidy(question_in(text))
+    return f"{said}?" if said else ""
 
 
 def stem(word: str) -> str:

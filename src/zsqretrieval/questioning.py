@@ -18,13 +18,15 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._settings import check_counts
 from zsqretrieval.catalog import Catalog
-from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.errors import ImageError
 from zsqretrieval.intake import Skipped
+from zsqretrieval.phrases import normalized
 from zsqretrieval.prompts import PROMPTS
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.question_table import Judgement, NewQuestion, Recipe
-from zsqretrieval.questions import Question, Style, check_style, generate_questions, normalized
+from zsqretrieval.questions import Question, Style, check_style, generate_questions
 from zsqretrieval.reopen import Reopener
 from zsqretrieval.rerank import Progress
 from zsqretrieval.viewing import Viewer
@@ -114,9 +116,7 @@ def ask_images(
     """
     begin = time.perf_counter()
     style = check_style(style, answers=answers)
-    for name, count in {"n": n, "top_k": top_k, "batch_size": batch_size}.items():
-        if count is not None and count < 1:
-            raise InvalidInputError(f"{name} must be at least 1, not {count}")
+    check_counts(n=n, top_k=top_k, batch_size=batch_size)
     recipe = Recipe(
         style=style.name,
         prompts=tuple(prompt.template for prompt in style.prompts),
@@ -221,9 +221,7 @@ def judge_again(
         AlbumError: the disk is full or the album is locked; earlier batches stay.
     """
     begin = time.perf_counter()
-    for name, count in {"top_k": top_k, "batch_size": batch_size}.items():
-        if count is not None and count < 1:
-            raise InvalidInputError(f"{name} must be at least 1, not {count}")
+    check_counts(top_k=top_k, batch_size=batch_size)
     total = sum(facts.questions for facts in catalog.questions.styles())
     done = kept = 0
     for batch in catalog.questions.batches(batch_size):

@@ -7,25 +7,24 @@ of them are worth keeping only a search can tell (:mod:`zsqretrieval.questioning
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from zsqretrieval._settings import check_counts
+from zsqretrieval.continuing import read_texts, write_texts
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.phrases import first_line, normalized, question_in
 from zsqretrieval.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
-from zsqretrieval.types import Context, Image, ImageState
+from zsqretrieval.types import Image, ImageState
 
 __all__ = [
     "STYLES",
     "Question",
     "Style",
     "check_style",
-    "first_line",
     "generate_questions",
-    "normalized",
-    "write_texts",
 ]
 
 OVERSAMPLE = 2
@@ -137,16 +136,17 @@ def generate_questions(
         batch_size: contexts computed together.
 
     Returns:
-        For every image its texts, likeliest first, no two of which have the same :func:`normalized` form.
+        For every image its texts, likeliest first, no two of which have the same
+        :func:`~zsqretrieval.phrases.normalized` form.
 
     Raises:
         InvalidInputError: no such style; ``n`` < 1; answers to a style without questions; a generator that
             scores texts but writes none; or a setting that the generator refuses.
         ImageError: an image cannot be decoded; names it.
+        ZsqError: the generator's numbers are broken; names the image.
     """
     style = check_style(style, answers=answers)
-    if n < 1:
-        raise InvalidInputError(f"n must be at least 1, not {n}")
+    check_counts(n=n)
     if answer_prompt.images != 1 or answer_prompt.fields != ("question",):
         raise InvalidInputError(
             f"the prompt for answers must take one image and {{question}}, not {answer_prompt.template!r}"
@@ -162,9 +162,10 @@ def generate_questions(
         seed=seed,
         batch_size=batch_size,
     )
-    tidied = [dict.fromkeys(map(_question if style.asks else first_line, texts)) for texts in drawn]
+    tidied = [dict.fromkeys(map(question_in if style.asks else first_line, texts)) for texts in drawn]
     pairs = [(at, text) for at, texts in enumerate(tidied) for text in texts if normalized(text)]
-    likelihoods = generator.log_likelihood(
+    likelihoods = read_texts(
+        generator,
         [prompts[at][0].context(prompts[at][1]) for at, _ in pairs],
         [f" {text}" for _, text in pairs],
         batch_size=batch_size,
@@ -210,43 +211,6 @@ def _answered(
     return [tuple(replace(one, answer=next(answers) or None) for one in questions) for questions in asked]
 
 
-def write_texts(
-    generator: Generator,
-    contexts: Sequence[Context],
-    *,
-    n: int = 1,
-    max_new_tokens: int = 24,
-    temperature: float = 0.0,
-    seed: int | None = None,
-    batch_size: int = 16,
-) -> list[list[str]]:
-    """Let a generator continue contexts; see :meth:`zsqretrieval.protocols.Generator.generate`.
-
-    Raises:
-        InvalidInputError: it scores texts but writes none; or as there.
-        ImageError: an image cannot be decoded; names it.
-    """
-    mute = InvalidInputError(
-        f"{type(generator).__name__} scores texts but writes none, so it can neither ask nor answer; use a "
-        "generator that has generate()"
-    )
-    if not callable(getattr(generator, "generate", None)):
-        raise mute
-    if not contexts:
-        return []
-    try:
-        return generator.generate(
-            contexts,
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            batch_size=batch_size,
-        )
-    except NotImplementedError as error:
-        raise mute from error
-
-
 def check_style(style: str | Style, *, answers: bool = False) -> Style:
     """The style of a name.
 
@@ -266,19 +230,3 @@ def check_style(style: str | Style, *, answers: bool = False) -> Style:
             f"the style {style.name!r} asks nothing that could be answered; leave answers out"
         )
     return style
-
-
-def normalized(text: str) -> str:
-    """What of a text counts when texts are compared: its words, without case and punctuation."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
-
-
-def first_line(text: str) -> str:
-    """The first line of a text that says something, its spaces made one; empty when none does."""
-    return next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
-
-
-def _question(text: str) -> str:
-    """What goes to the first question mark; empty without one."""
-    said, mark, _ = first_line(text).partition("?")
-    return said + mark if mark else ""

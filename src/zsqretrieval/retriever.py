@@ -8,36 +8,37 @@ An album is a directory (``docs/albums.md``):
     states-<digest>/   what a generator saw in each image, so that it need not look again; only if asked for
 
 The index only ever follows the catalog (:mod:`zsqretrieval.following`). That is why nothing an ``add`` has
-returned can be lost.
+returned can be lost. What is behind the methods: :mod:`~zsqretrieval.adding`,
+:mod:`~zsqretrieval.questioning`, :mod:`~zsqretrieval.first_stage`, :mod:`~zsqretrieval.rerank`,
+:mod:`~zsqretrieval.explaining`, :mod:`~zsqretrieval.texts` and :mod:`~zsqretrieval.dialog`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import Self
 
+from zsqretrieval._settings import check_counts
+from zsqretrieval.adding import Adder, AddReport, Progress
 from zsqretrieval.album import CATALOG, find_catalog
 from zsqretrieval.asking import InformationGain, Policy
-from zsqretrieval.catalog import Catalog, NewImage, Record
+from zsqretrieval.catalog import Catalog, Record
 from zsqretrieval.dialog import SCALE, Dialog
-from zsqretrieval.errors import AlbumError, ImageError, IntegrityError, InvalidInputError, MismatchError
-from zsqretrieval.expansion import EXPANSION, QuestionIndex, compare
+from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
+from zsqretrieval.expansion import EXPANSION, QuestionIndex
 from zsqretrieval.explaining import explain_hits
+from zsqretrieval.first_stage import FirstStage
 from zsqretrieval.following import Follower
-from zsqretrieval.images import ImageLike, as_image, decode, open_images
-from zsqretrieval.intake import Arrival, Intake, Skipped
+from zsqretrieval.gallery import AlbumGallery
+from zsqretrieval.images import ImageLike, as_image, decode
+from zsqretrieval.intake import Skipped
 from zsqretrieval.parts import (
     PRESETS,
     LazyGenerator,
@@ -57,50 +58,16 @@ from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.question_table import StoredQuestion, StyleFacts
 from zsqretrieval.questioning import FilterReport, QuestionsReport, ask_images, judge_again
 from zsqretrieval.questions import Style
-from zsqretrieval.reopen import Reopener
-from zsqretrieval.rerank import (
-    FIRST_STAGE,
-    Fusion,
-    Likelihood,
-    Prior,
-    RerankOnly,
-    Scoring,
-    WeightedSum,
-    rerank,
-)
+from zsqretrieval.rerank import Fusion, Likelihood, Prior, RerankOnly, Scoring, WeightedSum, rerank
 from zsqretrieval.rerank import Progress as ScoringProgress
 from zsqretrieval.texts import TextRanking, rank_texts
-from zsqretrieval.types import Hit, Image, ImageState, Ranking
+from zsqretrieval.types import Image, Ranking
 from zsqretrieval.viewing import StatesMode, Viewer
 
 __all__ = ["PRESETS", "AddReport", "Preset", "Progress", "Retriever", "Skipped"]
 
-Progress: TypeAlias = Callable[[int], object]
-"""Called with the number of images dealt with so far."""
-
 _FUSION = WeightedSum()
 _RERANK_ONLY = RerankOnly()
-
-_SUFFIX = re.compile(r"(#[0-9a-f]{8}([0-9a-f]{56})?)?")  # what follows an id that was taken
-
-
-@dataclass(frozen=True, slots=True)
-class AddReport:
-    """What became of the images given to :meth:`Retriever.add`; every one is counted exactly once.
-
-    Attributes:
-        added: ids of the images that are new.
-        replaced: ids of the images whose file had changed since they were added.
-        known: how many were in the album already, byte for byte.
-        skipped: those that could not be read, with the reason.
-        seconds: time taken.
-    """
-
-    added: tuple[str, ...]
-    replaced: tuple[str, ...]
-    known: int
-    skipped: tuple[Skipped, ...]
-    seconds: float
 
 
 class Retriever:
@@ -173,6 +140,7 @@ class Retriever:
         self._fusion = fusion
         self._follower = follower
         self._questions = QuestionIndex(catalog, encoder, follower.index, path)
+        self._first_stage = FirstStage(encoder, catalog, follower, self._questions)
         self._catalog = catalog
         self._path = path
         self._saving = threading.Lock()
@@ -405,73 +373,9 @@ class Retriever:
             IntegrityError: a tar is damaged; what came before stays.
             AlbumError: the disk is full or the album is locked; earlier batches stay.
         """
-        if batch_size < 1:
-            raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
-        begin = time.perf_counter()
-        ids: dict[_Fate, list[str]] = {"added": [], "replaced": [], "known": []}
-        with Intake(open_images(images), batch_size, self._known) as intake:
-            for batch in intake:
-                for fate, id in self._store(batch):
-                    ids[fate].append(id)
-                if progress is not None:
-                    progress(sum(map(len, ids.values())) + intake.known + len(intake.skipped))
-        return AddReport(
-            added=tuple(ids["added"]),
-            replaced=tuple(ids["replaced"]),
-            known=len(ids["known"]) + intake.known,
-            skipped=tuple(intake.skipped),
-            seconds=time.perf_counter() - begin,
-        )
-
-    def _store(self, images: Sequence[Arrival]) -> list[tuple[_Fate, str]]:
-        """Encode images, write them down in one transaction, and let the index follow."""
-        if not images:
-            return []
-        pixels = {image.digest: Image(image.pixels, image.source) for image in images}
-        known = self._catalog.known_digests(pixels)  # these are here for the sake of their states
-        new = [image for image in images if image.digest not in known]
-        vectors = self.encoder.encode_image([pixels[one.digest] for one in new], batch_size=len(images))
-        keeping = contextlib.nullcontext() if self._viewer is None else self._viewer.keeping(pixels)
-        with keeping, self._catalog.transaction():
-            fates = [self._write(image, vector) for image, vector in zip(new, vectors, strict=True)]
-        self._follower.follow()
-        return fates + [("known", image.id) for image in images if image.digest in known]
-
-    def _known(self, digests: list[str]) -> Container[str]:
-        """Of some digests, those that need not be decoded."""
-        known = self._catalog.known_digests(digests)
-        return known if self._viewer is None else known.keys() - self._viewer.blind_to(known)
-
-    def _write(self, image: Arrival, vector: NDArray[np.float32]) -> tuple[_Fate, str]:
-        if self._catalog.known_digests([image.digest]):  # another thread or process was faster
-            return "known", image.id
-        namesakes = self._catalog.namesakes(image.id)
-        former = next(
-            (
-                one
-                for one in namesakes
-                if one.source == image.source and _SUFFIX.fullmatch(one.id.removeprefix(image.id))
-            ),
-            None,
-        )
-        if former is not None:
-            self._catalog.remove([former.key])
-        taken = {one.id for one in namesakes}
-        names = (image.id, f"{image.id}#{image.digest[:8]}", f"{image.id}#{image.digest}")
-        id = former.id if former else next((name for name in names if name not in taken), image.id)
-        row = NewImage(
-            id=id,
-            source=image.source,
-            width=image.pixels.width,
-            height=image.pixels.height,
-            bytes=image.bytes,
-            digest=image.digest,
-            vector=vector,
-            caption=image.caption,
-            metadata=image.metadata,
-        )
-        self._catalog.add([row])
-        return "replaced" if former else "added", id
+        check_counts(batch_size=batch_size)
+        adder = Adder(self.encoder, self._catalog, self._follower, self._viewer)
+        return adder.add(images, batch_size=batch_size, progress=progress)
 
     def remove(self, ids: str | Iterable[str]) -> None:
         """Remove images by their ids, and their questions; all of them or none. On disk once this returns.
@@ -531,16 +435,11 @@ class Retriever:
                 be answered; ``n``, ``top_k`` or ``batch_size`` < 1.
             AlbumError: the disk is full or the album is locked; earlier batches stay.
         """
-        if self._viewer is None:
-            raise InvalidInputError(
-                "questions are written by a generator, and there is none: give one to Retriever or "
-                "Retriever.load"
-            )
         return ask_images(
             self._catalog,
-            self._viewer,
+            self._reader("writing questions"),
             self.encoder,
-            self._nearest_keys,
+            self._first_stage.keys,
             n=n,
             style=style,
             answers=answers,
@@ -571,7 +470,7 @@ class Retriever:
         return judge_again(
             self._catalog,
             self.encoder,
-            self._nearest_keys,
+            self._first_stage.keys,
             top_k=top_k,
             batch_size=batch_size,
             progress=progress,
@@ -597,9 +496,6 @@ class Retriever:
     def remove_questions(self, style: str | None = None) -> int:
         """Forget all questions, or those of one style; gives how many. Images can then be asked anew."""
         return self._catalog.questions.remove(style)
-
-    def _nearest_keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        return self._follower.follow().search(vectors, k).keys
 
     # --- searching ----------------------------------------------------------------------------------------
 
@@ -656,17 +552,17 @@ class Retriever:
         """
         if not isinstance(question, str) or not question.strip():
             raise InvalidInputError(f"the question must be a text that says something, not {question!r}")
-        _check_counts(k=k, candidates=candidates, batch_size=batch_size)
+        check_counts(k=k, candidates=candidates, batch_size=batch_size)
         rule = self._rule(scoring)
         joined = self._fusion if _is_auto(fusion) else _checked(fusion)
-        viewer = self._explaining_viewer() if explain else None if rule is None else self._viewer
+        viewer = self._reader("explain=True") if explain else None if rule is None else self._viewer
         if viewer is not None:
             viewer.generator.get()  # loaded before the clock runs
         if expand:
-            found = self._expanded(question, k, candidates, _checked(expansion))
+            found = self._first_stage.expanded(question, max(k, candidates), _checked(expansion))
         else:
             wanted = k if rule is None else max(k, candidates)
-            found = self._first_stage(lambda: self.encoder.encode_text([question]), wanted)
+            found = self._first_stage.of_text(question, wanted)
         hits, timings = found.hits, dict(found.timings)
         if rule is not None and viewer is not None:
             begin = time.perf_counter()
@@ -697,9 +593,9 @@ class Retriever:
             ImageError: the image cannot be decoded.
             InvalidInputError: k < 1.
         """
-        _check_counts(k=k)
+        check_counts(k=k)
         record = _decoded(image)
-        found = self._first_stage(lambda: self.encoder.encode_image([record]), k)
+        found = self._first_stage.of_image(record, k)
         return Ranking(record.source, found.hits, found.timings)
 
     def search_texts(
@@ -743,7 +639,7 @@ class Retriever:
                 the generator.
             ZsqError: the generator's numbers are broken; names the text.
         """
-        _check_counts(k=1 if k is None else k, batch_size=batch_size)
+        check_counts(k=k, batch_size=batch_size)
         rule = self._rule(scoring)
         return rank_texts(
             self.encoder,
@@ -793,71 +689,19 @@ class Retriever:
             InvalidInputError: there is no generator; the album is empty; the text says nothing; or a setting
                 is out of range.
         """
-        self._asking_viewer()
         return Dialog(
-            self, text, candidates=candidates, policy=policy, budget=budget, sure=sure, scale=scale,
+            self.gallery, text, candidates=candidates, policy=policy, budget=budget, sure=sure, scale=scale,
             temper=temper, seed=seed, batch_size=batch_size,
         )  # fmt: skip
 
-    def first_stage(self, text: str, k: int) -> tuple[Hit, ...]:
-        """As :meth:`zsqretrieval.interview.Gallery.first_stage`; this and the next are for dialogs."""
-        return self._first_stage(lambda: self.encoder.encode_text([text]), k).hits
+    @property
+    def gallery(self) -> AlbumGallery:
+        """The images as a dialog sees them: ``dialog.attach(retriever.gallery)``.
 
-    def similarities(self, texts: Sequence[str], hits: Sequence[Hit]) -> NDArray[np.float64]:
-        """As :meth:`zsqretrieval.interview.Gallery.similarities`."""
-        asked = self.encoder.encode_text(texts)
-        cosine = np.full((len(texts), len(hits)), np.nan)
-        while True:
-            here = self.present(hits)
-            keys = [hit.key for hit, is_here in zip(hits, here, strict=True) if is_here]
-            try:
-                vectors = self._catalog.vectors(keys)
-            except InvalidInputError:  # one was removed between the two steps: look again
-                continue
-            cosine[:, here] = asked @ vectors.T
-            return cosine
-
-    def encoded_alike(self, texts: Sequence[str]) -> bool:
-        """As :meth:`zsqretrieval.interview.Gallery.encoded_alike`."""
-        vectors = self.encoder.encode_text(texts)
-        return bool(np.allclose(vectors, vectors[:1], rtol=0, atol=1e-5))
-
-    def present(self, hits: Sequence[Hit]) -> NDArray[np.bool_]:
-        """As :meth:`zsqretrieval.interview.Gallery.present`; a file that was replaced is another image."""
-        keys = self._catalog.known_ids(hit.id for hit in hits)
-        return np.array([keys.get(hit.id) == hit.key for hit in hits], np.bool_)
-
-    def stored_questions(self, hits: Sequence[Hit]) -> list[tuple[str, ...]]:
-        """As :meth:`zsqretrieval.interview.Gallery.stored_questions`."""
-        stored: dict[int, list[str]] = {hit.key: [] for hit in hits}
-        for one in self._catalog.questions.of(list(stored)):
-            if one.text.rstrip().endswith("?"):  # captions and key words may be kept as well
-                stored[one.image].append(one.text)
-        return [tuple(stored[hit.key]) for hit in hits]
-
-    @contextlib.contextmanager
-    def showing(
-        self, hits: Sequence[Hit]
-    ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
-        """As :meth:`zsqretrieval.interview.Gallery.showing`."""
-        viewer = self._asking_viewer()
-        found = [self._catalog.find(hit.id) for hit in hits]
-        here = [
-            record
-            for record, hit in zip(found, hits, strict=True)
-            if record is not None and record.key == hit.key
-        ]
-        with Reopener() as files, viewer.showing(here, files) as (generator, shown):
-            by_key = {record.key: one for record, one in zip(here, shown, strict=True)}
-            gone = "was removed from the album"
-            yield generator, [by_key.get(hit.key, ImageError(hit.source, gone)) for hit in hits]
-
-    def _asking_viewer(self) -> Viewer:
-        if self._viewer is None:
-            raise InvalidInputError(
-                "a dialog needs a generator, and there is none: give one to Retriever or Retriever.load"
-            )
-        return self._viewer
+        Raises:
+            InvalidInputError: there is no generator.
+        """
+        return AlbumGallery(self.encoder, self._catalog, self._first_stage, self._reader("a dialog"))
 
     # --- what these share ---------------------------------------------------------------------------------
 
@@ -870,90 +714,16 @@ class Retriever:
             raise InvalidInputError(
                 f"scoring must be a rule such as Likelihood() or YesNo(), 'auto' or None, not {scoring!r}"
             )
-        if self._viewer is None:
-            raise InvalidInputError(
-                f"scoring by {scoring.name!r} needs a generator, and there is none: give one to Retriever or "
-                "Retriever.load, or leave scoring out for the first stage alone"
-            )
+        self._reader(f"scoring by {scoring.name!r}", ", or leave scoring out for the first stage alone")
         return scoring
 
-    def _first_stage(self, encode: Callable[[], NDArray[np.float32]], k: int) -> _Found:
-        begin = time.perf_counter()
-        vector = encode()
-        encoded = time.perf_counter()
-        records, scores = self._nearest(vector, k)
-        timings = {"encode": encoded - begin, FIRST_STAGE: time.perf_counter() - encoded}
-        return _Found(records, tuple(map(_hit, records, scores)), timings)
-
-    def _expanded(self, question: str, k: int, candidates: int, expansion: Fusion) -> _Found:
-        """The first stage over images and their questions."""
-        if not len(self._questions):
-            raise InvalidInputError(
-                "this album keeps no questions to search; make some with Retriever.generate_questions() or "
-                "`zsq questions ALBUM`, or leave expand out"
-            )
-        begin = time.perf_counter()
-        vector = self.encoder.encode_text([question])
-        encoded = time.perf_counter()
-        wanted = max(k, candidates)
-        alike = self._nearest_keys(vector, wanted)[0]
-        asked = self._questions.nearest(vector, wanted)
-        keys = np.concatenate([alike[alike >= 0], asked])
-        found = compare(self._catalog, keys, vector, expansion)[:wanted]
-        timings = {"encode": encoded - begin, FIRST_STAGE: time.perf_counter() - encoded}
-        hits = tuple(
-            replace(
-                _hit(one.record, one.joined),
-                scores=one.scores,
-                matched_question=one.matched,
-            )
-            for one in found
-        )
-        return _Found([one.record for one in found], hits, timings)
-
-    def _explaining_viewer(self) -> Viewer:
+    def _reader(self, what: str, instead: str = "") -> Viewer:
         if self._viewer is None:
             raise InvalidInputError(
-                "explain=True needs a generator, and there is none: give one to Retriever or Retriever.load"
+                f"{what} needs a generator, and there is none: give one to Retriever or "
+                f"Retriever.load{instead}"
             )
         return self._viewer
-
-    def _nearest(self, vector: NDArray[np.float32], k: int) -> tuple[list[Record], list[float]]:
-        while True:
-            position = self._catalog.position
-            neighbors = self._follower.follow().search(vector, k)
-            found = neighbors.keys[0] >= 0
-            try:
-                records = self._catalog.records(neighbors.keys[0][found])
-            except InvalidInputError as error:  # a hit was removed between the two steps: search again
-                if position == self._catalog.position:
-                    raise IntegrityError(f"index and catalog of {self!r} disagree: {error}") from error
-            else:
-                return records, neighbors.scores[0][found].tolist()
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What the first stage has found: records and hits in one order, best first."""
-
-    records: list[Record]
-    hits: tuple[Hit, ...]
-    timings: dict[str, float]
-
-
-def _hit(record: Record, score: float) -> Hit:
-    return Hit(
-        key=record.key,
-        id=record.id,
-        source=record.source,
-        score=score,
-        scores={FIRST_STAGE: score},
-        caption=record.caption,
-        metadata=record.metadata,
-    )
-
-
-_Fate: TypeAlias = Literal["added", "replaced", "known"]
 
 
 def _viewer(
@@ -1006,12 +776,6 @@ def _checked(fusion: object) -> Fusion:
     if isinstance(fusion, type) or not isinstance(fusion, Fusion):
         raise InvalidInputError(f"fusion must be one such as WeightedSum() or RerankOnly(), not {fusion!r}")
     return fusion
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise InvalidInputError(f"{name} must be at least 1, not {count}")
 
 
 def _decoded(image: ImageLike) -> Image:

@@ -96,7 +96,7 @@ def test_undo_takes_an_answer_back(chat: Chat, monkeypatch: pytest.MonkeyPatch) 
 
     def asks_two(self: Any, contexts: Sequence[Any], *, n: int = 1, **settings: Any) -> list[list[str]]:
         if contexts[0][-1] == "A question about this picture:":
-            return [[QUESTION, other] for _ in contexts]
+            return [([QUESTION, other] * n)[:n] for _ in contexts]
         return generate(self, contexts, n=n, **settings)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(reader, "generate", asks_two)

@@ -48,7 +48,7 @@ class ClosedGenerator:
         return LogLikelihood(("x",), np.array([math.log(p) if p else -np.inf], np.float32))
 
     def generate(self, contexts: Sequence[Context], *, n: int = 1, **settings: Any) -> list[list[str]]:
-        return [self._continue(*context)[:n] * n for context in contexts]
+        return [((self._continue(*context) or [""]) * n)[:n] for context in contexts]
 
     def _continue(self, image: Any, prompt: str) -> list[str]:
         self.written += 1

@@ -389,9 +389,9 @@ def test_a_pickled_dialog_keeps_its_state_and_goes_on_once_attached(policy: Poli
     dialog.answer(next(iter(TABLE[dialog.question or ""])))
     other = pickle.loads(pickle.dumps(dialog))
     assert (other.ranking, other.entropy, other.history) == (dialog.ranking, dialog.entropy, dialog.history)
-    with pytest.raises(InvalidInputError, match=r"attach it: dialog\.attach"):
+    with pytest.raises(InvalidInputError, match=r"give it one: dialog\.attach"):
         other.question  # noqa: B018
-    with pytest.raises(InvalidInputError, match=r"attach it: dialog\.attach"):
+    with pytest.raises(InvalidInputError, match=r"give it one: dialog\.attach"):
         other.tell("it rains")
     assert len(other.history) == 2
     other.attach(gallery)
@@ -407,7 +407,7 @@ def test_another_album_cannot_be_attached() -> None:
     strange = world(removed={0, 1, 2, 3})
     with pytest.raises(MismatchError, match="none of the 4 candidates"):
         copy.attach(strange)
-    with pytest.raises(InvalidInputError, match="attach it"):
+    with pytest.raises(InvalidInputError, match="give it one"):
         copy.question  # noqa: B018
 
 
@@ -524,7 +524,7 @@ def test_a_generator_that_cannot_write() -> None:
             raise NotImplementedError
 
     dialog = begin(World(4, Mute(TABLE), COSINES))
-    with pytest.raises(InvalidInputError, match="the generator Mute cannot write"):
+    with pytest.raises(InvalidInputError, match="the generator Mute scores texts but writes none"):
         dialog.question  # noqa: B018
     dialog.tell("it rains")  # which takes likelihoods only
     assert len(dialog.history) == 1

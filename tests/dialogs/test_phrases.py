@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zsqretrieval.phrases import (
     Verdict,
     content_words,
     existence_questions,
+    first_line,
     form,
     is_polar,
     is_settled,
     is_unknown,
     names,
+    normalized,
     presupposed,
+    question_in,
     stem,
     things,
     tidy,
+    tidy_question,
     topic,
     verdict,
 )
@@ -25,6 +31,22 @@ from zsqretrieval.phrases import (
 def test_tidy_texts_are_equal_when_they_say_the_same() -> None:
     assert tidy("  Don\u2019t   know! ") == tidy("don't know.") == "don't know"
     assert tidy(" ?! ") == ""
+
+
+def test_what_a_generator_writes_is_read_up_to_what_was_wanted() -> None:
+    assert first_line("\n  a  red \tdog \nA cat") == "a red dog"
+    assert first_line(" \n ") == ""
+    assert question_in(" Is it  a dog? Yes.\nWhat?") == "Is it a dog?"
+    assert question_in("A dog.\nWhat?") == question_in(" ?") == ""
+    assert tidy_question("Is it  a Dog ? Yes.") == "is it a dog?"
+    assert tidy_question("a dog") == tidy_question("...?") == ""
+
+
+@given(st.text())
+def test_a_normal_form_is_its_own(text: str) -> None:
+    form = normalized(text)
+    assert normalized(form) == form == normalized(f" ({text}). ")
+    assert form == " ".join(form.split())
 
 
 @pytest.mark.parametrize(

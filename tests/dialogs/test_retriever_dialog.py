@@ -60,22 +60,23 @@ def retriever(album: Path, tmp_path: Path) -> Retriever:
     return made
 
 
-def test_a_retriever_is_a_gallery(retriever: Retriever) -> None:
-    assert isinstance(retriever, Gallery)
-    hits = retriever.first_stage("something red", 3)
+def test_the_gallery_of_a_retriever(retriever: Retriever) -> None:
+    gallery = retriever.gallery
+    assert isinstance(gallery, Gallery)
+    hits = gallery.first_stage("something red", 3)
     assert hits[0].id == "red.png"
-    cosine = retriever.similarities(["something red", "something blue"], hits)
+    cosine = gallery.similarities(["something red", "something blue"], hits)
     assert cosine[0].tolist() == pytest.approx([hit.score for hit in hits], abs=1e-6)
     assert int(cosine[1].argmax()) == [hit.id for hit in hits].index("blue.png")
-    assert retriever.encoded_alike(["red", "red"]) and not retriever.encoded_alike(["red", "green"])
-    assert retriever.stored_questions(hits) == [(), (), ()]
-    with retriever.showing(hits) as (generator, shown):
+    assert gallery.encoded_alike(["red", "red"]) and not gallery.encoded_alike(["red", "green"])
+    assert gallery.stored_questions(hits) == [(), (), ()]
+    with gallery.showing(hits) as (generator, shown):
         assert isinstance(generator, Asker)
         assert [one.source for one in shown] == [hit.source for hit in hits]
     retriever.remove("red.png")
-    assert retriever.present(hits).tolist() == [False, True, True]
-    assert np.isnan(retriever.similarities(["x"], hits)).tolist() == [[True, False, False]]
-    with retriever.showing(hits) as (_, shown):
+    assert gallery.present(hits).tolist() == [False, True, True]
+    assert np.isnan(gallery.similarities(["x"], hits)).tolist() == [[True, False, False]]
+    with gallery.showing(hits) as (_, shown):
         assert isinstance(shown[0], ImageError) and "was removed" in str(shown[0])
         assert not isinstance(shown[1], ImageError)
 
@@ -93,9 +94,9 @@ def test_a_dialog_finds_the_image_by_its_answer(retriever: Retriever) -> None:
 def test_questions_of_the_album_are_asked_and_its_captions_are_not(retriever: Retriever) -> None:
     retriever.generate_questions(1, top_k=None)
     retriever.generate_questions(1, style="captions", top_k=None)
-    hits = retriever.first_stage("a thing", 3)
+    hits = retriever.gallery.first_stage("a thing", 3)
     assert {one.text for one in retriever.questions()} == {QUESTION, "a thing"}
-    assert retriever.stored_questions(hits) == [(QUESTION,)] * 3
+    assert retriever.gallery.stored_questions(hits) == [(QUESTION,)] * 3
 
 
 @pytest.mark.parametrize("policy", [InformationGain(), RandomQuestion(), CaptionDialog()])
@@ -110,7 +111,7 @@ def test_a_dialog_goes_on_in_an_album_that_was_opened_again(
     assert pickle.loads(pickle.dumps(dialog)).ranking == expected  # even now
     again: Dialog = pickle.loads(kept)
     with Retriever.load(tmp_path / "album", encoder=ToyEncoder(), index=ToyIndex(16), generator=Asker()) as r:
-        again.attach(r)
+        again.attach(r.gallery)
         again.answer("blue")
         assert again.ranking == expected
 
@@ -142,7 +143,7 @@ def test_another_album_is_refused(retriever: Retriever, tmp_path: Path) -> None:
     strange.add(other)
     dialog = pickle.loads(pickle.dumps(retriever.dialog("a thing")))
     with pytest.raises(MismatchError, match="none of the 3 candidates"):
-        dialog.attach(strange)
+        dialog.attach(strange.gallery)
 
 
 def test_an_album_that_cannot_ask(album: Path) -> None:

@@ -173,12 +173,14 @@ class Knowing:
         return LogLikelihood(("x",), np.array([math.log(p)], np.float32))
 
     def generate(self, contexts: Sequence[Context], *, n: int = 1, **settings: Any) -> list[list[str]]:
-        told = {"A question about this picture:": [f"is it {one}?" for one in ("art", "old", "big", "new")]}
-        questions = [f"is there a {thing}?" for thing in THINGS]
-        return [
-            ((told[str(context[1])] + questions) if str(context[1]) in told else [""])[: max(n, 8)]
-            for context in contexts
-        ]
+        return [self._continue(*context)[:n] for context in contexts]
+
+    def _continue(self, state: Any, prompt: Any) -> list[str]:
+        if prompt != "A question about this picture:":
+            return [""]
+        idle = [f"is it {one}?" for one in ("art", "old", "big", "new")]
+        good = [f"is there a {thing}?" for thing in THINGS]
+        return idle if int(state.values[0]) % 4 == 3 else good
 
 
 def bench(data: Path, generator: Any = None, **settings: Any) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def test_a_generator_that_breaks_its_promise_is_told() -> None:
         def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
             return [LogLikelihood(("x",), np.array([np.nan], np.float32))] * len(contexts)
 
-    with pytest.raises(ZsqError, match="Short gave 1 likelihoods for 2 pairs, 1 of them finite"):
+    with pytest.raises(ZsqError, match="Short gave 1 likelihoods for 2 pairs"):
         choose(Short(TABLE), [[CAT]], ["cat", "big dog"])
-    with pytest.raises(ZsqError, match="Lost gave 2 likelihoods for 2 pairs, 0 of them finite"):
+    with pytest.raises(ZsqError, match="Lost gave nan as the log-probability of ' cat' given cat"):
         choose(Lost(TABLE), [[CAT]], ["cat", "big dog"])

@@ -150,5 +150,5 @@ def test_a_generator_that_writes_too_little_is_told() -> None:
         def generate(self, contexts: Any, **_: Any) -> list[list[str]]:
             return [[] for _ in contexts]
 
-    with pytest.raises(ZsqError, match="Silent wrote 0 texts for 2 contexts"):
+    with pytest.raises(ZsqError, match="Silent wrote 0 texts for 2 contexts, not 1 each"):
         caption(Silent(), [CAT, DOG])

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._settings import check_counts
 from zsqretrieval.asking import CaptionDialog, InformationGain, Policy, RandomQuestion, Turn
 from zsqretrieval.dialog import SCALE, Dialog
 from zsqretrieval.encoders.cached import CachedEncoder
@@ -27,6 +28,7 @@ from zsqretrieval.evaluation.intervals import ClusterBootstrap
 from zsqretrieval.evaluation.remembered import Remembered
 from zsqretrieval.evaluation.score_matrix import Progress, image_states
 from zsqretrieval.evaluation.simulated_user import CaptionUser, GeneratorUser, SimulatedUser
+from zsqretrieval.gallery import encoded_alike
 from zsqretrieval.images import digest
 from zsqretrieval.interview import Interview, Memory, Wording
 from zsqretrieval.phrases import is_unknown
@@ -158,10 +160,7 @@ def bench_dialog(
             that begins the dialog; a count is below 1; or a setting is out of range.
         ZsqError: the generator gave a number that is none.
     """
-    if rounds < 1 or candidates < 1 or dialogs < 1:
-        raise InvalidInputError(
-            f"dialogs={dialogs}, rounds={rounds}, candidates={candidates}; ask for at least one of each"
-        )
+    check_counts(dialogs=dialogs, rounds=rounds, candidates=candidates)
     if user not in ("generator", "captions"):
         raise InvalidInputError(f"user must be 'generator' or 'captions', not {user!r}")
     told = progress or _nothing
@@ -315,8 +314,7 @@ class _Gallery:
         return chosen
 
     def encoded_alike(self, texts: Sequence[str]) -> bool:
-        vectors = self.encoder.encode_text(texts)
-        return bool(np.allclose(vectors, vectors[:1], rtol=0, atol=1e-5))
+        return encoded_alike(self.encoder, texts)
 
     def present(self, hits: Sequence[Hit]) -> NDArray[np.bool_]:
         return np.ones(len(hits), np.bool_)

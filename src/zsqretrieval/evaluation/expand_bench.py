@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._settings import check_counts
 from zsqretrieval.album import CATALOG, find_catalog
 from zsqretrieval.catalog import Catalog
 from zsqretrieval.encoders.cached import CachedEncoder
@@ -140,10 +141,7 @@ def bench_expand(
             < 1; ``tune`` on a test split, or of an expansion that has no grid; no such style.
     """
     style = check_style(style)
-    counts = {"images": images, "questions": questions, "top_k": top_k, "candidates": candidates}
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise InvalidInputError(f"{name} must be at least 1, not {count}")
+    check_counts(images=images, questions=questions, top_k=top_k, candidates=candidates)
     if NONE in expansions:
         raise InvalidInputError(f"an expansion cannot be called {NONE!r}: that is the first stage without")
     if tune:

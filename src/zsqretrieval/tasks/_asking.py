@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.errors import InvalidInputError, ZsqError
+from zsqretrieval.continuing import read_texts, write_texts
+from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.images import ImageLike, as_image
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Context, Image, ImageState
@@ -85,15 +86,8 @@ def scored(
     """
     if aggregate not in ("sum", "mean"):
         raise InvalidInputError(f"aggregate must be 'sum' or 'mean', not {aggregate!r}")
-    found = generator.log_likelihood(contexts, continuations, batch_size=batch_size)
-    scores = np.array([one.sum if aggregate == "sum" else one.mean for one in found], np.float64)
-    if len(scores) != len(contexts) or not np.all(np.isfinite(scores)):
-        raise ZsqError(
-            f"the generator {type(generator).__name__} gave {len(scores)} likelihoods for {len(contexts)} "
-            f"pairs, {np.isfinite(scores).sum()} of them finite; run "
-            "zsqretrieval.testing.check_generator on it"
-        )
-    return scores
+    read = read_texts(generator, contexts, continuations, batch_size=batch_size)
+    return np.array([one.sum if aggregate == "sum" else one.mean for one in read], np.float64)
 
 
 def written(
@@ -102,12 +96,8 @@ def written(
     """What the generator writes after each context, always taking the likeliest token.
 
     Raises:
-        ZsqError: the generator wrote too few or too many texts.
+        InvalidInputError: the generator writes none.
+        ZsqError: it wrote too few or too many texts.
     """
-    found = generator.generate(contexts, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    if [len(texts) for texts in found] != [1] * len(contexts):
-        raise ZsqError(
-            f"the generator {type(generator).__name__} wrote {sum(map(len, found))} texts for "
-            f"{len(contexts)} contexts; run zsqretrieval.testing.check_generator on it"
-        )
+    found = write_texts(generator, contexts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return [text.strip() for (text,) in found]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.posterior import log_normalized
 from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks._asking import Aggregate, listed, scored
 from zsqretrieval.tasks.accuracy import Accuracy
@@ -45,8 +46,7 @@ class Choice:
         Options count as equally likely before the image is seen. With means in place of sums it is the
         softmax of them, and no probability.
         """
-        shifted = np.exp(self.scores - self.scores.max())
-        return np.asarray(shifted / shifted.sum())
+        return np.asarray(np.exp(log_normalized(self.scores)))
 
     @property
     def margin(self) -> float:

@@ -1,4 +1,4 @@
-"""What stands in a report: run files that measure the same elsewhere, tables, a page that needs nothing else."""
+"""What stands in a report: run files that measure the same elsewhere, tables, a page on its own."""
 
 from __future__ import annotations
 

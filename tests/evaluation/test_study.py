@@ -146,6 +146,10 @@ def test_queries_are_sampled_evenly_in_both_directions(colours: Dataset, tmp_pat
         assert len(back.task.queries) == 7 and len(back.task.items) == 24, "among all texts"
     again = study(colours, tmp_path / "other", replace(QUICK, queries=7, systems=("clip", "likelihood")))
     assert [one.results for one in again.parts] == [one.results for one in found.parts]
+    plan = replace(QUICK, queries=7, systems=("clip",))
+    alone = study(colours, tmp_path / "alone", plan, forms=["question/which"])
+    there = part_of(alone, "text to image", "question/which").task.queries
+    assert there == part_of(found, "text to image", "question/which").task.queries, "whatever else is asked"
 
 
 def test_results_are_those_of_compare(colours: Dataset, tmp_path: Path) -> None:
@@ -252,7 +256,7 @@ def test_a_study_goes_on_where_it_was(colours: Dataset, tmp_path: Path) -> None:
     assert study(colours, work, plan, generator=third).to_json() == expected.to_json()
     assert (third.asked, third.seen, third.written) == (0, 0, 0)
     more = Counting()
-    study(colours, work, replace(plan, queries=None), generator=more, forms=["caption", "question/what"])
+    study(colours, work, plan, generator=more, forms=["caption", "question/what"])
     assert 0 < more.asked < whole.asked, "a form that is new is all that is computed"
 
 

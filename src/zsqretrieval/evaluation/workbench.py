@@ -144,10 +144,10 @@ class Workbench:
             queries: how many ask, taken evenly. Images that ask do so among all texts of the form, as
                 CLIP's papers have it.
         """
-        plan, data = self.plan, self.dataset
+        # The sample is drawn form by form, so that another form more changes nothing about this one.
+        plan, data = self.plan, self.dataset.of_form(form)
         if direction == "text to image" and queries is not None:
             data = data.sample(queries, seed=plan.seed)
-        data = data.of_form(form)
         depth = max(plan.candidates, _DEEP)
         first = first_stage(
             self.encoder, data, candidates=depth, direction=direction, name=BASELINE, progress=self.told

@@ -15,16 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.catalog import Record
+from zsqretrieval.continuing import read_texts, write_texts
 from zsqretrieval.errors import ImageError
+from zsqretrieval.phrases import first_line
 from zsqretrieval.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
-from zsqretrieval.questions import first_line, write_texts
 from zsqretrieval.reopen import Reopener
 from zsqretrieval.rerank import null_images
 from zsqretrieval.types import Explanation, Hit, Image, ImageState
 from zsqretrieval.viewing import Viewer
 
-__all__ = ["Word", "explain", "explain_hits", "words"]
+__all__ = ["SAYS", "Word", "explain", "explain_hits", "words"]
+
+SAYS = 0.5
+"""Nats from which on a word counts as explained by an image, or spoken against, where people read."""
 
 _MAX_NEW_TOKENS = 24
 
@@ -103,14 +107,15 @@ def explain(
     Raises:
         InvalidInputError: the question is too long for the generator, or it writes no answers.
         ImageError: an image cannot be decoded; names it.
+        ZsqError: the generator's numbers are broken; names the image.
     """
     if not images:
         return []
     nothing = null_images()
     asked = f" {question.strip()}"
     shown = [*nothing, *images]
-    read = generator.log_likelihood(
-        [prompt.context(image) for image in shown], [asked] * len(shown), batch_size=batch_size
+    read = read_texts(
+        generator, [prompt.context(image) for image in shown], [asked] * len(shown), batch_size=batch_size
     )
     without = _mixed(np.stack([one.token_log_probs for one in read[: len(nothing)]]))
     answers = write_texts(

@@ -16,6 +16,7 @@ from html import escape
 from PIL import Image as PILImage
 
 from zsqretrieval.errors import ImageError
+from zsqretrieval.explaining import SAYS, Word, words
 from zsqretrieval.images import ImageLike, decode
 from zsqretrieval.reopen import Reopener
 from zsqretrieval.types import Hit, Ranking
@@ -50,8 +51,22 @@ STAGES: Mapping[str, Stage] = {
     ),
     "yes_no": Stage("yes or no", legend="Yes or no: log-odds of yes; bars show P(yes) against P(no)."),
     "fused": Stage("fused", 3, "Fused: both together, which ranks."),
+    "image_similarity": Stage("image similarity", 3),
+    "question_similarity": Stage(
+        "question similarity",
+        3,
+        "Similarities of image and question: those of what was searched to the image, and to the nearest "
+        "question kept for it, which stands under the image; the first stage joins both.",
+    ),
+    "dialog": Stage("dialog", legend="Dialog: log P(image | what was said); bars show P."),
 }
 """The stages by their names in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>`."""
+
+_PARTS = ("image_similarity", "question_similarity")  # of another score; they never rank
+_EXPLAINED = (
+    "Under an image stand its answer to the question, and behind a word by how many nats the image makes it "
+    "likelier or, below 0, less likely."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +133,8 @@ def contact_sheet(
     """Lay rankings out as a web page, a row of images for every question.
 
     Args:
-        rows: what to show. Under each image stand the scores of all stages, the one that ranks set off.
+        rows: what to show. Under each image stand the question that matched, the explanation, and the scores
+            of all stages, the one that ranks set off.
         thumbnails: JPEGs by the source of a hit; a hit without one appears by name only.
         title: heading of the page.
         summary: a sentence under the heading.
@@ -128,11 +144,14 @@ def contact_sheet(
         The HTML. Names and questions are escaped, and the page forbids itself scripts and the network.
     """
     scores = [hit.scores for row in rows for hit in row.ranking]
+    legends = [stage.legend for name, stage in STAGES.items() if any(name in one for one in scores)]
+    if any(hit.explanation for row in rows for hit in row.ranking):
+        legends.append(_EXPLAINED)
     closest = max((one["first_stage"] for one in scores if "first_stage" in one), default=0.0)
     sections = "\n".join(_section(row, thumbnails, closest) for row in rows)
     return _PAGE.format(
         style=_STYLE,
-        legend=" ".join(stage.legend for name, stage in STAGES.items() if any(name in one for one in scores)),
+        legend=" ".join(filter(None, legends)),
         title=escape(title),
         summary=f"<p>{escape(summary)}</p>" if summary else "",
         sections=sections,
@@ -172,7 +191,7 @@ def _card(
     image = _picture(picture, hit.caption or hit.id) if picture else '<div class="absent">no picture</div>'
     right = hit.id == expected
     several = len(hit.scores) > 1
-    decisive = [name for name, score in hit.scores.items() if score == hit.score][-1:]
+    decisive = [name for name, score in hit.scores.items() if score == hit.score and name not in _PARTS][-1:]
     lines = "\n".join(
         _line(name, score, _share(name, score, closest, likeliest), several, name in decisive)
         for name, score in hit.scores.items()
@@ -180,9 +199,28 @@ def _card(
     return (
         f'<li class="card{" expected" if right else ""}" title="{escape(hit.source)}">'
         f'<div class="frame">{image}<span class="place">{place}</span></div>'
-        f'<p class="name" dir="auto">{escape(hit.id)}{_TICK if right else ""}</p>'
+        f'<p class="name" dir="auto">{escape(hit.id)}{_TICK if right else ""}</p>{_why(hit)}'
         f'<div class="scores">{lines}</div></li>'
     )
+
+
+def _why(hit: Hit) -> str:
+    """Which question matched, what the image answers, and which words of the question it explains."""
+    said = []
+    if hit.matched_question is not None:
+        said.append(f'<p class="matched" dir="auto">{escape(hit.matched_question)}</p>')
+    if hit.explanation is not None:
+        if hit.explanation.answer:
+            said.append(f'<p class="answer" dir="auto">{escape(hit.explanation.answer)}</p>')
+        said.append(f'<p class="words" dir="auto">{" ".join(map(_word, words(hit.explanation)))}</p>')
+    return "".join(said)
+
+
+def _word(word: Word) -> str:
+    if abs(word.gain) < SAYS:
+        return escape(word.text)
+    kind = "for" if word.gain > 0 else "against"
+    return f'<b class="{kind}">{escape(word.text)}<sup>{word.gain:+.1f}</sup></b>'
 
 
 def _line(name: str, score: float, share: float | None, several: bool, ranks: bool) -> str:
@@ -200,6 +238,8 @@ def _share(name: str, score: float, closest: float, likeliest: float) -> float |
         return min(max(score / closest, 0.0), 1.0) if closest > 0 else 0.0
     if name == "likelihood":
         return math.exp(min(score - likeliest, 0.0))
+    if name == "dialog":
+        return math.exp(min(score, 0.0))
     if name == "yes_no":
         return 0.5 + 0.5 * math.tanh(score / 2)  # the logistic function, without overflow
     return None
@@ -271,6 +311,12 @@ ol { list-style: none; padding: 0; display: grid; gap: 1rem;
   text-align: center; }
 .name { padding: 0.55rem 0.75rem 0; font-size: 0.92rem; overflow-wrap: anywhere; }
 .tick { color: var(--right); font-weight: 700; }
+.matched, .answer, .words { padding: 0.2rem 0.75rem 0; font-size: 0.8rem; line-height: 1.4;
+  color: var(--quiet); overflow-wrap: anywhere; }
+.matched::before { content: "asked: "; } .answer::before { content: "answers: "; }
+.answer { color: var(--ink); }
+.words b { font-weight: 550; } .words sup { font-size: 0.7em; line-height: 0; }
+.for { color: var(--right); } .against { color: var(--wrong); }
 .scores { padding: 0.15rem 0.75rem 0.65rem; }
 .score { display: flex; align-items: center; gap: 0.6rem; color: var(--quiet); font-size: 0.8rem;
   font-variant-numeric: tabular-nums; }

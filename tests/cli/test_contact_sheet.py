@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from PIL import Image as PILImage
 
 from zsqretrieval.contact_sheet import Row, contact_sheet, thumbnail, thumbnails
 from zsqretrieval.errors import ImageError
-from zsqretrieval.types import Hit, Ranking
+from zsqretrieval.types import Explanation, Hit, Ranking
 
 
 def hit(id: str, score: float = 0.5, source: str = "", caption: str | None = None, **scores: float) -> Hit:
@@ -60,7 +62,10 @@ hostile = st.one_of(
 def test_whatever_a_name_holds_stays_text(name: str, question: str, caption: str, title: str) -> None:
     def page(*texts: str) -> Reader:
         name, question, caption, title = texts
-        one = hit(name, source=f"/album/{name}", caption=caption)
+        why = Explanation(caption, (name, f" {caption}"), np.zeros(2, np.float32), np.full(2, -1, np.float32))
+        one = replace(
+            hit(name, source=f"/album/{name}", caption=caption), matched_question=name, explanation=why
+        )
         row = Row(Ranking(question, (one, hit("other"))), expected="none of them")
         pictures = {one.source: b"jpeg"}
         return Reader(contact_sheet([row], pictures, title=title, summary=name, credits=name))
@@ -191,3 +196,32 @@ def test_images_that_are_gone_have_no_thumbnail(tmp_path: Path) -> None:
     assert set(thumbnails(hits)) == {str(there)}
     with pytest.raises(ImageError):
         thumbnail(tmp_path / "gone.png")
+
+
+def test_a_hit_says_which_question_matched_and_why_it_was_found() -> None:
+    gains = np.array([0.0, -0.75, 2.0, 0.25], np.float32)
+    why = Explanation("on a <bed>", ("where", " is", " the", " cat"), gains, np.zeros(4, np.float32))
+    scores = {"first_stage": 0.5, "image_similarity": 0.5, "question_similarity": 0.75}
+    found = replace(hit("x", **scores), matched_question="what is the cat doing?", explanation=why)
+    page = contact_sheet([Row(Ranking("where is the cat", (found,)))], {}, title="t")
+    assert '<p class="matched" dir="auto">what is the cat doing?</p>' in page
+    assert '<p class="answer" dir="auto">on a &lt;bed&gt;</p>' in page
+    said = 'where <b class="against">is<sup>-0.8</sup></b> <b class="for">the<sup>+2.0</sup></b> cat'
+    assert f'<p class="words" dir="auto">{said}</p>' in page
+    assert lines(page) == [
+        ("first stage*", "100.0", "0.500"),
+        ("image similarity", "", "0.500"),  # as high by chance, but it does not rank
+        ("question similarity", "", "0.750"),
+    ]
+    assert "Similarities of image and question" in page and "nats" in page
+    silent = replace(found, matched_question=None, explanation=replace(why, answer=""))
+    page = contact_sheet([Row(Ranking("a", (silent,)))], {}, title="t")
+    assert 'class="matched"' not in page and 'class="answer"' not in page and 'class="words"' in page
+    assert "nats" not in contact_sheet([Row(Ranking("a", (hit("x"),)))], {}, title="t")
+
+
+def test_a_dialog_is_shown_by_its_probabilities() -> None:
+    half = hit("x", -math.log(2), first_stage=0.3, dialog=-math.log(2))
+    page = contact_sheet([Row(Ranking("a", (half,)))], {}, title="t")
+    assert lines(page) == [("first stage", "100.0", "0.300"), ("dialog*", "50.0", "-0.69")]
+    assert "log P(image | what was said)" in page

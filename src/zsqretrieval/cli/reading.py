@@ -1,4 +1,4 @@
-"""Options that say how a generator reads the candidates, and how hits are told."""
+"""Options that several commands have, and how hits are told."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from zsqretrieval.types import Hit
 
 __all__ = [
+    "AsJson",
+    "BenchData",
+    "BenchPreset",
     "Candidates",
     "EncoderWeights",
     "Expansions",
@@ -34,6 +37,7 @@ __all__ = [
     "score_columns",
     "search_settings",
     "told_explanation",
+    "told_interval",
     "told_timings",
 ]
 
@@ -69,9 +73,6 @@ class States(str, Enum):
     NONE = "none"
 
 
-SAYS = 0.5
-"""Nats from which on a word counts as explained by an image, or spoken against."""
-
 Candidates = Annotated[int, typer.Option(min=1, help="Images of the first stage that the generator reads.")]
 HowScored = Annotated[
     Scorings | None,
@@ -101,6 +102,11 @@ GeneratorWeights = Annotated[
     Path | None,
     typer.Option(help="Weights of the generator in a local folder or file, in place of the preset's."),
 ]
+BenchData = Annotated[
+    Path, typer.Option(help="Folder of WebDataset shards named by split: test-000.tar, ...")
+]
+BenchPreset = Annotated[str, typer.Option(help="Whose encoder and generator: mini or clip-kosmos2.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
 def search_settings(
@@ -159,9 +165,10 @@ def hit_told(place: int, hit: Hit) -> dict[str, Any]:
 def told_explanation(hit: Hit) -> list[str]:
     """The explanation of a hit in lines: its answer, and the question with what the image says to each word.
 
-    A word has its gain in nats behind it where that is :data:`SAYS` or more, either way.
+    A word has its gain in nats behind it where that is :data:`~zsqretrieval.explaining.SAYS` or more, either
+    way.
     """
-    from zsqretrieval.explaining import words
+    from zsqretrieval.explaining import SAYS, words
 
     if hit.explanation is None:
         return ["cannot be shown to the generator"]
@@ -195,6 +202,12 @@ def _stage(name: str) -> Stage:
     from zsqretrieval.contact_sheet import STAGES, Stage
 
     return STAGES.get(name) or Stage(name.replace("_", " "), digits=3)
+
+
+def told_interval(interval: Iterable[float], digits: int) -> str:
+    """An interval for people: ``25.8 to 29.8``."""
+    low, high = interval
+    return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def human_seconds(seconds: float) -> str:

@@ -133,5 +133,5 @@ def test_what_needs_words_needs_words(zsq: Zsq, album: Path, colours: Path) -> N
 def test_an_album_without_a_generator_cannot_ask(zsq: Zsq, colours: Path) -> None:
     zsq("index", colours, "--out", "album", "--preset", "toy")
     ran = zsq("questions", "album")
-    assert ran.code == 1 and "questions are written by a generator, and there is none" in ran.stderr
+    assert ran.code == 1 and "writing questions needs a generator, and there is none" in ran.stderr
     assert zsq("questions", "album", "--preset", "reading", "--json").json["asked"] == 4

@@ -21,8 +21,9 @@ from zsqretrieval.cli.console import (
     show,
     write_page,
 )
-from zsqretrieval.cli.opening import check_reads, encoder_config, new_retriever, open_album
+from zsqretrieval.cli.opening import encoder_config, new_retriever, open_album
 from zsqretrieval.cli.reading import (
+    AsJson,
     Candidates,
     EncoderWeights,
     GeneratorWeights,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["index", "info", "remove", "search"]
 
 _Album = Annotated[Path, typer.Argument(metavar="ALBUM", help="Directory of the album.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
 def index(
@@ -77,7 +77,7 @@ def index(
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
-    as_json: _Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Add images to an album on disk, which is made when there is none.
 
@@ -220,7 +220,7 @@ def search(
     ] = None,
     generator_weights: GeneratorWeights = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with the images as well.")] = None,
-    as_json: _Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the images of an album that best fit a question.
 
@@ -234,10 +234,6 @@ def search(
     if image is not None and (expand or expansion or explain):
         raise typer.BadParameter("--expand and --explain look at a question; --image has none")
     settings = search_settings(candidates, scoring, fusion, weight) | expansion_settings(expand, expansion)
-    if generator_weights is not None and preset is None:
-        raise typer.BadParameter("--generator-weights needs to know of which --preset")
-    if preset is not None:
-        check_reads(preset)
     reads = image is None and (scoring is not Scorings.NONE or explain)
     with open_album(album, reader=preset, generator_weights=generator_weights, reads=reads) as retriever:
         if image is not None:
@@ -285,7 +281,7 @@ def _page(ranking: Ranking, image: Path | None) -> str:
     return contact_sheet([row], thumbnails(ranking), title="What was found")
 
 
-def info(album: _Album, as_json: _Json = False) -> None:
+def info(album: _Album, as_json: AsJson = False) -> None:
     """Say what an album holds and what it was made with. Loads no model."""
     from zsqretrieval.album import describe_album
 
@@ -336,7 +332,7 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
 def remove(
     album: _Album,
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Names, as `zsq search` prints them.")],
-    as_json: _Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Forget images of an album: all that are named or, when one is unknown, none. Files are not touched."""
     with open_album(album) as retriever:

@@ -10,14 +10,13 @@ import typer
 
 from zsqretrieval.cli.console import count_bar, emit_json, human_size, plain_table, say, show
 from zsqretrieval.cli.opening import new_encoder
+from zsqretrieval.cli.reading import AsJson, BenchData
 
 __all__ = ["bench_encoder_command", "bench_index_command", "bench_scoring_command"]
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-
 
 def bench_encoder_command(
-    data: Annotated[Path, typer.Option(help="Folder of WebDataset shards named by split: test-000.tar, ...")],
+    data: BenchData,
     preset: Annotated[str, typer.Option(help="Whose encoder: mini or clip.")] = "mini",
     split: Annotated[
         list[str] | None, typer.Option(help="Split to measure; may be repeated. [default: test]")
@@ -25,7 +24,7 @@ def bench_encoder_command(
     weights: Annotated[
         Path | None, typer.Option(help="Trained part for the mini encoder, in place of the shipped one.")
     ] = None,
-    as_json: _Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how often an encoder finds the image of a caption, and the captions of an image."""
     from zsqretrieval.evaluation.encoder_bench import bench_encoder
@@ -53,7 +52,7 @@ def bench_index_command(
     n: Annotated[int, typer.Option("--n", min=10, help="Vectors in the gallery.")] = 20_000,
     dim: Annotated[int, typer.Option(min=8, help="Length of the vectors.")] = 512,
     index: Annotated[str, typer.Option(help="hnsw or exact.")] = "hnsw",
-    as_json: _Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure recall and speed of an index against exact search, on synthetic vectors shaped like CLIP's."""
     from zsqretrieval import plugins
@@ -84,7 +83,7 @@ def bench_scoring_command(
     rounds: Annotated[int, typer.Option(min=1, help="How often each route is timed.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs computed together.")] = 32,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    as_json: _Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time the routes of the scoring engine against scoring pair by pair, on Kosmos with random weights."""
     from zsqretrieval.evaluation.scoring_bench import bench_scoring, random_kosmos

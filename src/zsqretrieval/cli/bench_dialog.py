@@ -11,6 +11,14 @@ import typer
 
 from zsqretrieval.cli.console import emit_json, plain_table, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder, new_generator
+from zsqretrieval.cli.reading import (
+    AsJson,
+    BenchData,
+    BenchPreset,
+    EncoderWeights,
+    GeneratorWeights,
+    told_interval,
+)
 
 __all__ = ["Users", "bench_dialog_command"]
 
@@ -25,8 +33,8 @@ class Users(str, Enum):
 
 
 def bench_dialog_command(
-    data: Annotated[Path, typer.Option(help="Folder of WebDataset shards named by split: test-000.tar, ...")],
-    preset: Annotated[str, typer.Option(help="Whose encoder and generator: mini or clip-kosmos2.")] = "mini",
+    data: BenchData,
+    preset: BenchPreset = "mini",
     split: Annotated[str, typer.Option(help="Split to measure.")] = "test",
     dialogs: Annotated[int, typer.Option(min=1, help="How many dialogs.")] = 200,
     rounds: Annotated[int, typer.Option(min=1, help="Questions in each.")] = 5,
@@ -42,19 +50,13 @@ def bench_dialog_command(
     ] = None,
     temper: Annotated[float, typer.Option(help="Exponent of the likelihood of an answer.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of dialogs and of what they draw.")] = 0,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights of the generator, in place of the preset's.")
-    ] = None,
-    encoder_weights: Annotated[
-        Path | None, typer.Option(help="Weights of the encoder, in place of the preset's.")
-    ] = None,
+    weights: GeneratorWeights = None,
+    encoder_weights: EncoderWeights = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder to keep answers in; the same command then goes on there.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images the generator reads together.")] = 64,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how often the image that is meant is among the first ten, question by question."""
     from zsqretrieval.dialog import SCALE
@@ -98,24 +100,19 @@ def _tell(found: Mapping[str, Any]) -> None:
         table.add_row(
             name.replace("_", " "),
             *(f"{one:.1f}" for one in hits),
-            _span(found["policies_ci"][name][-1], 1),
+            told_interval(found["policies_ci"][name][-1], 1),
             f"{found['bri'][name]:.3f}",
-            _span(found["bri_ci"][name], 3),
+            told_interval(found["bri_ci"][name], 3),
         )
     for name, gain in found["differences"].items():
         table.add_row(
             name.replace("_", " "),
             *(f"{one:+.1f}" for one in gain["hits@10"]),
-            _span(gain["hits@10_ci"][-1], 1),
+            told_interval(gain["hits@10_ci"][-1], 1),
             f"{gain['bri']:+.3f}",
-            _span(gain["bri_ci"], 3),
+            told_interval(gain["bri_ci"], 3),
         )
     show(table)
     if "calibration" in found:
         fitted = ", ".join(f"{name} {value:g}" for name, value in found["calibration"].items())
         say(f"Likeliest on this split: {fitted}.")
-
-
-def _span(interval: list[float], digits: int) -> str:
-    low, high = interval
-    return f"{low:.{digits}f} to {high:.{digits}f}"

@@ -11,14 +11,15 @@ import typer
 from zsqretrieval.cli.console import emit_json, plain_table, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder, new_generator
 from zsqretrieval.cli.questions import Styles
+from zsqretrieval.cli.reading import AsJson, BenchData, BenchPreset, EncoderWeights, GeneratorWeights
 from zsqretrieval.errors import InvalidInputError
 
 __all__ = ["bench_expand_command"]
 
 
 def bench_expand_command(
-    data: Annotated[Path, typer.Option(help="Folder of WebDataset shards named by split: test-000.tar, ...")],
-    preset: Annotated[str, typer.Option(help="Whose encoder and generator: mini or clip-kosmos2.")] = "mini",
+    data: BenchData,
+    preset: BenchPreset = "mini",
     split: Annotated[str, typer.Option(help="Split to measure.")] = "test",
     images: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many images.", show_default="all")
@@ -33,19 +34,13 @@ def bench_expand_command(
     shift: Annotated[float | None, typer.Option(help="Of the maximum.")] = None,
     constant: Annotated[float | None, typer.Option(min=0, help="Of the reciprocal ranks.")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Choose these three on this split, not test.")] = False,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights of the generator, in place of the preset's.")
-    ] = None,
-    encoder_weights: Annotated[
-        Path | None, typer.Option(help="Weights of the encoder, in place of the preset's.")
-    ] = None,
+    weights: GeneratorWeights = None,
+    encoder_weights: EncoderWeights = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder to keep the album in; the same command then goes on there.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images shown to the generator together.")] = 16,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how often captions, and questions made of them, find their image with and without expansion."""
     from zsqretrieval.evaluation.expand_bench import EXPANSIONS, bench_expand

@@ -10,15 +10,23 @@ import typer
 
 from zsqretrieval.cli.console import emit_json, plain_table, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder, new_generator
-from zsqretrieval.cli.reading import human_seconds
+from zsqretrieval.cli.reading import (
+    AsJson,
+    BenchData,
+    BenchPreset,
+    EncoderWeights,
+    GeneratorWeights,
+    human_seconds,
+    told_interval,
+)
 from zsqretrieval.errors import InvalidInputError
 
 __all__ = ["bench_rerank_command"]
 
 
 def bench_rerank_command(
-    data: Annotated[Path, typer.Option(help="Folder of WebDataset shards named by split: test-000.tar, ...")],
-    preset: Annotated[str, typer.Option(help="Whose encoder and generator: mini or clip-kosmos2.")] = "mini",
+    data: BenchData,
+    preset: BenchPreset = "mini",
     split: Annotated[str, typer.Option(help="Split to measure.")] = "test",
     queries: Annotated[
         int | None, typer.Option(min=1, help="Let only so many captions ask.", show_default="all")
@@ -30,19 +38,13 @@ def bench_rerank_command(
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Choose the weight on this split, not test.")] = False,
     yes_no: Annotated[bool, typer.Option(help="Score by yes and no as well; takes long.")] = True,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights of the generator, in place of the preset's.")
-    ] = None,
-    encoder_weights: Annotated[
-        Path | None, typer.Option(help="Weights of the encoder, in place of the preset's.")
-    ] = None,
+    weights: GeneratorWeights = None,
+    encoder_weights: EncoderWeights = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder to keep scores in; the same command then goes on there.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs the generator computes together.")] = 64,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how often the image of a caption is found before and after the generator has read the best."""
     from zsqretrieval.evaluation.rerank_bench import bench_rerank
@@ -88,10 +90,10 @@ def _tell(found: Mapping[str, Any]) -> None:
         if stage not in found:
             continue
         one, gain = found[stage], found["ratios"].get(f"{stage} / first_stage", {})
-        ratio = f"{gain['R@1']:.2f}x, {_span(gain['R@1_ci'], 2)}" if gain.get("R@1_ci") else ""
+        ratio = f"{gain['R@1']:.2f}x, {told_interval(gain['R@1_ci'], 2)}" if gain.get("R@1_ci") else ""
         recalls = (f"{one[f'R@{k}']:.1f}" for k in (1, 5, 10))
         spent = human_seconds(one["seconds_per_query"])
-        table.add_row(stage.replace("_", " "), *recalls, spent, _span(one["R@1_ci"], 1), ratio)
+        table.add_row(stage.replace("_", " "), *recalls, spent, told_interval(one["R@1_ci"], 1), ratio)
     show(table)
     if "sweep" in found:
         table = plain_table("weight", "R@1", "R@5", "R@10", numbers=("weight", "R@1", "R@5", "R@10"))
@@ -100,8 +102,3 @@ def _tell(found: Mapping[str, Any]) -> None:
         show(table)
     how = f"by {setting['fusion']}" if setting["weight"] is None else f"with weight {setting['weight']:g}"
     say(f"Fused {how}, {setting['weight_from']}.")
-
-
-def _span(interval: list[float], digits: int) -> str:
-    low, high = interval
-    return f"{low:.{digits}f} to {high:.{digits}f}"

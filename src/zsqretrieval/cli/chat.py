@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsqretrieval.cli.console import plain_table, printable, say, show
-from zsqretrieval.cli.opening import check_reads, open_album
+from zsqretrieval.cli.opening import open_album
 from zsqretrieval.cli.reading import GeneratorWeights
 from zsqretrieval.errors import InvalidInputError
 
@@ -54,10 +54,6 @@ def chat(
     """
     from zsqretrieval.dialog import SCALE
 
-    if generator_weights is not None and preset is None:
-        raise typer.BadParameter("--generator-weights needs to know of which --preset")
-    if preset is not None:
-        check_reads(preset)
     with open_album(album, reader=preset, generator_weights=generator_weights, reads=True) as retriever:
         dialog = retriever.dialog(
             text,

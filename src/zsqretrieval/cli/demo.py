@@ -22,6 +22,7 @@ from zsqretrieval.cli.console import (
 )
 from zsqretrieval.cli.opening import new_retriever, sees_once
 from zsqretrieval.cli.reading import (
+    AsJson,
     Candidates,
     EncoderWeights,
     GeneratorWeights,
@@ -67,9 +68,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the page.")] = Path(
         "zsq-demo.html"
     ),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask questions of a small album and write what was found as a web page.
 

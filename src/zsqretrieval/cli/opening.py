@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import typer
+
 from zsqretrieval.cli.console import bytes_bar
 from zsqretrieval.errors import InvalidInputError
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from zsqretrieval.viewing import StatesMode
 
 __all__ = [
-    "check_reads",
     "encoder_config",
     "fetch_weights",
     "generator_config",
@@ -113,11 +114,19 @@ def open_album(
         generator_weights: weights of that generator, in place of the preset's.
         reads: whether the generator will be needed.
         states: where image states are kept; ``"auto"`` as the album says.
+
+    Raises:
+        typer.BadParameter: there are weights of a generator, and no ``reader`` says of which.
+        InvalidInputError: the generator will be needed, and ``reader`` has none.
     """
     from zsqretrieval.album import describe_album
-    from zsqretrieval.parts import preset_fusion
+    from zsqretrieval.parts import preset_fusion, preset_generator
     from zsqretrieval.retriever import Retriever
 
+    if generator_weights is not None and reader is None:
+        raise typer.BadParameter("--generator-weights needs to know of which --preset; give that as well")
+    if reads and reader is not None and preset_generator(reader) is None:
+        raise _no_generator(reader)
     facts = describe_album(path)
     fetch_weights(facts.encoder.plugin or "")
     generator = preset_reader(reader, weights=generator_weights) if reader else None
@@ -126,18 +135,6 @@ def open_album(
     if reads and facts.generator is not None:
         fetch_weights(facts.generator.plugin)
     return Retriever.load(path, states=states)
-
-
-def check_reads(preset: str) -> None:
-    """Refuse a preset that has no generator.
-
-    Raises:
-        InvalidInputError: it has none.
-    """
-    from zsqretrieval.parts import preset_generator
-
-    if preset_generator(preset) is None:
-        raise _no_generator(preset)
 
 
 def _no_generator(preset: str) -> InvalidInputError:

@@ -19,8 +19,8 @@ from zsqretrieval.cli.console import (
     say,
     show,
 )
-from zsqretrieval.cli.opening import check_reads, open_album
-from zsqretrieval.cli.reading import GeneratorWeights
+from zsqretrieval.cli.opening import open_album
+from zsqretrieval.cli.reading import AsJson, GeneratorWeights
 
 if TYPE_CHECKING:
     from zsqretrieval.question_table import StoredQuestion
@@ -64,9 +64,7 @@ def questions(
     ] = None,
     generator_weights: GeneratorWeights = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images shown together.")] = 16,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask all images of an album, and keep the questions that lead back to them.
 
@@ -76,10 +74,6 @@ def questions(
     listing = list_only or image is not None
     if listing + filter_again + forget > 1:
         raise typer.BadParameter("--list, --filter and --forget are different things to do; give one")
-    if generator_weights is not None and preset is None:
-        raise typer.BadParameter("--generator-weights needs to know of which --preset")
-    if preset is not None:
-        check_reads(preset)
     asks = not (listing or filter_again or forget)
     kept_within = top_k or None
     facts: dict[str, Any] = {"album": str(album.absolute())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -154,6 +155,9 @@ def test_what_cannot_be_done_is_said() -> None:
         generate_questions(TOY, IMAGES, style="haiku")
     with pytest.raises(InvalidInputError, match="'captions' asks nothing that could be answered"):
         generate_questions(TOY, IMAGES, style="captions", answers=True)
+    for wrong in ({"temperature": -0.1}, {"temperature": math.nan}, {"seed": -1}, {"max_new_tokens": 0}):
+        with pytest.raises(InvalidInputError, match=f"{next(iter(wrong))} must be"):
+            generate_questions(TOY, IMAGES, **wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="n must be at least 1, not 0"):
         generate_questions(TOY, IMAGES, 0)
     with pytest.raises(InvalidInputError, match=re.escape("must take one image and {question}")):

@@ -311,14 +311,16 @@ def test_what_cannot_be_done_is_said(pictures: Path) -> None:
     with made() as retriever:
         retriever.add(pictures)
         wrong: list[dict[str, Any]] = [{"n": 0}, {"top_k": 0}, {"batch_size": 0}, {"style": "no"}]
-        for settings in wrong:
-            with pytest.raises(InvalidInputError):
+        wrong += [{"temperature": -1}, {"temperature": "warm"}, {"seed": -1}, {"seed": 0.5}]
+        for settings in [*wrong, {"max_new_tokens": 0}]:
+            with pytest.raises(InvalidInputError, match=next(iter(settings))):
                 retriever.generate_questions(**settings)
+        assert not retriever.question_styles()  # and nobody was asked so
         for settings in wrong[1:3]:
             with pytest.raises(InvalidInputError, match="must be at least 1, not 0"):
                 retriever.filter_questions(**settings)
         retriever.generate_questions()
-        with pytest.raises(InvalidInputError, match="fusion must be one such as"):
+        with pytest.raises(InvalidInputError, match="expansion must be one such as"):
             retriever.search("red", expand=True, expansion="max")  # type: ignore[arg-type]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = ["check_counts", "check_settings"]
+__all__ = ["check_amounts", "check_counts", "check_settings"]
 
 
 def check_settings(part: str, given: Iterable[str], known: Sequence[str]) -> None:
@@ -20,20 +21,32 @@ def check_settings(part: str, given: Iterable[str], known: Sequence[str]) -> Non
         raise InvalidInputError(f"{part} has no setting {unknown[0]!r}; it has {', '.join(known)}")
 
 
-def check_counts(least: int = 1, **counts: int | None) -> None:
+def check_counts(least: int = 1, *, or_none: bool = False, **counts: int | None) -> None:
     """Look at numbers of things.
 
     Args:
         least: how few make sense.
-        counts: by name; None is one that was not given.
+        or_none: whether None makes sense as well.
+        counts: by name.
 
     Raises:
         InvalidInputError: one is no whole number, or below that; names it.
     """
     for name, count in counts.items():
-        if count is None:
+        if count is None and or_none:
             continue
         if not isinstance(count, Integral):
             raise InvalidInputError(f"{name} must be a whole number, not {count!r}")
         if count < least:
             raise InvalidInputError(f"{name} must be at least {least}, not {count}")
+
+
+def check_amounts(**amounts: float) -> None:
+    """Look at numbers that say how much.
+
+    Raises:
+        InvalidInputError: one is no finite number, or below 0; names it.
+    """
+    for name, amount in amounts.items():
+        if not isinstance(amount, Real) or not (math.isfinite(amount) and amount >= 0):
+            raise InvalidInputError(f"{name} must be a finite number of at least 0, not {amount!r}")

@@ -19,7 +19,7 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._settings import check_counts
+from zsqretrieval._settings import check_amounts, check_counts
 from zsqretrieval.asking import InformationGain, Policy, Proposal, Scene, Turn
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.interview import Gallery, Interview, Memory, Wording
@@ -32,6 +32,8 @@ __all__ = ["SCALE", "Dialog", "Stopped"]
 
 SCALE = 30.0
 """Factor from cosine similarity to log-probability, unless a dialog is given another one (docs/dialog.md)."""
+
+_QUOTED = 60  # characters of an answer in an error
 
 Stopped = Literal["sure", "budget", "nothing to ask", "no candidates"]
 """Why a dialog asks no more: one image is likely enough; as many questions were answered as may be; no
@@ -98,6 +100,7 @@ class Dialog:
         _check_settings(candidates, budget, sure, scale, temper, seed, batch_size)
         if isinstance(policy, type) or not isinstance(policy, Policy):
             raise InvalidInputError(f"policy must be one such as InformationGain(), not {policy!r}")
+        _check_gallery(gallery)
         hits = tuple(gallery.first_stage(text, candidates))
         if not hits:
             raise InvalidInputError("the album is empty, so there is nothing to ask about; add images first")
@@ -126,8 +129,10 @@ class Dialog:
             memory: as for :class:`Dialog`.
 
         Raises:
+            InvalidInputError: it is no gallery.
             MismatchError: none of the candidates is there. Nothing has changed.
         """
+        _check_gallery(gallery)
         if not gallery.present(self._hits).any():
             raise MismatchError(
                 f"none of the {len(self._hits)} candidates of the dialog about {self.text!r} is in this "
@@ -283,6 +288,7 @@ class Dialog:
         """
         _check_text(text, "an answer")
         proposal = self.proposal
+        self._refuse_nobody()
         if proposal is None:
             raise InvalidInputError(
                 f"there is no question to answer, because the dialog has stopped: {self.stopped}; tell() "
@@ -300,6 +306,8 @@ class Dialog:
             InvalidInputError, ZsqError: as :meth:`answer`, but a dialog that has stopped can still be told.
         """
         _check_text(text, "what is told")
+        self._look()
+        self._refuse_nobody()
         self._take(None, text, None)
 
     def _take(self, question: str | None, said: str, proposal: Proposal | None) -> None:
@@ -308,15 +316,23 @@ class Dialog:
             evidence = np.zeros(len(self._hits))
         else:
             scene = self._scene()
-            if not scene.hits:
-                raise InvalidInputError("all candidates were removed from the album; begin another dialog")
             evidence = np.zeros(len(self._hits))
-            evidence[self._present] = _checked(self.policy.evidence(scene, question, said), scene)
+            try:
+                evidence[self._present] = _checked(self.policy.evidence(scene, question, said), scene)
+            except InvalidInputError as error:
+                start = said if len(said) <= _QUOTED else f"{said[:_QUOTED]}..."
+                raise InvalidInputError(
+                    f"{start!r} was not taken, and nothing has changed: {error}"
+                ) from error
         after = self._posterior([*(step.evidence for step in self._steps), evidence])
         gain = None if proposal is None else proposal.expected_gain
         turn = Turn(question, said, entropy(before), entropy(after), gain)
         self._steps.append(_Step(turn, evidence, proposal))
         self._proposal, self._asked_for = None, False
+
+    def _refuse_nobody(self) -> None:
+        if not self._present.any():
+            raise InvalidInputError("all candidates were removed from the album; begin another dialog")
 
     def undo(self) -> Turn:
         """Take back the last answer, or what was told last; its question is open again.
@@ -355,11 +371,16 @@ def _checked(evidence: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]
         return np.zeros_like(found)
     seen = scene.log_posterior[~blind] + found[~blind]
     if not np.isfinite(seen).any():
-        raise InvalidInputError("by this answer none of the candidates is possible; nothing was changed")
+        raise InvalidInputError("by this answer none of the candidates is possible")
     if not blind.any():
         return found
     average = np.logaddexp.reduce(seen) - np.logaddexp.reduce(scene.log_posterior[~blind])
     return np.where(blind, average, found)
+
+
+def _check_gallery(gallery: object) -> None:
+    if not isinstance(gallery, Gallery):
+        raise InvalidInputError(f"a dialog is about a gallery, such as retriever.gallery, not {gallery!r}")
 
 
 def _check_text(text: object, what: str) -> None:
@@ -371,10 +392,9 @@ def _check_settings(
     candidates: int, budget: int, sure: float, scale: float, temper: float, seed: int, batch_size: int
 ) -> None:
     check_counts(candidates=candidates, batch_size=batch_size)
-    check_counts(least=0, budget=budget, seed=seed)
+    check_counts(0, budget=budget, seed=seed)
+    check_amounts(sure=sure, scale=scale, temper=temper)
     if not 0 < sure <= 1:
         raise InvalidInputError(f"sure must be a probability above 0, not {sure}")
-    if not (math.isfinite(scale) and scale >= 0 and math.isfinite(temper) and temper > 0):
-        raise InvalidInputError(
-            f"scale={scale} must be a finite number of at least 0, temper={temper} one above 0"
-        )
+    if not temper:
+        raise InvalidInputError("temper must be above 0: at 0 no answer would count")

@@ -329,10 +329,11 @@ class Interview:
                     self._unseen.add(hit.key)
                     unseen.append(one)
             if unseen:
+                named = "; ".join(map(str, unseen[:3])) + ("; ..." if len(unseen) > 3 else "")
                 warnings.warn(
-                    f"{len(unseen)} candidates cannot be shown to the generator, and keep the probability "
-                    f"they have: {'; '.join(map(str, unseen[:3]))}{'; ...' if len(unseen) > 3 else ''}. Keep "
-                    "image states (states='disk') of images that are not files, or do not stay",
+                    f"{len(unseen)} of the candidates cannot be shown to the generator, and keep the "
+                    f"probability they have: {named}. Keep image states (states='disk') of images that are "
+                    "not files, or do not stay",
                     RuntimeWarning,
                     stacklevel=6,
                 )

@@ -26,7 +26,7 @@ from zsqretrieval.phrases import normalized
 from zsqretrieval.prompts import PROMPTS
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.question_table import Judgement, NewQuestion, Recipe
-from zsqretrieval.questions import Question, Style, check_style, generate_questions
+from zsqretrieval.questions import Question, Style, check_sampling, check_style, generate_questions
 from zsqretrieval.reopen import Reopener
 from zsqretrieval.rerank import Progress
 from zsqretrieval.viewing import Viewer
@@ -116,7 +116,9 @@ def ask_images(
     """
     begin = time.perf_counter()
     style = check_style(style, answers=answers)
-    check_counts(n=n, top_k=top_k, batch_size=batch_size)
+    check_sampling(n, temperature, seed, max_new_tokens)
+    check_counts(batch_size=batch_size)
+    check_counts(or_none=True, top_k=top_k)
     recipe = Recipe(
         style=style.name,
         prompts=tuple(prompt.template for prompt in style.prompts),
@@ -221,7 +223,8 @@ def judge_again(
         AlbumError: the disk is full or the album is locked; earlier batches stay.
     """
     begin = time.perf_counter()
-    check_counts(top_k=top_k, batch_size=batch_size)
+    check_counts(batch_size=batch_size)
+    check_counts(or_none=True, top_k=top_k)
     total = sum(facts.questions for facts in catalog.questions.styles())
     done = kept = 0
     for batch in catalog.questions.batches(batch_size):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from zsqretrieval._settings import check_counts
+from zsqretrieval._settings import check_amounts, check_counts
 from zsqretrieval.continuing import read_texts, write_texts
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.phrases import first_line, normalized, question_in
@@ -23,6 +23,7 @@ __all__ = [
     "STYLES",
     "Question",
     "Style",
+    "check_sampling",
     "check_style",
     "generate_questions",
 ]
@@ -140,13 +141,13 @@ def generate_questions(
         :func:`~zsqretrieval.phrases.normalized` form.
 
     Raises:
-        InvalidInputError: no such style; ``n`` < 1; answers to a style without questions; a generator that
-            scores texts but writes none; or a setting that the generator refuses.
+        InvalidInputError: no such style; ``n`` or ``max_new_tokens`` < 1; temperature or seed negative;
+            answers to a style without questions; a generator that scores texts but writes none.
         ImageError: an image cannot be decoded; names it.
         ZsqError: the generator's numbers are broken; names the image.
     """
     style = check_style(style, answers=answers)
-    check_counts(n=n)
+    check_sampling(n, temperature, seed, max_new_tokens)
     if answer_prompt.images != 1 or answer_prompt.fields != ("question",):
         raise InvalidInputError(
             f"the prompt for answers must take one image and {{question}}, not {answer_prompt.template!r}"
@@ -209,6 +210,17 @@ def _answered(
     )
     answers = (first_line(text) for (text,) in found)
     return [tuple(replace(one, answer=next(answers) or None) for one in questions) for questions in asked]
+
+
+def check_sampling(n: int, temperature: float, seed: int | None, max_new_tokens: int) -> None:
+    """Look at how many texts are to be drawn, and how.
+
+    Raises:
+        InvalidInputError: ``n`` or ``max_new_tokens`` < 1, or temperature or seed negative; names it.
+    """
+    check_counts(n=n, max_new_tokens=max_new_tokens)
+    check_counts(0, or_none=True, seed=seed)
+    check_amounts(temperature=temperature)
 
 
 def check_style(style: str | Style, *, answers: bool = False) -> Style:

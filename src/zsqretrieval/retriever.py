@@ -559,7 +559,7 @@ class Retriever:
         if viewer is not None:
             viewer.generator.get()  # loaded before the clock runs
         if expand:
-            found = self._first_stage.expanded(question, max(k, candidates), _checked(expansion))
+            found = self._first_stage.expanded(question, max(k, candidates), _checked(expansion, "expansion"))
         else:
             wanted = k if rule is None else max(k, candidates)
             found = self._first_stage.of_text(question, wanted)
@@ -639,7 +639,8 @@ class Retriever:
                 the generator.
             ZsqError: the generator's numbers are broken; names the text.
         """
-        check_counts(k=k, batch_size=batch_size)
+        check_counts(or_none=True, k=k)
+        check_counts(batch_size=batch_size)
         rule = self._rule(scoring)
         return rank_texts(
             self.encoder,
@@ -772,9 +773,11 @@ def _is_auto(fusion: object) -> bool:
     return isinstance(fusion, str) and fusion == "auto"
 
 
-def _checked(fusion: object) -> Fusion:
+def _checked(fusion: object, what: str = "fusion") -> Fusion:
     if isinstance(fusion, type) or not isinstance(fusion, Fusion):
-        raise InvalidInputError(f"fusion must be one such as WeightedSum() or RerankOnly(), not {fusion!r}")
+        raise InvalidInputError(
+            f"{what} must be one such as WeightedSum() or ReciprocalRank(), not {fusion!r}"
+        )
     return fusion
 
 

@@ -407,6 +407,8 @@ def test_another_album_cannot_be_attached() -> None:
     strange = world(removed={0, 1, 2, 3})
     with pytest.raises(MismatchError, match="none of the 4 candidates"):
         copy.attach(strange)
+    with pytest.raises(InvalidInputError, match=r"about a gallery, such as retriever\.gallery, not 'album'"):
+        copy.attach("album")
     with pytest.raises(InvalidInputError, match="give it one"):
         copy.question  # noqa: B018
 
@@ -434,8 +436,9 @@ def test_a_removed_image_drops_out_and_the_others_share_its_probability() -> Non
     gallery.removed.update({1, 2, 3})
     assert dialog.stopped == "no candidates" and dialog.question is None
     assert len(dialog.ranking) == 0 and dialog.entropy == 0
-    with pytest.raises(InvalidInputError, match="begin another dialog"):
-        dialog.tell("it rains")
+    for say in (dialog.tell, dialog.answer):
+        with pytest.raises(InvalidInputError, match="begin another dialog"):
+            say("it rains")
 
 
 def test_a_question_for_a_removed_image_is_thought_over() -> None:
@@ -459,7 +462,7 @@ def test_an_image_that_cannot_be_shown_keeps_its_probability(policy: Policy) -> 
     gallery = world(blind={1})
     dialog = begin(gallery, policy=policy)
     before = believed(dialog)
-    with pytest.warns(RuntimeWarning, match="1 candidates cannot be shown"):
+    with pytest.warns(RuntimeWarning, match="1 of the candidates cannot be shown"):
         dialog.answer("beach")
     after = believed(dialog)
     assert after[1] == pytest.approx(before[1])
@@ -484,7 +487,8 @@ def test_an_answer_must_say_something(said: object) -> None:
 def test_an_answer_that_is_too_long_changes_nothing() -> None:
     dialog = begin()
     state = (dialog.ranking, dialog.history, dialog.question)
-    with pytest.raises(InvalidInputError, match="reads 80"):
+    long = r"'beach beach .*\.\.\.' was not taken, and nothing has changed: .* reads 80"
+    with pytest.raises(InvalidInputError, match=long):
         dialog.answer("beach " * 100)
     assert (dialog.ranking, dialog.history, dialog.question) == state
 
@@ -500,6 +504,7 @@ def test_an_empty_album_and_texts_that_say_nothing() -> None:
     "setting",
     [{"candidates": 0}, {"budget": -1}, {"sure": 0.0}, {"sure": 1.1}, {"scale": math.nan}, {"scale": -1.0},
      {"temper": 0.0}, {"temper": math.inf}, {"seed": -1}, {"batch_size": 0}, {"policy": InformationGain},
+     {"candidates": 2.5}, {"candidates": "9"}, {"seed": None}, {"sure": "much"}, {"scale": None},
      {"policy": "random"}],
 )  # fmt: skip
 def test_settings_out_of_range(setting: dict[str, object]) -> None:

@@ -130,7 +130,7 @@ def test_an_image_whose_file_is_gone_keeps_its_probability(retriever: Retriever,
     dialog = retriever.dialog("a thing", sure=1.0)
     before = dialog.probabilities["red.png"]
     (album / "red.png").unlink()
-    with pytest.warns(RuntimeWarning, match=r"1 candidates cannot be shown.*red\.png"):
+    with pytest.warns(RuntimeWarning, match=r"1 of the candidates cannot be shown.*red\.png"):
         dialog.answer("green")
     assert dialog.probabilities["red.png"] == pytest.approx(before)
     assert dialog.ranking[0].id == "green.png"

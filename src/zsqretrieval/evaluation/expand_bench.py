@@ -141,7 +141,8 @@ def bench_expand(
             < 1; ``tune`` on a test split, or of an expansion that has no grid; no such style.
     """
     style = check_style(style)
-    check_counts(images=images, questions=questions, top_k=top_k, candidates=candidates)
+    check_counts(questions=questions, candidates=candidates)
+    check_counts(or_none=True, images=images, top_k=top_k)
     if NONE in expansions:
         raise InvalidInputError(f"an expansion cannot be called {NONE!r}: that is the first stage without")
     if tune:

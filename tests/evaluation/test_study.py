@@ -176,7 +176,11 @@ def test_weights_are_those_that_do_best_on_the_other_split(tmp_path: Path) -> No
     folder = write_colours(tmp_path / "colours", shades=2)
     test, dev = read_shards(folder), read_shards(folder, "dev")
     plan = replace(QUICK, systems=choose_systems(["fused", "expand", "mean"]), candidates=12)
-    found = study(test, tmp_path / "work", plan, tune_on=dev)
+    told: set[str] = set()
+    plan = replace(plan, systems=(*plan.systems, "yes_no"))
+    found = study(test, tmp_path / "work", plan, tune_on=dev, progress=lambda what, *_: told.add(what))  # type: ignore[arg-type]
+    assert {what for what in told if "yes_no" in what and "dev" in what} == set()
+    assert "colours dev: text to image, caption: scoring by likelihood" in told
     choice = found.choice
     assert choice.origin == "tuned for R@1 on colours dev"
     for direction in plan.directions:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.errors import MissingDependencyError
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
+from zsqretrieval.questions import generate_questions
 from zsqretrieval.rerank import Scoring, score_images
 from zsqretrieval.types import Image, ImageState
 
@@ -72,7 +74,7 @@ class Cost:
         stages: of one query: encoding the text, comparing it with all images, scoring by each rule at each
             depth.
         systems: the stages added up, by system and depth.
-        images: once for every image: encoding it, seeing it.
+        images: once for every image: encoding it, seeing it, asking it.
         bytes_per_image: of what is stored.
         peak_memory: in bytes: ``process``, and ``gpu`` where there is one.
     """
@@ -243,32 +245,41 @@ def query_costs(
 
 
 def image_costs(
-    encoder: Encoder, generator: Generator, images: Sequence[Image], *, batch_size: int = 16
+    encoder: Encoder,
+    generator: Generator,
+    images: Sequence[Image],
+    *,
+    questions: int = 0,
+    batch_size: int = 16,
 ) -> tuple[Spent, ...]:
     """Time what is done once for every image, in batches as an album does; seconds and count per image.
 
     Args:
         encoder: without any cache around it.
         generator: seen by it where it makes states.
-        images: a few images; they are timed in four parts, the first of which warms up.
+        images: a few images; they are timed in four parts, the first of which warms up. Only a quarter of
+            them are asked, which takes long.
+        questions: how many are written of each image; 0 to ask none.
         batch_size: images computed together.
     """
-    calls: dict[str, Callable[[Sequence[Image]], object]] = {
-        "encode image": lambda some: encoder.encode_image(some, batch_size=batch_size)
-    }
+    found = [_image_cost("encode image", partial(encoder.encode_image, batch_size=batch_size), images)]
     if isinstance(generator, ImageStates):
-        calls["see image"] = lambda some: generator.image_states(some, batch_size=batch_size)
-    parts = [list(images[start::4]) for start in range(min(4, len(images)))]
-    found = []
-    for what, call in calls.items():
-        flops = count_flops(call, parts[0])
-        seconds = []
-        for part in parts[1:] or parts:
-            begin = time.perf_counter()
-            call(part)
-            seconds.append((time.perf_counter() - begin) / len(part))
-        found.append(spent(what, seconds, flops=None if flops is None else flops // len(parts[0])))
+        found.append(_image_cost("see image", partial(generator.image_states, batch_size=batch_size), images))
+    if questions:
+        ask = partial(generate_questions, generator, n=questions, batch_size=batch_size)
+        found.append(_image_cost("ask image", ask, images[: max(len(images) // 4, 1)]))
     return tuple(found)
+
+
+def _image_cost(what: str, call: Callable[[Sequence[Image]], object], images: Sequence[Image]) -> Spent:
+    parts = [list(images[start::4]) for start in range(min(4, len(images)))]
+    flops = count_flops(call, parts[0])
+    seconds = []
+    for part in parts[1:] or parts:
+        begin = time.perf_counter()
+        call(part)
+        seconds.append((time.perf_counter() - begin) / len(part))
+    return spent(what, seconds, flops=None if flops is None else flops // len(parts[0]))
 
 
 def bytes_per_image(

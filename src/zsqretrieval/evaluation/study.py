@@ -12,6 +12,7 @@ on where it was, and one with another system or form computes only what is new.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,10 @@ def run_study(
     same = dict.fromkeys(plan.directions, plan.fusion)
     choice = Choice(same, same, plan.alpha, plan.expansion, plan.fusion_from)
     if tune_on is not None:
-        choice = tuned(
-            Workbench(keeping, generator, tune_on, plan, work, labelled(told, tune_on.name)), choice
-        )
+        # Yes or no has nothing to tune, so nobody has to read for it.
+        needed = replace(plan, systems=tuple(name for name in plan.systems if name != "yes_no"))
+        labels = labelled(told, tune_on.name)
+        choice = tuned(Workbench(keeping, generator, tune_on, needed, work, labels), choice)
     bench = Workbench(keeping, generator, dataset, plan, work, told)
     parts = []
     for direction, form in bench.parts():
@@ -227,7 +229,8 @@ def measure_cost(bench: Workbench, encoder: Encoder, choice: Choice, index: Inde
         batch_size=plan.batch_size,
         progress=bench.told,
     )
-    images = image_costs(encoder, bench.generator, data.gallery[:_TIMED_IMAGES])
+    questions = plan.questions if expands else 0
+    images = image_costs(encoder, bench.generator, data.gallery[:_TIMED_IMAGES], questions=questions)
     asked = len(bench.questions().texts) if expands else 0
     stored = bytes_per_image(gallery, bench.generator, index=index, questions=asked)
     return Cost(stages, systems, images, stored, peak_memory())

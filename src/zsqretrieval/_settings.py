@@ -8,7 +8,7 @@ from numbers import Integral, Real
 
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = ["check_amounts", "check_counts", "check_settings"]
+__all__ = ["check_amounts", "check_counts", "check_settings", "check_text"]
 
 
 def check_settings(part: str, given: Iterable[str], known: Sequence[str]) -> None:
@@ -50,3 +50,15 @@ def check_amounts(**amounts: float) -> None:
     for name, amount in amounts.items():
         if not isinstance(amount, Real) or not (math.isfinite(amount) and amount >= 0):
             raise InvalidInputError(f"{name} must be a finite number of at least 0, not {amount!r}")
+
+
+def check_text(text: object, what: str) -> None:
+    """Look at what somebody says.
+
+    Raises:
+        InvalidInputError: it is no text, says nothing, or is not Unicode.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidInputError(f"{what} must be a text that says something, not {text!r}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidInputError(f"{what} is not Unicode text: {text!r}; decode it with the right encoding")

@@ -19,7 +19,7 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._settings import check_amounts, check_counts
+from zsqretrieval._settings import check_amounts, check_counts, check_text
 from zsqretrieval.asking import InformationGain, Policy, Proposal, Scene, Turn
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.interview import Gallery, Interview, Memory, Wording
@@ -384,7 +384,8 @@ def _check_gallery(gallery: object) -> None:
 
 
 def _check_text(text: object, what: str) -> None:
-    if not isinstance(text, str) or not tidy(text):
+    check_text(text, what)
+    if not tidy(str(text)):
         raise InvalidInputError(f"{what} must be a text that says something, not {text!r}")
 
 

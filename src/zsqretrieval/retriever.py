@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from typing_extensions import Self
 
-from zsqretrieval._settings import check_counts
+from zsqretrieval._settings import check_counts, check_text
 from zsqretrieval.adding import Adder, AddReport, Progress
 from zsqretrieval.album import CATALOG, find_catalog
 from zsqretrieval.asking import InformationGain, Policy
@@ -550,8 +550,7 @@ class Retriever:
                 an album without questions; or the question is too long for the generator.
             ZsqError: the generator's numbers are broken; names the image.
         """
-        if not isinstance(question, str) or not question.strip():
-            raise InvalidInputError(f"the question must be a text that says something, not {question!r}")
+        check_text(question, "the question")
         check_counts(k=k, candidates=candidates, batch_size=batch_size)
         rule = self._rule(scoring)
         joined = self._fusion if _is_auto(fusion) else _checked(fusion)

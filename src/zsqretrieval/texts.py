@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._settings import check_text
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.parts import LazyGenerator
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
@@ -155,8 +156,7 @@ def _check(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise InvalidInputError(f"texts is one text, {texts!r}; give a list of texts")
     for n, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise InvalidInputError(f"text {n} must be a text that says something, not {text!r}")
+        check_text(text, f"text {n}")
 
 
 def _prior(prior: Prior | Literal["auto"] | None, scoring: Scoring | None) -> Prior | None:

@@ -498,6 +498,8 @@ def test_an_empty_album_and_texts_that_say_nothing() -> None:
         Dialog(World(0, ClosedGenerator({})), "somebody")
     with pytest.raises(InvalidInputError, match="the text to look for must"):
         Dialog(world(), " ")
+    with pytest.raises(InvalidInputError, match="an answer is not Unicode text"):
+        begin().answer("a caf\udce9")
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ class Dialog:
         self._steps: list[_Step] = []
         self._proposal: Proposal | None = None
         self._asked_for = False  # whether `_proposal` is what the policy proposes now
+        self._told: Proposal | None = None  # what `proposal` gave last: an answer is to that, whatever goes
         self._connect(gallery, memory)
 
     # --- the gallery --------------------------------------------------------------------------------------
@@ -217,12 +218,13 @@ class Dialog:
             ZsqError: the generator's numbers are broken; names the image.
         """
         if self._reason() is not None:
-            return None
-        if not self._asked_for:
-            scene = self._scene()
-            self._proposal = self.policy.propose(scene)
-            self._asked_for = True
-        return self._proposal
+            self._told = None
+        else:
+            if not self._asked_for:
+                self._proposal = self.policy.propose(self._scene())
+                self._asked_for = True
+            self._told = self._proposal
+        return self._told
 
     @property
     def question(self) -> str | None:
@@ -273,7 +275,7 @@ class Dialog:
     # --- answering ----------------------------------------------------------------------------------------
 
     def answer(self, text: str) -> None:
-        """Answer :attr:`question`.
+        """Answer :attr:`question`, as it was last read, even if images have gone since.
 
         "Don't know" and its like change nothing but that the question is not asked again. "Yes" and "no" may
         begin a longer answer ("yes, on a boat").
@@ -287,8 +289,8 @@ class Dialog:
             ZsqError: the generator's numbers are broken; names the image. Nothing has changed.
         """
         _check_text(text, "an answer")
-        proposal = self.proposal
         self._refuse_nobody()
+        proposal = self._told or self.proposal
         if proposal is None:
             raise InvalidInputError(
                 f"there is no question to answer, because the dialog has stopped: {self.stopped}; tell() "
@@ -297,7 +299,9 @@ class Dialog:
         self._take(proposal.question, text, proposal)
 
     def tell(self, text: str) -> None:
-        """Say something about the image that was not asked for; it counts as an answer, not as a question.
+        """Say something about the image that was not asked for; :attr:`question` may be another one then.
+
+        It counts as an answer, not as a question.
 
         Args:
             text: for instance "it was taken at night".
@@ -306,7 +310,6 @@ class Dialog:
             InvalidInputError, ZsqError: as :meth:`answer`, but a dialog that has stopped can still be told.
         """
         _check_text(text, "what is told")
-        self._look()
         self._refuse_nobody()
         self._take(None, text, None)
 
@@ -328,9 +331,10 @@ class Dialog:
         gain = None if proposal is None else proposal.expected_gain
         turn = Turn(question, said, entropy(before), entropy(after), gain)
         self._steps.append(_Step(turn, evidence, proposal))
-        self._proposal, self._asked_for = None, False
+        self._proposal, self._asked_for, self._told = None, False, None
 
     def _refuse_nobody(self) -> None:
+        self._look()
         if not self._present.any():
             raise InvalidInputError("all candidates were removed from the album; begin another dialog")
 
@@ -347,6 +351,7 @@ class Dialog:
             raise InvalidInputError("nothing has been answered yet, so there is nothing to undo")
         step = self._steps.pop()
         self._proposal, self._asked_for = step.proposal, step.proposal is not None
+        self._told = step.proposal
         return step.turn
 
     def __repr__(self) -> str:

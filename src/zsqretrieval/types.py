@@ -137,7 +137,8 @@ class Hit:
             ``"first_stage"`` is the cosine similarity, ``"likelihood"`` or ``"yes_no"`` what the generator
             made of the image, ``"fused"`` what the fusion made of both. Where a search looked at questions
             as well, ``"image_similarity"`` and ``"question_similarity"`` are the cosine similarities of the
-            image and of the nearest question it was asked, and ``"first_stage"`` joins them.
+            image and of the nearest question it was asked, and ``"first_stage"`` joins them. In a dialog,
+            ``"dialog"`` is log P(image | what was said), in nats.
         caption: the caption kept in the catalog, or None.
         metadata: the free facts kept in the catalog.
         matched_question: of the questions kept for this image, the nearest one; None when the search did not

@@ -441,6 +441,26 @@ def test_a_removed_image_drops_out_and_the_others_share_its_probability() -> Non
             say("it rains")
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "looked at", "pickled"])
+def test_an_answer_is_to_the_question_that_was_read(meanwhile: str) -> None:
+    gallery = world()
+    dialog = begin(gallery)
+    assert dialog.question == "where is this?"
+    gallery.removed.update({1, 2})
+    assert begin(gallery).question == "is there a dog?"  # which nobody was asked
+    if meanwhile == "looked at":
+        assert len(dialog.ranking) == 2
+    if meanwhile == "pickled":
+        dialog = pickle.loads(pickle.dumps(dialog))
+        dialog.attach(gallery)
+    dialog.answer("beach")
+    assert dialog.history[-1].question == "where is this?"
+    dialog.undo()
+    dialog.tell("it rains")
+    dialog.answer("yes")
+    assert [turn.question for turn in dialog.history] == [None, "is there a dog?"]
+
+
 def test_a_question_for_a_removed_image_is_thought_over() -> None:
     gallery = world()
     dialog = begin(gallery)

@@ -17,6 +17,8 @@ from zsqretrieval.cli.reading import (
     BenchPreset,
     EncoderWeights,
     GeneratorWeights,
+    Scale,
+    Temper,
     told_interval,
 )
 
@@ -42,13 +44,8 @@ def bench_dialog_command(
     user: Annotated[
         Users, typer.Option(help="Who answers: the generator itself, or what people wrote of the image.")
     ] = Users.CAPTIONS,
-    scale: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Factor from cosine similarity to log-probability.", show_default="the library's"
-        ),
-    ] = None,
-    temper: Annotated[float, typer.Option(help="Exponent of the likelihood of an answer.")] = 1.0,
+    scale: Scale = None,
+    temper: Temper = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of dialogs and of what they draw.")] = 0,
     weights: GeneratorWeights = None,
     encoder_weights: EncoderWeights = None,

@@ -9,7 +9,7 @@ import typer
 
 from zsqretrieval.cli.console import plain_table, printable, say, show
 from zsqretrieval.cli.opening import open_album
-from zsqretrieval.cli.reading import GeneratorWeights
+from zsqretrieval.cli.reading import GeneratorWeights, Scale, Temper
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -34,13 +34,8 @@ def chat(
     candidates: Annotated[int, typer.Option(min=1, help="Images of the first stage to consider.")] = 100,
     budget: Annotated[int, typer.Option(min=0, help="Most questions.")] = 10,
     sure: Annotated[float, typer.Option(help="Ask no more when an image is that probable.")] = 0.9,
-    scale: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Factor from cosine similarity to log-probability.", show_default="the library's"
-        ),
-    ] = None,
-    temper: Annotated[float, typer.Option(help="Exponent of the likelihood of an answer.")] = 1.0,
+    scale: Scale = None,
+    temper: Temper = 1.0,
     preset: Annotated[
         str | None, typer.Option(help="Ask with the generator of this preset, in place of the album's.")
     ] = None,
@@ -72,7 +67,7 @@ def chat(
                 if not dialog.history:
                     break
             said = _heard(question)
-            if said is None or said in _QUIT or (question is None and said != _UNDO):
+            if said is None or said.lower() in _QUIT or (question is None and said.lower() != _UNDO):
                 break
             if _taken(dialog, said):
                 _show(dialog, k)
@@ -95,7 +90,7 @@ def _heard(question: str | None) -> str | None:
 def _taken(dialog: Dialog, said: str) -> bool:
     """Whether what was said changed anything; says what was wrong with it otherwise."""
     try:
-        if said == _UNDO:
+        if said.lower() == _UNDO:
             dialog.undo()
         else:
             dialog.answer(said)

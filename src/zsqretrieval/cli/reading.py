@@ -27,8 +27,10 @@ __all__ = [
     "HowExpanded",
     "HowFused",
     "HowScored",
+    "Scale",
     "Scorings",
     "States",
+    "Temper",
     "Weight",
     "expansion_settings",
     "hit_told",
@@ -94,6 +96,13 @@ HowExpanded = Annotated[
     Expansions | None,
     typer.Option(help="How images and questions are joined; implies --expand.", show_default="weighted-sum"),
 ]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="Factor from cosine similarity to log-probability.", show_default="the library's"
+    ),
+]
+Temper = Annotated[float, typer.Option(help="Exponent of the likelihood of an answer.")]
 EncoderWeights = Annotated[
     Path | None,
     typer.Option(help="Weights of the encoder in a local folder or file, in place of the preset's."),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from zsqretrieval.cli.console import count_bar, emit_json, plain_table, say, show
-from zsqretrieval.cli.reading import human_seconds
+from zsqretrieval.cli.reading import AsJson, human_seconds
 
 __all__ = ["bench_alternatives_command"]
 
@@ -22,9 +22,7 @@ def bench_alternatives_command(
     rounds: Annotated[int, typer.Option(min=1, help="How often each route is timed.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs or images computed together.")] = 16,
     dtype: Annotated[str, typer.Option(help="Of Kosmos: bfloat16, float16 or float32.")] = "float32",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare with a transformers loop, rerankers and sentence-transformers: same numbers, ratio of time."""
     from zsqretrieval.evaluation.alternatives import bench_alternatives

@@ -11,7 +11,7 @@ import typer
 
 from zsqretrieval.cli.console import emit_json, plain_table, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder, new_generator
-from zsqretrieval.cli.reading import human_seconds
+from zsqretrieval.cli.reading import AsJson, BenchPreset, EncoderWeights, GeneratorWeights, human_seconds
 
 __all__ = ["bench_gallery_command"]
 
@@ -20,7 +20,7 @@ def bench_gallery_command(
     data: Annotated[
         Path, typer.Option(help="Folder of WebDataset shards; splits that do not ask are distractors.")
     ],
-    preset: Annotated[str, typer.Option(help="Whose encoder and generator: mini or clip-kosmos2.")] = "mini",
+    preset: BenchPreset = "mini",
     split: Annotated[str, typer.Option(help="Split whose captions ask.")] = "test",
     queries: Annotated[
         int | None, typer.Option(min=1, help="Let only so many captions ask.", show_default="all")
@@ -37,19 +37,13 @@ def bench_gallery_command(
     ] = None,
     synthetic: Annotated[int, typer.Option(min=0, help="Hard distractors to make up.")] = 100_000,
     resamples: Annotated[int, typer.Option(min=2, help="Draws that models are fitted to.")] = 200,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights of the generator, in place of the preset's.")
-    ] = None,
-    encoder_weights: Annotated[
-        Path | None, typer.Option(help="Weights of the encoder, in place of the preset's.")
-    ] = None,
+    weights: GeneratorWeights = None,
+    encoder_weights: EncoderWeights = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder to keep vectors and scores in, to go on from.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs the generator computes together.")] = 64,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how recall falls as the gallery grows, and extrapolate it to LAION-5B."""
     from zsqretrieval.evaluation.gallery_bench import bench_gallery

@@ -11,6 +11,7 @@ import typer
 
 from zsqretrieval.cli.console import emit_json, notice, plain_table, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder, new_generator
+from zsqretrieval.cli.reading import AsJson, BenchPreset, EncoderWeights, GeneratorWeights
 from zsqretrieval.errors import InvalidInputError
 
 __all__ = ["evaluate"]
@@ -34,7 +35,7 @@ def evaluate(
             "wording, mean, prior, pixels; or all."
         ),
     ] = "clip,likelihood,yesno,fused,expand",
-    preset: Annotated[str, typer.Option(help="Whose encoder and generator: mini or clip-kosmos2.")] = "mini",
+    preset: BenchPreset = "mini",
     split: Annotated[
         str | None, typer.Option(help="Split to measure.", show_default="test, where there are splits")
     ] = None,
@@ -68,18 +69,12 @@ def evaluate(
         int, typer.Option(min=1, help="Queries of each form and direction that what lacks a part is asked.")
     ] = 300,
     questions: Annotated[int, typer.Option(min=1, help="Questions of an image for expand, at most.")] = 3,
-    encoder_weights: Annotated[
-        Path | None, typer.Option(help="Weights of the encoder, in place of the preset's.")
-    ] = None,
-    generator_weights: Annotated[
-        Path | None, typer.Option(help="Weights of the generator, in place of the preset's.")
-    ] = None,
+    encoder_weights: EncoderWeights = None,
+    generator_weights: GeneratorWeights = None,
     cost: Annotated[bool, typer.Option(help="Measure times and arithmetic.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs the generator computes together.")] = 64,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure what finds the images of a data set, and write a report with run files and figures."""
     from zsqretrieval.evaluation.opening import open_dataset

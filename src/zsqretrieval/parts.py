@@ -66,7 +66,7 @@ _CLIP = {"name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
 
 PRESETS: Mapping[str, Preset] = {
     "mini": Preset(
-        "mini", generator="mini", fusion=WeightedSum(weight=1.0, scale="raw", first_stage_scale=100.0)
+        "mini", generator="mini", fusion=WeightedSum(weight=1.5, scale="raw", first_stage_scale=100.0)
     ),
     "clip": Preset("clip", _CLIP),
     "clip-kosmos2": Preset(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
 import math
@@ -15,6 +14,7 @@ from html import escape
 
 from PIL import Image as PILImage
 
+from zsqretrieval._html import document, inlined
 from zsqretrieval.errors import ImageError
 from zsqretrieval.explaining import SAYS, Word, words
 from zsqretrieval.images import ImageLike, decode
@@ -149,14 +149,14 @@ def contact_sheet(
         legends.append(_EXPLAINED)
     closest = max((one["first_stage"] for one in scores if "first_stage" in one), default=0.0)
     sections = "\n".join(_section(row, thumbnails, closest) for row in rows)
-    return _PAGE.format(
-        style=_STYLE,
+    main = _MAIN.format(
         legend=" ".join(filter(None, legends)),
         title=escape(title),
         summary=f"<p>{escape(summary)}</p>" if summary else "",
         sections=sections,
         credits=f"<p>{escape(credits)}</p>" if credits else "",
     )
+    return document(title, _STYLE, main)
 
 
 def _section(row: Row, thumbnails: Mapping[str, bytes], closest: float) -> str:
@@ -246,32 +246,14 @@ def _share(name: str, score: float, closest: float, likeliest: float) -> float |
 
 
 def _picture(jpeg: bytes, alt: str) -> str:
-    data = base64.b64encode(jpeg).decode("ascii")
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}" decoding="async">'
+    return f'<img src="{inlined(jpeg, "image/jpeg")}" alt="{escape(alt)}" decoding="async">'
 
 
 _TICK = ' <span class="tick" role="img" aria-label="the expected image">&#10003;</span>'
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<header class="top"><h1>{title}</h1>{summary}</header>
+_MAIN = """<header class="top"><h1>{title}</h1>{summary}</header>
 {sections}
-<footer><p>Higher is better. {legend}</p>{credits}</footer>
-</main>
-</body>
-</html>
-"""
+<footer><p>Higher is better. {legend}</p>{credits}</footer>"""
 
 _STYLE = """
 :root {

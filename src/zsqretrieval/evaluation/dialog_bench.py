@@ -25,8 +25,9 @@ from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import read_captioned
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
+from zsqretrieval.evaluation.progress import Progress, untold
 from zsqretrieval.evaluation.remembered import Remembered
-from zsqretrieval.evaluation.score_matrix import Progress, image_states
+from zsqretrieval.evaluation.score_matrix import image_states
 from zsqretrieval.evaluation.simulated_user import CaptionUser, GeneratorUser, SimulatedUser
 from zsqretrieval.gallery import encoded_alike
 from zsqretrieval.images import digest
@@ -163,7 +164,7 @@ def bench_dialog(
     check_counts(dialogs=dialogs, rounds=rounds, candidates=candidates)
     if user not in ("generator", "captions"):
         raise InvalidInputError(f"user must be 'generator' or 'captions', not {user!r}")
-    told = progress or _nothing
+    told = progress or untold
     samples = list(read_captioned(Path(data), split))
     captions = [sample.captions for sample in samples]
     meant = draw_dialogs(captions, dialogs, seed)
@@ -179,10 +180,6 @@ def bench_dialog(
         run = _Run(gallery, captions, memory, rounds, candidates, user, scale, temper, seed, batch_size)
         found = {name: _play(run, name, policy, meant, told) for name, policy in policies.items()}
     return _summary(run, found, meant, policies, Path(data), split)
-
-
-def _nothing(what: str, done: int, total: int) -> None:
-    """Progress that nobody asked for."""
 
 
 # --- measures ---------------------------------------------------------------------------------------------

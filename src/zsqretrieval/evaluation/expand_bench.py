@@ -28,8 +28,8 @@ from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import KS, Captioned, read_captioned
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
+from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
 from zsqretrieval.evaluation.query_forms import as_question, question_form
-from zsqretrieval.evaluation.score_matrix import Progress
 from zsqretrieval.expansion import EXPANSION, best_questions, join
 from zsqretrieval.images import digest
 from zsqretrieval.indexes.exact import ExactIndex
@@ -147,7 +147,7 @@ def bench_expand(
         raise InvalidInputError(f"an expansion cannot be called {NONE!r}: that is the first stage without")
     if tune:
         _refuse_tuning(split, expansions)
-    told = progress or _nothing
+    told = progress or untold
     samples = list(islice(read_captioned(Path(data), split), images))
     queries = _queries(samples)
     with ExitStack() as stack:
@@ -160,7 +160,9 @@ def bench_expand(
         album = folder / f"expand-{named}"
         _ask(album, keeping, generator, samples, style, questions, temperature, seed, top_k, batch_size, told)
         gallery, answers_of, kept, facts = _read(album, samples)
-        asked = _encoded(keeping, [query.text for query in queries], told)
+        asked = encode_in_parts(
+            keeping.encode_text, [query.text for query in queries], "encoding queries", told
+        )
     answers = np.array([answers_of[query.image] for query in queries], np.int64)
     similarity, by_question = _compared(asked, gallery, *kept)
 
@@ -218,10 +220,6 @@ def _refuse_tuning(split: str, expansions: Mapping[str, Fusion]) -> None:
     unknown = [name for name in expansions if name not in GRID]
     if unknown:
         raise InvalidInputError(f"nothing is known to try for {unknown[0]!r}; tune one of {', '.join(GRID)}")
-
-
-def _nothing(what: str, done: int, total: int) -> None:
-    """Progress that nobody asked for."""
 
 
 # --- the task ---------------------------------------------------------------------------------------------
@@ -312,14 +310,6 @@ def _read(
         owners = np.searchsorted(keys, kept.images).astype(np.int64)
         answers = [row[digest(sample.image)] for sample in samples]
         return catalog.vectors(keys), answers, (owners, kept.vectors), facts
-
-
-def _encoded(encoder: Encoder, texts: Sequence[str], told: Progress) -> NDArray[np.float32]:
-    rows = []
-    for start in range(0, len(texts), _BLOCK):
-        rows.append(encoder.encode_text(texts[start : start + _BLOCK]))
-        told("encoding queries", min(start + _BLOCK, len(texts)), len(texts))
-    return np.concatenate(rows)
 
 
 def _compared(

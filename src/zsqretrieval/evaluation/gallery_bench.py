@@ -37,10 +37,11 @@ from zsqretrieval.evaluation.gallery_size import (
     recall_in_sample,
     recall_reranked,
 )
+from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
 from zsqretrieval.evaluation.rerank_bench import first_candidates
 from zsqretrieval.evaluation.roofline import LAION_5B, laion_cost
 from zsqretrieval.evaluation.runs import GeneratorSystem, Run
-from zsqretrieval.evaluation.score_matrix import Progress, image_states
+from zsqretrieval.evaluation.score_matrix import image_states
 from zsqretrieval.images import read_webdataset
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.rerank import Fusion, Likelihood, RerankOnly, Scoring, WeightedSum
@@ -168,7 +169,7 @@ def bench_gallery(
             f"{candidates} candidates, {list(depths)} of them read, {synthetic} synthetic, {resamples} "
             f"resamples and {draws} draws: depths are from 1 to candidates, and there must be a draw"
         )
-    data, told = Path(data), progress or _nothing
+    data, told = Path(data), progress or untold
     dataset = _with_distractors(read_shards(data, split), data, split)
     if queries is not None:
         dataset = dataset.sample(queries, seed=seed)
@@ -182,8 +183,10 @@ def bench_gallery(
     if work is not None:
         Path(work).mkdir(parents=True, exist_ok=True)
         encoder = CachedEncoder(encoder, Path(work) / "vectors.sqlite")
-    gallery = _in_parts(encoder.encode_image, dataset.gallery, "encoding images", told)  # [n, dim]
-    asking = _in_parts(encoder.encode_text, [q.text for q in dataset.queries], "encoding captions", told)
+    gallery = encode_in_parts(encoder.encode_image, dataset.gallery, "encoding images", told)  # [n, dim]
+    asking = encode_in_parts(
+        encoder.encode_text, [q.text for q in dataset.queries], "encoding captions", told
+    )
 
     whole = _contest(asking, gallery, answers, np.arange(len(gallery)))
     times = image_draws(task.clusters, resamples=resamples, seed=seed)
@@ -231,22 +234,10 @@ def bench_gallery(
     )
 
 
-def _nothing(what: str, done: int, total: int) -> None:
-    """Progress that nobody asked for."""
-
-
 def _with_distractors(dataset: Dataset, data: Path, split: str) -> Dataset:
     """The same queries in a gallery with the images of all other shards."""
     others = [path for path in sorted(data.glob("*.tar")) if not path.name.startswith(f"{split}-")]
     return replace(dataset, gallery=(*dataset.gallery, *(read_webdataset(others) if others else ())))
-
-
-def _in_parts(encode: Any, items: Sequence[Any], what: str, told: Progress) -> NDArray[np.float32]:
-    rows = []
-    for start in range(0, len(items), 100):
-        rows.append(encode(items[start : start + 100]))
-        told(what, min(start + 100, len(items)), len(items))
-    return np.concatenate(rows)
 
 
 def _contest(

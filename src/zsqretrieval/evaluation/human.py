@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError
 from zsqretrieval.evaluation.datasets import CAPTION, Dataset
 from zsqretrieval.evaluation.datasets._files import found, lines
-from zsqretrieval.evaluation.score_matrix import Progress, score_matrix
+from zsqretrieval.evaluation.progress import Progress
+from zsqretrieval.evaluation.score_matrix import score_matrix
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.rerank import Scoring
 from zsqretrieval.types import Image, ImageState

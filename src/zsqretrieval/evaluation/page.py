@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from zsqretrieval._html import document, inlined
 from zsqretrieval.evaluation.findings import Example, Study
 from zsqretrieval.evaluation.plan import BASELINE
 from zsqretrieval.evaluation.tables import Table
@@ -60,9 +60,8 @@ def page(
         f"{len(study.dataset.gallery):,} images; texts of the forms {forms}; the best "
         f"{study.plan.candidates} of the first stage are read."
     )
-    return _PAGE.format(
-        title=escape(title), summary=escape(summary), style=_STYLE, sections="\n".join(sections)
-    )
+    header = f"<header><h1>{escape(title)}</h1><p>{escape(summary)}</p></header>"
+    return document(title, _STYLE, "\n".join([header, *sections]))
 
 
 def _list(items: Sequence[str], kind: str) -> str:
@@ -70,9 +69,8 @@ def _list(items: Sequence[str], kind: str) -> str:
 
 
 def _figure(svg: str, what: str) -> str:
-    data = base64.b64encode(svg.encode()).decode("ascii")
     return (
-        f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(what)}">'
+        f'<figure><img src="{inlined(svg.encode(), "image/svg+xml")}" alt="{escape(what)}">'
         f"<figcaption>{escape(what)}</figcaption></figure>"
     )
 
@@ -118,29 +116,9 @@ def _picture(id: str, right: bool, pictures: Mapping[str, bytes]) -> str:
     kind = ' class="right"' if right else ""
     if id not in pictures:
         return f"<span{kind}>{escape(id)}</span>"
-    data = base64.b64encode(pictures[id]).decode("ascii")
-    return f'<img{kind} src="data:image/jpeg;base64,{data}" alt="{escape(id)}" title="{escape(id)}">'
+    source = inlined(pictures[id], "image/jpeg")
+    return f'<img{kind} src="{source}" alt="{escape(id)}" title="{escape(id)}">'
 
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<header><h1>{title}</h1><p>{summary}</p></header>
-{sections}
-</main>
-</body>
-</html>
-"""
 
 _STYLE = """
 :root { --paper: #faf9f7; --sheet: #fff; --ink: #22211f; --quiet: #716d66; --line: #e6e2db;

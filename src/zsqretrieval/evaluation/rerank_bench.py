@@ -7,7 +7,7 @@ those (:mod:`zsqretrieval.evaluation.score_matrix`). Everything after that is ar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import KS, read_captioned
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
-from zsqretrieval.evaluation.score_matrix import Progress, image_states, score_matrix
+from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
+from zsqretrieval.evaluation.score_matrix import image_states, score_matrix
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.rerank import Fusion, Likelihood, Scoring, WeightedSum, YesNo, best_first, score_images
 from zsqretrieval.types import Image, ImageState
@@ -108,14 +109,14 @@ def bench_rerank(
         raise InvalidInputError(f"candidates={candidates}, queries={queries}; ask for at least one of each")
     if tune:
         _refuse_tuning(split, fusion)
-    told = progress or _nothing
+    told = progress or untold
     task = _read_task(Path(data), split, queries)
     if work is not None:
         Path(work).mkdir(parents=True, exist_ok=True)
     keeping = encoder if work is None else CachedEncoder(encoder, Path(work) / "vectors.sqlite")
 
-    gallery = _in_parts(keeping.encode_image, task.images, "encoding images", told)  # [N, D]
-    asked = _in_parts(keeping.encode_text, task.questions, "encoding captions", told)  # [Q, D]
+    gallery = encode_in_parts(keeping.encode_image, task.images, "encoding images", told)  # [N, D]
+    asked = encode_in_parts(keeping.encode_text, task.questions, "encoding captions", told)  # [Q, D]
     similarity = asked @ gallery.T  # [Q, N]
     found, first = first_candidates(similarity, task.answers, candidates)  # [Q, K] each
     shown = image_states(generator, task.images, batch_size=batch_size, progress=told)
@@ -171,10 +172,6 @@ def _refuse_tuning(split: str, fusion: Fusion) -> None:
         raise InvalidInputError(f"only a WeightedSum has a weight to tune, not {fusion!r}")
 
 
-def _nothing(what: str, done: int, total: int) -> None:
-    """Progress that nobody asked for."""
-
-
 # --- the task ---------------------------------------------------------------------------------------------
 
 
@@ -205,16 +202,6 @@ def _read_task(data: Path, split: str, queries: int | None) -> _Task:
 
 
 # --- the first stage --------------------------------------------------------------------------------------
-
-
-def _in_parts(
-    encode: Callable[[Sequence[Any]], NDArray[np.float32]], items: Sequence[Any], what: str, told: Progress
-) -> NDArray[np.float32]:
-    rows = []
-    for start in range(0, len(items), 100):
-        rows.append(encode(items[start : start + 100]))
-        told(what, min(start + 100, len(items)), len(items))
-    return np.concatenate(rows)
 
 
 def first_candidates(

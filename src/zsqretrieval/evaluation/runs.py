@@ -13,17 +13,18 @@ The flow of a measurement, each arrow a function of arrays::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.evaluation.datasets import Dataset, Task
-from zsqretrieval.evaluation.score_matrix import Progress, image_states, score_matrix
+from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
+from zsqretrieval.evaluation.score_matrix import image_states, score_matrix
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.rerank import Fusion, Scoring, fuse
 from zsqretrieval.types import Image, ImageState
@@ -45,7 +46,6 @@ __all__ = [
 
 Direction: TypeAlias = Literal["text to image", "image to text"]
 
-_ENCODED = 100  # images or texts between two calls of progress
 _ROWS = 256  # queries whose similarities are in memory together
 
 
@@ -171,8 +171,9 @@ def first_stage(
     if candidates < 1:
         raise InvalidInputError(f"candidates must be at least 1, not {candidates}")
     task = task_of(dataset, direction)
-    images = _in_parts(encoder.encode_image, dataset.gallery, "encoding images", progress)
-    texts = _in_parts(encoder.encode_text, [q.text for q in dataset.queries], "encoding texts", progress)
+    told = progress or untold
+    images = encode_in_parts(encoder.encode_image, dataset.gallery, "encoding images", told)
+    texts = encode_in_parts(encoder.encode_text, [q.text for q in dataset.queries], "encoding texts", told)
     place = {str(image.id): n for n, image in enumerate(dataset.gallery)}
     asking, searched = (
         (texts, images)
@@ -191,20 +192,6 @@ def first_stage(
         found[start : start + _ROWS] = best
         scores[start : start + _ROWS] = np.take_along_axis(similarity, best, 1)
     return Run(name, task.queries, task.items, found, scores, direction)
-
-
-def _in_parts(
-    encode: Callable[[Sequence[Any]], NDArray[np.float32]],
-    items: Sequence[Any],
-    what: str,
-    progress: Progress | None,
-) -> NDArray[np.float32]:
-    rows = []
-    for start in range(0, len(items), _ENCODED):
-        rows.append(encode(items[start : start + _ENCODED]))
-        if progress is not None:
-            progress(what, min(start + _ENCODED, len(items)), len(items))
-    return np.concatenate(rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import ZsqError
+from zsqretrieval.evaluation.progress import Progress
 from zsqretrieval.images import digest
 from zsqretrieval.protocols import Generator, ImageStates
 from zsqretrieval.rerank import Scoring
 from zsqretrieval.types import Image, ImageState
 
-__all__ = ["Progress", "image_states", "score_matrix"]
-
-Progress: TypeAlias = Callable[[str, int, int], object]
-"""Called with what is being done, how much of it is done, and of how much; may raise to stop."""
+__all__ = ["image_states", "score_matrix"]
 
 CHUNK = 1000
 """Pairs of a question and an image between two saves."""

@@ -29,8 +29,8 @@ from zsqretrieval.evaluation.findings import Choice, Example, Part, Point, Study
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
 from zsqretrieval.evaluation.measures import break_ties, measure
 from zsqretrieval.evaluation.plan import BASELINE, Plan, with_forms
+from zsqretrieval.evaluation.progress import Progress, untold
 from zsqretrieval.evaluation.runs import Direction, Run, shallow
-from zsqretrieval.evaluation.score_matrix import Progress
 from zsqretrieval.evaluation.tuning import check_tuning, tuned
 from zsqretrieval.evaluation.workbench import Scores, Workbench, labelled, sample_places
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
@@ -79,7 +79,7 @@ def run_study(
         ZsqError: a scorer gave a number that is none; names the text and the image.
         OSError: ``work`` cannot be written to.
     """
-    told = progress or _nothing
+    told = progress or untold
     dataset = with_forms(dataset, forms)
     if tune_on is not None:
         tune_on = with_forms(tune_on, dataset.forms)
@@ -109,10 +109,6 @@ def run_study(
     spent = measure_cost(bench, encoder, choice, index) if cost else None
     names = {"encoder": encoder.fingerprint, "generator": generator.fingerprint}
     return Study(dataset, plan, tuple(parts), choice, spent, checks, names)
-
-
-def _nothing(what: str, done: int, total: int) -> None:
-    """Progress that nobody asked for."""
 
 
 def measure_part(bench: Workbench, direction: Direction, form: str, choice: Choice) -> Part:

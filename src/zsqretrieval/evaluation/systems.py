@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset
+from zsqretrieval.evaluation.progress import Progress, encode_in_parts
 from zsqretrieval.evaluation.remembered import Remembered
 from zsqretrieval.evaluation.runs import Run, System
-from zsqretrieval.evaluation.score_matrix import Progress, image_states, score_matrix
+from zsqretrieval.evaluation.score_matrix import image_states, score_matrix
 from zsqretrieval.expansion import EXPANSION, best_questions, join
 from zsqretrieval.images import digest
 from zsqretrieval.prompts import PROMPTS, Prompt
@@ -184,8 +185,8 @@ def ask_gallery(
                 progress("asking images", len(written), len(images))
     texts = [text for some in written for text in some]
     owners = np.repeat(np.arange(len(images)), [len(some) for some in written]).astype(np.int64)
-    gallery = _encoded(encoder.encode_image, images, encoder.dim)
-    vectors = _encoded(encoder.encode_text, texts, encoder.dim)
+    gallery = encode_in_parts(encoder.encode_image, images, "encoding images")
+    vectors = encode_in_parts(encoder.encode_text, texts, "encoding texts")
     kept = np.zeros(len(texts), bool)
     for n_text, (vector, owner) in enumerate(zip(vectors, owners, strict=True)):
         similarity = gallery @ vector
@@ -222,9 +223,11 @@ class ExpandSystem:
         """
         if first.direction != "text to image":
             raise InvalidInputError("question expansion is of images that are searched; here they search")
-        gallery = _encoded(self.encoder.encode_image, dataset.gallery, self.encoder.dim)
+        gallery = encode_in_parts(self.encoder.encode_image, dataset.gallery, "encoding images")
         texts = {query.id: query.text for query in dataset.queries}
-        asking = _encoded(self.encoder.encode_text, [texts[id] for id in first.queries], self.encoder.dim)
+        asking = encode_in_parts(
+            self.encoder.encode_text, [texts[id] for id in first.queries], "encoding texts"
+        )
         place = {item: n for n, item in enumerate(first.items)}
         width = min(2 * self.candidates, len(gallery))
         found = np.full((len(asking), width), -1, np.int64)
@@ -266,11 +269,6 @@ class ExpandSystem:
         joined = join(self.expansion, image[pool], question[pool])
         order = best_first(joined)
         return pool[order].astype(np.int64), joined[order]
-
-
-def _encoded(encode: Any, items: Sequence[Any], dim: int) -> NDArray[np.float32]:
-    parts = [encode(items[start : start + 100]) for start in range(0, len(items), 100)]
-    return np.concatenate([np.empty((0, dim), np.float32), *parts])
 
 
 # --- what texts are like by themselves --------------------------------------------------------------------

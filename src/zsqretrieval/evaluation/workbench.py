@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from zsqretrieval.evaluation.datasets import Dataset, Task
 from zsqretrieval.evaluation.findings import Choice
 from zsqretrieval.evaluation.plan import BASELINE, Plan
+from zsqretrieval.evaluation.progress import Progress
 from zsqretrieval.evaluation.runs import (
     Direction,
     GeneratorSystem,
@@ -26,7 +27,6 @@ from zsqretrieval.evaluation.runs import (
     some_rows,
     task_of,
 )
-from zsqretrieval.evaluation.score_matrix import Progress
 from zsqretrieval.evaluation.systems import (
     ExpandSystem,
     GalleryQuestions,

@@ -421,19 +421,24 @@ def write_trained(parts: dict[str, Tensor], out: Path, recipe: dict[str, object]
     log.info("wrote %s", out)
 
 
-def main() -> None:
-    """Run what has not been run yet."""
+def arguments(description: str | None, data: str) -> argparse.Namespace:
+    """Read the options of a training script, begin to log, and make the folder it works in."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of train-*.tar and dev-*.tar")
+    parser.add_argument("--data", type=Path, required=True, help=data)
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files (3 GB)")
     parser.add_argument("--out", type=Path, default=Path("mini.safetensors"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
+    return args
 
+
+def main() -> None:
+    """Run what has not been run yet."""
+    args = arguments(__doc__, "folder of train-*.tar and dev-*.tar")
     cnn, bert, config, vocabulary = fetch(
         (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER)
     )

@@ -23,7 +23,6 @@ at. Deterministic under ``--seed`` for a given number of threads and version of 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
 import math
@@ -40,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from train_mini_encoder import CAPTIONS, STOP_WORDS, VIEWS, image_features, write_trained
+from train_mini_encoder import CAPTIONS, STOP_WORDS, VIEWS, arguments, image_features, write_trained
 from zsqretrieval.encoders.mini import MiniEncoder
 from zsqretrieval.evaluation.encoder_bench import read_captioned
 from zsqretrieval.generators._mini_model import MiniModel
@@ -456,17 +455,7 @@ def neighbours(data: Path, work: Path) -> np.ndarray:
 
 def main() -> None:
     """Run what has not been run yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of train-*.tar")
-    parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files (3 GB)")
-    parser.add_argument("--out", type=Path, default=Path("mini.safetensors"))
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    args.work.mkdir(parents=True, exist_ok=True)
-
+    args = arguments(__doc__, "folder of train-*.tar")
     cnn, bert, config, vocabulary = fetch(
         (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER)
     )

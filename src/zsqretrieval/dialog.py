@@ -217,14 +217,17 @@ class Dialog:
                 or one that cannot write.
             ZsqError: the generator's numbers are broken; names the image.
         """
-        if self._reason() is not None:
-            self._told = None
-        else:
-            if not self._asked_for:
-                self._proposal = self.policy.propose(self._scene())
-                self._asked_for = True
-            self._told = self._proposal
+        self._told = self._next()
         return self._told
+
+    def _next(self) -> Proposal | None:
+        """What is to be asked now, which nobody is told by this."""
+        if self._reason() is not None:
+            return None
+        if not self._asked_for:
+            self._proposal = self.policy.propose(self._scene())
+            self._asked_for = True
+        return self._proposal
 
     @property
     def question(self) -> str | None:
@@ -234,13 +237,13 @@ class Dialog:
 
     @property
     def stopped(self) -> Stopped | None:
-        """Why there is no question; None while there is one.
+        """Why there is no question; None while there is one. To ask this is not to read the question.
 
         Raises:
-            InvalidInputError, ZsqError: as :attr:`proposal`, which has to be known for that.
+            InvalidInputError, ZsqError: as :attr:`proposal`, which has to be thought of for that.
         """
         reason = self._reason()
-        if reason is None and self.proposal is None:
+        if reason is None and self._next() is None:
             return "nothing to ask"
         return reason
 

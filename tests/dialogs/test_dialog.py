@@ -441,7 +441,7 @@ def test_a_removed_image_drops_out_and_the_others_share_its_probability() -> Non
             say("it rains")
 
 
-@pytest.mark.parametrize("meanwhile", ["nothing", "looked at", "pickled"])
+@pytest.mark.parametrize("meanwhile", ["nothing", "looked at", "asked why it stopped", "pickled"])
 def test_an_answer_is_to_the_question_that_was_read(meanwhile: str) -> None:
     gallery = world()
     dialog = begin(gallery)
@@ -450,6 +450,8 @@ def test_an_answer_is_to_the_question_that_was_read(meanwhile: str) -> None:
     assert begin(gallery).question == "is there a dog?"  # which nobody was asked
     if meanwhile == "looked at":
         assert len(dialog.ranking) == 2
+    if meanwhile == "asked why it stopped":
+        assert dialog.stopped is None
     if meanwhile == "pickled":
         dialog = pickle.loads(pickle.dumps(dialog))
         dialog.attach(gallery)

@@ -63,15 +63,16 @@ class Preset:
 
 
 _CLIP = {"name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
+_CLIP_L14 = {"name": "ViT-L-14", "pretrained": "laion2b_s32b_b82k"}
+_KOSMOS2 = {"name": "microsoft/kosmos-2-patch14-224"}
 
 PRESETS: Mapping[str, Preset] = {
     "mini": Preset(
         "mini", generator="mini", fusion=WeightedSum(weight=1.5, scale="raw", first_stage_scale=100.0)
     ),
     "clip": Preset("clip", _CLIP),
-    "clip-kosmos2": Preset(
-        "clip", _CLIP, generator="kosmos", generator_config={"name": "microsoft/kosmos-2-patch14-224"}
-    ),
+    "clip-kosmos2": Preset("clip", _CLIP, generator="kosmos", generator_config=_KOSMOS2),
+    "clip-l14-kosmos2": Preset("clip", _CLIP_L14, generator="kosmos", generator_config=_KOSMOS2),
 }
 """The presets by name."""
 

@@ -114,3 +114,25 @@ def test_files_that_contradict_themselves_are_named_with_their_line(zsq: Zsq, tm
     empty.mkdir()
     (empty / "captions.jsonl").write_text("")
     assert "the gallery is empty" in refused(f"folder:{empty}")
+
+
+def test_the_verdict_is_one_command(zsq: Zsq, tmp_path: Path) -> None:
+    data = write_colours(tmp_path / "colours", shades=12)
+    (Path(data) / "ExpertAnnotations.txt").write_text(
+        "".join(
+            f"test-000/{n:04}\ttest-000/{m:04}#0\t{1 + (n + m) % 3}\t1\t2\n"
+            for n in range(6)
+            for m in range(6)
+        )
+    )
+    command = ("verdict", f"flickr8k:{data}", "--preset", "reading", "--tune-on", "dev", "--work", "work")
+    little = ("--queries", 8, "--candidates", 3, "--ablation-queries", 4, "--tune-queries", 4)
+    ran = zsq(*command, *little, "--out", "docs/verdict.md", "--no-gallery", "--no-alternatives")
+    assert ran.code == 0, ran.stderr
+    text = Path("docs/verdict.md").read_text()
+    assert text.startswith("# Does question generation find images") and "Agreement with people" in text
+    again = shlex.split(next(line for line in text.splitlines() if line.startswith("zsq verdict flickr8k")))
+    assert {"--no-gallery", "--no-alternatives", "--ablation-queries"} <= set(again)
+    assert Path("docs/verdict/runs/text-to-image/caption/fused.run.gz").is_file()
+    ran = zsq(*command, "--out", "docs/verdict.html")
+    assert ran.code == 1 and "ends in .md" in ran.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from zsqretrieval.cli.app import app
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.gallery_bench import bench_gallery
 from zsqretrieval.evaluation.gallery_size import recall_in_sample
+from zsqretrieval.evaluation.opening import open_dataset, open_distractors
 from zsqretrieval.evaluation.roofline import LAION_5B
 from zsqretrieval.images import decode
 from zsqretrieval.rerank import RerankOnly, WeightedSum
@@ -94,9 +95,15 @@ def data(tmp_path_factory) -> Path:
 SMALL = {"candidates": 60, "depths": (5, 20), "synthetic": 500, "resamples": 12, "draws": 4}
 
 
+def bench(generator, data, **settings):
+    argument = f"shards:{data}"
+    others = open_distractors(argument, "test")
+    return bench_gallery(NumberEncoder(), generator, open_dataset(argument), distractors=others, **settings)
+
+
 @pytest.fixture(scope="module")
 def found(data):
-    return asdict(bench_gallery(NumberEncoder(), NumberGenerator(), data, fusion=WeightedSum(1.0), **SMALL))
+    return asdict(bench(NumberGenerator(), data, fusion=WeightedSum(1.0), **SMALL))
 
 
 def beaten_by():
@@ -178,7 +185,7 @@ def test_candidates_have_to_grow_with_the_gallery_and_so_does_the_cost(found):
 
 
 def test_the_first_stage_alone_needs_no_generator(data):
-    found = bench_gallery(NumberEncoder(), None, data, queries=30, **SMALL | {"synthetic": 0})
+    found = bench(None, data, queries=30, **SMALL | {"synthetic": 0})
     assert set(found.measured) == set(found.extrapolated) == {"first_stage"}
     assert found.hard_synthetic == [] and found.setting["generator"] is None
     assert found.setting["queries"] == 30
@@ -186,20 +193,23 @@ def test_the_first_stage_alone_needs_no_generator(data):
 
 def test_an_interrupted_run_goes_on_where_it_was(data, tmp_path):
     settings = SMALL | {"work": tmp_path / "work", "queries": 20, "fusion": RerankOnly()}
-    once = bench_gallery(NumberEncoder(), NumberGenerator(), data, **settings)
+    once = bench(NumberGenerator(), data, **settings)
     reader = NumberGenerator()
-    assert asdict(bench_gallery(NumberEncoder(), reader, data, **settings)) == asdict(once)
+    assert asdict(bench(reader, data, **settings)) == asdict(once)
     assert reader.pairs == 0
 
 
 def test_what_cannot_be_studied_is_refused(data, tmp_path):
     with pytest.raises(InvalidInputError, match="depths are from 1 to candidates"):
-        bench_gallery(NumberEncoder(), None, data, candidates=10, depths=(20,))
+        bench(None, data, candidates=10, depths=(20,))
     write_shard(tmp_path / "test-0.tar", range(9))
-    with pytest.raises(InvalidInputError, match="holds 9 images"):
-        bench_gallery(NumberEncoder(), None, tmp_path)
-    with pytest.raises(InvalidInputError, match="holds no shards dev-"):
-        bench_gallery(NumberEncoder(), None, data, split="dev")
+    with pytest.raises(InvalidInputError, match="has 9 images"):
+        bench(None, tmp_path)
+    asked = open_dataset(f"shards:{data}")
+    first = asked.queries[0].id
+    several = replace(asked, qrels=asked.qrels | {first: {str(image.id): 1 for image in asked.gallery[:2]}})
+    with pytest.raises(InvalidInputError, match=f"query '{first}' has 2 right images"):
+        bench_gallery(NumberEncoder(), None, several)
 
 
 @pytest.fixture

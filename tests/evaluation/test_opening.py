@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from small_sets import write_colours, write_folder
 
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.opening import KINDS, open_dataset
+from zsqretrieval.evaluation.opening import KINDS, open_dataset, open_distractors, open_judgments
 
 
 def test_a_folder_tells_what_it_holds(tmp_path: Path) -> None:
@@ -38,6 +38,32 @@ def test_flickr8k_as_its_makers_give_it(tmp_path: Path) -> None:
     assert len(open_dataset(named.rpartition(",")[0]).queries) == 2
     with pytest.raises(InvalidInputError, match=r"trainImages.*missing"):
         open_dataset(str(tmp_path), "train")
+
+
+def test_human_ratings_are_found_beside_the_test_split(tmp_path: Path) -> None:
+    shards = write_colours(tmp_path / "shards")
+    data = open_dataset(str(shards))
+    assert open_judgments(str(shards), None, data) == ()
+    first, second = (str(image.id) for image in data.gallery[:2])
+    (shards / "ExpertAnnotations.txt").write_text(f"{first}\t{second}#0\t1\t2\t1\n")
+    (judged,) = open_judgments(f"flickr8k:{shards}", "test", data)
+    assert judged.name == "Flickr8k-Expert" and judged.ratings.tolist() == [[1, 2, 1]]
+    dev = open_dataset(str(shards), "dev")
+    assert open_judgments(str(shards), "dev", dev) == ()
+    (shards / "CrowdFlowerAnnotations.txt").write_text(f"{first}\t{second}#9\t1\t3\t0\n")
+    with pytest.raises(InvalidInputError, match=r"CrowdFlowerAnnotations.txt:1: .* is not one of the 2"):
+        open_judgments(str(shards), None, data)
+    own = write_folder(tmp_path / "own")
+    assert open_judgments(str(own), None, open_dataset(str(own))) == ()
+
+
+def test_distractors_are_the_images_of_the_other_splits(tmp_path: Path) -> None:
+    shards = write_colours(tmp_path / "shards", splits=("dev", "test", "train"))
+    others = {str(image.id) for image in open_distractors(str(shards), None)}
+    own = {str(image.id) for image in open_dataset(str(shards)).gallery}
+    assert len(others) == 2 * len(own) and not others & own
+    assert {id.split("/")[0] for id in others} == {"dev-000", "train-000"}
+    assert open_distractors(str(write_folder(tmp_path / "own")), None) == ()
 
 
 def test_two_paths_are_parted_by_a_comma(tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from small_sets import write_colours
 from test_study import QUICK
 
 from zsqretrieval.demo import photographs
+from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset, Query, read_shards
 from zsqretrieval.evaluation.findings import Study
 from zsqretrieval.evaluation.measures import measure
 from zsqretrieval.evaluation.opening import open_dataset
 from zsqretrieval.evaluation.plan import Plan, choose_systems
 from zsqretrieval.evaluation.report import write_report
+from zsqretrieval.evaluation.run_files import run_file, write_runs
 from zsqretrieval.evaluation.study import run_study
 from zsqretrieval.evaluation.tables import answers, tables
 from zsqretrieval.evaluation.trec import read_qrels, read_run
@@ -62,6 +64,34 @@ def test_run_files_measure_what_the_report_says(found: Study, folder: Path) -> N
         for one in part.results:
             again = measure(runs[one.system], part.task.qrels, [one.measure])[one.measure]
             assert np.mean(again) == pytest.approx(one.mean), (one.system, one.measure)
+        asked = part.ablation_runs[0].queries
+        sample = replace(part.task, qrels={query: part.task.qrels[query] for query in asked})
+        told = [one for results in part.ablations.values() for one in results]
+        without = {run.name for run in part.ablation_runs}
+        assert {one.system for one in told} == {"likelihood", "yes_no", "fused"} | without
+        for one in told:
+            if one.system in without:
+                run = read_run(folder / "runs" / run_file(part, one.system), sample, part.direction)
+                again = measure(run, sample.qrels, [one.measure])[one.measure]
+                assert np.mean(again) == pytest.approx(one.mean), (one.system, one.measure)
+
+
+def test_run_files_can_be_cut_and_compressed(found: Study, tmp_path: Path) -> None:
+    files = write_runs(found, tmp_path, depth=2, suffix=".gz")
+    assert all(file.name.endswith(".gz") for file in files)
+    part = found.parts[0]
+    run = read_run(tmp_path / f"{run_file(part, 'fused')}.gz", part.task)
+    assert run.candidates.shape[1] == 2
+    (recall,) = (one for one in part.results if (one.system, one.measure) == ("fused", "R@1"))
+    assert np.mean(measure(run, part.task.qrels, ["R@1"])["R@1"]) == pytest.approx(recall.mean)
+    contents = [file.read_bytes() for file in files]
+    assert contents == [file.read_bytes() for file in write_runs(found, tmp_path, depth=2, suffix=".gz")]
+    files[0].write_bytes(contents[0][:-9])
+    with pytest.raises(InvalidInputError, match=r"qrels\.txt\.gz: cannot be read"):
+        read_qrels(files[0])
+    files[0].write_bytes(b"no archive")
+    with pytest.raises(InvalidInputError, match=r"qrels\.txt\.gz: cannot be read"):
+        read_qrels(files[0])
 
 
 def test_json_holds_everything_and_names_its_files(found: Study, folder: Path) -> None:

@@ -61,7 +61,9 @@ def index(
     album: Annotated[Path, typer.Option("--out", "-o", help="Directory of the album; made or continued.")],
     preset: Annotated[
         str | None,
-        typer.Option(help="Parts of a new album: mini, clip or clip-kosmos2.", show_default="mini"),
+        typer.Option(
+            help="Parts of a new album: mini, clip, clip-kosmos2 or clip-l14-kosmos2.", show_default="mini"
+        ),
     ] = None,
     index_name: Annotated[
         str | None, typer.Option("--index", help="Another index for a new album: hnsw or exact.")

@@ -26,6 +26,7 @@ from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.evaluate import evaluate
 from zsqretrieval.cli.models import models_list, models_pull
 from zsqretrieval.cli.questions import questions
+from zsqretrieval.cli.verdict import verdict_command
 from zsqretrieval.errors import ZsqError
 
 __all__ = ["Commands", "app", "main", "root"]
@@ -93,6 +94,7 @@ app.command("chat")(chat)
 app.command("info")(info)
 app.command("remove")(remove)
 app.command("evaluate")(evaluate)
+app.command("verdict")(verdict_command)
 
 _models = typer.Typer(no_args_is_help=True, help="Fetch the weights of the embedded models ahead of time.")
 _models.command("list")(models_list)

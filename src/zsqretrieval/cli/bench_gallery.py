@@ -47,17 +47,19 @@ def bench_gallery_command(
 ) -> None:
     """Measure how recall falls as the gallery grows, and extrapolate it to LAION-5B."""
     from zsqretrieval.evaluation.gallery_bench import bench_gallery
+    from zsqretrieval.evaluation.opening import open_dataset, open_distractors
     from zsqretrieval.parts import preset_fusion
     from zsqretrieval.rerank import WeightedSum
 
+    argument = f"shards:{data}"
     encoder = new_encoder(preset, weights=encoder_weights)
     generator = new_generator(preset, weights=weights) if rerank else None
     with stage_bars(lines=True) as progress:
         bench = bench_gallery(
             encoder,
             generator,
-            data,
-            split=split,
+            open_dataset(argument, split),
+            distractors=open_distractors(argument, split),
             queries=queries,
             candidates=candidates,
             depths=tuple(depth or [k for k in (10, 50) if k <= candidates] or [candidates]),
@@ -78,7 +80,7 @@ def bench_gallery_command(
 def _tell(found: Mapping[str, Any]) -> None:
     setting = found["setting"]
     say(
-        f"{setting['data']} {setting['split']}: {setting['queries']} captions look for their images among "
+        f"{setting['data']}: {setting['queries']} captions look for their images among "
         f"{setting['images']} and fewer"
     )
     table = plain_table("system", "images", "R@1", "R@10", "95 % of R@1", numbers=("images", "R@1", "R@10"))

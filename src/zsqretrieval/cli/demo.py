@@ -55,7 +55,7 @@ def demo(
         list[str] | None, typer.Option("--question", "-q", help="Ask this instead; may be repeated.")
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="Encoder, index and generator: mini, clip or clip-kosmos2.")
+        str, typer.Option(help="Encoder, index and generator: mini, clip, clip-kosmos2 or clip-l14-kosmos2.")
     ] = "mini",
     index: Annotated[str, typer.Option(help="hnsw or exact.")] = "hnsw",
     k: Annotated[int, typer.Option("-k", min=1, help="How many images per question.")] = 3,

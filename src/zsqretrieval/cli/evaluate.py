@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,22 +10,23 @@ import typer
 
 from zsqretrieval.cli.console import emit_json, notice, plain_table, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder, new_generator
-from zsqretrieval.cli.reading import AsJson, BenchPreset, EncoderWeights, GeneratorWeights
+from zsqretrieval.cli.reading import AsJson, BenchPreset, EncoderWeights, GeneratorWeights, command_line
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = ["evaluate"]
+__all__ = ["DATASET", "evaluate"]
 
-_DATASET = (
+DATASET = (
     "kind:path, or a folder that tells its kind: shards:FOLDER, flickr8k:FOLDER, "
     "flickr:CAPTIONS,IMAGES,[LIST], karpathy:FILE.json,IMAGES, coco:FILE.json,IMAGES, laion:FOLDER, "
     "inquire:FOLDER,IMAGES, retvqa:FILE.json,IMAGES, chatir:FILE.json,IMAGES,[SEARCH_SPACE.json], "
     "folder:FOLDER."
 )
+"""Help of the argument that names a data set."""
 
 
 def evaluate(
     ctx: typer.Context,
-    dataset: Annotated[str, typer.Argument(help=_DATASET)],
+    dataset: Annotated[str, typer.Argument(help=DATASET)],
     report: Annotated[Path, typer.Option(help="Folder of the report; the same command goes on there.")],
     systems: Annotated[
         str,
@@ -71,13 +71,16 @@ def evaluate(
     questions: Annotated[int, typer.Option(min=1, help="Questions of an image for expand, at most.")] = 3,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
+    human: Annotated[
+        bool, typer.Option(help="Compare scores with human ratings, where they lie beside the data set.")
+    ] = True,
     cost: Annotated[bool, typer.Option(help="Measure times and arithmetic.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs the generator computes together.")] = 64,
     as_json: AsJson = False,
 ) -> None:
     """Measure what finds the images of a data set, and write a report with run files and figures."""
-    from zsqretrieval.evaluation.opening import open_dataset
+    from zsqretrieval.evaluation.opening import open_dataset, open_judgments
     from zsqretrieval.evaluation.plan import Plan, choose_directions, choose_systems, with_weight
     from zsqretrieval.evaluation.report import WORK, write_report
     from zsqretrieval.evaluation.study import run_study
@@ -115,30 +118,17 @@ def evaluate(
             work=report / WORK,
             forms=None if forms is None else [form.strip().replace("-", " ") for form in forms.split(",")],
             tune_on=tuning,
+            judgments=open_judgments(dataset, split, data) if human else (),
             index=preset_index(preset, encoder) if cost else None,
             cost=cost,
             progress=progress,
         )
-    facts = write_report(study, report, command=_command(ctx))
+    facts = write_report(study, report, command=command_line(ctx))
     if as_json:
         emit_json(facts)
     else:
         _tell(facts)
         notice(f"report: {(report / 'report.html').absolute()}")
-
-
-def _command(ctx: typer.Context) -> str:
-    """The command line with everything that was left to defaults said as well."""
-    words = ["zsq", "evaluate", str(ctx.params["dataset"])]
-    for parameter in ctx.command.params:
-        value = ctx.params.get(parameter.name or "")
-        if parameter.param_type_name != "option" or value is None or parameter.name == "as_json":
-            continue
-        if isinstance(value, bool):
-            words.append((parameter.opts if value else parameter.secondary_opts)[0])
-        else:
-            words += [parameter.opts[0], str(value)]
-    return shlex.join(words)
 
 
 def _tell(facts: Mapping[str, Any]) -> None:

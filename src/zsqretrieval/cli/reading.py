@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "States",
     "Temper",
     "Weight",
+    "command_line",
     "expansion_settings",
     "hit_told",
     "human_seconds",
@@ -114,8 +116,26 @@ GeneratorWeights = Annotated[
 BenchData = Annotated[
     Path, typer.Option(help="Folder of WebDataset shards named by split: test-000.tar, ...")
 ]
-BenchPreset = Annotated[str, typer.Option(help="Whose encoder and generator: mini or clip-kosmos2.")]
+BenchPreset = Annotated[
+    str, typer.Option(help="Whose encoder and generator: mini, clip-kosmos2 or clip-l14-kosmos2.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+
+def command_line(ctx: typer.Context) -> str:
+    """The command as it was given, with everything that was left to defaults said as well."""
+    parameters = {parameter.name or "": parameter for parameter in ctx.command.params}
+    words = ["zsq", *ctx.command_path.split()[1:]]  # whatever the program was started as
+    words += [str(ctx.params[name]) for name, one in parameters.items() if one.param_type_name == "argument"]
+    for name, one in parameters.items():
+        value = ctx.params.get(name)
+        if one.param_type_name != "option" or value is None or name == "as_json":
+            continue
+        if isinstance(value, bool):
+            words.append((one.opts if value else one.secondary_opts)[0])
+        else:
+            words += [one.opts[0], str(value)]
+    return shlex.join(words)
 
 
 def search_settings(

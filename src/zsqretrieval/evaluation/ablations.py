@@ -32,7 +32,7 @@ _COMPARED = 20, 10  # queries and candidates whose pixels are read again
 
 def ablated(
     bench: Workbench, scores: Scores, choice: Choice, rows: NDArray[np.int64]
-) -> dict[str, tuple[Result, ...]]:
+) -> tuple[dict[str, tuple[Result, ...]], tuple[Run, ...]]:
     """Compare systems that lack something with what they lack it of.
 
     Args:
@@ -42,7 +42,8 @@ def ablated(
         rows: int64 [r], places of the queries that are looked at.
 
     Returns:
-        By the name of the whole system, results of it and of those that lack something.
+        By the name of the whole system, results of it and of those that lack something; and the runs of the
+        latter.
     """
     plan, data = bench.plan, scores.dataset
     task, first = some_queries(scores.task, rows), some_rows(scores.first, rows)
@@ -72,22 +73,24 @@ def ablated(
         likelihood = some_rows(scores.likelihood, rows)
         fusion = choice.fusion[first.direction]
         groups["fused"].append(fused_run(read, likelihood, fusion, "fused: no prior"))
-    return {
+    answers = {
+        base: [replace(rerank_depth(first, run, plan.candidates), name=run.name) for run in without]
+        for base, without in groups.items()
+        if without
+    }
+    results = {
         base: compare(
             task,
-            [
-                some_rows(scores.answer(base, choice, plan.candidates), rows),
-                *(replace(rerank_depth(first, run, plan.candidates), name=run.name) for run in without),
-            ],
+            [some_rows(scores.answer(base, choice, plan.candidates), rows), *runs],
             baseline=base,
             measures=_ABLATED,
             resamples=plan.resamples,
             permutations=plan.permutations,
             seed=plan.seed,
         )
-        for base, without in groups.items()
-        if without
+        for base, runs in answers.items()
     }
+    return results, tuple(run for runs in answers.values() for run in runs)
 
 
 def pixels_against_states(bench: Workbench) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from zsqretrieval.evaluation.calibration import Reliability
 from zsqretrieval.evaluation.comparison import Result
 from zsqretrieval.evaluation.cost import Cost
 from zsqretrieval.evaluation.datasets import Dataset, Task
+from zsqretrieval.evaluation.human import Correlation
 from zsqretrieval.evaluation.plan import Plan
 from zsqretrieval.evaluation.runs import Direction, Run
 from zsqretrieval.rerank import Fusion
@@ -76,6 +77,7 @@ class Part:
         ceiling: recall of the first stage by depth: no re-ranking finds more.
         reliability: of the scores.
         ablations: per base system, its own results on the sample first, then those of what was taken away.
+        ablation_runs: of what was taken away.
         ablation_queries: how many these are.
         chance: R@1 of putting the candidates in any order.
         won: examples that the last re-ranking system improves most.
@@ -91,6 +93,7 @@ class Part:
     ceiling: tuple[Point, ...]
     reliability: tuple[Reliability, ...]
     ablations: Mapping[str, tuple[Result, ...]]
+    ablation_runs: tuple[Run, ...]
     ablation_queries: int
     chance: float
     won: tuple[Example, ...]
@@ -159,6 +162,7 @@ class Study:
         plan: how.
         parts: by direction, then form.
         choice: the parameters.
+        agreement: with human ratings, by system; empty where there are none.
         cost: of searching; None when it was not measured.
         checks: ``pixels``: what storing image states changes; ``questions``: how many were ``generated`` and
             ``kept``.
@@ -169,6 +173,7 @@ class Study:
     plan: Plan
     parts: tuple[Part, ...]
     choice: Choice
+    agreement: Mapping[str, Sequence[Correlation]]
     cost: Cost | None
     checks: Mapping[str, Any]
     fingerprints: Mapping[str, str]
@@ -187,6 +192,7 @@ class Study:
             "fingerprints": dict(self.fingerprints),
             "choice": self.choice.to_json(),
             "parts": [part.to_json() for part in self.parts],
+            "agreement": {system: [asdict(tau) for tau in taus] for system, taus in self.agreement.items()},
             "cost": self.cost.to_json() if self.cost is not None else None,
             "checks": dict(self.checks),
         }  # fmt: skip

@@ -1,6 +1,6 @@
 """Recall as the gallery grows: measured with every image at hand, stressed with made-up ones, extrapolated.
 
-shards --> Contest             every answer against all other images (gallery_size)
+dataset -> Contest             every answer against all other images (gallery_size)
        --> measured            recall at each size, exact averages over galleries
        --> hard_synthetic      the same with made-up distractors around the queries
        --> fit_spreads         models of how hard queries are (extrapolation), checked on what was held out
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.datasets import Dataset, read_shards
+from zsqretrieval.evaluation.datasets import Dataset
 from zsqretrieval.evaluation.extrapolation import (
     Spread,
     candidates_needed,
@@ -42,7 +42,6 @@ from zsqretrieval.evaluation.rerank_bench import first_candidates
 from zsqretrieval.evaluation.roofline import LAION_5B, laion_cost
 from zsqretrieval.evaluation.runs import GeneratorSystem, Run
 from zsqretrieval.evaluation.score_matrix import image_states
-from zsqretrieval.images import read_webdataset
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.rerank import Fusion, Likelihood, RerankOnly, Scoring, WeightedSum
 from zsqretrieval.types import Image, ImageState
@@ -115,9 +114,9 @@ class GalleryBench:
 def bench_gallery(
     encoder: Encoder,
     generator: Generator | None,
-    data: Path,
+    dataset: Dataset,
     *,
-    split: str = "test",
+    distractors: Sequence[Image] = (),
     queries: int | None = None,
     candidates: int = 100,
     depths: Sequence[int] = (10, 50),
@@ -131,14 +130,14 @@ def bench_gallery(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> GalleryBench:
-    """Measure recall against the size of the gallery on captioned WebDataset shards, and extrapolate.
+    """Measure recall against the size of the gallery, and extrapolate.
 
     Args:
         encoder: the first stage; compares exactly, without an index.
         generator: reads candidates; None measures the first stage alone.
-        data: folder of shards; those of ``split`` ask and answer, all others are distractors as well.
-        split: what the names of its shards begin with.
-        queries: how many captions ask, evenly from all images; all when None.
+        dataset: whose texts ask, each with one right image.
+        distractors: images beside its gallery.
+        queries: how many texts ask, evenly from all images; all when None.
         candidates: how many of the first stage over the whole gallery the generator scores.
         depths: how many candidates are read in a gallery of any size; at most ``candidates``. The best of a
             small gallery are spread wider over the whole one's list, so a depth is measured from that size on
@@ -154,7 +153,7 @@ def bench_gallery(
         progress: told how far it is.
 
     Raises:
-        InvalidInputError: the split is missing, too few images, or a number is out of range.
+        InvalidInputError: a query has more than one right image, too few images, or a number is out of range.
         ZsqError: the generator gave a number that is none.
         MissingDependencyError: scipy is not installed.
     """
@@ -169,16 +168,16 @@ def bench_gallery(
             f"{candidates} candidates, {list(depths)} of them read, {synthetic} synthetic, {resamples} "
             f"resamples and {draws} draws: depths are from 1 to candidates, and there must be a draw"
         )
-    data, told = Path(data), progress or untold
-    dataset = _with_distractors(read_shards(data, split), data, split)
+    told = progress or untold
+    dataset = replace(dataset, gallery=(*dataset.gallery, *distractors))
     if queries is not None:
         dataset = dataset.sample(queries, seed=seed)
     task = dataset.text_to_image()
-    position = {item: n for n, item in enumerate(task.items)}
-    answers = np.array([position[next(iter(task.qrels[query]))] for query in task.queries], np.int64)
+    answers = _answers(dataset)
     if len(task.items) <= 10 * _TAIL_AT_LEAST:
         raise InvalidInputError(
-            f"{data} holds {len(task.items)} images; a study of sizes needs more than {10 * _TAIL_AT_LEAST}"
+            f"{dataset.name} has {len(task.items)} images; a study of sizes needs more than "
+            f"{10 * _TAIL_AT_LEAST}"
         )
     if work is not None:
         Path(work).mkdir(parents=True, exist_ok=True)
@@ -204,8 +203,7 @@ def bench_gallery(
                 measured[f"{name}@{depth}"] = rows
                 extrapolated[f"{name}@{depth}"] = _extrapolate_reranked(spreads, whole, found, depth, times)
     setting = {
-        "data": data.absolute().name,
-        "split": split,
+        "data": dataset.name,
         "queries": len(task.queries),
         "images_asked_for": len(np.unique(answers)),
         "images": len(gallery),
@@ -234,10 +232,19 @@ def bench_gallery(
     )
 
 
-def _with_distractors(dataset: Dataset, data: Path, split: str) -> Dataset:
-    """The same queries in a gallery with the images of all other shards."""
-    others = [path for path in sorted(data.glob("*.tar")) if not path.name.startswith(f"{split}-")]
-    return replace(dataset, gallery=(*dataset.gallery, *(read_webdataset(others) if others else ())))
+def _answers(dataset: Dataset) -> NDArray[np.int64]:
+    """Where in the gallery the right image of every query stands."""
+    place = {str(image.id): n for n, image in enumerate(dataset.gallery)}
+    places = []
+    for query in dataset.queries:
+        right = [item for item, grade in dataset.qrels[query.id].items() if grade > 0]
+        if len(right) != 1:
+            raise InvalidInputError(
+                f"{dataset.name}: query {query.id!r} has {len(right)} right images; a study of sizes needs "
+                "one"
+            )
+        places.append(place[right[0]])
+    return np.array(places, np.int64)
 
 
 def _contest(

@@ -44,6 +44,7 @@ __all__ = [
     "generator_scores",
     "read_crowdflower",
     "read_expert",
+    "read_judgments",
 ]
 
 CLIPSCORE: Mapping[str, float] = {"Flickr8k-Expert": 51.2, "Flickr8k-CrowdFlower": 34.4}
@@ -130,6 +131,22 @@ def read_crowdflower(path: Path, dataset: Dataset) -> Judgments:
         return [told]
 
     return _judgments("Flickr8k-CrowdFlower", list(_rows(path, dataset, 3, share)), "b")
+
+
+def read_judgments(folder: Path, dataset: Dataset) -> tuple[Judgments, ...]:
+    """Read those of the two files that lie in a folder; none where there are none.
+
+    Args:
+        folder: of ``ExpertAnnotations.txt`` and ``CrowdFlowerAnnotations.txt``.
+        dataset: as for :func:`read_expert`.
+
+    Raises:
+        InvalidInputError: as :func:`read_expert` and :func:`read_crowdflower`.
+    """
+    files = {"ExpertAnnotations.txt": read_expert, "CrowdFlowerAnnotations.txt": read_crowdflower}
+    return tuple(
+        read(Path(folder) / name, dataset) for name, read in files.items() if (Path(folder) / name).is_file()
+    )
 
 
 @dataclass(frozen=True, slots=True)

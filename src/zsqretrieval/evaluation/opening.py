@@ -20,8 +20,11 @@ from zsqretrieval.evaluation.datasets import (
     read_retvqa,
     read_shards,
 )
+from zsqretrieval.evaluation.human import Judgments, read_judgments
+from zsqretrieval.images import read_webdataset
+from zsqretrieval.types import Image
 
-__all__ = ["KINDS", "Kind", "open_dataset"]
+__all__ = ["KINDS", "Kind", "open_dataset", "open_distractors", "open_judgments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,15 @@ class Kind:
         return self.paths.count(",") + 1
 
 
+def _texts_of_flickr8k(folder: Path) -> Path | None:
+    """Where the captions of the makers lie; None in a folder of shards."""
+    return next((one for one in (folder, folder / "Flickr8k_text") if (one / _FLICKR8K).is_file()), None)
+
+
 def _read_flickr8k(paths: Sequence[Path], split: str) -> Dataset:
     """The folder of shards, or the one that the makers' two archives were unpacked into."""
     (folder,) = paths
-    texts = next((one for one in (folder, folder / "Flickr8k_text") if (one / _FLICKR8K).is_file()), None)
+    texts = _texts_of_flickr8k(folder)
     if texts is None:
         return read_shards(folder, split)
     names = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images")  # the first as in the archive
@@ -68,6 +76,8 @@ def _read_flickr_files(paths: Sequence[Path], split: str) -> Dataset:
 
 
 _FLICKR8K = "Flickr8k.token.txt"
+_SHARDED = ("flickr8k", "shards")
+_SPLIT = "test"
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
@@ -142,6 +152,54 @@ def open_dataset(argument: str, split: str | None = None) -> Dataset:
         InvalidInputError: no such kind, too few or too many paths, a split of what has none, or what lies
             there cannot be read or measured; names the line.
     """
+    name, given = _named(argument)
+    kind = KINDS[name]
+    if split is not None and not kind.splits:
+        raise InvalidInputError(
+            f"{argument!r}: a data set of the kind {name} has no splits, so there is no {split!r} in "
+            "it; give the files of that split instead"
+        )
+    return kind.read(given, (split or _SPLIT) if kind.splits else "")
+
+
+def open_judgments(argument: str, split: str | None, dataset: Dataset) -> tuple[Judgments, ...]:
+    """Read the human ratings that lie beside a data set: those of Flickr8k's test split.
+
+    Args:
+        argument: as for :func:`open_dataset`.
+        split: as for :func:`open_dataset`.
+        dataset: what that read.
+
+    Returns:
+        None where there are none.
+
+    Raises:
+        InvalidInputError: a line cannot be read; names it.
+    """
+    name, given = _named(argument)
+    if name not in _SHARDED or (split or _SPLIT) != _SPLIT:
+        return ()
+    return read_judgments(_texts_of_flickr8k(given[0]) or given[0], dataset)
+
+
+def open_distractors(argument: str, split: str | None) -> tuple[Image, ...]:
+    """Read the images of all other splits, as far as they lie in one folder of shards.
+
+    Args:
+        argument: as for :func:`open_dataset`.
+        split: the one whose images are left out.
+
+    Returns:
+        None where there are none.
+    """
+    name, given = _named(argument)
+    shards = sorted(given[0].glob("*.tar")) if name in _SHARDED else []
+    others = [path for path in shards if not path.name.startswith(f"{split or _SPLIT}-")]
+    return tuple(read_webdataset(others)) if others else ()
+
+
+def _named(argument: str) -> tuple[str, list[Path]]:
+    """The kind that an argument names, and its paths."""
     name, colon, rest = argument.partition(":")
     if not colon or name not in KINDS:
         name, rest = _recognized(argument), argument
@@ -152,12 +210,7 @@ def open_dataset(argument: str, split: str | None = None) -> Dataset:
         raise InvalidInputError(
             f"{argument!r} names {len(given)} paths; {name} is given as {name}:{kind.paths}"
         )
-    if split is not None and not kind.splits:
-        raise InvalidInputError(
-            f"{argument!r}: a data set of the kind {name} has no splits, so there is no {split!r} in "
-            "it; give the files of that split instead"
-        )
-    return kind.read([Path(one) for one in given], (split or "test") if kind.splits else "")
+    return name, [Path(one) for one in given]
 
 
 def _recognized(argument: str) -> str:

@@ -2,7 +2,7 @@
 
 report.md, report.json, report.html
 figures/*.svg
-runs/{direction}/{form}/{system}.run, qrels.txt
+runs/{direction}/{form}/...            as :mod:`~zsqretrieval.evaluation.run_files` has them
 work/                                  what the study kept; may be deleted, and is then computed anew
 """
 
@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ from typing import Any
 from zsqretrieval.contact_sheet import thumbnail
 from zsqretrieval.evaluation.figures import figures
 from zsqretrieval.evaluation.findings import Study
-from zsqretrieval.evaluation.measures import break_ties
 from zsqretrieval.evaluation.page import page
-from zsqretrieval.evaluation.tables import Table, answers, tables
-from zsqretrieval.evaluation.trec import write_qrels, write_run
+from zsqretrieval.evaluation.run_files import write_runs
+from zsqretrieval.evaluation.tables import Table, answers, in_markdown, markdown_cell, tables
 from zsqretrieval.evaluation.writing import write_whole
 
 __all__ = ["WORK", "environment", "markdown", "write_report"]
@@ -80,15 +78,7 @@ def write_report(study: Study, folder: Path, *, command: str) -> dict[str, Any]:
     drawn = figures(study)
     found = tables(study)
     said = answers(study)
-    files: list[Path] = []
-    for part in study.parts:
-        place = folder / "runs" / _file_name(part.direction) / _file_name(part.form)
-        write_qrels(part.task.qrels, place / "qrels.txt")
-        files.append(place / "qrels.txt")
-        for run in part.runs:
-            path = place / f"{_file_name(run.name)}.run"
-            write_run(break_ties(run, part.task.qrels), path)
-            files.append(path)
+    files = write_runs(study, folder / "runs")
     for name, (svg, _) in drawn.items():
         files.append(folder / "figures" / name)
         write_whole(files[-1], [svg])
@@ -136,16 +126,14 @@ def markdown(
     for name, (_, what) in drawn.items():
         lines += [f"![{what}](figures/{name})", "", what, ""]
     for table in found:
-        lines += [f"## {table.title}", "", *([table.note, ""] if table.note else [])]
-        lines += ["| " + " | ".join(map(_cell, table.header)) + " |"]
-        lines += ["|" + "|".join("---" if n < table.words else "--:" for n in range(len(table.header))) + "|"]
-        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table.rows] + [""]
+        lines += in_markdown(table)
     for part in study.parts:
         for heading, examples in (("won", part.won), ("lost", part.lost)):
             if examples:
                 lines += [f"## Examples {heading}, {part.direction}, {part.form}", ""]
                 lines += [
-                    f"- {_cell(one.text)}: rank {_rank(one.before)}, {_rank(one.after)} by {one.system}"
+                    f"- {markdown_cell(one.text)}: rank {_rank(one.before)}, {_rank(one.after)} by "
+                    f"{one.system}"
                     for one in examples
                 ]
                 lines.append("")
@@ -159,11 +147,3 @@ def markdown(
 
 def _rank(rank: int | None) -> str:
     return "none" if rank is None else str(rank)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip("-")

@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.evaluation.ablations import ablated, pixels_against_states
+from zsqretrieval.evaluation.agreement import agreement
 from zsqretrieval.evaluation.calibration import first_place_reliability, yes_no_reliability
 from zsqretrieval.evaluation.comparison import compare
 from zsqretrieval.evaluation.cost import Cost, bytes_per_image, image_costs, peak_memory, query_costs
 from zsqretrieval.evaluation.datasets import Dataset
 from zsqretrieval.evaluation.findings import Choice, Example, Part, Point, Study
+from zsqretrieval.evaluation.human import Judgments
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
 from zsqretrieval.evaluation.measures import break_ties, measure
 from zsqretrieval.evaluation.plan import BASELINE, Plan, with_forms
@@ -54,6 +56,7 @@ def run_study(
     work: Path,
     forms: Sequence[str] | None = None,
     tune_on: Dataset | None = None,
+    judgments: Sequence[Judgments] = (),
     index: Index | None = None,
     cost: bool = True,
     progress: Progress | None = None,
@@ -69,6 +72,7 @@ def run_study(
         forms: as :func:`with_forms`.
         tune_on: another split, on which the weights of both fusions, of the expansion and of the prior are
             chosen: the best mean R@1 over the forms, then R@5, then R@10, the smallest of equal ones.
+        judgments: human ratings of pairs of the data set's images and captions.
         index: an empty one, whose size is measured.
         cost: measure times and arithmetic.
         progress: told how far it is.
@@ -106,9 +110,10 @@ def run_study(
         checks["questions"] = {"generated": asked.generated, "kept": len(asked.texts)}
     if plan.wants("pixels") and isinstance(generator, ImageStates):
         checks["pixels"] = pixels_against_states(bench)
+    agreed = agreement(bench, judgments, choice)
     spent = measure_cost(bench, encoder, choice, index) if cost else None
     names = {"encoder": encoder.fingerprint, "generator": generator.fingerprint}
-    return Study(dataset, plan, tuple(parts), choice, spent, checks, names)
+    return Study(dataset, plan, tuple(parts), choice, agreed, spent, checks, names)
 
 
 def measure_part(bench: Workbench, direction: Direction, form: str, choice: Choice) -> Part:
@@ -169,6 +174,7 @@ def measure_part(bench: Workbench, direction: Direction, form: str, choice: Choi
         else:
             found.append(first_place_reliability(run, scores.task, **drawn))
     rows = sample_places(len(scores.task.queries), plan.ablation_queries, plan.seed)
+    ablations, without = ablated(bench, scores, choice, rows)
     won, lost = (
         _examples(scores, runs[0], runs[len(reading)])
         if direction == "text to image" and reading
@@ -183,7 +189,8 @@ def measure_part(bench: Workbench, direction: Direction, form: str, choice: Choi
         tuple(curve),
         tuple(ceiling),
         tuple(found),
-        ablated(bench, scores, choice, rows),
+        ablations,
+        without,
         len(rows),
         ceiling[-1].mean / deepest,
         won,

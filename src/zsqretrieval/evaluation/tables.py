@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from zsqretrieval.evaluation.comparison import Against, Result
 from zsqretrieval.evaluation.cost import Spent
 from zsqretrieval.evaluation.findings import Part, Study
+from zsqretrieval.evaluation.human import CLIPSCORE
 from zsqretrieval.evaluation.plan import ABLATIONS, BASELINE
 
-__all__ = ["Table", "answers", "tables"]
+__all__ = [
+    "Table",
+    "answers",
+    "in_markdown",
+    "markdown_cell",
+    "milliseconds",
+    "p_value",
+    "percent",
+    "points",
+    "tables",
+]
 
 _COMPARED = ("R@1", "R@10", "MRR")
 _SIGNIFICANT = 0.05
@@ -33,6 +44,25 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     words: int = 1
+
+
+def in_markdown(table: Table) -> list[str]:
+    """The lines of a table with its heading."""
+    sides = "|".join("---" if column < table.words else "--:" for column in range(len(table.header)))
+    return [
+        f"## {table.title}",
+        "",
+        *([table.note, ""] if table.note else []),
+        "| " + " | ".join(map(markdown_cell, table.header)) + " |",
+        f"|{sides}|",
+        *("| " + " | ".join(map(markdown_cell, row)) + " |" for row in table.rows),
+        "",
+    ]
+
+
+def markdown_cell(text: str) -> str:
+    """A text on one line in which nothing is taken for Markdown's bars or for HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def answers(study: Study) -> list[str]:
@@ -62,11 +92,11 @@ def _answer(study: Study, part: Part) -> str | None:
         depth = 0 if own.system == "expand" else min(study.plan.candidates, len(study.dataset.gallery))
         slow, fast = study.cost.of(own.system, depth), study.cost.of(BASELINE, 0)
         if slow is not None and fast is not None:
-            cost = f" A query takes {_ms(slow)} ms instead of {_ms(fast)}."
+            cost = f" A query takes {milliseconds(slow)} ms instead of {milliseconds(fast)}."
     return (
         f"{part.direction.capitalize()}, {part.form}: {own.system} {verdict} {BASELINE}: "
-        f"{measured} {_percent(own.mean, own.interval)} against {_percent(base.mean, base.interval)}, "
-        f"a difference of {_points(own.against)} points, p = {_p(p)} after Holm's correction.{cost}"
+        f"{measured} {percent(own.mean, own.interval)} against {percent(base.mean, base.interval)}, "
+        f"a difference of {points(own.against)} points, p = {p_value(p)} after Holm's correction.{cost}"
     )
 
 
@@ -81,7 +111,7 @@ def tables(study: Study) -> list[Table]:
         if any(part.ablations for part in parts):
             found.append(_ablations(study, direction, parts))
         found.append(_reliability(direction, parts))
-    found += [*_costs(study), *_checks(study), _parameters(study)]
+    found += [*_agreement(study), *_costs(study), *_checks(study), _parameters(study)]
     return found
 
 
@@ -104,7 +134,14 @@ def _results(direction: str, parts: Sequence[Part]) -> Table:
 
 def _differences(direction: str, parts: Sequence[Part]) -> Table:
     rows = [
-        (part.form, one.system, one.measure, _points(one.against), _p(one.against.p), _p(one.against.p_holm))
+        (
+            part.form,
+            one.system,
+            one.measure,
+            points(one.against),
+            p_value(one.against.p),
+            p_value(one.against.p_holm),
+        )
         for part in parts
         for one in part.results
         if one.against is not None and one.measure in _COMPARED
@@ -122,10 +159,10 @@ def _differences(direction: str, parts: Sequence[Part]) -> Table:
 def _curves(study: Study, direction: str, parts: Sequence[Part]) -> Table:
     rows = []
     for part in parts:
-        ceiling = {point.depth: _percent(point.mean, point.interval) for point in part.ceiling}
+        ceiling = {point.depth: percent(point.mean, point.interval) for point in part.ceiling}
         points: dict[tuple[str, int], dict[str, str]] = {}
         for point in part.curve:
-            cell = _percent(point.mean, point.interval)
+            cell = percent(point.mean, point.interval)
             points.setdefault((point.system, point.depth), {})[point.measure] = cell
         for (system, depth), cells in points.items():
             spent = study.cost.of(system, depth) if study.cost and direction == "text to image" else None
@@ -149,7 +186,7 @@ def _ablations(study: Study, direction: str, parts: Sequence[Part]) -> Table:
         for base, results in part.ablations.items():
             for system, own in _by_system(results).items():
                 last = own[0].against
-                told = ("", "") if last is None else (_points(last), _p(last.p_holm))
+                told = ("", "") if last is None else (points(last), p_value(last.p_holm))
                 name = f"{base} (whole)" if system == base else system
                 rows.append((part.form, base, name, str(own[0].queries), *map(_cell, own), *told))
     chances = ", ".join(f"{100 * part.chance:.1f} % ({part.form})" for part in parts)
@@ -169,7 +206,7 @@ def _ablations(study: Study, direction: str, parts: Sequence[Part]) -> Table:
 
 def _reliability(direction: str, parts: Sequence[Part]) -> Table:
     rows = [
-        (part.form, one.system, one.of, str(one.observations), _percent(one.error, one.interval))
+        (part.form, one.system, one.of, str(one.observations), percent(one.error, one.interval))
         for part in parts
         for one in part.reliability
     ]
@@ -181,6 +218,29 @@ def _reliability(direction: str, parts: Sequence[Part]) -> Table:
         tuple(rows),
         3,
     )
+
+
+def _agreement(study: Study) -> Iterable[Table]:
+    if not study.agreement:
+        return
+    taus = [tau for found in study.agreement.values() for tau in found]
+    published = " and ".join(
+        f"{CLIPSCORE[name]} ({name})" for name in dict.fromkeys(tau.name for tau in taus) if name in CLIPSCORE
+    )
+    yield Table(
+        "Agreement with people",
+        "Kendall's tau between scores and human ratings of captions, times 100, by the conventions of "
+        "CLIPScore, with 95 % intervals over images. Published for CLIPScore by CLIP ViT-B/32, and not ours: "
+        f"{published}.",
+        ("ratings", "system", "pairs", "images", "tau"),
+        tuple(
+            (tau.name, system, f"{tau.pairs:,}", f"{tau.images:,}",
+             f"{percent(tau.tau, tau.interval)} ({tau.variant})")
+            for system, found in study.agreement.items()
+            for tau in found
+        ),
+        2,
+    )  # fmt: skip
 
 
 def _costs(study: Study) -> Iterable[Table]:
@@ -246,25 +306,29 @@ def _by_system(results: Sequence[Result]) -> Mapping[str, list[Result]]:
 
 
 def _cell(one: Result) -> str:
-    return _percent(one.mean, one.interval)
+    return percent(one.mean, one.interval)
 
 
-def _percent(mean: float, interval: tuple[float, float]) -> str:
+def percent(mean: float, interval: tuple[float, float]) -> str:
+    """A share and its interval in percent."""
     low, high = interval
     return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _points(against: Against | None) -> str:
+def points(against: Against | None) -> str:
+    """A difference and its interval in points of percent."""
     assert against is not None
     low, high = against.interval
     return f"{100 * against.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def _p(p: float) -> str:
+def p_value(p: float) -> str:
+    """Two digits, or one of a small one."""
     return f"{p:.2g}" if p >= 0.001 else f"{p:.1g}"
 
 
-def _ms(spent: Spent) -> str:
+def milliseconds(spent: Spent) -> str:
+    """A time and its interval."""
     low, high = spent.interval
     return f"{1000 * spent.seconds:.3g} ({1000 * low:.3g} to {1000 * high:.3g})"
 
@@ -274,4 +338,4 @@ def _spent(spent: Spent | None) -> tuple[str, str, str]:
         return "", "", ""
     low, high = (1 / end if end > 0 else float("inf") for end in reversed(spent.interval))
     flops = "" if spent.flops is None else f"{spent.flops / 1e9:.3g}"
-    return _ms(spent), f"{spent.per_second:.3g} ({low:.3g} to {high:.3g})", flops
+    return milliseconds(spent), f"{spent.per_second:.3g} ({low:.3g} to {high:.3g})", flops

@@ -1,13 +1,16 @@
 """Run files and qrels in the formats of TREC, so that anybody's trec_eval can check a number.
 
 A run file has a line ``query Q0 item rank score system`` for every candidate, qrels ``query 0 item grade``.
-Blanks part the columns, so a blank within an id is written as ``%20``, and ``%`` as ``%25``.
+Blanks part the columns, so a blank within an id is written as ``%20``, and ``%`` as ``%25``. Files whose name
+ends in ``.gz`` are compressed.
 """
 
 from __future__ import annotations
 
+import gzip
 import math
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -155,7 +158,11 @@ def read_qrels(path: Path, task: Task | None = None) -> dict[str, dict[str, int]
 
 def _rows(path: Path, count: int, columns: str) -> Iterator[tuple[str, list[str]]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as file
+        ):
             for number, line in enumerate(file, 1):
                 row = line.split()
                 if row and len(row) != count:
@@ -166,8 +173,9 @@ def _rows(path: Path, count: int, columns: str) -> Iterator[tuple[str, list[str]
                     yield f"{path.name}:{number}", row
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path}: no UTF-8 text: {error.reason}") from error
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error  # those of gzip have no number
+        raise InvalidInputError(f"{path}: cannot be read: {why}") from error
 
 
 def _written(id: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO, cast
 
 from zsqretrieval.storage import sync_directory
 
@@ -16,7 +18,7 @@ def write_whole(path: Path, lines: Iterable[str]) -> None:
     """Write a text file in UTF-8; a crash leaves the former file, or none.
 
     Args:
-        path: the file; folders on the way are made.
+        path: the file; folders on the way are made. It is compressed when its name ends in ``.gz``.
         lines: its text, in pieces, line ends included. What is no Unicode is escaped.
 
     Raises:
@@ -26,11 +28,19 @@ def write_whole(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.writelines(lines)
+        with unfinished.open("wb") as file:
+            written = cast(IO[bytes], _zipped(file) if path.suffix == ".gz" else file)
+            written.writelines(line.encode(errors="backslashreplace") for line in lines)
+            if written is not file:
+                written.close()
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def _zipped(file: IO[bytes]) -> gzip.GzipFile:
+    """Neither a name nor a time within, so that the same text makes the same file."""
+    return gzip.GzipFile("", "wb", fileobj=file, mtime=0)

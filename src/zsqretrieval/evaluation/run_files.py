@@ -1,0 +1,55 @@
+"""The run files of a study, and where each lies.
+
+{direction}/{form}/qrels.txt
+{direction}/{form}/{system}.run
+{direction}/{form}/ablations/{system}.run      of the queries of the ablations
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from zsqretrieval.evaluation.findings import Part, Study
+from zsqretrieval.evaluation.measures import break_ties
+from zsqretrieval.evaluation.runs import shallow
+from zsqretrieval.evaluation.trec import write_qrels, write_run
+
+__all__ = ["run_file", "write_runs"]
+
+
+def run_file(part: Part, system: str) -> str:
+    """Where the run of a system lies within the folder of all, with slashes."""
+    folder = "/ablations" if any(run.name == system for run in part.ablation_runs) else ""
+    return f"{_file_name(part.direction)}/{_file_name(part.form)}{folder}/{_file_name(system)}.run"
+
+
+def write_runs(study: Study, folder: Path, *, depth: int | None = None, suffix: str = "") -> list[Path]:
+    """Write the runs of all systems and ablations, ties broken, and the qrels.
+
+    Args:
+        study: what was found.
+        folder: made when missing.
+        depth: how many of the first are written; all when None.
+        suffix: of all names, ``".gz"`` to compress.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    files = []
+    for part in study.parts:
+        place = Path(folder) / _file_name(part.direction) / _file_name(part.form)
+        files.append(place / f"qrels.txt{suffix}")
+        write_qrels(part.task.qrels, files[-1])
+        for run in (*part.runs, *part.ablation_runs):
+            ranked = break_ties(run, part.task.qrels)
+            files.append(Path(folder) / f"{run_file(part, run.name)}{suffix}")
+            write_run(ranked if depth is None else shallow(ranked, depth), files[-1])
+    return files
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")

@@ -25,7 +25,7 @@ from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.interview import Gallery, Interview, Memory, Wording
 from zsqretrieval.phrases import is_unknown, tidy
 from zsqretrieval.posterior import entropy, log_normalized
-from zsqretrieval.rerank import FIRST_STAGE, best_first
+from zsqretrieval.rerank import best_first
 from zsqretrieval.types import Ranking
 
 __all__ = ["SCALE", "Dialog", "Stopped"]
@@ -112,7 +112,7 @@ class Dialog:
         self.temper = temper
         self._wording, self._seed, self._batch_size = wording, seed, batch_size
         self._hits = hits
-        self._log_prior = scale * np.array([hit.scores[FIRST_STAGE] for hit in hits], np.float64)
+        self._log_prior = scale * np.array([hit.score for hit in hits], np.float64)
         self._present = np.ones(len(hits), np.bool_)
         self._steps: list[_Step] = []
         self._proposal: Proposal | None = None

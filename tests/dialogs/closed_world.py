@@ -28,7 +28,7 @@ class ClosedGenerator:
     fingerprint: str = "closed"
     longest: int = 80  # characters of a continuation
     pairs: list[tuple[int, str, str]] = field(default_factory=list)
-    written: int = 0
+    wrote: list[tuple[int, str]] = field(default_factory=list)
 
     def log_likelihood(
         self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
@@ -51,8 +51,8 @@ class ClosedGenerator:
         return [((self._continue(*context) or [""]) * n)[:n] for context in contexts]
 
     def _continue(self, image: Any, prompt: str) -> list[str]:
-        self.written += 1
         number = int(image.source)
+        self.wrote.append((number, prompt))
         if prompt == "A question about this picture:":
             return list(self.asks[number]) if self.asks else list(self.table)
         if prompt == "An image of":

@@ -28,7 +28,7 @@ from zsqretrieval.evaluation.plan import (
     with_weight,
 )
 from zsqretrieval.evaluation.rerank_bench import WEIGHTS
-from zsqretrieval.evaluation.runs import GeneratorSystem, first_stage, fused_run, prior_corrected
+from zsqretrieval.evaluation.runs import GeneratorSystem, first_stage, fused_run, prior_corrected, shallow
 from zsqretrieval.evaluation.study import run_study
 from zsqretrieval.evaluation.systems import log_priors
 from zsqretrieval.rerank import Likelihood, ReciprocalRank, WeightedSum
@@ -101,9 +101,26 @@ def test_the_curve_begins_at_the_first_stage_and_ends_at_the_result(colours: Dat
                 assert ends[system, 4, name] == result[system, name]
             assert result[system, "R@100"] == result["clip", "R@100"], "what is not read is not lost"
         ceiling = {point.depth: point.mean for point in part.ceiling}
-        assert ceiling[2] <= ceiling[4] and part.chance == ceiling[4] / 4
+        assert ceiling[2] <= ceiling[4]
         for (_, depth, name), mean in ends.items():
             assert name != "R@1" or depth == 0 or mean <= ceiling[depth]
+
+
+def test_chance_counts_every_right_candidate(colours: Dataset, tmp_path: Path) -> None:
+    """Two captions of each image are right, so chance is twice as high where images look for texts."""
+    plan = replace(QUICK, ablation_queries=99, candidates=24)
+    found = study(colours, tmp_path / "work", plan)
+    images = len(colours.gallery)
+    assert part_of(found, "text to image").chance == pytest.approx(1 / images)
+    assert part_of(found, "image to text").chance == pytest.approx(2 / (2 * images))
+    few = study(colours, tmp_path / "work", replace(plan, candidates=4))
+    part = part_of(few, "image to text")
+    nearest = shallow(part.runs[0], 4)
+    shares = [
+        np.mean([nearest.items[place] in part.task.qrels[query] for place in row])
+        for query, row in zip(nearest.queries, nearest.candidates, strict=True)
+    ]
+    assert part.chance == pytest.approx(np.mean(shares)) and part.chance > 2 / (2 * images)
 
 
 def test_ablations_are_compared_with_what_they_are_of(colours: Dataset, tmp_path: Path) -> None:

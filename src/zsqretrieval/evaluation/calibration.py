@@ -25,7 +25,14 @@ from zsqretrieval.evaluation.datasets import Task
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
 from zsqretrieval.evaluation.runs import Run
 
-__all__ = ["Bin", "Reliability", "first_place_reliability", "reliability", "yes_no_reliability"]
+__all__ = [
+    "Bin",
+    "Reliability",
+    "first_place_reliability",
+    "relevant",
+    "reliability",
+    "yes_no_reliability",
+]
 
 
 _FEWEST = 10  # observations of a bin
@@ -88,7 +95,7 @@ def yes_no_reliability(
     there = run.candidates >= 0
     odds = run.scores[there]
     said = 0.5 + 0.5 * np.tanh(odds / 2)  # the logistic function, without overflow
-    true = _relevant(run, task.qrels)[there]
+    true = relevant(run, task.qrels)[there]
     clusters = np.broadcast_to(task.clusters[:, None], there.shape)[there]
     of = "P(yes) of every candidate"
     return reliability(run.name, of, said, true, clusters, bins=bins, resamples=resamples, seed=seed)
@@ -110,7 +117,7 @@ def first_place_reliability(
     logits = np.where(run.candidates >= 0, scale * run.scores, -np.inf)
     best = logits.max(axis=1)
     said = 1 / np.exp(logits - best[:, None]).sum(axis=1)
-    true = (_relevant(run, task.qrels) | (logits < best[:, None])).all(axis=1)
+    true = (relevant(run, task.qrels) | (logits < best[:, None])).all(axis=1)
     of = "softmax of the first candidate" + (f", scores times {scale:g}" if scale != 1 else "")
     return reliability(run.name, of, said, true, task.clusters, bins=bins, resamples=resamples, seed=seed)
 
@@ -167,11 +174,11 @@ def reliability(
     return Reliability(system, of, len(said), tuple(found), error, interval)
 
 
-def _relevant(run: Run, qrels: Mapping[str, Mapping[str, int]]) -> NDArray[np.bool_]:
+def relevant(run: Run, qrels: Mapping[str, Mapping[str, int]]) -> NDArray[np.bool_]:
     """Whether each candidate is relevant, bool [q, k]; False where there is none."""
     place = {item: n for n, item in enumerate(run.items)}
-    relevant = np.zeros(run.candidates.shape, bool)
+    found = np.zeros(run.candidates.shape, bool)
     for row, query in enumerate(run.queries):
         right = [place[item] for item, grade in qrels[query].items() if grade > 0]
-        relevant[row] = np.isin(run.candidates[row], right)
-    return relevant
+        found[row] = np.isin(run.candidates[row], right)
+    return found

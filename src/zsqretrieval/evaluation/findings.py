@@ -74,12 +74,12 @@ class Part:
             the order of the first stage.
         results: per measure and system.
         curve: quality by depth, from the same scores.
-        ceiling: recall of the first stage by depth: no re-ranking finds more.
+        ceiling: recall of the first stage by depth: no recall at as many places or fewer exceeds it.
         reliability: of the scores.
         ablations: per base system, its own results on the sample first, then those of what was taken away.
         ablation_runs: of what was taken away.
         ablation_queries: how many these are.
-        chance: R@1 of putting the candidates in any order.
+        chance: R@1 of putting the candidates in any order, of the queries of the ablations.
         won: examples that the last re-ranking system improves most.
         lost: examples that it spoils most.
     """

@@ -29,7 +29,8 @@ def write_runs(study: Study, folder: Path, *, depth: int | None = None, suffix: 
 
     Args:
         study: what was found.
-        folder: made when missing.
+        folder: made when missing. Run files that another study left there are removed, so that all that lie
+            there belong together.
         depth: how many of the first are written; all when None.
         suffix: of all names, ``".gz"`` to compress.
 
@@ -48,6 +49,8 @@ def write_runs(study: Study, folder: Path, *, depth: int | None = None, suffix: 
             ranked = break_ties(run, part.task.qrels)
             files.append(Path(folder) / f"{run_file(part, run.name)}{suffix}")
             write_run(ranked if depth is None else shallow(ranked, depth), files[-1])
+    for left in {*Path(folder).rglob(f"*.run{suffix}")} - {*files}:
+        left.unlink()
     return files
 
 

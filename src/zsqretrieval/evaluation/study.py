@@ -12,6 +12,7 @@ on where it was, and one with another system or form computes only what is new.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,17 @@ from numpy.typing import NDArray
 from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.evaluation.ablations import ablated, pixels_against_states
 from zsqretrieval.evaluation.agreement import agreement
-from zsqretrieval.evaluation.calibration import first_place_reliability, yes_no_reliability
+from zsqretrieval.evaluation.calibration import first_place_reliability, relevant, yes_no_reliability
 from zsqretrieval.evaluation.comparison import compare
 from zsqretrieval.evaluation.cost import Cost, bytes_per_image, image_costs, peak_memory, query_costs
-from zsqretrieval.evaluation.datasets import Dataset
+from zsqretrieval.evaluation.datasets import Dataset, Qrels
 from zsqretrieval.evaluation.findings import Choice, Example, Part, Point, Study
 from zsqretrieval.evaluation.human import Judgments
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
 from zsqretrieval.evaluation.measures import break_ties, measure
 from zsqretrieval.evaluation.plan import BASELINE, Plan, with_forms
-from zsqretrieval.evaluation.progress import Progress, untold
-from zsqretrieval.evaluation.runs import Direction, Run, shallow
+from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
+from zsqretrieval.evaluation.runs import Direction, Run, shallow, some_rows
 from zsqretrieval.evaluation.tuning import check_tuning, tuned
 from zsqretrieval.evaluation.workbench import Scores, Workbench, labelled, sample_places
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
@@ -90,30 +91,30 @@ def run_study(
         check_tuning(plan, dataset, tune_on)
     work = Path(work)
     work.mkdir(parents=True, exist_ok=True)
-    keeping = CachedEncoder(encoder, work / "vectors.sqlite")
-    same = dict.fromkeys(plan.directions, plan.fusion)
-    choice = Choice(same, same, plan.alpha, plan.expansion, plan.fusion_from)
-    if tune_on is not None:
-        # Yes or no has nothing to tune, so nobody has to read for it.
-        needed = replace(plan, systems=tuple(name for name in plan.systems if name != "yes_no"))
-        labels = labelled(told, tune_on.name)
-        choice = tuned(Workbench(keeping, generator, tune_on, needed, work, labels), choice)
-    bench = Workbench(keeping, generator, dataset, plan, work, told)
-    parts = []
-    for direction, form in bench.parts():
-        bench.told = labelled(told, f"{direction}, {form}")
-        parts.append(measure_part(bench, direction, form, choice))
-    bench.told = told
-    checks: dict[str, Any] = {}
-    if plan.wants("expand") and "text to image" in plan.directions:
-        asked = bench.questions()
-        checks["questions"] = {"generated": asked.generated, "kept": len(asked.texts)}
-    if plan.wants("pixels") and isinstance(generator, ImageStates):
-        checks["pixels"] = pixels_against_states(bench)
-    agreed = agreement(bench, judgments, choice)
-    spent = measure_cost(bench, encoder, choice, index) if cost else None
-    names = {"encoder": encoder.fingerprint, "generator": generator.fingerprint}
-    return Study(dataset, plan, tuple(parts), choice, agreed, spent, checks, names)
+    with closing(CachedEncoder(encoder, work / "vectors.sqlite")) as keeping:
+        same = dict.fromkeys(plan.directions, plan.fusion)
+        choice = Choice(same, same, plan.alpha, plan.expansion, plan.fusion_from)
+        if tune_on is not None:
+            # Yes or no has nothing to tune, so nobody has to read for it.
+            needed = replace(plan, systems=tuple(name for name in plan.systems if name != "yes_no"))
+            labels = labelled(told, tune_on.name)
+            choice = tuned(Workbench(keeping, generator, tune_on, needed, work, labels), choice)
+        bench = Workbench(keeping, generator, dataset, plan, work, told)
+        parts = []
+        for direction, form in bench.parts():
+            bench.told = labelled(told, f"{direction}, {form}")
+            parts.append(measure_part(bench, direction, form, choice))
+        bench.told = told
+        checks: dict[str, Any] = {}
+        if plan.wants("expand") and "text to image" in plan.directions:
+            asked = bench.questions()
+            checks["questions"] = {"generated": asked.generated, "kept": len(asked.texts)}
+        if plan.wants("pixels") and isinstance(generator, ImageStates):
+            checks["pixels"] = pixels_against_states(bench)
+        agreed = agreement(bench, judgments, choice)
+        spent = measure_cost(bench, encoder, choice, index) if cost else None
+        names = {"encoder": encoder.fingerprint, "generator": generator.fingerprint}
+        return Study(dataset, plan, tuple(parts), choice, agreed, spent, checks, names)
 
 
 def measure_part(bench: Workbench, direction: Direction, form: str, choice: Choice) -> Part:
@@ -192,7 +193,7 @@ def measure_part(bench: Workbench, direction: Direction, form: str, choice: Choi
         ablations,
         without,
         len(rows),
-        ceiling[-1].mean / deepest,
+        _chance(some_rows(nearest, rows), qrels),
         won,
         lost,
     )
@@ -209,12 +210,7 @@ def measure_cost(bench: Workbench, encoder: Encoder, choice: Choice, index: Inde
     """
     plan = bench.plan
     data = bench.dataset.of_form(bench.dataset.forms[0]).sample(_TIMED, seed=plan.seed)
-    gallery = np.concatenate(
-        [
-            bench.encoder.encode_image(data.gallery[start : start + 100])
-            for start in range(0, len(data.gallery), 100)
-        ]
-    )
+    gallery = encode_in_parts(bench.encoder.encode_image, data.gallery, "encoding images")
     expands = plan.wants("expand") and "text to image" in plan.directions
     system = bench.expanded(choice.expansion) if expands else None
     rules: list[Scoring] = [Likelihood()] if plan.wants("likelihood", "fused") else []
@@ -239,11 +235,18 @@ def measure_cost(bench: Workbench, encoder: Encoder, choice: Choice, index: Inde
     return Cost(stages, systems, images, stored, peak_memory())
 
 
+def _chance(run: Run, qrels: Qrels) -> float:
+    """R@1 of putting the candidates in any order: the share of them that is relevant."""
+    candidates = np.maximum((run.candidates >= 0).sum(axis=1), 1)
+    return float((relevant(run, qrels).sum(axis=1) / candidates).mean())
+
+
 def _scale(choice: Choice, direction: Direction) -> float:
     """What makes logits of cosines: what the fusion takes them times, else CLIP's 100."""
     fusion = choice.fusion[direction]
-    raw = isinstance(fusion, WeightedSum) and fusion.scale == "raw"
-    return fusion.first_stage_scale if raw and isinstance(fusion, WeightedSum) else 100.0
+    if isinstance(fusion, WeightedSum) and fusion.scale == "raw":
+        return fusion.first_stage_scale
+    return 100.0
 
 
 def _examples(scores: Scores, baseline: Run, run: Run) -> tuple[tuple[Example, ...], tuple[Example, ...]]:

@@ -173,7 +173,7 @@ def _curves(study: Study, direction: str, parts: Sequence[Part]) -> Table:
     return Table(
         f"Quality against cost, {direction}",
         "One scoring run at the largest number of candidates gives all of them. The ceiling is the recall of "
-        "the first stage at that depth: no re-ranking finds more.",
+        "the first stage at that depth: no recall at that many places or fewer can exceed it.",
         ("form", "system", "candidates", *measures, "ceiling", "ms a query", "queries/s", "GFLOP a query"),
         tuple(rows),
         2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -102,6 +103,9 @@ def made(
         ({"qrels": {"q": {"a": 0}}}, "toy.txt:1: query 'q' has no relevant image"),
         ({"qrels": {}}, "toy.txt:1: query 'q' has no relevant image"),
         ({"qrels": {"q": {"a": 1}, "p": {"a": 1}}}, "the qrels name the query 'p', which is not there"),
+        ({"queries": (("", "x"),), "qrels": {"": {"a": 1}}}, "toy.txt:1: a query has no id"),
+        ({"qrels": {"q": {"a": 1}, "": {"a": 1}}}, "the qrels name the query '', which is not there"),
+        ({"qrels": {"q": {"a": 1, "": 1}}}, "toy.txt:1: query 'q' is to find the image '', which is not"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_its_place(wrong: dict[str, Any], message: str) -> None:
@@ -291,6 +295,8 @@ def test_a_folder_of_your_own(tmp_path: Path) -> None:
         ('{"image": "tom.png", "caption": "x"}', "captions.jsonl:1: the image 'tom.png' is not in"),
         ('{"image": "jerry.png"}', "captions.jsonl:1: says nothing about 'jerry.png'"),
         ('{"image": "jerry.png", "captions": [3]}', "captions.jsonl:1: 'captions' holds 3"),
+        ('{"image": "jerry.png", "captions": ["x", 0]}', "captions.jsonl:1: 'captions' holds 0"),
+        ('{"image": "jerry.png", "questions": [null]}', "captions.jsonl:1: 'questions' holds None"),
         ('{"image": "jerry.png", "captions": "x"}', "captions.jsonl:1: 'captions' is 'x', which is no list"),
         ("[]", "captions.jsonl:1: not an object but list"),
         ('\n{"image": ', "captions.jsonl:2: broken JSON"),
@@ -419,6 +425,13 @@ def test_inquire_in_part_and_graded(tmp_path: Path) -> None:
     assert read_inquire(folder, images).qrels["13"] == {"00001_Animalia/a.jpg": 2, "00001_Animalia/b.jpg": 0}
     annotations.write_text("query_id,image_path,relevance\n13,a.jpg,yes\n")
     with pytest.raises(InvalidInputError, match=r"inquire_annotations.csv:2: the relevance 'yes'"):
+        read_inquire(folder, images)
+    limit = csv.field_size_limit()
+    annotations.write_text(f"query_id,image_path\n13,a.jpg\n21,{'x' * (limit + 1)}\n")
+    with pytest.raises(InvalidInputError, match=r"inquire_annotations.csv:3: broken CSV: field larger than"):
+        read_inquire(folder, images)
+    annotations.write_text(f"query_id,{'x' * (limit + 1)}\n")
+    with pytest.raises(InvalidInputError, match=r"inquire_annotations.csv:1: broken CSV: field larger than"):
         read_inquire(folder, images)
     annotations.write_text("query_id,path\n")
     with pytest.raises(InvalidInputError, match=r"inquire_annotations.csv:1: has no column 'image_path'"):

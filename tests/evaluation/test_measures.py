@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,10 @@ def test_what_does_not_belong_together_is_refused() -> None:
         measure(run, {"q0": {"a": 1}})
     with pytest.raises(MismatchError, match="does not answer the query 'q7'"):
         measure(run, {"q0": {"a": 1}, "q1": {"a": 1}, "q7": {"a": 1}})
+    with pytest.raises(MismatchError, match="does not answer the query ''"):
+        measure(run, {"q0": {"a": 1}, "q1": {"a": 1}, "": {"a": 1}})
+    with pytest.raises(MismatchError, match="answers the query '', which the qrels do not have"):
+        measure(replace(run, queries=("", "q1")), {"q1": {"a": 1}})
 
 
 def test_files_name_the_line_and_the_query(tmp_path: Path) -> None:

@@ -151,6 +151,8 @@ def test_a_run_of_other_data_is_refused() -> None:
     strange = replace(run_by_hand(), queries=("q0", "q99"))
     with pytest.raises(MismatchError, match="run 'clip' names 'q99', which toy does not know"):
         GeneratorSystem(Speller(), Likelihood()).run(data(), strange)
+    with pytest.raises(MismatchError, match="run 'clip' names '', which toy does not know"):
+        GeneratorSystem(Speller(), Likelihood()).run(data(), replace(strange, queries=("q0", "")))
     with pytest.raises(MismatchError, match="'clip' and 'other' differ"):
         fused_run(run_by_hand(), replace(strange, name="other"), RerankOnly())
 

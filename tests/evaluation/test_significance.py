@@ -96,6 +96,8 @@ def test_holm_by_hand() -> None:
     assert holm({}) == {} and holm({"a": 0.04}) == {"a": 0.04}
     with pytest.raises(InvalidInputError, match="p-value of 'b' is nan"):
         holm({"a": 0.5, "b": float("nan")})
+    with pytest.raises(InvalidInputError, match="p-value of '' is 2"):
+        holm({"": 2.0})
 
 
 @given(st.dictionaries(st.text(max_size=2), st.floats(0, 1), max_size=6))

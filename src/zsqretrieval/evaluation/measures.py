@@ -66,11 +66,11 @@ def measure(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> dict[
         InvalidInputError: a measure is not known, or not to this provider.
         MissingDependencyError: ir-measures is not installed.
     """
-    if strange := next((query for query in run.queries if query not in qrels), None):
-        raise MismatchError(f"run {run.name!r} answers the query {strange!r}, which the qrels do not have")
-    if lost := next(iter(set(qrels) - set(run.queries)), None):
+    if strange := sorted(set(run.queries) - set(qrels)):
+        raise MismatchError(f"run {run.name!r} answers the query {strange[0]!r}, which the qrels do not have")
+    if lost := sorted(set(qrels) - set(run.queries)):
         raise MismatchError(
-            f"run {run.name!r} does not answer the query {lost!r}; leaving queries out would flatter it"
+            f"run {run.name!r} does not answer the query {lost[0]!r}; leaving queries out would flatter it"
         )
     parsed = {name: _parse(name) for name in measures}
     judged = {query: dict(qrels[query]) for query in run.queries}

@@ -234,10 +234,10 @@ class GeneratorSystem:
         items = [first.items[position] for position in first.candidates[there]]
         by_text = first.direction == "text to image"
         named, shown_to = (queries, items) if by_text else (items, queries)
-        if strange := next((id for id in named if id not in texts), None) or next(
-            (id for id in shown_to if id not in places), None
-        ):
-            raise MismatchError(f"run {first.name!r} names {strange!r}, which {dataset.name} does not know")
+        if strange := sorted({*named} - texts.keys()) + sorted({*shown_to} - places.keys()):
+            raise MismatchError(
+                f"run {first.name!r} names {strange[0]!r}, which {dataset.name} does not know"
+            )
         shown = self.shown
         if shown is None:
             shown = image_states(

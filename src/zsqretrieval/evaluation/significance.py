@@ -101,8 +101,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     Raises:
         InvalidInputError: a value is not in [0, 1].
     """
-    if wrong := next((name for name, p in p_values.items() if not 0 <= p <= 1), None):
-        raise InvalidInputError(f"the p-value of {wrong!r} is {p_values[wrong]}, not between 0 and 1")
+    for name, p in p_values.items():
+        if not 0 <= p <= 1:
+            raise InvalidInputError(f"the p-value of {name!r} is {p}, not between 0 and 1")
     adjusted: dict[str, float] = {}
     largest = 0.0
     for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):

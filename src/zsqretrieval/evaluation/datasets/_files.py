@@ -70,17 +70,20 @@ def field(record: Any, name: str, kind: type[_T], place: str) -> _T:
 def table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV file with a header, each after its place; the columns named must be there."""
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    header = [name.strip() for name in rows.fieldnames or ()]
-    if missing := [name for name in columns if name not in header]:
-        raise InvalidInputError(
-            f"{path.name}:1: has no column {missing[0]!r}, only {', '.join(header) or 'nothing'}"
-        )
-    rows.fieldnames = header
-    for row in rows:
-        place = f"{path.name}:{rows.line_num}"
-        if short := next((name for name in columns if row[name] is None), None):
-            raise InvalidInputError(f"{place}: the row ends before the column {short!r}")
-        yield place, row
+    try:
+        header = [name.strip() for name in rows.fieldnames or ()]
+        if missing := [name for name in columns if name not in header]:
+            raise InvalidInputError(
+                f"{path.name}:1: has no column {missing[0]!r}, only {', '.join(header) or 'nothing'}"
+            )
+        rows.fieldnames = header
+        for row in rows:
+            place = f"{path.name}:{rows.line_num}"
+            if short := [name for name in columns if row[name] is None]:
+                raise InvalidInputError(f"{place}: the row ends before the column {short[0]!r}")
+            yield place, row
+    except csv.Error as error:
+        raise InvalidInputError(f"{path.name}:{rows.reader.line_num}: broken CSV: {error}") from error
 
 
 def image_file(path: Path, id: str, place: str, origin: str) -> Image:

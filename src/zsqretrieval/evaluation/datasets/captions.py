@@ -258,6 +258,7 @@ def read_folder(folder: Path, captions: str = "captions.jsonl") -> Dataset:
 
 def _strings(record: Mapping[str, Any], name: str, place: str) -> list[str]:
     values = field(record, name, list, place)
-    if wrong := next((value for value in values if not isinstance(value, str)), None):
-        raise InvalidInputError(f"{place}: {name!r} holds {wrong!r}, which is no text")
+    for value in values:
+        if not isinstance(value, str):
+            raise InvalidInputError(f"{place}: {name!r} holds {value!r}, which is no text")
     return list(values)

@@ -76,8 +76,8 @@ class Dataset:
         notes: what a reader of the numbers should know about how the data were read.
 
     Raises:
-        InvalidInputError: the gallery is empty, an image has no id, there are no queries, an id stands there
-            twice, a query is blank or has no relevant image, or the qrels name what is not there. Names the
+        InvalidInputError: the gallery is empty, an image or a query has no id, there are no queries, an id
+            stands there twice, a query is blank or has no relevant image, or the qrels name what is not there. Names the
             place in the file where that is known.
     """
 
@@ -99,20 +99,24 @@ class Dataset:
             _once(seen, "image", image.id, image.source)
         places: dict[str, str] = {}
         for query in self.queries:
+            if not query.id:
+                raise InvalidInputError(f"{query.source}: a query has no id; qrels cannot name it")
             _once(places, "query", query.id, query.source)
             if not query.text.strip():
                 raise InvalidInputError(f"{query.source}: the text of query {query.id!r} is blank")
             self._check_answers(query, seen)
-        if strange := next((id for id in self.qrels if id not in places), None):
-            raise InvalidInputError(f"{self.name}: the qrels name the query {strange!r}, which is not there")
+        for id in self.qrels:
+            if id not in places:
+                raise InvalidInputError(f"{self.name}: the qrels name the query {id!r}, which is not there")
 
     def _check_answers(self, query: Query, images: Mapping[str, str]) -> None:
         answers = self.qrels.get(query.id, {})
-        if strange := next((id for id in answers if id not in images), None):
-            raise InvalidInputError(
-                f"{query.source}: query {query.id!r} is to find the image {strange!r}, which is not in the "
-                f"gallery of {self.name} ({len(images)} images); are these images of another split?"
-            )
+        for id in answers:
+            if id not in images:
+                raise InvalidInputError(
+                    f"{query.source}: query {query.id!r} is to find the image {id!r}, which is not in the "
+                    f"gallery of {self.name} ({len(images)} images); are these images of another split?"
+                )
         if not any(grade > 0 for grade in answers.values()):
             raise InvalidInputError(
                 f"{query.source}: query {query.id!r} has no relevant image; leave it out, or judge one"

@@ -237,11 +237,15 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert not set(first.pairs) & set(second.pairs[:6])
     assert found["likelihood"]["R@1"] == whole["likelihood"]["R@1"]
 
-    third = ScriptedGenerator(LIKELY)
-    chunk = sorted(work.glob("likelihood-*.npy"))[0]
-    chunk.write_bytes(chunk.read_bytes()[:-5])
-    assert bench(data, third, **settings)["likelihood"]["R@1"] == whole["likelihood"]["R@1"]
-    assert len(third.pairs) == 3 + timed, "a damaged chunk is computed anew"
+    chunk = sorted(work.glob("likelihood-*.scores"))[0]
+    content = chunk.read_bytes()
+    flipped = bytes([*content[:-20], content[-20] ^ 1, *content[-19:]])  # still a finite score
+    for damaged in (content[:-5], flipped, b""):
+        chunk.write_bytes(damaged)
+        third = ScriptedGenerator(LIKELY)
+        assert bench(data, third, **settings)["likelihood"]["R@1"] == whole["likelihood"]["R@1"]
+        assert len(third.pairs) == 3 + timed, "a damaged chunk is computed anew"
+        assert chunk.read_bytes() == content
 
     other = ScriptedGenerator({text: scores[::-1] for text, scores in LIKELY.items()}, "another")
     bench(data, other, **settings)

@@ -9,7 +9,6 @@ the first has computed, and nothing that was computed of anything else.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.errors import ZsqError
 from zsqretrieval.evaluation.progress import Progress
+from zsqretrieval.evaluation.writing import write_whole
 from zsqretrieval.images import digest
 from zsqretrieval.protocols import Generator, ImageStates
 from zsqretrieval.rerank import Scoring
@@ -27,6 +27,9 @@ __all__ = ["image_states", "score_matrix"]
 
 CHUNK = 1000
 """Pairs of a question and an image between two saves."""
+
+_SCORE = np.dtype("<f8")
+_DIGEST = 32  # bytes of a SHA-256
 
 
 def image_states(
@@ -147,24 +150,22 @@ def _score(
 
 def _name(generator: Generator, scoring: Scoring, pairs: Sequence[Sequence[str]]) -> str:
     content = repr([generator.fingerprint, repr(scoring), pairs]).encode(errors="surrogatepass")
-    return f"{scoring.name}-{hashlib.sha256(content).hexdigest()[:32]}.npy"
+    return f"{scoring.name}-{hashlib.sha256(content).hexdigest()[:32]}.scores"
 
 
 def _load(path: Path, count: int) -> NDArray[np.float64] | None:
     """Scores as they were saved; None when there are none, or the file is damaged."""
     try:
-        scores: NDArray[np.float64] = np.load(path)
-    except (OSError, ValueError, EOFError):
+        content = path.read_bytes()
+    except OSError:
         return None
-    whole = scores.shape == (count,) and scores.dtype == np.float64 and bool(np.isfinite(scores).all())
-    return scores if whole else None
+    told, saved = content[:_DIGEST], content[_DIGEST:]
+    if len(saved) != count * _SCORE.itemsize or hashlib.sha256(saved).digest() != told:
+        return None
+    return np.frombuffer(saved, _SCORE).astype(np.float64)
 
 
 def _save(path: Path, scores: NDArray[np.float64]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    with unfinished.open("wb") as file:
-        np.save(file, scores)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    """A digest, and behind it the scores."""
+    saved = scores.astype(_SCORE).tobytes()
+    write_whole(path, [hashlib.sha256(saved).digest(), saved])

@@ -14,12 +14,12 @@ from zsqretrieval.storage import sync_directory
 __all__ = ["write_whole"]
 
 
-def write_whole(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file in UTF-8; a crash leaves the former file, or none.
+def write_whole(path: Path, pieces: Iterable[str | bytes]) -> None:
+    """Write a file; a crash leaves the former file, or none.
 
     Args:
         path: the file; folders on the way are made. It is compressed when its name ends in ``.gz``.
-        lines: its text, in pieces, line ends included. What is no Unicode is escaped.
+        pieces: its content, line ends included. Text is written in UTF-8; what is no Unicode is escaped.
 
     Raises:
         OSError: the disk refuses.
@@ -30,7 +30,8 @@ def write_whole(path: Path, lines: Iterable[str]) -> None:
     try:
         with unfinished.open("wb") as file:
             written = cast(IO[bytes], _zipped(file) if path.suffix == ".gz" else file)
-            written.writelines(line.encode(errors="backslashreplace") for line in lines)
+            for piece in pieces:
+                written.write(piece if isinstance(piece, bytes) else piece.encode(errors="backslashreplace"))
             if written is not file:
                 written.close()
             file.flush()

@@ -25,10 +25,13 @@ from zsqretrieval.parts import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index
 from zsqretrieval.rerank import FIRST_STAGE, Fusion, WeightedSum, best_first, fuse, standardized
 
-__all__ = ["EXPANSION", "Compared", "QuestionIndex", "best_questions", "compare", "join"]
+__all__ = ["ALIKE", "EXPANSION", "Compared", "QuestionIndex", "best_questions", "compare", "join"]
 
 EXPANSION = WeightedSum(0.5)
 """How similarities to images and to questions are joined unless a search says otherwise."""
+
+ALIKE = 1e-6
+"""Images whose similarities differ by no more than this look alike: float32 vectors tell no more."""
 
 _NAME = "questions"  # of the snapshot
 
@@ -199,7 +202,8 @@ def join(expansion: Fusion, image: NDArray[np.float64], question: NDArray[np.flo
 
     An image without questions counts as the average of those that have some: nothing is known of it. The
     result is brought to mean and deviation of the image similarities, so that whatever follows, such as a
-    fusion on the raw scale, finds the numbers it was made for; that changes no order.
+    fusion on the raw scale, finds the numbers it was made for; that changes no order. Where all images look
+    alike (:data:`ALIKE`), the deviation is 1.
 
     Args:
         expansion: joins similarities to images, in the place of the first stage, with those to questions.
@@ -215,9 +219,11 @@ def join(expansion: Fusion, image: NDArray[np.float64], question: NDArray[np.flo
     known = ~np.isnan(question)
     if not known.any():
         return np.array(image, np.float64)
-    joined = fuse(expansion, image, np.where(known, question, question[known].mean()))
+    asked = question[known]
+    average = np.clip(asked.mean(), asked.min(), asked.max())  # of equal ones, rounding makes another
+    joined = fuse(expansion, image, np.where(known, question, average))
     if not np.isfinite(joined).all():
         raise InvalidInputError(f"the expansion {expansion!r} gave {joined.tolist()}; all must be finite")
-    spread = image.std() or 1.0  # of images that all look alike, the questions decide
+    spread = image.std() if np.ptp(image) > ALIKE else 1.0  # else the questions were lost in rounding
     scaled: NDArray[np.float64] = image.mean() + spread * standardized(joined)
     return scaled

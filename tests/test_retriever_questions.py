@@ -313,7 +313,7 @@ def test_what_cannot_be_done_is_said(pictures: Path) -> None:
         retriever.add(pictures)
         wrong: list[dict[str, Any]] = [{"n": 0}, {"top_k": 0}, {"batch_size": 0}, {"style": "no"}]
         wrong += [{"temperature": -1}, {"temperature": "warm"}, {"seed": -1}, {"seed": 0.5}]
-        for settings in [*wrong, {"max_new_tokens": 0}]:
+        for settings in [*wrong, {"max_new_tokens": 0}, {"n": True}, {"top_k": True}]:
             with pytest.raises(InvalidInputError, match=next(iter(settings))):
                 retriever.generate_questions(**settings)
         assert not retriever.question_styles()  # and nobody was asked so
@@ -323,6 +323,21 @@ def test_what_cannot_be_done_is_said(pictures: Path) -> None:
         retriever.generate_questions()
         with pytest.raises(InvalidInputError, match="expansion must be one such as"):
             retriever.search("red", expand=True, expansion="max")  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers(pictures: Path, album: Path) -> None:
+    with made(path=album) as retriever:
+        retriever.add(pictures)
+        settings: dict[str, Any] = {"n": 2, "top_k": 3, "seed": 1, "max_new_tokens": 9, "batch_size": 4}
+        report = retriever.generate_questions(**{name: np.int64(one) for name, one in settings.items()})
+        assert report.asked == 6
+        assert retriever.generate_questions(**settings).known == 6
+        retriever.filter_questions(np.int16(2), batch_size=np.uint8(5))  # type: ignore[arg-type]
+    with opened(album) as retriever:
+        judged = [one.judgement for one in retriever.questions()]
+        assert {one.top_k for one in judged} == {2} and {type(one.rank) for one in judged} == {int, type(None)}
+        (recipe,) = {one.recipe for one in retriever.questions()}
+        assert (recipe.n, recipe.seed, recipe.max_new_tokens) == (2, 1, 9)
 
 
 @given(

@@ -35,7 +35,7 @@ def check_counts(least: int = 1, *, or_none: bool = False, **counts: int | None)
     for name, count in counts.items():
         if count is None and or_none:
             continue
-        if not isinstance(count, Integral):
+        if isinstance(count, bool) or not isinstance(count, Integral):
             raise InvalidInputError(f"{name} must be a whole number, not {count!r}")
         if count < least:
             raise InvalidInputError(f"{name} must be at least {least}, not {count}")

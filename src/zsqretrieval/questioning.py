@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import index
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -119,6 +120,10 @@ def ask_images(
     check_sampling(n, temperature, seed, max_new_tokens)
     check_counts(batch_size=batch_size)
     check_counts(or_none=True, top_k=top_k)
+    # What is written down are plain numbers, though NumPy's are welcome.
+    n, max_new_tokens, batch_size = index(n), index(max_new_tokens), index(batch_size)
+    top_k = None if top_k is None else index(top_k)
+    seed = seed if seed is None else index(seed)
     recipe = Recipe(
         style=style.name,
         prompts=tuple(prompt.template for prompt in style.prompts),
@@ -225,6 +230,7 @@ def judge_again(
     begin = time.perf_counter()
     check_counts(batch_size=batch_size)
     check_counts(or_none=True, top_k=top_k)
+    top_k, batch_size = None if top_k is None else index(top_k), index(batch_size)
     total = sum(facts.questions for facts in catalog.questions.styles())
     done = kept = 0
     for batch in catalog.questions.batches(batch_size):

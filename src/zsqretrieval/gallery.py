@@ -17,7 +17,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.catalog import Catalog
+from zsqretrieval.catalog import Catalog, Record
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.first_stage import FirstStage
 from zsqretrieval.phrases import question_in
@@ -68,14 +68,28 @@ class AlbumGallery:
 
     def present(self, hits: Sequence[Hit]) -> NDArray[np.bool_]:
         """As :meth:`zsqretrieval.interview.Gallery.present`."""
-        keys = self._catalog.known_ids(hit.id for hit in hits)
-        return np.array([keys.get(hit.id) == hit.key for hit in hits], np.bool_)
+        return np.array([record is not None for record in self._records(hits)], np.bool_)
+
+    def _records(self, hits: Sequence[Hit]) -> list[Record | None]:
+        """The image of each hit; None where it is gone, or where this is another album."""
+        with self._catalog.reading():
+            known = self._catalog.known_keys([hit.key for hit in hits])
+            found = {record.key: record for record in self._catalog.records(sorted(known))}
+        records = [found.get(hit.key) for hit in hits]
+        return [
+            record if record is not None and (record.id, record.source) == (hit.id, hit.source) else None
+            for record, hit in zip(records, hits, strict=True)
+        ]
 
     def stored_questions(self, hits: Sequence[Hit]) -> list[tuple[str, ...]]:
-        """As :meth:`zsqretrieval.interview.Gallery.stored_questions`; captions and key words are none."""
+        """As :meth:`zsqretrieval.interview.Gallery.stored_questions`: the kept ones.
+
+        Captions and key words are none, and a question that did not lead back to its image asks for what may
+        not be in it.
+        """
         stored: dict[int, list[str]] = {hit.key: [] for hit in hits}
         for one in self._catalog.questions.of(list(stored)):
-            if question_in(one.text):
+            if one.judgement.kept and question_in(one.text):
                 stored[one.image].append(one.text)
         return [tuple(stored[hit.key]) for hit in hits]
 
@@ -84,12 +98,7 @@ class AlbumGallery:
         self, hits: Sequence[Hit]
     ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
         """As :meth:`zsqretrieval.interview.Gallery.showing`."""
-        found = [self._catalog.find(hit.id) for hit in hits]
-        here = [
-            record
-            for record, hit in zip(found, hits, strict=True)
-            if record is not None and record.key == hit.key
-        ]
+        here = [record for record in self._records(hits) if record is not None]
         with Reopener() as files, self._viewer.showing(here, files) as (generator, shown):
             by_key = {record.key: one for record, one in zip(here, shown, strict=True)}
             gone = "was removed from the album"

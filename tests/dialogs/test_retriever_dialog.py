@@ -99,6 +99,14 @@ def test_questions_of_the_album_are_asked_and_its_captions_are_not(retriever: Re
     assert retriever.gallery.stored_questions(hits) == [(QUESTION,)] * 3
 
 
+def test_questions_that_did_not_lead_back_are_not_asked(retriever: Retriever) -> None:
+    assert retriever.generate_questions(1, top_k=1).kept < 3
+    judged = {one.id: one.judgement.kept for one in retriever.questions()}
+    assert set(judged.values()) == {True, False}
+    hits = retriever.gallery.first_stage("a thing", 3)
+    assert retriever.gallery.stored_questions(hits) == [(QUESTION,) * judged[hit.id] for hit in hits]
+
+
 @pytest.mark.parametrize("policy", [InformationGain(), RandomQuestion(), CaptionDialog()])
 def test_a_dialog_goes_on_in_an_album_that_was_opened_again(
     retriever: Retriever, tmp_path: Path, policy: InformationGain
@@ -141,6 +149,25 @@ def test_another_album_is_refused(retriever: Retriever, tmp_path: Path) -> None:
     PILImage.new("RGB", (8, 8), "white").save(other)
     strange = Retriever(ToyEncoder(), ToyIndex(16), Asker())
     strange.add(other)
+    dialog = pickle.loads(pickle.dumps(retriever.dialog("a thing")))
+    with pytest.raises(MismatchError, match="none of the 3 candidates"):
+        dialog.attach(strange.gallery)
+
+
+def test_an_album_of_other_images_with_the_same_names_is_refused(
+    retriever: Retriever, tmp_path: Path
+) -> None:
+    folder = tmp_path / "others"
+    folder.mkdir()
+    for name, colour in zip(COLOURS, ("white", "grey", "black"), strict=True):
+        PILImage.new("RGB", (8, 8), colour).save(folder / f"{name}.png")
+    strange = Retriever(ToyEncoder(), ToyIndex(16), Asker())
+    strange.add(folder)
+    hits = retriever.gallery.first_stage("a thing", 3)
+    assert {(hit.id, hit.key) for hit in hits} == {(one.id, one.key) for one in strange.records()}
+    assert not strange.gallery.present(hits).any()
+    with strange.gallery.showing(hits) as (_, shown):
+        assert all(isinstance(one, ImageError) for one in shown)
     dialog = pickle.loads(pickle.dumps(retriever.dialog("a thing")))
     with pytest.raises(MismatchError, match="none of the 3 candidates"):
         dialog.attach(strange.gallery)

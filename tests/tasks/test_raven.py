@@ -200,6 +200,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         write_raven(tmp_path / "newer", [*items, *items])
 
 
+def test_any_text_may_be_an_id(tmp_path: Path) -> None:
+    """JSON leaves these unescaped, and str.splitlines takes them for ends of lines."""
+    ids = ["\u2028", "\u2029", "\x85", "\x0b", "\r", "\n", "\x1c"]
+    write_raven(tmp_path, [item(f"a{id}b") for id in ids])
+    assert [one.id for one in read_raven(tmp_path)] == [f"a{id}b" for id in ids]
+
+
 def test_a_folder_without_the_list_is_no_test_yet(tmp_path: Path) -> None:
     """Writing that ends half-way leaves nothing that can be taken for a test, and can be done again."""
     broken = item("a")

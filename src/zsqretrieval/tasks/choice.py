@@ -69,8 +69,8 @@ def choose(
         generator: reads them.
         contexts: n contexts; an option follows after a space.
         options: two or more different texts.
-        aggregate: ``"sum"`` takes log P(option | context); ``"mean"`` divides by the number of tokens, which
-            favours long options less against short ones.
+        aggregate: ``"sum"`` takes log P(option | context), which favours options of few tokens; ``"mean"``
+            divides by the number of tokens, which favours long options, whose later tokens are easy to tell.
         batch_size: pairs of context and option that are computed together.
 
     Returns:

@@ -188,7 +188,7 @@ def read_raven(folder: str | os.PathLike[str]) -> list[RavenItem]:
     """
     file = Path(folder) / _ITEMS
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # as JSON Lines has it
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"{file} cannot be read as UTF-8 text ({error})") from error
     items: list[RavenItem] = []

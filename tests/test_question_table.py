@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -140,8 +141,45 @@ def test_a_style_can_be_forgotten_and_asked_again(table: QuestionTable) -> None:
     table.write(captions, {1: [question("a dog")]})
     assert table.remove("questions") == 1
     assert texts(table) == ["a dog"] and table.asked(RECIPE, [1, 2]) == set()
+    assert table.styles() == [StyleFacts("captions", 1, 1, 1, 0)], "what is there is told"
     assert table.remove("none such") == 0 and table.remove() == 1
     assert table.styles() == [] and len(table) == 0
+
+
+def test_what_another_style_said_as_well_is_not_lost_for_good(table: QuestionTable) -> None:
+    search = replace(RECIPE, style="search")
+    table.write(RECIPE, {1: [question("A?")], 2: [question("B?")], 3: []})
+    table.write(search, {1: [question("A?")], 2: [question("C?")], 3: [question("D?")]})
+    table.remove("questions")
+    assert texts(table) == ["C?", "D?"]
+    assert table.asked(search, [1, 2, 3]) == {3}, "nothing of the third was forgotten"
+    assert table.write(search, {1: [question("A?")], 2: [question("C?")]}) == (1, 1)
+    assert texts(table) == ["A?", "C?", "D?"]
+
+
+def test_a_style_in_which_no_image_was_asked_is_not_told(catalog: Catalog, table: QuestionTable) -> None:
+    table.write(RECIPE, {1: [question("A?")]})
+    table.write(replace(RECIPE, style="captions"), {2: [question("a dog")], 3: []})
+    catalog.remove([1])
+    assert table.styles() == [StyleFacts("captions", 2, 1, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ['{"style": "x"}', "[]", "3", '{"prompts": 3}', json.dumps({**asdict(RECIPE), "style": 3})],
+)
+@pytest.mark.parametrize("style", ["questions", "captions"])
+def test_a_damaged_recipe_is_named(tmp_path: Path, damaged: str, style: str) -> None:
+    path = tmp_path / "catalog.sqlite"
+    with Catalog.create(path, dim=DIM) as catalog:
+        catalog.add([image(1), image(2)])
+        catalog.questions.write(RECIPE, {1: [question("A?")]})
+        catalog.questions.write(replace(RECIPE, style="captions"), {2: []})
+        with sqlite3.connect(path) as other:
+            other.execute("UPDATE recipes SET recipe = ? WHERE recipe LIKE ?", (damaged, f"%{style}%"))
+        other.close()
+        with pytest.raises(IntegrityError, match="the recipe of a question is damaged"):
+            catalog.verify()
 
 
 def test_a_broken_vector_changes_nothing(table: QuestionTable) -> None:

@@ -147,7 +147,9 @@ def test_questions_that_find_their_image_are_kept(pictures: Path) -> None:
                 "max_new_tokens": 24,
             }
         assert {one.id for one in retriever.questions("red.png")} == {"red.png"}
-        with pytest.raises(InvalidInputError, match=r"no image 'pink\.png'"):
+        with pytest.raises(
+            InvalidInputError, match=r"no image 'pink\.png' in the album in memory; .*records\(\) lists"
+        ):
             retriever.questions("pink.png")
 
 
@@ -169,6 +171,9 @@ def test_the_same_work_is_done_once(pictures: Path, album: Path) -> None:
             ("questions", 7),
             ("search", 7),
         ]
+        with pytest.raises(InvalidInputError, match=r"no style 'serach'; there are .*questions, search"):
+            retriever.remove_questions("serach")
+        assert retriever.remove_questions("captions") == 0, "of which there might have been some"
         assert retriever.remove_questions() > 0 and list(retriever.questions()) == []
         assert retriever.generate_questions().asked == 7
 
@@ -335,7 +340,10 @@ def test_numbers_of_numpy_are_numbers(pictures: Path, album: Path) -> None:
         retriever.filter_questions(np.int16(2), batch_size=np.uint8(5))  # type: ignore[arg-type]
     with opened(album) as retriever:
         judged = [one.judgement for one in retriever.questions()]
-        assert {one.top_k for one in judged} == {2} and {type(one.rank) for one in judged} == {int, type(None)}
+        assert {one.top_k for one in judged} == {2} and {type(one.rank) for one in judged} == {
+            int,
+            type(None),
+        }
         (recipe,) = {one.recipe for one in retriever.questions()}
         assert (recipe.n, recipe.seed, recipe.max_new_tokens) == (2, 1, 9)
 

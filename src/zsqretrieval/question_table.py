@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsqretrieval.database import Database
+from zsqretrieval.errors import IntegrityError
 from zsqretrieval.vector_log import VectorLog, key_list
 
 __all__ = [
@@ -76,7 +77,8 @@ class Recipe:
         encoder: fingerprint of what made the vectors and searched in the round trip.
         n: the most questions of one image.
         temperature: of the sampling.
-        seed: of the sampling.
+        seed: of the sampling. A draw is named by it and by the place of its image in the batch, so it makes
+            the same questions of the same images in the same batches only.
         max_new_tokens: the longest text, in tokens.
     """
 
@@ -184,7 +186,7 @@ class StyleFacts:
     Attributes:
         style: its name.
         images: of how many images.
-        questions: how many questions came of it.
+        questions: how many questions came of it; one belongs to the style that it was first written in.
         kept: how many of these are kept.
         answered: how many have an answer.
     """
@@ -323,11 +325,17 @@ class QuestionTable:
         )
 
     def remove(self, style: str | None = None) -> int:
-        """Forget all questions, or those of one style, and that they were asked; gives how many."""
+        """Forget all questions, or those of one style, and that they were asked; gives how many.
+
+        A text belongs to the recipe that wrote it first, and others may have written it as well. So an image
+        that loses a question counts as asked by no recipe, and gets it back when any of them asks again.
+        """
         with self._database.transaction("IMMEDIATE") as run:
             before = int(self._database.value("SELECT count(*) FROM questions"))
             for row, text in run.execute("SELECT id, recipe FROM recipes").fetchall():
                 if style is None or self._recipe(text).style == style:
+                    losing = "SELECT image FROM questions WHERE recipe = ?"
+                    run.execute(f"DELETE FROM asked WHERE image IN ({losing})", (row,))
                     run.execute("DELETE FROM recipes WHERE id = ?", (row,))
             return before - int(self._database.value("SELECT count(*) FROM questions"))
 
@@ -381,20 +389,22 @@ class QuestionTable:
         )
 
     def styles(self) -> list[StyleFacts]:
-        """How much was asked in which style, by the styles' names."""
+        """How much was asked in which style, by the styles' names; none that no image was asked in."""
         with self._database.transaction() as run:
-            asked = run.execute("SELECT recipe, image FROM asked").fetchall()
+            asked = run.execute(
+                "SELECT recipe, image FROM asked UNION SELECT recipe, image FROM questions"
+            ).fetchall()
             counts = run.execute(
                 "SELECT recipe, count(*), sum(kept), count(answer) FROM questions GROUP BY recipe"
             ).fetchall()
             names = {row: self._recipe(text).style for row, text in run.execute("SELECT * FROM recipes")}
-        images: dict[str, set[int]] = {name: set() for name in sorted(names.values())}
+        images: dict[str, set[int]] = {}
         for recipe, image in asked:
-            images[names[recipe]].add(image)
+            images.setdefault(names[recipe], set()).add(image)
         facts = {name: np.zeros(3, int) for name in images}
         for recipe, *count in counts:
             facts[names[recipe]] += count
-        return [StyleFacts(name, len(images[name]), *map(int, facts[name])) for name in images]
+        return [StyleFacts(name, len(images[name]), *map(int, facts[name])) for name in sorted(images)]
 
     def verify(self) -> None:
         """Read everything.
@@ -403,12 +413,21 @@ class QuestionTable:
             IntegrityError: something is damaged; says what.
         """
         self.log.verify()
+        self.styles()
         for _ in self.batches():
             pass
 
     def _recipe(self, text: str) -> Recipe:
         facts = self._database.from_json(text, "recipe of a question")
-        return Recipe(**{**facts, "prompts": tuple(facts["prompts"])})
+        try:
+            recipe = Recipe(**{**facts, "prompts": tuple(facts["prompts"])})
+            if not all(isinstance(part, str) for part in (recipe.style, *recipe.prompts)):
+                raise TypeError("style and prompts must be texts")
+        except (KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"{self._database.where}: the recipe of a question is damaged: {text!r}; restore a backup"
+            ) from error
+        return recipe
 
     def _stored(self, row: tuple[Any, ...]) -> StoredQuestion:
         key, image, id, text, answer, prompt, log_likelihood, tokens = row[:8]

@@ -95,6 +95,10 @@ def ask_images(
 ) -> QuestionsReport:
     """Ask every image that was not asked in this way yet, and write the questions down batch by batch.
 
+    With the same seed, the same images in the same batches are asked the same: a draw is named by the seed
+    and the place of its image in the batch. Other batches, because of another ``batch_size`` or because some
+    images were asked already, draw others.
+
     Args:
         catalog: the images; takes the questions.
         viewer: shows them to the generator.

@@ -57,7 +57,7 @@ from zsqretrieval.parts import (
 from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.question_table import StoredQuestion, StyleFacts
 from zsqretrieval.questioning import FilterReport, QuestionsReport, ask_images, judge_again
-from zsqretrieval.questions import Style
+from zsqretrieval.questions import STYLES, Style
 from zsqretrieval.rerank import Fusion, Likelihood, Prior, RerankOnly, Scoring, WeightedSum, rerank
 from zsqretrieval.rerank import Progress as ScoringProgress
 from zsqretrieval.texts import TextRanking, rank_texts
@@ -425,9 +425,10 @@ class Retriever:
             top_k: how far from the top the own image may stand, >= 1; None keeps every question. Of images
                 that were asked before it changes nothing.
             temperature: of the sampling.
-            seed: of the sampling.
+            seed: of the sampling; gives the same questions of the same images in the same batches, since a
+                draw is named by the place of its image in the batch.
             max_new_tokens: length limit of a question and of an answer.
-            batch_size: images shown to the generator together.
+            batch_size: images shown to the generator together; another one draws other questions.
             progress: told after every batch how many images are dealt with; may raise to stop.
 
         Raises:
@@ -486,7 +487,10 @@ class Retriever:
             return (one for batch in self._catalog.questions.batches() for one in batch)
         record = self._catalog.find(id)
         if record is None:
-            raise InvalidInputError(f"there is no image {id!r} in the album")
+            where = "the album in memory" if self._path is None else f"the album {self._path}"
+            raise InvalidInputError(
+                f"there is no image {id!r} in {where}; Retriever.records() lists the ids that there are"
+            )
         return iter(self._catalog.questions.of([record.key]))
 
     def question_styles(self) -> list[StyleFacts]:
@@ -494,7 +498,18 @@ class Retriever:
         return self._catalog.questions.styles()
 
     def remove_questions(self, style: str | None = None) -> int:
-        """Forget all questions, or those of one style; gives how many. Images can then be asked anew."""
+        """Forget all questions, or those of one style; gives how many. Images can then be asked anew.
+
+        An image that loses a question may also be asked anew in the other styles, since it may have said the
+        same in one of them.
+
+        Raises:
+            InvalidInputError: there is no such style, neither in :data:`zsqretrieval.questions.STYLES` nor in
+                the album; names those that there are.
+        """
+        known = sorted({*STYLES, *(facts.style for facts in self.question_styles())})
+        if style is not None and style not in known:
+            raise InvalidInputError(f"there is no style {style!r}; there are {', '.join(known)}")
         return self._catalog.questions.remove(style)
 
     # --- searching ----------------------------------------------------------------------------------------

@@ -542,8 +542,8 @@ def test_an_empty_album_and_texts_that_say_nothing() -> None:
     "setting",
     [{"candidates": 0}, {"budget": -1}, {"sure": 0.0}, {"sure": 1.1}, {"scale": math.nan}, {"scale": -1.0},
      {"temper": 0.0}, {"temper": math.inf}, {"seed": -1}, {"batch_size": 0}, {"policy": InformationGain},
-     {"candidates": 2.5}, {"candidates": "9"}, {"budget": True}, {"seed": None}, {"sure": "much"}, {"scale": None},
-     {"policy": "random"}],
+     {"candidates": 2.5}, {"candidates": "9"}, {"budget": True}, {"seed": None}, {"sure": "much"},
+     {"scale": None}, {"policy": "random"}],
 )  # fmt: skip
 def test_settings_out_of_range(setting: dict[str, object]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(setting))):

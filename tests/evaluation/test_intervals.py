@@ -54,3 +54,8 @@ def test_draws_agree_with_drawing(clusters: list[int], seed: int) -> None:
 def test_no_queries_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="no queries"):
         ClusterBootstrap(np.empty(0, np.int64))
+
+
+def test_no_draws_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="resamples must be at least 1, not 0"):
+        ClusterBootstrap(np.arange(3), resamples=0)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError
 from zsqretrieval.evaluation.datasets import Task
-from zsqretrieval.evaluation.measures import MEASURES, break_ties, measure
+from zsqretrieval.evaluation.measures import MEASURES, break_ties, check_measures, measure
+from zsqretrieval.evaluation.plan import Plan
 from zsqretrieval.evaluation.runs import Run
 from zsqretrieval.evaluation.trec import read_qrels, read_run, write_qrels, write_run
 
@@ -183,6 +184,31 @@ def test_all_measures_are_known() -> None:
     assert {name: values.tolist() for name, values in found.items()} == {name: [1.0] for name in MEASURES}
     with pytest.raises(InvalidInputError, match="'nonsense' is not known"):
         measure(run_of({"a": 1.0}), {"q0": {"a": 1}}, ["nonsense"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("R@0", "'R@0': cutoff must be from 1 to"),
+        ("APmin@0", "'APmin@0': cutoff must be from 1 to"),
+        ("nDCG@0", "'nDCG@0': cutoff must be from 1 to"),
+        ("nDCG(cutoff=0)", r"'nDCG\(cutoff=0\)': cutoff must be from 1 to"),
+        (f"R@{2**63}", "cutoff must be from 1 to"),
+        ("P(rel=0)@3", r"'P\(rel=0\)@3': rel must be from 1 to"),
+        ("R", "'R' lacks a cutoff, or has a wrong one"),
+        ("P(cutoff=1.5)", "has a wrong one"),
+        ("Judged@10", "'Judged@10' is none of trec_eval's"),
+        ("nDCG(dcg='exp-log2')@10", "is none of trec_eval's"),
+    ],
+)
+def test_measures_that_cannot_be_had_are_refused_before_the_work(name: str, message: str) -> None:
+    """Not after it: trec_eval ends the process over a cutoff of 0."""
+    with pytest.raises(InvalidInputError, match=message):
+        check_measures(["MRR", name])
+    with pytest.raises(InvalidInputError, match=message):
+        measure(run_of({"a": 1.0}), {"q0": {"a": 1}}, [name])
+    with pytest.raises(InvalidInputError, match=message):
+        Plan(measures=("R@1", name))
 
 
 def test_without_ir_measures_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

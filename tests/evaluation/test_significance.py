@@ -118,6 +118,8 @@ def test_wrong_input_is_refused() -> None:
         paired_permutation_test(np.ones(0), np.ones(0), np.arange(0))
     with pytest.raises(InvalidInputError, match="not finite"):
         paired_permutation_test(np.array([np.nan]), np.ones(1), np.arange(1))
+    with pytest.raises(InvalidInputError, match="permutations must be at least 1"):
+        paired_permutation_test(np.ones(3), np.zeros(3), np.arange(3), permutations=0)
 
 
 def test_without_scipy_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

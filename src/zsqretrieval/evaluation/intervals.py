@@ -13,9 +13,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._settings import check_counts
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = ["ClusterBootstrap"]
+__all__ = ["ClusterBootstrap", "rounded"]
 
 
 class ClusterBootstrap:
@@ -29,12 +30,13 @@ class ClusterBootstrap:
             queries each image has.
 
     Raises:
-        InvalidInputError: there are no queries.
+        InvalidInputError: there are no queries, or no draws.
     """
 
     def __init__(
         self, clusters: NDArray[np.int64], *, resamples: int = 2000, level: float = 0.95, seed: int = 0
     ) -> None:
+        check_counts(resamples=resamples)
         if not len(clusters):
             raise InvalidInputError("there are no queries to measure; ask for at least one")
         _, self._cluster = np.unique(clusters, return_inverse=True)
@@ -74,3 +76,8 @@ class ClusterBootstrap:
         drawn = statistic(*(self.mean(one) for one in values))
         low, high = np.percentile(drawn, self._tails)
         return float(low), float(high)
+
+
+def rounded(interval: tuple[float, float], digits: int = 2) -> list[float]:
+    """Both ends of an interval, rounded for a record."""
+    return [round(end, digits) for end in interval]

@@ -18,7 +18,7 @@ here            ir-measures         is
                                     ``mAP@k`` unless more than k items are relevant.
 ==============  ==================  =========================================================================
 
-Any other name is read by ir-measures: ``P@5``, ``Success@3``, ``nDCG(dcg='exp-log2')@10``, ...
+Any other name of a measure that trec_eval has is read by ir-measures: ``P@5``, ``Rprec``, ``AP(rel=2)``, ...
 
 Ties. trec_eval breaks ties by document id and compares in single precision, so equal scores are ranked by
 how images happen to be called. Here they are ranked against the system: of equal scores, the item of the
@@ -40,13 +40,27 @@ from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDepende
 from zsqretrieval.evaluation.datasets import Qrels
 from zsqretrieval.evaluation.runs import Run
 
-__all__ = ["MEASURES", "break_ties", "is_falling", "measure"]
+__all__ = ["MEASURES", "break_ties", "check_measures", "is_falling", "measure"]
 
 MEASURES = ("R@1", "R@5", "R@10", "R@100", "MRR", "nDCG@10", "mAP@50")
 """What is measured unless asked otherwise."""
 
 _OURS = {"R": "Success", "Recall": "R", "mAP": "AP", "APmin": "AP"}
 _LARGEST = 1e37  # beyond it single precision, in which trec_eval compares, runs out
+
+
+def check_measures(measures: Sequence[str]) -> None:
+    """Refuse names that :func:`measure` would refuse, before anything is computed.
+
+    Args:
+        measures: names, as in the table above.
+
+    Raises:
+        InvalidInputError: a measure is not known, is none of trec_eval, or cuts at less than 1.
+        MissingDependencyError: ir-measures is not installed.
+    """
+    for name in measures:
+        _parse(name)
 
 
 def measure(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> dict[str, NDArray[np.float64]]:
@@ -63,7 +77,7 @@ def measure(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> dict[
 
     Raises:
         MismatchError: the run leaves a query out, or has one that nobody judged; names it.
-        InvalidInputError: a measure is not known, or not to this provider.
+        InvalidInputError: as :func:`check_measures`.
         MissingDependencyError: ir-measures is not installed.
     """
     if strange := sorted(set(run.queries) - set(qrels)):
@@ -82,11 +96,8 @@ def measure(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> dict[
             run.items[position]: float(score)
             for position, score in zip(candidates[there], scores[there], strict=True)
         }
-    provider = _ir_measures().pytrec_eval
-    try:
-        found = list(provider.evaluator(set(parsed.values()), judged).iter_calc(ranked))
-    except ValueError as error:
-        raise InvalidInputError(f"measures {', '.join(measures)}: {error}") from error
+    evaluator = _ir_measures().pytrec_eval.evaluator(set(parsed.values()), judged)
+    found = list(evaluator.iter_calc(ranked))
     row = {query: n for n, query in enumerate(run.queries)}
     values = {measured: np.zeros(len(row)) for measured in parsed.values()}
     for one in found:
@@ -155,9 +166,18 @@ def _parse(name: str) -> Any:
     ours = re.fullmatch(r"(R|Recall|mAP|APmin)@(\d+)", name)
     theirs = f"{_OURS[ours[1]]}@{ours[2]}" if ours else {"MRR": "RR"}.get(name, name)
     try:
-        return ir_measures.parse_measure(theirs)
+        measure = ir_measures.parse_measure(theirs)
+        measure.validate_params()
     except (ValueError, NameError, SyntaxError) as error:
         raise InvalidInputError(f"measure {name!r} is not known: {error}") from error
+    except AssertionError as error:
+        raise InvalidInputError(f"measure {name!r} lacks a cutoff, or has a wrong one; try R@10") from error
+    for what, number in measure.params.items():
+        if what in ("cutoff", "rel") and not 1 <= number < 2**31:  # a cutoff of 0 would end the process
+            raise InvalidInputError(f"measure {name!r}: {what} must be from 1 to {2**31 - 1}, not {number}")
+    if not ir_measures.pytrec_eval.supports(measure):
+        raise InvalidInputError(f"measure {name!r} is none of trec_eval's, by which runs are measured")
+    return measure
 
 
 def _divisor(name: str, judged: Any, count: int) -> NDArray[np.float64]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from zsqretrieval._settings import check_counts
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import CAPTION, Dataset
-from zsqretrieval.evaluation.measures import MEASURES
+from zsqretrieval.evaluation.measures import MEASURES, check_measures
 from zsqretrieval.evaluation.query_forms import QUESTION_RULES, question_form, with_questions
 from zsqretrieval.evaluation.runs import Direction
 from zsqretrieval.expansion import EXPANSION
@@ -44,6 +45,11 @@ ABLATIONS: Mapping[str, str] = {
 DIRECTIONS: tuple[Direction, ...] = ("text to image", "image to text")
 """Who looks for whom."""
 
+_COUNTS = (
+    *("candidates", "questions", "top_k", "ablation_queries", "tuning_queries"),
+    *("batch_size", "resamples", "permutations"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -70,7 +76,8 @@ class Plan:
         seed: of every draw.
 
     Raises:
-        InvalidInputError: no such system or direction, or a number out of range.
+        InvalidInputError: no such system, direction or measure, or a number out of range.
+        MissingDependencyError: ir-measures is not installed.
     """
 
     systems: tuple[str, ...] = SYSTEMS
@@ -96,12 +103,14 @@ class Plan:
         choose_systems(self.systems)
         if not self.directions or set(self.directions) - set(DIRECTIONS):
             raise InvalidInputError(f"directions must be some of {DIRECTIONS}, not {self.directions}")
-        for name in ("queries", "candidates", "questions", "top_k", "ablation_queries", "tuning_queries"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise InvalidInputError(f"{name} must be at least 1, not {count}")
+        check_counts(or_none=True, queries=self.queries)
+        check_counts(**{name: getattr(self, name) for name in _COUNTS})
+        check_counts(0, seed=self.seed)
+        for depth in self.depths:
+            check_counts(0, depths=depth)
         if not 0 <= self.alpha <= 1:
             raise InvalidInputError(f"alpha must lie between 0 and 1, not {self.alpha}")
+        check_measures(self.measures)
 
     def wants(self, *systems: str) -> bool:
         """Whether any of these is asked for."""
@@ -160,9 +169,9 @@ def with_forms(dataset: Dataset, forms: Sequence[str] | None = None) -> Dataset:
     possible = (*dataset.forms, *(rules if CAPTION in dataset.forms else ()))
     if forms is None:
         forms = (*dataset.forms, *([question_form("which")] if CAPTION in dataset.forms else ()))
-    if strange := next((form for form in forms if form not in possible), None):
+    if strange := [form for form in forms if form not in possible]:
         raise InvalidInputError(
-            f"{dataset.name} has no queries of the form {strange!r}; it has {', '.join(possible)}"
+            f"{dataset.name} has no queries of the form {strange[0]!r}; it has {', '.join(possible)}"
         )
     if made := [rules[form] for form in forms if form in rules and form not in dataset.forms]:
         dataset = with_questions(dataset, made)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._settings import check_counts
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError
 
 __all__ = ["holm", "paired_permutation_test"]
@@ -43,9 +44,10 @@ def paired_permutation_test(
         p in (0, 1]; 1 when the systems do not differ in any cluster.
 
     Raises:
-        InvalidInputError: shapes differ, there are no queries, or a value is not finite.
+        InvalidInputError: shapes differ, there are no queries, a value is not finite, or permutations < 1.
         MissingDependencyError: scipy is not installed.
     """
+    check_counts(permutations=permutations)
     if not ours.shape == theirs.shape == clusters.shape or ours.ndim != 1 or not len(ours):
         raise InvalidInputError(
             f"values {ours.shape} and {theirs.shape}, clusters {clusters.shape}: all must be [q], q at least "

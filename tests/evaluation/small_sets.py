@@ -19,15 +19,18 @@ CAPTIONS = {
 
 
 def write_colours(folder: Path, splits: Sequence[str] = ("dev", "test"), shades: int = 1) -> Path:
-    """Shards of plain images, each with two captions that name its colour; several shades of each."""
+    """Shards of plain images, each with two captions that name its colour; several shades of each.
+
+    A pixel differs from split to split, so no image is in two.
+    """
     folder.mkdir()
-    for split in splits:
+    for place, split in enumerate(splits):
         with tarfile.open(folder / f"{split}-000.tar", "w") as tar:
             for number in range(shades * len(COLOURS)):
                 name = list(COLOURS)[number % len(COLOURS)]
                 png = io.BytesIO()
                 picture = PILImage.new("RGB", (8, 8), name)
-                picture.putpixel((0, 0), (number, number, number))
+                picture.putpixel((0, 0), (number, number, number + 100 * place))
                 picture.save(png, "PNG")
                 facts = json.dumps({"captions": CAPTIONS[name]}).encode()
                 for suffix, content in (("png", png.getvalue()), ("json", facts)):

@@ -212,7 +212,7 @@ def test_weights_are_those_that_do_best_on_the_other_split(tmp_path: Path) -> No
 
 def test_a_generator_that_misleads_gets_no_weight(tmp_path: Path) -> None:
     plan = replace(QUICK, systems=("clip", "fused"), directions=("text to image",))
-    other = [replace(image, source=f"dev {image.id}") for image in pictured().gallery]
+    other = [replace(image, content=f"dev {image.id}".encode()) for image in pictured().gallery]
     dev = replace(pictured(), name="plane dev", gallery=tuple(other))
     for generator, weight in ((Contrary(), 0.0), (Asker(), 0.1)):
         # Turned by 6 degrees, the encoder takes every image for the next one: any help is welcome.
@@ -323,6 +323,13 @@ def test_plans_are_checked() -> None:
         {"candidates": 0},
         {"queries": 0},
         {"alpha": 1.5},
+        {"batch_size": 0},
+        {"resamples": 0},
+        {"permutations": 0},
+        {"seed": -1},
+        {"depths": (0, -5)},
+        {"depths": (2.5,)},
+        {"measures": ("R@1", "MMR")},
     ):
         with pytest.raises(InvalidInputError):
             Plan(**wrong)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset, Task
 from zsqretrieval.evaluation.expand_bench import GRID
 from zsqretrieval.evaluation.findings import Choice
+from zsqretrieval.evaluation.leaks import refuse_shared_images
 from zsqretrieval.evaluation.measures import measure
 from zsqretrieval.evaluation.plan import Plan
 from zsqretrieval.evaluation.rerank_bench import WEIGHTS
@@ -34,15 +35,11 @@ def check_tuning(plan: Plan, dataset: Dataset, tune_on: Dataset) -> None:
 
     Raises:
         InvalidInputError: one of both.
+        ImageError: an image cannot be read.
     """
     if not isinstance(plan.fusion, WeightedSum):
         raise InvalidInputError(f"only a WeightedSum has a weight to tune, not {plan.fusion!r}")
-    shared = {image.source for image in dataset.gallery} & {image.source for image in tune_on.gallery}
-    if shared:
-        raise InvalidInputError(
-            f"{tune_on.name} and {dataset.name} share {len(shared)} images, such as {min(shared)}; a weight "
-            "that has seen the answers says nothing about other questions: tune on another split"
-        )
+    refuse_shared_images(dataset, tune_on)
 
 
 def tuned(bench: Workbench, choice: Choice) -> Choice:

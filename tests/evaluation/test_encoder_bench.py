@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,7 @@ from zsqretrieval.testing.toys import ToyEncoder
 from zsqretrieval.types import Image
 
 
-def write_shard(
-    path: Path, samples: list[tuple[tuple[int, int, int], list[str]]], *, as_json: bool = True
-) -> None:
+def write_shard(path: Path, samples: list[tuple[tuple[int, int, int], Any]], *, as_json: bool = True) -> None:
     with tarfile.open(path, "w") as tar:
         for number, (colour, captions) in enumerate(samples):
             picture = io.BytesIO()
@@ -76,11 +75,11 @@ def test_bench_reads_shards_and_names_the_result_after_folder_and_split(tmp_path
     samples = [((i * 20, 255 - i * 20, 40), [f"picture {i}", f"number {i}"]) for i in range(12)]
     write_shard(data / "test-00000.tar", samples[:6])
     write_shard(data / "test-00001.tar", samples[6:])
-    seen: list[tuple[int, int]] = []
-    (result,) = bench_encoder(ToyEncoder(), data, progress=lambda done, total: seen.append((done, total)))
+    seen: list[tuple[str, int, int]] = []
+    (result,) = bench_encoder(ToyEncoder(), data, progress=lambda *one: seen.append(one))
     assert result.name == "colours_test"
     assert (result.images, result.captions) == (12, 24)
-    assert seen[-1] == (12, 12)
+    assert seen[-1] == ("encoding images of test", 12, 12)
     report = result.to_json()["colours_test"]
     for way in ("t2i", "i2t"):
         for k in (1, 5, 10):
@@ -130,6 +129,20 @@ def test_a_missing_split_is_named(tmp_path: Path) -> None:
 def test_uneven_captions_name_the_image(tmp_path: Path) -> None:
     write_shard(tmp_path / "test-00000.tar", [((1, 2, 3), ["a", "b"]), ((4, 5, 6), ["c"])])
     with pytest.raises(InvalidInputError, match="0001"):
+        bench_encoder(ToyEncoder(), tmp_path)
+
+
+@pytest.mark.parametrize("captions", ["a dog", 7, 0, "", {"en": "a dog"}, ["a dog", 0], [None]])
+def test_captions_that_are_no_list_of_texts_are_named(tmp_path: Path, captions: Any) -> None:
+    write_shard(tmp_path / "test-00000.tar", [((1, 2, 3), ["a"]), ((4, 5, 6), captions)])
+    with pytest.raises(InvalidInputError, match=r"0001.*must be a list of texts, not "):
+        bench_encoder(ToyEncoder(), tmp_path)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_split_without_images_is_named(tmp_path: Path) -> None:
+    write_shard(tmp_path / "test-00000.tar", [])
+    with pytest.raises(InvalidInputError, match=r"the shards test-\*\.tar hold no images"):
         bench_encoder(ToyEncoder(), tmp_path)
 
 

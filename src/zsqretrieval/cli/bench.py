@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zsqretrieval.cli.console import count_bar, emit_json, human_size, plain_table, say, show
+from zsqretrieval.cli.console import count_bar, emit_json, human_size, plain_table, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder
 from zsqretrieval.cli.reading import AsJson, BenchData
 
@@ -30,7 +30,7 @@ def bench_encoder_command(
     from zsqretrieval.evaluation.encoder_bench import bench_encoder
 
     encoder = new_encoder(preset, weights=weights)
-    with count_bar("encoding", None) as progress:
+    with stage_bars(lines=True) as progress:
         measured = bench_encoder(encoder, data, splits=split or ["test"], progress=progress)
     facts = {name: result for one in measured for name, result in one.to_json().items()}
     if as_json:

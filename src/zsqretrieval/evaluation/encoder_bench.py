@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.intervals import ClusterBootstrap
+from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
+from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
 from zsqretrieval.images import read_webdataset
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image
@@ -64,16 +65,27 @@ def read_captioned(data: Path, split: str) -> Iterator[Captioned]:
     Captions are the list ``captions`` of a sample's JSON, or its ``.txt`` alone.
 
     Raises:
-        InvalidInputError: there are no such shards, or a sample has no caption.
+        InvalidInputError: there are no such shards, no image in them, or a sample has no caption or what is
+            none; names it.
     """
     shards = sorted(Path(data).glob(f"{split}-*.tar"))
     if not shards:
         raise InvalidInputError(f"{data} holds no shards {split}-*.tar; give a folder of WebDataset shards")
+    empty = True
     for image in read_webdataset(shards):
-        captions = image.metadata.get("captions") or ([image.caption] if image.caption else [])
+        empty = False
+        captions = image.metadata.get("captions")
+        if captions is None or captions == []:
+            captions = [image.caption] if image.caption else []
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise InvalidInputError(
+                f"{image.source}: 'captions' in its .json must be a list of texts, not {captions!r:.80}"
+            )
         if not captions:
             raise InvalidInputError(f"{image.source} has no caption, neither in its .json nor as .txt")
         yield Captioned(image, tuple(captions))
+    if empty:
+        raise InvalidInputError(f"{data}: the shards {split}-*.tar hold no images")
 
 
 def bench_encoder(
@@ -81,7 +93,7 @@ def bench_encoder(
     data: Path,
     *,
     splits: Sequence[str] = ("test",),
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> list[EncoderBench]:
     """Measure recall on splits of a folder of captioned WebDataset shards.
 
@@ -89,17 +101,15 @@ def bench_encoder(
         encoder: what is measured.
         data: the folder.
         splits: prefixes of its shards.
-        progress: called with images encoded so far and their number.
+        progress: told how far it is.
 
     Raises:
         InvalidInputError: a split is missing, or its images have different numbers of captions.
     """
-    return [_bench_split(encoder, Path(data), split, progress) for split in splits]
+    return [_bench_split(encoder, Path(data), split, progress or untold) for split in splits]
 
 
-def _bench_split(
-    encoder: Encoder, data: Path, split: str, progress: Callable[[int, int], object] | None
-) -> EncoderBench:
+def _bench_split(encoder: Encoder, data: Path, split: str, told: Progress) -> EncoderBench:
     samples = list(read_captioned(data, split))
     per_image = len(samples[0].captions)
     for sample in samples:
@@ -109,22 +119,15 @@ def _bench_split(
                 f"{per_image}; every image needs the same number"
             )
     begin = time.perf_counter()
-    images = np.concatenate(list(_encoded(encoder, [sample.image for sample in samples], progress)))
+    images = encode_in_parts(
+        encoder.encode_image, [sample.image for sample in samples], f"encoding images of {split}", told
+    )
     texts = encoder.encode_text([caption for sample in samples for caption in sample.captions])
     seconds = time.perf_counter() - begin
     ranks = _ranks(images @ texts.T, per_image)
     name = f"{data.absolute().name}_{split}"
     t2i, i2t = (_with_intervals(ranks[way]) for way in ("t2i", "i2t"))
     return EncoderBench(name, len(samples), len(texts), t2i, i2t, seconds)
-
-
-def _encoded(
-    encoder: Encoder, images: Sequence[Image], progress: Callable[[int, int], object] | None
-) -> Iterable[NDArray[np.float32]]:
-    for start in range(0, len(images), 100):
-        yield encoder.encode_image(images[start : start + 100])
-        if progress is not None:
-            progress(min(start + 100, len(images)), len(images))
 
 
 def recalls(similarity: NDArray[np.float32], captions_per_image: int) -> dict[str, dict[str, float]]:
@@ -166,5 +169,5 @@ def _with_intervals(ranks: NDArray[np.int64]) -> dict[str, Any]:
         hits = np.where(ranks.ravel() < k, 100.0, 0.0)
         interval = bootstrap.interval(lambda mean: mean, hits)
         measured[f"R@{k}"] = round(float(hits.mean()), 2)
-        measured[f"R@{k}_ci"] = [round(end, 2) for end in interval]
+        measured[f"R@{k}_ci"] = rounded(interval)
     return measured

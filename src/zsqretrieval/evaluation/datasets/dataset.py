@@ -77,8 +77,8 @@ class Dataset:
 
     Raises:
         InvalidInputError: the gallery is empty, an image or a query has no id, there are no queries, an id
-            stands there twice, a query is blank or has no relevant image, or the qrels name what is not there. Names the
-            place in the file where that is known.
+            stands there twice, a query is blank or has no relevant image, or the qrels name what is not
+            there. Names the place in the file where that is known.
     """
 
     name: str

@@ -52,16 +52,20 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "colours"
     folder.mkdir()
     for split in ("dev", "test"):
-        with tarfile.open(folder / f"{split}-000.tar", "w") as tar:
-            for number, name in enumerate(COLOURS):
-                png = io.BytesIO()
-                PILImage.new("RGB", (8, 8), name).save(png, "PNG")
-                facts = json.dumps({"captions": CAPTIONS[name]}).encode()
-                for suffix, content in (("png", png.getvalue()), ("json", facts)):
-                    member = tarfile.TarInfo(f"{number:04}.{suffix}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+        write_shard(folder / f"{split}-000.tar", list(COLOURS))
     return folder
+
+
+def write_shard(path: Path, colours: Sequence[str]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name in colours:
+            png = io.BytesIO()
+            PILImage.new("RGB", (8, 8), name).save(png, "PNG")
+            facts = json.dumps({"captions": CAPTIONS[name]}).encode()
+            for suffix, content in (("png", png.getvalue()), ("json", facts)):
+                member = tarfile.TarInfo(f"{list(COLOURS).index(name):04}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
 
 
 def test_every_form_of_queries_is_measured_with_and_without(data: Path, tmp_path: Path) -> None:
@@ -112,6 +116,25 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_asks_nothing(data: Path, 
     assert bench_expand(ToyEncoder(), namer, data, **settings | {"work": None}) == first
     part = bench_expand(ToyEncoder(), namer, data, images=3, **settings)
     assert part.setting["images"] == 3 and part.forms["caption"]["queries"] == 6
+
+
+def test_an_album_of_other_images_is_never_taken(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two data sets under one name, as with ``--data .``: the same split, and as many samples."""
+    namer, work = Namer(), tmp_path / "work"
+    bench_expand(ToyEncoder(), namer, data, images=3, work=work)
+    other = tmp_path / "elsewhere" / data.name
+    other.mkdir(parents=True)
+    write_shard(other / "test-000.tar", list(COLOURS)[::-1])
+    found = bench_expand(ToyEncoder(), namer, other, images=3, work=work)
+    assert namer.shown == 6
+    assert found == bench_expand(ToyEncoder(), Namer(), other, images=3)
+    copied = tmp_path / "a copy"
+    copied.mkdir()
+    (copied / "val-7.tar").write_bytes((data / "test-000.tar").read_bytes())
+    bench_expand(ToyEncoder(), namer, copied, split="val", images=3, work=work)
+    assert namer.shown == 6, "the same images under another name are known"
 
 
 def test_parameters_are_chosen_on_dev_only(data: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from zsqretrieval._settings import check_counts
 from zsqretrieval.asking import CaptionDialog, InformationGain, Policy, RandomQuestion, Turn
 from zsqretrieval.dialog import SCALE, Dialog
-from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import read_captioned
-from zsqretrieval.evaluation.intervals import ClusterBootstrap
-from zsqretrieval.evaluation.progress import Progress, untold
-from zsqretrieval.evaluation.remembered import Remembered
+from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
+from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
+from zsqretrieval.evaluation.remembered import Remembered, kept_vectors
 from zsqretrieval.evaluation.score_matrix import image_states
 from zsqretrieval.evaluation.simulated_user import CaptionUser, GeneratorUser, SimulatedUser
 from zsqretrieval.gallery import encoded_alike
@@ -168,18 +167,16 @@ def bench_dialog(
     samples = list(read_captioned(Path(data), split))
     captions = [sample.captions for sample in samples]
     meant = draw_dialogs(captions, dialogs, seed)
-    if work is not None:
-        Path(work).mkdir(parents=True, exist_ok=True)
-    keeping = CachedEncoder(encoder, None if work is None else Path(work) / "vectors.sqlite")
-    gallery = _Gallery(keeping, generator, [sample.image for sample in samples], batch_size, told)
     with contextlib.ExitStack() as stack:
+        keeping = stack.enter_context(kept_vectors(encoder, work))
+        gallery = _Gallery(keeping, generator, [sample.image for sample in samples], batch_size, told)
         memory: Memory = {}
         if work is not None:
             setting = repr([generator.fingerprint, repr(Wording()), gallery.digests])
             memory = stack.enter_context(Remembered(Path(work) / "dialogs.sqlite", setting))
         run = _Run(gallery, captions, memory, rounds, candidates, user, scale, temper, seed, batch_size)
         found = {name: _play(run, name, policy, meant, told) for name, policy in policies.items()}
-    return _summary(run, found, meant, policies, Path(data), split)
+        return _summary(run, found, meant, policies, Path(data), split)
 
 
 # --- measures ---------------------------------------------------------------------------------------------
@@ -280,16 +277,12 @@ class _Gallery:
         generator: Generator,
         images: Sequence[Image],
         batch_size: int,
-        told: Callable[[str, int, int], object],
+        told: Progress,
     ) -> None:
         self.encoder, self.generator = encoder, generator
         self.images = images
         self.digests = [digest(image) for image in images]
-        vectors = []
-        for start in range(0, len(images), 100):
-            vectors.append(encoder.encode_image(images[start : start + 100]))
-            told("encoding images", min(start + 100, len(images)), len(images))
-        self.vectors = np.concatenate(vectors)  # [N, D]
+        self.vectors = encode_in_parts(encoder.encode_image, images, "encoding images", told)  # [N, D]
         self.shown: Sequence[Image | ImageState] = image_states(
             generator, images, batch_size=batch_size, progress=told
         )
@@ -364,9 +357,7 @@ class _Played:
     seconds: float
 
 
-def _play(
-    run: _Run, name: str, policy: Policy, meant: Sequence[_Meant], told: Callable[[str, int, int], object]
-) -> _Played:
+def _play(run: _Run, name: str, policy: Policy, meant: Sequence[_Meant], told: Progress) -> _Played:
     begin = time.perf_counter()
     ranks, turns, evidence = [], [], []
     # ChatIR ranks everything, and that costs an encoder nothing.
@@ -433,10 +424,7 @@ def _summary(
         return [round(float(mean), digits) for mean in one.mean(0)]
 
     def intervals(one: NDArray[np.floating[Any]], digits: int) -> list[list[float]]:
-        return [
-            [round(end, digits) for end in bootstrap.interval(lambda drawn: drawn, column)]
-            for column in one.T
-        ]
+        return [rounded(bootstrap.interval(lambda drawn: drawn, column), digits) for column in one.T]
 
     first, *others = found
     differences: dict[str, dict[str, Any]] = {}

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from zsqretrieval._settings import check_counts
 from zsqretrieval.album import CATALOG, find_catalog
 from zsqretrieval.catalog import Catalog
-from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import KS, Captioned, read_captioned
-from zsqretrieval.evaluation.intervals import ClusterBootstrap
+from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
+from zsqretrieval.evaluation.leaks import refuse_test_split
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
 from zsqretrieval.evaluation.query_forms import as_question, question_form
+from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.expansion import EXPANSION, best_questions, join
 from zsqretrieval.images import digest
 from zsqretrieval.indexes.exact import ExactIndex
@@ -146,20 +147,24 @@ def bench_expand(
     if NONE in expansions:
         raise InvalidInputError(f"an expansion cannot be called {NONE!r}: that is the first stage without")
     if tune:
-        _refuse_tuning(split, expansions)
+        refuse_test_split(split)
+        if unknown := [name for name in expansions if name not in GRID]:
+            raise InvalidInputError(
+                f"nothing is known to try for {unknown[0]!r}; tune one of {', '.join(GRID)}"
+            )
     told = progress or untold
     samples = list(islice(read_captioned(Path(data), split), images))
     queries = _queries(samples)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if work is None else work)
-        folder.mkdir(parents=True, exist_ok=True)
-        keeping = CachedEncoder(encoder, folder / "vectors.sqlite")
-        made_of = [encoder.fingerprint, generator.fingerprint, Path(data).name, split, len(samples)]
+        keeping = stack.enter_context(kept_vectors(encoder, folder))
+        digests = [digest(sample.image) for sample in samples]
+        made_of = [encoder.fingerprint, generator.fingerprint, digests]
         asked_by = [style, questions, temperature, seed]
         named = hashlib.sha256(repr([made_of, asked_by]).encode()).hexdigest()[:16]
         album = folder / f"expand-{named}"
         _ask(album, keeping, generator, samples, style, questions, temperature, seed, top_k, batch_size, told)
-        gallery, answers_of, kept, facts = _read(album, samples)
+        gallery, answers_of, kept, facts = _read(album, digests)
         asked = encode_in_parts(
             keeping.encode_text, [query.text for query in queries], "encoding queries", told
         )
@@ -209,17 +214,6 @@ def bench_expand(
     }
     forms = {form: _summary(rank, answers, members) for form, members in groups.items()}
     return ExpandBench(setting, facts, forms, tuple(sweep))
-
-
-def _refuse_tuning(split: str, expansions: Mapping[str, Fusion]) -> None:
-    if split.startswith("test"):
-        raise InvalidInputError(
-            "parameters chosen on the test split have seen the answers, and their numbers say nothing about "
-            "other questions; tune on dev, then measure on test with what was found"
-        )
-    unknown = [name for name in expansions if name not in GRID]
-    if unknown:
-        raise InvalidInputError(f"nothing is known to try for {unknown[0]!r}; tune one of {', '.join(GRID)}")
 
 
 # --- the task ---------------------------------------------------------------------------------------------
@@ -295,7 +289,7 @@ _Kept = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 def _read(
-    album: Path, samples: Sequence[Captioned]
+    album: Path, digests: Sequence[str]
 ) -> tuple[NDArray[np.float32], list[int], _Kept, dict[str, int]]:
     """Vectors of images [N, D]; which is each sample's; kept questions' images [M] and vectors [M, D]."""
     with Catalog.open(find_catalog(album)) as catalog:
@@ -308,7 +302,7 @@ def _read(
             "images": len(np.unique(kept.images)),
         }
         owners = np.searchsorted(keys, kept.images).astype(np.int64)
-        answers = [row[digest(sample.image)] for sample in samples]
+        answers = [row[one] for one in digests]
         return catalog.vectors(keys), answers, (owners, kept.vectors), facts
 
 
@@ -385,13 +379,9 @@ def _summary(
         for k in KS:
             own, base = hits[name, k], hits[NONE, k]
             summary[name][f"R@{k}"] = round(float(own.mean()), 2)
-            summary[name][f"R@{k}_ci"] = _rounded(bootstrap.interval(lambda one: one, own))
+            summary[name][f"R@{k}_ci"] = rounded(bootstrap.interval(lambda one: one, own))
             if name != NONE:
                 gain = differences.setdefault(f"{name} - {NONE}", {})
                 gain[f"R@{k}"] = round(float((own - base).mean()), 2)
-                gain[f"R@{k}_ci"] = _rounded(bootstrap.interval(lambda one, other: one - other, own, base))
+                gain[f"R@{k}_ci"] = rounded(bootstrap.interval(lambda one, other: one - other, own, base))
     return summary | {"differences": differences}
-
-
-def _rounded(interval: tuple[float, float]) -> list[float]:
-    return [round(end, 2) for end in interval]

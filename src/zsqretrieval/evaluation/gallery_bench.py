@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset
 from zsqretrieval.evaluation.extrapolation import (
@@ -38,6 +37,7 @@ from zsqretrieval.evaluation.gallery_size import (
     recall_reranked,
 )
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
+from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.evaluation.rerank_bench import first_candidates
 from zsqretrieval.evaluation.roofline import LAION_5B, laion_cost
 from zsqretrieval.evaluation.runs import GeneratorSystem, Run
@@ -179,13 +179,10 @@ def bench_gallery(
             f"{dataset.name} has {len(task.items)} images; a study of sizes needs more than "
             f"{10 * _TAIL_AT_LEAST}"
         )
-    if work is not None:
-        Path(work).mkdir(parents=True, exist_ok=True)
-        encoder = CachedEncoder(encoder, Path(work) / "vectors.sqlite")
-    gallery = encode_in_parts(encoder.encode_image, dataset.gallery, "encoding images", told)  # [n, dim]
-    asking = encode_in_parts(
-        encoder.encode_text, [q.text for q in dataset.queries], "encoding captions", told
-    )
+    texts = [query.text for query in dataset.queries]
+    with kept_vectors(encoder, work) as keeping:
+        gallery = encode_in_parts(keeping.encode_image, dataset.gallery, "encoding images", told)  # [n, dim]
+        asking = encode_in_parts(keeping.encode_text, texts, "encoding captions", told)  # [q, dim]
 
     whole = _contest(asking, gallery, answers, np.arange(len(gallery)))
     times = image_draws(task.clusters, resamples=resamples, seed=seed)

@@ -1,4 +1,4 @@
-"""What a generator has said, kept in a file, so that an interrupted bench goes on where it was."""
+"""What models have made, kept in files, so that an interrupted bench goes on where it was."""
 
 from __future__ import annotations
 
@@ -6,15 +6,34 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, final
 
 from typing_extensions import Self
 
+from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import IntegrityError
+from zsqretrieval.protocols import Encoder
 
-__all__ = ["Remembered"]
+__all__ = ["Remembered", "kept_vectors"]
+
+
+@contextmanager
+def kept_vectors(encoder: Encoder, work: Path | None) -> Iterator[CachedEncoder]:
+    """The encoder, computing nothing twice; the file is closed at the end, whatever happens in between.
+
+    Args:
+        encoder: the encoder that computes.
+        work: folder that keeps the vectors, made when missing; None to remember in memory only.
+
+    Raises:
+        IntegrityError: what the folder holds is no such file, or damaged.
+    """
+    if work is not None:
+        Path(work).mkdir(parents=True, exist_ok=True)
+    with closing(CachedEncoder(encoder, None if work is None else Path(work) / "vectors.sqlite")) as keeping:
+        yield keeping
 
 
 @final
@@ -35,18 +54,25 @@ class Remembered(MutableMapping[tuple[str, ...], Any]):
         self._new: dict[tuple[str, ...], Any] = {}
         with self._refusal():
             self._store = sqlite3.connect(path, timeout=60)
-            self._store.execute(
-                "CREATE TABLE IF NOT EXISTS said (setting TEXT, name TEXT, value TEXT, "
-                "PRIMARY KEY (setting, name)) WITHOUT ROWID"
-            )
-            rows = self._store.execute("SELECT name, value FROM said WHERE setting = ?", (self._setting,))
-            self._known = {tuple(json.loads(name)): json.loads(value) for name, value in rows}
+            try:
+                self._known = self._read()
+            except BaseException:
+                self._store.close()
+                raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._store.close()
+
+    def _read(self) -> dict[tuple[str, ...], Any]:
+        self._store.execute(
+            "CREATE TABLE IF NOT EXISTS said (setting TEXT, name TEXT, value TEXT, "
+            "PRIMARY KEY (setting, name)) WITHOUT ROWID"
+        )
+        rows = self._store.execute("SELECT name, value FROM said WHERE setting = ?", (self._setting,))
+        return {tuple(json.loads(name)): json.loads(value) for name, value in rows}
 
     def keep(self) -> None:
         """Write down what is new; on disk once this returns.

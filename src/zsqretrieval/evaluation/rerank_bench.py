@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import KS, read_captioned
-from zsqretrieval.evaluation.intervals import ClusterBootstrap
+from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
+from zsqretrieval.evaluation.leaks import refuse_test_split
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
+from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.evaluation.score_matrix import image_states, score_matrix
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.rerank import Fusion, Likelihood, Scoring, WeightedSum, YesNo, best_first, score_images
@@ -33,7 +34,6 @@ WEIGHTS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10)
 _INTERVALS = (
     "95 % percentile bootstrap over images, each with its queries; 2000 draws, the same for all stages"
 )
-_CHUNK = 1000  # pairs of a question and an image between two saves
 _TIMED = 10  # queries asked one at a time
 
 
@@ -108,15 +108,14 @@ def bench_rerank(
     if candidates < 1 or (queries is not None and queries < 1):
         raise InvalidInputError(f"candidates={candidates}, queries={queries}; ask for at least one of each")
     if tune:
-        _refuse_tuning(split, fusion)
+        refuse_test_split(split)
+        if not isinstance(fusion, WeightedSum):
+            raise InvalidInputError(f"only a WeightedSum has a weight to tune, not {fusion!r}")
     told = progress or untold
     task = _read_task(Path(data), split, queries)
-    if work is not None:
-        Path(work).mkdir(parents=True, exist_ok=True)
-    keeping = encoder if work is None else CachedEncoder(encoder, Path(work) / "vectors.sqlite")
-
-    gallery = encode_in_parts(keeping.encode_image, task.images, "encoding images", told)  # [N, D]
-    asked = encode_in_parts(keeping.encode_text, task.questions, "encoding captions", told)  # [Q, D]
+    with kept_vectors(encoder, work) as keeping:
+        gallery = encode_in_parts(keeping.encode_image, task.images, "encoding images", told)  # [N, D]
+        asked = encode_in_parts(keeping.encode_text, task.questions, "encoding captions", told)  # [Q, D]
     similarity = asked @ gallery.T  # [Q, N]
     found, first = first_candidates(similarity, task.answers, candidates)  # [Q, K] each
     shown = image_states(generator, task.images, batch_size=batch_size, progress=told)
@@ -160,16 +159,6 @@ def bench_rerank(
         "intervals": _INTERVALS,
     }
     return RerankBench(setting, stages, differences, ratios, sweep)
-
-
-def _refuse_tuning(split: str, fusion: Fusion) -> None:
-    if split.startswith("test"):
-        raise InvalidInputError(
-            "a weight chosen on the test split has seen the answers, and its numbers say nothing about other "
-            "questions; tune on dev, then measure on test with the weight found"
-        )
-    if not isinstance(fusion, WeightedSum):
-        raise InvalidInputError(f"only a WeightedSum has a weight to tune, not {fusion!r}")
 
 
 # --- the task ---------------------------------------------------------------------------------------------
@@ -274,23 +263,19 @@ def _summaries(
     for name, rank in ranks.items():
         for k in KS:
             hits = np.where(rank < k, 100.0, 0.0)
-            stages[name][f"R@{k}_ci"] = _rounded(bootstrap.interval(lambda own: own, hits), 2)
+            stages[name][f"R@{k}_ci"] = rounded(bootstrap.interval(lambda own: own, hits), 2)
             if name == "first_stage":
                 continue
             base = np.where(ranks["first_stage"] < k, 100.0, 0.0)
             gain = differences.setdefault(f"{name} - first_stage", {})
             gain[f"R@{k}"] = round(float((hits - base).mean()), 2)
-            gain[f"R@{k}_ci"] = _rounded(bootstrap.interval(lambda own, other: own - other, hits, base), 2)
+            gain[f"R@{k}_ci"] = rounded(bootstrap.interval(lambda own, other: own - other, hits, base), 2)
             factor = ratios.setdefault(f"{name} / first_stage", {})
             with np.errstate(divide="ignore", invalid="ignore"):
                 interval = bootstrap.interval(lambda own, other: own / other, hits, base)
             factor[f"R@{k}"] = round(float(hits.mean() / base.mean()), 3) if base.any() else None
-            factor[f"R@{k}_ci"] = _rounded(interval, 3) if np.isfinite(interval).all() else None
+            factor[f"R@{k}_ci"] = rounded(interval, 3) if np.isfinite(interval).all() else None
     return stages, differences, ratios
-
-
-def _rounded(interval: tuple[float, float], digits: int) -> list[float]:
-    return [round(end, digits) for end in interval]
 
 
 def _time_queries(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -155,6 +156,29 @@ def test_broken_scores_are_named() -> None:
         correlate(judged, np.ones(3))
     with pytest.raises(InvalidInputError, match=r"all scores are 1\.0"):
         correlate(judged, np.ones(240))
+    with pytest.raises(InvalidInputError, match="resamples must be at least 1"):
+        correlate(judged, np.arange(240), resamples=0)
+
+
+def test_ratings_that_rank_nothing_are_refused() -> None:
+    images, captions = np.arange(4), ("x",) * 4
+    judged = Judgments("toy", images, captions, np.full((4, 3), 2.0), "c")
+    with pytest.raises(InvalidInputError, match=r"toy: all ratings are 2\.0; people rank nothing"):
+        correlate(judged, np.arange(4.0))
+
+
+@pytest.mark.parametrize("variant", ["b", "c"])
+def test_draws_without_a_correlation_are_left_out_of_the_interval(variant: Literal["b", "c"]) -> None:
+    """One image of three is rated differently: a draw without it, or of nothing else, has no tau."""
+    judged = Judgments("toy", np.arange(3), ("x",) * 3, np.array([[1.0], [1.0], [2.0]]), variant)
+    found = correlate(judged, np.array([0.0, 1.0, 2.0]), resamples=100)
+    low, high = found.interval
+    assert 0 < low <= found.tau <= high <= 1
+    alone = Judgments("toy", np.array([0, 0]), ("x", "y"), np.array([[1.0], [2.0]]), variant)
+    assert correlate(alone, np.array([0.0, 1.0]), resamples=3).interval == (1.0, 1.0)
+    few = Judgments("toy", np.arange(2), ("x", "y"), np.array([[1.0], [2.0]]), variant)
+    with pytest.raises(InvalidInputError, match="no draw of 2 images has a rank correlation"):
+        correlate(few, np.array([0.0, 1.0]), resamples=1, seed=0)  # draws one image twice
 
 
 def test_encoders_and_generators_score_the_pairs() -> None:

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._settings import check_counts
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError
 from zsqretrieval.evaluation.datasets import CAPTION, Dataset
 from zsqretrieval.evaluation.datasets._files import found, lines
@@ -261,14 +262,17 @@ def correlate(
     Args:
         judgments: n pairs.
         scores: [n], higher is better. Each stands against every rating of its pair.
-        resamples: draws of the bootstrap: images are drawn, each with all of its pairs.
+        resamples: draws of the bootstrap: images are drawn, each with all of its pairs. A draw in which all
+            scores or all ratings are one has no tau, and is left out of the interval.
         level: of the interval.
         seed: makes the draws repeatable.
 
     Raises:
-        InvalidInputError: there are not n scores, one is not finite, or all are one. Names the pair.
+        InvalidInputError: there are not n scores, one is not finite, all scores or all ratings are one, or
+            ``resamples`` < 1. Names the pair.
         MissingDependencyError: scipy is not installed.
     """
+    check_counts(resamples=resamples)
     if scores.shape != judgments.images.shape:
         raise InvalidInputError(
             f"scores are {scores.shape}, not one for each of {len(judgments.images)} pairs"
@@ -281,6 +285,10 @@ def correlate(
         )
     if np.ptp(scores) == 0:
         raise InvalidInputError(f"{judgments.name}: all scores are {scores[0]}; they rank nothing")
+    if np.ptp(judgments.ratings) == 0:
+        raise InvalidInputError(
+            f"{judgments.name}: all ratings are {judgments.ratings.flat[0]}; people rank nothing there"
+        )
     raters = judgments.ratings.shape[1]
     order = np.argsort(judgments.images, kind="stable")
     ends = np.flatnonzero(np.diff(judgments.images[order])) + 1
@@ -296,7 +304,11 @@ def correlate(
         tau(np.concatenate([by_image[n] for n in random.integers(len(by_image), size=len(by_image))]))
         for _ in range(resamples)
     ]
-    low, high = np.percentile(drawn, (50 * (1 - level), 50 * (1 + level)))
+    if np.isnan(drawn).all():
+        raise InvalidInputError(
+            f"{judgments.name}: no draw of {len(by_image)} images has a rank correlation; there are too few"
+        )
+    low, high = np.nanpercentile(drawn, (50 * (1 - level), 50 * (1 + level)))
     return Correlation(
         judgments.name, tau(order), (float(low), float(high)), judgments.variant, len(scores), len(by_image)
     )

@@ -36,6 +36,11 @@ def test_flickr8k_as_its_makers_give_it(tmp_path: Path) -> None:
     named = f"flickr:{texts / 'Flickr8k.token.txt'},{images},{listed}"
     assert [query.text for query in open_dataset(named, "dev").queries] == ["A dog ."]
     assert len(open_dataset(named.rpartition(",")[0]).queries) == 2
+    one_list = named.replace("{split}", "test")
+    assert [query.text for query in open_dataset(one_list).queries] == ["A cat ."]
+    for mute in (one_list, named.rpartition(",")[0], f"flickr:{tmp_path}/{{split}}.txt,{images}"):
+        with pytest.raises(InvalidInputError, match=r"of the split 'dev'; write .* with \{split\} in LIST"):
+            open_dataset(mute, "dev")
     with pytest.raises(InvalidInputError, match=r"trainImages.*missing"):
         open_dataset(str(tmp_path), "train")
 

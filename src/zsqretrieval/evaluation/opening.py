@@ -149,8 +149,8 @@ def open_dataset(argument: str, split: str | None = None) -> Dataset:
         split: which images; ``"test"`` where there are splits and None is given.
 
     Raises:
-        InvalidInputError: no such kind, too few or too many paths, a split of what has none, or what lies
-            there cannot be read or measured; names the line.
+        InvalidInputError: no such kind, too few or too many paths, a split where nothing tells splits apart,
+            or what lies there cannot be read or measured; names the line.
     """
     name, given = _named(argument)
     kind = KINDS[name]
@@ -158,6 +158,11 @@ def open_dataset(argument: str, split: str | None = None) -> Dataset:
         raise InvalidInputError(
             f"{argument!r}: a data set of the kind {name} has no splits, so there is no {split!r} in "
             "it; give the files of that split instead"
+        )
+    if split is not None and name == "flickr" and not any("{split}" in str(path) for path in given[2:]):
+        raise InvalidInputError(
+            f"{argument!r}: nothing tells which images are of the split {split!r}; write "
+            f"flickr:{kind.paths}, with {{split}} in LIST where its name has the split"
         )
     return kind.read(given, (split or _SPLIT) if kind.splits else "")
 

@@ -16,8 +16,8 @@ assumed; three assumptions are made here, which agree where there are data and d
   (Pickands, Annals of Statistics 3, 1975), its shape common to all queries, and p is that tail beyond the
   answer's score. A tail that ends leaves p = 0 to answers beyond its end, which no gallery takes away.
 
-Every model ends as probabilities over the same bins of p , one row per draw of a
-bootstrap over images, so everything asked of it afterwards is a product of arrays.
+Every model ends as probabilities over the same bins of p, one row per draw of a bootstrap over images, so
+everything asked of it afterwards is a product of arrays.
 """
 
 from __future__ import annotations

@@ -237,18 +237,8 @@ def _is_finite(words: Sequence[str], n: int) -> bool:
 
 def _is_animal_or_doer(word: str) -> bool:
     """Somebody who could do it: a dog, or one whose name says what he does."""
-    return word in {
-        "dog",
-        "dogs",
-        "puppy",
-        "cat",
-        "horse",
-        "bird",
-        "animal",
-        "terrier",
-        "collie",
-        "poodle",
-    } or (word.endswith(("er", "or", "ist", "hound")) and word not in _NO_PERSONS)
+    does = word.endswith(("er", "or", "ist", "hound")) and word not in _NO_PERSONS
+    return word in _ACTORS or does
 
 
 def _which(caption: str) -> str | None:

@@ -434,6 +434,8 @@ def test_snapshots_of_the_question_index_are_kept_and_checked(pictures: Path, al
     with opened(album) as retriever:
         assert retriever.search("a red thing?", 6, expand=True, scoring=None).hits == before.hits
         retriever.remove("red.png")
+        without = retriever.search("a red thing?", 6, expand=True, scoring=None)
+        assert "red.png" not in ids(without) and len(without) > 0
         retriever.save()
     assert not snapshot.exists()
     (snapshot,) = album.glob("questions-*")
@@ -442,7 +444,7 @@ def test_snapshots_of_the_question_index_are_kept_and_checked(pictures: Path, al
     with opened(album) as retriever:
         with pytest.warns(RuntimeWarning, match="the saved questions of .* is damaged and is rebuilt"):
             after = retriever.search("a red thing?", 6, expand=True, scoring=None)
-        assert ids(after) == [id for id in ids(before) if id != "red.png"] or len(after) == 5
+        assert after.hits == without.hits
     shutil.rmtree(snapshot)
 
 

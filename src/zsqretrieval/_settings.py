@@ -8,7 +8,7 @@ from numbers import Integral, Real
 
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = ["check_amounts", "check_counts", "check_settings", "check_text"]
+__all__ = ["check_amounts", "check_counts", "check_settings", "check_text", "check_verbalisers"]
 
 
 def check_settings(part: str, given: Iterable[str], known: Sequence[str]) -> None:
@@ -62,3 +62,26 @@ def check_text(text: object, what: str) -> None:
         raise InvalidInputError(f"{what} must be a text that says something, not {text!r}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InvalidInputError(f"{what} is not Unicode text: {text!r}; decode it with the right encoding")
+
+
+def check_verbalisers(*, yes: Iterable[str], no: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Look at the words that mean yes, and those that mean no.
+
+    Returns:
+        Both, as tuples.
+
+    Raises:
+        InvalidInputError: one side is no sequence of texts, or is empty; or a word says nothing, or is given
+            twice.
+    """
+    for name, words in (("yes", yes), ("no", no)):
+        if isinstance(words, str) or not isinstance(words, Iterable):
+            raise InvalidInputError(f"{name} must be a sequence of texts, not {words!r}")
+    sides = tuple(yes), tuple(no)
+    both = sides[0] + sides[1]
+    given = f"yes={sides[0]!r}, no={sides[1]!r}"
+    if not all(sides) or not all(isinstance(word, str) and word.strip() for word in both):
+        raise InvalidInputError(f"verbalisers must be texts that say something: {given}")
+    if len(set(both)) < len(both):
+        raise InvalidInputError(f"a verbaliser is given twice: {given}")
+    return sides

@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, final, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._settings import check_verbalisers
 from zsqretrieval.continuing import read_texts, write_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.phrases import first_line, is_polar, tidy, tidy_question
@@ -89,7 +90,8 @@ class Wording:
         no: the same for no.
 
     Raises:
-        InvalidInputError: a prompt takes other places than one image, and ``answer`` a ``question``.
+        InvalidInputError: a prompt takes other places than one image, and ``answer`` a ``question``; or a
+            verbaliser is missing, repeated or empty.
     """
 
     ask: Prompt = PROMPTS["ask"]
@@ -105,8 +107,9 @@ class Wording:
             if prompt.images != 1 or prompt.fields != fields:
                 takes = f"one image and {', '.join(fields) or 'no texts'}"
                 raise InvalidInputError(f"the prompt to {name} must take {takes}, unlike {prompt.template!r}")
-        if not self.yes or not self.no or not all(word.strip() for word in (*self.yes, *self.no)):
-            raise InvalidInputError(f"verbalisers must say something: yes={self.yes!r}, no={self.no!r}")
+        yes, no = check_verbalisers(yes=self.yes, no=self.no)
+        object.__setattr__(self, "yes", yes)
+        object.__setattr__(self, "no", no)
 
 
 @final

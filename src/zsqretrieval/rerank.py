@@ -20,6 +20,7 @@ from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from zsqretrieval._settings import check_verbalisers
 from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
@@ -142,16 +143,9 @@ class YesNo:
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt, ("question",))
-        for side in ("yes", "no"):
-            words = getattr(self, side)
-            if isinstance(words, str):
-                raise InvalidInputError(f"{side} must be a sequence of texts, not the text {words!r}")
-            object.__setattr__(self, side, tuple(words))
-        words = (*self.yes, *self.no)
-        if not self.yes or not self.no or not all(word.strip() for word in words):
-            raise InvalidInputError(f"verbalisers must say something: yes={self.yes!r}, no={self.no!r}")
-        if len(set(words)) < len(words):
-            raise InvalidInputError(f"a verbaliser is given twice: yes={self.yes!r}, no={self.no!r}")
+        yes, no = check_verbalisers(yes=self.yes, no=self.no)
+        object.__setattr__(self, "yes", yes)
+        object.__setattr__(self, "no", no)
 
     def pairs(self, question: str, image: Image | ImageState) -> list[Pair]:
         """Every verbaliser after the same context."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from zsqretrieval.dialog import Dialog
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.interview import Wording
 from zsqretrieval.prompts import Prompt
+from zsqretrieval.rerank import YesNo
 from zsqretrieval.types import Hit
 
 DOG = {"yes": [0.9, 0.1, 0.5, 0.2], "no": [0.1, 0.9, 0.5, 0.6]}  # need not add up to 1: a closed set
@@ -559,6 +562,29 @@ def test_settings_out_of_range(setting: dict[str, object]) -> None:
 def test_policies_and_wordings_out_of_range(make: object) -> None:
     with pytest.raises(InvalidInputError):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("verbalisers", "message"),
+    [
+        ({"yes": " yes"}, "yes must be a sequence of texts, not ' yes'"),
+        ({"no": " no"}, "no must be a sequence of texts, not ' no'"),
+        ({"yes": 3}, "yes must be a sequence of texts, not 3"),
+        ({"yes": (" yes", 3)}, "verbalisers must be texts that say something"),
+        ({"no": (" ",)}, "verbalisers must be texts that say something"),
+        ({"yes": (" yes", " yes")}, "a verbaliser is given twice"),
+        ({"no": (" yes",)}, "a verbaliser is given twice"),
+    ],
+)
+@pytest.mark.parametrize("make", [Wording, YesNo])
+def test_verbalisers_that_are_none(make: Callable[..., object], verbalisers: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        make(**verbalisers)
+
+
+def test_verbalisers_may_come_as_a_list() -> None:
+    for made in (Wording(yes=[" yes", " yeah"]), YesNo(yes=[" yes", " yeah"])):  # type: ignore[arg-type]
+        assert made.yes == (" yes", " yeah") and hash(made)
 
 
 def test_a_generator_that_cannot_write() -> None:

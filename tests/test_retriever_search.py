@@ -845,6 +845,9 @@ def test_an_image_is_looked_at_once_for_many_texts() -> None:
         ({"scoring": YesNo(), "prior": Prior()}, "corrects a Likelihood, and nothing else"),
         ({"scoring": None, "prior": Prior()}, "corrects a Likelihood"),
         ({"prior": 0.5}, "the prior 0.5"),
+        ({"fusion": "auto"}, "fusion must be one such as .*, not 'auto'"),
+        ({"fusion": WeightedSum}, "fusion must be one such as"),
+        ({"fusion": None, "scoring": None}, "fusion must be one such as .*, not None"),
         ({"texts": ["red", "red " * 300]}, "reads 256"),
     ],
 )

@@ -144,9 +144,10 @@ def _mixed(token_log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
 def words(explanation: Explanation) -> list[Word]:
     """The words of an explained question, with the sum of what the image explains of their tokens.
 
-    A token that begins with a space begins a word. Where no token does, each is a word.
+    A token that begins with a space begins a word, and so does the first. Where no token begins with a space,
+    the tokenizer tells nothing of words, and each token is one.
     """
-    spaced = any(token[:1].isspace() for token in explanation.tokens[1:])
+    spaced = any(token[:1].isspace() for token in explanation.tokens)
     found: list[Word] = []
     for token, gain in zip(explanation.tokens, explanation.gain.tolist(), strict=True):
         if found and spaced and not token[:1].isspace():

@@ -649,13 +649,14 @@ class Retriever:
         Raises:
             ImageError: the image cannot be decoded.
             InvalidInputError: ``texts`` is one text or holds what says nothing; ``k`` or ``batch_size`` < 1;
-                scoring without a generator; a prior for anything but a likelihood; or a text is too long for
-                the generator.
+                scoring without a generator; ``fusion`` is none; a prior for anything but a likelihood; or a
+                text is too long for the generator.
             ZsqError: the generator's numbers are broken; names the text.
         """
         check_counts(or_none=True, k=k)
         check_counts(batch_size=batch_size)
         rule = self._rule(scoring)
+        fusion = _checked(fusion)
         return rank_texts(
             self.encoder,
             None if rule is None or self._viewer is None else self._viewer.generator,

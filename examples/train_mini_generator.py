@@ -5,7 +5,7 @@
 ``--data`` is a folder of WebDataset shards named ``train-*.tar`` and ``dev-*.tar`` (``{key}.jpg`` and
 ``{key}.json`` with the list ``captions``). The test split is never opened here; judge the result with
 
-    zsq bench rerank --data PATH/TO/flickr8k --weights mini.safetensors
+    zsq bench rerank --data PATH/TO/flickr8k --generator-weights mini.safetensors
 
 Steps, each of which leaves a file in ``--work`` and is not repeated when the script is started again:
 

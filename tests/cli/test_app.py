@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
+from rich.console import Console
 from running import Zsq
 
 from zsqretrieval import weights
@@ -30,6 +33,14 @@ from zsqretrieval.rerank import RerankOnly, WeightedSum
         ["search", "album", "red", "--fusion", "rerank-only", "--weight", "2"],
         ["search", "album", "red", "--generator-weights", "folder"],
         ["search", "album", "--image", "red.png", "--scoring", "yes-no"],
+        ["search", "album", "--image", "red.png", "--fusion", "rerank-only"],
+        ["search", "album", "--image", "red.png", "--weight", "2"],
+        ["search", "album", "--image", "red.png", "--candidates", "100"],
+        ["search", "album", "--image", "red.png", "--preset", "reading"],
+        ["search", "album", "--image", "red.png", "--preset", "reading", "--generator-weights", "folder"],
+        ["search", "album", "--image", "red.png", "--expand"],
+        ["search", "album", "--image", "red.png", "--expansion", "maximum"],
+        ["search", "album", "--image", "red.png", "--explain"],
         ["index", "folder", "--out", "album", "--states", "memory"],
         ["bench", "rerank"],
         ["index", "--out", "album"],
@@ -177,6 +188,44 @@ def test_bench_encoder(zsq: Zsq, shards: Path) -> None:
     assert none.code == 1 and "train-" in none.stderr
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such names")
+@pytest.mark.parametrize(
+    "bench",
+    [
+        ("encoder",),
+        ("rerank", "--no-yes-no", "--candidates", 2),
+        ("dialog", "--dialogs", 1, "--rounds", 1),
+        ("expand", "--questions", 1),
+    ],
+)
+def test_names_of_folders_cannot_steer_the_terminal(
+    zsq: Zsq, shards: Path, bench: tuple[object, ...]
+) -> None:
+    steering = shards.rename(shards.parent / "plain\x1b[2J")
+    ran = zsq("bench", *bench, "--data", steering, "--preset", "reading")
+    assert ran.code == 0, ran.stderr
+    assert r"plain\x1b[2J" in ran.stdout and "\x1b" not in ran.stdout + ran.stderr
+
+
+def test_whatever_is_printed_is_printable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = console.PlainTable("a\x1bhead", "[bold]number", numbers=("[bold]number",))
+    table.add_row("a\x1bcell", "1\n2")
+    console.show(table)
+    console.say("said\x1b[2J\nin one line")
+    head, _, cell, said = (line for line in capsys.readouterr().out.splitlines() if line.strip())
+    assert (head.split(), cell.split()) == ([r"a\x1bhead", "[bold]number"], [r"a\x1bcell", r"1\n2"])
+    assert said == r"said\x1b[2J\nin one line"
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
+    monkeypatch.setattr(console, "_console", lambda stderr: terminal)
+    with console.stage_bars() as report:
+        report("[bold]folder\x1b[2J test", 1, 2)
+        shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    shown += terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert r"[bold]folder\x1b[2J test" in shown and "\x1b[2J" not in shown
+
+
 def test_bench_rerank(zsq: Zsq, shards: Path) -> None:
     command = ("bench", "rerank", "--data", shards, "--preset", "seeing", "--candidates", 2)
     found = zsq(*command, "--work", "work", "--json").json
@@ -201,9 +250,10 @@ def test_bench_rerank_fuses_as_the_preset_does(
     zsq: Zsq, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("bench", "rerank", "--data", shards, "--preset", "ours", "--no-yes-no")
-    for fusion, weight, told in (
-        (WeightedSum(0.5, scale="raw"), 0.5, "Fused with weight 0.5, of the preset ours."),
-        (RerankOnly(), None, "Fused by RerankOnly(), of the preset ours."),
+    raw = WeightedSum(0.5, scale="raw", first_stage_scale=100.0)
+    for fusion, weight, told, heavier in (
+        (raw, 0.5, "Fused with weight 0.5, of the preset ours.", replace(raw, weight=2.0)),
+        (RerankOnly(), None, "Fused by RerankOnly(), of the preset ours.", WeightedSum(2.0)),
     ):
         preset = Preset("toy", generator="reader", fusion=fusion)
         monkeypatch.setitem(PRESETS, "ours", preset)  # type: ignore[arg-type]
@@ -211,7 +261,7 @@ def test_bench_rerank_fuses_as_the_preset_does(
         assert (setting["fusion"], setting["weight"]) == (repr(fusion), weight)
         assert told in zsq(*command).stdout
         given = zsq(*command, "--weight", 2, "--json").json["setting"]
-        assert (given["fusion"], given["weight_from"]) == (repr(WeightedSum(2.0)), "given")
+        assert (given["fusion"], given["weight_from"]) == (repr(heavier), "given")
 
 
 def test_bench_rerank_tunes_on_dev_only(zsq: Zsq, shards: Path) -> None:
@@ -235,10 +285,17 @@ def test_weights_of_ones_own(zsq: Zsq, shards: Path, tmp_path: Path) -> None:
     assert opening.encoder_config("clip", file) == {"pretrained": str(file)}
     assert opening.encoder_config("mini", file) == {"weights": str(file)}
     assert opening.generator_config("clip-kosmos2", tmp_path) == {"name": str(tmp_path)}
-    bench = ("bench", "rerank", "--data", shards, "--preset", "reading")
-    missing = zsq(*bench, "--weights", "nowhere")
-    assert missing.code == 1 and "nowhere: no such folder or file of weights" in missing.stderr
-    for option in ("--weights", "--encoder-weights"):
-        refused = zsq(*bench, option, file)
-        assert refused.code == 1 and "takes no weights of your own" in refused.stderr
+    for bench, options in (
+        ("encoder", ["--encoder-weights"]),
+        ("rerank", ["--encoder-weights", "--generator-weights"]),
+        ("dialog", ["--encoder-weights", "--generator-weights"]),
+        ("expand", ["--encoder-weights", "--generator-weights"]),
+        ("gallery", ["--encoder-weights", "--generator-weights"]),
+    ):
+        command = ("bench", bench, "--data", shards, "--preset", "reading")
+        for option in options:
+            missing = zsq(*command, option, "nowhere")
+            assert missing.code == 1 and "nowhere: no such folder or file of weights" in missing.stderr
+            refused = zsq(*command, option, file)
+            assert refused.code == 1 and "takes no weights of your own" in refused.stderr
     assert "has no generator" in zsq("demo", "--preset", "toy", "--generator-weights", file).stderr

@@ -104,8 +104,8 @@ def test_words_are_marked_where_the_image_says_something() -> None:
     tokens = (" the", " snow", "board", " red\x1b", "?")
     explanation = Explanation("on a hill\x1b", tokens, gain - 4, np.full(5, -4, np.float32))
     hit = Hit(1, "a", "a", 0.5, {}, explanation=explanation)
-    marked = "explains: the snowboard [+3.0] red\\x1b? [-0.6]"
-    assert told_explanation(hit) == ["answers: on a hill\\x1b", marked]
+    marked = "explains: the snowboard [+3.0] red\x1b? [-0.6]"
+    assert told_explanation(hit) == ["answers: on a hill\x1b", marked]
     mute = replace(explanation, answer="")
     assert told_explanation(replace(hit, explanation=mute)) == ["gives no answer", marked]
 

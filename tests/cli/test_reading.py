@@ -169,6 +169,7 @@ def test_weights_are_fetched_for_what_will_be_read(
     assert needed("search", album, QUESTION) == ["toy", "reader"]
     assert needed("search", album, QUESTION, "--scoring", "none") == ["toy"]
     assert needed("search", album, "--image", colours / "red.png") == ["toy"]
+    assert needed("search", album, "--image", colours / "red.png", "--scoring", "none") == ["toy"]
     assert needed("search", album, QUESTION, "--preset", "seeing") == ["toy", "seer"]
     assert needed("index", colours, "--out", album) == ["toy"]
     assert needed("index", colours, "--out", "seen") == ["toy", "seer"]

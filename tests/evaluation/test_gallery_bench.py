@@ -20,6 +20,7 @@ from zsqretrieval.evaluation.gallery_size import recall_in_sample
 from zsqretrieval.evaluation.opening import open_dataset, open_distractors
 from zsqretrieval.evaluation.roofline import LAION_5B
 from zsqretrieval.images import decode
+from zsqretrieval.parts import preset_fusion
 from zsqretrieval.rerank import RerankOnly, WeightedSum
 from zsqretrieval.types import LogLikelihood
 
@@ -222,11 +223,13 @@ def commanded(monkeypatch, data):
 
 
 def test_the_command_prints_one_json_object(commanded):
-    result = CliRunner().invoke(app, [*commanded, "--synthetic", "100", "--json"])
+    result = CliRunner().invoke(app, [*commanded, "--synthetic", "100", "--weight", "0.25", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert set(found["measured"]) == {"first_stage", "likelihood@5", "fused@5"}
     assert found["extrapolated"]["first_stage"]["envelope"][-1]["gallery"] == LAION_5B
+    expected = replace(preset_fusion("mini"), weight=0.25)
+    assert found["setting"]["fusion"] == repr(expected), "the preset's, with another weight"
 
 
 def test_the_command_tells_people_what_it_found(commanded):

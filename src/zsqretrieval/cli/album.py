@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsqretrieval.cli.console import (
+    PlainTable,
     count_bar,
     emit_json,
     human_size,
     name_skipped,
     notice,
-    plain_table,
-    printable,
     say,
     show,
     write_page,
@@ -190,18 +189,26 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
         from zsqretrieval.images import IMAGE_SUFFIXES
 
         say(
-            f"No images were found in {', '.join(map(printable, sources))}. "
+            f"No images were found in {', '.join(sources)}. "
             f"Looked for {' '.join(sorted(IMAGE_SUFFIXES))} and tars."
         )
         return
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    say(f"{said} in {report.seconds:.1f} s; {len(retriever)} images in {printable(str(album))}.")
+    say(f"{said} in {report.seconds:.1f} s; {len(retriever)} images in {album}.")
     name_skipped(report.skipped, say)
     if len(retriever):
-        say(f'Ask it something: zsq search {printable(str(album))} "a dog on the beach"')
+        say(f'Ask it something: zsq search {album} "a dog on the beach"')
+
+
+_READING = (
+    *("candidates", "scoring", "fusion", "weight", "expand", "expansion", "explain"),
+    *("preset", "generator_weights"),
+)
+"""The options of a search that say how a question is read."""
 
 
 def search(
+    ctx: typer.Context,
     album: _Album,
     question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="What to look for.")] = None,
     image: Annotated[Path | None, typer.Option(help="Look for images like this one instead.")] = None,
@@ -231,10 +238,8 @@ def search(
     """
     if (question is None) == (image is None):
         raise typer.BadParameter("give either a question or --image FILE")
-    if image is not None and scoring not in (None, Scorings.NONE):
-        raise typer.BadParameter("--scoring asks about a question; --image has none")
-    if image is not None and (expand or expansion or explain):
-        raise typer.BadParameter("--expand and --explain look at a question; --image has none")
+    if image is not None:
+        _refuse_reading(ctx)
     settings = search_settings(candidates, scoring, fusion, weight) | expansion_settings(expand, expansion)
     reads = image is None and (scoring is not Scorings.NONE or explain)
     with open_album(album, reader=preset, generator_weights=generator_weights, reads=reads) as retriever:
@@ -256,24 +261,33 @@ def search(
         )
         return
     if not len(ranking):
-        say(f"{printable(str(album))} holds no images yet; add some: zsq index FOLDER --out ALBUM")
+        say(f"{album} holds no images yet; add some: zsq index FOLDER --out ALBUM")
         return
     stages = score_columns(ranking)
     matched = ["matched question"] if settings["expand"] else []
-    table = plain_table("", *stages.values(), "image", *matched, numbers=("", *stages.values()))
+    table = PlainTable("", *stages.values(), "image", *matched, numbers=("", *stages.values()))
     for place, hit in enumerate(ranking, start=1):
-        asked = [printable(hit.matched_question or "")] if matched else []
-        table.add_row(str(place), *score_cells(hit, stages), printable(hit.id), *asked)
+        asked = [hit.matched_question or ""] if matched else []
+        table.add_row(str(place), *score_cells(hit, stages), hit.id, *asked)
     show(table)
     if explain:
         for place, hit in enumerate(ranking, start=1):
-            say(f"{place}. {printable(hit.id)}")
+            say(f"{place}. {hit.id}")
             for line in told_explanation(hit):
                 say(f"   {line}")
         say("In brackets: by how many nats the image makes a word likelier (+) or less likely (-).")
     say(told_timings(ranking.timings))
     if page:
-        say(f"Page with the images: {printable(str(page))}")
+        say(f"Page with the images: {page}")
+
+
+def _refuse_reading(ctx: typer.Context) -> None:
+    """An image is compared by the encoder alone: what says how a question is read would have no effect."""
+    for name in _READING:
+        source = ctx.get_parameter_source(name)
+        given = source is not None and source.name != "DEFAULT"
+        if given and ctx.params[name] is not Scorings.NONE:  # which is what --image does
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is about a question; --image has none")
 
 
 def _page(ranking: Ranking, image: Path | None) -> str:
@@ -293,20 +307,20 @@ def info(album: _Album, as_json: AsJson = False) -> None:
         return
     encoder, kept, sizes = facts.encoder, facts.index, facts.bytes_on_disk
     state = "not saved" if not kept.saved else "up to date" if kept.up_to_date else "behind the catalog"
-    table = plain_table("album", printable(facts.album))
+    table = PlainTable("album", facts.album)
     table.add_row("images", str(facts.images))
-    table.add_row("encoder", printable(f"{encoder.plugin or 'not a plugin'}, {encoder.dim} dimensions"))
-    table.add_row("fingerprint", printable(str(encoder.fingerprint)))
-    table.add_row("index", printable(f"{kept.plugin or 'not a plugin'}, {state}"))
-    table.add_row("generator", printable(_generator(facts.generator)))
+    table.add_row("encoder", f"{encoder.plugin or 'not a plugin'}, {encoder.dim} dimensions")
+    table.add_row("fingerprint", str(encoder.fingerprint))
+    table.add_row("index", f"{kept.plugin or 'not a plugin'}, {state}")
+    table.add_row("generator", _generator(facts.generator))
     if facts.generator and facts.fusion:
-        table.add_row("fusion", printable(_fusion(facts.fusion)))
+        table.add_row("fusion", _fusion(facts.fusion))
     for one in facts.states:
         made_by = f"of {one.images} of {facts.images} images, {one.dtype}, by {one.fingerprint}"
-        table.add_row("image states", printable(f"{made_by}, {human_size(one.bytes_on_disk)}"))
+        table.add_row("image states", f"{made_by}, {human_size(one.bytes_on_disk)}")
     for asked in facts.questions:
         found = f"{asked.questions} of {asked.images} images, {asked.kept} kept, {asked.answered} answered"
-        table.add_row(printable(asked.style), found)
+        table.add_row(asked.style, found)
     table.add_row("catalog on disk", human_size(sizes["catalog"]))
     table.add_row("index on disk", human_size(sizes["index"]))
     show(table)
@@ -345,4 +359,4 @@ def remove(
     if as_json:
         emit_json({"album": str(album.absolute()), "removed": removed, "images": left})
     else:
-        say(f"{removed} removed; {left} images in {printable(str(album))}.")
+        say(f"{removed} removed; {left} images in {album}.")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from zsqretrieval.cli.console import count_bar, emit_json, human_size, plain_table, say, show, stage_bars
+from zsqretrieval.cli.console import PlainTable, count_bar, emit_json, human_size, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder
-from zsqretrieval.cli.reading import AsJson, BenchData
+from zsqretrieval.cli.reading import AsJson, BenchData, EncoderWeights, told_interval
 
 __all__ = ["bench_encoder_command", "bench_index_command", "bench_scoring_command"]
 
@@ -21,15 +20,13 @@ def bench_encoder_command(
     split: Annotated[
         list[str] | None, typer.Option(help="Split to measure; may be repeated. [default: test]")
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Trained part for the mini encoder, in place of the shipped one.")
-    ] = None,
+    encoder_weights: EncoderWeights = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how often an encoder finds the image of a caption, and the captions of an image."""
     from zsqretrieval.evaluation.encoder_bench import bench_encoder
 
-    encoder = new_encoder(preset, weights=weights)
+    encoder = new_encoder(preset, weights=encoder_weights)
     with stage_bars(lines=True) as progress:
         measured = bench_encoder(encoder, data, splits=split or ["test"], progress=progress)
     facts = {name: result for one in measured for name, result in one.to_json().items()}
@@ -38,13 +35,11 @@ def bench_encoder_command(
         return
     for name, result in facts.items():
         say(f"{name}: {result['images']} images, {result['captions']} captions")
-        table = plain_table("", "R@1", "R@5", "R@10", "95 % of R@10", numbers=("R@1", "R@5", "R@10"))
+        table = PlainTable("", "R@1", "R@5", "R@10", "95 % of R@10", numbers=("R@1", "R@5", "R@10"))
         for way, title in (("t2i", "text to image"), ("i2t", "image to text")):
             recalls = result[way]
-            low, high = recalls["R@10_ci"]
-            table.add_row(
-                title, *(f"{recalls[f'R@{k}']:.1f}" for k in (1, 5, 10)), f"{low:.1f} to {high:.1f}"
-            )
+            found = (f"{recalls[f'R@{k}']:.1f}" for k in (1, 5, 10))
+            table.add_row(title, *found, told_interval(recalls["R@10_ci"]))
         show(table)
 
 
@@ -68,7 +63,7 @@ def bench_index_command(
         f"{bench.build_seconds:.1f} s, {human_size(bench.bytes_per_vector)} a vector on disk"
     )
     names = ("recall@10", "queries/s", "exact", "one by one", "exact, one by one")
-    table = plain_table("queries", *names, numbers=names)
+    table = PlainTable("queries", *names, numbers=names)
     for kind, one in (("text-like", bench.text), ("image-like", bench.image)):
         rates = (one.batch_qps, one.exact_batch_qps, one.single_qps, one.exact_single_qps)
         table.add_row(kind, f"{one.recall_at_10:.3f}", *(f"{rate:.0f}" for rate in rates))
@@ -105,7 +100,7 @@ def bench_scoring_command(
         f"one question of {bench.question_tokens} tokens, {bench.candidates} images; Kosmos at full width, "
         f"{bench.vision_layers} + {bench.text_layers} layers, {bench.dtype}, {bench.threads} threads"
     )
-    table = plain_table("route", "seconds", "times", "nats off", numbers=("seconds", "times", "nats off"))
+    table = PlainTable("route", "seconds", "times", "nats off", numbers=("seconds", "times", "nats off"))
     for name, route in bench.routes.items():
         times = bench.routes["naive"].seconds / route.seconds
         table.add_row(name, f"{route.seconds:.2f}", f"{times:.1f}", f"{route.max_abs_diff:.1g}")

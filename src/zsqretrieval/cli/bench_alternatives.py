@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zsqretrieval.cli.console import count_bar, emit_json, plain_table, say, show
+from zsqretrieval.cli.console import PlainTable, count_bar, emit_json, say, show
 from zsqretrieval.cli.reading import AsJson, human_seconds
 
 __all__ = ["bench_alternatives_command"]
@@ -43,7 +43,7 @@ def bench_alternatives_command(
     if as_json:
         emit_json(bench)
         return
-    table = plain_table(
+    table = PlainTable(
         "", "route", "seconds", "times ours", "off by at most", numbers=("seconds", "times ours")
     )
     for contest in ("images", "captions", "first_stage"):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import emit_json, plain_table, say, show, stage_bars
+from zsqretrieval.cli.console import PlainTable, emit_json, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder, new_generator
 from zsqretrieval.cli.reading import (
     AsJson,
@@ -47,8 +47,8 @@ def bench_dialog_command(
     scale: Scale = None,
     temper: Temper = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of dialogs and of what they draw.")] = 0,
-    weights: GeneratorWeights = None,
     encoder_weights: EncoderWeights = None,
+    generator_weights: GeneratorWeights = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder to keep answers in; the same command then goes on there.")
     ] = None,
@@ -60,7 +60,7 @@ def bench_dialog_command(
     from zsqretrieval.evaluation.dialog_bench import bench_dialog
 
     encoder = new_encoder(preset, weights=encoder_weights)
-    generator = new_generator(preset, weights=weights, prefix_cache_bytes=_PREFIXES)
+    generator = new_generator(preset, weights=generator_weights, prefix_cache_bytes=_PREFIXES)
     with stage_bars(lines=True) as progress:
         found = bench_dialog(
             encoder,
@@ -92,22 +92,22 @@ def _tell(found: Mapping[str, Any]) -> None:
     )
     rounds = [str(n) for n in range(setting["rounds"] + 1)]
     last = f"95 % after {rounds[-1]}"
-    table = plain_table("", *rounds, last, "BRI", "95 %", numbers=(*rounds, "BRI"))
+    table = PlainTable("", *rounds, last, "BRI", "95 %", numbers=(*rounds, "BRI"))
     for name, hits in found["policies"].items():
         table.add_row(
             name.replace("_", " "),
             *(f"{one:.1f}" for one in hits),
-            told_interval(found["policies_ci"][name][-1], 1),
+            told_interval(found["policies_ci"][name][-1]),
             f"{found['bri'][name]:.3f}",
-            told_interval(found["bri_ci"][name], 3),
+            told_interval(found["bri_ci"][name], ".3f"),
         )
     for name, gain in found["differences"].items():
         table.add_row(
             name.replace("_", " "),
             *(f"{one:+.1f}" for one in gain["hits@10"]),
-            told_interval(gain["hits@10_ci"][-1], 1),
+            told_interval(gain["hits@10_ci"][-1]),
             f"{gain['bri']:+.3f}",
-            told_interval(gain["bri_ci"], 3),
+            told_interval(gain["bri_ci"], ".3f"),
         )
     show(table)
     if "calibration" in found:

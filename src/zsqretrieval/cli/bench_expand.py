@@ -8,10 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import emit_json, plain_table, say, show, stage_bars
+from zsqretrieval.cli.console import PlainTable, emit_json, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder, new_generator
 from zsqretrieval.cli.questions import Styles
-from zsqretrieval.cli.reading import AsJson, BenchData, BenchPreset, EncoderWeights, GeneratorWeights
+from zsqretrieval.cli.reading import (
+    AsJson,
+    BenchData,
+    BenchPreset,
+    EncoderWeights,
+    GeneratorWeights,
+    told_interval,
+)
 from zsqretrieval.errors import InvalidInputError
 
 __all__ = ["bench_expand_command"]
@@ -34,8 +41,8 @@ def bench_expand_command(
     shift: Annotated[float | None, typer.Option(help="Of the maximum.")] = None,
     constant: Annotated[float | None, typer.Option(min=0, help="Of the reciprocal ranks.")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Choose these three on this split, not test.")] = False,
-    weights: GeneratorWeights = None,
     encoder_weights: EncoderWeights = None,
+    generator_weights: GeneratorWeights = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder to keep the album in; the same command then goes on there.")
     ] = None,
@@ -53,7 +60,8 @@ def bench_expand_command(
     }
     if tune and any(given.values()):
         raise InvalidInputError("--tune chooses the parameters that the other options give; use one of them")
-    encoder, generator = new_encoder(preset, weights=encoder_weights), new_generator(preset, weights=weights)
+    encoder = new_encoder(preset, weights=encoder_weights)
+    generator = new_generator(preset, weights=generator_weights)
     with stage_bars(lines=True) as progress:
         found = bench_expand(
             encoder,
@@ -85,7 +93,7 @@ def _tell(found: Mapping[str, Any]) -> None:
     )
     names = ("R@1", "R@5", "R@10")
     for form, facts in found["forms"].items():
-        table = plain_table(
+        table = PlainTable(
             f"{form} ({facts['queries']})", *names, "R@1 over none", "R@10 over none", numbers=names
         )
         for name in ("none", *setting["expansions"]):
@@ -98,5 +106,4 @@ def _tell(found: Mapping[str, Any]) -> None:
 
 
 def _gain(gain: Mapping[str, Any], k: str) -> str:
-    low, high = gain[f"{k}_ci"]
-    return f"{gain[k]:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{gain[k]:+.1f} ({told_interval(gain[f'{k}_ci'], '+.1f')})"

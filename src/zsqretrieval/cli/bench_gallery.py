@@ -9,9 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import emit_json, plain_table, say, show, stage_bars
+from zsqretrieval.cli.console import PlainTable, emit_json, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder, new_generator
-from zsqretrieval.cli.reading import AsJson, BenchPreset, EncoderWeights, GeneratorWeights, human_seconds
+from zsqretrieval.cli.reading import (
+    AsJson,
+    BenchPreset,
+    EncoderWeights,
+    GeneratorWeights,
+    human_seconds,
+    told_interval,
+)
 
 __all__ = ["bench_gallery_command"]
 
@@ -37,8 +44,8 @@ def bench_gallery_command(
     ] = None,
     synthetic: Annotated[int, typer.Option(min=0, help="Hard distractors to make up.")] = 100_000,
     resamples: Annotated[int, typer.Option(min=2, help="Draws that models are fitted to.")] = 200,
-    weights: GeneratorWeights = None,
     encoder_weights: EncoderWeights = None,
+    generator_weights: GeneratorWeights = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder to keep vectors and scores in, to go on from.")
     ] = None,
@@ -48,12 +55,13 @@ def bench_gallery_command(
     """Measure how recall falls as the gallery grows, and extrapolate it to LAION-5B."""
     from zsqretrieval.evaluation.gallery_bench import bench_gallery
     from zsqretrieval.evaluation.opening import open_dataset, open_distractors
+    from zsqretrieval.evaluation.plan import with_weight
     from zsqretrieval.parts import preset_fusion
-    from zsqretrieval.rerank import WeightedSum
 
     argument = f"shards:{data}"
     encoder = new_encoder(preset, weights=encoder_weights)
-    generator = new_generator(preset, weights=weights) if rerank else None
+    generator = new_generator(preset, weights=generator_weights) if rerank else None
+    fusion = preset_fusion(preset)
     with stage_bars(lines=True) as progress:
         bench = bench_gallery(
             encoder,
@@ -63,7 +71,7 @@ def bench_gallery_command(
             queries=queries,
             candidates=candidates,
             depths=tuple(depth or [k for k in (10, 50) if k <= candidates] or [candidates]),
-            fusion=preset_fusion(preset) if weight is None else WeightedSum(weight),
+            fusion=fusion if weight is None else with_weight(fusion, weight),
             synthetic=synthetic,
             resamples=resamples,
             batch_size=batch_size,
@@ -83,7 +91,7 @@ def _tell(found: Mapping[str, Any]) -> None:
         f"{setting['data']}: {setting['queries']} captions look for their images among "
         f"{setting['images']} and fewer"
     )
-    table = plain_table("system", "images", "R@1", "R@10", "95 % of R@1", numbers=("images", "R@1", "R@10"))
+    table = PlainTable("system", "images", "R@1", "R@10", "95 % of R@1", numbers=("images", "R@1", "R@10"))
     for system, rows in found["measured"].items():
         for row in rows:
             _add(table, system.replace("_", " "), row)
@@ -91,14 +99,17 @@ def _tell(found: Mapping[str, Any]) -> None:
         _add(table, "first stage, with synthetic", row)
     show(table)
     say("Fitted on a tenth of the distractors, and what became of it at the largest gallery:")
-    table = plain_table("model", "R@10 predicted", "measured", "95 % of the error, in points")
+    table = PlainTable("model", "R@10 predicted", "measured", "95 % of the error, in points")
     for row in found["held_out"]:
         table.add_row(
-            row["model"], f"{row['R@10']:.1f}", f"{row['R@10_measured']:.1f}", _span(row["R@10_off_ci"])
+            row["model"],
+            f"{row['R@10']:.1f}",
+            f"{row['R@10_measured']:.1f}",
+            told_interval(row["R@10_off_ci"]),
         )
     show(table)
     say("Extrapolated; docs/laion.md says how far this can be trusted:")
-    table = plain_table(
+    table = PlainTable(
         "system", "model", "images", "R@1", "R@10", "95 % of R@10", numbers=("images", "R@1", "R@10")
     )
     for system, models in found["extrapolated"].items():
@@ -106,7 +117,9 @@ def _tell(found: Mapping[str, Any]) -> None:
             last = rows[-1]
             recalls = (f"{last[name]:.2g}" if name in last else "" for name in ("R@1", "R@10"))
             name = system.replace("_", " ")
-            table.add_row(name, model, f"{last['gallery']:.3g}", *recalls, _span(last["R@10_ci"], ".2g"))
+            table.add_row(
+                name, model, f"{last['gallery']:.3g}", *recalls, told_interval(last["R@10_ci"], ".2g")
+            )
     show(table)
     for model, rows in found["candidates_needed"].items():
         if rows:
@@ -119,11 +132,6 @@ def _tell(found: Mapping[str, Any]) -> None:
         say(f"Reading {row['candidates']:.3g} candidates on {found['cost']['accelerator']}: {spent}")
 
 
-def _add(table: Any, system: str, row: Mapping[str, Any]) -> None:
+def _add(table: PlainTable, system: str, row: Mapping[str, Any]) -> None:
     recalls = (f"{row[name]:.1f}" for name in ("R@1", "R@10"))
-    table.add_row(system, str(row["gallery"]), *recalls, _span(row["R@1_ci"]))
-
-
-def _span(interval: list[float], digits: str = ".1f") -> str:
-    low, high = interval
-    return f"{low:{digits}} to {high:{digits}}"
+    table.add_row(system, str(row["gallery"]), *recalls, told_interval(row["R@1_ci"]))

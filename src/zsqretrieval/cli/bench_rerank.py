@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import emit_json, plain_table, say, show, stage_bars
+from zsqretrieval.cli.console import PlainTable, emit_json, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder, new_generator
 from zsqretrieval.cli.reading import (
     AsJson,
@@ -38,8 +38,8 @@ def bench_rerank_command(
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Choose the weight on this split, not test.")] = False,
     yes_no: Annotated[bool, typer.Option(help="Score by yes and no as well; takes long.")] = True,
-    weights: GeneratorWeights = None,
     encoder_weights: EncoderWeights = None,
+    generator_weights: GeneratorWeights = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder to keep scores in; the same command then goes on there.")
     ] = None,
@@ -47,14 +47,16 @@ def bench_rerank_command(
     as_json: AsJson = False,
 ) -> None:
     """Measure how often the image of a caption is found before and after the generator has read the best."""
+    from zsqretrieval.evaluation.plan import with_weight
     from zsqretrieval.evaluation.rerank_bench import bench_rerank
     from zsqretrieval.parts import preset_fusion
-    from zsqretrieval.rerank import Likelihood, WeightedSum, YesNo
+    from zsqretrieval.rerank import Likelihood, YesNo
 
     if tune and weight is not None:
         raise InvalidInputError("--tune chooses the weight and --weight gives it; use one of them")
-    fusion = preset_fusion(preset) if weight is None else WeightedSum(weight)
-    encoder, generator = new_encoder(preset, weights=encoder_weights), new_generator(preset, weights=weights)
+    fusion = preset_fusion(preset)
+    encoder = new_encoder(preset, weights=encoder_weights)
+    generator = new_generator(preset, weights=generator_weights)
     with stage_bars(lines=True) as progress:
         found = bench_rerank(
             encoder,
@@ -64,7 +66,7 @@ def bench_rerank_command(
             queries=queries,
             candidates=candidates,
             scorings=(Likelihood(), YesNo()) if yes_no else (Likelihood(),),
-            fusion=fusion,
+            fusion=fusion if weight is None else with_weight(fusion, weight),
             fusion_from=f"of the preset {preset}" if weight is None else "given",
             tune=tune,
             batch_size=batch_size,
@@ -85,18 +87,18 @@ def _tell(found: Mapping[str, Any]) -> None:
         f"{found['first_stage']['ceiling']:.1f} %"
     )
     names = ("R@1", "R@5", "R@10", "a query")
-    table = plain_table("", *names, "95 % of R@1", "R@1 over first stage", numbers=names)
+    table = PlainTable("", *names, "95 % of R@1", "R@1 over first stage", numbers=names)
     for stage in ("first_stage", "likelihood", "yes_no", "fused"):
         if stage not in found:
             continue
         one, gain = found[stage], found["ratios"].get(f"{stage} / first_stage", {})
-        ratio = f"{gain['R@1']:.2f}x, {told_interval(gain['R@1_ci'], 2)}" if gain.get("R@1_ci") else ""
+        ratio = f"{gain['R@1']:.2f}x, {told_interval(gain['R@1_ci'], '.2f')}" if gain.get("R@1_ci") else ""
         recalls = (f"{one[f'R@{k}']:.1f}" for k in (1, 5, 10))
         spent = human_seconds(one["seconds_per_query"])
-        table.add_row(stage.replace("_", " "), *recalls, spent, told_interval(one["R@1_ci"], 1), ratio)
+        table.add_row(stage.replace("_", " "), *recalls, spent, told_interval(one["R@1_ci"]), ratio)
     show(table)
     if "sweep" in found:
-        table = plain_table("weight", "R@1", "R@5", "R@10", numbers=("weight", "R@1", "R@5", "R@10"))
+        table = PlainTable("weight", "R@1", "R@5", "R@10", numbers=("weight", "R@1", "R@5", "R@10"))
         for row in found["sweep"]:
             table.add_row(f"{row['weight']:g}", *(f"{row[f'R@{k}']:.1f}" for k in (1, 5, 10)))
         show(table)

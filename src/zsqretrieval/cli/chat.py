@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsqretrieval.cli.console import plain_table, printable, say, show
+from zsqretrieval.cli.console import PlainTable, printable, say, show
 from zsqretrieval.cli.opening import open_album
 from zsqretrieval.cli.reading import GeneratorWeights, Scale, Temper
 from zsqretrieval.errors import InvalidInputError
@@ -73,7 +73,7 @@ def chat(
                 _show(dialog, k)
         best = next(iter(dialog.ranking), None)
         if best is not None:
-            say(f"Likeliest: {printable(best.id)}, {printable(best.source)}")
+            say(f"Likeliest: {best.id}, {best.source}")
 
 
 def _heard(question: str | None) -> str | None:
@@ -95,15 +95,15 @@ def _taken(dialog: Dialog, said: str) -> bool:
         else:
             dialog.answer(said)
     except InvalidInputError as error:
-        say(printable(str(error)))
+        say(str(error))
         return False
     return True
 
 
 def _show(dialog: Dialog, k: int) -> None:
-    table = plain_table("", "probability", "image", numbers=("", "probability"))
+    table = PlainTable("", "probability", "image", numbers=("", "probability"))
     for place, (name, p) in enumerate(list(dialog.probabilities.items())[:k], start=1):
-        table.add_row(str(place), f"{100 * p:.1f} %", printable(name))
+        table.add_row(str(place), f"{100 * p:.1f} %", name)
     show(table)
     if dialog.history:
         turn = dialog.history[-1]

@@ -1,4 +1,7 @@
-"""How the commands talk: answers on stdout, all else on stderr, progress bars only on a terminal."""
+"""How the commands talk: answers on stdout, all else on stderr, progress bars only on a terminal.
+
+Whatever is printed here is :func:`printable` first, so commands need not think of where a text comes from.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from zsqretrieval.intake import Skipped
     from zsqretrieval.types import Hit
 
 __all__ = [
     "Counted",
+    "PlainTable",
     "bytes_bar",
     "count_bar",
     "emit_json",
@@ -27,7 +30,6 @@ __all__ = [
     "human_size",
     "name_skipped",
     "notice",
-    "plain_table",
     "printable",
     "say",
     "show",
@@ -49,7 +51,7 @@ class Counted(Protocol):
 
 def say(text: str = "") -> None:
     """Print a sentence of the answer on stdout."""
-    _console(stderr=False).print(text, soft_wrap=True)
+    _console(stderr=False).print(printable(text), soft_wrap=True)
 
 
 def notice(text: str) -> None:
@@ -58,9 +60,36 @@ def notice(text: str) -> None:
     _console(stderr=True).print(f"zsq: {line}", soft_wrap=True)
 
 
-def show(table: Table) -> None:
+class PlainTable:
+    """A table with a line under its head.
+
+    Args:
+        columns: their names.
+        numbers: those that are aligned to the right, and never folded.
+    """
+
+    def __init__(self, *columns: str, numbers: Iterable[str] = ()) -> None:
+        self.columns, self.numbers = columns, frozenset(numbers)
+        self.rows: list[tuple[str, ...]] = []
+
+    def add_row(self, *cells: str) -> None:
+        """Add a line below the others."""
+        self.rows.append(cells)
+
+
+def show(table: PlainTable) -> None:
     """Print a table on stdout, as wide as the terminal, or as wide as it likes into a pipe."""
-    _console(stderr=False).print(table)
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in table.columns:
+        aligned = column in table.numbers
+        justify: Literal["right", "left"] = "right" if aligned else "left"
+        drawn.add_column(printable(column), justify=justify, no_wrap=aligned, overflow="fold")
+    for cells in table.rows:
+        drawn.add_row(*map(printable, cells))
+    _console(stderr=False).print(drawn)
 
 
 def emit_json(facts: Mapping[str, Any]) -> None:
@@ -71,18 +100,6 @@ def emit_json(facts: Mapping[str, Any]) -> None:
 def printable(text: str) -> str:
     r"""Text from outside with control characters as ``\xNN``: a file name cannot steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Table:
-    """An empty table with a line under its head; columns named in ``numbers`` are aligned to the right."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        aligned = column in numbers
-        table.add_column(column, justify="right" if aligned else "left", no_wrap=aligned, overflow="fold")
-    return table
 
 
 def hit_facts(place: int, hit: Hit) -> dict[str, Any]:
@@ -109,7 +126,7 @@ def human_size(size: float) -> str:
 def name_skipped(skipped: Sequence[Skipped], tell: Callable[[str], None]) -> None:
     """Name the first of the images that were left out, one a line."""
     for one in skipped[:_NAMED]:
-        tell(f"skipped {printable(one.source)}: {printable(one.reason)}")
+        tell(printable(f"skipped {one.source}: {one.reason}"))
     if len(skipped) > _NAMED:
         tell(f"... and {len(skipped) - _NAMED} more; --json names them all")
 
@@ -169,7 +186,8 @@ def stage_bars(*, lines: bool = False) -> Iterator[Callable[[str, int, int], Non
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    named = TextColumn("{task.description}", markup=False)
+    columns = (named, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = _console(stderr=True)
     tasks: dict[str, Any] = {}
     begun: dict[str, float] = {}
@@ -180,7 +198,7 @@ def stage_bars(*, lines: bool = False) -> Iterator[Callable[[str, int, int], Non
             nonlocal told, said
             now = time.monotonic()
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
+                tasks[stage] = progress.add_task(printable(stage), total=total)
                 begun[stage] = told  # a stage is first told of when a part of it is done
             told = now
             progress.update(tasks[stage], completed=done)

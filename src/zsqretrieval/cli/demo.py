@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsqretrieval.cli.console import (
+    PlainTable,
     count_bar,
     emit_json,
     hit_facts,
     name_skipped,
     notice,
-    plain_table,
-    printable,
     say,
     show,
     write_page,
@@ -38,8 +37,6 @@ from zsqretrieval.cli.reading import (
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from zsqretrieval.demo import Question
     from zsqretrieval.types import Ranking
 
@@ -119,13 +116,13 @@ def demo(
         emit_json(facts | {"html": None if page is None else str(page)})
         return
     if page is None:
-        say(f"No images were found in {printable(str(images))}; give --images a folder of photographs.")
+        say(f"No images were found in {images}; give --images a folder of photographs.")
         return
     show(_table(asked, rankings, facts))
     say(_summary(facts))
     if reads and not reranks:
         say(f"The preset {preset} has no generator, so the first stage ranked alone.")
-    say(f"Page with the images: {printable(str(page))}")
+    say(f"Page with the images: {page}")
 
 
 def _facts(
@@ -180,15 +177,15 @@ def _summary(facts: dict[str, Any]) -> str:
     return f"{said}. Indexed in {facts['seconds']['add']:.1f} s, answered in {each}."
 
 
-def _table(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[str, Any]) -> Table:
+def _table(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[str, Any]) -> PlainTable:
     stages = score_columns(hit for ranking in rankings for hit in ranking)
     columns = ["question", "found first", *stages.values(), "then"]
     judged = any(one.expected for one in asked)
-    table = plain_table(*columns, *(["as expected"] if judged else []), numbers=stages.values())
+    table = PlainTable(*columns, *(["as expected"] if judged else []), numbers=stages.values())
     for one, ranking, fact in zip(asked, rankings, facts["questions"], strict=True):
         first, *others = ranking
-        then = ", ".join(printable(hit.id) for hit in others)
-        row = [printable(one.text), printable(first.id), *score_cells(first, stages), then]
+        then = ", ".join(hit.id for hit in others)
+        row = [one.text, first.id, *score_cells(first, stages), then]
         table.add_row(*row, *([_verdict(fact, reranked=len(stages) > 1)] if judged else []))
     return table
 

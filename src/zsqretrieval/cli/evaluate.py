@@ -8,9 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import emit_json, notice, plain_table, say, show, stage_bars
+from zsqretrieval.cli.console import PlainTable, emit_json, notice, say, show, stage_bars
 from zsqretrieval.cli.opening import new_encoder, new_generator
-from zsqretrieval.cli.reading import AsJson, BenchPreset, EncoderWeights, GeneratorWeights, command_line
+from zsqretrieval.cli.reading import (
+    AsJson,
+    BenchPreset,
+    EncoderWeights,
+    GeneratorWeights,
+    command_line,
+    told_interval,
+)
 from zsqretrieval.errors import InvalidInputError
 
 __all__ = ["DATASET", "evaluate"]
@@ -135,7 +142,7 @@ def _tell(facts: Mapping[str, Any]) -> None:
     for sentence in facts["answers"]:
         say(sentence)
     numbers = ("R@1", "95 %", "R@10", "MRR", "p (Holm)", "ms")
-    table = plain_table("direction", "form", "system", *numbers, numbers=numbers)
+    table = PlainTable("direction", "form", "system", *numbers, numbers=numbers)
     spent = {(one["what"], one["depth"]): one["seconds"] for one in (facts["cost"] or {}).get("systems", ())}
     deepest = min(facts["plan"]["candidates"], facts["dataset"]["images"])
     for part in facts["parts"]:
@@ -145,14 +152,13 @@ def _tell(facts: Mapping[str, Any]) -> None:
             rows.setdefault(one["system"], {})[one["measure"]] = one
         for system, found in rows.items():
             first, against = found["R@1"], found["R@1"]["against"]
-            low, high = first["interval"]
+            sure = told_interval(100 * end for end in first["interval"])
             seconds = spent.get((system, deepest), spent.get((system, 0))) if by_text else None
             table.add_row(
                 part["direction"],
                 part["form"],
                 system,
-                *(f"{100 * found[name]['mean']:.1f}" if name != "95 %" else
-                  f"{100 * low:.1f} to {100 * high:.1f}" for name in numbers[:4]),
+                *(sure if name == "95 %" else f"{100 * found[name]['mean']:.1f}" for name in numbers[:4]),
                 "" if against is None else f"{against['p_holm']:.2g}",
                 "" if seconds is None else f"{1000 * seconds:.3g}",
             )  # fmt: skip

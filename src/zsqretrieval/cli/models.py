@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zsqretrieval.cli.console import emit_json, human_size, plain_table, printable, say, show
+from zsqretrieval.cli.console import PlainTable, emit_json, human_size, say, show
 from zsqretrieval.cli.opening import fetch_weights
 
 __all__ = ["models_list", "models_pull"]
@@ -30,13 +30,13 @@ def models_list(
     if as_json:
         emit_json({"cache": str(cache_dir()), "models": models})
         return
-    table = plain_table("model", "size", "in the cache", "from", numbers=("size",))
+    table = PlainTable("model", "size", "in the cache", "from", numbers=("size",))
     for name, files in MODELS.items():
         size = human_size(sum(file.size for file in files))
         cached = "yes" if all(locate(file) for file in files) else "no"
         table.add_row(name, size, cached, ", ".join(dict.fromkeys(file.wheel for file in files)))
     show(table)
-    say(f"Cache: {printable(str(cache_dir()))}")
+    say(f"Cache: {cache_dir()}")
 
 
 def models_pull(name: Annotated[str, typer.Argument(metavar="NAME", help="mini")]) -> None:
@@ -46,4 +46,4 @@ def models_pull(name: Annotated[str, typer.Argument(metavar="NAME", help="mini")
     if name not in MODELS:
         raise typer.BadParameter(f"there is no embedded model {name!r}; choose from {', '.join(MODELS)}")
     fetch_weights(name)
-    say(f"{name} is in {printable(str(cache_dir()))}.")
+    say(f"{name} is in {cache_dir()}.")

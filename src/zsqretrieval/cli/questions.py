@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsqretrieval.cli.console import (
+    PlainTable,
     count_bar,
     emit_json,
     name_skipped,
     notice,
-    plain_table,
-    printable,
     say,
     show,
 )
@@ -136,12 +135,12 @@ def _list(questions: list[StoredQuestion]) -> None:
     if not questions:
         say("No questions yet; make some: zsq questions ALBUM")
         return
-    table = plain_table("image", "question", "answer", "found at", "kept", numbers=("found at",))
+    table = PlainTable("image", "question", "answer", "found at", "kept", numbers=("found at",))
     for one in questions:
         judged = one.judgement
         found = "" if judged.top_k is None else str(judged.rank or f"> {judged.top_k}")
         kept = "kept" if judged.kept else ""
-        table.add_row(printable(one.id), printable(one.text), printable(one.answer or ""), found, kept)
+        table.add_row(one.id, one.text, one.answer or "", found, kept)
     show(table)
 
 
@@ -159,8 +158,8 @@ def _tell(album: Path, facts: dict[str, Any]) -> None:
         )
     if facts["styles"]:
         numbers = ("images", "questions", "kept", "answered")
-        table = plain_table("style", *numbers, numbers=numbers)
+        table = PlainTable("style", *numbers, numbers=numbers)
         for one in facts["styles"]:
-            table.add_row(printable(one["style"]), *(str(one[name]) for name in numbers))
+            table.add_row(one["style"], *(str(one[name]) for name in numbers))
         show(table)
-        say(f'Search them: zsq search {printable(str(album))} "what is the dog doing?" --expand')
+        say(f'Search them: zsq search {album} "what is the dog doing?" --expand')

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import hit_facts, printable
+from zsqretrieval.cli.console import hit_facts
 
 if TYPE_CHECKING:
     from zsqretrieval.contact_sheet import Stage
@@ -202,10 +202,10 @@ def told_explanation(hit: Hit) -> list[str]:
     if hit.explanation is None:
         return ["cannot be shown to the generator"]
     marked = [
-        f"{printable(word.text)} [{word.gain:+.1f}]" if abs(word.gain) >= SAYS else printable(word.text)
+        f"{word.text} [{word.gain:+.1f}]" if abs(word.gain) >= SAYS else word.text
         for word in words(hit.explanation)
     ]
-    answer = printable(hit.explanation.answer)
+    answer = hit.explanation.answer
     return [f"answers: {answer}" if answer else "gives no answer", f"explains: {' '.join(marked)}"]
 
 
@@ -233,10 +233,10 @@ def _stage(name: str) -> Stage:
     return STAGES.get(name) or Stage(name.replace("_", " "), digits=3)
 
 
-def told_interval(interval: Iterable[float], digits: int) -> str:
-    """An interval for people: ``25.8 to 29.8``."""
+def told_interval(interval: Iterable[float], form: str = ".1f") -> str:
+    """An interval for people: ``25.8 to 29.8``; each end in a form that :func:`format` knows."""
     low, high = interval
-    return f"{low:.{digits}f} to {high:.{digits}f}"
+    return f"{low:{form}} to {high:{form}}"
 
 
 def human_seconds(seconds: float) -> str:

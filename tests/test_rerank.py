@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -175,10 +176,25 @@ def test_a_broken_generator_is_named_with_the_image(broken: float) -> None:
         def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
             return [said(-1, broken if context[0] is IMAGES[2] else -1) for context in contexts]
 
-    with pytest.raises(ZsqError, match=r"^blue: its score is -?(nan|inf) by .* generator Broken"):
+    gave = r"the generator Broken gave -?(nan|inf) as the log-probability of"
+    with pytest.raises(ZsqError, match=rf"{gave} ' {re.escape(QUESTION)}' given blue; .*check_gen"):
         score_images(Broken(), Likelihood(), QUESTION, IMAGES)
-    with pytest.raises(ZsqError, match=r"^'red bus' given blue: its score is"):
+    with pytest.raises(ZsqError, match=f"{gave} ' red bus' given blue;"):
         score_texts(Broken(), Likelihood(), IMAGES[2], ["red bus"])
+    with pytest.raises(ZsqError, match=f"{gave} ' red bus' given blue;"):
+        log_prior(Broken(), Likelihood(), IMAGES, ["red bus"])
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_broken_rule_is_named_with_the_image(broken: float) -> None:
+    class Broken(Likelihood):
+        def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
+            return broken
+
+    with pytest.raises(InvalidInputError, match=rf"^red: the scoring 'likelihood' gave {broken} for"):
+        score_images(GENERATOR, Broken(), QUESTION, IMAGES)
+    with pytest.raises(InvalidInputError, match=r"^'red bus' given red: the scoring"):
+        score_texts(GENERATOR, Broken(), IMAGES[0], ["red bus"])
 
 
 def test_a_generator_that_answers_too_little_is_an_error() -> None:

@@ -585,7 +585,8 @@ def test_words_are_made_of_their_tokens() -> None:
         Word("dog?", 7),
     ]
     assert words(explained(" snow", "board", "ing")) == [Word("snowboarding", 3)]
-    assert words(explained(" red")) == words(explained("red")) == [Word("red", 0)] and words(explained()) == []
+    assert words(explained(" red")) == words(explained("red")) == [Word("red", 0)]
+    assert words(explained()) == []
     assert words(explained("red", "dog", "?")) == [Word("red", 0), Word("dog", 1), Word("?", 2)]
     assert words(explained("red", " dog")) == [Word("red", 0), Word("dog", 1)]
 

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsqretrieval._settings import check_verbalisers
-from zsqretrieval.errors import InvalidInputError, ZsqError
+from zsqretrieval.continuing import read_texts
+from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Context, Hit, Image, ImageState, LogLikelihood
@@ -200,13 +201,14 @@ def score_images(
 
     Raises:
         ImageError: an image cannot be decoded; names it.
-        InvalidInputError: the question is too long for the generator, or ``batch_size`` < 1.
-        ZsqError: the generator gave a number that is none; names the image.
+        InvalidInputError: the question is too long for the generator; ``batch_size`` < 1; or the scoring gave
+            a score that is not finite.
+        ZsqError: the generator gave too few or too many numbers, or one that is none; names the image.
     """
     asked = [(question, image) for image in images]
     found = _likelihoods(generator, scoring, asked, batch_size, progress)
     return np.array(
-        [_score(generator, scoring, some, image.source) for some, image in zip(found, images, strict=True)],
+        [_score(scoring, some, image.source) for some, image in zip(found, images, strict=True)],
         np.float64,
     )
 
@@ -241,7 +243,7 @@ def score_texts(
     found = _likelihoods(generator, scoring, asked, batch_size, progress)
     return np.array(
         [
-            _score(generator, scoring, some, f"{text!r} given {image.source}")
+            _score(scoring, some, f"{text!r} given {image.source}")
             for some, text in zip(found, texts, strict=True)
         ],
         np.float64,
@@ -261,26 +263,24 @@ def _likelihoods(
     for start in range(0, len(asked), batch_size):
         batch = [scoring.pairs(*one) for one in asked[start : start + batch_size]]
         pairs = [pair for some in batch for pair in some]
-        found = generator.log_likelihood(
-            [pair.context for pair in pairs], [pair.continuation for pair in pairs], batch_size=batch_size
+        found = read_texts(
+            generator,
+            [pair.context for pair in pairs],
+            [pair.continuation for pair in pairs],
+            batch_size=batch_size,
         )
-        if len(found) != len(pairs):
-            raise ZsqError(
-                f"the generator {type(generator).__name__} gave {len(found)} likelihoods for {len(pairs)} "
-                "pairs; run zsqretrieval.testing.check_generator on it"
-            )
         remaining = iter(found)
         yield from ([next(remaining) for _ in some] for some in batch)
         if progress is not None:
             progress(start + len(batch), len(asked))
 
 
-def _score(generator: Generator, scoring: Scoring, likelihoods: Sequence[LogLikelihood], name: str) -> float:
+def _score(scoring: Scoring, likelihoods: Sequence[LogLikelihood], name: str) -> float:
     score = scoring.score(likelihoods)
     if not math.isfinite(score):
-        raise ZsqError(
-            f"{name}: its score is {score} by the likelihoods of the generator {type(generator).__name__}, "
-            "whose numbers overflow or whose weights are damaged: try another dtype or device"
+        raise InvalidInputError(
+            f"{name}: the scoring {scoring.name!r} gave {score} for likelihoods that are all finite; it must "
+            "give a finite number"
         )
     return score
 
@@ -551,9 +551,8 @@ def log_prior(
     found = _likelihoods(
         generator, likelihood, [(text, image) for image in images for text in texts], batch_size, progress
     )
-    whole = Likelihood(likelihood.prompt)  # probabilities are averaged, and no means of their logarithms
     given = [one for some in found for one in some]
-    sums = [_score(generator, whole, [one], f"{texts[i % len(texts)]!r}") for i, one in enumerate(given)]
+    sums = [one.sum for one in given]  # probabilities are averaged, and no means of their logarithms
     averaged = np.logaddexp.reduce(np.reshape(sums, (len(images), len(texts)))) - math.log(len(images))
     if likelihood.aggregate == "mean":
         averaged /= [len(one) for one in given[: len(texts)]]

@@ -124,7 +124,13 @@ def test_the_first_paragraph_answers(found: Study) -> None:
         for one in part.results
     )) for part in others)))  # fmt: skip
     text = verdict(split, command="zsq", place="x", shown={})
-    assert f"finds more for 1 and less for 0 of {1 + len(others)} forms" in text
+    assert "Joined with the first stage: it finds more for caption; it cannot be told from the first" in text
+
+
+def test_ties_are_counted(found: Study) -> None:
+    for part in found.parts:
+        assert set(part.ties) >= {"likelihood", "fused", "yes_no"}
+        assert part.ties["yes_no"] == 1.0, "the toy answers yes or no alike to everything"
 
 
 def test_what_others_published_is_marked_as_theirs(found: Study) -> None:

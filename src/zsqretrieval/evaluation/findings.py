@@ -76,6 +76,8 @@ class Part:
         curve: quality by depth, from the same scores.
         ceiling: recall of the first stage by depth: no recall at as many places or fewer exceeds it.
         reliability: of the scores.
+        ties: by system that reads candidates, the share of them that has exactly the score of another one of
+            the same query.
         ablations: per base system, its own results on the sample first, then those of what was taken away.
         ablation_runs: of what was taken away.
         ablation_queries: how many these are.
@@ -92,6 +94,7 @@ class Part:
     curve: tuple[Point, ...]
     ceiling: tuple[Point, ...]
     reliability: tuple[Reliability, ...]
+    ties: Mapping[str, float]
     ablations: Mapping[str, tuple[Result, ...]]
     ablation_runs: tuple[Run, ...]
     ablation_queries: int
@@ -110,6 +113,7 @@ class Part:
             "curve": [asdict(one) for one in self.curve],
             "ceiling": [asdict(one) for one in self.ceiling],
             "reliability": [one.to_json() for one in self.reliability],
+            "ties": dict(self.ties),
             "ablations": {
                 base: [one.to_json() for one in results] for base, results in self.ablations.items()
             },

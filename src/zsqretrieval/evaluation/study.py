@@ -190,6 +190,7 @@ def measure_part(bench: Workbench, direction: Direction, form: str, choice: Choi
         tuple(curve),
         tuple(ceiling),
         tuple(found),
+        {name: _tied(scores.read(name, choice, plan.candidates)) for name in reading},
         ablations,
         without,
         len(rows),
@@ -233,6 +234,16 @@ def measure_cost(bench: Workbench, encoder: Encoder, choice: Choice, index: Inde
     asked = len(bench.questions().texts) if expands else 0
     stored = bytes_per_image(gallery, bench.generator, index=index, questions=asked)
     return Cost(stages, systems, images, stored, peak_memory())
+
+
+def _tied(run: Run) -> float:
+    """The share of the candidates whose score another one of the same query has as well."""
+    tied = sum(int(counts[counts > 1].sum()) for counts in map(_counts, run.scores))
+    return tied / max(int(np.isfinite(run.scores).sum()), 1)
+
+
+def _counts(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.unique(scores[np.isfinite(scores)], return_counts=True)[1]
 
 
 def _chance(run: Run, qrels: Qrels) -> float:

@@ -1,0 +1,66 @@
+"""The verdict that is in the docs: every recall is that of the run file it names."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs" / "verdict.md"
+ROW = re.compile(r"^\| (?P<cells>.+) \| \[run\]\((?P<run>verdict/runs/[^)]+)\) \|$", re.M)
+
+
+def rows_of_recalls() -> list[tuple[str, dict[int, float]]]:
+    """Of every row with a run file, its place and the recalls told, by depth."""
+    found = []
+    header: list[str] = []
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        if "R@1" in cells:
+            header = cells
+        if row := ROW.match(line):
+            told = {
+                int(name[2:]): float(cell.split(" (")[0])
+                for name, cell in zip(header, cells, strict=False)
+                if name.startswith("R@")
+            }
+            found.append((row["run"], told))
+    return found
+
+
+def lines(path: Path) -> list[list[str]]:
+    return [line.split() for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+
+
+def test_there_is_a_verdict() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert re.match(r"# .+\n\n\*\*Joined with the first stage: .+\*\*", text)
+    assert len(ROWS) > 40
+    for place in re.findall(r"\]\((verdict/[^)]+)\)", text):
+        assert (PAGE.parent / place).is_file(), place
+
+
+ROWS = rows_of_recalls()
+
+
+@pytest.mark.parametrize(("place", "told"), ROWS, ids=[place for place, _ in ROWS])
+def test_a_recall_is_that_of_its_run(place: str, told: dict[int, float]) -> None:
+    run = PAGE.parent / place
+    folder = run.parent.parent if run.parent.name == "ablations" else run.parent
+    relevant = defaultdict(set)
+    for query, _, item, grade in lines(folder / "qrels.txt.gz"):
+        if int(grade) > 0:
+            relevant[query].add(item)
+    ranked = defaultdict(list)
+    for query, _, item, rank, score, _ in lines(run):
+        ranked[query].append((int(rank), float(score), item))
+    assert {len(answers) for answers in ranked.values()} == {10}
+    for depth, percent in told.items():
+        found = 0
+        for query, answers in ranked.items():
+            assert [score for _, score, _ in answers] == sorted((s for _, s, _ in answers), reverse=True)
+            found += bool(relevant[query] & {item for rank, _, item in answers if rank <= depth})
+        assert round(100 * found / len(ranked), 1) == pytest.approx(percent, abs=0.051), (depth, place)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from exact_model import D, ExactModel, ExactStates, V, log_probs
+from exact_model import HEAD, D, ExactModel, ExactStates, V, log_probs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsqretrieval.errors import WeightsError
-from zsqretrieval.generators.likelihood import Past, Prefixes, read, score_pairs, up_to_last_image
+from zsqretrieval.generators.likelihood import Past, Prefixes, logits_of, read, score_pairs, up_to_last_image
 
 tokens = st.integers(0, V - 1)
 images = st.sampled_from([tuple(range(-1 - 3 * i, -4 - 3 * i, -1)) for i in range(4)])  # three rows each
@@ -166,6 +166,55 @@ def test_numbers_that_are_none_are_an_error():
 
     with pytest.raises(WeightsError, match=r"not finite, in torch\.float32"):
         score([((0, 1), (2,))], model=Broken())
+
+
+class Rounding(ExactModel):
+    """Computes its logits in sixteen bits, as a layer of that dtype does; around 40, in quarters."""
+
+    dtype = torch.bfloat16
+
+    def logits(self, hidden):
+        return (super().logits(hidden) + 40).bfloat16()
+
+    def logits_of(self, hidden, tokens):
+        return logits_of(hidden, self.head, tokens)
+
+    @property
+    def head(self):
+        head = torch.nn.Linear(D, V)
+        head.weight = torch.nn.Parameter(torch.from_numpy(HEAD), requires_grad=False)
+        head.bias = torch.nn.Parameter(torch.full((V,), 40.0), requires_grad=False)
+        return head
+
+
+class Rounded(Rounding):
+    """Believes them."""
+
+    def logits_of(self, hidden, tokens):
+        return self.logits(hidden).float().gather(1, tokens[:, None])[:, 0]
+
+
+def test_log_probabilities_are_not_rounded_with_the_logits():
+    """How much likelier one token is than another after many a context."""
+    some = [((0, *image, i % V, i // V), (token,)) for i in range(40) for image in IMAGES for token in (1, 5)]
+
+    def differences(model):
+        found = np.array([float(one[0]) for one in score(some, model=model)])
+        return found[::2] - found[1::2]
+
+    exact, rounding, rounded = (differences(model()) for model in (ExactModel, Rounding, Rounded))
+    unlikely = np.abs(exact) < 3  # else the total is all but one of the two
+    assert unlikely.sum() > 10
+    assert np.abs(rounding - exact)[unlikely].mean() < np.abs(rounded - exact)[unlikely].mean() / 2
+
+
+def test_a_single_logit_is_that_of_the_layer():
+    head, features = torch.nn.Linear(5, 7), torch.randn(4, 5)
+    tokens = torch.tensor([6, 0, 3, 3])
+    expected = head(features).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logits_of(features, head, tokens), expected)
+    bare = torch.nn.Linear(5, 7, bias=False)
+    torch.testing.assert_close(logits_of(features, bare, tokens), bare(features)[torch.arange(4), tokens])
 
 
 def test_rows_with_pasts_of_different_lengths_are_read_as_if_alone():

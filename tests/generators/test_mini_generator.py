@@ -16,6 +16,7 @@ from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.generators.mini import MiniGenerator
 from zsqretrieval.prompts import PROMPTS
 from zsqretrieval.protocols import ImageStates
+from zsqretrieval.rerank import YesNo, score_images
 from zsqretrieval.testing import GeneratorCase, generator_checks, parametrize_checks
 from zsqretrieval.types import Image, ImageState
 
@@ -57,6 +58,17 @@ def test_states_pixels_batches_and_order_give_one_answer(dtype: str, tolerance: 
     expected = sums(images, 1)
     for other in (sums(states, 1), sums(states, 64), sums(images, 5), sums(states, 4, turned=True)):
         np.testing.assert_allclose(other, expected, atol=tolerance)
+
+
+def test_yes_and_no_tell_photographs_apart_in_sixteen_bits_too() -> None:
+    """Logits are rounded to sixteenths there; what ranks photographs must not be."""
+    question = "does this show a man with a camera?"
+    exact, rounded = (
+        score_images(generator(dtype), YesNo(), question, list(photos().values()))
+        for dtype in ("float32", "bfloat16")
+    )
+    assert len(np.unique(rounded)) >= 0.9 * len(rounded)
+    assert np.abs(rounded - exact).max() < 0.15 and np.corrcoef(rounded, exact)[0, 1] > 0.98
 
 
 def test_the_right_photograph_makes_its_question_likeliest() -> None:

@@ -25,6 +25,7 @@ from zsqretrieval._settings import check_settings
 from zsqretrieval._torchvision import ensure_importable
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.interleaved import Frame, InterleavedGenerator
+from zsqretrieval.generators.likelihood import logits_of
 from zsqretrieval.images import decode
 from zsqretrieval.types import Image
 
@@ -244,6 +245,9 @@ class _KosmosText:
     def logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._head(hidden)
         return logits
+
+    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        return logits_of(hidden, self._head, tokens)
 
 
 def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -41,6 +41,7 @@ __all__ = [
     "States",
     "Tokens",
     "log_probs_of",
+    "logits_of",
     "read",
     "score_pairs",
     "up_to_last_image",
@@ -102,6 +103,14 @@ class LanguageModel(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the next token: contiguous [N, D] to [N, V]."""
+        ...
+
+    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Those of one token for each row, computed in float32: [N, D] and int64 [N] to float32 [N].
+
+        A logit of 10 in bfloat16 is a multiple of 1/16: yes and no would differ by sixteenths, or tie.
+        :func:`logits_of` computes it for a linear layer.
+        """
         ...
 
 
@@ -278,7 +287,13 @@ def log_probs_of(
     for start in range(0, len(tokens), _HEAD_ROWS):
         part = slice(start, start + _HEAD_ROWS)
         logits = model.logits(hidden[part]).float()  # [n, V]
-        parts.append(logits.gather(1, tokens[part, None])[:, 0] - logits.logsumexp(dim=1))
+        own, total = logits.gather(1, tokens[part, None])[:, 0], logits.logsumexp(dim=1)
+        if model.dtype != torch.float32:
+            # The total holds the rounded logit; it goes, and the exact one comes in its place.
+            exact = model.logits_of(hidden[part], tokens[part])
+            total = total + torch.log1p(torch.exp(exact - total) - torch.exp(own - total))
+            own = exact
+        parts.append(own - total)
     log_probs = torch.cat(parts).clamp(max=0).cpu().numpy()  # rounding may leave a certain token above 0
     if not np.isfinite(log_probs).all():
         raise WeightsError(
@@ -287,6 +302,21 @@ def log_probs_of(
         )
     ends = np.cumsum([len(target) for target in targets])[:-1]
     return [np.ascontiguousarray(part, np.float32) for part in np.split(log_probs, ends)]
+
+
+def logits_of(features: Tensor, head: torch.nn.Linear, tokens: Tensor) -> Tensor:
+    """Single logits of a linear layer in float32, for :meth:`LanguageModel.logits_of`.
+
+    Args:
+        features: [N, D], what the layer is applied to.
+        head: to V tokens.
+        tokens: int64 [N].
+
+    Returns:
+        float32 [N].
+    """
+    found = (features.float() * head.weight[tokens].float()).sum(dim=1)
+    return found if head.bias is None else found + head.bias[tokens].float()
 
 
 def score_pairs(

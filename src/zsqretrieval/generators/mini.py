@@ -28,6 +28,7 @@ from zsqretrieval._settings import check_settings
 from zsqretrieval._trained import read_trained
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.interleaved import Frame, InterleavedGenerator
+from zsqretrieval.generators.likelihood import logits_of
 from zsqretrieval.types import Image
 from zsqretrieval.weights import (
     EFFICIENTNET_LITE2,
@@ -214,3 +215,7 @@ class _Bert:
     def logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._model.cls(hidden)
         return logits
+
+    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        head = self._model.cls.predictions
+        return logits_of(head.transform(hidden), head.decoder, tokens)

@@ -12,7 +12,6 @@ on where it was, and one with another system or form computes only what is new.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.evaluation.ablations import ablated, pixels_against_states
 from zsqretrieval.evaluation.agreement import agreement
 from zsqretrieval.evaluation.calibration import first_place_reliability, relevant, yes_no_reliability
@@ -33,6 +31,7 @@ from zsqretrieval.evaluation.intervals import ClusterBootstrap
 from zsqretrieval.evaluation.measures import break_ties, measure
 from zsqretrieval.evaluation.plan import BASELINE, Plan, with_forms
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
+from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.evaluation.runs import Direction, Run, shallow, some_rows
 from zsqretrieval.evaluation.tuning import check_tuning, tuned
 from zsqretrieval.evaluation.workbench import Scores, Workbench, labelled, sample_places
@@ -90,8 +89,7 @@ def run_study(
         tune_on = with_forms(tune_on, dataset.forms)
         check_tuning(plan, dataset, tune_on)
     work = Path(work)
-    work.mkdir(parents=True, exist_ok=True)
-    with closing(CachedEncoder(encoder, work / "vectors.sqlite")) as keeping:
+    with kept_vectors(encoder, work) as keeping:
         same = dict.fromkeys(plan.directions, plan.fusion)
         choice = Choice(same, same, plan.alpha, plan.expansion, plan.fusion_from)
         if tune_on is not None:

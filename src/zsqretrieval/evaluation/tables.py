@@ -14,6 +14,7 @@ from zsqretrieval.evaluation.plan import ABLATIONS, BASELINE
 __all__ = [
     "Table",
     "answers",
+    "by_system",
     "in_markdown",
     "markdown_cell",
     "milliseconds",
@@ -117,11 +118,12 @@ def tables(study: Study) -> list[Table]:
 
 def _results(direction: str, parts: Sequence[Part]) -> Table:
     measures = tuple(dict.fromkeys(one.measure for part in parts for one in part.results))
-    rows = [
-        (part.form, system, str(results[0].queries), str(results[0].clusters), *map(_cell, results))
-        for part in parts
-        for system, results in _by_system(part.results).items()
-    ]
+    rows = []
+    for part in parts:
+        for system, own in by_system(part.results).items():
+            first = next(iter(own.values()))
+            cells = map(_cell, own.values())
+            rows.append((part.form, system, str(first.queries), str(first.clusters), *cells))
     return Table(
         f"Results, {direction}",
         "In percent, with 95 % intervals: percentile bootstrap over images, each with its queries. Forms are "
@@ -184,11 +186,12 @@ def _ablations(study: Study, direction: str, parts: Sequence[Part]) -> Table:
     rows = []
     for part in parts:
         for base, results in part.ablations.items():
-            for system, own in _by_system(results).items():
-                last = own[0].against
+            for system, own in by_system(results).items():
+                first = next(iter(own.values()))
+                last = first.against
                 told = ("", "") if last is None else (points(last), p_value(last.p_holm))
                 name = f"{base} (whole)" if system == base else system
-                rows.append((part.form, base, name, str(own[0].queries), *map(_cell, own), *told))
+                rows.append((part.form, base, name, str(first.queries), *map(_cell, own.values()), *told))
     chances = ", ".join(f"{100 * part.chance:.1f} % ({part.form})" for part in parts)
     asked = "; ".join(f"{name}: {what}" for name, what in ABLATIONS.items() if study.plan.wants(name))
     measures = tuple(
@@ -298,10 +301,11 @@ def _parameters(study: Study) -> Table:
     return Table("Parameters", "", ("what", "value"), tuple(rows), 2)
 
 
-def _by_system(results: Sequence[Result]) -> Mapping[str, list[Result]]:
-    found: dict[str, list[Result]] = {}
+def by_system(results: Sequence[Result]) -> Mapping[str, Mapping[str, Result]]:
+    """Results by system, then by measure, in their order."""
+    found: dict[str, dict[str, Result]] = {}
     for one in results:
-        found.setdefault(one.system, []).append(one)
+        found.setdefault(one.system, {})[one.measure] = one
     return found
 
 

@@ -22,7 +22,16 @@ from zsqretrieval.evaluation.plan import ABLATIONS, BASELINE
 from zsqretrieval.evaluation.published import RETRIEVAL, STATEMENTS
 from zsqretrieval.evaluation.roofline import LAION_5B
 from zsqretrieval.evaluation.run_files import run_file, write_runs
-from zsqretrieval.evaluation.tables import Table, in_markdown, milliseconds, p_value, percent, points, tables
+from zsqretrieval.evaluation.tables import (
+    Table,
+    by_system,
+    in_markdown,
+    milliseconds,
+    p_value,
+    percent,
+    points,
+    tables,
+)
 from zsqretrieval.evaluation.writing import write_whole
 
 __all__ = ["VERDICT_MEASURES", "verdict", "write_verdict"]
@@ -142,9 +151,9 @@ def _answer(study: Study) -> str:
     joined, alone = (_judged(parts, name) for name in ("fused", "likelihood"))
     sentences = [f"**Joined with the first stage: {joined}. By itself: {alone}.**"]
     for part in parts:
-        by_system = _by_system(part.results)
-        base, fused, likelihood = (by_system[name]["R@1"] for name in (BASELINE, "fused", "likelihood"))
-        ten = by_system["fused"]["R@10"].against
+        found = by_system(part.results)
+        base, fused, likelihood = (found[name]["R@1"] for name in (BASELINE, "fused", "likelihood"))
+        ten = found["fused"]["R@10"].against
         assert fused.against is not None and likelihood.against is not None and ten is not None
         sentences.append(
             f"On {study.dataset.name} ({len(study.dataset.gallery):,} images), texts of the form "
@@ -192,10 +201,10 @@ def _judged(parts: Sequence[Part], system: str) -> str:
 def _scope(study: Study) -> str:
     if study.fingerprints["generator"].startswith("mini-"):
         return (
-            "This is measured with the models in miniature that come with the library, a hundred times "
-            "smaller than CLIP and Kosmos-2 and trained on 6,000 photographs. It says that the way of "
-            "computing works and what it costs, and not what large models gain; what others published about "
-            "those stands below, marked as theirs."
+            "This is measured with the models in miniature that come with the library, far smaller than "
+            "CLIP and Kosmos-2 and trained on 6,000 photographs. It says that the way of computing works "
+            "and what it costs, and not what large models gain; what others published about those stands "
+            "below, marked as theirs."
         )
     return (
         "These are numbers of the models named below, and of no others; what others published stands below."
@@ -232,7 +241,7 @@ def _results(direction: str, parts: Sequence[Part], runs: str) -> Table:
             _link(part, system, runs),
         )
         for part in parts
-        for system, found in _by_system(part.results).items()
+        for system, found in by_system(part.results).items()
     ]
     return Table(
         direction.capitalize(),
@@ -249,7 +258,7 @@ def _ablations(study: Study, direction: str, parts: Sequence[Part], runs: str) -
     rows = []
     for part in parts:
         for base, results in part.ablations.items():
-            for system, found in _by_system(results).items():
+            for system, found in by_system(results).items():
                 name = f"{base}, whole" if system == base else system
                 cells = _recalls(found, ("R@1", "R@10"))
                 rows.append((part.form, name, str(part.ablation_queries), *cells, _link(part, system, runs)))
@@ -280,13 +289,6 @@ def _ties(part: Part, system: str) -> str:
 
 def _link(part: Part, system: str, runs: str) -> str:
     return f"[run]({runs}/{run_file(part, system)}.gz)"
-
-
-def _by_system(results: Sequence[Result]) -> dict[str, dict[str, Result]]:
-    found: dict[str, dict[str, Result]] = {}
-    for one in results:
-        found.setdefault(one.system, {})[one.measure] = one
-    return found
 
 
 def _growth(bench: GalleryBench, numbers: str) -> list[str]:

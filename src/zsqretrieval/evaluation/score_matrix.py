@@ -28,7 +28,6 @@ __all__ = ["image_states", "score_matrix"]
 CHUNK = 1000
 """Pairs of a question and an image between two saves."""
 
-_ENGINE = 2  # what is kept is of one way to compute; another one, another number
 _SCORE = np.dtype("<f8")
 _DIGEST = 32  # bytes of a SHA-256
 
@@ -150,7 +149,7 @@ def _score(
 
 
 def _name(generator: Generator, scoring: Scoring, pairs: Sequence[Sequence[str]]) -> str:
-    content = repr([_ENGINE, generator.fingerprint, repr(scoring), pairs]).encode(errors="surrogatepass")
+    content = repr([generator.fingerprint, repr(scoring), pairs]).encode(errors="surrogatepass")
     return f"{scoring.name}-{hashlib.sha256(content).hexdigest()[:32]}.scores"
 
 

@@ -25,7 +25,7 @@ from zsqretrieval._settings import check_settings
 from zsqretrieval._torchvision import ensure_importable
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.interleaved import Frame, InterleavedGenerator
-from zsqretrieval.generators.likelihood import logits_of
+from zsqretrieval.generators.likelihood import ENGINE, logits_of
 from zsqretrieval.images import decode
 from zsqretrieval.types import Image
 
@@ -136,7 +136,7 @@ class Kosmos1Generator(InterleavedGenerator):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over weights, dtype, tokenizer and preprocessing; not the device.
+        """SHA-256 over weights, dtype, tokenizer, preprocessing and engine; not the device.
 
         Computed on first use: a few seconds at full size.
         """
@@ -149,6 +149,7 @@ class Kosmos1Generator(InterleavedGenerator):
                 for key, value in self.processor.image_processor.to_dict().items()
                 if key.startswith(_PIXEL_SETTINGS)
             },
+            "engine": ENGINE,
             "tokens": self._tokenize(" A probe: 2 dogs' café, №7; 猫!"),
             "frame": [self._frame.start, self._frame.before_image, self._frame.after_image],
         }

@@ -33,6 +33,7 @@ from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.batching import Progress, plan_batches, run_batches
 
 __all__ = [
+    "ENGINE",
     "TOKEN_BUDGET",
     "LanguageModel",
     "Past",
@@ -49,6 +50,9 @@ __all__ = [
 
 Tokens: TypeAlias = tuple[int, ...]
 """A context or a continuation: tokens (>= 0) and rows of image states (-1 - row), in reading order."""
+
+ENGINE = 2
+"""Version of how log-probabilities are computed; part of the fingerprints of generators that use this."""
 
 TOKEN_BUDGET = 4096
 """Most positions computed together, padding included; a batch of 16 stays below it up to 256 tokens."""

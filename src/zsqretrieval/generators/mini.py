@@ -28,7 +28,7 @@ from zsqretrieval._settings import check_settings
 from zsqretrieval._trained import read_trained
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.interleaved import Frame, InterleavedGenerator
-from zsqretrieval.generators.likelihood import logits_of
+from zsqretrieval.generators.likelihood import ENGINE, logits_of
 from zsqretrieval.types import Image
 from zsqretrieval.weights import (
     EFFICIENTNET_LITE2,
@@ -130,13 +130,13 @@ class MiniGenerator(InterleavedGenerator):
             model.language,
             tokenizer,
             config=config,
-            fingerprint=f"mini-{_VERSION}-{digest[:16]}-{name}",
+            fingerprint=f"mini-{_VERSION}.{ENGINE}-{digest[:16]}-{name}",
             prefix_cache_bytes=prefix_cache_bytes,
         )
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the trained part, and the dtype; the base weights are fixed in the source."""
+        """Versions, digest of the trained part, and the dtype; the base weights are fixed in the source."""
         return self._fingerprint
 
     @property

@@ -106,6 +106,19 @@ def test_the_curve_begins_at_the_first_stage_and_ends_at_the_result(colours: Dat
             assert name != "R@1" or depth == 0 or mean <= ceiling[depth]
 
 
+def test_curves_may_go_deeper_than_what_is_read(colours: Dataset, tmp_path: Path) -> None:
+    plan = replace(QUICK, depths=(0, 2, 5, 100), systems=choose_systems(["all"]))
+    less = study(colours, tmp_path / "less", plan)
+    more = study(colours, tmp_path / "more", replace(plan, curve_candidates=6))
+    for part, deeper in zip(less.parts, more.parts, strict=True):
+        by_text = part.direction == "text to image"
+        assert {point.depth for point in part.curve} == {0, 2, 4}
+        assert {point.depth for point in deeper.curve} == ({0, 2, 4, 5, 6} if by_text else {0, 2, 4})
+        assert [point for point in deeper.curve if point.depth <= 4] == list(part.curve)
+        assert deeper.results == part.results and deeper.ablations == part.ablations
+        assert (deeper.ties, deeper.chance) == (part.ties, part.chance)
+
+
 def test_chance_counts_every_right_candidate(colours: Dataset, tmp_path: Path) -> None:
     """Two captions of each image are right, so chance is twice as high where images look for texts."""
     plan = replace(QUICK, ablation_queries=99, candidates=24)

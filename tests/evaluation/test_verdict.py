@@ -152,13 +152,28 @@ def test_systems_agree_with_people_as_their_scores_do(found: Study, tmp_path: Pa
         "likelihood - prior": likelihood - 0.5 * prior,
         "fused": WeightedSum(0.5).fuse(cosine, likelihood - 0.5 * prior),
     }
-    assert set(found.agreement) == set(expected), "the toy answers yes or no alike to everything"
+    (agreed,) = found.agreement
+    assert set(agreed.taus) == set(expected), "the toy answers yes or no alike to everything"
     for system, scores in expected.items():
-        (tau,) = found.agreement[system]
-        assert tau.tau == pytest.approx(correlate(judged, scores, resamples=2).tau), system
-    assert found.agreement["clip"][0].tau > 0.5
+        assert agreed.taus[system].tau == pytest.approx(correlate(judged, scores, resamples=2).tau), system
+    assert agreed.taus["clip"].tau > 0.5
     (table,) = [table for table in tables(found) if table.title == "Agreement with people"]
     assert "51.2 (Flickr8k-Expert)" in table.note and len(table.rows) == 4
     few = replace(PLAN, systems=("clip",))
     bench = Workbench(ToyEncoder(), generator, data, few, tmp_path, lambda *_: None)
-    assert set(agreement(bench, [judged], found.choice)) == {"clip"}
+    assert set(agreement(bench, [judged], found.choice)[0].taus) == {"clip"}
+
+
+def test_a_correlation_is_that_of_the_scores_beside_the_page(found: Study, tmp_path: Path) -> None:
+    write_verdict(found, tmp_path / "verdict.md", command="zsq")
+    (place,) = re.findall(r"\]\((verdict/runs/agreement/[^)]+)\)", (tmp_path / "verdict.md").read_text())
+    header, *rows = [
+        line.split("\t") for line in gzip.decompress((tmp_path / place).read_bytes()).decode().splitlines()
+    ]
+    judged = ratings()
+    assert [row[0] for row in rows] == [str(found.dataset.gallery[n].id) for n in judged.images]
+    for column, system in enumerate(header[1:], 1):
+        scores = np.array([float(row[column]) for row in rows])
+        if system in found.agreement[0].taus:
+            told = found.agreement[0].taus[system].tau
+            assert correlate(judged, scores, resamples=2).tau == pytest.approx(told), system

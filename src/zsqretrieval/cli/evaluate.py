@@ -59,6 +59,14 @@ def evaluate(
         typer.Option(min=1, help="Queries of each form and direction, taken evenly.", show_default="all"),
     ] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates read for each query.")] = 50,
+    curve_candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Candidates read for the curve of texts that look for images.",
+            show_default="--candidates",
+        ),
+    ] = None,
     weight: Annotated[
         float | None,
         typer.Option(min=0, help="Weight of the generator in the fusion.", show_default="the preset's"),
@@ -103,6 +111,7 @@ def evaluate(
         directions=choose_directions(directions.split(",")),
         queries=queries,
         candidates=candidates,
+        curve_candidates=curve_candidates,
         fusion=fusion if weight is None else with_weight(fusion, weight),
         fusion_from=f"of the preset {preset}" if weight is None else "given",
         alpha=alpha,

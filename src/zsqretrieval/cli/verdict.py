@@ -30,6 +30,9 @@ def verdict_command(
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries of each form and direction.")] = 1000,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates read for each query.")] = 50,
+    curve_candidates: Annotated[
+        int, typer.Option(min=1, help="Candidates read for the curve of texts that look for images.")
+    ] = 100,
     tune_queries: Annotated[int, typer.Option(min=1, help="Queries to tune on, of each kind.")] = 300,
     ablation_queries: Annotated[int, typer.Option(min=1, help="Queries of what lacks a part.")] = 200,
     encoder_weights: EncoderWeights = None,
@@ -54,6 +57,7 @@ def verdict_command(
         measures=VERDICT_MEASURES,
         queries=queries,
         candidates=candidates,
+        curve_candidates=curve_candidates,
         fusion=preset_fusion(preset),
         fusion_from=f"of the preset {preset}",
         ablation_queries=ablation_queries,

@@ -66,7 +66,8 @@ def ablated(
                 run = bench.system(scoring).run(data, read, progress=told)
                 groups[scoring.name].append(replace(run, name=name))
     if plan.wants("mean"):
-        believed = bench.per_token(data, some_rows(scores.believed(choice.alpha), rows))
+        believed = shallow(some_rows(scores.believed(choice.alpha), rows), plan.candidates)
+        believed = bench.per_token(data, believed)
         fusion = choice.fusion_of_mean[first.direction]
         groups["fused"].append(fused_run(read, believed, fusion, "fused: mean"))
     if plan.wants("prior") and scores.priors is not None and scores.likelihood is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.evaluation.findings import Choice
+from zsqretrieval.evaluation.findings import Agreement, Choice
 from zsqretrieval.evaluation.human import (
-    Correlation,
     Judgments,
     correlate,
     encoder_scores,
@@ -22,9 +21,7 @@ from zsqretrieval.rerank import Likelihood, Scoring, YesNo
 __all__ = ["agreement"]
 
 
-def agreement(
-    bench: Workbench, judgments: Sequence[Judgments], choice: Choice
-) -> Mapping[str, tuple[Correlation, ...]]:
+def agreement(bench: Workbench, judgments: Sequence[Judgments], choice: Choice) -> tuple[Agreement, ...]:
     """Correlate the scores of all systems that score a pair with human ratings.
 
     Captions are compared with each other here, as where images look for texts: the likelihood stands there
@@ -35,20 +32,21 @@ def agreement(
         bench: on the data set that was judged.
         judgments: of pairs of an image and a caption.
         choice: the parameters.
-
-    Returns:
-        By system, a correlation for each of ``judgments``. One that says the same of every pair has none.
     """
-    found: dict[str, list[Correlation]] = {}
-    told = bench.told
+    plan, gallery, told = bench.plan, bench.dataset.gallery, bench.told
+    found = []
     for judged in judgments:
         bench.told = labelled(told, judged.name)
-        for system, scores in _scores(bench, judged, choice).items():
-            if np.ptp(scores):
-                tau = correlate(judged, scores, resamples=bench.plan.resamples, seed=bench.plan.seed)
-                found.setdefault(system, []).append(tau)
+        scores = _scores(bench, judged, choice)
+        taus = {
+            system: correlate(judged, own, resamples=plan.resamples, seed=plan.seed)
+            for system, own in scores.items()
+            if np.ptp(own)
+        }
+        images = tuple(str(gallery[n].id) for n in judged.images)
+        found.append(Agreement(judged.name, images, scores, taus))
     bench.told = told
-    return {system: tuple(taus) for system, taus in found.items()}
+    return tuple(found)
 
 
 def _scores(bench: Workbench, judged: Judgments, choice: Choice) -> dict[str, NDArray[np.float64]]:

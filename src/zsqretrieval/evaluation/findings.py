@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from zsqretrieval.evaluation.calibration import Reliability
 from zsqretrieval.evaluation.comparison import Result
@@ -15,7 +18,7 @@ from zsqretrieval.evaluation.plan import Plan
 from zsqretrieval.evaluation.runs import Direction, Run
 from zsqretrieval.rerank import Fusion
 
-__all__ = ["Choice", "Example", "Part", "Point", "Study"]
+__all__ = ["Agreement", "Choice", "Example", "Part", "Point", "Study"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,23 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Agreement:
+    """How the systems agree with one set of human ratings.
+
+    Attributes:
+        ratings: their name.
+        images: ids of the n images that captions were rated beside, in the order of the ratings.
+        scores: by system, float64 [n].
+        taus: by system; one that says the same of every pair has none.
+    """
+
+    ratings: str
+    images: tuple[str, ...]
+    scores: Mapping[str, NDArray[np.float64]]
+    taus: Mapping[str, Correlation]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Study:
     """All that was found.
 
@@ -166,7 +186,7 @@ class Study:
         plan: how.
         parts: by direction, then form.
         choice: the parameters.
-        agreement: with human ratings, by system; empty where there are none.
+        agreement: with human ratings; empty where there are none.
         cost: of searching; None when it was not measured.
         checks: ``pixels``: what storing image states changes; ``questions``: how many were ``generated`` and
             ``kept``.
@@ -177,7 +197,7 @@ class Study:
     plan: Plan
     parts: tuple[Part, ...]
     choice: Choice
-    agreement: Mapping[str, Sequence[Correlation]]
+    agreement: tuple[Agreement, ...]
     cost: Cost | None
     checks: Mapping[str, Any]
     fingerprints: Mapping[str, str]
@@ -196,7 +216,8 @@ class Study:
             "fingerprints": dict(self.fingerprints),
             "choice": self.choice.to_json(),
             "parts": [part.to_json() for part in self.parts],
-            "agreement": {system: [asdict(tau) for tau in taus] for system, taus in self.agreement.items()},
+            "agreement": {one.ratings: {system: asdict(tau) for system, tau in one.taus.items()}
+                          for one in self.agreement},
             "cost": self.cost.to_json() if self.cost is not None else None,
             "checks": dict(self.checks),
         }  # fmt: skip

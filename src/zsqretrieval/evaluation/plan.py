@@ -60,7 +60,9 @@ class Plan:
         directions: of :data:`DIRECTIONS`.
         queries: queries of each form and direction; all when None.
         candidates: how many are read.
-        depths: how many are read for the curves; those above ``candidates`` are left out.
+        curve_candidates: how many texts that look for images have read for the curves, where that is more;
+            ``candidates`` when None.
+        depths: how many are read for the curves; those above are left out.
         fusion: joins first stage and likelihood.
         fusion_from: where the fusion comes from, for the record.
         alpha: how much of the prior is taken away where images look for texts.
@@ -84,6 +86,7 @@ class Plan:
     directions: tuple[Direction, ...] = DIRECTIONS
     queries: int | None = None
     candidates: int = 50
+    curve_candidates: int | None = None
     depths: tuple[int, ...] = (0, 5, 10, 20, 50, 100)
     fusion: Fusion = field(default_factory=WeightedSum)
     fusion_from: str = "given"
@@ -103,7 +106,7 @@ class Plan:
         choose_systems(self.systems)
         if not self.directions or set(self.directions) - set(DIRECTIONS):
             raise InvalidInputError(f"directions must be some of {DIRECTIONS}, not {self.directions}")
-        check_counts(or_none=True, queries=self.queries)
+        check_counts(or_none=True, queries=self.queries, curve_candidates=self.curve_candidates)
         check_counts(**{name: getattr(self, name) for name in _COUNTS})
         check_counts(0, seed=self.seed)
         for depth in self.depths:
@@ -111,6 +114,11 @@ class Plan:
         if not 0 <= self.alpha <= 1:
             raise InvalidInputError(f"alpha must lie between 0 and 1, not {self.alpha}")
         check_measures(self.measures)
+
+    def deepest(self, direction: Direction) -> int:
+        """How many candidates are read for the curves."""
+        further = self.curve_candidates if direction == "text to image" else None
+        return max(self.candidates, further or 0)
 
     def wants(self, *systems: str) -> bool:
         """Whether any of these is asked for."""

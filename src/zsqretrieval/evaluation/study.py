@@ -93,8 +93,9 @@ def run_study(
         same = dict.fromkeys(plan.directions, plan.fusion)
         choice = Choice(same, same, plan.alpha, plan.expansion, plan.fusion_from)
         if tune_on is not None:
-            # Yes or no has nothing to tune, so nobody has to read for it.
-            needed = replace(plan, systems=tuple(name for name in plan.systems if name != "yes_no"))
+            # Yes or no has nothing to tune, and curves are not drawn here, so nobody has to read for them.
+            reading = tuple(name for name in plan.systems if name != "yes_no")
+            needed = replace(plan, systems=reading, curve_candidates=None)
             labels = labelled(told, tune_on.name)
             choice = tuned(Workbench(keeping, generator, tune_on, needed, work, labels), choice)
         bench = Workbench(keeping, generator, dataset, plan, work, told)
@@ -140,8 +141,9 @@ def measure_part(bench: Workbench, direction: Direction, form: str, choice: Choi
         permutations=plan.permutations,
         **drawn,
     )
-    deepest = min(plan.candidates, len(scores.task.items))
-    depths = sorted({depth for depth in plan.depths if depth < deepest} | {deepest})
+    deepest = min(plan.deepest(direction), len(scores.task.items))
+    read = min(plan.candidates, deepest)
+    depths = sorted({depth for depth in plan.depths if depth < deepest} | {read, deepest})
     bootstrap = ClusterBootstrap(scores.task.clusters, **drawn)
     qrels = scores.task.qrels
 
@@ -208,6 +210,7 @@ def measure_cost(bench: Workbench, encoder: Encoder, choice: Choice, index: Inde
         index: an empty one, whose size is measured.
     """
     plan = bench.plan
+    deepest = plan.deepest("text to image")
     data = bench.dataset.of_form(bench.dataset.forms[0]).sample(_TIMED, seed=plan.seed)
     gallery = encode_in_parts(bench.encoder.encode_image, data.gallery, "encoding images")
     expands = plan.wants("expand") and "text to image" in plan.directions
@@ -221,7 +224,7 @@ def measure_cost(bench: Workbench, encoder: Encoder, choice: Choice, index: Inde
         [query.text for query in data.queries],
         gallery,
         bench.shown,
-        [*(depth for depth in plan.depths if depth < plan.candidates), plan.candidates],
+        [*(depth for depth in plan.depths if depth < deepest), plan.candidates, deepest],
         joined="likelihood" if plan.wants("fused") else None,
         expand=None if system is None else lambda vector: system.search(gallery, vector),
         batch_size=plan.batch_size,

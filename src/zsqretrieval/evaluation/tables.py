@@ -226,9 +226,8 @@ def _reliability(direction: str, parts: Sequence[Part]) -> Table:
 def _agreement(study: Study) -> Iterable[Table]:
     if not study.agreement:
         return
-    taus = [tau for found in study.agreement.values() for tau in found]
     published = " and ".join(
-        f"{CLIPSCORE[name]} ({name})" for name in dict.fromkeys(tau.name for tau in taus) if name in CLIPSCORE
+        f"{CLIPSCORE[one.ratings]} ({one.ratings})" for one in study.agreement if one.ratings in CLIPSCORE
     )
     yield Table(
         "Agreement with people",
@@ -237,10 +236,10 @@ def _agreement(study: Study) -> Iterable[Table]:
         f"{published}.",
         ("ratings", "system", "pairs", "images", "tau"),
         tuple(
-            (tau.name, system, f"{tau.pairs:,}", f"{tau.images:,}",
+            (one.ratings, system, f"{tau.pairs:,}", f"{tau.images:,}",
              f"{percent(tau.tau, tau.interval)} ({tau.variant})")
-            for system, found in study.agreement.items()
-            for tau in found
+            for one in study.agreement
+            for system, tau in one.taus.items()
         ),
         2,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from zsqretrieval.evaluation.gallery_bench import GalleryBench
 from zsqretrieval.evaluation.plan import ABLATIONS, BASELINE
 from zsqretrieval.evaluation.published import RETRIEVAL, STATEMENTS
 from zsqretrieval.evaluation.roofline import LAION_5B
-from zsqretrieval.evaluation.run_files import run_file, write_runs
+from zsqretrieval.evaluation.run_files import run_file, scores_file, write_runs
 from zsqretrieval.evaluation.tables import (
     Table,
     by_system,
@@ -124,6 +124,14 @@ def verdict(
                   "Cost of an image", "Checks", "Parameters"):  # fmt: skip
         if title in own:
             lines += in_markdown(own[title])
+        if title in own and title == "Agreement with people":
+            scores = [
+                f"[{one.ratings}]({place}/runs/{scores_file(one)}.gz)" for one in study.agreement if one.taus
+            ]
+            lines += [
+                f"What every system makes of each pair, in the order of the ratings: {', '.join(scores)}.",
+                "",
+            ]
     if gallery is not None:
         lines += _growth(gallery, f"{place}/numbers.json")
     if alternatives is not None:

@@ -148,15 +148,16 @@ class Workbench:
         plan, data = self.plan, self.dataset.of_form(form)
         if direction == "text to image" and queries is not None:
             data = data.sample(queries, seed=plan.seed)
-        depth = max(plan.candidates, _DEEP)
+        deepest = plan.deepest(direction)
         first = first_stage(
-            self.encoder, data, candidates=depth, direction=direction, name=BASELINE, progress=self.told
-        )
+            self.encoder, data, candidates=max(deepest, _DEEP), direction=direction, name=BASELINE,
+            progress=self.told,
+        )  # fmt: skip
         task = task_of(data, direction)
         if direction == "image to text" and queries is not None:  # fewer images ask, among all texts
             rows = sample_places(len(task.queries), queries, plan.seed)
             first, task = some_rows(first, rows), some_queries(task, rows)
-        read = shallow(first, plan.candidates)
+        read = shallow(first, deepest)
         reads = plan.wants("likelihood", "fused", "no_image", "shuffled", "wording", "mean", "prior")
         likelihood = self.system(Likelihood()).run(data, read, progress=self.told) if reads else None
         yes_no = self.system(YesNo()).run(data, read, progress=self.told) if plan.wants("yes_no") else None

@@ -291,7 +291,9 @@ def log_probs_of(
     for start in range(0, len(tokens), _HEAD_ROWS):
         part = slice(start, start + _HEAD_ROWS)
         logits = model.logits(hidden[part]).float()  # [n, V]
-        own, total = logits.gather(1, tokens[part, None])[:, 0], logits.logsumexp(dim=1)
+        own, largest = logits.gather(1, tokens[part, None])[:, 0], logits.amax(dim=1, keepdim=True)
+        # Log-sum-exp in place: to allocate what torch's own keeps in between takes longer than to compute it.
+        total = logits.sub_(largest).exp_().sum(dim=1).log() + largest[:, 0]
         if model.dtype != torch.float32:
             # The total holds the rounded logit; it goes, and the exact one comes in its place.
             exact = model.logits_of(hidden[part], tokens[part])

@@ -48,7 +48,9 @@ __all__ = [
     "Scene",
     "Turn",
     "answer_evidence",
+    "heard",
     "question_pool",
+    "retold",
 ]
 
 _Topic: TypeAlias = tuple[str, frozenset[str]]
@@ -102,6 +104,7 @@ class Scene:
         interview: asks the generator about them.
         scale: factor from cosine similarity to log-probability.
         temper: exponent of the likelihood of an answer.
+        reread: how much of what the encoder makes of an answer counts beside that.
         seed: of what is drawn.
     """
 
@@ -113,6 +116,7 @@ class Scene:
     interview: Interview
     scale: float
     temper: float
+    reread: float
     seed: int
 
     def best(self, n: int) -> NDArray[np.intp]:
@@ -127,12 +131,25 @@ class Scene:
     @property
     def known(self) -> str:
         """All that was said of the image, as one text; what it is not, and not known, is left out."""
-        said = [self.text]
-        for turn in self.turns:
-            answer = verdict(turn.answer)
-            if not is_unknown(turn.answer) and (answer is None or answer.word == "yes"):
-                said.append(f"{turn.question or ''} {turn.answer}")
-        return ". ".join(said)
+        return ". ".join([self.text, *_described(self.turns)])
+
+
+def _described(turns: Sequence[Turn]) -> list[str]:
+    """What was said of the image, turn by turn, without what it is not, and not known."""
+    return [
+        _spoken(turn.question, turn.answer)
+        for turn in turns
+        if not is_unknown(turn.answer) and not _denies(turn.answer)
+    ]
+
+
+def _spoken(question: str | None, answer: str) -> str:
+    return f"{question or ''} {answer}".strip()
+
+
+def _denies(answer: str) -> bool:
+    said = verdict(answer)
+    return said is not None and said.word == "no"
 
 
 @runtime_checkable
@@ -272,7 +289,7 @@ def _closed_answers(scene: Scene, question: str, images: int, count: int) -> tup
 
 
 def answer_evidence(scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
-    """How likely an answer is given each candidate: temper * log P(answer | question, image).
+    """What an answer says of each candidate: temper * log P(answer | question, image), and :func:`heard`.
 
     To a question of yes or no, "yes" and "no" are normalised over the two; what else such an answer says
     ("yes, on a boat") continues it, so that it counts by the chain rule. Any other answer counts by the sum
@@ -302,7 +319,66 @@ def answer_evidence(scene: Scene, question: str | None, answer: str) -> NDArray[
             evidence = evidence + scene.interview.log_text(
                 said.rest, scene.hits, question=question, said=words[0]
             )
-    return scene.temper * evidence
+    told: NDArray[np.float64] = scene.temper * evidence
+    return told + heard(scene, [(question, [answer])], scene.hits)[0][:, 0] if scene.reread else told
+
+
+def heard(
+    scene: Scene, asked: Sequence[tuple[str | None, Sequence[str]]], hits: Sequence[Hit]
+) -> list[NDArray[np.float64]]:
+    """What the encoder makes of answers: reread * scale * (cosine of the dialog with one - without it).
+
+    Summed over the turns of a dialog, the cosines of all texts but the first and the last cancel out: the
+    first stage has read the whole dialog then, as ChatIR's does. A "no" adds nothing, since to an encoder
+    "is there a dog? no" is a text about a dog.
+
+    Args:
+        scene: the dialog before the answers.
+        asked: questions, None for what is told unasked, each with a answers.
+        hits: n images.
+
+    Returns:
+        For each question float64 [n, a], in nats.
+    """
+    said = _described(scene.turns)
+    spoken = {
+        (question, answer): _spoken(question, answer)
+        for question, answers in asked
+        for answer in answers
+        if not _denies(answer)
+    }
+    before, _ = _readable(scene.gallery, scene.text, said)
+    longest = max(spoken.values(), key=len, default="")
+    _, left_out = _readable(scene.gallery, scene.text, [*said, longest])
+    after = [", ".join([scene.text.strip(), *said[left_out:], one]) for one in spoken.values()]
+    cosine = scene.gallery.similarities([before, *after], hits)  # [1 + texts, n]
+    added = dict(zip(spoken, scene.reread * scene.scale * (cosine[1:] - cosine[0]), strict=True))
+    nothing = np.zeros(len(hits))
+    return [
+        np.stack([added.get((question, answer), nothing) for answer in answers], axis=1)
+        for question, answers in asked
+    ]
+
+
+def retold(gallery: Gallery, text: str, turns: Sequence[Turn]) -> str:
+    """A dialog as one text, as :func:`heard` gives it to the encoder.
+
+    Args:
+        gallery: whose encoder reads it; what it would cut off is left out, the oldest first.
+        text: what was looked for.
+        turns: what was said since.
+    """
+    return _readable(gallery, text, _described(turns))[0]
+
+
+def _readable(gallery: Gallery, text: str, said: Sequence[str]) -> tuple[str, int]:
+    """A text that the encoder does not cut, and how much of what was said is left out of it."""
+    readable, left_out = text.strip(), 0
+    for left_out in range(max(len(said), 1)):
+        readable = ", ".join([text.strip(), *said[left_out:]])
+        if not gallery.encoded_alike([readable, f"{readable} zebra"]):
+            break
+    return readable, left_out
 
 
 # --- policies ---------------------------------------------------------------------------------------------
@@ -330,9 +406,9 @@ class InformationGain:
 
     images: int = 5
     top: int = 16
-    pool: int = 6
+    pool: int = 12
     answers: int = 4
-    least: float = 1e-4
+    least: float = 0.0
 
     def __post_init__(self) -> None:
         _check_counts(self, images=1, top=2, pool=1, answers=2)
@@ -342,22 +418,31 @@ class InformationGain:
     def propose(self, scene: Scene) -> Proposal | None:
         """The question of the pool that is expected to gain most."""
         top = scene.best(self.top)
+        if len(top) < 2:
+            return None
         hits, belief = [scene.hits[i] for i in top], scene.log_posterior[top]
-        best: Proposal | None = None
-        for candidate in question_pool(scene, self.images, self.pool):
-            question = candidate.question
-            answers = _closed_answers(scene, question, self.images, self.answers)
-            if len(answers) < 2 or (not is_polar(question) and is_settled(question, scene.known, answers)):
-                continue
-            likely = scene.temper * scene.interview.log_answers(question, answers, hits)
-            seen = ~np.isnan(likely).any(1)
+        pool = question_pool(scene, self.images, self.pool)
+        answers = [_closed_answers(scene, one.question, self.images, self.answers) for one in pool]
+        fresh = [
+            (one, some)
+            for one, some in zip(pool, answers, strict=True)
+            if some and (is_polar(one.question) or not is_settled(one.question, scene.known, some))
+        ]
+        likely = [scene.temper * scene.interview.log_answers(one.question, some, hits) for one, some in fresh]
+        if scene.reread:
+            by_text = heard(scene, [(one.question, some) for one, some in fresh], hits)
+            likely = [said + read for said, read in zip(likely, by_text, strict=True)]
+        best: tuple[tuple[float, float], Proposal] | None = None
+        for (one, some), log_answers in zip(fresh, likely, strict=True):
+            seen = ~np.isnan(log_answers).any(1)
             if not seen.any():
                 continue
-            told = information_gain(log_normalized(belief[seen]), log_normalized(likely[seen]))
-            gain = candidate.answerable * told
-            if gain >= self.least and (best is None or gain > (best.expected_gain or 0.0)):
-                best = Proposal(question, gain, answers)
-        return best
+            told = information_gain(log_normalized(belief[seen]), log_normalized(log_answers[seen]))
+            gain = one.answerable * told
+            rank = gain, one.answerable
+            if gain >= self.least and (best is None or rank > best[0]):
+                best = rank, Proposal(one.question, gain, some)
+        return None if best is None else best[1]
 
     def evidence(self, scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
         """As :func:`answer_evidence`."""
@@ -377,7 +462,7 @@ class RandomQuestion:
     """
 
     images: int = 5
-    pool: int = 6
+    pool: int = 12
 
     def __post_init__(self) -> None:
         _check_counts(self, images=1, pool=1)
@@ -431,30 +516,20 @@ class CaptionDialog:
 
     def evidence(self, scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
         """What this answer adds: scale * (cosine of the text with it - cosine of the text without)."""
-        said = [
-            f"{turn.question or ''} {turn.answer}".strip()
-            for turn in scene.turns
-            if not is_unknown(turn.answer)
-        ]
-        before = self._readable(scene, said, warn=False)
-        after = self._readable(scene, [*said, f"{question or ''} {answer}".strip()], warn=True)
-        cosine = scene.gallery.similarities([before, after], scene.hits)  # [2, n]
-        added: NDArray[np.float64] = scene.scale * (cosine[1] - cosine[0])
-        return added
-
-    def _readable(self, scene: Scene, said: Sequence[str], *, warn: bool) -> str:
-        for left_out in range(max(len(said), 1)):
-            text = ", ".join([scene.text.strip(), *said[left_out:]])
-            if not scene.gallery.encoded_alike([text, f"{text} zebra"]):
-                break
-        if warn and left_out:
+        said = [_spoken(turn.question, turn.answer) for turn in scene.turns if not is_unknown(turn.answer)]
+        said.append(_spoken(question, answer))
+        before, _ = _readable(scene.gallery, scene.text, said[:-1])
+        after, left_out = _readable(scene.gallery, scene.text, said)
+        if left_out:
             warnings.warn(
                 f"the encoder does not read all of the dialog; the first {left_out} of {len(said)} turns are "
                 "left out",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=2,
             )
-        return text
+        cosine = scene.gallery.similarities([before, after], scene.hits)  # [2, n]
+        added: NDArray[np.float64] = scene.scale * (cosine[1] - cosine[0])
+        return added
 
 
 def _check_counts(policy: object, **least: int) -> None:

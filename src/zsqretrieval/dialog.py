@@ -2,10 +2,11 @@
 
     text --first stage--> candidates, log P(image) --policy--> question --person--> answer
                             ^                                                         |
-                            +----------- + log P(answer | question, image) -----------+
+                            +- the encoder reads it, log P(answer | question, image) -+
 
-log P(image | dialog) = log-softmax(scale * cosine(text, image) + sum_t temper * log P(answer_t | question_t,
-image)). A dialog is state: it neither prints nor reads; whoever shows the question brings the answer.
+log P(image | dialog) = log-softmax(scale * cosine(dialog, image) + sum_t temper * log P(answer_t |
+question_t, image)), where the encoder reads the dialog as one text, as far as ``reread`` says. A dialog is
+state: it neither prints nor reads; whoever shows the question brings the answer.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Dialog:
         temper: exponent of P(answer | question, image), finite, > 0. Below 1 an answer counts for less than
             the generator says, which a generator that is too sure of itself, most of all over the many
             tokens of a long answer, needs.
+        reread: how much of what the encoder makes of an answer counts beside that, finite, >= 0. At 1 the
+            first stage reads the whole dialog as one text; at 0 the generator alone understands answers.
         wording: what the generator is told.
         seed: of what is drawn, >= 0.
         batch_size: images shown to the generator together.
@@ -91,13 +94,14 @@ class Dialog:
         sure: float = 0.9,
         scale: float = SCALE,
         temper: float = 1.0,
+        reread: float = 1.0,
         wording: Wording = Wording(),  # noqa: B008  # frozen
         seed: int = 0,
         batch_size: int = 64,
         memory: Memory | None = None,
     ) -> None:
         _check_text(text, "the text to look for")
-        _check_settings(candidates, budget, sure, scale, temper, seed, batch_size)
+        _check_settings(candidates, budget, sure, scale, temper, reread, seed, batch_size)
         if isinstance(policy, type) or not isinstance(policy, Policy):
             raise InvalidInputError(f"policy must be one such as InformationGain(), not {policy!r}")
         _check_gallery(gallery)
@@ -110,6 +114,7 @@ class Dialog:
         self.sure = sure
         self.scale = scale
         self.temper = temper
+        self.reread = reread
         self._wording, self._seed, self._batch_size = wording, seed, batch_size
         self._hits = hits
         self._log_prior = scale * np.array([hit.score for hit in hits], np.float64)
@@ -272,6 +277,7 @@ class Dialog:
             interview=self._interview,
             scale=self.scale,
             temper=self.temper,
+            reread=self.reread,
             seed=self._seed,
         )
 
@@ -398,11 +404,18 @@ def _check_text(text: object, what: str) -> None:
 
 
 def _check_settings(
-    candidates: int, budget: int, sure: float, scale: float, temper: float, seed: int, batch_size: int
+    candidates: int,
+    budget: int,
+    sure: float,
+    scale: float,
+    temper: float,
+    reread: float,
+    seed: int,
+    batch_size: int,
 ) -> None:
     check_counts(candidates=candidates, batch_size=batch_size)
     check_counts(0, budget=budget, seed=seed)
-    check_amounts(sure=sure, scale=scale, temper=temper)
+    check_amounts(sure=sure, scale=scale, temper=temper, reread=reread)
     if not 0 < sure <= 1:
         raise InvalidInputError(f"sure must be a probability above 0, not {sure}")
     if not temper:

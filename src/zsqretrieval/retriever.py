@@ -682,6 +682,7 @@ class Retriever:
         sure: float = 0.9,
         scale: float = SCALE,
         temper: float = 1.0,
+        reread: float = 1.0,
         seed: int = 0,
         batch_size: int = 64,
     ) -> Dialog:
@@ -695,6 +696,7 @@ class Retriever:
             sure: ask no more when an image is that probable, in (0, 1]; at 1 never for that reason.
             scale: factor from cosine similarity to log-probability.
             temper: exponent of the likelihood of an answer.
+            reread: how much of what the encoder makes of an answer counts beside that.
             seed: of what is drawn.
             batch_size: images shown to the generator together.
 
@@ -707,7 +709,7 @@ class Retriever:
         """
         return Dialog(
             self.gallery, text, candidates=candidates, policy=policy, budget=budget, sure=sure, scale=scale,
-            temper=temper, seed=seed, batch_size=batch_size,
+            temper=temper, reread=reread, seed=seed, batch_size=batch_size,
         )  # fmt: skip
 
     @property

@@ -42,7 +42,8 @@ def world(**settings: object) -> World:
 
 
 def begin(gallery: World | None = None, **settings: object) -> Dialog:
-    given = {"scale": 5.0, "sure": 1.0, **settings}
+    """A dialog whose answers the generator alone understands, unless ``reread`` says otherwise."""
+    given = {"scale": 5.0, "sure": 1.0, "reread": 0.0, **settings}
     return Dialog(gallery or world(), "somebody", **given)  # type: ignore[arg-type]
 
 
@@ -154,9 +155,9 @@ def test_the_order_of_answers_does_not_matter(said: list[tuple[str, int]], rando
     assert ends(shuffled) == pytest.approx(ends(said))
 
 
-@given(st.lists(steps | st.just(("", 0)), min_size=1, max_size=6))
-def test_undo_restores_exactly(said: list[tuple[str, int]]) -> None:
-    dialog = begin(policy=Asks(*(question or "where is this?" for question, _ in said)))
+@given(st.lists(steps | st.just(("", 0)), min_size=1, max_size=6), st.sampled_from([0.0, 1.0]))
+def test_undo_restores_exactly(said: list[tuple[str, int]], reread: float) -> None:
+    dialog = begin(policy=Asks(*(question or "where is this?" for question, _ in said)), reread=reread)
     before = []
     for question, n in said:
         before.append((dialog.ranking, dialog.entropy, dialog.history, dialog.proposal))
@@ -208,10 +209,33 @@ def test_it_asks_what_tells_most() -> None:
     assert (turn.question, turn.answer) == ("where is this?", "beach")
     assert turn.expected_gain == pytest.approx(gains["where is this?"])
     assert turn.entropy_after == dialog.entropy < turn.entropy_before
-    assert dialog.question == "is there a dog?"  # the color of the sky tells nothing, at any time
+    assert dialog.question == "is there a dog?"
     dialog.answer("no")
+    assert dialog.question == "what color is the sky?"  # which tells nothing, so it is the last
+    assert dialog.proposal is not None and dialog.proposal.expected_gain == pytest.approx(0, abs=1e-9)
+    dialog.answer("red")
     assert dialog.question is None
     assert dialog.stopped == "nothing to ask"
+
+
+def test_a_question_that_gains_too_little_is_not_asked() -> None:
+    dialog = begin(policy=InformationGain(least=1e-4))
+    for answer in ("beach", "no"):
+        assert dialog.question is not None
+        dialog.answer(answer)
+    assert dialog.stopped == "nothing to ask"
+
+
+def test_a_question_with_one_answer_is_asked_when_nothing_else_is_left() -> None:
+    table = {
+        "what is he doing?": {"running": [0.9, 0.8]},
+        "where is this?": {"here": [0.9, 0.1], "there": [0.1, 0.9]},
+    }
+    dialog = Dialog(World(2, ClosedGenerator(table)), "somebody", sure=1.0)
+    assert dialog.question == "where is this?"
+    dialog.answer("don't know")
+    assert dialog.question == "what is he doing?"
+    assert dialog.proposal is not None and dialog.proposal.expected_gain == 0
 
 
 @given(st.lists(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), min_size=3, max_size=3))
@@ -237,7 +261,8 @@ def test_the_expected_fall_of_entropy_is_what_comes_about_on_average(rows: list[
 def test_what_the_text_says_is_not_asked() -> None:
     gallery = world()
     gallery.cosines = {}
-    assert Dialog(gallery, "a dog at the beach", sure=1.0).stopped == "nothing to ask"
+    telling = InformationGain(least=1e-4)
+    assert Dialog(gallery, "a dog at the beach", sure=1.0, policy=telling).stopped == "nothing to ask"
     assert Dialog(gallery, "a dog", sure=1.0).question == "where is this?"
 
 
@@ -362,6 +387,79 @@ def test_it_stops_when_the_budget_is_spent() -> None:
 
 
 # --- re-encoding the dialog -------------------------------------------------------------------------------
+
+
+def test_the_encoder_reads_the_dialog_as_well() -> None:
+    once = "somebody, is there a dog? yes"
+    twice = f"{once}, where is this? beach"
+    cosines = {**COSINES, once: [0.1, 0.5, 0.2, 0.3], twice: [0.0, 0.3, 0.0, 0.6]}
+    policy = Asks("is there a dog?", "what color is the sky?", "where is this?")
+    yes = np.array(DOG["yes"]) / (np.array(DOG["yes"]) + np.array(DOG["no"]))
+    for reread in (1.0, 0.5):
+        gallery = World(4, ClosedGenerator(TABLE, asks=[QUESTIONS] * 4), cosines)
+        dialog = begin(gallery, policy=policy, reread=reread)
+        dialog.answer("yes")
+        dialog.answer("don't know")  # which is not read
+        dialog.answer("beach")
+        mixed = (1 - reread) * np.array(COSINES["somebody"]) + reread * np.array(cosines[twice])
+        expected = softmax(list(5.0 * mixed)) * yes * np.array(PLACE["beach"])
+        assert believed(dialog) == pytest.approx(expected / expected.sum())
+        dialog.undo()
+        mixed = (1 - reread) * np.array(COSINES["somebody"]) + reread * np.array(cosines[once])
+        expected = softmax(list(5.0 * mixed)) * yes
+        assert believed(dialog) == pytest.approx(expected / expected.sum())
+
+
+@pytest.mark.parametrize("answer", ["no", "No, none at all"])
+def test_a_no_is_not_read_by_the_encoder(answer: str) -> None:
+    table = {**TABLE, "is there a dog?": {**DOG, "no, none at all": [0.1, 0.1, 0.1, 0.1]}}
+    gallery = World(4, ClosedGenerator(table, asks=[QUESTIONS] * 4), COSINES)
+    dialog = begin(gallery, policy=Asks("is there a dog?", "is there a dog?"), reread=1.0)
+    dialog.answer(answer)
+    assert not any("dog" in text for text in gallery.encoded)
+    only = begin(world(), policy=Asks("is there a dog?"))
+    only.answer("no")
+    assert believed(dialog) == pytest.approx(believed(only))
+
+
+def test_what_the_encoder_makes_of_an_answer_is_expected_as_well() -> None:
+    """To the generator all colours are alike, to the encoder they are not."""
+    asked = "somebody, what color is the sky?"
+    cosines = {
+        **COSINES,
+        f"{asked} red": [2.0, 0.0, 2.0, 0.0],
+        f"{asked} blue": [0.0, 2.0, 0.0, 2.0],
+        **{f"somebody, where is this? {place}": COSINES["somebody"] for place in PLACE},
+    }
+    colours = {"red": [0.51, 0.49, 0.51, 0.49], "blue": [0.49, 0.51, 0.49, 0.51]}
+    table = {"what color is the sky?": colours, "where is this?": PLACE}
+    gallery = World(4, ClosedGenerator(table), cosines)
+    assert begin(gallery).question == "where is this?"
+    dialog = begin(gallery, reread=1.0)
+    assert dialog.question == "what color is the sky?"
+    assert dialog.proposal is not None
+    likely = np.array(list(colours.values())).T * np.exp(
+        5.0 * (np.array([cosines[f"{asked} {colour}"] for colour in colours]).T)
+    )  # of each image and answer; what the text alone says is the same for both answers
+    likely = likely / likely.sum(1, keepdims=True)
+    prior = softmax([2.0, 1.5, 1.0, 0.5])
+    gain = sum(
+        prior[i] * likely[i, a] * math.log(likely[i, a] / (prior @ likely[:, a]))
+        for i, a in product(range(4), range(2))
+    )
+    assert dialog.proposal.expected_gain == pytest.approx(gain)
+
+
+def test_what_the_encoder_would_cut_is_left_out_oldest_first() -> None:
+    last = "somebody, where is this? beach"
+    gallery = world(reads=len(last) + 3)
+    gallery.cosines = {**COSINES, "somebody, is there a dog? yes": [0.1] * 4, last: [0.0, 0.2, 0.0, 0.0]}
+    dialog = begin(gallery, policy=Asks("is there a dog?", "where is this?"), reread=1.0)
+    dialog.answer("yes")
+    dialog.answer("beach")
+    yes = np.array(DOG["yes"]) / (np.array(DOG["yes"]) + np.array(DOG["no"]))
+    expected = softmax([0.0, 1.0, 0.0, 0.0]) * yes * np.array(PLACE["beach"])
+    assert believed(dialog) == pytest.approx(expected / expected.sum())
 
 
 def test_caption_dialog_encodes_all_that_was_said() -> None:
@@ -544,7 +642,8 @@ def test_an_empty_album_and_texts_that_say_nothing() -> None:
 @pytest.mark.parametrize(
     "setting",
     [{"candidates": 0}, {"budget": -1}, {"sure": 0.0}, {"sure": 1.1}, {"scale": math.nan}, {"scale": -1.0},
-     {"temper": 0.0}, {"temper": math.inf}, {"seed": -1}, {"batch_size": 0}, {"policy": InformationGain},
+     {"reread": -1.0}, {"reread": math.nan}, {"temper": 0.0}, {"temper": math.inf}, {"seed": -1},
+     {"batch_size": 0}, {"policy": InformationGain},
      {"candidates": 2.5}, {"candidates": "9"}, {"budget": True}, {"seed": None}, {"sure": "much"},
      {"scale": None}, {"policy": "random"}],
 )  # fmt: skip

@@ -68,11 +68,20 @@ def test_only_positions_that_predict_are_scored_and_the_last_token_is_not_read()
 def test_a_context_with_many_continuations_is_read_once():
     model, states = ExactModel(), ExactStates()
     context = (0, *IMAGES[0], 1, 2, 3)
-    some = [(context, (1, 2, i % V, i // V)) for i in range(20)]
+    some = [(context, (1, i % V, i // V, 2)) for i in range(20)]
     expect_right(score(some, model=model, states=states), some)
     assert model.read == 7 - 1 + 20 * 4  # its last token predicts, and is read with each continuation
     assert sorted(states.asked) == [0, 1, 2]
     assert states.released == [context] * 20
+
+
+def test_texts_that_differ_in_their_last_token_are_read_once():
+    model, states = ExactModel(), ExactStates()
+    context, other = (0, *IMAGES[0], 1, 2), (0, *IMAGES[1], 3)
+    some = [(context, (3,)), (other, (1, 2)), (context, (4,)), (other, (1, 3)), (context, (3,))]
+    expect_right(score(some, model=model, states=states), some)
+    assert model.read == len(context) + len(other) + 1
+    assert sorted(states.released) == sorted([context] * 3 + [other] * 2)
 
 
 def test_contexts_that_begin_alike_share_all_they_have_in_common():

@@ -9,7 +9,7 @@ import typer
 
 from zsqretrieval.cli.console import PlainTable, printable, say, show
 from zsqretrieval.cli.opening import open_album
-from zsqretrieval.cli.reading import GeneratorWeights, Scale, Temper
+from zsqretrieval.cli.reading import GeneratorWeights, Reread, Scale, Temper
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def chat(
     sure: Annotated[float, typer.Option(help="Ask no more when an image is that probable.")] = 0.9,
     scale: Scale = None,
     temper: Temper = 1.0,
+    reread: Reread = 1.0,
     preset: Annotated[
         str | None, typer.Option(help="Ask with the generator of this preset, in place of the album's.")
     ] = None,
@@ -57,6 +58,7 @@ def chat(
             sure=sure,
             scale=SCALE if scale is None else scale,
             temper=temper,
+            reread=reread,
             seed=seed,
         )
         _show(dialog, k)

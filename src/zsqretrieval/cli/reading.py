@@ -28,6 +28,7 @@ __all__ = [
     "HowExpanded",
     "HowFused",
     "HowScored",
+    "Reread",
     "Scale",
     "Scorings",
     "States",
@@ -105,6 +106,7 @@ Scale = Annotated[
     ),
 ]
 Temper = Annotated[float, typer.Option(help="Exponent of the likelihood of an answer.")]
+Reread = Annotated[float, typer.Option(help="How much of what the encoder makes of an answer counts.")]
 EncoderWeights = Annotated[
     Path | None,
     typer.Option(help="Weights of the encoder in a local folder or file, in place of the preset's."),

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._settings import check_counts
-from zsqretrieval.asking import CaptionDialog, InformationGain, Policy, RandomQuestion, Turn
+from zsqretrieval.asking import CaptionDialog, InformationGain, Policy, RandomQuestion, Turn, retold
 from zsqretrieval.dialog import SCALE, Dialog
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import read_captioned
@@ -130,6 +130,7 @@ def bench_dialog(
     policies: Mapping[str, Policy] = POLICIES,
     scale: float = SCALE,
     temper: float = 1.0,
+    reread: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
     work: Path | None = None,
@@ -150,6 +151,7 @@ def bench_dialog(
         policies: what is compared, by name; the first is compared with the others.
         scale: as for :class:`~zsqretrieval.dialog.Dialog`.
         temper: the same.
+        reread: the same.
         seed: of the choice of dialogs, and of what they draw.
         batch_size: images the generator reads together.
         work: folder that keeps vectors and all that the generator said; made when missing.
@@ -174,7 +176,8 @@ def bench_dialog(
         if work is not None:
             setting = repr([generator.fingerprint, repr(Wording()), gallery.digests])
             memory = stack.enter_context(Remembered(Path(work) / "dialogs.sqlite", setting))
-        run = _Run(gallery, captions, memory, rounds, candidates, user, scale, temper, seed, batch_size)
+        run = _Run(gallery, captions, memory, rounds, candidates, user, scale, temper, reread, seed,
+                   batch_size)  # fmt: skip
         found = {name: _play(run, name, policy, meant, told) for name, policy in policies.items()}
         return _summary(run, found, meant, policies, Path(data), split)
 
@@ -331,6 +334,7 @@ class _Run:
     user: UserKind
     scale: float
     temper: float
+    reread: float
     seed: int
     batch_size: int
 
@@ -353,7 +357,7 @@ class _Played:
 
     ranks: NDArray[np.int64]  # [d, T + 1], from 0
     turns: list[tuple[Turn, ...]]
-    evidence: list[tuple[NDArray[np.float64], NDArray[np.float64], int]]  # prior, answers, who was meant
+    evidence: list[tuple[NDArray[np.float64], NDArray[np.float64], int]]  # encoder, generator, who is meant
     seconds: float
 
 
@@ -365,7 +369,8 @@ def _play(run: _Run, name: str, policy: Policy, meant: Sequence[_Meant], told: P
     for done, one in enumerate(meant, start=1):
         dialog = Dialog(
             run.gallery, run.text(one), candidates=considered, policy=policy, budget=run.rounds, sure=1.0,
-            scale=run.scale, temper=run.temper, seed=run.seed, batch_size=run.batch_size, memory=run.memory,
+            scale=run.scale, temper=run.temper, reread=run.reread, seed=run.seed, batch_size=run.batch_size,
+            memory=run.memory,
         )  # fmt: skip
         before = _log_p(dialog)
         user = run.answering(one)
@@ -379,7 +384,10 @@ def _play(run: _Run, name: str, policy: Policy, meant: Sequence[_Meant], told: P
             after = _log_p(dialog)
             keys = list(before)
             prior = np.array([before[key] for key in keys])
-            evidence.append((prior, np.array([after[key] for key in keys]) - prior, keys.index(one.image)))
+            answers = np.array([after[key] for key in keys]) - prior
+            said, more = run.gallery.cosines([dialog.text, retold(run.gallery, dialog.text, dialog.history)])
+            heard = run.reread * run.scale * (more - said)[keys]
+            evidence.append((prior + heard, answers - heard, keys.index(one.image)))
         if isinstance(run.memory, Remembered):
             run.memory.keep()
         told(f"dialogs by {name.replace('_', ' ')}", done, len(meant))
@@ -452,6 +460,7 @@ def _summary(
         "wording": repr(Wording()),
         "scale": run.scale,
         "temper": run.temper,
+        "reread": run.reread,
         "seed": run.seed,
         "intervals": _INTERVALS,
     }

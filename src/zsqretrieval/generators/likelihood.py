@@ -263,17 +263,17 @@ def _join(pasts: Sequence[Past], P: int) -> DynamicCache:
 
 
 def log_probs_of(
-    model: LanguageModel, reading: Reading, targets: Sequence[Tokens]
+    model: LanguageModel, reading: Reading, targets: Sequence[tuple[int, Tokens]]
 ) -> list[NDArray[np.float32]]:
-    """Log-probabilities of the tokens that the last positions of each row predict.
+    """Log-probabilities of tokens that the last positions of rows predict.
 
     Args:
         model: the model that read.
         reading: B rows.
-        targets: for each row the tokens predicted by its last ``len(targets[row])`` positions.
+        targets: rows, and for each the tokens predicted by its last positions, one by each.
 
     Returns:
-        For each row float32 [len(targets[row])], in nats.
+        For each target float32 [tokens], in nats.
 
     Raises:
         WeightsError: one of them is not finite.
@@ -281,12 +281,12 @@ def log_probs_of(
     B, T, D = reading.hidden.shape
     device = reading.hidden.device
     places = [
-        torch.arange(row * T + length - len(target), row * T + length)
-        for row, (length, target) in enumerate(zip(reading.lengths, targets, strict=True))
+        torch.arange(row * T + reading.lengths[row] - len(target), row * T + reading.lengths[row])
+        for row, target in targets
     ]
     # One contiguous [N, D]: a linear layer on a strided slice copies the vocabulary matrix for every row.
     hidden = reading.hidden.reshape(B * T, D).index_select(0, torch.cat(places).to(device))
-    tokens = torch.tensor([token for target in targets for token in target], device=device)
+    tokens = torch.tensor([token for _, target in targets for token in target], device=device)
     parts = []
     for start in range(0, len(tokens), _HEAD_ROWS):
         part = slice(start, start + _HEAD_ROWS)
@@ -306,7 +306,7 @@ def log_probs_of(
             f"the model computed log-probabilities that are not finite, in {model.dtype}: its weights are "
             "damaged, or its numbers outgrow that dtype; try float32"
         )
-    ends = np.cumsum([len(target) for target in targets])[:-1]
+    ends = np.cumsum([len(target) for _, target in targets])[:-1]
     return [np.ascontiguousarray(part, np.float32) for part in np.split(log_probs, ends)]
 
 
@@ -339,8 +339,9 @@ def score_pairs(
     """Score n pairs by the cheapest exact route for each.
 
     A context that no other shares anything with is read together with its continuation. Contexts that are
-    equal up to their last image share what they have in common. With room in ``prefixes``, what goes up to
-    the last image is kept for later calls as well.
+    equal up to their last image share what they have in common. Continuations of one context that differ in
+    their last token alone, such as yes and no, are read as one row, because that token is never read. With
+    room in ``prefixes``, what goes up to the last image is kept for later calls as well.
 
     Args:
         model: the model.
@@ -348,34 +349,36 @@ def score_pairs(
         continuations: n continuations, each not empty.
         states: the image states the contexts refer to.
         prefixes: what was read in earlier calls.
-        batch_size: most pairs computed together.
+        batch_size: most rows computed together.
         token_budget: most positions computed together.
-        progress: told how many distinct pairs are done, between batches; may raise to stop.
+        progress: told how many distinct rows are done, between batches; may raise to stop.
 
     Returns:
         For each pair float32 [len(continuation)]: log-probabilities in nats.
     """
-    times = Counter(zip(contexts, continuations, strict=True))
-    pairs = list(times)  # equal pairs are scored once
-    heads = _heads([context for context, _ in pairs], persistent=prefixes.capacity > 0)
-    lengths = [len(context) + len(continuation) - 1 for context, continuation in pairs]
+    times = Counter(zip(contexts, continuations, strict=True))  # equal pairs are scored once
+    endings: dict[tuple[Tokens, Tokens], list[Tokens]] = {}
+    for context, text in times:
+        endings.setdefault((context, text[:-1]), []).append(text)
+    rows = list(endings)
+    heads = _heads([context for context, _ in rows], persistent=prefixes.capacity > 0)
+    lengths = [len(context) + len(begun) for context, begun in rows]
     needed, kept = Counter(heads), dict[Tokens, Past]()
     found: dict[tuple[Tokens, Tokens], NDArray[np.float32]] = {}
 
     def step(batch: list[int]) -> None:
-        rows = [pairs[i] for i in batch]
-        begun = [heads[i] for i in batch if heads[i]]
-        if missing := [head for head in dict.fromkeys(begun) if head not in kept]:
+        shared = [heads[i] for i in batch if heads[i]]
+        if missing := [head for head in dict.fromkeys(shared) if head not in kept]:
             kept.update(prefixes.fetch(model, missing, states))
-        feeds = [
-            (*context, *text[:-1])[len(heads[i]) :] for i, (context, text) in zip(batch, rows, strict=True)
-        ]
-        reading = read(model, feeds, states, pasts=[kept[head] for head in begun])
-        found.update(zip(rows, log_probs_of(model, reading, [text for _, text in rows]), strict=True))
-        needed.subtract(begun)
+        feeds = [sum(rows[i], ())[len(heads[i]) :] for i in batch]
+        reading = read(model, feeds, states, pasts=[kept[head] for head in shared])
+        targets = [(place, text) for place, i in enumerate(batch) for text in endings[rows[i]]]
+        pairs = [(rows[batch[place]][0], text) for place, text in targets]
+        found.update(zip(pairs, log_probs_of(model, reading, targets), strict=True))
+        needed.subtract(shared)
         for head in [head for head in kept if not needed[head]]:
             del kept[head]
-        states.release(pair[0] for pair in rows for _ in range(times[pair]))
+        states.release(pair[0] for pair in pairs for _ in range(times[pair]))
 
     batches = [
         [members[i] for i in batch]

@@ -162,7 +162,7 @@ def _score_block(
             ]
         goes_on = [t + block < len(continuation) for t in done]
         reading = read(model, feeds, states, pasts=pasts, remember=any(goes_on))
-        scored = log_probs_of(model, reading, targets)
+        scored = log_probs_of(model, reading, list(enumerate(targets)))
         onward = reading.pasts() if any(goes_on) else [None] * len(rows)
         for i, row in enumerate(rows):
             row.log_probs = np.concatenate([row.log_probs, scored[i]])

@@ -29,10 +29,13 @@ from zsqretrieval.posterior import entropy, log_normalized
 from zsqretrieval.rerank import best_first
 from zsqretrieval.types import Ranking
 
-__all__ = ["SCALE", "Dialog", "Stopped"]
+__all__ = ["SCALE", "TEMPER", "Dialog", "Stopped"]
 
 SCALE = 30.0
 """Factor from cosine similarity to log-probability, unless a dialog is given another one (docs/dialog.md)."""
+
+TEMPER = 0.6
+"""Exponent of the likelihood of an answer, unless a dialog is given another one (docs/dialog.md)."""
 
 _QUOTED = 60  # characters of an answer in an error
 
@@ -93,7 +96,7 @@ class Dialog:
         budget: int = 10,
         sure: float = 0.9,
         scale: float = SCALE,
-        temper: float = 1.0,
+        temper: float = TEMPER,
         reread: float = 1.0,
         wording: Wording = Wording(),  # noqa: B008  # frozen
         seed: int = 0,

@@ -30,7 +30,7 @@ from zsqretrieval.adding import Adder, AddReport, Progress
 from zsqretrieval.album import CATALOG, find_catalog
 from zsqretrieval.asking import InformationGain, Policy
 from zsqretrieval.catalog import Catalog, Record
-from zsqretrieval.dialog import SCALE, Dialog
+from zsqretrieval.dialog import SCALE, TEMPER, Dialog
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.expansion import EXPANSION, QuestionIndex
 from zsqretrieval.explaining import explain_hits
@@ -681,7 +681,7 @@ class Retriever:
         budget: int = 10,
         sure: float = 0.9,
         scale: float = SCALE,
-        temper: float = 1.0,
+        temper: float = TEMPER,
         reread: float = 1.0,
         seed: int = 0,
         batch_size: int = 64,

@@ -42,8 +42,8 @@ def world(**settings: object) -> World:
 
 
 def begin(gallery: World | None = None, **settings: object) -> Dialog:
-    """A dialog whose answers the generator alone understands, unless ``reread`` says otherwise."""
-    given = {"scale": 5.0, "sure": 1.0, "reread": 0.0, **settings}
+    """A dialog by Bayes' rule in which the generator alone understands answers, unless told otherwise."""
+    given = {"scale": 5.0, "temper": 1.0, "sure": 1.0, "reread": 0.0, **settings}
     return Dialog(gallery or world(), "somebody", **given)  # type: ignore[arg-type]
 
 
@@ -128,7 +128,7 @@ def test_verbalisers_add_up() -> None:
     table = {"is it?": {"yes": [0.1, 0.2], "yeah": [0.3, 0.1], "no": [0.4, 0.4]}}
     gallery = World(2, ClosedGenerator(table))
     wording = Wording(yes=(" yes", " yeah"))
-    dialog = Dialog(gallery, "x", policy=Asks("is it?"), wording=wording, sure=1.0)
+    dialog = Dialog(gallery, "x", policy=Asks("is it?"), wording=wording, sure=1.0, temper=1.0)
     dialog.answer("yes")
     expected = np.array([0.4 / 0.8, 0.3 / 0.7])
     assert believed(dialog) == pytest.approx(expected / expected.sum())
@@ -303,16 +303,16 @@ def test_a_question_counts_for_the_images_that_have_an_answer() -> None:
     }  # fmt: skip
     asks = [["what is the cat doing?", "where is this?"], *[["where is this?"]] * 3]
     generator = ClosedGenerator(table, asks=asks, captions=["a cat", "a house", "a tree", "a tree"])
-    dialog = Dialog(World(4, generator), "somewhere", sure=1.0, policy=InformationGain(pool=1))
+    dialog = Dialog(World(4, generator), "somewhere", sure=1.0, temper=1.0, policy=InformationGain(pool=1))
     everywhere = Dialog(
-        World(4, ClosedGenerator(table, captions=["a cat"] * 4)), "somewhere", sure=1.0,
+        World(4, ClosedGenerator(table, captions=["a cat"] * 4)), "somewhere", sure=1.0, temper=1.0,
         policy=InformationGain(),
     )  # fmt: skip
     assert everywhere.question == "what is the cat doing?"
     assert everywhere.proposal is not None and everywhere.proposal.expected_gain is not None
     assert everywhere.proposal.expected_gain > 1.2
     assert (
-        Dialog(World(4, generator), "somewhere", sure=1.0, policy=InformationGain()).question
+        Dialog(World(4, generator), "somewhere", sure=1.0, temper=1.0, policy=InformationGain()).question
         == "where is this?"
     )
     assert dialog.question == "where is this?"  # which more images are asked
@@ -328,14 +328,14 @@ def test_not_knowing_makes_questions_of_that_form_less_promising() -> None:
     }  # fmt: skip
 
     def asked(first: str) -> list[str]:
-        dialog = Dialog(World(2, ClosedGenerator(table)), "somewhere", sure=1.0)
+        dialog = Dialog(World(2, ClosedGenerator(table)), "somewhere", sure=1.0, temper=1.0)
         assert dialog.question == "what is the cat doing?"
         dialog.answer(first)
         return [dialog.question or ""]
 
     assert asked("don't know") == ["what is the dog doing?"]  # half as likely to be answered, still better
     weak = {**table, "what is the dog doing?": {"one": [0.9, 0.1], "two": [0.1, 0.9]}}
-    dialog = Dialog(World(2, ClosedGenerator(weak)), "somewhere", sure=1.0)
+    dialog = Dialog(World(2, ClosedGenerator(weak)), "somewhere", sure=1.0, temper=1.0)
     before = dialog.proposal
     dialog.answer("don't know")
     assert dialog.question == "where is this?"

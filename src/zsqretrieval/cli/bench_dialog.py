@@ -41,12 +41,12 @@ def bench_dialog_command(
     split: Annotated[str, typer.Option(help="Split to measure.")] = "test",
     dialogs: Annotated[int, typer.Option(min=1, help="How many dialogs.")] = 200,
     rounds: Annotated[int, typer.Option(min=1, help="Questions in each.")] = 5,
-    candidates: Annotated[int, typer.Option(min=1, help="Images that a belief is kept over.")] = 50,
+    candidates: Annotated[int, typer.Option(min=1, help="Images that a belief is kept over.")] = 100,
     user: Annotated[
         Users, typer.Option(help="Who answers: the generator itself, or what people wrote of the image.")
     ] = Users.CAPTIONS,
     scale: Scale = None,
-    temper: Temper = 1.0,
+    temper: Temper = None,
     reread: Reread = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of dialogs and of what they draw.")] = 0,
     encoder_weights: EncoderWeights = None,
@@ -58,7 +58,7 @@ def bench_dialog_command(
     as_json: AsJson = False,
 ) -> None:
     """Measure how often the image that is meant is among the first ten, question by question."""
-    from zsqretrieval.dialog import SCALE
+    from zsqretrieval.dialog import SCALE, TEMPER
     from zsqretrieval.evaluation.dialog_bench import bench_dialog
 
     encoder = new_encoder(preset, weights=encoder_weights)
@@ -74,7 +74,7 @@ def bench_dialog_command(
             candidates=candidates,
             user=user.value,
             scale=SCALE if scale is None else scale,
-            temper=temper,
+            temper=TEMPER if temper is None else temper,
             reread=reread,
             seed=seed,
             batch_size=batch_size,

@@ -35,7 +35,7 @@ def chat(
     budget: Annotated[int, typer.Option(min=0, help="Most questions.")] = 10,
     sure: Annotated[float, typer.Option(help="Ask no more when an image is that probable.")] = 0.9,
     scale: Scale = None,
-    temper: Temper = 1.0,
+    temper: Temper = None,
     reread: Reread = 1.0,
     preset: Annotated[
         str | None, typer.Option(help="Ask with the generator of this preset, in place of the album's.")
@@ -48,7 +48,7 @@ def chat(
     Answer in words, with yes or no, or with "don't know". "undo" takes the last answer back, "quit" or the
     end of the input (Ctrl-D) ends the dialog.
     """
-    from zsqretrieval.dialog import SCALE
+    from zsqretrieval.dialog import SCALE, TEMPER
 
     with open_album(album, reader=preset, generator_weights=generator_weights, reads=True) as retriever:
         dialog = retriever.dialog(
@@ -57,7 +57,7 @@ def chat(
             budget=budget,
             sure=sure,
             scale=SCALE if scale is None else scale,
-            temper=temper,
+            temper=TEMPER if temper is None else temper,
             reread=reread,
             seed=seed,
         )

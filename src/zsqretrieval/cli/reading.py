@@ -105,8 +105,11 @@ Scale = Annotated[
         min=0, help="Factor from cosine similarity to log-probability.", show_default="the library's"
     ),
 ]
-Temper = Annotated[float, typer.Option(help="Exponent of the likelihood of an answer.")]
-Reread = Annotated[float, typer.Option(help="How much of what the encoder makes of an answer counts.")]
+Temper = Annotated[
+    float | None,
+    typer.Option(min=0, help="Exponent of the likelihood of an answer.", show_default="the library's"),
+]
+Reread = Annotated[float, typer.Option(min=0, help="How much of what the encoder makes of an answer counts.")]
 EncoderWeights = Annotated[
     Path | None,
     typer.Option(help="Weights of the encoder in a local folder or file, in place of the preset's."),

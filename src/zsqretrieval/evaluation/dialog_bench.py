@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval._settings import check_counts
 from zsqretrieval.asking import CaptionDialog, InformationGain, Policy, RandomQuestion, Turn, retold
-from zsqretrieval.dialog import SCALE, Dialog
+from zsqretrieval.dialog import SCALE, TEMPER, Dialog
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import read_captioned
 from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
@@ -125,11 +125,11 @@ def bench_dialog(
     split: str = "test",
     dialogs: int = 200,
     rounds: int = 5,
-    candidates: int = 50,
+    candidates: int = 100,
     user: UserKind = "captions",
     policies: Mapping[str, Policy] = POLICIES,
     scale: float = SCALE,
-    temper: float = 1.0,
+    temper: float = TEMPER,
     reread: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,

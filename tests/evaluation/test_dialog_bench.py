@@ -184,7 +184,7 @@ class Knowing:
 
 
 def bench(data: Path, generator: Any = None, **settings: Any) -> dict[str, Any]:
-    given = {"dialogs": N, "rounds": 4, "candidates": N, "user": "generator", **settings}
+    given = {"dialogs": N, "rounds": 4, "candidates": N, "user": "generator", "temper": 1.0, **settings}
     found = bench_dialog(Indifferent(), generator or Knowing(), data, **given).to_json()
     json.dumps(found, allow_nan=False)
     return found

@@ -97,7 +97,7 @@ def choose(
 
 def single_best(scores: NDArray[np.float64]) -> int | None:
     """The position of the highest score; None when another is within :data:`TIE` of it."""
-    near = np.flatnonzero(scores >= scores.max() - TIE)
+    near = np.flatnonzero(scores.max() - scores <= TIE)
     return int(near[0]) if len(near) == 1 else None
 
 

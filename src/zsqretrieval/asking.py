@@ -347,10 +347,12 @@ def heard(
         for answer in answers
         if not _denies(answer)
     }
+    if not spoken:
+        return [np.zeros((len(hits), len(answers))) for _, answers in asked]
     before, _ = _readable(scene.gallery, scene.text, said)
-    longest = max(spoken.values(), key=len, default="")
+    longest = max(spoken.values(), key=len)
     _, left_out = _readable(scene.gallery, scene.text, [*said, longest])
-    after = [", ".join([scene.text.strip(), *said[left_out:], one]) for one in spoken.values()]
+    after = [_joined(scene.text, [*said[left_out:], one]) for one in spoken.values()]
     cosine = scene.gallery.similarities([before, *after], hits)  # [1 + texts, n]
     added = dict(zip(spoken, scene.reread * scene.scale * (cosine[1:] - cosine[0]), strict=True))
     nothing = np.zeros(len(hits))
@@ -375,10 +377,14 @@ def _readable(gallery: Gallery, text: str, said: Sequence[str]) -> tuple[str, in
     """A text that the encoder does not cut, and how much of what was said is left out of it."""
     readable, left_out = text.strip(), 0
     for left_out in range(max(len(said), 1)):
-        readable = ", ".join([text.strip(), *said[left_out:]])
+        readable = _joined(text, said[left_out:])
         if not gallery.encoded_alike([readable, f"{readable} zebra"]):
             break
     return readable, left_out
+
+
+def _joined(text: str, said: Sequence[str]) -> str:
+    return ", ".join([text.strip(), *said])
 
 
 # --- policies ---------------------------------------------------------------------------------------------

@@ -40,8 +40,8 @@ TEMPER = 0.6
 _QUOTED = 60  # characters of an answer in an error
 
 Stopped = Literal["sure", "budget", "nothing to ask", "no candidates"]
-"""Why a dialog asks no more: one image is likely enough; as many questions were answered as may be; no
-question tells the candidates apart; or all candidates were removed from the album."""
+"""Why a dialog asks no more: one image is likely enough; as many questions were answered as may be; there is
+no question left; or all candidates were removed from the album."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -120,6 +120,12 @@ class Plan:
         further = self.curve_candidates if direction == "text to image" else None
         return max(self.candidates, further or 0)
 
+    def curve(self, direction: Direction, items: int) -> list[int]:
+        """The depths of the curves, where there are so many items."""
+        deepest = min(self.deepest(direction), items)
+        read = min(self.candidates, deepest)
+        return sorted({depth for depth in self.depths if depth < deepest} | {read, deepest})
+
     def wants(self, *systems: str) -> bool:
         """Whether any of these is asked for."""
         return bool({*systems} & {*self.systems})

@@ -141,9 +141,7 @@ def measure_part(bench: Workbench, direction: Direction, form: str, choice: Choi
         permutations=plan.permutations,
         **drawn,
     )
-    deepest = min(plan.deepest(direction), len(scores.task.items))
-    read = min(plan.candidates, deepest)
-    depths = sorted({depth for depth in plan.depths if depth < deepest} | {read, deepest})
+    depths = plan.curve(direction, len(scores.task.items))
     bootstrap = ClusterBootstrap(scores.task.clusters, **drawn)
     qrels = scores.task.qrels
 
@@ -210,7 +208,6 @@ def measure_cost(bench: Workbench, encoder: Encoder, choice: Choice, index: Inde
         index: an empty one, whose size is measured.
     """
     plan = bench.plan
-    deepest = plan.deepest("text to image")
     data = bench.dataset.of_form(bench.dataset.forms[0]).sample(_TIMED, seed=plan.seed)
     gallery = encode_in_parts(bench.encoder.encode_image, data.gallery, "encoding images")
     expands = plan.wants("expand") and "text to image" in plan.directions
@@ -224,7 +221,7 @@ def measure_cost(bench: Workbench, encoder: Encoder, choice: Choice, index: Inde
         [query.text for query in data.queries],
         gallery,
         bench.shown,
-        [*(depth for depth in plan.depths if depth < deepest), plan.candidates, deepest],
+        plan.curve("text to image", len(gallery)),
         joined="likelihood" if plan.wants("fused") else None,
         expand=None if system is None else lambda vector: system.search(gallery, vector),
         batch_size=plan.batch_size,

@@ -106,7 +106,7 @@ class LanguageModel(Protocol):
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of the next token: contiguous [N, D] to [N, V]."""
+        """Unnormalised log-probabilities of the next token: contiguous [N, D] to a new tensor [N, V]."""
         ...
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:

@@ -179,6 +179,7 @@ def test_what_was_held_out_is_told(found):
 def test_candidates_have_to_grow_with_the_gallery_and_so_does_the_cost(found):
     for model, rows in found["candidates_needed"].items():
         assert rows[0]["gallery"] == ASKED + OTHERS and rows[0]["K"] == pytest.approx(60, rel=0.6)
+        assert rows[0]["ceiling_ci"][0] <= rows[0]["ceiling"] <= rows[0]["ceiling_ci"][1]
         assert rows[-1]["K"] / rows[-2]["K"] == pytest.approx(LAION_5B / 10**9, rel=0.08)
         costs = [row for row in found["cost"]["per_query"] if row.get("keeps_the_ceiling_by") == model]
         assert [row["candidates"] for row in costs] == [rows[-1]["K"]]

@@ -51,7 +51,9 @@ def bench_alternatives_command(
             numbers: tuple[str, ...] = ("", "", f"missing: {route['missing']}")
             if not route["missing"]:
                 off = f"{route['max_abs_diff']:.1g} of a spread of {bench['spread'][contest]:.1g}"
-                numbers = (human_seconds(route["seconds"]), f"{route['times_ours']:.2f}", off)
+                least, most = route["times_ours_range"]
+                times = f"{route['times_ours']:.2f} ({least:.2f} to {most:.2f})"
+                numbers = (human_seconds(route["seconds"]), times, off)
             table.add_row(contest.replace("_", " "), name.replace("_", " "), *numbers)
     show(table)
     for note in bench["notes"]:

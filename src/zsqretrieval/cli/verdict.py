@@ -94,6 +94,6 @@ def verdict_command(
     raced = None
     if alternatives:
         with count_bar("comparing software", None) as counted:
-            raced = bench_alternatives(random_kosmos(2, 2, dtype="float32"), rounds=5, progress=counted)
+            raced = bench_alternatives(random_kosmos(2, 2, dtype="float32"), rounds=6, progress=counted)
     write_verdict(study, out, command=command_line(ctx), gallery=grown, alternatives=raced)
     notice(f"verdict: {out.absolute()}")

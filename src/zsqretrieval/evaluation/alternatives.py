@@ -69,13 +69,18 @@ class Route:
 
     Attributes:
         seconds: for all candidates; median over rounds. None when missing.
+        seconds_range: of the fastest and of the slowest round. With n rounds the true median lies between
+            them with probability 1 - 2^(1 - n), whatever the distribution: 97 % of 6 rounds.
         times_ours: its seconds over those of ``ours`` in the same round; median. Above 1, ours is faster.
+        times_ours_range: the same of the ratio.
         max_abs_diff: largest difference of a number from that of ``ours``.
         missing: the command that installs what it needs; None when it is there.
     """
 
     seconds: float | None = None
+    seconds_range: tuple[float, float] | None = None
     times_ours: float | None = None
+    times_ours_range: tuple[float, float] | None = None
     max_abs_diff: float | None = None
     missing: str | None = None
 
@@ -201,11 +206,13 @@ def _race(ways: _Ways, rounds: int, turn: Callable[[], None]) -> tuple[dict[str,
             numbers[name] = ways[name]()
             seconds[name].append(time.perf_counter() - began)
             turn()
-    ours = np.array(seconds[_OURS])
+    ratios = {name: np.array(seconds[name]) / np.array(seconds[_OURS]) for name in names}
     routes = {
         name: Route(
             float(np.median(seconds[name])),
-            float(np.median(np.array(seconds[name]) / ours)),
+            (min(seconds[name]), max(seconds[name])),
+            float(np.median(ratios[name])),
+            (float(ratios[name].min()), float(ratios[name].max())),
             float(np.abs(numbers[name] - numbers[_OURS]).max()),
         )
         for name in names

@@ -467,7 +467,8 @@ def _needed(
     spread: Spread, whole: Contest, candidates: int, times: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     """K by size of the gallery that keeps the ceiling which the list has in the whole gallery."""
-    ceiling = float(_mean(times, (whole.beaten_by < candidates).astype(np.float64))[0])
+    kept = _mean(times, (whole.beaten_by < candidates).astype(np.float64))
+    ceiling = float(kept[0])
     rows = []
     for size in (whole.pool + 1, *_LARGE) if ceiling else ():
         needed = candidates_needed(spread, size, ceiling).astype(np.float64)
@@ -475,6 +476,7 @@ def _needed(
             {
                 "gallery": size,
                 "ceiling": _percent(ceiling),
+                "ceiling_ci": [_percent(end) for end in interval_of(kept)],
                 "K": int(needed[0]),
                 "K_ci": [round(end) for end in interval_of(needed)],
             }

@@ -316,8 +316,9 @@ def _growth(bench: GalleryBench, numbers: str) -> list[str]:
         for row in models.get("envelope", ())
         if row["gallery"] in (10**6, 10**8, LAION_5B)
     ]
+    whole = bench.measured["first_stage"][-1]
     held = [
-        (row["model"], f"{row['gallery']:,}", f"{row['R@10']:.1f}", f"{row['R@10_measured']:.1f}",
+        (row["model"], f"{row['gallery']:,}", _span(row, "R@10"), _span(whole, "R@10"),
          f"{row['R@10_off_ci'][0]:+.1f} to {row['R@10_off_ci'][1]:+.1f}")
         for row in bench.held_out
     ]  # fmt: skip
@@ -331,11 +332,12 @@ def _growth(bench: GalleryBench, numbers: str) -> list[str]:
     ]
     kept = tuple(f"seconds, from {name}" for name in bench.cost["per_query"][0]["seconds"])
     needed = [
-        (model, f"{row['ceiling']:.1f}", f"{row['gallery']:.3g}", f"{row['K']:,}")
+        (model, _span(row, "ceiling"), f"{row['gallery']:.3g}",
+         f"{row['K']:,} ({row['K_ci'][0]:,} to {row['K_ci'][1]:,})")
         for model, rows in bench.candidates_needed.items()
         for row in rows
         if row["gallery"] in (10**6, LAION_5B)
-    ]
+    ]  # fmt: skip
     return [
         *in_markdown(Table(
             "As the gallery grows: measured",
@@ -394,13 +396,19 @@ def _software(bench: AlternativesBench, numbers: str) -> Table:
         for name, route in getattr(bench, contest).items():
             cells = ("", "", f"not installed: {route.missing}")
             if route.missing is None:
-                off = f"{route.max_abs_diff:.1g} (spread {bench.spread[contest]:.1g})"
-                cells = (f"{route.seconds:.3g}", f"{route.times_ours:.2f}", off)
+                (fast, slow), (least, most) = route.seconds_range, route.times_ours_range
+                cells = (
+                    f"{route.seconds:.3g} ({fast:.3g} to {slow:.3g})",
+                    f"{route.times_ours:.2f} ({least:.2f} to {most:.2f})",
+                    f"{route.max_abs_diff:.1g} (spread {bench.spread[contest]:.1g})",
+                )
             rows.append((contest.replace("_", " "), name, *cells))
+    rounds = bench.setting["rounds"]
     return Table(
         "Beside other software",
-        f"The same model at random weights, the same candidates, routes in turns; medians of "
-        f"{bench.setting['rounds']} rounds. {' '.join(bench.notes)} Numbers: [{numbers}]({numbers}).",
+        "The same model at random weights, the same candidates, routes in turns; medians, and the fastest "
+        f"and the slowest of {rounds} rounds, between which the true median lies with probability "
+        f"{1 - 0.5 ** (rounds - 1):.0%}. {' '.join(bench.notes)} Numbers: [{numbers}]({numbers}).",
         ("contest", "route", "seconds", "times ours", "largest difference"),
         tuple(rows),
         2,

@@ -67,3 +67,26 @@ def test_a_recall_is_that_of_its_run(place: str, sample: bool, told: dict[int, f
             assert [score for _, score, _ in answers] == sorted((s for _, s, _ in answers), reverse=True)
             found += bool(relevant[query] & {item for rank, _, item in answers if rank <= depth})
         assert round(100 * found / len(ranked), 1) == pytest.approx(percent, abs=0.051), (depth, place)
+
+
+MEASURED = {
+    *("R@1", "R@5", "R@10", "MRR", "at 1", "at 10", "ceiling", "ceiling, %", "tau", "ms", "per second"),
+    *("ms a query", "queries/s", "R@10 predicted", "measured", "off, 95 %", "candidates needed"),
+    *("seconds", "times ours"),
+}
+NOT_MEASURED = ("What reading them costs by Kosmos-2", "Published, and not ours")
+
+
+def test_what_was_measured_has_an_interval() -> None:
+    seen = set()
+    for section in PAGE.read_text(encoding="utf-8").split("\n## "):
+        rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+        if section.startswith(NOT_MEASURED) or not rows:
+            continue
+        header, *body = rows
+        for row in body:
+            for name, cell in zip(header, row, strict=False):
+                if name in MEASURED and cell.strip():
+                    assert re.search(r"\d to [+-]?\d", cell), (section.splitlines()[0], name, row)
+                    seen.add(name)
+    assert seen == MEASURED

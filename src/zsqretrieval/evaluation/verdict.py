@@ -365,7 +365,7 @@ def _growth(bench: GalleryBench, numbers: str) -> list[str]:
         *in_markdown(Table(
             "Candidates that keep the ceiling",
             "How many the first stage must hand on so that as many right images are among them as now.",
-            ("model", "ceiling, %", "images", "candidates"), tuple(needed), 1,
+            ("model", "ceiling, %", "images", "candidates needed"), tuple(needed), 1,
         )),
         *in_markdown(Table(
             "What reading them costs by Kosmos-2",

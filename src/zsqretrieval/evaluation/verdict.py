@@ -408,7 +408,7 @@ def _software(bench: AlternativesBench, numbers: str) -> Table:
         "Beside other software",
         "The same model at random weights, the same candidates, routes in turns; medians, and the fastest "
         f"and the slowest of {rounds} rounds, between which the true median lies with probability "
-        f"{1 - 0.5 ** (rounds - 1):.0%}. {' '.join(bench.notes)} Numbers: [{numbers}]({numbers}).",
+        f"{100 - 100 * 0.5 ** (rounds - 1):.0f} %. {' '.join(bench.notes)} Numbers: [{numbers}]({numbers}).",
         ("contest", "route", "seconds", "times ours", "largest difference"),
         tuple(rows),
         2,

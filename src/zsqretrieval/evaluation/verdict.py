@@ -332,12 +332,11 @@ def _growth(bench: GalleryBench, numbers: str) -> list[str]:
     ]
     kept = tuple(f"seconds, from {name}" for name in bench.cost["per_query"][0]["seconds"])
     needed = [
-        (model, _span(row, "ceiling"), f"{row['gallery']:.3g}",
-         f"{row['K']:,} ({row['K_ci'][0]:,} to {row['K_ci'][1]:,})")
+        (model, _span(row, "ceiling"), f"{row['gallery']:.3g}", _within(row["K"], row["K_ci"], ","))
         for model, rows in bench.candidates_needed.items()
         for row in rows
         if row["gallery"] in (10**6, LAION_5B)
-    ]  # fmt: skip
+    ]
     return [
         *in_markdown(Table(
             "As the gallery grows: measured",
@@ -381,8 +380,12 @@ def _spread(rows: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
 
 
 def _span(row: Mapping[str, Any], name: str) -> str:
-    low, high = row[f"{name}_ci"]
-    return f"{row[name]:.1f} ({low:.1f} to {high:.1f})"
+    return _within(row[name], row[f"{name}_ci"], ".1f")
+
+
+def _within(value: float, ends: Sequence[float], style: str) -> str:
+    low, high = ends
+    return f"{value:{style}} ({low:{style}} to {high:{style}})"
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
@@ -396,10 +399,9 @@ def _software(bench: AlternativesBench, numbers: str) -> Table:
         for name, route in getattr(bench, contest).items():
             cells = ("", "", f"not installed: {route.missing}")
             if route.missing is None:
-                (fast, slow), (least, most) = route.seconds_range, route.times_ours_range
                 cells = (
-                    f"{route.seconds:.3g} ({fast:.3g} to {slow:.3g})",
-                    f"{route.times_ours:.2f} ({least:.2f} to {most:.2f})",
+                    _within(route.seconds, route.seconds_range, ".3g"),
+                    _within(route.times_ours, route.times_ours_range, ".2f"),
                     f"{route.max_abs_diff:.1g} (spread {bench.spread[contest]:.1g})",
                 )
             rows.append((contest.replace("_", " "), name, *cells))

@@ -13,9 +13,10 @@ belongs to the other direction, from an image to texts. ``docs/rerank.md`` says 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from functools import partial
+from typing import ClassVar, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,12 +46,18 @@ __all__ = [
     "null_images",
     "rerank",
     "score_images",
+    "score_pairs",
     "score_texts",
     "standardized",
 ]
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Called after every batch with the number of candidates done and of all; may raise to stop the work."""
+
+Asked: TypeAlias = tuple[str, "Image | ImageState"]
+"""A text, and the image it is scored for."""
+
+T = TypeVar("T")
 
 FIRST_STAGE = "first_stage"
 """Name of the first stage's score."""
@@ -206,11 +213,8 @@ def score_images(
         ZsqError: the generator gave too few or too many numbers, or one that is none; names the image.
     """
     asked = [(question, image) for image in images]
-    found = _likelihoods(generator, scoring, asked, batch_size, progress)
-    return np.array(
-        [_score(scoring, some, image.source) for some, image in zip(found, images, strict=True)],
-        np.float64,
-    )
+    scores = _in_batches(partial(score_pairs, generator, scoring), asked, batch_size, progress)
+    return np.array(scores, np.float64)
 
 
 def score_texts(
@@ -240,49 +244,66 @@ def score_texts(
         ImageError, InvalidInputError, ZsqError: as :func:`score_images`; names the text.
     """
     asked = [(text, image) for text in texts]
-    found = _likelihoods(generator, scoring, asked, batch_size, progress)
-    return np.array(
-        [
-            _score(scoring, some, f"{text!r} given {image.source}")
-            for some, text in zip(found, texts, strict=True)
-        ],
-        np.float64,
-    )
+    scores = _in_batches(partial(score_pairs, generator, scoring), asked, batch_size, progress)
+    return np.array(scores, np.float64)
+
+
+def score_pairs(
+    generator: Generator, scoring: Scoring, asked: Sequence[Asked], *, batch_size: int = 16
+) -> NDArray[np.float64]:
+    """Score any texts for any images, in one call of the generator.
+
+    Args:
+        generator: reads the images.
+        scoring: what is asked of it.
+        asked: n texts, each with its image or its state.
+        batch_size: most pairs computed together.
+
+    Returns:
+        float64 [n], finite, higher is better.
+
+    Raises:
+        ImageError, InvalidInputError, ZsqError: as :func:`score_images`; names the text and the image.
+    """
+    found = _likelihoods(generator, scoring, asked, batch_size=batch_size)
+    scores = np.array([scoring.score(some) for some in found], np.float64)
+    for (text, image), score in zip(asked, scores, strict=True):
+        if not math.isfinite(score):
+            raise InvalidInputError(
+                f"{text!r} given {image.source}: the scoring {scoring.name!r} gave {score} for likelihoods "
+                "that are all finite; it must give a finite number"
+            )
+    return scores
 
 
 def _likelihoods(
-    generator: Generator,
-    scoring: Scoring,
-    asked: Sequence[tuple[str, Image | ImageState]],
-    batch_size: int,
-    progress: Progress | None,
-) -> Iterator[list[LogLikelihood]]:
-    """The likelihoods of the rule's pairs, for every question and image."""
-    if batch_size < 1:
-        raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
-    for start in range(0, len(asked), batch_size):
-        batch = [scoring.pairs(*one) for one in asked[start : start + batch_size]]
-        pairs = [pair for some in batch for pair in some]
-        found = read_texts(
+    generator: Generator, scoring: Scoring, asked: Sequence[Asked], *, batch_size: int
+) -> list[list[LogLikelihood]]:
+    """The likelihoods of the rule's pairs, for every text and image."""
+    pairs = [scoring.pairs(*one) for one in asked]
+    found = iter(
+        read_texts(
             generator,
-            [pair.context for pair in pairs],
-            [pair.continuation for pair in pairs],
+            [pair.context for some in pairs for pair in some],
+            [pair.continuation for some in pairs for pair in some],
             batch_size=batch_size,
         )
-        remaining = iter(found)
-        yield from ([next(remaining) for _ in some] for some in batch)
+    )
+    return [[next(found) for _ in some] for some in pairs]
+
+
+def _in_batches(
+    read: Callable[..., Iterable[T]], asked: Sequence[Asked], batch_size: int, progress: Progress | None
+) -> list[T]:
+    """What ``read`` makes of each text and image, and ``progress`` told after every batch."""
+    if batch_size < 1:
+        raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
+    found: list[T] = []
+    for start in range(0, len(asked), batch_size):
+        found.extend(read(asked[start : start + batch_size], batch_size=batch_size))
         if progress is not None:
-            progress(start + len(batch), len(asked))
-
-
-def _score(scoring: Scoring, likelihoods: Sequence[LogLikelihood], name: str) -> float:
-    score = scoring.score(likelihoods)
-    if not math.isfinite(score):
-        raise InvalidInputError(
-            f"{name}: the scoring {scoring.name!r} gave {score} for likelihoods that are all finite; it must "
-            "give a finite number"
-        )
-    return score
+            progress(len(found), len(asked))
+    return found
 
 
 # --- fusions ----------------------------------------------------------------------------------------------
@@ -548,9 +569,8 @@ def log_prior(
     Raises:
         ImageError, InvalidInputError, ZsqError: as :func:`score_texts`.
     """
-    found = _likelihoods(
-        generator, likelihood, [(text, image) for image in images for text in texts], batch_size, progress
-    )
+    asked = [(text, image) for image in images for text in texts]
+    found = _in_batches(partial(_likelihoods, generator, likelihood), asked, batch_size, progress)
     given = [one for some in found for one in some]
     sums = [one.sum for one in given]  # probabilities are averaged, and no means of their logarithms
     averaged = np.logaddexp.reduce(np.reshape(sums, (len(images), len(texts)))) - math.log(len(images))

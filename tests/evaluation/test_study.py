@@ -308,7 +308,8 @@ def test_a_broken_scorer_is_named_with_its_query(colours: Dataset, tmp_path: Pat
             return [LogLikelihood(("?",), np.array([np.nan], np.float32)) for _ in contexts]
 
     with pytest.raises(
-        ZsqError, match=r"'A \w+ dog runs .*' given .*test-000.tar#.*: .*Broken makes the score"
+        ZsqError,
+        match=r"Broken gave nan as the log-probability of ' A \w+ dog runs .*' given .*test-000.tar#",
     ):
         study(colours, tmp_path / "work", generator=Broken())
 

@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.errors import ZsqError
 from zsqretrieval.evaluation.progress import Progress
 from zsqretrieval.evaluation.writing import write_whole
 from zsqretrieval.images import digest
 from zsqretrieval.protocols import Generator, ImageStates
-from zsqretrieval.rerank import Scoring
+from zsqretrieval.rerank import Scoring, score_pairs
 from zsqretrieval.types import Image, ImageState
 
 __all__ = ["image_states", "score_matrix"]
@@ -94,8 +93,7 @@ def score_matrix(
         float64 [q, k], finite, higher is better.
 
     Raises:
-        ZsqError: the generator gave a number that is none; names the question and the image.
-        ImageError, InvalidInputError: as :meth:`~zsqretrieval.protocols.Generator.log_likelihood`.
+        ImageError, InvalidInputError, ZsqError: as :func:`~zsqretrieval.rerank.score_pairs`.
         OSError: ``work`` cannot be written to.
     """
     shown = images if shown is None else shown
@@ -113,39 +111,13 @@ def score_matrix(
         if known is None:
             # Only now are images shown, so that a run of which everything is known looks at none.
             asked = [(question, shown[image]) for question, image in pairs]
-            known = _score(generator, scoring, asked, batch_size)
+            known = score_pairs(generator, scoring, asked, batch_size=batch_size)
             if path is not None:
                 _save(path, known)
         scores[chunk] = known
         if progress is not None:
             progress(f"scoring by {scoring.name}", start + len(chunk), len(by_image))
     return scores.reshape(candidates.shape)
-
-
-def _score(
-    generator: Generator,
-    scoring: Scoring,
-    asked: Sequence[tuple[str, Image | ImageState]],
-    batch_size: int,
-) -> NDArray[np.float64]:
-    """Like :func:`zsqretrieval.rerank.score_images`, but of several questions in one call."""
-    pairs = [scoring.pairs(question, image) for question, image in asked]
-    likelihoods = iter(
-        generator.log_likelihood(
-            [pair.context for some in pairs for pair in some],
-            [pair.continuation for some in pairs for pair in some],
-            batch_size=batch_size,
-        )
-    )
-    scores = np.array([scoring.score([next(likelihoods) for _ in some]) for some in pairs], np.float64)
-    if not np.isfinite(scores).all():
-        wrong = int(np.argmin(np.isfinite(scores)))
-        question, image = asked[wrong]
-        raise ZsqError(
-            f"{question!r} given {image.source}: the generator {type(generator).__name__} makes the score "
-            f"{scores[wrong]}; its numbers overflow or its weights are damaged"
-        )
-    return scores
 
 
 def _name(generator: Generator, scoring: Scoring, pairs: Sequence[Sequence[str]]) -> str:

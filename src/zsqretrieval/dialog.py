@@ -1,8 +1,9 @@
 """A search that asks back: a belief over candidates, questions that narrow it, answers that move it.
 
     text --first stage--> candidates, log P(image) --policy--> question --person--> answer
-                            ^                                                         |
-                            +- the encoder reads it, log P(answer | question, image) -+
+        ^                   ^                                                         |
+        |                   +- the encoder reads it, log P(answer | question, image) -+
+        +- all that was said: more candidates ----------------------------------------+
 
 log P(image | dialog) = log-softmax(scale * cosine(dialog, image) + sum_t temper * log P(answer_t |
 question_t, image)), where the encoder reads the dialog as one text, as far as ``reread`` says. A dialog is
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
@@ -21,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._settings import check_amounts, check_counts, check_text
-from zsqretrieval.asking import InformationGain, Policy, Proposal, Scene, Turn
+from zsqretrieval.asking import InformationGain, Policy, Proposal, Scene, Turn, retold
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.interview import Gallery, Interview, Memory, Wording
 from zsqretrieval.phrases import is_unknown, tidy
 from zsqretrieval.posterior import entropy, log_normalized
-from zsqretrieval.rerank import best_first
-from zsqretrieval.types import Ranking
+from zsqretrieval.rerank import FIRST_STAGE, best_first
+from zsqretrieval.types import Hit, Ranking
 
 __all__ = ["SCALE", "TEMPER", "Dialog", "Stopped"]
 
@@ -46,11 +47,21 @@ no question left; or all candidates were removed from the album."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """A turn, what it said of each candidate [n], and the proposal that it answered."""
+    """A turn, what it said of each candidate [n], what it answered, and how many candidates were before."""
 
     turn: Turn
     evidence: NDArray[np.float64]
     proposal: Proposal | None
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Newcomers:
+    """m further candidates, with what the first stage and every turn [m] says of them."""
+
+    hits: tuple[Hit, ...]
+    log_prior: NDArray[np.float64]
+    evidence: tuple[NDArray[np.float64], ...]
 
 
 @final
@@ -64,7 +75,9 @@ class Dialog:
     Args:
         gallery: the images, such as ``retriever.gallery``.
         text: what is looked for.
-        candidates: how many images of the first stage are considered, >= 1.
+        candidates: how many images of the first stage are considered, >= 1; with ``reread``, as many are
+            looked for again by all that was said after every answer, and those that are new join, judged by
+            every answer so far.
         policy: what is asked, and what answers mean.
         budget: how many questions are asked at most, >= 0.
         sure: ask no more when an image is that probable, in (0, 1]; at 1 never for that reason.
@@ -119,6 +132,7 @@ class Dialog:
         self.temper = temper
         self.reread = reread
         self._wording, self._seed, self._batch_size = wording, seed, batch_size
+        self._wanted = candidates
         self._hits = hits
         self._log_prior = scale * np.array([hit.score for hit in hits], np.float64)
         self._present = np.ones(len(hits), np.bool_)
@@ -264,18 +278,23 @@ class Dialog:
         return "budget" if sum(step.proposal is not None for step in self._steps) >= self.budget else None
 
     def _scene(self) -> Scene:
+        here = np.flatnonzero(self._present)
+        belief = self._belief()
+        return self._scene_of(self.history, [self._hits[i] for i in here], belief[here])
+
+    def _scene_of(
+        self, turns: Sequence[Turn], hits: Sequence[Hit], log_posterior: NDArray[np.float64]
+    ) -> Scene:
         if self._gallery is None or self._interview is None:
             raise InvalidInputError(
                 "this dialog was pickled and has no album any more; give it one: "
                 "dialog.attach(retriever.gallery)"
             )
-        belief = self._belief()
-        here = np.flatnonzero(self._present)
         return Scene(
             text=self.text,
-            turns=self.history,
-            hits=[self._hits[i] for i in here],
-            log_posterior=belief[here],
+            turns=turns,
+            hits=hits,
+            log_posterior=log_posterior,
             gallery=self._gallery,
             interview=self._interview,
             scale=self.scale,
@@ -326,24 +345,85 @@ class Dialog:
         self._take(None, text, None)
 
     def _take(self, question: str | None, said: str, proposal: Proposal | None) -> None:
-        before = self._belief()
-        if is_unknown(said):
-            evidence = np.zeros(len(self._hits))
-        else:
+        before = entropy(self._belief())
+        gain = None if proposal is None else proposal.expected_gain
+        turn = Turn(question, said, before, before, gain)
+        evidence = np.zeros(len(self._hits))
+        newcomers: _Newcomers | None = None
+        if not is_unknown(said):
             scene = self._scene()
-            evidence = np.zeros(len(self._hits))
             try:
                 evidence[self._present] = _checked(self.policy.evidence(scene, question, said), scene)
+                newcomers = self._newcomers(
+                    scene.gallery, [*self.history, turn], [*(step.evidence for step in self._steps), evidence]
+                )
             except InvalidInputError as error:
                 start = said if len(said) <= _QUOTED else f"{said[:_QUOTED]}..."
                 raise InvalidInputError(
                     f"{start!r} was not taken, and nothing has changed: {error}"
                 ) from error
-        after = self._posterior([*(step.evidence for step in self._steps), evidence])
-        gain = None if proposal is None else proposal.expected_gain
-        turn = Turn(question, said, entropy(before), entropy(after), gain)
-        self._steps.append(_Step(turn, evidence, proposal))
+        self._steps.append(_Step(turn, evidence, proposal, len(self._hits)))
+        if newcomers is not None:
+            self._join(newcomers)
+        after = self._posterior([step.evidence for step in self._steps])
+        self._steps[-1] = replace(self._steps[-1], turn=replace(turn, entropy_after=entropy(after)))
         self._proposal, self._asked_for, self._told = None, False, None
+
+    def _newcomers(
+        self, gallery: Gallery, turns: Sequence[Turn], evidence: Sequence[NDArray[np.float64]]
+    ) -> _Newcomers | None:
+        """What the first stage finds by all that was said, judged by every turn; None if that is nobody new.
+
+        Args:
+            gallery: the images.
+            turns: t turns, the last answer included.
+            evidence: what each of them said of the candidates there are [n].
+        """
+        if not self.reread:
+            return None
+        known = {hit.key for hit in self._hits}
+        found = gallery.first_stage(retold(gallery, self.text, turns), self._wanted)
+        found = [hit for hit in found if hit.key not in known]
+        if not found:
+            return None
+        (cosine,) = gallery.similarities([self.text], found)
+        hits = tuple(
+            replace(hit, score=float(one), scores={**hit.scores, FIRST_STAGE: float(one)})
+            for hit, one in zip(found, cosine, strict=True)
+            if not math.isnan(one)  # removed meanwhile
+        )
+        if not hits:
+            return None
+        log_prior = self.scale * np.array([hit.score for hit in hits], np.float64)
+        theirs, others = log_prior, np.where(self._present, self._log_prior, -np.inf)
+        said: list[NDArray[np.float64]] = []
+        for turn, of_others in zip(turns, evidence, strict=True):
+            average = np.logaddexp.reduce(others + of_others) - np.logaddexp.reduce(others)
+            of_them = np.zeros(len(hits))
+            if not is_unknown(turn.answer):
+                scene = self._scene_of(turns[: len(said)], hits, log_normalized(theirs))
+                of_them = _whole(self.policy.evidence(scene, turn.question, turn.answer), scene)
+                of_them = np.where(np.isnan(of_them), average, of_them)
+            said.append(of_them)
+            theirs, others = theirs + of_them, others + of_others
+            if not np.isfinite(theirs).any():
+                return None  # none of them is possible
+        return _Newcomers(hits, log_prior, tuple(said))
+
+    def _join(self, newcomers: _Newcomers) -> None:
+        """Let them in, behind those that are there."""
+        self._hits += newcomers.hits
+        self._log_prior = np.concatenate([self._log_prior, newcomers.log_prior])
+        self._present = np.concatenate([self._present, np.ones(len(newcomers.hits), np.bool_)])
+        self._steps = [
+            replace(step, evidence=np.concatenate([step.evidence, of_them]))
+            for step, of_them in zip(self._steps, newcomers.evidence, strict=True)
+        ]
+
+    def _leave(self, n: int) -> None:
+        """Go back to the first n candidates."""
+        self._hits, self._log_prior, self._present = self._hits[:n], self._log_prior[:n], self._present[:n]
+        self._steps = [replace(step, evidence=step.evidence[:n]) for step in self._steps]
 
     def _refuse_nobody(self) -> None:
         self._look()
@@ -362,6 +442,7 @@ class Dialog:
         if not self._steps:
             raise InvalidInputError("nothing has been answered yet, so there is nothing to undo")
         step = self._steps.pop()
+        self._leave(step.candidates)
         self._proposal, self._asked_for = step.proposal, step.proposal is not None
         self._told = step.proposal
         return step.turn
@@ -377,12 +458,7 @@ def _checked(evidence: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]
     That is so when it gets the evidence that all others get on average: log sum_i P(i) P(answer | i), over
     those that could be judged.
     """
-    found = np.asarray(evidence, np.float64)
-    if found.shape != (len(scene.hits),) or (found == np.inf).any():
-        raise InvalidInputError(
-            f"the policy must give one number below infinity for each of {len(scene.hits)} candidates, not "
-            f"{found!r}"
-        )
+    found = _whole(evidence, scene)
     blind = np.isnan(found)
     if blind.all():
         return np.zeros_like(found)
@@ -393,6 +469,17 @@ def _checked(evidence: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]
         return found
     average = np.logaddexp.reduce(seen) - np.logaddexp.reduce(scene.log_posterior[~blind])
     return np.where(blind, average, found)
+
+
+def _whole(evidence: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]:
+    """The evidence of a policy: one number for each candidate, or nan."""
+    found = np.asarray(evidence, np.float64)
+    if found.shape != (len(scene.hits),) or (found == np.inf).any():
+        raise InvalidInputError(
+            f"the policy must give one number below infinity for each of {len(scene.hits)} candidates, not "
+            f"{found!r}"
+        )
+    return found
 
 
 def _check_gallery(gallery: object) -> None:

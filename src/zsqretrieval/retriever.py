@@ -690,7 +690,7 @@ class Retriever:
 
         Args:
             text: what is known of the image, to begin with.
-            candidates: how many images of the first stage are considered, >= 1.
+            candidates: how many images of the first stage are considered, >= 1; answers bring more.
             policy: what is asked, and what answers mean.
             budget: how many questions are asked at most.
             sure: ask no more when an image is that probable, in (0, 1]; at 1 never for that reason.

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from zsqretrieval.asking import CaptionDialog, InformationGain, Policy, Proposal, RandomQuestion, Scene
 from zsqretrieval.dialog import Dialog
-from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.errors import InvalidInputError, MismatchError, ZsqError
 from zsqretrieval.interview import Wording
 from zsqretrieval.prompts import Prompt
 from zsqretrieval.rerank import YesNo
@@ -491,6 +491,113 @@ def test_caption_dialog_leaves_out_the_oldest_turn_when_the_encoder_would_cut() 
     with pytest.warns(RuntimeWarning, match="first 1 of 2 turns are left out"):
         dialog.answer("beach")
     assert believed(dialog) == pytest.approx(softmax([0.0, 1.0, 0.0, 0.0]))
+
+
+# --- more candidates --------------------------------------------------------------------------------------
+
+BEACH = "somebody, where is this? beach"
+WIDER = {
+    **COSINES,
+    BEACH: [0.3, 0.1, 0.0, 0.5],
+    f"{BEACH}, is there a dog? yes": [0.1, 0.2, 0.6, 0.5],
+}
+SAID = (("where is this?", "beach"), ("is there a dog?", "yes"))
+
+
+def narrow(gallery: World | None = None, *, candidates: int = 2, **settings: object) -> Dialog:
+    """A dialog that begins with few of the images."""
+    gallery = gallery or world()
+    gallery.cosines = WIDER
+    policy = Asks(*(question for question, _ in SAID))
+    return begin(gallery, **{"policy": policy, "candidates": candidates, "reread": 1.0, **settings})
+
+
+def numbers(dialog: Dialog) -> set[int]:
+    return {hit.key for hit in dialog.ranking}
+
+
+@pytest.mark.parametrize("reread", [1.0, 0.5])
+def test_what_is_found_by_all_that_was_said_joins_as_if_it_had_been_there(reread: float) -> None:
+    dialog, whole = narrow(reread=reread), narrow(candidates=4, reread=reread)
+    assert numbers(dialog) == {0, 1}
+    for (_, answer), there in zip(SAID, ({0, 1, 3}, {0, 1, 2, 3}), strict=True):
+        dialog.answer(answer)
+        whole.answer(answer)
+        assert numbers(dialog) == there
+        total = sum(whole.probabilities[f"image-{n}"] for n in there)
+        assert dict(dialog.probabilities) == pytest.approx(
+            {f"image-{n}": whole.probabilities[f"image-{n}"] / total for n in there}
+        )
+        assert dialog.history[-1].entropy_after == dialog.entropy
+    joined = next(hit for hit in dialog.ranking if hit.key == 3)
+    assert joined.scores == {
+        "first_stage": 0.1,
+        "dialog": joined.score,
+    }  # of the first text, as with the others
+
+
+def test_undo_sends_away_whom_the_answer_brought() -> None:
+    dialog = narrow()
+    before = []
+    for _, answer in SAID:
+        before.append((dialog.ranking, dialog.entropy, dialog.history))
+        dialog.answer(answer)
+    other = pickle.loads(pickle.dumps(dialog))
+    for state in reversed(before):
+        for one in (dialog, other):
+            one.undo()
+            assert (one.ranking, one.entropy, one.history) == state
+
+
+@pytest.mark.parametrize(("answer", "reread"), [("beach", 0.0), ("don't know", 1.0), ("no", 1.0)])
+def test_nobody_joins_by_what_the_encoder_does_not_read(answer: str, reread: float) -> None:
+    dialog = narrow(reread=reread, policy=Asks("where is this?" if answer == "beach" else "is there a dog?"))
+    dialog.answer(answer)
+    assert numbers(dialog) == {0, 1}
+
+
+def test_a_newcomer_that_cannot_be_shown_is_taken_for_average() -> None:
+    dialog = narrow(world(blind={3}))
+    with pytest.warns(RuntimeWarning, match="1 of the candidates cannot be shown"):
+        dialog.answer("beach")
+    prior = softmax([2.0, 1.5, 0.5])  # images 0, 1 and 3
+    evidence = np.array(PLACE["beach"])[:2] * np.exp(5.0 * (np.array(WIDER[BEACH]) - COSINES["somebody"])[:2])
+    average = (prior[:2] @ evidence) / prior[:2].sum()
+    expected = prior * np.array([*evidence, average])
+    assert [dialog.probabilities[f"image-{n}"] for n in (0, 1, 3)] == pytest.approx(expected / expected.sum())
+
+
+def test_newcomers_that_are_impossible_or_gone_stay_away() -> None:
+    class Strict(Asks):
+        def evidence(self, scene: Scene, question: str | None, answer: str) -> np.ndarray:
+            return np.array([0.0 if hit.key < 2 else -np.inf for hit in scene.hits])
+
+    dialog = narrow(policy=Strict("where is this?"))
+    dialog.answer("beach")
+    assert numbers(dialog) == {0, 1}
+
+    class Fleeting(World):
+        def similarities(self, texts: Any, hits: Any) -> Any:
+            found = super().similarities(texts, hits)
+            return np.where([hit.key == 3 for hit in hits], np.nan, found)
+
+    dialog = narrow(Fleeting(4, ClosedGenerator(TABLE)))
+    dialog.answer("beach")
+    assert numbers(dialog) == {0, 1}
+
+
+def test_a_newcomer_that_breaks_the_generator_changes_nothing() -> None:
+    class Breaks(ClosedGenerator):
+        def _score(self, context: Any, text: str) -> Any:
+            if context[0].source == "3":
+                raise ZsqError("broken at 3")
+            return super()._score(context, text)
+
+    dialog = narrow(World(4, Breaks(TABLE)))
+    state = (dialog.ranking, dialog.history, dialog.question)
+    with pytest.raises(ZsqError, match="broken at 3"):
+        dialog.answer("beach")
+    assert (dialog.ranking, dialog.history, dialog.question) == state
 
 
 # --- pickling ---------------------------------------------------------------------------------------------

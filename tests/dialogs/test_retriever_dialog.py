@@ -91,6 +91,19 @@ def test_a_dialog_finds_the_image_by_its_answer(retriever: Retriever) -> None:
     assert dialog.question is None and dialog.stopped == "nothing to ask"
 
 
+def test_an_image_that_the_first_text_did_not_bring_is_found_by_an_answer(retriever: Retriever) -> None:
+    dialog = retriever.dialog("something red", candidates=1, sure=1.0)
+    assert set(dialog.probabilities) == {"red.png"}
+    dialog.tell("or rather blue, blue, blue")
+    assert dialog.ranking[0].id == "blue.png"
+    assert dialog.ranking[0].scores["first_stage"] == pytest.approx(
+        next(hit.score for hit in retriever.search("something red", 3, scoring=None) if hit.id == "blue.png"),
+        abs=1e-6,
+    )
+    dialog.undo()
+    assert set(dialog.probabilities) == {"red.png"}
+
+
 def test_questions_of_the_album_are_asked_and_its_captions_are_not(retriever: Retriever) -> None:
     retriever.generate_questions(1, top_k=None)
     retriever.generate_questions(1, style="captions", top_k=None)

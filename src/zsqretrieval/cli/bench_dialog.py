@@ -41,7 +41,7 @@ def bench_dialog_command(
     split: Annotated[str, typer.Option(help="Split to measure.")] = "test",
     dialogs: Annotated[int, typer.Option(min=1, help="How many dialogs.")] = 200,
     rounds: Annotated[int, typer.Option(min=1, help="Questions in each.")] = 5,
-    candidates: Annotated[int, typer.Option(min=1, help="Images that a belief is kept over.")] = 100,
+    candidates: Annotated[int, typer.Option(min=1, help="Images that a belief begins with.")] = 100,
     user: Annotated[
         Users, typer.Option(help="Who answers: the generator itself, or what people wrote of the image.")
     ] = Users.CAPTIONS,

@@ -31,7 +31,9 @@ def chat(
     album: Annotated[Path, typer.Argument(metavar="ALBUM", help="Directory of the album.")],
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What you are looking for.")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many images to show.")] = 5,
-    candidates: Annotated[int, typer.Option(min=1, help="Images of the first stage to consider.")] = 100,
+    candidates: Annotated[
+        int, typer.Option(min=1, help="Images of the first stage to consider; answers bring more.")
+    ] = 100,
     budget: Annotated[int, typer.Option(min=0, help="Most questions.")] = 10,
     sure: Annotated[float, typer.Option(help="Ask no more when an image is that probable.")] = 0.9,
     scale: Scale = None,

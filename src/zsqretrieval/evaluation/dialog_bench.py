@@ -145,8 +145,9 @@ def bench_dialog(
         split: which of them.
         dialogs: how many; every image is meant once before any is meant twice.
         rounds: questions in each, >= 1. A dialog that has nothing more to ask stays where it is.
-        candidates: images that a belief is kept over; the others stay behind them, as the first stage put
-            them. :class:`~zsqretrieval.asking.CaptionDialog` ranks the whole gallery, as in ChatIR.
+        candidates: images that a belief begins with; answers bring more. The others stay behind them, as the
+            first stage put them. :class:`~zsqretrieval.asking.CaptionDialog` ranks the whole gallery, as in
+            ChatIR.
         user: who answers: the generator itself, or the captions that did not begin the dialog.
         policies: what is compared, by name; the first is compared with the others.
         scale: as for :class:`~zsqretrieval.dialog.Dialog`.

@@ -19,6 +19,7 @@ from zsqretrieval import plugins
 from zsqretrieval._torchvision import ensure_importable
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.generators import _vlm_families
+from zsqretrieval.generators._vlm_head import hidden_behind, watched_head
 from zsqretrieval.generators.vlm import VLMGenerator
 from zsqretrieval.images import decode
 from zsqretrieval.protocols import Configurable, Generator, ImageStates
@@ -521,6 +522,46 @@ def test_half_precision_is_near(load: Load) -> None:
     for one, other in zip(full, half, strict=True):
         assert other.token_log_probs.dtype == np.float32
         assert one.mean == pytest.approx(other.mean, abs=0.2)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_in_16_bits_the_logit_of_a_token_is_not_rounded(name: str, load: Load) -> None:
+    generator = load(name, dtype="bfloat16")
+    head, words = generator._model.get_output_embeddings(), ("red", "dog", "house", "the", "what", "is")
+    answers = [generator._reader.continuation(word, "") for word in words]
+    with torch.no_grad(), watched_head(generator._model) as seen:
+        head.weight *= 16  # logits as large as those of real models, whose rounding can be seen
+        try:
+            found = [generator.log_likelihood([context()], [word])[0].token_log_probs[0] for word in words]
+            exact = [
+                float(
+                    hidden[0, 0 if name in ENCODING else -1 - len(ids)].double()
+                    @ head.weight[ids[0]].double()
+                )
+                for ids, (hidden, _) in zip(answers, seen, strict=True)
+            ]
+        finally:
+            head.weight /= 16
+    assert np.diff(found) == pytest.approx(np.diff(exact), abs=2e-3)
+
+
+def test_logits_to_which_more_was_done_have_no_hidden_states_behind_them() -> None:
+    class Model:
+        def __init__(self, head: Any) -> None:
+            self.get_output_embeddings = lambda: head
+
+    head, hidden = torch.nn.Linear(4, 8).to(torch.bfloat16), torch.ones(1, 4, dtype=torch.bfloat16)
+    with watched_head(Model(head)) as seen:
+        logits = head(hidden)
+    assert hidden_behind(logits, seen) is hidden
+    assert hidden_behind(30 * torch.tanh(logits / 30), seen) is None
+    head(hidden)
+    assert len(seen) == 1
+    with watched_head(Model(head.float())) as seen:
+        head(hidden.float())
+    with watched_head(Model(None)) as unseen:
+        pass
+    assert seen == unseen == []
 
 
 def copied(source: Path, target: Path) -> Path:

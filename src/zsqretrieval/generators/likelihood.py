@@ -290,17 +290,10 @@ def log_probs_of(
     parts = []
     for start in range(0, len(tokens), _HEAD_ROWS):
         part = slice(start, start + _HEAD_ROWS)
-        logits = model.logits(hidden[part]).float()  # [n, V]
-        own, largest = logits.gather(1, tokens[part, None])[:, 0], logits.amax(dim=1, keepdim=True)
-        # Log-sum-exp in place: to allocate what torch's own keeps in between takes longer than to compute it.
-        total = logits.sub_(largest).exp_().sum(dim=1).log() + largest[:, 0]
-        if model.dtype != torch.float32:
-            # The total holds the rounded logit; it goes, and the exact one comes in its place.
-            exact = model.logits_of(hidden[part], tokens[part])
-            total = total + torch.log1p(torch.exp(exact - total) - torch.exp(own - total))
-            own = exact
-        parts.append(own - total)
-    log_probs = torch.cat(parts).clamp(max=0).cpu().numpy()  # rounding may leave a certain token above 0
+        logits = model.logits(hidden[part]).float()
+        exact = None if model.dtype == torch.float32 else model.logits_of(hidden[part], tokens[part])
+        parts.append(log_softmax_of(logits, tokens[part], exact))
+    log_probs = torch.cat(parts).cpu().numpy()
     if not np.isfinite(log_probs).all():
         raise WeightsError(
             f"the model computed log-probabilities that are not finite, in {model.dtype}: its weights are "
@@ -308,6 +301,27 @@ def log_probs_of(
         )
     ends = np.cumsum([len(target) for _, target in targets])[:-1]
     return [np.ascontiguousarray(part, np.float32) for part in np.split(log_probs, ends)]
+
+
+def log_softmax_of(logits: Tensor, tokens: Tensor, exact: Tensor | None = None) -> Tensor:
+    """The log-probability of one token for each row of logits.
+
+    Args:
+        logits: float32 [N, V]; overwritten.
+        tokens: int64 [N].
+        exact: float32 [N], the logits of these tokens before they were rounded to 16 bits.
+
+    Returns:
+        float32 [N], in nats.
+    """
+    own, largest = logits.gather(1, tokens[:, None])[:, 0], logits.amax(dim=1, keepdim=True)
+    # Log-sum-exp in place: to allocate what torch's own keeps in between takes longer than to compute it.
+    total = logits.sub_(largest).exp_().sum(dim=1).log() + largest[:, 0]
+    if exact is not None:
+        # The total holds the rounded logit; it goes, and the exact one comes in its place.
+        total = total + torch.log1p(torch.exp(exact - total) - torch.exp(own - total))
+        own = exact
+    return (own - total).clamp(max=0)  # rounding may leave a certain token above 0
 
 
 def logits_of(features: Tensor, head: torch.nn.Linear, tokens: Tensor) -> Tensor:

@@ -18,12 +18,12 @@ from zsqretrieval._device import DTYPES, resolve_device
 from zsqretrieval._settings import check_settings
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators._vlm_families import family_of
+from zsqretrieval.generators._vlm_head import hidden_behind, keep_head_input_contiguous, watched_head
 from zsqretrieval.generators._vlm_loading import (
     forget_generation_settings,
     forward_options,
     import_transformers,
     is_encoder_decoder,
-    keep_head_input_contiguous,
     load,
     resolve,
     special_tokens,
@@ -349,11 +349,27 @@ class VLMGenerator:
             # the token before predicts the token
             spans = [slice(-1 - len(answer), -1) for answer in answers]
         with torch.inference_mode():
-            logits = self._model(**batch, **options).logits  # [B, tokens kept, V]
+            with watched_head(self._model) as seen:
+                logits = self._model(**batch, **options).logits  # [B, tokens kept, V]
+            hidden = hidden_behind(logits, seen)  # [B, tokens kept, D]
             return [
-                _of_tokens(logits[b, span], answer)
+                self._of_tokens(answer, logits[b, span], None if hidden is None else hidden[b, span])
                 for b, (span, answer) in enumerate(zip(spans, answers, strict=True))
             ]
+
+    def _of_tokens(
+        self, ids: list[int], logits: torch.Tensor, hidden: torch.Tensor | None
+    ) -> NDArray[np.float32]:
+        """Log-probabilities of T tokens, float32 [T], from logits [T, V] and hidden states [T, D]."""
+        import torch
+
+        from zsqretrieval.generators.likelihood import log_softmax_of, logits_of
+
+        tokens = torch.tensor(ids, device=logits.device)
+        exact = None
+        if hidden is not None:
+            exact = logits_of(hidden, self._model.get_output_embeddings(), tokens)
+        return log_softmax_of(logits.to(torch.float32, copy=True), tokens, exact).cpu().numpy()
 
     def _continue(self, prompts: Sequence[Prompt], limit: int, sampler: _Sampler | None) -> list[str]:
         """One text for each prompt."""
@@ -492,15 +508,6 @@ def _decoder_inputs(
         "decoder_input_ids": torch.tensor(rows, device=device),
         "decoder_attention_mask": torch.tensor(mask, device=device),
     }
-
-
-def _of_tokens(logits: torch.Tensor, ids: list[int]) -> NDArray[np.float32]:
-    """Log-probabilities of T tokens, float32 [T], from logits [T, V] of any dtype."""
-    import torch
-
-    log_probs = logits.float().log_softmax(-1)  # [T, V]
-    chosen = log_probs.gather(-1, torch.tensor(ids, device=logits.device)[:, None])[:, 0]
-    return np.asarray(chosen.clamp(max=0).cpu(), np.float32)  # rounding may exceed 0
 
 
 def _plaid(shift: int) -> Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -504,10 +504,16 @@ WIDER = {
 SAID = (("where is this?", "beach"), ("is there a dog?", "yes"))
 
 
-def narrow(gallery: World | None = None, *, candidates: int = 2, **settings: object) -> Dialog:
+def narrow(
+    gallery: World | None = None,
+    *,
+    cosines: Mapping[str, Sequence[float]] = WIDER,
+    candidates: int = 2,
+    **settings: object,
+) -> Dialog:
     """A dialog that begins with few of the images."""
     gallery = gallery or world()
-    gallery.cosines = WIDER
+    gallery.cosines = cosines
     policy = Asks(*(question for question, _ in SAID))
     return begin(gallery, **{"policy": policy, "candidates": candidates, "reread": 1.0, **settings})
 
@@ -516,24 +522,37 @@ def numbers(dialog: Dialog) -> set[int]:
     return {hit.key for hit in dialog.ranking}
 
 
-@pytest.mark.parametrize("reread", [1.0, 0.5])
-def test_what_is_found_by_all_that_was_said_joins_as_if_it_had_been_there(reread: float) -> None:
-    dialog, whole = narrow(reread=reread), narrow(candidates=4, reread=reread)
+def test_what_all_that_was_said_brings_joins() -> None:
+    dialog = narrow()
     assert numbers(dialog) == {0, 1}
     for (_, answer), there in zip(SAID, ({0, 1, 3}, {0, 1, 2, 3}), strict=True):
         dialog.answer(answer)
-        whole.answer(answer)
         assert numbers(dialog) == there
-        total = sum(whole.probabilities[f"image-{n}"] for n in there)
-        assert dict(dialog.probabilities) == pytest.approx(
-            {f"image-{n}": whole.probabilities[f"image-{n}"] / total for n in there}
-        )
         assert dialog.history[-1].entropy_after == dialog.entropy
     joined = next(hit for hit in dialog.ranking if hit.key == 3)
     assert joined.scores == {
         "first_stage": 0.1,
         "dialog": joined.score,
     }  # of the first text, as with the others
+
+
+cosines = st.lists(st.floats(-1, 1), min_size=4, max_size=4)
+
+
+@given(st.lists(cosines, min_size=3, max_size=3), st.integers(1, 4), st.sampled_from([1.0, 0.5]))
+def test_who_joins_is_judged_as_if_it_had_been_there(
+    rows: list[list[float]], candidates: int, reread: float
+) -> None:
+    near = dict(zip(WIDER, rows, strict=True))
+    dialog, whole = (narrow(cosines=near, candidates=n, reread=reread) for n in (candidates, 4))
+    for _, answer in SAID:
+        dialog.answer(answer)
+        whole.answer(answer)
+        there = {hit.id for hit in dialog.ranking}
+        total = sum(whole.probabilities[id] for id in there)
+        assert dict(dialog.probabilities) == pytest.approx(
+            {id: whole.probabilities[id] / total for id in there}
+        )
 
 
 def test_undo_sends_away_whom_the_answer_brought() -> None:

@@ -20,12 +20,12 @@ from zsqretrieval.evaluation.datasets import Dataset, Query, read_shards
 from zsqretrieval.evaluation.expand_bench import expanded_ranks
 from zsqretrieval.evaluation.measures import measure
 from zsqretrieval.evaluation.runs import Direction, GeneratorSystem, System, first_stage
+from zsqretrieval.evaluation.score_matrix import Seen
 from zsqretrieval.evaluation.systems import (
     WORDINGS,
     ExpandSystem,
     GalleryQuestions,
     NoImage,
-    Seen,
     Shuffled,
     ask_gallery,
     log_priors,
@@ -33,7 +33,7 @@ from zsqretrieval.evaluation.systems import (
 )
 from zsqretrieval.rerank import Likelihood, RerankOnly, WeightedSum, log_prior, null_images
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyStatesGenerator
-from zsqretrieval.types import Context, Image
+from zsqretrieval.types import Context, Image, ImageState
 
 # --- what is taken away -----------------------------------------------------------------------------------
 
@@ -121,6 +121,10 @@ def test_images_are_seen_when_the_first_is_needed(tmp_path: Path) -> None:
     assert generator.seen == 6
     again = replace(system, shown=Seen(generator, dataset.gallery)).run(dataset, first)
     assert generator.seen == 6 and np.array_equal(again.scores, run.scores), "all was known"
+    some = Seen(generator, dataset.gallery, only=[4, 1])
+    assert [isinstance(one, ImageState) for one in some] == [False, True, False, False, True, False]
+    assert generator.seen == 8 and some[4].source == dataset.gallery[4].source
+    assert list(Seen(ToyGenerator(), dataset.gallery)) == list(dataset.gallery), "it makes no states"
 
 
 # --- expansion --------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from zsqretrieval.evaluation.encoder_bench import read_captioned
 from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
 from zsqretrieval.evaluation.remembered import Remembered, kept_vectors
-from zsqretrieval.evaluation.score_matrix import image_states
+from zsqretrieval.evaluation.score_matrix import Seen
 from zsqretrieval.evaluation.simulated_user import CaptionUser, GeneratorUser, SimulatedUser
 from zsqretrieval.gallery import encoded_alike
 from zsqretrieval.images import digest
@@ -287,9 +287,7 @@ class _Gallery:
         self.images = images
         self.digests = [digest(image) for image in images]
         self.vectors = encode_in_parts(encoder.encode_image, images, "encoding images", told)  # [N, D]
-        self.shown: Sequence[Image | ImageState] = image_states(
-            generator, images, batch_size=batch_size, progress=told
-        )
+        self.shown = Seen(generator, images, batch_size=batch_size, progress=told)
 
     def hit(self, key: int, cosine: float = math.nan) -> Hit:
         source = self.images[key].source

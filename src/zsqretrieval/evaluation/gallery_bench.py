@@ -41,10 +41,10 @@ from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.evaluation.rerank_bench import first_candidates
 from zsqretrieval.evaluation.roofline import LAION_5B, laion_cost
 from zsqretrieval.evaluation.runs import GeneratorSystem, Run
-from zsqretrieval.evaluation.score_matrix import image_states
+from zsqretrieval.evaluation.score_matrix import Seen
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.rerank import Fusion, Likelihood, RerankOnly, Scoring, WeightedSum
-from zsqretrieval.types import Image, ImageState
+from zsqretrieval.types import Image
 
 __all__ = ["ASSUMPTIONS", "GalleryBench", "bench_gallery"]
 
@@ -334,11 +334,8 @@ def _read(
         scores.append(best[1])
     queries, items = (tuple(q.id for q in dataset.queries), tuple(str(image.id) for image in dataset.gallery))
     first = Run("first_stage", queries, items, np.concatenate(found), np.concatenate(scores))
-    read = np.unique(first.candidates)
-    seen = image_states(generator, [dataset.gallery[n] for n in read], batch_size=batch_size, progress=told)
-    shown: list[Image | ImageState] = list(dataset.gallery)
-    for n, state in zip(read, seen, strict=True):
-        shown[n] = state
+    read = np.unique(first.candidates).tolist()
+    shown = Seen(generator, dataset.gallery, only=read, batch_size=batch_size, progress=told)
     system = GeneratorSystem(generator, scoring, shown, batch_size, work)
     return first, system.run(dataset, first, progress=told)
 

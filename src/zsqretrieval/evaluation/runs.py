@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.evaluation.datasets import Dataset, Task
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
-from zsqretrieval.evaluation.score_matrix import image_states, score_matrix
+from zsqretrieval.evaluation.score_matrix import Seen, score_matrix
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.rerank import Fusion, Scoring, fuse
 from zsqretrieval.types import Image, ImageState
@@ -202,7 +202,7 @@ class GeneratorSystem:
         generator: reads the candidates.
         scoring: what is asked of it.
         shown: what it is given in place of the gallery, as
-            :func:`~zsqretrieval.evaluation.score_matrix.image_states` makes it; made when None. Systems of
+            :class:`~zsqretrieval.evaluation.score_matrix.Seen` makes it; made when None. Systems of
             one generator may share it.
         batch_size: pairs computed together.
         work: folder that keeps scores, to go on where an interrupted run was; made when missing.
@@ -240,8 +240,11 @@ class GeneratorSystem:
             )
         shown = self.shown
         if shown is None:
-            shown = image_states(
-                self.generator, dataset.gallery, batch_size=self.batch_size, progress=progress
+            shown = Seen(
+                self.generator,
+                dataset.gallery,
+                batch_size=self.batch_size,
+                progress=progress or untold,
             )
         scores = np.full(first.candidates.shape, np.nan)
         scores[there] = score_matrix(

@@ -11,57 +11,81 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, final, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.evaluation.progress import Progress
+from zsqretrieval.evaluation.progress import Progress, untold
 from zsqretrieval.evaluation.writing import write_whole
 from zsqretrieval.images import digest
 from zsqretrieval.protocols import Generator, ImageStates
 from zsqretrieval.rerank import Scoring, score_pairs
 from zsqretrieval.types import Image, ImageState
 
-__all__ = ["image_states", "score_matrix"]
+__all__ = ["Seen", "score_matrix"]
 
 CHUNK = 1000
 """Pairs of a question and an image between two saves."""
 
 _SCORE = np.dtype("<f8")
 _DIGEST = 32  # bytes of a SHA-256
+_PART = 100  # images seen between two reports
 
 
-def image_states(
-    generator: Generator,
-    images: Sequence[Image],
-    *,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-) -> Sequence[Image | ImageState]:
-    """Let a generator see every image once, where it can keep what it saw.
+@final
+class Seen(Sequence["Image | ImageState"]):
+    """What a generator is shown of images: their states where it makes some, made when the first is needed.
+
+    A run of which all scores are known looks at no image then.
 
     Args:
         generator: what sees.
         images: n images.
+        only: positions that will be asked for; all when None.
         batch_size: how many are computed together.
         progress: told how far it is.
-
-    Returns:
-        n states in memory; the images themselves when the generator makes no states.
     """
-    if not isinstance(generator, ImageStates):
-        return images
-    states: list[Image | ImageState] = []
-    for start in range(0, len(images), 100):
-        some = images[start : start + 100]
-        values = generator.image_states(some, batch_size=batch_size)
-        states += [
-            ImageState(value, generator.fingerprint, image.source)
-            for value, image in zip(values, some, strict=True)
-        ]
-        if progress is not None:
-            progress("seeing images", len(states), len(images))
-    return states
+
+    def __init__(
+        self,
+        generator: Generator,
+        images: Sequence[Image],
+        *,
+        only: Sequence[int] | None = None,
+        batch_size: int = 16,
+        progress: Progress = untold,
+    ) -> None:
+        self._generator, self._images = generator, images
+        self._only = range(len(images)) if only is None else only
+        self._batch_size, self._progress = batch_size, progress
+        self._seen: list[Image | ImageState] | None = None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @overload
+    def __getitem__(self, place: int) -> Image | ImageState: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Image | ImageState]: ...
+    def __getitem__(self, place: Any) -> Any:
+        if self._seen is None:
+            self._seen = self._look()
+        return self._seen[place]
+
+    def _look(self) -> list[Image | ImageState]:
+        shown: list[Image | ImageState] = list(self._images)
+        if not isinstance(self._generator, ImageStates):
+            return shown
+        for start in range(0, len(self._only), _PART):
+            some = self._only[start : start + _PART]
+            values = self._generator.image_states(
+                [self._images[n] for n in some], batch_size=self._batch_size
+            )
+            for n, value in zip(some, values, strict=True):
+                shown[n] = ImageState(value, self._generator.fingerprint, self._images[n].source)
+            self._progress("seeing images", min(start + _PART, len(self._only)), len(self._only))
+        return shown
 
 
 def score_matrix(
@@ -84,7 +108,7 @@ def score_matrix(
         questions: q questions.
         images: n images.
         candidates: int64 [q, k], positions in ``images``.
-        shown: what the generator is given in place of the images, as :func:`image_states` makes it.
+        shown: what the generator is given in place of the images, as :class:`Seen` makes it.
         batch_size: pairs computed together.
         work: folder where chunks are kept; made when missing.
         progress: told after each chunk.

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, final, overload
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from zsqretrieval.evaluation.datasets import Dataset
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts
 from zsqretrieval.evaluation.remembered import Remembered
 from zsqretrieval.evaluation.runs import Run, System
-from zsqretrieval.evaluation.score_matrix import image_states, score_matrix
+from zsqretrieval.evaluation.score_matrix import Seen, score_matrix
 from zsqretrieval.expansion import EXPANSION, best_questions, join
 from zsqretrieval.images import digest
 from zsqretrieval.prompts import PROMPTS, Prompt
@@ -38,7 +38,6 @@ __all__ = [
     "ExpandSystem",
     "GalleryQuestions",
     "NoImage",
-    "Seen",
     "Shuffled",
     "ask_gallery",
     "log_priors",
@@ -60,46 +59,6 @@ WORDINGS: Mapping[str, Scoring] = MappingProxyType(
 of arXiv 2204.07496 with "passage" replaced; ``vqascore`` that of arXiv 2404.01291."""
 
 _ASKED = 100  # images whose questions are written and kept together
-
-
-@final
-class Seen(Sequence["Image | ImageState"]):
-    """What a generator sees of images: their states where it makes some, made when the first is needed.
-
-    A run of which all scores are known looks at no image then.
-
-    Args:
-        generator: what sees.
-        images: n images.
-        batch_size: how many are computed together.
-        progress: told how far it is.
-    """
-
-    def __init__(
-        self,
-        generator: Generator,
-        images: Sequence[Image],
-        *,
-        batch_size: int = 16,
-        progress: Progress | None = None,
-    ) -> None:
-        self._generator, self._images = generator, images
-        self._batch_size, self._progress = batch_size, progress
-        self._seen: Sequence[Image | ImageState] | None = None
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    @overload
-    def __getitem__(self, place: int) -> Image | ImageState: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Image | ImageState]: ...
-    def __getitem__(self, place: Any) -> Any:
-        if self._seen is None:
-            self._seen = image_states(
-                self._generator, self._images, batch_size=self._batch_size, progress=self._progress
-            )
-        return self._seen[place]
 
 
 # --- question expansion -----------------------------------------------------------------------------------

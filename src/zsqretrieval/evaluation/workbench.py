@@ -27,10 +27,10 @@ from zsqretrieval.evaluation.runs import (
     some_rows,
     task_of,
 )
+from zsqretrieval.evaluation.score_matrix import Seen
 from zsqretrieval.evaluation.systems import (
     ExpandSystem,
     GalleryQuestions,
-    Seen,
     ask_gallery,
     log_priors,
     token_counts,

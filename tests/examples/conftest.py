@@ -38,6 +38,11 @@ def train_mini_generator(train_mini_encoder: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def compare_smollm2(train_mini_generator: ModuleType) -> ModuleType:
+    return _script("compare_smollm2")
+
+
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("colours")
     for split in ("train", "dev"):

@@ -42,6 +42,7 @@ __all__ = [
     "States",
     "Tokens",
     "log_probs_of",
+    "log_softmax_of",
     "logits_of",
     "read",
     "score_pairs",

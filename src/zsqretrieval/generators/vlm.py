@@ -158,13 +158,16 @@ class VLMGenerator:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over weights, architecture, processor, tokenizer, dtype and ``chat``; not the device.
+        """SHA-256 over weights, architecture, processor, tokenizer, dtype, ``chat``, engine; not the device.
 
         Computed on first use: it reads all weights once.
         """
         import torch
 
+        from zsqretrieval.generators.likelihood import ENGINE
+
         settings = {
+            "engine": ENGINE,
             "model": self._model.config.to_dict(),
             "processor": self._processor.__class__.__name__,
             "images": self._processor.image_processor.to_dict(),

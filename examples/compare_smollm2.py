@@ -66,7 +66,7 @@ MIX = (0.4, 0.35, 0.25)
 RANK, ALPHA = 32, 64
 ADAPTED = ("q_proj", "v_proj", "o_proj", "down_proj")
 RATES = {"language.": 5e-4, "bridge.": 1e-3, "eyes.tuned_top.": 2e-5, "eyes.": 3e-4}
-WARM_UP, MASKED, AVERAGING, WEIGHT_DECAY = 40, 0.05, 0.03, 0.05
+MASKED, AVERAGING, WEIGHT_DECAY = 0.05, 0.03, 0.05
 QUESTIONS, CANDIDATES = 300, 50
 
 Score = Callable[[np.ndarray, Sequence[mini.Text]], Tensor]
@@ -218,12 +218,7 @@ def train(model: Talker, writer: Writer, work: Path, steps: int, seed: int) -> N
         betas=(0.9, 0.98),
         weight_decay=WEIGHT_DECAY,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            min(1, (step + 1) / WARM_UP) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
-        ),
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: mini.share_of_rate(step, steps))
     mean: list[Tensor] = []
     waiting: list[int] = []
     for step in range(steps):

@@ -357,13 +357,7 @@ def train(model: MiniModel, phase: Phase, writer: Writer, near: np.ndarray, work
     vocabulary = writer.vocabulary()
     groups = parameter_groups(model, phase)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            min(1, (step + 1) / WARM_UP)
-            * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / phase.steps)))
-        ),
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, phase.steps))
     average: MiniModel | None = None
     batches = alike(near, phase.images, random)
     for step in range(phase.steps):
@@ -401,6 +395,11 @@ def train(model: MiniModel, phase: Phase, writer: Writer, near: np.ndarray, work
             torch.save(average.trained(), work / f"generator-{phase.name}-{step}.pt")
     assert average is not None
     model.load_state_dict(average.state_dict())
+
+
+def share_of_rate(step: int, steps: int) -> float:
+    """What a step has of the full learning rate: a warm-up, and half a cosine down to 2 %."""
+    return min(1, (step + 1) / WARM_UP) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
 
 
 def ranking_loss(

@@ -227,10 +227,7 @@ def train(model: Talker, writer: Writer, work: Path, steps: int, seed: int) -> N
         chosen = [waiting.pop() for _ in range(min(IMAGES, len(names)))]
         views = random.integers(VIEWS, size=len(chosen))
         grid = np.stack([grids[view][image] for view, image in zip(views, chosen, strict=True)])
-        model.train()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        mini.to_training(model)
         with torch.autocast("cpu", torch.bfloat16):
             before = model.look(torch.from_numpy(grid.astype(np.float32)), names[chosen])
             texts = [[writer.text(image, MIX) for _ in range(TEXTS)] for image in chosen]

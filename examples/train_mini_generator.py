@@ -364,10 +364,7 @@ def train(model: MiniModel, phase: Phase, writer: Writer, near: np.ndarray, work
         chosen = next(batches)
         views = random.integers(VIEWS, size=len(chosen))
         grid = np.stack([grids[view][image] for view, image in zip(views, chosen, strict=True)])
-        model.train()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        to_training(model)
         with torch.autocast("cpu", torch.bfloat16):
             pasts = look(model, torch.from_numpy(grid.astype(np.float32)), names[torch.from_numpy(chosen)])
             loss = torch.zeros(())
@@ -395,6 +392,14 @@ def train(model: MiniModel, phase: Phase, writer: Writer, near: np.ndarray, work
             torch.save(average.trained(), work / f"generator-{phase.name}-{step}.pt")
     assert average is not None
     model.load_state_dict(average.state_dict())
+
+
+def to_training(model: nn.Module) -> None:
+    """Training mode, in which the image network keeps the statistics it came with."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
 
 
 def share_of_rate(step: int, steps: int) -> float:

@@ -278,8 +278,8 @@ class Dialog:
         return "budget" if sum(step.proposal is not None for step in self._steps) >= self.budget else None
 
     def _scene(self) -> Scene:
+        belief = self._belief()  # which notices who has gone
         here = np.flatnonzero(self._present)
-        belief = self._belief()
         return self._scene_of(self.history, [self._hits[i] for i in here], belief[here])
 
     def _scene_of(
@@ -398,12 +398,11 @@ class Dialog:
         theirs, others = log_prior, np.where(self._present, self._log_prior, -np.inf)
         said: list[NDArray[np.float64]] = []
         for turn, of_others in zip(turns, evidence, strict=True):
-            average = np.logaddexp.reduce(others + of_others) - np.logaddexp.reduce(others)
             of_them = np.zeros(len(hits))
             if not is_unknown(turn.answer):
                 scene = self._scene_of(turns[: len(said)], hits, log_normalized(theirs))
                 of_them = _whole(self.policy.evidence(scene, turn.question, turn.answer), scene)
-                of_them = np.where(np.isnan(of_them), average, of_them)
+                of_them = np.where(np.isnan(of_them), _average(others, of_others), of_them)
             said.append(of_them)
             theirs, others = theirs + of_them, others + of_others
             if not np.isfinite(theirs).any():
@@ -467,8 +466,12 @@ def _checked(evidence: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]
         raise InvalidInputError("by this answer none of the candidates is possible")
     if not blind.any():
         return found
-    average = np.logaddexp.reduce(seen) - np.logaddexp.reduce(scene.log_posterior[~blind])
-    return np.where(blind, average, found)
+    return np.where(blind, _average(scene.log_posterior[~blind], found[~blind]), found)
+
+
+def _average(log_weights: NDArray[np.float64], evidence: NDArray[np.float64]) -> float:
+    """The evidence that candidates of these weights get on average: log sum_i P(i) P(answer | i)."""
+    return float(np.logaddexp.reduce(log_weights + evidence) - np.logaddexp.reduce(log_weights))
 
 
 def _whole(evidence: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]:

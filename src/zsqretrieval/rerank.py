@@ -46,7 +46,7 @@ __all__ = [
     "null_images",
     "rerank",
     "score_images",
-    "score_pairs",
+    "score_text_image_pairs",
     "score_texts",
     "standardized",
 ]
@@ -213,7 +213,7 @@ def score_images(
         ZsqError: the generator gave too few or too many numbers, or one that is none; names the image.
     """
     asked = [(question, image) for image in images]
-    scores = _in_batches(partial(score_pairs, generator, scoring), asked, batch_size, progress)
+    scores = _in_batches(partial(score_text_image_pairs, generator, scoring), asked, batch_size, progress)
     return np.array(scores, np.float64)
 
 
@@ -244,11 +244,11 @@ def score_texts(
         ImageError, InvalidInputError, ZsqError: as :func:`score_images`; names the text.
     """
     asked = [(text, image) for text in texts]
-    scores = _in_batches(partial(score_pairs, generator, scoring), asked, batch_size, progress)
+    scores = _in_batches(partial(score_text_image_pairs, generator, scoring), asked, batch_size, progress)
     return np.array(scores, np.float64)
 
 
-def score_pairs(
+def score_text_image_pairs(
     generator: Generator, scoring: Scoring, asked: Sequence[Asked], *, batch_size: int = 16
 ) -> NDArray[np.float64]:
     """Score any texts for any images, in one call of the generator.

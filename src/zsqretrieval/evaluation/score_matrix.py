@@ -20,7 +20,7 @@ from zsqretrieval.evaluation.progress import Progress, untold
 from zsqretrieval.evaluation.writing import write_whole
 from zsqretrieval.images import digest
 from zsqretrieval.protocols import Generator, ImageStates
-from zsqretrieval.rerank import Scoring, score_pairs
+from zsqretrieval.rerank import Scoring, score_text_image_pairs
 from zsqretrieval.types import Image, ImageState
 
 __all__ = ["Seen", "score_matrix"]
@@ -117,7 +117,7 @@ def score_matrix(
         float64 [q, k], finite, higher is better.
 
     Raises:
-        ImageError, InvalidInputError, ZsqError: as :func:`~zsqretrieval.rerank.score_pairs`.
+        ImageError, InvalidInputError, ZsqError: as :func:`~zsqretrieval.rerank.score_text_image_pairs`.
         OSError: ``work`` cannot be written to.
     """
     shown = images if shown is None else shown
@@ -135,7 +135,7 @@ def score_matrix(
         if known is None:
             # Only now are images shown, so that a run of which everything is known looks at none.
             asked = [(question, shown[image]) for question, image in pairs]
-            known = score_pairs(generator, scoring, asked, batch_size=batch_size)
+            known = score_text_image_pairs(generator, scoring, asked, batch_size=batch_size)
             if path is not None:
                 _save(path, known)
         scores[chunk] = known

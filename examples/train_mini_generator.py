@@ -209,6 +209,9 @@ class Text:
 class Writer:
     """Draws the texts of a batch."""
 
+    space = ""
+    """What a continuation begins with; word pieces have none."""
+
     def __init__(self, tokenizer: Tokenizer, captions: list[list[str]], random: np.random.Generator) -> None:
         self._tokenizer = tokenizer
         self._captions = captions
@@ -221,7 +224,7 @@ class Writer:
 
     def _after(self, prompt: str, text: str, *, ends: bool = True, **fields: str) -> Text:
         spoken = re.sub("<image>", "", prompt).format(**fields)
-        return Text(self.tokens(spoken), self.tokens(text), ends)
+        return Text(self.tokens(spoken), self.tokens(f"{self.space}{text}"), ends)
 
     def caption(self, image: int) -> str:
         """One of an image's captions."""

@@ -24,6 +24,7 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 from PIL import Image as PILImage
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -32,7 +33,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
+from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError, MissingDependencyError
 from zsqretrieval.types import Image
 
 __all__ = [
@@ -55,7 +56,10 @@ MAX_PIXELS = 89_478_485
 """The largest image decoded unless asked otherwise, in pixels: 256 MiB of RGB, Pillow's own limit."""
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+        *(".avif", ".heic", ".heif"),
+    }
 )
 """File name endings taken for images while walking, in lower case."""
 
@@ -113,6 +117,29 @@ class _Jpeg(JpegImageFile):
         """Leave the resolution unread: Pillow emits warnings over damaged EXIF on the way to it."""
 
 
+_AVIF = frozenset({b"avif", b"avis"})
+_HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+
+def _brands(head: bytes) -> set[bytes]:
+    """What a file of the MP4 family says it can be read as; the first box lists it."""
+    if head[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    return {head[8:12], *(head[start : start + 4] for start in range(16, end, 4))}
+
+
+def _heif(file: IO[bytes]) -> ImageFile:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise MissingDependencyError(
+            "pillow-heif", "reading HEIC images", "pip install 'zsqretrieval[heif]'"
+        ) from error
+    opened: Callable[[IO[bytes]], ImageFile] = HeifImageFile
+    return opened(file)
+
+
 # The decoders are called directly rather than through PIL.Image.open, which would also try formats that
 # run other programs (EPS), and whose size limit is a process-wide setting that warns before it refuses.
 _DECODERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[IO[bytes]], ImageFile]], ...] = (
@@ -122,7 +149,11 @@ _DECODERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[IO[bytes]], Image
     ("GIF", lambda head: head.startswith((b"GIF87a", b"GIF89a")), GifImageFile),
     ("BMP", lambda head: head.startswith(b"BM"), BmpImageFile),
     ("TIFF", lambda head: head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
+    ("AVIF", lambda head: not _AVIF.isdisjoint(_brands(head)), AvifImageFile),
+    ("HEIC", lambda head: not _HEIF.isdisjoint(_brands(head)), _heif),
 )
+
+_HEAD = 64  # bytes that tell the formats apart
 
 _UPRIGHT = {
     2: PILImage.Transpose.FLIP_LEFT_RIGHT,
@@ -141,11 +172,11 @@ _RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}
 def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | None = None) -> PILImage.Image:
     """Decode an image to upright 8-bit RGB pixels.
 
-    Reads JPEG, PNG, WebP, GIF, BMP and TIFF in every colour mode Pillow knows. The EXIF orientation is
-    applied; of an animation or a document the first frame is taken; transparency is laid on white. Grey
-    deeper than 8 bits is scaled, not clipped: 16-bit pixels by 255/65535; integer and float pixels from
-    the smallest of the ranges 0..1 (floats only), 0..255, 0..65535 that holds them all, else from their
-    own minimum and maximum. Colour profiles are not applied.
+    Reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF in every colour mode Pillow knows, and HEIC with the extra
+    ``heif``. The EXIF orientation is applied; of an animation or a document the first frame is taken;
+    transparency is laid on white. Grey deeper than 8 bits is scaled, not clipped: 16-bit pixels by 255/65535;
+    integer and float pixels from the smallest of the ranges 0..1 (floats only), 0..255, 0..65535 that holds
+    them all, else from their own minimum and maximum. Colour profiles are not applied.
 
     Args:
         image: what to decode. A PIL image is not changed.
@@ -171,7 +202,7 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
             _check_size(record.source, record.content, max_pixels)
             return _upright(_to_rgb(record.content), record.content)
     with _opened(record) as file:
-        head = file.read(16)
+        head = file.read(_HEAD)
         file.seek(0)
         name, decoder = _decoder(record.source, head)
         with _named(record.source, name), decoder(file) as encoded:
@@ -189,6 +220,8 @@ def _named(source: str, format: str) -> Iterator[None]:
         yield
     except (ImageError, MemoryError):
         raise
+    except MissingDependencyError as error:
+        raise ImageError(source, str(error)) from error
     except Exception as error:
         raise ImageError(source, f"damaged {format} image: {error or type(error).__name__}") from error
 
@@ -267,7 +300,7 @@ def _to_grey(image: PILImage.Image) -> PILImage.Image:
 
 def _upright(pixels: PILImage.Image, original: PILImage.Image) -> PILImage.Image:
     """Turn ``pixels`` as the EXIF of ``original`` says; a TIFF Pillow has turned already."""
-    method = _UPRIGHT.get(_orientation(original.info.get("exif", b"")))
+    method = _UPRIGHT.get(_orientation(original.info.get("exif") or b""))
     if method is not None:
         pixels = pixels.transpose(method)
     pixels.info = {}  # else decoding the result again would turn it again

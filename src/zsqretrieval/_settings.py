@@ -52,6 +52,16 @@ def check_amounts(**amounts: float) -> None:
             raise InvalidInputError(f"{name} must be a finite number of at least 0, not {amount!r}")
 
 
+def check_sequence(values: object, name: str) -> None:
+    """Look at what should be several.
+
+    Raises:
+        InvalidInputError: it is a text, or no sequence.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise InvalidInputError(f"{name} must be a list, not {type(values).__name__}")
+
+
 def check_text(text: object, what: str) -> None:
     """Look at what somebody says.
 

@@ -9,8 +9,11 @@ from pathlib import PurePosixPath
 import huggingface_hub.constants
 import numpy as np
 import pytest
+import tiny_vlms
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_kosmos import tiny_kosmos, tiny_model, tiny_processor
+from tokenizers import Tokenizer
 from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 
 from zsqretrieval import plugins
@@ -291,6 +294,22 @@ def test_what_is_no_context():
         kosmos().log_likelihood([(IMAGES[0],), "red"], ["red"] * 2)
     with pytest.raises(InvalidInputError, match=r"context 0 holds a PurePosixPath.*as_image"):
         kosmos().generate([(PurePosixPath("dog.jpg"), "red")])
+    with pytest.raises(InvalidInputError, match="context 0 must be a list, not Image"):
+        kosmos().generate([IMAGES[0]])
+    with pytest.raises(InvalidInputError, match="continuations must be a list, not str"):
+        kosmos().log_likelihood([(IMAGES[0],)] * 3, "red")
+    with pytest.raises(InvalidInputError, match="continuation 0 must be a text"):
+        kosmos().log_likelihood([(IMAGES[0],)], [3])
+    with pytest.raises(InvalidInputError, match="continuation 0 is not Unicode"):
+        kosmos().log_likelihood([(IMAGES[0],)], ["\ud800"])
+    with pytest.raises(InvalidInputError, match="a text of context 0 is not Unicode"):
+        kosmos().log_likelihood([(IMAGES[0], "\ud800")], ["red"])
+
+
+def test_a_state_that_holds_no_numbers_is_named():
+    state = ImageState(np.full(kosmos().state_shape, np.nan, np.float32), kosmos().fingerprint, "x.jpg")
+    with pytest.raises(InvalidInputError, match=r"state of x\.jpg holds numbers that are not finite"):
+        kosmos().log_likelihood([(state,)], ["red"])
 
 
 def test_a_negative_cache():
@@ -350,7 +369,17 @@ def test_the_fingerprint_tells_models_apart():
     other_pixels.processor.image_processor.image_mean = [0.5, 0.5, 0.5]
     other_heads = tiny_kosmos()
     other_heads.model.config.text_config.attention_heads = 2
+    other_words = tiny_kosmos()
+    backend = json.loads(other_words.processor.tokenizer.backend_tokenizer.to_str())
+    words = backend["model"]["vocab"]
+    *_, one, other = words
+    words[one], words[other] = words[other], words[one]
+    other_words.processor.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
+    other_head = tiny_kosmos()
+    head = other_head.model.text_model.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach() * 2)
     generators = [kosmos(), kosmos(torch.bfloat16), other_weights, other_pixels, other_heads]
+    generators += [other_words, other_head]
     assert len({generator.fingerprint for generator in generators}) == len(generators)
     assert tiny_kosmos(prefix_cache_bytes=5).fingerprint == kosmos().fingerprint
 
@@ -371,9 +400,26 @@ def test_what_cannot_be_loaded_says_what_to_do(saved, offline, tmp_path):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = tmp_path / "model.safetensors"
+    whole = load_file(weights)
+    save_file(
+        {key: value for key, value in whole.items() if ".layers.1." not in key}, weights, {"format": "pt"}
+    )
+    with pytest.raises(WeightsError, match=r"has no weights, .*layers\.1\..* and others"):
+        Kosmos1Generator.from_pretrained(tmp_path)
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(WeightsError, match="incomplete, damaged"):
         Kosmos1Generator.from_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="is a llava model, not Kosmos"):
+        Kosmos1Generator.from_pretrained(tiny_vlms.llava(tmp_path / "llava"))
+
+
+def test_out_of_memory_is_no_damaged_folder(saved, monkeypatch):
+    def refuse(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Kosmos2ForConditionalGeneration, "from_pretrained", refuse)
+    with pytest.raises(MemoryError):
+        Kosmos1Generator.from_pretrained(saved[1])
 
 
 def test_wrong_settings():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsqretrieval.errors import WeightsError
+from zsqretrieval.generators import likelihood
 from zsqretrieval.generators.likelihood import Past, Prefixes, logits_of, read, score_pairs, up_to_last_image
 
 tokens = st.integers(0, V - 1)
@@ -148,6 +151,35 @@ def test_batches_are_halved_until_they_fit(some, capacity):
     states = ExactStates()
     expect_right(score(some, model=Small(), states=states, capacity=capacity), some)
     assert sorted(states.released) == sorted(context for context, _ in some)  # each once, failures or not
+
+
+class Holding(ExactModel):
+    """Has memory for so many rows and pasts that are alive at once."""
+
+    def __init__(self, room, alive):
+        super().__init__()
+        self.room, self.alive = room, alive
+
+    def forward(self, inputs_embeds, *rest):
+        if len(inputs_embeds) + sum(1 for _ in self.alive) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return super().forward(inputs_embeds, *rest)
+
+
+def test_a_batch_that_failed_leaves_no_pasts_behind(monkeypatch):
+    alive = weakref.WeakSet()
+
+    class Counted:
+        def __init__(self, values):
+            self.values = values
+            alive.add(self)
+
+        def __len__(self):
+            return self.values.shape[-2]
+
+    monkeypatch.setattr(likelihood, "Past", Counted)
+    some = [((0, i % V, i // V, 1), text) for i in range(8) for text in ((1, 2, 3), (2, 3, 4))]
+    expect_right(score(some, model=Holding(8, alive), batch_size=16), some)
 
 
 def test_progress_is_told_and_may_stop_the_work():

@@ -113,4 +113,18 @@ def test_progress_and_released_images():
 def test_many_draws_do_not_make_batches_larger(batch_size):
     model = ExactModel()
     write([(0, i) for i in range(6)], n=3, temperature=1.0, batch_size=batch_size, model=model)
-    assert model.largest == 3
+    assert model.largest == batch_size
+
+
+def test_draws_of_one_context_need_not_fit_together():
+    some = [(0, *IMAGES[0]), (0, 2)]
+    options = {"n": 5, "temperature": 1.0, "seed": 3}
+    states = ExactStates()
+    assert write(some, model=Small(), states=states, **options) == write(some, **options)
+    assert sorted(states.released) == sorted(some)
+
+
+def test_draws_count_towards_the_token_budget():
+    model = ExactModel()
+    write([tuple([0] * 40)], n=200, temperature=1.0, batch_size=200, max_new_tokens=8, model=model)
+    assert model.largest == 4096 // 48

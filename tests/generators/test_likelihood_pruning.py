@@ -114,3 +114,41 @@ def test_progress_counts_what_is_finished_or_dropped_and_may_stop():
 
     with pytest.raises(StoppedError):
         search(some, (1, 2, 3), 2, progress=stop)
+
+
+def test_batches_keep_to_the_token_budget_and_to_like_lengths(monkeypatch):
+    monkeypatch.setattr(pruning, "TOKEN_BUDGET", 64)
+    some = [tuple(1 + (i + t) % 3 for t in range(20 if i % 5 == 0 else 3)) for i in range(25)]
+    model = Widest()
+    found, _ = search(some, (1, 2, 3, 4, 5, 6), 25, model=model, batch_size=16, block=2)
+    assert sorted(position for position, _ in found) == list(range(25))
+    assert model.widest <= 64
+    assert model.read < 2 * sum(len(context) + 5 for context in set(some))
+
+
+def test_what_does_not_fit_is_not_tried_again_in_every_block():
+    model = Forgetful()
+    some = [(0, i % V, i // V) for i in range(40)]
+    assert search(some, (1, 2, 3, 4, 5, 6, 7), 40, model=model, block=1, batch_size=16)[1] == 40 * 7
+    assert model.failed <= 4  # 16, 8, 4: halved until it fits
+
+
+class Widest(ExactModel):
+    """Knows how much it ever held: rows times positions, those of the past included."""
+
+    widest = 0
+
+    def forward(self, inputs_embeds, attention_mask, position_ids, cache):
+        held = 0 if cache is None else cache.get_seq_length()
+        self.widest = max(self.widest, len(inputs_embeds) * (inputs_embeds.shape[1] + held))
+        return super().forward(inputs_embeds, attention_mask, position_ids, cache)
+
+
+class Forgetful(Small):
+    """Counts how often its memory was not enough."""
+
+    failed = 0
+
+    def forward(self, inputs_embeds, *rest):
+        self.failed += len(inputs_embeds) > self.room
+        return super().forward(inputs_embeds, *rest)

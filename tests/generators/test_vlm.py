@@ -239,6 +239,10 @@ def test_a_template_that_moves_images_is_not_obeyed_in_silence(tmp_path: Path) -
     assert len(generator.log_likelihood([(image, "the red house:")], ["red"])) == 1
     with pytest.raises(InvalidInputError, match=r"context 1: the chat template .* chat=False"):
         generator.log_likelihood([context(), ("the red house:", image)], ["red"] * 2)
+    # not even when the template says by itself what the text says
+    generator = VLMGenerator.from_pretrained(tiny_vlms.llava(tmp_path, f"house: {template}"), device="cpu")
+    with pytest.raises(InvalidInputError, match=r"context 0: the chat template .* chat=False"):
+        generator.log_likelihood([("house:", image)], ["red"])
 
 
 @pytest.mark.parametrize(
@@ -258,6 +262,21 @@ def test_contexts_that_are_none(wrong: Any, message: str, load: Load) -> None:
 def test_a_context_without_tokens_is_refused(load: Load) -> None:
     with pytest.raises(InvalidInputError, match="context 1 is empty"):
         load("qwen2_vl", chat=False).log_likelihood([context(), ("",)], ["red", "red"])
+
+
+def test_a_continuation_without_tokens_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = load("llava")
+    monkeypatch.setattr(generator._reader, "_ids", lambda text: [])  # as for what a normalizer strips
+    with pytest.raises(InvalidInputError, match="continuation 0 has no tokens"):
+        generator.log_likelihood([("a",)], ["\u200b"])
+
+
+def test_numbers_that_are_none_are_an_error(folder: Callable[[str], Path]) -> None:
+    generator = VLMGenerator.from_pretrained(folder("llava"), device="cpu")
+    with torch.no_grad():
+        generator._model.get_output_embeddings().weight[3] = torch.nan
+    with pytest.raises(WeightsError, match="not finite"):
+        generator.log_likelihood([("Question:",)], ["what is it?"])
 
 
 def test_image_states_are_refused(load: Load) -> None:
@@ -691,7 +710,7 @@ class Tampered(VLMGenerator):
         scores = super()._score(prompts, answers)
         if self.fault == "padding" and len(prompts) > 1:
             scores = [one - 0.01 for one in scores]
-        if self.fault == "nan":
+        if self.fault == "nan" or (self.fault == "nan beside another" and len(prompts) > 1):
             scores = [one * np.nan for one in scores]
         if self.fault == "code":
             raise RuntimeError("shapes do not match")
@@ -704,6 +723,7 @@ class Tampered(VLMGenerator):
         ("blind", "another image changes nothing"),
         ("padding", "padding changes"),
         ("nan", "not finite"),
+        ("nan beside another", "not finite"),
         ("code", "RuntimeError: shapes do not match"),
     ],
 )

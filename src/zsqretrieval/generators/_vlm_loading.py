@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from zsqretrieval._torchvision import ensure_importable
-from zsqretrieval.errors import InvalidInputError, MissingDependencyError, WeightsError
+from zsqretrieval.errors import InvalidInputError, WeightsError
+from zsqretrieval.generators._loading import check_complete, missing_package
 from zsqretrieval.generators._vlm_families import FAMILIES, family_of
 
 __all__ = [
@@ -64,12 +64,7 @@ def load(name: str, dtype: str | None, revision: str | None) -> tuple[Any, Any]:
         model, report = hf.AutoModelForImageTextToText.from_pretrained(
             name, dtype=dtype or "auto", output_loading_info=True, **own
         )
-    # transformers draws these at random, and only logs it
-    if absent := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
-        raise WeightsError(
-            f"{name} has no weights, or weights of another shape, for {', '.join(absent[:3])}"
-            f"{' and others' if len(absent) > 3 else ''}; fetch or save it again"
-        )
+    check_complete(name, report)
     return model, processor
 
 
@@ -81,8 +76,7 @@ def _reading(name: str, what: str) -> Iterator[None]:
     except MemoryError:
         raise
     except ImportError as error:
-        package = error.name or next(iter(re.findall(r"`([\w-]+)`", str(error))), str(error))
-        raise MissingDependencyError(package, f"the {what} of {name}", f"pip install {package}") from error
+        raise missing_package(error, f"the {what} of {name}") from error
     except Exception as error:
         cause = f"{type(error).__name__}: {str(error).strip()[:300].rstrip('.')}"
         advice = (

@@ -116,6 +116,7 @@ class Reader:
             )
         self._written = family.layout.image(processor, config) if family.layout else ""
         self._reserved = self._placeholders()
+        self._orders: dict[tuple[bool, ...], bool] = {}  # of texts and images: whether the template keeps it
         lead = self._answer_lead() if chat else "" if encoder_decoder else family.lead
         self._spaced = lead == " "
         # some tokenizers write the space in front of a text themselves, and would write it twice
@@ -158,7 +159,12 @@ class Reader:
             text = self._lead + text
         elif self._marks and text[0] == " ":
             text = text[1:]
-        return self._ids(text)
+        ids = self._ids(text)
+        if not ids:
+            raise InvalidInputError(
+                f"{name} has no tokens: {text!r}; a text without tokens has no likelihood"
+            )
+        return ids
 
     def shown(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Each token as text, with the space in front that it stands for."""
@@ -274,22 +280,31 @@ class Reader:
         return _joined([segment if isinstance(segment, str) else image for segment in segments])
 
     def _conversation(self, segments: list[Segment], name: str) -> str:
-        parts = [
-            {"type": "text", "text": segment} if isinstance(segment, str) else {"type": "image"}
-            for segment in segments
-        ]
-        text = self._render([{"role": "user", "content": parts}], add_generation_prompt=True)
-        place = 0
-        for segment in segments:
-            wanted = segment.strip() if isinstance(segment, str) else str(self._processor.image_token)
-            found = text.find(wanted, place)
-            if found < 0:
-                raise InvalidInputError(
-                    f"{name}: the chat template of this model does not keep text and images in the order "
-                    "given (many put images first); put the images first, or load it with chat=False"
-                )
-            place = found + len(wanted)
-        return text
+        if not self._keeps_order(tuple(isinstance(segment, str) for segment in segments)):
+            raise InvalidInputError(
+                f"{name}: the chat template of this model does not keep text and images in the order "
+                "given (many put images first); put the images first, or load it with chat=False"
+            )
+        return self._turn([segment if isinstance(segment, str) else None for segment in segments])
+
+    def _keeps_order(self, texts: tuple[bool, ...]) -> bool:
+        """Whether the template writes texts (True) and images (False) in this order."""
+        if texts not in self._orders:
+            # Words that no template has of its own: a question might stand in one by chance.
+            marks = [f"zq{number}xj" if is_text else None for number, is_text in enumerate(texts)]
+            written, place = self._turn(marks), 0
+            for mark in marks:
+                wanted = mark or str(self._processor.image_token)
+                place = written.find(wanted, place) + len(wanted)
+                if place < len(wanted):
+                    break
+            self._orders[texts] = place >= len(wanted)
+        return self._orders[texts]
+
+    def _turn(self, segments: Sequence[str | None]) -> str:
+        """A user's turn of texts and, where there is None, images, up to where an answer begins."""
+        parts = [{"type": "image"} if one is None else {"type": "text", "text": one} for one in segments]
+        return self._render([{"role": "user", "content": parts}], add_generation_prompt=True)
 
     def _answer_lead(self) -> str:
         """The white space that the template puts before an assistant's words."""

@@ -62,13 +62,16 @@ def plan_batches(
 
 def run_batches(
     batches: Iterable[list[int]], step: Callable[[list[int]], None], progress: Progress | None = None
-) -> None:
+) -> int:
     """Run ``step`` on every batch; a batch that does not fit into memory is halved and tried again.
 
     Args:
         batches: positions, as :func:`plan_batches` groups them.
         step: computes one batch and keeps the result itself; called again for parts of a batch that failed.
         progress: told how far it is, between batches.
+
+    Returns:
+        The largest size of a batch that is known to fit, or not known not to.
 
     Raises:
         MemoryError, RuntimeError: a single item does not fit (as torch reports it).
@@ -97,6 +100,7 @@ def run_batches(
             largest = (len(batch) + 1) // 2
             waiting.appendleft(batch)
             _release_memory()
+    return largest
 
 
 def _out_of_memory(error: BaseException) -> bool:

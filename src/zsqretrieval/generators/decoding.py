@@ -44,7 +44,7 @@ def continue_contexts(
         temperature: divides the logits before a token is drawn; 0 takes the likeliest.
         seed: >= 0; None draws anew each time.
         stop: tokens that end a text.
-        batch_size: most contexts computed together; fewer when n is large.
+        batch_size: most texts computed together.
         progress: told how many contexts are done, between batches; may raise to stop.
 
     Returns:
@@ -52,65 +52,68 @@ def continue_contexts(
     """
     draws = n if temperature > 0 else 1
     entropy = secrets.randbits(64) if seed is None else seed
-    found: dict[int, list[Tokens]] = {}
+    found: dict[int, Tokens] = {}  # text d of context i under i * draws + d
 
     def step(batch: list[int]) -> None:
-        limits = [min(max_new_tokens, model.max_tokens - len(contexts[i])) for i in batch]
-        streams = [np.random.default_rng([entropy, i, draw]) for i in batch for draw in range(draws)]
-        texts = _continue(
-            model, [contexts[i] for i in batch], states, limits, draws, temperature, streams, stop
+        limits = [min(max_new_tokens, model.max_tokens - len(contexts[text // draws])) for text in batch]
+        streams = [np.random.default_rng([entropy, *divmod(text, draws)]) for text in batch]
+        read_once = list(dict.fromkeys(text // draws for text in batch))
+        rows = [read_once.index(text // draws) for text in batch]
+        written = _continue(
+            model, [contexts[i] for i in read_once], states, rows, limits, temperature, streams, stop
         )
-        for row, i in enumerate(batch):
-            found[i] = texts[row * draws : (row + 1) * draws] * (n // draws)
-        states.release(contexts[i] for i in batch)
+        found.update(zip(batch, written, strict=True))
+        states.release(contexts[text // draws] for text in batch if text % draws == draws - 1)
 
     batches = plan_batches(
-        [len(context) + max_new_tokens for context in contexts],
-        batch_size=max(1, batch_size // draws) if batch_size > 0 else batch_size,
+        [min(len(context) + max_new_tokens, model.max_tokens) for context in contexts for _ in range(draws)],
+        batch_size=batch_size,
         token_budget=TOKEN_BUDGET,
     )
+
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done // draws, total // draws)
+
     with torch.inference_mode():
-        run_batches(batches, step, progress)
-    return [found[i] for i in range(len(contexts))]
+        run_batches(batches, step, told)
+    return [[found[i * draws + d] for d in range(draws)] * (n // draws) for i in range(len(contexts))]
 
 
 def _continue(
     model: LanguageModel,
     contexts: Sequence[Tokens],
     states: States,
+    rows: Sequence[int],
     limits: Sequence[int],
-    draws: int,
     temperature: float,
     streams: Sequence[np.random.Generator],
     stop: Collection[int],
 ) -> list[Tokens]:
-    """``draws`` texts for each context of one batch, side by side."""
+    """Texts side by side, each of which continues one of the contexts: ``rows`` says which."""
     reading = read(model, contexts, states, remember=True)
     cache, device = reading.cache, reading.hidden.device
     assert cache is not None
-    cache.batch_repeat_interleave(draws)
-    last = torch.tensor(reading.lengths, device=device) - 1
-    hidden = reading.hidden[torch.arange(len(last), device=device), last]  # [B, D]
-    hidden = hidden.repeat_interleave(draws, dim=0)
-    mask = reading.mask.repeat_interleave(draws, dim=0)
-    position = (last + 1).repeat_interleave(draws)
-    room = [limit for limit in limits for _ in range(draws)]
-    texts: list[list[int]] = [[] for _ in room]
-    alive = list(range(len(room)))  # the texts that rows of cache, hidden, mask and position belong to
+    of = torch.tensor(rows, device=device)
+    cache.batch_select_indices(of)
+    position = torch.tensor(reading.lengths, device=device)[of]
+    hidden, mask = reading.hidden[of, position - 1], reading.mask[of]  # [B, D] and [B, P]
+    texts: list[list[int]] = [[] for _ in rows]
+    alive = list(range(len(rows)))  # the texts that rows of cache, hidden, mask and position belong to
     while True:
         tokens = _choose(model.logits(hidden), temperature, [streams[text] for text in alive])
         going = []
         for row, (text, token) in enumerate(zip(alive, tokens, strict=True)):
             if token not in stop:
                 texts[text].append(token)
-                if len(texts[text]) < room[text]:
+                if len(texts[text]) < limits[text]:
                     going.append(row)
         if not going:
             return [tuple(text) for text in texts]
         if len(going) < len(alive):
-            rows = torch.tensor(going, device=device)
-            cache.batch_select_indices(rows)
-            mask, position = mask[rows], position[rows]
+            kept = torch.tensor(going, device=device)
+            cache.batch_select_indices(kept)
+            mask, position = mask[kept], position[kept]
             alive = [alive[row] for row in going]
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
         fed = torch.tensor([[texts[text][-1]] for text in alive], device=device)  # [B, 1]
@@ -125,7 +128,7 @@ def _choose(logits: Tensor, temperature: float, streams: Sequence[np.random.Gene
     if temperature == 0:
         return [int(token) for token in logits.argmax(dim=1)]
     cumulated: NDArray[np.float64] = (
-        (logits.double() / temperature).softmax(dim=1).cumsum(dim=1).cpu().numpy()
+        (logits.float().cpu().double() / temperature).softmax(dim=1).cumsum(dim=1).numpy()
     )
     return [
         min(int(np.searchsorted(row, stream.random() * row[-1], side="right")), len(row) - 1)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zsqretrieval._settings import check_sequence, check_text
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.generators.batching import Progress, plan_batches, run_batches
 from zsqretrieval.generators.decoding import continue_contexts
@@ -149,8 +150,8 @@ class InterleavedGenerator(ABC):
             contexts: n contexts of interleaved text, images and image states.
             continuations: n texts, not empty.
             batch_size: most pairs computed together; does not change the result but by rounding.
-            progress: told how many distinct pairs are done and of how many, between batches; may raise to
-                stop the work.
+            progress: told how many rows are done and of how many, between batches; may raise to stop the
+                work. Equal pairs are one row, and so are pairs that differ in their last token alone.
 
         Returns:
             n likelihoods in nats, in the order given.
@@ -162,6 +163,8 @@ class InterleavedGenerator(ABC):
             ImageError: an image cannot be decoded; names it.
             WeightsError: a probability is not a number: damaged weights, or too narrow a dtype.
         """
+        check_sequence(contexts, "contexts")
+        check_sequence(continuations, "continuations")
         if len(contexts) != len(continuations):
             raise InvalidInputError(
                 f"{len(contexts)} contexts for {len(continuations)} continuations; give one of each per pair"
@@ -227,7 +230,7 @@ class InterleavedGenerator(ABC):
             positions=tuple(position for position, _ in best),
             log_likelihoods=tuple(LogLikelihood(tokens, log_probs) for _, log_probs in best),
             tokens_scored=tokens_scored,
-            tokens_in_full=len(laid) * len(text),
+            tokens_in_full=len(set(laid)) * len(text),
         )
 
     def generate(
@@ -290,9 +293,12 @@ class InterleavedGenerator(ABC):
     # -- laying out
 
     def _continuation(self, text: str, name: str) -> Tokens:
-        tokens = tuple(self._tokenize(_spaced(text))) if text.strip() else ()
+        check_text(text, name)
+        tokens = tuple(self._tokenize(_spaced(text)))
         if not tokens:
-            raise InvalidInputError(f"{name} is empty: {text!r}; a text without tokens has no likelihood")
+            raise InvalidInputError(
+                f"{name} has no tokens: {text!r}; a text without tokens has no likelihood"
+            )
         return tokens
 
     def _lay_out(self, contexts: Sequence[Context]) -> tuple[list[Tokens], _Sights]:
@@ -302,10 +308,13 @@ class InterleavedGenerator(ABC):
         for i, context in enumerate(contexts):
             if isinstance(context, str):
                 raise InvalidInputError(f"context {i} is one string, not a sequence; try [{context!r}]")
+            check_sequence(context, f"context {i}")
             tokens = list(self._frame.start)
             for segment in context:
                 if isinstance(segment, str):
-                    tokens += self._tokenize(_spaced(segment)) if segment.strip() else ()
+                    if segment.strip():
+                        check_text(segment, f"a text of context {i}")
+                        tokens += self._tokenize(_spaced(segment))
                 elif not isinstance(segment, Image | ImageState):
                     raise InvalidInputError(
                         f"context {i} holds a {type(segment).__name__}; it may hold texts, ImageStates, and "
@@ -318,6 +327,8 @@ class InterleavedGenerator(ABC):
                     tokens += self._frame.before_image
                     tokens += range(-1 - first, -1 - first - self.state_shape[0], -1)
                     tokens += self._frame.after_image
+            if not tokens:
+                raise InvalidInputError(f"context {i} is empty; give it a text or an image to continue from")
             laid.append(tuple(tokens))
         return laid, _Sights(self, list(numbers), laid)
 
@@ -331,6 +342,11 @@ class InterleavedGenerator(ABC):
             raise MismatchError(
                 f"the state of {state.source} has shape {state.values.shape}; this generator's have "
                 f"{self.state_shape}"
+            )
+        if not np.isfinite(state.values).all():
+            raise InvalidInputError(
+                f"the state of {state.source} holds numbers that are not finite; make it again with "
+                "image_states, or give the image itself"
             )
 
     def _check_length(self, context: int, text: int, name: str) -> None:

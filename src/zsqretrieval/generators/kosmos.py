@@ -24,6 +24,7 @@ from zsqretrieval._device import resolve_device, resolve_dtype
 from zsqretrieval._settings import check_settings
 from zsqretrieval._torchvision import ensure_importable
 from zsqretrieval.errors import WeightsError
+from zsqretrieval.generators._loading import check_complete, missing_package, tokenizer_facts
 from zsqretrieval.generators.interleaved import Frame, InterleavedGenerator
 from zsqretrieval.generators.likelihood import ENGINE, logits_of
 from zsqretrieval.images import decode
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Kosmos1Generator"]
 
 _DEFAULT = "microsoft/kosmos-2-patch14-224"
+_FAMILY = "kosmos-2"  # as configurations call it
 _SETTINGS = ("name", "dtype", "prefix_cache_bytes")
 # What the numbers depend on besides the weights and their shapes; the rest of a configuration may change its
 # defaults from one version of transformers to the next.
@@ -113,6 +115,7 @@ class Kosmos1Generator(InterleavedGenerator):
         Raises:
             InvalidInputError: an unknown dtype or device.
             WeightsError: the model is not here and cannot be downloaded, or is incomplete, or another one.
+            MissingDependencyError: transformers needs another package for it; names it.
         """
         target = resolve_device(device)
         dtype, torch_dtype = resolve_dtype(dtype, target)
@@ -120,6 +123,10 @@ class Kosmos1Generator(InterleavedGenerator):
         source = str(folder.absolute()) if folder.is_dir() else str(name)
         try:
             model, processor = _load(source, torch_dtype)
+        except (MemoryError, WeightsError):
+            raise
+        except ImportError as error:
+            raise missing_package(error, f"Kosmos from {source}") from error
         except Exception as error:  # transformers, huggingface_hub and safetensors raise what they like
             raise WeightsError(_explain(source, error)) from error
         config = {"name": source, "dtype": dtype, "prefix_cache_bytes": prefix_cache_bytes}
@@ -150,12 +157,15 @@ class Kosmos1Generator(InterleavedGenerator):
                 if key.startswith(_PIXEL_SETTINGS)
             },
             "engine": ENGINE,
-            "tokens": self._tokenize(" A probe: 2 dogs' café, №7; 猫!"),
+            # but for the tags of locations, which the processor adds when it is loaded
+            "tokenizer": {**tokenizer_facts(self.processor.tokenizer), "added_tokens": None},
             "frame": [self._frame.start, self._frame.before_image, self._frame.after_image],
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        text = self.model.text_model
+        tied = text.lm_head.weight is text.model.embed_tokens.weight
         for key, value in sorted(self.model.state_dict().items()):
-            if key != "text_model.lm_head.weight":  # the token embedding again
+            if not (tied and key == "text_model.lm_head.weight"):  # the token embedding again
                 digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
                 digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -256,7 +266,13 @@ def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     import transformers
 
     classes: Any = transformers  # whose stubs leave much out
-    model = classes.Kosmos2ForConditionalGeneration.from_pretrained(source, dtype=dtype)
+    family = classes.AutoConfig.from_pretrained(source).model_type
+    if family != _FAMILY:
+        raise WeightsError(f"{source} is a {family} model, not Kosmos; VLMGenerator may read it")
+    model, report = classes.Kosmos2ForConditionalGeneration.from_pretrained(
+        source, dtype=dtype, output_loading_info=True
+    )
+    check_complete(source, report)
     # Pillow resizes alike on every machine; torchvision, which may or may not be there, resizes otherwise.
     image_processor = classes.CLIPImageProcessorPil.from_pretrained(source)
     return model, classes.Kosmos2Processor(image_processor, classes.AutoTokenizer.from_pretrained(source))

@@ -5,7 +5,7 @@ entry -1 - r stands for row r of the image states of the call, laid end to end. 
 tuples, and "the same image first" is a common prefix. :mod:`zsqretrieval.generators.interleaved` makes such
 tuples of texts and images.
 
-A model is anything with the four members of :class:`LanguageModel`. The engine decides the rest:
+A model is anything with the members of :class:`LanguageModel`. The engine decides the rest:
 
 - pairs that share their beginning share its computation: it is read once, its keys and values are kept for
   as long as a pair still needs them, and only what follows is read per pair;
@@ -41,6 +41,7 @@ __all__ = [
     "Reading",
     "States",
     "Tokens",
+    "check_finite",
     "log_probs_of",
     "log_softmax_of",
     "logits_of",
@@ -295,13 +296,22 @@ def log_probs_of(
         exact = None if model.dtype == torch.float32 else model.logits_of(hidden[part], tokens[part])
         parts.append(log_softmax_of(logits, tokens[part], exact))
     log_probs = torch.cat(parts).cpu().numpy()
-    if not np.isfinite(log_probs).all():
-        raise WeightsError(
-            f"the model computed log-probabilities that are not finite, in {model.dtype}: its weights are "
-            "damaged, or its numbers outgrow that dtype; try float32"
-        )
+    check_finite(log_probs, model.dtype)
     ends = np.cumsum([len(target) for _, target in targets])[:-1]
     return [np.ascontiguousarray(part, np.float32) for part in np.split(log_probs, ends)]
+
+
+def check_finite(log_probs: NDArray[np.float32], dtype: torch.dtype) -> None:
+    """Look at what a model computed in a dtype.
+
+    Raises:
+        WeightsError: a log-probability is not finite.
+    """
+    if not np.isfinite(log_probs).all():
+        raise WeightsError(
+            f"the model computed log-probabilities that are not finite, in {dtype}: its weights are "
+            "damaged, or its numbers outgrow that dtype; try float32"
+        )
 
 
 def log_softmax_of(logits: Tensor, tokens: Tensor, exact: Tensor | None = None) -> Tensor:
@@ -366,7 +376,8 @@ def score_pairs(
         prefixes: what was read in earlier calls.
         batch_size: most rows computed together.
         token_budget: most positions computed together.
-        progress: told how many distinct rows are done, between batches; may raise to stop.
+        progress: told how many distinct rows are done, between batches (texts that differ in their last token
+            alone are one row); may raise to stop.
 
     Returns:
         For each pair float32 [len(continuation)]: log-probabilities in nats.
@@ -383,6 +394,8 @@ def score_pairs(
 
     def step(batch: list[int]) -> None:
         shared = [heads[i] for i in batch if heads[i]]
+        for head in kept.keys() - set(shared):  # left by a batch that did not fit: its parts are smaller
+            del kept[head]
         if missing := [head for head in dict.fromkeys(shared) if head not in kept]:
             kept.update(prefixes.fetch(model, missing, states))
         feeds = [sum(rows[i], ())[len(heads[i]) :] for i in batch]

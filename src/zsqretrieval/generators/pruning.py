@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from heapq import heappush, heappushpop
+from heapq import heapify, heappop, heappush, heappushpop
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zsqretrieval.generators.batching import Progress, run_batches
+from zsqretrieval.generators.batching import Progress, plan_batches, run_batches
 from zsqretrieval.generators.likelihood import (
+    TOKEN_BUDGET,
     LanguageModel,
     Past,
     Prefixes,
@@ -39,21 +40,30 @@ _PASTS_BYTES = 2**31  # of keys and values of unfinished contexts, beyond which 
 
 @dataclass(slots=True, eq=False)
 class _Candidate:
-    """One distinct context: what was scored of the continuation after it, and how to go on."""
+    """One distinct context: what was scored of the continuation after it, and how to go on.
+
+    Attributes:
+        context: what it is.
+        number: its place among the distinct ones.
+        log_probs: of the tokens scored so far.
+        bound: their sum: no less than the sum over all tokens, and equal to it once all are scored.
+        past: keys and values of all that was read.
+    """
 
     context: Tokens
+    number: int
     log_probs: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    bound: float = 0.0
     past: Past | None = None
-
-    @property
-    def bound(self) -> float:
-        """No less than the sum over all tokens, and equal to it once all are scored."""
-        return float(self.log_probs.sum(dtype=np.float64))
 
     @property
     def held(self) -> int:
         """Bytes of keys and values."""
         return 0 if self.past is None else self.past.values.nbytes
+
+    def __lt__(self, other: _Candidate) -> bool:
+        """Whether it is to be looked at before another: the likelier one first."""
+        return (-self.bound, self.number) < (-other.bound, other.number)
 
 
 def best_first(
@@ -90,44 +100,67 @@ def best_first(
         sums in the order given; and how many tokens were scored, over distinct contexts.
     """
     times = Counter(contexts)
-    waiting = deque(_Candidate(context) for context in times)
-    begun: list[_Candidate] = []
+    new = [_Candidate(context, number) for number, context in enumerate(times)]
+    lengths = [len(candidate.context) + min(block, len(continuation)) for candidate in new]
+    planned = plan_batches(lengths, batch_size=batch_size, token_budget=TOKEN_BUDGET)
+    waiting = deque([new[i] for i in batch] for batch in planned)
+    begun: list[_Candidate] = []  # a heap, the likeliest on top
+    held = 0  # bytes, by those that are begun
     finished: dict[Tokens, _Candidate] = {}
     best_sums: list[float] = []  # of the k best contexts that are finished: a heap, the k-th best on top
+    floor = -np.inf
     slack = _ROUNDING.get(model.dtype, _ROUNDING_16_BIT)
-    tokens_scored = 0
+    largest = batch_size  # as far as memory is known to go
+    unread, tokens_scored = len(new), 0
     with torch.inference_mode():
         while waiting or begun:
-            if waiting and sum(candidate.held for candidate in begun) < _PASTS_BYTES:
-                batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-                states_needed = [
-                    candidate.context for candidate in batch for _ in range(times[candidate.context])
-                ]
-            else:
-                batch, begun = begun[:batch_size], begun[batch_size:]
-                states_needed = []
+            fresh = bool(waiting) and held < _PASTS_BYTES
+            batch = waiting.popleft() if fresh else _likeliest(begun, largest, block)
+            held -= sum(candidate.held for candidate in batch)
             before = sum(len(candidate.log_probs) for candidate in batch)
-            _score_block(model, batch, continuation, block, states, prefixes)
+            largest = _score_block(model, batch, continuation, block, states, prefixes, largest)
             tokens_scored += sum(len(candidate.log_probs) for candidate in batch) - before
-            states.release(states_needed)
+            if fresh:
+                unread -= len(batch)
+                states.release(one.context for one in batch for _ in range(times[one.context]))
             for candidate in batch:
-                if len(candidate.log_probs) < len(continuation):
-                    begun.append(candidate)
-                    continue
-                finished[candidate.context] = candidate
-                for _ in range(times[candidate.context]):
-                    push = heappush if len(best_sums) < k else heappushpop
-                    push(best_sums, candidate.bound)
-            floor = best_sums[0] - slack if len(best_sums) == k else -np.inf
-            begun = [candidate for candidate in begun if candidate.bound >= floor]
-            begun.sort(key=lambda candidate: -candidate.bound)
+                if len(candidate.log_probs) == len(continuation):
+                    finished[candidate.context] = candidate
+                    for _ in range(times[candidate.context]):
+                        push = heappush if len(best_sums) < k else heappushpop
+                        push(best_sums, candidate.bound)
+            if len(best_sums) == k and best_sums[0] - slack > floor:
+                floor = best_sums[0] - slack
+                begun = [candidate for candidate in begun if candidate.bound >= floor]
+                heapify(begun)
+                held = sum(candidate.held for candidate in begun)
+            for candidate in batch:
+                if len(candidate.log_probs) < len(continuation) and candidate.bound >= floor:
+                    heappush(begun, candidate)
+                    held += candidate.held
             if progress is not None:
-                progress(len(times) - len(waiting) - len(begun), len(times))
+                progress(len(new) - unread - len(begun), len(new))
     ranking = sorted(
         (i for i, context in enumerate(contexts) if context in finished),
         key=lambda i: -finished[contexts[i]].bound,
     )
     return [(i, finished[contexts[i]].log_probs) for i in ranking[:k]], tokens_scored
+
+
+def _likeliest(begun: list[_Candidate], most: int, block: int) -> list[_Candidate]:
+    """Take the likeliest candidates off the heap, as many as may be computed together."""
+    batch = [heappop(begun)]
+    longest = _length(batch[0], block)
+    while begun and len(batch) < most:
+        longest = max(longest, _length(begun[0], block))
+        if (len(batch) + 1) * longest > TOKEN_BUDGET:
+            break
+        batch.append(heappop(begun))
+    return batch
+
+
+def _length(candidate: _Candidate, block: int) -> int:
+    return len(candidate.context) + len(candidate.log_probs) + block
 
 
 def _score_block(
@@ -137,8 +170,13 @@ def _score_block(
     block: int,
     states: States,
     prefixes: Prefixes,
-) -> None:
-    """Score the next ``block`` tokens after each candidate: all new, or all begun."""
+    largest: int,
+) -> int:
+    """Score the next ``block`` tokens after each candidate: all new, or all begun.
+
+    Returns:
+        How many go together from now on: ``largest``, or fewer where memory did not suffice.
+    """
 
     def step(batch: list[int]) -> None:
         rows = [candidates[i] for i in batch]
@@ -166,6 +204,10 @@ def _score_block(
         onward = reading.pasts() if any(goes_on) else [None] * len(rows)
         for i, row in enumerate(rows):
             row.log_probs = np.concatenate([row.log_probs, scored[i]])
+            row.bound = float(row.log_probs.sum(dtype=np.float64))
             row.past = onward[i] if goes_on[i] else None
 
-    run_batches([list(range(len(candidates)))], step)
+    everyone = list(range(len(candidates)))
+    parts = [everyone[start : start + largest] for start in range(0, len(everyone), largest)]
+    fits = run_batches(parts, step)
+    return fits if fits < len(parts[0]) else largest

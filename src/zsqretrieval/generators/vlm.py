@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval._device import DTYPES, resolve_device
-from zsqretrieval._settings import check_settings
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval._settings import check_sequence, check_settings
+from zsqretrieval.errors import InvalidInputError, WeightsError
+from zsqretrieval.generators._loading import tokenizer_facts
 from zsqretrieval.generators._vlm_families import family_of
 from zsqretrieval.generators._vlm_head import hidden_behind, keep_head_input_contiguous, watched_head
 from zsqretrieval.generators._vlm_loading import (
@@ -175,9 +176,7 @@ class VLMGenerator:
         }
         digest = hashlib.sha256()
         digest.update(json.dumps(_without_origin(settings), sort_keys=True, default=str).encode())
-        backend = getattr(self._processor.tokenizer, "backend_tokenizer", None)
-        tokens = backend.to_str() if backend is not None else self._processor.tokenizer.get_vocab()
-        digest.update(json.dumps(tokens, sort_keys=True).encode())
+        digest.update(json.dumps(tokenizer_facts(self._processor.tokenizer), sort_keys=True).encode())
         for key, value in sorted(self._model.state_dict().items()):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -206,8 +205,8 @@ class VLMGenerator:
             MismatchError: a context holds an image state; this class makes none.
             ImageError: an image cannot be decoded; names it.
         """
-        _check_sequence(contexts, "contexts")
-        _check_sequence(continuations, "continuations")
+        check_sequence(contexts, "contexts")
+        check_sequence(continuations, "continuations")
         if len(contexts) != len(continuations):
             raise InvalidInputError(
                 f"{len(contexts)} contexts for {len(continuations)} continuations; give one of each per pair"
@@ -252,7 +251,7 @@ class VLMGenerator:
             MismatchError: a context holds an image state; this class makes none.
             ImageError: an image cannot be decoded; names it.
         """
-        _check_sequence(contexts, "contexts")
+        check_sequence(contexts, "contexts")
         if n < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf or (seed is not None and seed < 0):
             raise InvalidInputError(
                 f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}, seed={seed}; the first "
@@ -366,13 +365,15 @@ class VLMGenerator:
         """Log-probabilities of T tokens, float32 [T], from logits [T, V] and hidden states [T, D]."""
         import torch
 
-        from zsqretrieval.generators.likelihood import log_softmax_of, logits_of
+        from zsqretrieval.generators.likelihood import check_finite, log_softmax_of, logits_of
 
         tokens = torch.tensor(ids, device=logits.device)
         exact = None
         if hidden is not None:
             exact = logits_of(hidden, self._model.get_output_embeddings(), tokens)
-        return log_softmax_of(logits.to(torch.float32, copy=True), tokens, exact).cpu().numpy()
+        found = log_softmax_of(logits.to(torch.float32, copy=True), tokens, exact).cpu().numpy()
+        check_finite(found, logits.dtype)
+        return found
 
     def _continue(self, prompts: Sequence[Prompt], limit: int, sampler: _Sampler | None) -> list[str]:
         """One text for each prompt."""
@@ -426,13 +427,17 @@ class VLMGenerator:
             beside = self._score([seen, longer], [text, text])[0] if self._family.batched else scores
         except (InvalidInputError, MemoryError, torch.OutOfMemoryError):
             raise
+        except WeightsError as error:
+            raise InvalidInputError(
+                f"{what}its log-probabilities are not finite; try another dtype"
+            ) from error
         except Exception as error:  # a model's code may raise anything
             raise InvalidInputError(
                 f"{what}it failed on an image and a question: {type(error).__name__}: {error}"
             ) from error
         # one shape, so that rounding is the same, against different shapes
         exact, rounded = (1e-4, 1e-3) if self._model.dtype == torch.float32 else (1e-2, 1.0)
-        if not np.isfinite(scores).all():
+        if not all(np.isfinite(one).all() for one in (scores, swapped, unlike, beside)):
             raise InvalidInputError(f"{what}its log-probabilities are not finite; try another dtype")
         if np.abs(scores[:-1] - swapped[:-1]).max() > exact:
             raise InvalidInputError(f"{what}later tokens change the log-probabilities of earlier ones")
@@ -472,11 +477,6 @@ def _without_origin(settings: Any) -> Any:
         origin = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash"}
         return {key: _without_origin(value) for key, value in settings.items() if key not in origin}
     return settings
-
-
-def _check_sequence(values: object, name: str) -> None:
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise InvalidInputError(f"{name} must be a list, not {type(values).__name__}")
 
 
 def _windows(n: int, batch_size: int) -> list[range]:

@@ -677,3 +677,9 @@ def test_an_unreadable_caption_does_not_cost_the_image(tmp_path: Path) -> None:
 def test_an_empty_path_is_not_the_current_folder() -> None:
     with pytest.raises(InvalidInputError, match="empty"):
         list(open_images(""))
+
+
+def test_what_cannot_be_looked_at_is_described_and_named_when_it_is_decoded() -> None:
+    long = "x" * 300 + ".jpg"
+    (one,) = open_images([long])
+    assert "too long" in reason(one).lower()

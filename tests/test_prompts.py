@@ -130,3 +130,11 @@ def test_prompts_are_values() -> None:
     assert Prompt("{a}<image>") == Prompt("{a}<image>") != Prompt("<image>{a}")
     assert len({Prompt("{a}"), Prompt("{a}")}) == 1 and repr(Prompt("{a}")) == "Prompt(template='{a}')"
     assert (PROMPTS["vqa"].images, PROMPTS["vqa"].fields) == (1, ("question",))
+
+
+def test_a_path_is_no_image() -> None:
+    """It would be read as a text, and scored without any image."""
+    with pytest.raises(
+        InvalidInputError, match=r"takes Image records and image states, not 'dog\.jpg'; .*as_image"
+    ):
+        Prompt("<image>Question:").context("dog.jpg")  # type: ignore[arg-type]

@@ -212,7 +212,9 @@ class Catalog:
     def _refuse_if_used(self) -> None:
         value = self._database.value
         if value("SELECT count(*) FROM sqlite_master") or value("PRAGMA application_id"):
-            raise AlbumError(f"{self._where} exists already; open it, or choose another path")
+            raise AlbumError(
+                f"{self._where} exists already; open it with Retriever.load, or choose another path"
+            )
 
     def _check_header(self) -> int:
         """The version of the format, which is one that can be read."""
@@ -525,7 +527,7 @@ class Catalog:
             AlbumError: ``path`` exists already, or cannot be written. The catalog is as it was.
         """
         if Path(path).exists():
-            raise AlbumError(f"{path} exists already; open it, or choose another path")
+            raise AlbumError(f"{path} exists already; open it with Retriever.load, or choose another path")
         with self._database.held():
             self.backup(path)
             self._database.take_over(Catalog.open(path)._database)

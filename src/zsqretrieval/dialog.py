@@ -510,6 +510,6 @@ def _check_settings(
     check_counts(0, budget=budget, seed=seed)
     check_amounts(sure=sure, scale=scale, temper=temper, reread=reread)
     if not 0 < sure <= 1:
-        raise InvalidInputError(f"sure must be a probability above 0, not {sure}")
+        raise InvalidInputError(f"sure must be a probability, above 0 and at most 1, not {sure}")
     if not temper:
         raise InvalidInputError("temper must be above 0: at 0 no answer would count")

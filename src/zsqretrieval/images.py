@@ -408,11 +408,13 @@ def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image]:
 
 
 def _open_path(path: Path) -> Iterator[Image]:
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises at what cannot be looked at
         yield from walk(path)
-        yield from read_webdataset(
-            sorted(file for file in path.iterdir() if _is_tar(file) and not file.name.startswith("."))
-        )
+        try:
+            files = sorted(path.iterdir())
+        except OSError:
+            return  # as an image that cannot be read, walk has named it
+        yield from read_webdataset(file for file in files if _is_tar(file) and not file.name.startswith("."))
     elif _is_tar(path) and not _is_pattern(path):
         yield from read_webdataset([path])
     elif _is_pattern(path):
@@ -428,7 +430,7 @@ def _open_path(path: Path) -> Iterator[Image]:
 
 
 def _is_pattern(path: Path) -> bool:
-    return any(mark in str(path) for mark in "*?[") and not path.exists()
+    return any(mark in str(path) for mark in "*?[") and not os.path.exists(path)  # noqa: PTH110
 
 
 def _is_tar(path: Path) -> bool:

@@ -69,13 +69,19 @@ class Prompt:
             Texts and images in reading order; no text is empty, and no two texts are neighbours.
 
         Raises:
-            InvalidInputError: too few or too many images, a field that is missing or unknown, or one that is
-                not a text.
+            InvalidInputError: too few or too many images, something else in place of one, a field that is
+                missing or unknown, or one that is not a text.
         """
         if len(images) != self.images:
             raise InvalidInputError(
                 f"the prompt {self.template!r} takes {self.images} images, not {len(images)}"
             )
+        for image in images:
+            if not isinstance(image, Image | ImageState):  # a path would be read as a text
+                raise InvalidInputError(
+                    f"the prompt {self.template!r} takes Image records and image states, not {image!r:.80}; "
+                    "zsqretrieval.images.as_image makes a record"
+                )
         if fields.keys() != set(self.fields):
             missing, unknown = set(self.fields) - fields.keys(), fields.keys() - set(self.fields)
             wrong = [f"{what} {', '.join(sorted(names))}" for what, names in

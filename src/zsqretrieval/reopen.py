@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import tarfile
 import zlib
 from pathlib import Path
@@ -61,10 +62,11 @@ class Reopener:
 
     def _read(self, source: str) -> bytes:
         path, mark, member = source.partition("#")
-        while mark and not Path(path).is_file():
+        # Path.is_file raises where a folder on the way may not be looked into.
+        while mark and not os.path.isfile(path):  # noqa: PTH113
             further, mark, member = member.partition("#")
             path = f"{path}#{further}"
-        if not mark or Path(source).is_file():
+        if not mark or os.path.isfile(source):  # noqa: PTH113
             return read_bytes(Image(Path(source), source))
         try:
             tar, members = self._tar(path)

@@ -182,7 +182,7 @@ def generator_config(preset: str, weights: Path | None) -> Mapping[str, Any]:
     plugin = PRESETS[preset].generator
     if plugin is None:
         raise InvalidInputError(f"the preset {preset!r} has no generator whose weights could be given")
-    settings = {"mini": "weights", "kosmos": "name", "vlm": "name"}
+    settings = {"mini": "weights", "kosmos": "name", "vlm": "name_or_path"}
     if plugin not in settings:
         raise InvalidInputError(
             f"the generator {plugin!r} of the preset {preset!r} takes no weights of your own"

@@ -264,6 +264,11 @@ def test_a_context_without_tokens_is_refused(load: Load) -> None:
         load("qwen2_vl", chat=False).log_likelihood([context(), ("",)], ["red", "red"])
 
 
+def test_an_empty_turn_of_a_conversation_is_a_context(load: Load) -> None:
+    (found,) = load("qwen2_vl", chat=True).log_likelihood([("",)], ["red"])
+    assert np.isfinite(found.sum)
+
+
 def test_a_continuation_without_tokens_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = load("llava")
     monkeypatch.setattr(generator._reader, "_ids", lambda text: [])  # as for what a normalizer strips

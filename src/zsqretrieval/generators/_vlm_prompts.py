@@ -292,13 +292,8 @@ class Reader:
         if texts not in self._orders:
             # Words that no template has of its own: a question might stand in one by chance.
             marks = [f"zq{number}xj" if is_text else None for number, is_text in enumerate(texts)]
-            written, place = self._turn(marks), 0
-            for mark in marks:
-                wanted = mark or str(self._processor.image_token)
-                place = written.find(wanted, place) + len(wanted)
-                if place < len(wanted):
-                    break
-            self._orders[texts] = place >= len(wanted)
+            image = str(self._processor.image_token)
+            self._orders[texts] = _in_order([mark or image for mark in marks], self._turn(marks))
         return self._orders[texts]
 
     def _turn(self, segments: Sequence[str | None]) -> str:
@@ -325,6 +320,17 @@ class Reader:
                 f"the chat template of this model cannot write a user's turn of text and images: {error}; "
                 "load it with chat=False"
             ) from error
+
+
+def _in_order(parts: Sequence[str], text: str) -> bool:
+    """Whether the parts stand in the text one after another."""
+    place = 0
+    for part in parts:
+        found = text.find(part, place)
+        if found < 0:
+            return False
+        place = found + len(part)
+    return True
 
 
 def has_chat_template(processor: Any, family: Family) -> bool:

@@ -57,10 +57,10 @@ def continue_contexts(
     def step(batch: list[int]) -> None:
         limits = [min(max_new_tokens, model.max_tokens - len(contexts[text // draws])) for text in batch]
         streams = [np.random.default_rng([entropy, *divmod(text, draws)]) for text in batch]
-        read_once = list(dict.fromkeys(text // draws for text in batch))
-        rows = [read_once.index(text // draws) for text in batch]
+        places: dict[int, int] = {}  # of contexts, each read once, in the reading
+        rows = [places.setdefault(text // draws, len(places)) for text in batch]
         written = _continue(
-            model, [contexts[i] for i in read_once], states, rows, limits, temperature, streams, stop
+            model, [contexts[i] for i in places], states, rows, limits, temperature, streams, stop
         )
         found.update(zip(batch, written, strict=True))
         states.release(contexts[text // draws] for text in batch if text % draws == draws - 1)

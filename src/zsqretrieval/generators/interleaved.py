@@ -303,6 +303,7 @@ class InterleavedGenerator(ABC):
 
     def _lay_out(self, contexts: Sequence[Context]) -> tuple[list[Tokens], _Sights]:
         """Contexts as the engine reads them, and the images they refer to, each distinct one once."""
+        check_sequence(contexts, "contexts")
         numbers: dict[Image | ImageState, int] = {}
         laid = []
         for i, context in enumerate(contexts):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from zsqretrieval.protocols import Generator as Generator
     from zsqretrieval.protocols import ImageStates as ImageStates
     from zsqretrieval.protocols import Index as Index
+    from zsqretrieval.query_bank import QueryBank as QueryBank
     from zsqretrieval.questions import STYLES as STYLES
     from zsqretrieval.questions import Question as Question
     from zsqretrieval.questions import Style as Style
@@ -83,6 +84,7 @@ _HOME = {
     "PROMPTS": "prompts",
     "Prior": "rerank",
     "Prompt": "prompts",
+    "QueryBank": "query_bank",
     "Question": "questions",
     "RandomQuestion": "asking",
     "Ranking": "types",

@@ -46,6 +46,9 @@ STAGES: Mapping[str, Stage] = {
     "first_stage": Stage(
         "first stage", 3, "First stage: cosine similarity of question and image; all bars share one scale."
     ),
+    "normalized": Stage(
+        "normalized", 3, "Normalized: the first stage without what an image gets from any question."
+    ),
     "likelihood": Stage(
         "likelihood", legend="Likelihood: log P(question | image); bars compare P with the best of the row."
     ),

@@ -21,7 +21,8 @@ from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.expansion import Compared, QuestionIndex, compare
 from zsqretrieval.following import Follower
 from zsqretrieval.protocols import Encoder
-from zsqretrieval.rerank import FIRST_STAGE, Fusion
+from zsqretrieval.query_bank import QueryBank
+from zsqretrieval.rerank import FIRST_STAGE, NORMALIZED, Fusion, best_first
 from zsqretrieval.types import Hit, Image
 
 __all__ = ["FirstStage", "Found"]
@@ -34,7 +35,7 @@ class Found:
     Attributes:
         records: n images, best first.
         hits: n hits, in the same order.
-        timings: seconds to ``"encode"`` and for the ``"first_stage"`` itself.
+        timings: seconds to ``"encode"``, for the ``"first_stage"`` itself, and until it was ``"normalized"``.
     """
 
     records: list[Record]
@@ -91,6 +92,27 @@ class FirstStage:
             return [one.record for one in found], [_compared_hit(one) for one in found]
 
         return self._found(lambda: self._encoder.encode_text([text]), near)
+
+    def normalized(self, found: Found, bank: QueryBank) -> Found:
+        """What was found, without what its images get from any question; images gone meanwhile are left out.
+
+        Raises:
+            IntegrityError: a vector is damaged.
+        """
+        begin = time.perf_counter()
+        keys = [record.key for record in found.records]
+        with self._catalog.reading():
+            present = self._catalog.known_keys(keys)
+            there = [n for n, key in enumerate(keys) if key in present]
+            vectors = self._catalog.vectors([keys[n] for n in there])
+        scores = bank.normalized([found.hits[n].score for n in there], vectors)
+        order = [(there[place], float(scores[place])) for place in best_first(scores)]
+        hits = tuple(
+            replace(hit, score=score, scores={**hit.scores, NORMALIZED: score})
+            for hit, score in ((found.hits[n], score) for n, score in order)
+        )
+        timings = {**found.timings, NORMALIZED: time.perf_counter() - begin}
+        return Found([found.records[n] for n, _ in order], hits, timings)
 
     def _found(
         self,

@@ -388,6 +388,21 @@ class QuestionTable:
             self.log.unpack([row[:3] for row in rows]),
         )
 
+    def sample(self, style: str, size: int) -> NDArray[np.float32]:
+        """Vectors float32 [n, dim] of a style's kept questions: all, or ``size``, always the same ones.
+
+        Raises:
+            IntegrityError: a vector is damaged.
+        """
+        with self._database.transaction() as run:
+            recipes = run.execute("SELECT id, recipe FROM recipes").fetchall()
+            made = [row for row, text in recipes if self._recipe(text).style == style]
+            table = "question_vectors JOIN questions ON questions.key = question"
+            found = self._database.select("question_vectors.key", table, "recipe", made)
+            keys = np.array(sorted(key for (key,) in found), np.int64)
+            drawn = np.random.default_rng(0).permutation(len(keys))[:size]
+            return self.log.get(keys[np.sort(drawn)])
+
     def styles(self) -> list[StyleFacts]:
         """How much was asked in which style, by the styles' names; none that no image was asked in."""
         with self._database.transaction() as run:

@@ -62,6 +62,9 @@ T = TypeVar("T")
 FIRST_STAGE = "first_stage"
 """Name of the first stage's score."""
 
+NORMALIZED = "normalized"
+"""Name of the first stage's score after a query bank has corrected it."""
+
 FUSED = "fused"
 """Name of the score that a fusion gives."""
 
@@ -317,7 +320,8 @@ class Fusion(Protocol):
         """Join.
 
         Args:
-            first_stage: float64 [n], the candidates' cosine similarities, best first.
+            first_stage: float64 [n], the candidates' cosine similarities, or what a
+                :class:`~zsqretrieval.query_bank.QueryBank` made of them, best first.
             scores: float64 [n], what the scoring rule made of the same candidates.
 
         Returns:
@@ -452,7 +456,7 @@ def rerank(hits: Sequence[Hit], name: str, scores: NDArray[np.float64], fusion: 
     """Put the hits of the first stage in a new order.
 
     Args:
-        hits: n hits, best first.
+        hits: n hits by the score of the first stage, best first.
         name: of the scoring rule.
         scores: float64 [n], its scores; nan for a hit that it could not judge.
         fusion: joins both.
@@ -467,7 +471,7 @@ def rerank(hits: Sequence[Hit], name: str, scores: NDArray[np.float64], fusion: 
     judged = np.flatnonzero(~np.isnan(scores))
     if not len(judged):
         return tuple(hits)
-    first_stage = np.array([hit.scores[FIRST_STAGE] for hit in hits])
+    first_stage = np.array([hit.score for hit in hits])
     fused = np.full(len(hits), -np.inf)
     fused[judged] = fuse(fusion, first_stage[judged], scores[judged])
     ranked = [replace(hit, score=float(score)) for hit, score in zip(hits, fused, strict=True)]

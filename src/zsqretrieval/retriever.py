@@ -55,6 +55,9 @@ from zsqretrieval.parts import (
     restore_fusion,
 )
 from zsqretrieval.protocols import Encoder, Generator, Index
+from zsqretrieval.query_bank import SCALE as BANK_SCALE
+from zsqretrieval.query_bank import STRENGTH as BANK_STRENGTH
+from zsqretrieval.query_bank import QueryBank
 from zsqretrieval.question_table import StoredQuestion, StyleFacts
 from zsqretrieval.questioning import FilterReport, QuestionsReport, ask_images, judge_again
 from zsqretrieval.questions import STYLES, Style
@@ -512,6 +515,44 @@ class Retriever:
             raise InvalidInputError(f"there is no style {style!r}; there are {', '.join(known)}")
         return self._catalog.questions.remove(style)
 
+    def query_bank(
+        self,
+        texts: Sequence[str] | None = None,
+        *,
+        style: str = "search",
+        size: int = 2000,
+        scale: float = BANK_SCALE,
+        strength: float = BANK_STRENGTH,
+    ) -> QueryBank:
+        """Questions that tell which images fit any question, for :meth:`search` to take that away.
+
+        Args:
+            texts: questions like those to come, one or more; the album's kept ones when None
+                (:meth:`generate_questions`).
+            style: which of the album's: such as say what is to be seen. Few questions that fit many images,
+                as of the style ``"questions"``, do harm (docs/rerank.md).
+            size: how many of the album's at most, >= 1, drawn at random and always the same ones. A search
+                compares every candidate with all of them.
+            scale: inverse temperature, > 0; see :class:`~zsqretrieval.query_bank.QueryBank`.
+            strength: how much is taken away.
+
+        Raises:
+            InvalidInputError: the album keeps no questions of the style, a text says nothing, or a number is
+                out of range.
+            IntegrityError: a vector is damaged.
+        """
+        check_counts(size=size)
+        if texts is not None:
+            return QueryBank.from_texts(self.encoder, texts, scale=scale, strength=strength)
+        vectors = self._catalog.questions.sample(style, size)
+        if not len(vectors):
+            raise InvalidInputError(
+                f"this album keeps no questions of the style {style!r} to make a bank of; make some with "
+                f"Retriever.generate_questions(style={style!r}) or `zsq questions ALBUM --style {style}`, or "
+                "give texts"
+            )
+        return QueryBank(vectors, self.encoder.fingerprint, scale, strength)
+
     # --- searching ----------------------------------------------------------------------------------------
 
     def search(
@@ -524,6 +565,7 @@ class Retriever:
         fusion: Fusion | Literal["auto"] = "auto",
         expand: bool = False,
         expansion: Fusion = EXPANSION,
+        bank: QueryBank | None = None,
         explain: bool = False,
         batch_size: int = 16,
         progress: ScoringProgress | None = None,
@@ -545,6 +587,8 @@ class Retriever:
                 (:meth:`generate_questions`).
             expansion: how similarities to images and to questions are joined then; see
                 :func:`zsqretrieval.expansion.join`.
+            bank: takes away from the first stage what an image gets from any question, before scores are
+                joined; :meth:`query_bank` makes one.
             explain: let the generator answer the question from each hit, and tell which words of the question
                 the image explains.
             batch_size: candidates scored together; must not change the result.
@@ -557,12 +601,14 @@ class Retriever:
             scored has ``score`` -inf and only ``"first_stage"``; when none could be, the ranking is the
             first stage's. With ``expand``, also ``"image_similarity"`` and, where the image has a question,
             ``"question_similarity"``, which ``"first_stage"`` joins; ``matched_question`` is the nearest one.
+            With ``bank``, also ``"normalized"``, which takes the place of ``"first_stage"`` in what follows.
             With ``explain``, ``explanation``, but None for an image that cannot be shown.
 
         Raises:
             InvalidInputError: the question is empty or not text; ``k``, ``candidates`` or ``batch_size`` < 1;
-                scoring or explaining without a generator; ``fusion`` or ``expansion`` is none; ``expand`` in
-                an album without questions; or the question is too long for the generator.
+                scoring or explaining without a generator; ``fusion``, ``expansion`` or ``bank`` is none;
+                ``expand`` in an album without questions; or the question is too long for the generator.
+            MismatchError: the bank was made by another encoder.
             ZsqError: the generator's numbers are broken; names the image.
         """
         check_text(question, "the question")
@@ -572,11 +618,15 @@ class Retriever:
         viewer = self._reader("explain=True") if explain else None if rule is None else self._viewer
         if viewer is not None:
             viewer.generator.get()  # loaded before the clock runs
+        if bank is not None:
+            self._check_bank(bank)
         if expand:
             found = self._first_stage.expanded(question, max(k, candidates), _checked(expansion, "expansion"))
         else:
-            wanted = k if rule is None else max(k, candidates)
+            wanted = k if rule is None and bank is None else max(k, candidates)
             found = self._first_stage.of_text(question, wanted)
+        if bank is not None:
+            found = self._first_stage.normalized(found, bank)
         hits, timings = found.hits, dict(found.timings)
         if rule is not None and viewer is not None:
             begin = time.perf_counter()
@@ -734,6 +784,16 @@ class Retriever:
             )
         self._reader(f"scoring by {scoring.name!r}", ", or leave scoring out for the first stage alone")
         return scoring
+
+    def _check_bank(self, bank: object) -> None:
+        if not isinstance(bank, QueryBank):
+            raise InvalidInputError(f"bank must be made by Retriever.query_bank(), or None, not {bank!r}")
+        if bank.fingerprint != self.encoder.fingerprint:
+            raise MismatchError(
+                f"the bank was made by encoder {bank.fingerprint!r}, and the images by "
+                f"{self.encoder.fingerprint!r}: their vectors cannot be compared; make it again "
+                "with Retriever.query_bank()"
+            )
 
     def _reader(self, what: str, instead: str = "") -> Viewer:
         if self._viewer is None:

@@ -19,6 +19,7 @@ from zsqretrieval.cli import console, opening
 from zsqretrieval.cli.console import human_size
 from zsqretrieval.cli.reading import human_seconds
 from zsqretrieval.parts import PRESETS, Preset
+from zsqretrieval.query_bank import STRENGTH
 from zsqretrieval.rerank import RerankOnly, WeightedSum
 
 
@@ -244,6 +245,17 @@ def test_bench_rerank(zsq: Zsq, shards: Path) -> None:
     said = zsq(*command, "--work", "work").stdout
     assert "8 captions look for their images among 4; the best 2 are read" in said
     assert all(word in said for word in ("likelihood", "yes no", "fused", "R@1 over first stage"))
+
+
+def test_bench_rerank_with_a_bank(zsq: Zsq, shards: Path) -> None:
+    command = ("bench", "rerank", "--data", shards, "--preset", "reading", "--no-yes-no")
+    found = zsq(*command, "--bank", 2, "--bank-scale", 5, "--json").json
+    assert {"normalized", "normalized_fused"} <= set(found)
+    assert found["setting"]["bank"]["scale"] == 5 and found["setting"]["bank"]["strength"] == STRENGTH
+    said = zsq(*command, "--bank", 2).stdout
+    assert "normalized fused" in said and "texts about these images, scale 20" in said
+    refused = zsq(*command, "--bank-strength", 1)
+    assert refused.code == 1 and "give --bank as well" in refused.stderr
 
 
 def test_bench_rerank_fuses_as_the_preset_does(

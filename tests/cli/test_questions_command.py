@@ -84,6 +84,25 @@ def test_hits_tell_what_matched(zsq: Zsq, album: Path) -> None:
     assert "matched question" in table and weighted[0]["matched_question"] in table
 
 
+def test_a_search_takes_away_what_any_question_gets(zsq: Zsq, album: Path, tmp_path: Path) -> None:
+    refused = zsq("search", album, "red", "--normalize")
+    assert refused.code == 1 and "zsq questions ALBUM --style search" in refused.stderr
+    zsq("questions", album, "--style", "search", "--top-k", 0)
+    plain = zsq("search", album, "the red thing?", "--json").json["hits"]
+    found = zsq("search", album, "the red thing?", "--normalize", "--json").json
+    assert set(found["hits"][0]["scores"]) == {"first_stage", "normalized", "likelihood", "fused"}
+    assert {hit["id"] for hit in found["hits"]} == {hit["id"] for hit in plain}
+    assert "normalized" in found["timings"]
+    bank = tmp_path / "bank.txt"
+    bank.write_text("a red thing\n\nsomething red\n", encoding="utf-8")
+    said = zsq("search", album, "the red thing?", "--bank", bank, "--scoring", "none").stdout
+    assert "normalized" in said and "likelihood" not in said
+    for content, message in ((b"\n", "holds no texts"), (b"\xff", "not UTF-8"), (None, "cannot be read")):
+        bank.unlink() if content is None else bank.write_bytes(content)
+        refused = zsq("search", album, "red", "--bank", bank)
+        assert refused.code == 1 and message in refused.stderr and "bank.txt" in refused.stderr
+
+
 def test_hits_are_explained_in_plain_text(zsq: Zsq, album: Path, colours: Path) -> None:
     (colours / "blue.png").unlink()
     found = zsq("search", album, "is the red thing green?", "--explain", "--scoring", "none", "--json").json
@@ -125,7 +144,7 @@ def test_wrong_usage_is_refused(zsq: Zsq, album: Path, options: list[str], messa
 
 
 def test_what_needs_words_needs_words(zsq: Zsq, album: Path, colours: Path) -> None:
-    for option in ("--expand", "--explain"):
+    for option in ("--expand", "--explain", "--normalize"):
         ran = zsq("search", album, "--image", colours / "red.png", option)
         assert ran.code == 2 and "--image has none" in ran.stderr
 

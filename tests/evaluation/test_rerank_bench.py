@@ -19,6 +19,7 @@ from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.evaluation import score_matrix as matrix_module
 from zsqretrieval.evaluation.rerank_bench import WEIGHTS, bench_rerank, first_candidates, ranks_among
 from zsqretrieval.images import decode
+from zsqretrieval.query_bank import QueryBank
 from zsqretrieval.rerank import Likelihood, ReciprocalRank, RerankOnly, WeightedSum, YesNo
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
@@ -198,6 +199,46 @@ def test_tuning_decides_ties_by_the_other_recalls(tmp_path: Path) -> None:
     assert found.setting["weight"] == min(row["weight"] for row in found.sweep if row["R@5"] == 100.0)
 
 
+class Writer(ScriptedGenerator):
+    """Says two things of every image, what is said of c and of d."""
+
+    def generate(self, contexts: Sequence[Context], *, n: int = 1, **settings: Any) -> list[list[str]]:
+        return [[["c.", "d."][draw % 2] for draw in range(n)] for _ in contexts]
+
+
+def test_a_bank_takes_away_what_any_question_gets(data: Path) -> None:
+    written = QueryBank(np.array([SIMILAR["c."], SIMILAR["d."]] * 4, np.float32), "scripted-encoder", 10, 1.2)
+    hubness = written.hubness(np.eye(4, dtype=np.float32))
+    normalized = {text: np.array(row) - 1.2 * hubness for text, row in SIMILAR.items()}
+    right = [normalized[text].argmax() == n for n, text in enumerate(SIMILAR)]
+    assert right == [True, False, False, True], "the first stage has a alone right: c goes down, d comes up"
+    settings: dict[str, Any] = {"candidates": 4, "bank": 2, "bank_scale": 10, "bank_strength": 1.2}
+    found = bench(data, Writer(LIKELY), **settings)
+    # among so few images every text leads back to its own
+    told = {"written": 8, "questions": 8, "scale": 10, "strength": 1.2, "fusion": repr(WeightedSum(0.0))}
+    assert found["setting"]["bank"] == told
+    assert found["normalized"]["R@1"] == found["normalized_fused"]["R@1"] == 50.0
+    assert found["fused"]["R@1"] == found["first_stage"]["R@1"] == 25.0, "not touched by the bank"
+    assert found["differences"]["normalized - first_stage"]["R@1"] == 25.0
+    assert found["normalized_fused"]["seconds_per_query"] > found["normalized"]["seconds_per_query"] > 0
+    read = bench(data, Writer(LIKELY), **settings, fusion=RerankOnly())
+    assert read["normalized_fused"]["R@1"] == read["likelihood"]["R@1"]
+    assert bench(data)["setting"]["bank"] is None
+
+
+def test_either_first_stage_has_a_weight_of_its_own(data: Path) -> None:
+    fusion = WeightedSum(7.0, "raw")
+    found = bench(data, Writer(LIKELY), split="dev", tune=True, bank=1, bank_strength=0, fusion=fusion)
+    rows = {
+        stage: [row for row in found["sweep"] if row["stage"] == stage]
+        for stage in ("fused", "normalized_fused")
+    }
+    assert [row["weight"] for row in rows["normalized_fused"]] == list(WEIGHTS)
+    recalls = [[row["R@1"] for row in some] for some in rows.values()]
+    assert recalls[0] == recalls[1], "of strength 0"
+    assert found["setting"]["bank"]["fusion"] == found["setting"]["fusion"]
+
+
 def test_tuning_on_test_is_refused(data: Path) -> None:
     generator = ScriptedGenerator(LIKELY)
     with pytest.raises(InvalidInputError, match=r"seen the answers.*tune on dev"):
@@ -298,7 +339,13 @@ def test_fewer_queries_are_taken_evenly_and_always_the_same(tmp_path: Path) -> N
 
 
 def test_what_cannot_be_measured_is_refused(data: Path) -> None:
-    for wrong in ({"candidates": 0}, {"queries": 0}, {"scorings": ()}, {"scorings": (YesNo(), YesNo())}):
+    for wrong in (
+        {"candidates": 0},
+        {"queries": 0},
+        {"bank": 0},
+        {"scorings": ()},
+        {"scorings": (YesNo(), YesNo())},
+    ):
         with pytest.raises(InvalidInputError):
             bench(data, **wrong)
     with pytest.raises(InvalidInputError, match=r"no shards train-\*\.tar"):

@@ -34,6 +34,7 @@ from zsqretrieval.cli.reading import (
     Weight,
     expansion_settings,
     hit_told,
+    read_lines,
     score_cells,
     score_columns,
     search_settings,
@@ -201,7 +202,7 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
 
 
 _READING = (
-    *("candidates", "scoring", "fusion", "weight", "expand", "expansion", "explain"),
+    *("candidates", "scoring", "fusion", "weight", "expand", "expansion", "normalize", "bank", "explain"),
     *("preset", "generator_weights"),
 )
 """The options of a search that say how a question is read."""
@@ -221,6 +222,18 @@ def search(
         bool, typer.Option("--expand", help="Search the questions that `zsq questions` made as well.")
     ] = False,
     expansion: HowExpanded = None,
+    normalize: Annotated[
+        bool,
+        typer.Option(
+            "--normalize",
+            help="Take away from the first stage what an image gets from any question; needs "
+            "`zsq questions ALBUM --style search`.",
+        ),
+    ] = False,
+    bank: Annotated[
+        Path | None,
+        typer.Option(help="Do that by the questions of this file, one a line, in place of the album's."),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Answer the question from each hit, and say why it was found.")
     ] = False,
@@ -241,11 +254,14 @@ def search(
     if image is not None:
         _refuse_reading(ctx)
     settings = search_settings(candidates, scoring, fusion, weight) | expansion_settings(expand, expansion)
+    texts = None if bank is None else read_lines(bank)
     reads = image is None and (scoring is not Scorings.NONE or explain)
     with open_album(album, reader=preset, generator_weights=generator_weights, reads=reads) as retriever:
         if image is not None:
             ranking = retriever.search_image(image, k)
         else:
+            if normalize or bank is not None:
+                settings["bank"] = retriever.query_bank(texts)
             with count_bar("reading candidates", None) as progress:
                 ranking = retriever.search(question or "", k, **settings, explain=explain, progress=progress)
     page = write_page(html, _page(ranking, image)) if html else None

@@ -37,6 +37,21 @@ def bench_rerank_command(
         typer.Option(min=0, help="Weight of the generator in the fusion.", show_default="the preset's"),
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Choose the weight on this split, not test.")] = False,
+    bank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Let the generator write so many texts of each image, and take away from the first stage "
+            "what an image gets from any of them.",
+            show_default="none",
+        ),
+    ] = None,
+    bank_scale: Annotated[
+        float | None, typer.Option(min=0, help="Its inverse temperature.", show_default="the library's")
+    ] = None,
+    bank_strength: Annotated[
+        float | None, typer.Option(min=0, help="How much is taken away.", show_default="the library's")
+    ] = None,
     yes_no: Annotated[bool, typer.Option(help="Score by yes and no as well; takes long.")] = True,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
@@ -50,8 +65,11 @@ def bench_rerank_command(
     from zsqretrieval.evaluation.plan import with_weight
     from zsqretrieval.evaluation.rerank_bench import bench_rerank
     from zsqretrieval.parts import preset_fusion
+    from zsqretrieval.query_bank import SCALE, STRENGTH
     from zsqretrieval.rerank import Likelihood, YesNo
 
+    if bank is None and (bank_scale is not None or bank_strength is not None):
+        raise InvalidInputError("--bank-scale and --bank-strength are of a bank; give --bank as well")
     if tune and weight is not None:
         raise InvalidInputError("--tune chooses the weight and --weight gives it; use one of them")
     fusion = preset_fusion(preset)
@@ -69,6 +87,9 @@ def bench_rerank_command(
             fusion=fusion if weight is None else with_weight(fusion, weight),
             fusion_from=f"of the preset {preset}" if weight is None else "given",
             tune=tune,
+            bank=bank,
+            bank_scale=SCALE if bank_scale is None else bank_scale,
+            bank_strength=STRENGTH if bank_strength is None else bank_strength,
             batch_size=batch_size,
             work=work,
             progress=progress,
@@ -88,7 +109,7 @@ def _tell(found: Mapping[str, Any]) -> None:
     )
     names = ("R@1", "R@5", "R@10", "a query")
     table = PlainTable("", *names, "95 % of R@1", "R@1 over first stage", numbers=names)
-    for stage in ("first_stage", "likelihood", "yes_no", "fused"):
+    for stage in ("first_stage", "likelihood", "yes_no", "fused", "normalized", "normalized_fused"):
         if stage not in found:
             continue
         one, gain = found[stage], found["ratios"].get(f"{stage} / first_stage", {})
@@ -98,9 +119,16 @@ def _tell(found: Mapping[str, Any]) -> None:
         table.add_row(stage.replace("_", " "), *recalls, spent, told_interval(one["R@1_ci"]), ratio)
     show(table)
     if "sweep" in found:
-        table = PlainTable("weight", "R@1", "R@5", "R@10", numbers=("weight", "R@1", "R@5", "R@10"))
+        names = ("weight", "R@1", "R@5", "R@10")
+        table = PlainTable("", *names, numbers=names)
         for row in found["sweep"]:
-            table.add_row(f"{row['weight']:g}", *(f"{row[f'R@{k}']:.1f}" for k in (1, 5, 10)))
+            recalls = (f"{row[f'R@{k}']:.1f}" for k in (1, 5, 10))
+            table.add_row(row["stage"].replace("_", " "), f"{row['weight']:g}", *recalls)
         show(table)
+    if bank := setting["bank"]:
+        say(
+            f"Normalized by {bank['questions']} of {bank['written']} texts about these images, scale "
+            f"{bank['scale']:g}, strength {bank['strength']:g}; fused by {bank['fusion']}."
+        )
     how = f"by {setting['fusion']}" if setting["weight"] is None else f"with weight {setting['weight']:g}"
     say(f"Fused {how}, {setting['weight_from']}.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsqretrieval.cli.console import hit_facts
+from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from zsqretrieval.contact_sheet import Stage
@@ -38,6 +39,7 @@ __all__ = [
     "expansion_settings",
     "hit_told",
     "human_seconds",
+    "read_lines",
     "score_cells",
     "score_columns",
     "search_settings",
@@ -178,6 +180,22 @@ def expansion_settings(expand: bool, expansion: Expansions | None) -> dict[str, 
         Expansions.RECIPROCAL_RANK: ReciprocalRank(),
     }
     return {"expand": expand or expansion is not None, "expansion": rules[expansion]}
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file of texts, without empty ones.
+
+    Raises:
+        InvalidInputError: it cannot be read, is not UTF-8, or says nothing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidInputError(f"{path} cannot be read: {reason}") from error
+    if not (texts := [line.strip() for line in lines if line.strip()]):
+        raise InvalidInputError(f"{path} holds no texts; give one a line")
+    return texts
 
 
 def hit_told(place: int, hit: Hit) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._settings import check_counts
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import KS, read_captioned
 from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
@@ -22,7 +23,9 @@ from zsqretrieval.evaluation.leaks import refuse_test_split
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
 from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.evaluation.score_matrix import Seen, score_matrix
+from zsqretrieval.evaluation.systems import ask_gallery
 from zsqretrieval.protocols import Encoder, Generator
+from zsqretrieval.query_bank import SCALE, STRENGTH, QueryBank
 from zsqretrieval.rerank import Fusion, Likelihood, Scoring, WeightedSum, YesNo, best_first, score_images
 from zsqretrieval.types import Image, ImageState
 
@@ -34,6 +37,7 @@ WEIGHTS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10)
 _INTERVALS = (
     "95 % percentile bootstrap over images, each with its queries; 2000 draws, the same for all stages"
 )
+_STAGES = ("first_stage", "fused", "normalized", "normalized_fused")
 _TIMED = 10  # queries asked one at a time
 
 
@@ -43,19 +47,22 @@ class RerankBench:
 
     Attributes:
         setting: what was measured: data, queries, candidates, parts, fusion, and how the intervals are made.
-        stages: by name: ``first_stage``, one per scoring rule, ``fused``. Each has ``R@k`` in percent,
-            ``R@k_ci``, and ``seconds_per_query``: one question alone, all that this ranking needs, median.
-            The first stage also has ``ceiling``: how often the image is among the candidates at all.
+        stages: by name: ``first_stage``, one per scoring rule, ``fused``; with a bank ``normalized``, the
+            first stage without what an image gets from any question, and ``normalized_fused``, which joins
+            that one. Each has ``R@k`` in percent, ``R@k_ci``, and ``seconds_per_query``: one question alone,
+            all that this ranking needs, median. The first stage also has ``ceiling``: how often the image is
+            among the candidates at all.
         differences: ``"fused - first_stage"`` and the like -> ``R@k`` in points, ``R@k_ci``.
         ratios: ``"fused / first_stage"`` and the like -> ``R@k``, ``R@k_ci``; None over a recall of zero.
-        sweep: when the weight was tuned, ``R@k`` of each ``weight`` tried.
+        sweep: when the weight was tuned, ``R@k`` of each ``weight`` tried, by the ``stage`` that it was tried
+            in.
     """
 
     setting: Mapping[str, Any]
     stages: Mapping[str, Mapping[str, Any]]
     differences: Mapping[str, Mapping[str, Any]]
     ratios: Mapping[str, Mapping[str, Any]]
-    sweep: tuple[Mapping[str, float], ...] = ()
+    sweep: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """One object: the stages by name, and ``differences``, ``ratios``, ``setting``, ``sweep`` if any."""
@@ -75,6 +82,9 @@ def bench_rerank(
     fusion: Fusion = WeightedSum(),  # noqa: B008  # frozen
     fusion_from: str = "given",
     tune: bool = False,
+    bank: int | None = None,
+    bank_scale: float = SCALE,
+    bank_strength: float = STRENGTH,
     batch_size: int = 64,
     work: Path | None = None,
     progress: Progress | None = None,
@@ -92,7 +102,11 @@ def bench_rerank(
         fusion: joins it with the first stage.
         fusion_from: where the fusion comes from, for the record.
         tune: choose the weight of ``fusion`` on this split: the one of :data:`WEIGHTS` with the best R@1,
-            then R@5, then R@10; the smallest of equal ones.
+            then R@5, then R@10; the smallest of equal ones. With a bank for either first stage.
+        bank: let the generator write so many texts of each image, in the style ``"search"``; those that lead
+            back to it are the :class:`~zsqretrieval.query_bank.QueryBank`. None measures without.
+        bank_scale: its scale.
+        bank_strength: its strength.
         batch_size: pairs the generator computes together.
         work: folder that keeps vectors and scores, to go on where an interrupted run was; made when missing.
         progress: told how far it is.
@@ -103,22 +117,29 @@ def bench_rerank(
         ZsqError: the generator gave a number that is none.
     """
     names = [scoring.name for scoring in scorings]
-    if not names or len({*names, "first_stage", "fused"}) != len(names) + 2:
+    if not names or len({*names, *_STAGES}) != len(names) + len(_STAGES):
         raise InvalidInputError(f"scorings must have names of their own, one or more of them, not {names}")
-    if candidates < 1 or (queries is not None and queries < 1):
-        raise InvalidInputError(f"candidates={candidates}, queries={queries}; ask for at least one of each")
+    check_counts(candidates=candidates)
+    check_counts(or_none=True, queries=queries, bank=bank)
     if tune:
         refuse_test_split(split)
         if not isinstance(fusion, WeightedSum):
             raise InvalidInputError(f"only a WeightedSum has a weight to tune, not {fusion!r}")
     told = progress or untold
     task = _read_task(Path(data), split, queries)
+    shown = Seen(generator, task.images, batch_size=batch_size, progress=told)
+    query_bank = None
     with kept_vectors(encoder, work) as keeping:
         gallery = encode_in_parts(keeping.encode_image, task.images, "encoding images", told)  # [N, D]
         asked = encode_in_parts(keeping.encode_text, task.questions, "encoding captions", told)  # [Q, D]
+        if bank is not None:
+            written = ask_gallery(
+                keeping, generator, task.images,
+                shown=shown, n=bank, style="search", batch_size=batch_size, work=work, progress=told,
+            )  # fmt: skip
+            query_bank = QueryBank(written.vectors, encoder.fingerprint, bank_scale, bank_strength)
     similarity = asked @ gallery.T  # [Q, N]
     found, first = first_candidates(similarity, task.answers, candidates)  # [Q, K] each
-    shown = Seen(generator, task.images, batch_size=batch_size, progress=told)
     scores = {
         scoring.name: score_matrix(
             generator, scoring, task.questions, task.images, found,
@@ -130,15 +151,26 @@ def bench_rerank(
     right = (similarity >= _at(similarity, task.answers)).sum(1) - 1  # [Q], a tie counts against it
     ranks = {"first_stage": right.astype(np.int64)}
     ranks |= {name: ranks_among(found, score, task.answers) for name, score in scores.items()}
-    sweep: tuple[dict[str, float], ...] = ()
+    joined = {"fused": first}  # what the likelihood is joined with
+    if query_bank is not None:
+        joined["normalized_fused"] = first - query_bank.strength * query_bank.hubness(gallery)[found]
+        ranks["normalized"] = ranks_among(found, joined["normalized_fused"], task.answers)
+    tried: list[Fusion] = [fusion]
     if tune and isinstance(fusion, WeightedSum):
         tried = [replace(fusion, weight=float(weight)) for weight in WEIGHTS]
-        recalled = [_recalls(_fused(one, first, scores[names[0]], found, task.answers)) for one in tried]
-        sweep = tuple({"weight": one.weight, **recall} for one, recall in zip(tried, recalled, strict=True))
-        fusion = max(zip(tried, recalled, strict=True), key=lambda pair: list(pair[1].values()))[0]
-    ranks["fused"] = _fused(fusion, first, scores[names[0]], found, task.answers)
+    fusions, sweep = {}, []
+    for name, before in joined.items():
+        results = [_fused(one, before, scores[names[0]], found, task.answers) for one in tried]
+        recalled = [_recalls(result) for result in results]
+        best = max(range(len(tried)), key=[list(one.values()) for one in recalled].__getitem__)
+        fusions[name], ranks[name] = tried[best], results[best]
+        if tune:
+            rows = zip(WEIGHTS, recalled, strict=True)
+            sweep += [{"stage": name, "weight": float(weight), **recall} for weight, recall in rows]
 
-    seconds = _time_queries(encoder, generator, scorings, task, gallery, shown, candidates, batch_size)
+    seconds = _time_queries(
+        encoder, generator, scorings, query_bank, task, gallery, shown, candidates, batch_size
+    )
     stages, differences, ratios = _summaries(ranks, task.answers)
     for name, spent in seconds.items():
         stages[name]["seconds_per_query"] = round(spent, 6)
@@ -153,12 +185,21 @@ def bench_rerank(
         "encoder": encoder.fingerprint,
         "generator": generator.fingerprint,
         "scorings": {scoring.name: repr(scoring) for scoring in scorings},
-        "fusion": repr(fusion),
-        "weight": getattr(fusion, "weight", None),
+        "fusion": repr(fusions["fused"]),
+        "weight": getattr(fusions["fused"], "weight", None),
         "weight_from": f"tuned for R@1 on {split}" if tune else fusion_from,
+        "bank": None
+        if query_bank is None
+        else {
+            "written": written.generated,
+            "questions": len(query_bank),
+            "scale": query_bank.scale,
+            "strength": query_bank.strength,
+            "fusion": repr(fusions["normalized_fused"]),
+        },
         "intervals": _INTERVALS,
     }
-    return RerankBench(setting, stages, differences, ratios, sweep)
+    return RerankBench(setting, stages, differences, ratios, tuple(sweep))
 
 
 # --- the task ---------------------------------------------------------------------------------------------
@@ -244,8 +285,10 @@ def _fused(
     found: NDArray[np.int64],
     answers: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    fused = np.stack([fusion.fuse(*rows) for rows in zip(first, scores, strict=True)])
-    return ranks_among(found, fused, answers)
+    order = np.argsort(-first, axis=1, kind="stable")  # which a fusion is promised
+    best, scored = np.take_along_axis(first, order, 1), np.take_along_axis(scores, order, 1)
+    fused = np.stack([fusion.fuse(*rows) for rows in zip(best, scored, strict=True)])
+    return ranks_among(np.take_along_axis(found, order, 1), fused, answers)
 
 
 def _recalls(ranks: NDArray[np.int64]) -> dict[str, float]:
@@ -282,6 +325,7 @@ def _time_queries(
     encoder: Encoder,
     generator: Generator,
     scorings: Sequence[Scoring],
+    bank: QueryBank | None,
     task: _Task,
     gallery: NDArray[np.float32],
     shown: Sequence[Image | ImageState],
@@ -294,12 +338,19 @@ def _time_queries(
     step = max(len(task.questions) // _TIMED, 1)
     for question in task.questions[::step][:_TIMED]:
         begin = time.perf_counter()
-        found = best_first(gallery @ encoder.encode_text([question])[0])[:candidates]
+        similarity = gallery @ encoder.encode_text([question])[0]
+        found = best_first(similarity)[:candidates]
         first = time.perf_counter() - begin
         spent.setdefault("first_stage", []).append(first)
+        if bank is not None:
+            best_first(bank.normalized(similarity[found], gallery[found]))
+            spent.setdefault("normalized", []).append(time.perf_counter() - begin)
         for scoring in scorings:
             begin = time.perf_counter()
             score_images(generator, scoring, question, [shown[i] for i in found], batch_size=batch_size)
             spent.setdefault(scoring.name, []).append(first + time.perf_counter() - begin)
     medians = {name: float(np.median(one)) for name, one in spent.items()}
-    return medians | {"fused": medians[scorings[0].name]}
+    medians["fused"] = medians[scorings[0].name]
+    if bank is not None:
+        medians["normalized_fused"] = medians["fused"] + medians["normalized"] - medians["first_stage"]
+    return medians

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,27 @@ def test_keys_are_never_used_again(catalog: Catalog) -> None:
     assert catalog.add([row(1), row(2)]).tolist() == [1, 2]
     catalog.remove([2, 1])
     assert catalog.add([row(2)]).tolist() == [3]
+
+
+def test_an_image_can_be_called_otherwise(catalog: Catalog) -> None:
+    catalog.add([row(1), row(2)])
+    before = catalog.position
+    first, second = catalog.records([1, 2])
+    other = replace(first, id="a/1.jpg", source="/a/1.jpg", caption=None, metadata={"n": 0})
+    catalog.rename(other)
+    assert catalog.records([1, 2]) == [other, second] and catalog.position == before
+    assert catalog.by_digest([first.digest, f"{9:064x}"]) == {first.digest: other}
+    assert catalog.find("1.jpg") is None and np.array_equal(catalog.vectors([1])[0], vector(1))
+    catalog.rename(other)  # as it is called already
+    for wrong, message in (
+        (replace(other, id="2.jpg"), r"already holds the id '2\.jpg' \(key 2\)"),
+        (replace(other, key=3), "no image with key 3"),
+        (replace(other, metadata={"n": NAN}), "cannot be kept as JSON"),
+        (replace(other, id=""), "its id must be a text"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            catalog.rename(wrong)
+    assert catalog.records([1, 2]) == [other, second]
 
 
 NAN, INF = float("nan"), float("inf")

@@ -178,6 +178,102 @@ def test_a_file_that_changed_replaces_its_former_self(retriever: Retriever, tmp_
     assert retriever.search_image(png(1), 3)[0].score < 0.999, "the old vector is gone"
 
 
+def where(retriever: Retriever) -> dict[str, str]:
+    """The name of the file that each id stands for."""
+    return {record.id: Path(record.source).name for record in retriever.records()}
+
+
+def test_a_file_that_was_renamed_is_called_by_its_new_name(retriever: Retriever, tmp_path: Path) -> None:
+    for number in range(2):
+        pixels(number).save(tmp_path / f"{number}.png")
+    retriever.add(tmp_path)
+    before = {record.digest: record for record in retriever.records()}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "0.png").rename(tmp_path / "b/first.png")
+    (tmp_path / "b/first.txt").write_text("a caption")
+    report = retriever.add(tmp_path)
+    assert (report.moved, report.known, report.added, report.replaced) == (("b/first.png",), 1, (), ())
+    check(retriever, {"b/first.png": 0, "1.png": 1})
+    found = retriever.find("b/first.png")
+    assert (
+        found is not None and found.source == str(tmp_path / "b/first.png") and found.caption == "a caption"
+    )
+    assert found.key == before[found.digest].key, "vector, state and questions are the same"
+    assert retriever.add(tmp_path).known == 2
+
+
+def test_a_copy_is_known_while_the_first_one_is_there(retriever: Retriever, tmp_path: Path) -> None:
+    pixels(1).save(tmp_path / "b.png")
+    retriever.add(tmp_path)
+    pixels(1).save(tmp_path / "a.png")
+    report = retriever.add(tmp_path)
+    assert (report.known, report.moved) == (2, ()) and where(retriever) == {"b.png": "b.png"}
+    (tmp_path / "b.png").unlink()
+    assert retriever.add(tmp_path).moved == ("a.png",) and where(retriever) == {"a.png": "a.png"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_files_that_exchange_their_names(retriever: Retriever, tmp_path: Path, batch_size: int) -> None:
+    for number in range(3):
+        pixels(number).save(tmp_path / f"{number}.png")
+    retriever.add(tmp_path)
+    (tmp_path / "0.png").rename(tmp_path / "x")
+    (tmp_path / "1.png").rename(tmp_path / "0.png")
+    (tmp_path / "2.png").rename(tmp_path / "1.png")
+    (tmp_path / "x").rename(tmp_path / "2.png")
+    retriever.add(tmp_path, batch_size=batch_size)
+    check(retriever, {"0.png": 1, "1.png": 2, "2.png": 0})
+    assert where(retriever) == {name: name for name in ("0.png", "1.png", "2.png")}
+    assert retriever.add(tmp_path).known == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_another_file_takes_the_place_of_one_that_was_renamed(
+    retriever: Retriever, tmp_path: Path, batch_size: int
+) -> None:
+    pixels(0).save(tmp_path / "a.png")
+    retriever.add(tmp_path)
+    (tmp_path / "a.png").rename(tmp_path / "b.png")
+    pixels(1).save(tmp_path / "a.png")
+    report = retriever.add(tmp_path, batch_size=batch_size)
+    check(retriever, {"a.png": 1, "b.png": 0})
+    assert where(retriever) == {"a.png": "a.png", "b.png": "b.png"}
+    assert len(report.added) + len(report.moved) + len(report.replaced) == 2 and report.known == 0
+
+
+def test_a_file_copied_over_another_leaves_one_image(retriever: Retriever, tmp_path: Path) -> None:
+    for number in range(2):
+        pixels(number).save(tmp_path / f"{number}.png")
+    retriever.add(tmp_path)
+    pixels(0).save(tmp_path / "1.png")
+    report = retriever.add(tmp_path)
+    assert (report.replaced, report.known) == (("1.png",), 1)
+    check(retriever, {"1.png": 0})
+    assert retriever.add(tmp_path).known == 2 and where(retriever) == {"1.png": "1.png"}
+
+
+def test_a_tar_that_was_moved(retriever: Retriever, tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+    with tarfile.open(tmp_path / "x/s.tar", "w") as tar:
+        for number in range(3):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(png(number))
+            tar.addfile(member, io.BytesIO(png(number)))
+    retriever.add(tmp_path / "x")
+    ids = [record.id for record in retriever.records()]
+    (tmp_path / "x/s.tar").rename(tmp_path / "y/s.tar")
+    assert retriever.add(tmp_path / "y", batch_size=2).moved == tuple(ids), "they are called as they were"
+    assert all(record.source.startswith(str(tmp_path / "y")) for record in retriever.records())
+
+
+def test_images_in_memory_that_exchange_their_names(retriever: Retriever) -> None:
+    retriever.add([record("x", 1), record("y", 2)])
+    report = retriever.add([record("x", 2), record("y", 1)])
+    assert (report.replaced, report.moved, report.known) == (("x",), ("y",), 0)
+    check(retriever, {"x": 2, "y": 1})
+
+
 def test_one_name_in_two_folders_is_two_images(retriever: Retriever, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "xyz"]
     for number, folder in enumerate(folders):
@@ -242,7 +338,7 @@ def test_what_is_no_image_source_is_refused(retriever: Retriever, images: Any, m
     with pytest.raises(InvalidInputError, match="batch_size"):
         retriever.add([], batch_size=0)
     report = retriever.add([])
-    assert report == AddReport((), (), 0, (), report.seconds)
+    assert report == AddReport((), (), (), 0, (), report.seconds)
 
 
 def test_what_came_before_a_damaged_tar_is_kept(retriever: Retriever, tmp_path: Path) -> None:
@@ -939,16 +1035,40 @@ class AlbumMachine(RuleBasedStateMachine):
         self.other: Retriever | None = None
         self.model: dict[str, int] = {}
 
+    def put_known(self, pairs: list[tuple[int, int]]) -> tuple[list[str], list[str], int]:
+        """What a batch of known images does: the last one of a name has it, others may go elsewhere."""
+        replaced, moved, known, homeless = [], [], 0, set[int]()
+        for place, number in pairs:
+            id = str(place)
+            holder = next((one for one, held in self.model.items() if held == number), None)
+            if holder == id or (id not in self.model and number not in homeless):
+                known += 1
+                continue
+            (replaced if id in self.model else moved).append(id)
+            if id in self.model:
+                homeless.add(self.model[id])
+            if holder is not None:
+                del self.model[holder]
+            homeless.discard(number)
+            self.model[id] = number
+        return replaced, moved, known
+
     @rule(
         pairs=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 12)), max_size=6), size=st.integers(1, 4)
     )
     def add(self, pairs: list[tuple[int, int]], size: int) -> None:
-        added, replaced, known = [], [], 0
+        added, replaced, moved, known = [], [], [], 0
         for start in range(0, len(pairs), size):
+            batch = pairs[start : start + size]
+            before = set(self.model.values())
+            done = self.put_known([pair for pair in batch if pair[1] in before])
+            replaced, moved, known = replaced + done[0], moved + done[1], known + done[2]
             # Within a batch the same bytes are the same image, even after they were replaced.
-            met = set(self.model.values())
-            for place, number in pairs[start : start + size]:
+            met = set()
+            for place, number in batch:
                 id = str(place)
+                if number in before:
+                    continue
                 if number in met:
                     known += 1
                     continue
@@ -956,7 +1076,8 @@ class AlbumMachine(RuleBasedStateMachine):
                 self.model[id] = number
                 met.add(number)
         report = self.retriever.add([record(place, number) for place, number in pairs], batch_size=size)
-        assert (list(report.added), list(report.replaced), report.known) == (added, replaced, known)
+        assert (list(report.added), list(report.replaced)) == (added, replaced)
+        assert (list(report.moved), report.known) == (moved, known)
 
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:

@@ -9,17 +9,19 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.catalog import Catalog, NewImage
+from zsqretrieval.catalog import Catalog, NewImage, Record
+from zsqretrieval.errors import ImageError
 from zsqretrieval.following import Follower
 from zsqretrieval.images import ImageLike, open_images
-from zsqretrieval.intake import Arrival, Intake, Skipped
+from zsqretrieval.intake import Arrival, Intake, Label, Skipped
 from zsqretrieval.protocols import Encoder
+from zsqretrieval.reopen import Reopener
 from zsqretrieval.types import Image
 from zsqretrieval.viewing import Viewer
 
@@ -28,7 +30,7 @@ __all__ = ["AddReport", "Adder", "Progress"]
 Progress: TypeAlias = Callable[[int], object]
 """Called with the number of images dealt with so far."""
 
-_Fate: TypeAlias = Literal["added", "replaced", "known"]
+_Fate: TypeAlias = Literal["added", "replaced", "moved", "known"]
 
 _SUFFIX = re.compile(r"(#[0-9a-f]{8}([0-9a-f]{56})?)?")  # what follows an id that was taken
 
@@ -41,14 +43,16 @@ class AddReport:
 
     Attributes:
         added: ids of the images that are new.
-        replaced: ids of the images whose file had changed since they were added.
-        known: how many were in the album already, byte for byte.
+        replaced: ids under which there is another image now, because the file had changed.
+        moved: new ids of images that were in the album already, and are somewhere else now.
+        known: how many others were in the album already, byte for byte.
         skipped: those that could not be read, with the reason.
         seconds: time taken.
     """
 
     added: tuple[str, ...]
     replaced: tuple[str, ...]
+    moved: tuple[str, ...]
     known: int
     skipped: tuple[Skipped, ...]
     seconds: float
@@ -73,17 +77,18 @@ class Adder:
     ) -> AddReport:
         """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`."""
         begin = time.perf_counter()
-        ids: dict[_Fate, list[str]] = {"added": [], "replaced": [], "known": []}
-        with Intake(open_images(images), batch_size, self._known) as intake:
-            for batch in intake:
-                for fate, id in self._store(batch):
+        ids: dict[_Fate, list[str]] = {"added": [], "replaced": [], "moved": [], "known": []}
+        with Intake(open_images(images), batch_size, self._known) as intake, Reopener() as files:
+            for known, arrivals in intake:
+                for fate, id in [*self._look_again(known, files), *self._store(arrivals, files)]:
                     ids[fate].append(id)
                 if progress is not None:
-                    progress(sum(map(len, ids.values())) + intake.known + len(intake.skipped))
+                    progress(sum(map(len, ids.values())) + intake.repeated + len(intake.skipped))
         return AddReport(
             added=tuple(ids["added"]),
             replaced=tuple(ids["replaced"]),
-            known=len(ids["known"]) + intake.known,
+            moved=tuple(ids["moved"]),
+            known=len(ids["known"]) + intake.repeated,
             skipped=tuple(intake.skipped),
             seconds=time.perf_counter() - begin,
         )
@@ -93,47 +98,108 @@ class Adder:
         known = self._catalog.known_digests(digests)
         return known if self._viewer is None else known.keys() - self._viewer.blind_to(known)
 
-    def _store(self, images: Sequence[Arrival]) -> list[tuple[_Fate, str]]:
+    def _store(self, arrivals: Sequence[Arrival], files: Reopener) -> list[tuple[_Fate, str]]:
         """Encode images, write them down in one transaction, and let the index follow."""
-        if not images:
+        if not arrivals:
             return []
-        pixels = {image.digest: Image(image.pixels, image.source) for image in images}
+        pixels = {one.label.digest: Image(one.pixels, one.label.source) for one in arrivals}
         known = self._catalog.known_digests(pixels)  # these are here for the sake of their states
-        new = [image for image in images if image.digest not in known]
-        vectors = self._encoder.encode_image([pixels[one.digest] for one in new], batch_size=len(images))
+        fates = self._look_again([one.label for one in arrivals if one.label.digest in known], files)
+        new = [one for one in arrivals if one.label.digest not in known]
+        vectors = self._encoder.encode_image(
+            [pixels[one.label.digest] for one in new], batch_size=len(arrivals)
+        )
         keeping = contextlib.nullcontext() if self._viewer is None else self._viewer.keeping(pixels)
         with keeping, self._catalog.transaction():
-            fates = [self._write(image, vector) for image, vector in zip(new, vectors, strict=True)]
+            fates += [self._write(image, vector) for image, vector in zip(new, vectors, strict=True)]
         self._follower.follow()
-        return fates + [("known", image.id) for image in images if image.digest in known]
+        return fates
 
     def _write(self, image: Arrival, vector: NDArray[np.float32]) -> tuple[_Fate, str]:
-        if self._catalog.known_digests([image.digest]):  # another thread or process was faster
-            return "known", image.id
-        namesakes = self._catalog.namesakes(image.id)
-        former = next(
-            (
-                one
-                for one in namesakes
-                if one.source == image.source and _SUFFIX.fullmatch(one.id.removeprefix(image.id))
-            ),
-            None,
-        )
-        if former is not None:
+        label = image.label
+        if self._catalog.known_digests([label.digest]):  # another thread or process was faster
+            return "known", label.id
+        namesakes = self._catalog.namesakes(label.id)
+        if former := _former(label, namesakes):
             self._catalog.remove([former.key])
-        taken = {one.id for one in namesakes}
-        names = (image.id, f"{image.id}#{image.digest[:8]}", f"{image.id}#{image.digest}")
-        id = former.id if former else next((name for name in names if name not in taken), image.id)
         row = NewImage(
-            id=id,
-            source=image.source,
+            id=former.id if former else _free_id(label, {one.id for one in namesakes}),
+            source=label.source,
             width=image.pixels.width,
             height=image.pixels.height,
             bytes=image.bytes,
-            digest=image.digest,
+            digest=label.digest,
             vector=vector,
-            caption=image.caption,
-            metadata=image.metadata,
+            caption=label.caption,
+            metadata=label.metadata,
         )
         self._catalog.add([row])
-        return "replaced" if former else "added", id
+        return "replaced" if former else "added", row.id
+
+    # --- images that are known
+
+    def _look_again(self, labels: Sequence[Label], files: Reopener) -> list[tuple[_Fate, str]]:
+        """Follow known images to where they are now; one transaction, and none where nothing has changed.
+
+        An image that is not where it was has moved to where it can be opened now. One that has the name of
+        another is that name's from now on: a name and a source mean one image at a time.
+        """
+        known = self._catalog.by_digest(label.digest for label in labels)
+        strayed = [label for label in labels if not _is_called(known.get(label.digest), label)]
+        if not strayed:
+            return [("known", label.id) for label in labels]
+        moved = {
+            label.digest
+            for label in strayed
+            if not _is_at(files, known[label.digest].source, label.digest)
+            and _is_at(files, label.source, label.digest)
+        }
+        homeless: dict[str, int] = {}  # digest and key of those whose name another image has now
+        with self._catalog.transaction():
+            fates = [self._follow(label, label.digest in moved, homeless) for label in labels]
+            self._catalog.remove(list(homeless.values()))
+        self._follower.follow()
+        return fates
+
+    def _follow(self, label: Label, has_moved: bool, homeless: dict[str, int]) -> tuple[_Fate, str]:
+        namesakes = self._catalog.namesakes(label.id)
+        former = _former(label, namesakes)
+        image = self._catalog.by_digest([label.digest]).get(label.digest)
+        if image is None or image == former:
+            return "known", label.id
+        if former is not None:
+            homeless[former.digest] = former.key
+            self._catalog.rename(replace(former, id=f"#{former.digest}"))
+        elif not (has_moved or image.digest in homeless):
+            return "known", label.id
+        homeless.pop(image.digest, None)
+        id = former.id if former else _free_id(label, {one.id for one in namesakes} - {image.id})
+        self._catalog.rename(
+            replace(image, id=id, source=label.source, caption=label.caption, metadata=label.metadata)
+        )
+        return "replaced" if former else "moved", id
+
+
+def _is_called(record: Record | None, label: Label) -> bool:
+    """Whether an image has the label's name already; one that another process has removed counts as such."""
+    return record is None or _former(label, [record]) is not None
+
+
+def _is_at(files: Reopener, source: str, digest: str) -> bool:
+    try:
+        files.open(source, digest)
+    except ImageError:
+        return False
+    return True
+
+
+def _former(label: Label, namesakes: Iterable[Record]) -> Record | None:
+    """The image that has the name and the source until now."""
+    of_source = (one for one in namesakes if one.source == label.source)
+    return next((one for one in of_source if _SUFFIX.fullmatch(one.id.removeprefix(label.id))), None)
+
+
+def _free_id(label: Label, taken: Container[str]) -> str:
+    """The name itself, or with a part of the digest behind it where another source has it."""
+    names = (label.id, f"{label.id}#{label.digest[:8]}", f"{label.id}#{label.digest}")
+    return next((name for name in names if name not in taken), label.id)

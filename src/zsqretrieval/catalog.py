@@ -366,6 +366,26 @@ class Catalog:
             )
         return np.asarray(keys, dtype=np.int64)
 
+    def rename(self, record: Record) -> None:
+        """Give an image, by its key, the id, source, caption and metadata of a record.
+
+        Raises:
+            InvalidInputError: the key is not present, the id belongs to another image, or metadata is not
+                JSON. Nothing has changed.
+        """
+        id, source, *_, caption, metadata = _image_row(record)
+        with self._database.transaction("IMMEDIATE") as run:
+            present = {key for (key,) in self._database.select("key", "images", "key", [record.key])}
+            self.log.refuse_unknown([record.key], present)
+            if (holder := self._known("id", [id]).get(id, record.key)) != record.key:
+                raise InvalidInputError(
+                    f"{self._where} already holds the id {id!r} (key {holder}); nothing was changed"
+                )
+            run.execute(
+                "UPDATE images SET id = ?, source = ?, caption = ?, metadata = ? WHERE key = ?",
+                (id, source, caption, metadata, record.key),
+            )
+
     def remove(self, keys: ArrayLike) -> None:
         """Forget images and their vectors; all of them or none. Their keys are never used again.
 
@@ -413,6 +433,12 @@ class Catalog:
             for row in self._database.select(_RECORD, "images", "id", [id]):
                 return self._record(row)
         return None
+
+    def by_digest(self, digests: Iterable[str]) -> dict[str, Record]:
+        """The records of those digests that are present, by digest."""
+        with self._database.transaction():
+            rows = self._database.select(_RECORD, "images", "digest", list(digests))
+            return {record.digest: record for record in map(self._record, rows)}
 
     def namesakes(self, id: str) -> list[Record]:
         """The records whose id is ``id``, or ``id`` followed by ``#`` and anything; sorted by id."""
@@ -549,7 +575,7 @@ def _closing_on_error(catalog: Catalog) -> Iterator[Catalog]:
         raise
 
 
-def _image_row(row: NewImage) -> tuple[Any, ...]:
+def _image_row(row: NewImage | Record) -> tuple[Any, ...]:
     """The columns of an image after its key."""
     texts = {"id": row.id, "source": row.source, "digest": row.digest, "caption": row.caption}
     for name, text in texts.items():

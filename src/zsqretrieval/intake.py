@@ -20,7 +20,7 @@ from zsqretrieval.errors import ImageError, ZsqError
 from zsqretrieval.images import decode, digest, read_bytes
 from zsqretrieval.types import Image
 
-__all__ = ["Arrival", "Intake", "Skipped"]
+__all__ = ["Arrival", "Intake", "Label", "Skipped"]
 
 _T = TypeVar("_T")
 
@@ -36,14 +36,12 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Arrival:
-    """A decoded image and everything that is to be written down about it.
+class Label:
+    """What an image is called, and what came with it.
 
     Attributes:
         id: the record's own id, else the source of a file, else the beginning of the digest.
         source: where it came from.
-        pixels: upright RGB.
-        bytes: size of the encoded image.
         digest: SHA-256 in hexadecimal.
         caption: text that came with it, or None.
         metadata: free JSON facts.
@@ -51,20 +49,32 @@ class Arrival:
 
     id: str
     source: str
-    pixels: PILImage.Image
-    bytes: int
     digest: str
     caption: str | None
     metadata: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Unopened:
-    """A record, its encoded bytes and their SHA-256 in hexadecimal."""
+class Arrival:
+    """A decoded image and everything that is to be written down about it.
 
-    image: Image
+    Attributes:
+        label: what it is called.
+        pixels: upright RGB.
+        bytes: size of the encoded image.
+    """
+
+    label: Label
+    pixels: PILImage.Image
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unopened:
+    """An image and its encoded bytes."""
+
+    label: Label
     content: bytes
-    digest: str
 
 
 @final
@@ -77,14 +87,14 @@ class Intake:
         known: of some digests, those that need not be decoded.
 
     Attributes:
-        known: how many records were known, or are the same image as an earlier one of their batch.
+        repeated: how many records are the same image as an earlier one of their batch.
         skipped: those that cannot be read or decoded, with the reason.
     """
 
     def __init__(
         self, images: Iterator[Image], batch_size: int, known: Callable[[list[str]], Container[str]]
     ) -> None:
-        self.known = 0
+        self.repeated = 0
         self.skipped: list[Skipped] = []
         self._images = images
         self._batch_size = batch_size
@@ -100,17 +110,18 @@ class Intake:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def __iter__(self) -> Iterator[list[Arrival]]:
-        """Decoded images in order, at most ``batch_size`` together, fewer when they are large.
+    def __iter__(self) -> Iterator[tuple[list[Label], list[Arrival]]]:
+        """What is known, and decoded images in order, at most ``batch_size`` together, fewer when large.
 
-        A list may be empty. Errors of ``images`` are raised after what came before them.
+        Either may be empty. Errors of ``images`` are raised after what came before them.
         """
         for batch in self._batches():
             unopened = self._kept(self._map(_read, batch))
-            known = self._known([one.digest for one in unopened])
-            new = [one for one in unopened if one.digest not in known]
-            self.known += len(unopened) - len(new)
-            yield from self._decoded(new)
+            known = self._known([one.label.digest for one in unopened])
+            labels = [one.label for one in unopened if one.label.digest in known]
+            for arrivals in self._decoded([one for one in unopened if one.label.digest not in known]):
+                yield labels, arrivals
+                labels = []
 
     def _batches(self) -> Iterator[list[Image]]:
         batch: list[Image] = []
@@ -133,13 +144,13 @@ class Intake:
         for start in range(0, len(images), self._threads):
             for one in self._kept(self._pool.map(_open, images[start : start + self._threads])):
                 size = one.pixels.width * one.pixels.height
-                if one.digest in group:
-                    self.known += 1
+                if one.label.digest in group:
+                    self.repeated += 1
                     continue
                 if pixels + size > _PIXELS_AT_ONCE:
                     yield list(group.values())
                     group, pixels = {}, 0
-                group[one.digest] = one
+                group[one.label.digest] = one
                 pixels += size
         yield list(group.values())
 
@@ -165,14 +176,13 @@ def _read(image: Image) -> _Unopened | Skipped:
         sha256 = digest(image if isinstance(image.content, PILImage.Image) else content)
     except ImageError as error:
         return Skipped(error.source, error.reason)
-    return _Unopened(image, content, sha256)
+    name = image.id or (image.source if isinstance(image.content, Path) else sha256[:16])
+    return _Unopened(Label(name, image.source, sha256, image.caption, image.metadata), content)
 
 
 def _open(one: _Unopened) -> Arrival | Skipped:
-    image = one.image
     try:
-        pixels = decode(Image(one.content, image.source))
+        pixels = decode(Image(one.content, one.label.source))
     except ImageError as error:
         return Skipped(error.source, error.reason)
-    name = image.id or (image.source if isinstance(image.content, Path) else one.digest[:16])
-    return Arrival(name, image.source, pixels, len(one.content), one.digest, image.caption, image.metadata)
+    return Arrival(one.label, pixels, len(one.content))

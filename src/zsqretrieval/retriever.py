@@ -360,9 +360,10 @@ class Retriever:
 
         An image that cannot be read is skipped and named in the report. The same bytes twice are one image.
         An image with the id and the source of a present one, but other bytes (a file that changed), replaces
-        it. An id taken by an image from another source gets a part of the digest appended
-        (``cat.jpg#1f2e3d4c``). Where image states are kept, those that are missing of images in the album are
-        made as well.
+        it. A present image that is not where it was, and is among those given, gets its new id and source
+        (a file that was moved). An id taken by an image from another source gets a part of the digest
+        appended (``cat.jpg#1f2e3d4c``). Where image states are kept, those that are missing of images in the
+        album are made as well.
 
         Args:
             images: paths (files, folders, tars, patterns), bytes, PIL images, records, or an iterable of

@@ -173,6 +173,7 @@ def _report_facts(album: Path, retriever: Retriever, report: AddReport) -> dict[
         "images": len(retriever),
         "added": list(report.added),
         "replaced": list(report.replaced),
+        "moved": list(report.moved),
         "known": report.known,
         "skipped": [{"source": one.source, "reason": one.reason} for one in report.skipped],
         "seconds": report.seconds,
@@ -183,6 +184,7 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
     counts = {
         "added": len(report.added),
         "replaced": len(report.replaced),
+        "moved": len(report.moved),
         "known already": report.known,
         "skipped": len(report.skipped),
     }

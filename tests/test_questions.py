@@ -175,3 +175,16 @@ def test_a_fault_of_the_generator_is_not_taken_for_a_missing_ability() -> None:
 
     with pytest.raises(AttributeError, match="cache"):
         generate_questions(Broken(), IMAGES)
+
+
+@pytest.mark.parametrize("wrong", ["<image>Ask:", PROMPTS["ask"], ("<image>Ask:",), 3])
+def test_a_style_is_made_of_prompts(wrong: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"the style 'mine'"):
+        Style("mine", wrong, asks=True)
+
+
+def test_images_are_several() -> None:
+    with pytest.raises(InvalidInputError, match="images must be a list, not str"):
+        generate_questions(TOY, "red.png")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=r"no style \['captions'\]"):
+        generate_questions(TOY, IMAGES, style=["captions"])  # type: ignore[arg-type]

@@ -124,7 +124,7 @@ def test_yes_and_no_by_the_toy() -> None:
         (lambda: Maximum(math.inf), "shift must be a finite number"),
         (lambda: Maximum(scale="log"), "'standardized' or 'raw', not 'log'"),  # type: ignore[arg-type]
         (lambda: Prior(1.2), "alpha must lie between 0 and 1"),
-        (lambda: Prior(math.nan), "alpha must lie"),
+        (lambda: Prior(math.nan), "alpha must be a finite number"),
         (lambda: Prior(null_images=()), "at least one null image"),
         (lambda: null_images(0), "count must be at least 1"),
     ],
@@ -417,3 +417,29 @@ def test_texts_are_scored_in_order_with_progress() -> None:
         GENERATOR, Likelihood(), null_images(2), TEXTS, batch_size=5, progress=lambda *n: seen.append(n)
     )
     assert seen[2:] == [(5, 8), (8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: WeightedSum("1"), "weight must be a finite number of at least 0, not '1'"),
+        (lambda: WeightedSum(None), "weight must be"),
+        (lambda: Maximum("1"), "shift must be a finite number, not '1'"),
+        (lambda: ReciprocalRank(None), "constant must be"),
+        (lambda: Prior(alpha="0.8"), "alpha must be a finite number"),
+        (lambda: Prior(null_images=("grey.png",)), "null_images must be Image records.*'grey.png'"),
+        (lambda: Likelihood("Question:"), r"the prompt must be a Prompt, such as .*, not 'Question:'"),
+        (lambda: YesNo("is it?"), "the prompt must be a Prompt"),
+        (
+            lambda: score_images(ToyGenerator(), Likelihood(), "red", "red.png"),
+            "images must be a list, not str",
+        ),
+        (
+            lambda: score_texts(ToyGenerator(), Likelihood(), null_images(1)[0], "red"),
+            "texts must be a list, not str",
+        ),
+    ],
+)
+def test_settings_of_another_kind_are_named(wrong: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        wrong()

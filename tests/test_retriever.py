@@ -1245,3 +1245,30 @@ def test_retriever_imports_no_model_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "open_clip", "timm"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"encoder": "mini"}, r"the encoder is the text 'mini'.*from_preset"),
+        ({"encoder": ToyEncoder}, "the encoder is the class ToyEncoder; give an object"),
+        ({"encoder": 3}, "3 is no encoder: it has no dim, fingerprint, encode_image, encode_text"),
+        ({"index": "hnsw"}, "the index is the text 'hnsw'"),
+        ({"index": object()}, "is no index: it has no dim, fingerprint, search"),
+        ({"generator": "mini"}, "the generator is the text 'mini'"),
+        ({"generator": ENCODER}, "is no generator: it has no log_likelihood"),
+    ],
+)
+def test_parts_that_are_none_are_named(parts: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        Retriever(**{"encoder": ENCODER, **parts})
+
+
+def test_records_that_are_none_are_named(retriever: Retriever) -> None:
+    for wrong, message in (
+        (Image("a.png", "a.png"), "holds bytes, a pathlib.Path or a PIL image.*not str"),  # type: ignore[arg-type]
+        (Image(png(1), None), "NoneType"),  # type: ignore[arg-type]
+        (Image(png(1), "a", metadata=[1]), r"the metadata of a must be a mapping.*\[1\]"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            retriever.add(wrong)

@@ -846,7 +846,7 @@ def test_an_image_is_looked_at_once_for_many_texts() -> None:
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"scoring": YesNo(), "prior": Prior()}, "corrects a Likelihood, and nothing else"),
         ({"scoring": None, "prior": Prior()}, "corrects a Likelihood"),
-        ({"prior": 0.5}, "the prior 0.5"),
+        ({"prior": 0.5}, r"prior must be one such as Prior\(alpha=0.8\).*not 0.5"),
         ({"fusion": "auto"}, "fusion must be one such as .*, not 'auto'"),
         ({"fusion": WeightedSum}, "fusion must be one such as"),
         ({"fusion": None, "scoring": None}, "fusion must be one such as .*, not None"),

@@ -8,7 +8,15 @@ from numbers import Integral, Real
 
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = ["check_amounts", "check_counts", "check_settings", "check_text", "check_verbalisers"]
+__all__ = [
+    "check_amounts",
+    "check_counts",
+    "check_numbers",
+    "check_sequence",
+    "check_settings",
+    "check_text",
+    "check_verbalisers",
+]
 
 
 def check_settings(part: str, given: Iterable[str], known: Sequence[str]) -> None:
@@ -50,6 +58,17 @@ def check_amounts(**amounts: float) -> None:
     for name, amount in amounts.items():
         if not isinstance(amount, Real) or not (math.isfinite(amount) and amount >= 0):
             raise InvalidInputError(f"{name} must be a finite number of at least 0, not {amount!r}")
+
+
+def check_numbers(**numbers: float) -> None:
+    """Look at numbers of either sign.
+
+    Raises:
+        InvalidInputError: one is no finite number; names it.
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, Real) or not math.isfinite(number):
+            raise InvalidInputError(f"{name} must be a finite number, not {number!r}")
 
 
 def check_sequence(values: object, name: str) -> None:

@@ -115,13 +115,14 @@ def thumbnails(hits: Iterable[Hit], *, side: int = THUMBNAIL_SIDE) -> dict[str, 
         side: the longest side in pixels.
 
     Returns:
-        JPEGs by source. Images that are no longer there, or never were files, are left out.
+        JPEGs by source. Images that are no longer there, never were files, or are others than the album's by
+        their digest, are left out.
     """
     made: dict[str, bytes] = {}
     with Reopener() as files:
-        for source in dict.fromkeys(hit.source for hit in hits):
+        for source, digest in {hit.source: hit.digest for hit in hits}.items():
             with contextlib.suppress(ImageError):
-                made[source] = thumbnail(files.open(source), side=side)
+                made[source] = thumbnail(files.open(source, digest), side=side)
     return made
 
 

@@ -149,6 +149,7 @@ def _hit(record: Record, score: float) -> Hit:
         scores={FIRST_STAGE: score},
         caption=record.caption,
         metadata=record.metadata,
+        digest=record.digest,
     )
 
 

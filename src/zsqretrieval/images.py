@@ -85,9 +85,14 @@ def as_image(
         The record. A path is made absolute, so that it can still be found from another folder.
 
     Raises:
-        InvalidInputError: ``x`` is none of these.
+        InvalidInputError: ``x`` is none of these, or a record of something else; or metadata is no mapping.
     """
     if isinstance(x, Image):
+        if not isinstance(x.content, bytes | Path | PILImage.Image) or not isinstance(x.source, str):
+            raise InvalidInputError(
+                "an Image record holds bytes, a pathlib.Path or a PIL image, and its source as a text, not "
+                f"{type(x.content).__name__} and {type(x.source).__name__}; as_image makes one of a path"
+            )
         image = x
     elif isinstance(x, bytes):
         image = Image(content=x, source="<bytes>")
@@ -101,11 +106,16 @@ def as_image(
             f"an image must be a path, encoded bytes, a PIL image or an Image record, not {type(x).__name__}"
             " (an array becomes one by PIL.Image.fromarray)"
         )
+    facts = image.metadata if metadata is None else metadata
+    if not isinstance(facts, Mapping):
+        raise InvalidInputError(
+            f"the metadata of {image.source} must be a mapping such as {{'year': 1999}}, not {facts!r}"
+        )
     return dataclasses.replace(
         image,
         id=image.id if id is None else id,
         caption=image.caption if caption is None else caption,
-        metadata=image.metadata if metadata is None else metadata,
+        metadata=facts,
     )
 
 

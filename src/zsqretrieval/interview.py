@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from zsqretrieval._settings import check_verbalisers
 from zsqretrieval.continuing import read_texts, write_texts
-from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.errors import ImageError
 from zsqretrieval.phrases import first_line, is_polar, tidy, tidy_question
 from zsqretrieval.posterior import log_normalized
-from zsqretrieval.prompts import PROMPTS, Prompt
+from zsqretrieval.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Context, Hit, Image, ImageState
 
@@ -103,10 +103,8 @@ class Wording:
 
     def __post_init__(self) -> None:
         for name in ("ask", "describe", "answer", "tell"):
-            prompt, fields = getattr(self, name), ("question",) if name == "answer" else ()
-            if prompt.images != 1 or prompt.fields != fields:
-                takes = f"one image and {', '.join(fields) or 'no texts'}"
-                raise InvalidInputError(f"the prompt to {name} must take {takes}, unlike {prompt.template!r}")
+            fields = ("question",) if name == "answer" else ()
+            check_prompt(getattr(self, name), *fields, what=f"the prompt to {name}")
         yes, no = check_verbalisers(yes=self.yes, no=self.no)
         object.__setattr__(self, "yes", yes)
         object.__setattr__(self, "no", no)

@@ -20,6 +20,7 @@ __all__ = [
     "PRESETS",
     "LazyGenerator",
     "Preset",
+    "check_part",
     "check_parts",
     "describe",
     "describe_fusion",
@@ -93,7 +94,12 @@ class LazyGenerator:
 
     @classmethod
     def of(cls, generator: Generator) -> Self:
-        """A generator that is made already."""
+        """A generator that is made already.
+
+        Raises:
+            InvalidInputError: it is none.
+        """
+        check_part("generator", generator)
         part = describe("generator", generator) or {"plugin": "", "config": {}}
         lazy = cls(part["plugin"], part["config"])
         lazy._made = generator
@@ -219,13 +225,40 @@ def empty_like(index: Index) -> Index:
     return cast(Index, type(index).from_config(index.config))
 
 
+_MEMBERS: Mapping[plugins.Kind, tuple[str, ...]] = {
+    "encoder": ("dim", "fingerprint", "encode_image", "encode_text"),
+    "index": ("dim", "fingerprint", "search"),
+    "generator": ("fingerprint", "log_likelihood"),
+}
+
+
+def check_part(kind: plugins.Kind, part: object) -> None:
+    """Refuse what is no encoder, index or generator, before it becomes an AttributeError from somewhere.
+
+    Raises:
+        InvalidInputError: it is a class, a name, or lacks a member; names those.
+    """
+    if isinstance(part, type):
+        raise InvalidInputError(f"the {kind} is the class {part.__name__}; give an object of it")
+    if isinstance(part, str):
+        raise InvalidInputError(
+            f"the {kind} is the text {part!r}; give an object, or name presets in Retriever.from_preset"
+        )
+    # of the class first: to read a property may be work
+    missing = [name for name in _MEMBERS[kind] if not (hasattr(type(part), name) or hasattr(part, name))]
+    if missing:
+        raise InvalidInputError(f"{part!r} is no {kind}: it has no {', '.join(missing)}")
+
+
 def check_parts(encoder: Encoder, index: Index) -> None:
     """Refuse an index that cannot be filled with an encoder's vectors.
 
     Raises:
         MismatchError: dim or fingerprint differ.
-        InvalidInputError: the index is not empty.
+        InvalidInputError: one of them is none, or the index is not empty.
     """
+    check_part("encoder", encoder)
+    check_part("index", index)
     if index.dim != encoder.dim:
         raise MismatchError(f"the index has dim {index.dim}, the encoder {encoder.dim}; make them equal")
     if index.fingerprint and index.fingerprint != encoder.fingerprint:

@@ -20,7 +20,7 @@ from typing import TypeAlias
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Context, Image, ImageState
 
-__all__ = ["PROMPTS", "Example", "Prompt", "few_shot"]
+__all__ = ["PROMPTS", "Example", "Prompt", "check_prompt", "few_shot"]
 
 Segment: TypeAlias = "str | Image | ImageState"
 
@@ -102,6 +102,24 @@ class Prompt:
             end = mark.end()
         segments.append(self.template[end:])
         return _joined(segments)
+
+
+def check_prompt(prompt: object, *fields: str, what: str = "the prompt") -> None:
+    """Make sure that a prompt takes one image and these texts.
+
+    Raises:
+        InvalidInputError: it takes anything else, or is none.
+    """
+    if not isinstance(prompt, Prompt):
+        raise InvalidInputError(
+            f"{what} must be a Prompt, such as Prompt('<image>Question:'), not {prompt!r}"
+        )
+    if prompt.images != 1 or prompt.fields != fields:
+        wanted = ", ".join(f"{{{name}}}" for name in fields) or "no texts"
+        raise InvalidInputError(
+            f"{what} must take one image and {wanted}; {prompt.template!r} takes {prompt.images} images "
+            f"and {', '.join(prompt.fields) or 'no texts'}"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from zsqretrieval._settings import check_amounts, check_counts
+from zsqretrieval._settings import check_amounts, check_counts, check_sequence, check_text
 from zsqretrieval.continuing import read_texts, write_texts
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.phrases import first_line, normalized, question_in
-from zsqretrieval.prompts import PROMPTS, Prompt
+from zsqretrieval.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Image, ImageState
 
@@ -51,14 +51,14 @@ class Style:
     asks: bool
 
     def __post_init__(self) -> None:
+        check_text(self.name, "the name of a style")
+        if isinstance(self.prompts, str | Prompt) or not isinstance(self.prompts, Sequence):
+            raise InvalidInputError(f"the style {self.name!r} needs a tuple of prompts, not {self.prompts!r}")
+        object.__setattr__(self, "prompts", tuple(self.prompts))
         if not self.prompts:
             raise InvalidInputError(f"the style {self.name!r} has no prompt; give it one or more")
         for prompt in self.prompts:
-            if prompt.images != 1 or prompt.fields:
-                raise InvalidInputError(
-                    f"the style {self.name!r}: a prompt must take one image and no texts, not "
-                    f"{prompt.template!r}"
-                )
+            check_prompt(prompt, what=f"a prompt of the style {self.name!r}")
 
 
 STYLES: Mapping[str, Style] = MappingProxyType(
@@ -147,11 +147,9 @@ def generate_questions(
         ZsqError: the generator's numbers are broken; names the image.
     """
     style = check_style(style, answers=answers)
+    check_sequence(images, "images")
     check_sampling(n, temperature, seed, max_new_tokens)
-    if answer_prompt.images != 1 or answer_prompt.fields != ("question",):
-        raise InvalidInputError(
-            f"the prompt for answers must take one image and {{question}}, not {answer_prompt.template!r}"
-        )
+    check_prompt(answer_prompt, "question", what="the prompt for answers")
     draws = -(-OVERSAMPLE * n // len(style.prompts)) if temperature > 0 else 1
     prompts = [(prompt, image) for image in images for prompt in style.prompts]
     drawn = write_texts(
@@ -234,7 +232,7 @@ def check_style(style: str | Style, *, answers: bool = False) -> Style:
         InvalidInputError: there is none of that name, or its texts are no questions and are to be answered.
     """
     if not isinstance(style, Style):
-        if style not in STYLES:
+        if not isinstance(style, str) or style not in STYLES:
             raise InvalidInputError(f"there is no style {style!r}; choose from {', '.join(STYLES)}")
         style = STYLES[style]
     if answers and not style.asks:

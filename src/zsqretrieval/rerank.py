@@ -21,10 +21,10 @@ from typing import ClassVar, Literal, Protocol, TypeAlias, TypeVar, runtime_chec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zsqretrieval._settings import check_verbalisers
+from zsqretrieval._settings import check_amounts, check_numbers, check_sequence, check_verbalisers
 from zsqretrieval.continuing import read_texts
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.prompts import PROMPTS, Prompt
+from zsqretrieval.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Context, Hit, Image, ImageState, LogLikelihood
 
@@ -115,7 +115,7 @@ class Likelihood:
     name: ClassVar[str] = "likelihood"
 
     def __post_init__(self) -> None:
-        _check_prompt(self.prompt, ())
+        check_prompt(self.prompt)
         if self.aggregate not in ("sum", "mean"):
             raise InvalidInputError(f"aggregate must be 'sum' or 'mean', not {self.aggregate!r}")
 
@@ -153,7 +153,7 @@ class YesNo:
     name: ClassVar[str] = "yes_no"
 
     def __post_init__(self) -> None:
-        _check_prompt(self.prompt, ("question",))
+        check_prompt(self.prompt, "question")
         yes, no = check_verbalisers(yes=self.yes, no=self.no)
         object.__setattr__(self, "yes", yes)
         object.__setattr__(self, "no", no)
@@ -173,15 +173,6 @@ class YesNo:
     def probability(score: float) -> float:
         """P(yes) / (P(yes) + P(no)) of a score."""
         return 1 / (1 + math.exp(-score)) if score > 0 else math.exp(score) / (1 + math.exp(score))
-
-
-def _check_prompt(prompt: Prompt, fields: tuple[str, ...]) -> None:
-    if prompt.images != 1 or prompt.fields != fields:
-        wanted = "{" + fields[0] + "}" if fields else "no texts"
-        raise InvalidInputError(
-            f"the prompt must take one image and {wanted}; {prompt.template!r} takes {prompt.images} images "
-            f"and {', '.join(prompt.fields) or 'no texts'}"
-        )
 
 
 # --- scores -----------------------------------------------------------------------------------------------
@@ -215,6 +206,7 @@ def score_images(
             a score that is not finite.
         ZsqError: the generator gave too few or too many numbers, or one that is none; names the image.
     """
+    check_sequence(images, "images")
     asked = [(question, image) for image in images]
     scores = _in_batches(partial(score_text_image_pairs, generator, scoring), asked, batch_size, progress)
     return np.array(scores, np.float64)
@@ -246,6 +238,7 @@ def score_texts(
     Raises:
         ImageError, InvalidInputError, ZsqError: as :func:`score_images`; names the text.
     """
+    check_sequence(texts, "texts")
     asked = [(text, image) for text in texts]
     scores = _in_batches(partial(score_text_image_pairs, generator, scoring), asked, batch_size, progress)
     return np.array(scores, np.float64)
@@ -363,10 +356,7 @@ class WeightedSum:
     def __post_init__(self) -> None:
         if self.scale not in ("standardized", "raw"):
             raise InvalidInputError(f"scale must be 'standardized' or 'raw', not {self.scale!r}")
-        for name in ("weight", "first_stage_scale"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InvalidInputError(f"{name} must be a finite number of at least 0, not {value}")
+        check_amounts(weight=self.weight, first_stage_scale=self.first_stage_scale)
         if self.scale == "standardized" and self.first_stage_scale != 1:
             raise InvalidInputError("first_stage_scale is lost in standardizing; it needs scale='raw'")
 
@@ -396,8 +386,7 @@ class Maximum:
     def __post_init__(self) -> None:
         if self.scale not in ("standardized", "raw"):
             raise InvalidInputError(f"scale must be 'standardized' or 'raw', not {self.scale!r}")
-        if not math.isfinite(self.shift):
-            raise InvalidInputError(f"shift must be a finite number, not {self.shift}")
+        check_numbers(shift=self.shift)
 
     def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """The maximum."""
@@ -422,8 +411,7 @@ class ReciprocalRank:
     constant: float = 60.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.constant) and self.constant >= 0):
-            raise InvalidInputError(f"constant must be a finite number of at least 0, not {self.constant}")
+        check_amounts(constant=self.constant)
 
     def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum; at most ``2 / (constant + 1)``."""
@@ -542,10 +530,16 @@ class Prior:
     null_images: tuple[Image, ...] = field(default_factory=null_images)
 
     def __post_init__(self) -> None:
+        check_numbers(alpha=self.alpha)
         if not 0 <= self.alpha <= 1:
             raise InvalidInputError(f"alpha must lie between 0 and 1, not {self.alpha}")
         if not self.null_images:
             raise InvalidInputError("a prior needs at least one null image")
+        if strange := [one for one in self.null_images if not isinstance(one, Image)]:
+            raise InvalidInputError(
+                "null_images must be Image records, which zsqretrieval.images.as_image makes, not "
+                f"{strange[0]!r}"
+            )
 
 
 def log_prior(

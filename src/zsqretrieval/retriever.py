@@ -43,6 +43,7 @@ from zsqretrieval.parts import (
     PRESETS,
     LazyGenerator,
     Preset,
+    check_part,
     check_parts,
     describe,
     describe_fusion,
@@ -93,8 +94,8 @@ class Retriever:
 
     Raises:
         MismatchError: index and encoder differ in dim or fingerprint.
-        InvalidInputError: the index is not empty; ``states`` without a generator that makes them; or
-            ``fusion`` is none.
+        InvalidInputError: a part is none of its kind; the index is not empty; or ``states`` without a
+            generator that makes them.
         AlbumError: there is an album at ``path`` already, or no directory can be made there.
 
     Methods may be called from several threads; searches run while images are added.
@@ -111,6 +112,7 @@ class Retriever:
         fusion: Fusion = _FUSION,
     ) -> None:
         fusion = _checked(fusion)
+        check_part("encoder", encoder)
         index = new_index("hnsw", encoder) if index is None else index
         check_parts(encoder, index)
         album = None if path is None else Path(path).absolute()
@@ -221,7 +223,7 @@ class Retriever:
             AlbumError: there is no album at ``path``; or its encoder or index is not a plugin, or its fusion
                 not the library's own, and has to be given.
             MismatchError: the encoder is not the one the album was made with.
-            InvalidInputError: ``states`` without a generator that makes them.
+            InvalidInputError: a part is none of its kind; or ``states`` without a generator that makes them.
             IntegrityError: the catalog is damaged.
         """
         folder = Path(path).absolute()
@@ -230,6 +232,7 @@ class Retriever:
             made_with = catalog.settings.get("encoder")
             if encoder is None:
                 encoder = restore("encoder", catalog.settings.get("encoder_part"), folder)
+            check_part("encoder", encoder)
             if made_with != encoder.fingerprint:
                 raise MismatchError(
                     f"{folder} was made with encoder {made_with!r}, but the encoder here is "

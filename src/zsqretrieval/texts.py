@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._settings import check_text
+from zsqretrieval._settings import check_sequence, check_text
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.parts import LazyGenerator
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
@@ -155,6 +155,7 @@ def _seen_once(generator: Generator, images: Sequence[Image]) -> list[Image | Im
 def _check(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise InvalidInputError(f"texts is one text, {texts!r}; give a list of texts")
+    check_sequence(texts, "texts")
     for n, text in enumerate(texts):
         check_text(text, f"text {n}")
 
@@ -162,6 +163,8 @@ def _check(texts: Sequence[str]) -> None:
 def _prior(prior: Prior | Literal["auto"] | None, scoring: Scoring | None) -> Prior | None:
     if prior == "auto":
         return Prior() if isinstance(scoring, Likelihood) else None
-    if prior is None or (isinstance(prior, Prior) and isinstance(scoring, Likelihood)):
-        return prior
-    raise InvalidInputError(f"the prior {prior!r} corrects a Likelihood, and nothing else, not {scoring!r}")
+    if prior is not None and not isinstance(prior, Prior):
+        raise InvalidInputError(f"prior must be one such as Prior(alpha=0.8), 'auto' or None, not {prior!r}")
+    if prior is not None and not isinstance(scoring, Likelihood):
+        raise InvalidInputError(f"a prior corrects a Likelihood, and nothing else, not {scoring!r}")
+    return prior

@@ -137,7 +137,8 @@ class Hit:
             ``"first_stage"`` is the cosine similarity, ``"likelihood"`` or ``"yes_no"`` what the generator
             made of the image, ``"fused"`` what the fusion made of both. Where a search looked at questions
             as well, ``"image_similarity"`` and ``"question_similarity"`` are the cosine similarities of the
-            image and of the nearest question it was asked, and ``"first_stage"`` joins them. In a dialog,
+            image and of the nearest question it was asked, and ``"first_stage"`` joins them; with a bank of
+            questions, ``"normalized"`` is the first stage without what the image gets from any. In a dialog,
             ``"dialog"`` is log P(image | what was said), in nats.
         caption: the caption kept in the catalog, or None.
         metadata: the free facts kept in the catalog.
@@ -145,6 +146,8 @@ class Hit:
             look at questions, or the image has none.
         explanation: what the image says to the question; None when nobody asked for it, or the image cannot
             be shown to the generator.
+        digest: SHA-256 of the image in hexadecimal, as :func:`zsqretrieval.images.digest` gives it, by which
+            to tell whether ``source`` still holds it; None when it is not known.
     """
 
     key: int
@@ -156,6 +159,7 @@ class Hit:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     matched_question: str | None = None
     explanation: Explanation | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

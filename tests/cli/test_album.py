@@ -111,6 +111,23 @@ def test_search_by_image(zsq: Zsq, album: Path, colours: Path) -> None:
     assert page.count("<img ") == 5, "four hits and the image asked with"
 
 
+def test_a_page_shows_no_other_image_than_was_found(zsq: Zsq, album: Path, colours: Path) -> None:
+    (colours / "red.png").replace(colours / "blue.png")
+    zsq("search", album, "red", "--html", "page.html")
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 2 and page.count("no picture") == 2, "red is gone, blue is another"
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(zsq: Zsq, album: Path) -> None:
+    Path("file").touch()
+    for where, message in ((".", "is a folder; name a file"), ("file/page.html", "is no folder")):
+        for command in (("search", album, "red", "--html"), ("demo", "--preset", "toy", "--out")):
+            ran = zsq(*command, where)
+            assert ran.code == 1 and message in ran.stderr and not ran.stdout
+    assert zsq("search", album, "red", "--html", "new/folder/page.html").code == 0
+    assert Path("new/folder/page.html").is_file()
+
+
 def test_a_page_shows_images_out_of_tars(zsq: Zsq, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "shard#1.tar", "w") as tar:
         for name, colour in (("./one.png", "red"), ("two#2.png", "blue")):

@@ -11,6 +11,7 @@ import typer
 
 from zsqretrieval.cli.console import (
     PlainTable,
+    check_page,
     count_bar,
     emit_json,
     human_size,
@@ -255,6 +256,7 @@ def search(
         raise typer.BadParameter("give either a question or --image FILE")
     if image is not None:
         _refuse_reading(ctx)
+    check_page(html)
     settings = search_settings(candidates, scoring, fusion, weight) | expansion_settings(expand, expansion)
     texts = None if bank is None else read_lines(bank)
     reads = image is None and (scoring is not Scorings.NONE or explain)

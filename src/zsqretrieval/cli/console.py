@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from zsqretrieval.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,6 +26,7 @@ __all__ = [
     "Counted",
     "PlainTable",
     "bytes_bar",
+    "check_page",
     "count_bar",
     "emit_json",
     "hit_facts",
@@ -131,10 +134,27 @@ def name_skipped(skipped: Sequence[Skipped], tell: Callable[[str], None]) -> Non
         tell(f"... and {len(skipped) - _NAMED} more; --json names them all")
 
 
+def check_page(path: Path | None) -> None:
+    """Make sure, before the work, that a page can be written at ``path``.
+
+    Raises:
+        InvalidInputError: there is a folder, or a file is in the way.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InvalidInputError(f"{path} is a folder; name a file for the page: {path / 'page.html'}")
+    above = next(one for one in path.absolute().parents if one.exists())
+    if not above.is_dir():
+        raise InvalidInputError(f"no page can be written to {path}: {above} is no folder")
+
+
 def write_page(path: Path, html: str) -> Path:
-    """Write a page and return its absolute path; text that is no Unicode in it is escaped."""
+    """Write a page, and folders on the way, and return its absolute path; what is no Unicode is escaped."""
+    from zsqretrieval.evaluation.writing import write_whole
+
     path = path.absolute()
-    path.write_text(html, encoding="utf-8", errors="backslashreplace")
+    write_whole(path, [html])
     return path
 
 

@@ -10,6 +10,7 @@ import typer
 
 from zsqretrieval.cli.console import (
     PlainTable,
+    check_page,
     count_bar,
     emit_json,
     hit_facts,
@@ -73,6 +74,7 @@ def demo(
     """
     from zsqretrieval.demo import GENERIC_QUESTIONS, QUESTIONS, Question, photographs
 
+    check_page(out)
     if images is not None and not images.exists():
         raise InvalidInputError(f"{images}: no such folder; give --images a folder of images")
     album = photographs() if images is None else images

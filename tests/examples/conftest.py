@@ -43,6 +43,11 @@ def compare_smollm2(train_mini_generator: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def compare_query_banks() -> ModuleType:
+    return _script("compare_query_banks")
+
+
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("colours")
     for split in ("train", "dev"):

@@ -1,0 +1,55 @@
+"""The comparison of query banks runs on any models, and the page shows output of its."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zsqretrieval import QueryBank
+from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
+
+PAGE = Path(__file__).parents[2] / "docs" / "rerank.md"
+
+
+def banks_of(table: str) -> list[str]:
+    """The first column, without the numbers that depend on the models."""
+    return [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
+
+
+def test_the_page_shows_what_the_example_prints(
+    compare_query_banks: ModuleType,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    toys: dict[str, Any] = {"encoder": ToyEncoder(), "generator": ToyGenerator()}
+    monkeypatch.setattr(compare_query_banks.plugins, "create", lambda kind, name, config: toys[kind])
+    command = ["compare_query_banks", "--data", str(data), "--work", str(tmp_path), "--questions", "2"]
+    monkeypatch.setattr(sys, "argv", command)
+    compare_query_banks.main()
+    printed = capsys.readouterr().out
+    page = PAGE.read_text(encoding="utf-8")
+    marks = r"<!-- output of: python examples/compare_query_banks.py -->\n(.*?)<!-- end of output -->"
+    (shown,) = re.findall(marks, page, re.DOTALL)
+    assert banks_of(printed) == banks_of(shown) and len(banks_of(shown)) == 3 + 6 + 4
+    none, *rows = [line.split("|") for line in printed.splitlines()[2:]]
+    assert none[3].strip() == "100.0", "every colour finds its image"
+    assert all(re.fullmatch(r" \d+\.\d \([+-].* to .*\) ", row[3]) for row in rows)
+
+
+def test_what_a_bank_moves_is_counted_by_hand(compare_query_banks: ModuleType) -> None:
+    gallery = np.eye(3, dtype=np.float32)
+    asked = np.array([[0.9, 0.8, 0], [0.9, 0.8, 0], [0, 0, 1]], np.float32)
+    answers = np.array([0, 1, 2])
+    bank = QueryBank(gallery[:1], "e", 20.0, 0.5)  # hubness 1, 0, 0
+    assert compare_query_banks.recall(asked @ gallery.T, answers).tolist() == [100, 0, 100]
+    assert compare_query_banks.told(bank, gallery, asked, answers).startswith("66.7 (+0.0, ")
+    tied = np.zeros((1, 3))
+    assert compare_query_banks.recall(tied, np.array([0])).tolist() == [0], "a tie is a miss"

@@ -621,11 +621,22 @@ def test_tars_that_are_none(tmp_path: Path) -> None:
         list(read_webdataset([tmp_path / "t.tar"]))
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe"])
-def test_broken_json_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tar_of(tmp_path / "s.tar", {"a.jpg": b"x", "a.json": content})
-    with pytest.raises(IntegrityError, match=r"s\.tar#a\.json"):
-        list(read_webdataset([path]))
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
+def test_broken_json_is_named_and_stops_nothing(tmp_path: Path, content: bytes) -> None:
+    members = {"a.jpg": b"x", "a.json": content, "a.txt": b"a caption", "b.jpg": b"y"}
+    path = tar_of(tmp_path / "s.tar", members)
+    with pytest.warns(RuntimeWarning, match=r"s\.tar#a\.json: the metadata cannot be read"):
+        first, second = read_webdataset([path])
+    assert (first.id, first.caption, first.metadata) == ("s/a", "a caption", {}) and second.id == "s/b"
+
+
+def test_names_with_further_dots_are_images_by_themselves(tmp_path: Path) -> None:
+    members = {"IMG.1.png": b"1", "IMG.2.PNG": b"2", "IMG.txt": b"t", "a.jpg": b"a", "a.mask.png": b"m"}
+    images = list(read_webdataset([tar_of(tmp_path / "s.tar", members)]))
+    assert [(image.id, image.content) for image in images] == [
+        ("s/IMG.1.png", b"1"), ("s/IMG.2.PNG", b"2"), ("s/a", b"a"),
+    ]  # fmt: skip
+    assert images[0].source.endswith("s.tar#IMG.1.png")
 
 
 # --- any source
@@ -640,8 +651,13 @@ def test_open_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return [image.id or Path(image.source).name for image in open_images(source)]
 
     assert ids(tmp_path / "f") == ["a.jpg", "b.jpg", "00000/k", "00001/k"]
+    (tmp_path / "f/sub/.hidden").mkdir(parents=True)
+    tar_of(tmp_path / "f/sub/2.tar", {"k.jpg": b"2"})
+    tar_of(tmp_path / "f/sub/.hidden/3.tar", {"k.jpg": b"3"})
+    tar_of(tmp_path / "f/sub/.4.tar", {"k.jpg": b"4"})
+    assert ids(tmp_path / "f") == ["a.jpg", "b.jpg", "00000/k", "00001/k", "2/k"]
     assert ids(str(tmp_path / "f" / "*.tar")) == ["00000/k", "00001/k"]
-    assert ids(tmp_path / "f" / "*") == ["00000/k", "00001/k", "a.jpg", "b.jpg"]
+    assert ids(tmp_path / "f" / "*") == ["00000/k", "00001/k", "a.jpg", "b.jpg", "2/k"]
     assert ids(tmp_path / "**" / "*.png") == ["c.png"]
     assert ids(tmp_path / "f" / "00001.tar") == ["00001/k"]
     assert ids(tmp_path / "odd[1].jpg") == ["odd[1].jpg"]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 import tarfile
 from pathlib import Path
 
@@ -45,6 +47,19 @@ def test_whatever_was_described_is_found_again(tmp_path: Path, folder: str, tar:
         for image in [*described, *reversed(described)]:
             again = files.open(image.source, digest(image))
             assert again.source == image.source and digest(again) == digest(image)
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are Unicode there")
+def test_names_that_are_not_utf_8_are_found_again(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    (tmp_path / f"{odd}.png").write_bytes(png("red"))
+    (tmp_path / r"literal\xe9.png").write_bytes(png("white"))
+    pack(tmp_path / f"{odd}.tar", {f"{odd}.png": png("blue")})
+    described = list(open_images(tmp_path))
+    assert len(described) == 3 and all(image.source.isascii() for image in described)
+    with Reopener() as files:
+        for image in described:
+            assert digest(files.open(image.source, digest(image))) == digest(image)
 
 
 def test_an_image_that_changed_is_not_the_one_that_was_added(tmp_path: Path) -> None:

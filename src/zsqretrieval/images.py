@@ -44,6 +44,7 @@ __all__ = [
     "decode",
     "digest",
     "open_images",
+    "path_text",
     "read_bytes",
     "read_webdataset",
     "walk",
@@ -97,10 +98,10 @@ def as_image(
     elif isinstance(x, bytes):
         image = Image(content=x, source="<bytes>")
     elif isinstance(x, PILImage.Image):
-        image = Image(content=x, source=_printable(getattr(x, "filename", "") or "<PIL image>"))
+        image = Image(content=x, source=path_text(getattr(x, "filename", "") or "<PIL image>"))
     elif isinstance(x, (str, os.PathLike)):
         path = Path(x).absolute()
-        image = Image(content=path, source=_printable(path))
+        image = Image(content=path, source=path_text(path))
     else:
         raise InvalidInputError(
             f"an image must be a path, encoded bytes, a PIL image or an Image record, not {type(x).__name__}"
@@ -393,9 +394,10 @@ def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image]:
     """Describe every image of a source, without decoding any.
 
     Args:
-        source: a folder (its images, see :func:`walk`, then the tars directly in it); a ``.tar``,
-            ``.tar.gz`` or ``.tgz`` file (see :func:`read_webdataset`); a glob pattern of folders, tars and
-            image files; any other path, bytes, PIL image or record as one image; or an iterable of these.
+        source: a folder (its images, see :func:`walk`, then the tars in it and in folders in it, where links
+            to folders are not followed); a ``.tar``, ``.tar.gz`` or ``.tgz`` file (see
+            :func:`read_webdataset`); a glob pattern of folders, tars and image files; any other path, bytes,
+            PIL image or record as one image; or an iterable of these.
 
     Yields:
         Records in a stable order. A path that does not exist is described as well: decoding it says so.
@@ -420,11 +422,7 @@ def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image]:
 def _open_path(path: Path) -> Iterator[Image]:
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises at what cannot be looked at
         yield from walk(path)
-        try:
-            files = sorted(path.iterdir())
-        except OSError:
-            return  # as an image that cannot be read, walk has named it
-        yield from read_webdataset(file for file in files if _is_tar(file) and not file.name.startswith("."))
+        yield from read_webdataset(_tars(path))
     elif _is_tar(path) and not _is_pattern(path):
         yield from read_webdataset([path])
     elif _is_pattern(path):
@@ -437,6 +435,13 @@ def _open_path(path: Path) -> Iterator[Image]:
                 yield from _open_path(match)
     else:
         yield as_image(path)
+
+
+def _tars(folder: Path) -> Iterator[Path]:
+    """The tars below a folder, sorted by folder; :func:`walk` has named the folders that cannot be listed."""
+    for above, folders, files in os.walk(folder.absolute()):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(above, name) for name in sorted(files) if _is_tar(Path(name)) and name[0] != ".")
 
 
 def _is_pattern(path: Path) -> bool:
@@ -478,7 +483,7 @@ def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[
         with os.scandir(folder) as listing:
             entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: e.name)
     except OSError:
-        yield Image(content=folder, source=_printable(folder), id=_printable(prefix.rstrip("/")) or None)
+        yield Image(content=folder, source=path_text(folder), id=path_text(prefix.rstrip("/")) or None)
         return
     if (status.st_dev, status.st_ino) in visited:
         return
@@ -492,8 +497,8 @@ def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[
             text = path.with_suffix(".txt")
             yield Image(
                 content=path,
-                source=_printable(path),
-                id=_printable(prefix + entry.name),
+                source=path_text(path),
+                id=path_text(prefix + entry.name),
                 caption=_read_caption(text) if text.name in names else None,
             )
 
@@ -511,7 +516,7 @@ def _read_caption(path: Path) -> str | None:
     except OSError as error:  # the image is still an image
         reason = error.strerror or error
         warnings.warn(
-            f"{_printable(path)}: the caption cannot be read: {reason}", RuntimeWarning, stacklevel=2
+            f"{path_text(path)}: the caption cannot be read: {reason}", RuntimeWarning, stacklevel=2
         )
         return None
 
@@ -520,7 +525,7 @@ def _caption(text: bytes) -> str | None:
     return text.decode("utf-8-sig", errors="replace").strip() or None
 
 
-def _printable(path: str | bytes | os.PathLike[Any]) -> str:
+def path_text(path: str | bytes | os.PathLike[Any]) -> str:
     r"""A path as text that can be stored and printed: bytes that are not UTF-8 appear as ``\xNN``."""
     return os.fsencode(path).decode("utf-8", errors="backslashreplace")
 
@@ -530,8 +535,9 @@ def read_webdataset(tar_paths: Iterable[str | os.PathLike[str]]) -> Iterator[Ima
 
     Neighbouring members whose names agree up to the first dot of the last path component are one sample:
     ``{key}.jpg`` (or another of :data:`IMAGE_SUFFIXES`; the first one counts), ``{key}.txt`` its caption,
-    ``{key}.json`` its metadata, whose ``caption`` stands in where there is no text. Samples without an image
-    are passed over.
+    ``{key}.json`` its metadata, whose ``caption`` stands in where there is no text. Where there is no such
+    image, those with further dots in their names are images by themselves (``IMG.1.png``). Samples without
+    an image are passed over, and metadata that cannot be read are told in a RuntimeWarning.
 
     Args:
         tar_paths: the tars, read in the order given; ``.tar.gz`` works as well.
@@ -541,8 +547,8 @@ def read_webdataset(tar_paths: Iterable[str | os.PathLike[str]]) -> Iterator[Ima
         ``source`` is ``{path of the tar}#{member}``.
 
     Raises:
-        IntegrityError: a tar is missing its end, damaged, or not a tar; or the JSON of a sample is broken.
-            Names the tar. The samples before the damage have been yielded.
+        IntegrityError: a tar is missing its end, damaged, or not a tar. Names the tar. The samples before the
+            damage have been yielded.
         InvalidInputError: a tar does not exist or cannot be opened.
     """
     for tar_path in tar_paths:
@@ -568,31 +574,34 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                 name = member.name.removeprefix("./")
                 file = tar.extractfile(member) if member.isreg() else None
                 if file is not None and not name.rpartition("/")[2].startswith("."):
-                    yield _printable(name), file.read()
+                    yield path_text(name), file.read()
             # tarfile takes a damaged header for the end; the real end is a block of zeros.
             assert tar.fileobj is not None
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}")
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise IntegrityError(f"{_printable(path)}: not a whole tar file: {error}; fetch it again") from error
+        raise IntegrityError(f"{path_text(path)}: not a whole tar file: {error}; fetch it again") from error
     except OSError as error:
         if error.errno is None:  # gzip's own complaints have no errno
-            raise IntegrityError(f"{_printable(path)}: not a whole tar file: {error}") from error
-        raise InvalidInputError(f"{_printable(path)}: cannot be read: {error.strerror}") from error
+            raise IntegrityError(f"{path_text(path)}: not a whole tar file: {error}") from error
+        raise InvalidInputError(f"{path_text(path)}: cannot be read: {error.strerror}") from error
 
 
 def _sample(path: Path, stem: str, key: str, sample: Mapping[str, tuple[str, bytes]]) -> Iterator[Image]:
     images = [member for extension, member in sample.items() if f".{extension}" in IMAGE_SUFFIXES]
     if not images:
+        dotted = [member for member in sample.values() if Path(member[0]).suffix.lower() in IMAGE_SUFFIXES]
+        for name, content in dotted:
+            yield Image(content, f"{path_text(path)}#{name}", id=f"{path_text(stem)}/{name}")
         return
     name, content = images[0]
     metadata = _metadata(path, *sample["json"]) if "json" in sample else {}
     caption = _caption(sample["txt"][1]) if "txt" in sample else metadata.get("caption")
     yield Image(
         content=content,
-        source=f"{_printable(path)}#{name}",
-        id=f"{_printable(stem)}/{key}",
+        source=f"{path_text(path)}#{name}",
+        id=f"{path_text(stem)}/{key}",
         caption=caption if isinstance(caption, str) else None,
         metadata=metadata,
     )
@@ -602,8 +611,10 @@ def _metadata(path: Path, name: str, content: bytes) -> dict[str, Any]:
     try:
         # NaN and Infinity, which Python writes, are not JSON; they mean that a number is missing.
         metadata = json.loads(content, parse_constant=lambda _: None)
-    except ValueError as error:
-        raise IntegrityError(f"{_printable(path)}#{name}: broken JSON: {error}") from error
-    if not isinstance(metadata, dict):
-        raise IntegrityError(f"{_printable(path)}#{name}: not a JSON object but {type(metadata).__name__}")
+        if not isinstance(metadata, dict):
+            raise ValueError(f"not an object but {type(metadata).__name__}")
+    except (ValueError, RecursionError) as error:  # the image is still an image
+        where = f"{path_text(path)}#{name}"
+        warnings.warn(f"{where}: the metadata cannot be read: {error}", RuntimeWarning, stacklevel=2)
+        return {}
     return metadata

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import tarfile
 import zlib
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import final
 from typing_extensions import Self
 
 from zsqretrieval.errors import ImageError
-from zsqretrieval.images import decode, digest, read_bytes
+from zsqretrieval.images import decode, digest, path_text, read_bytes
 from zsqretrieval.types import Image
 
 __all__ = ["Reopener"]
@@ -61,15 +62,15 @@ class Reopener:
         return Image(content, source)
 
     def _read(self, source: str) -> bytes:
+        whole = _file(source)
         path, mark, member = source.partition("#")
-        # Path.is_file raises where a folder on the way may not be looked into.
-        while mark and not os.path.isfile(path):  # noqa: PTH113
+        while mark and _file(path) is None:
             further, mark, member = member.partition("#")
             path = f"{path}#{further}"
-        if not mark or os.path.isfile(source):  # noqa: PTH113
-            return read_bytes(Image(Path(source), source))
+        if whole is not None or not mark:
+            return read_bytes(Image(Path(whole or source), source))
         try:
-            tar, members = self._tar(path)
+            tar, members = self._tar(_file(path) or path)
             if member not in members:
                 raise ImageError(source, "no such member")
             file = tar.extractfile(members[member])
@@ -85,5 +86,15 @@ class Reopener:
             with contextlib.suppress(tarfile.TarError, EOFError, zlib.error):  # what stands before the damage
                 for member in tar:
                     if member.isreg():
-                        members[member.name.removeprefix("./")] = member
+                        members[path_text(member.name.removeprefix("./"))] = member
         return self._tars[path]
+
+
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+def _file(path: str) -> str | None:
+    """The file that :func:`~zsqretrieval.images.path_text` wrote as this path; None when there is none."""
+    escaped = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(path))
+    # Path.is_file raises where a folder on the way may not be looked into.
+    return next((one for one in (path, os.fsdecode(escaped)) if os.path.isfile(one)), None)  # noqa: PTH113

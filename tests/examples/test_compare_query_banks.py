@@ -40,7 +40,7 @@ def test_the_page_shows_what_the_example_prints(
     (shown,) = re.findall(marks, page, re.DOTALL)
     assert banks_of(printed) == banks_of(shown) and len(banks_of(shown)) == 3 + 6 + 4
     none, *rows = [line.split("|") for line in printed.splitlines()[2:]]
-    assert none[3].strip() == "87.5", "the toy encoder knows seven of the eight colours"
+    assert none[3].strip() == "87.5", "one colour has a name that the encoder does not know"
     assert all(re.fullmatch(r" \d+\.\d \([+-].* to .*\) ", row[3]) for row in rows)
 
 

@@ -38,7 +38,9 @@ def test_contract(check) -> None:  # type: ignore[no-untyped-def]
     check()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 2e-2)])
+# CPUs with AMX add up long rows in an order that depends on their number: one rounding in bfloat16 the other
+# way moves a sum by some hundredths of a nat. Without AMX they are equal.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
 def test_states_pixels_batches_and_order_give_one_answer(dtype: str, tolerance: float) -> None:
     model = generator(dtype)
     images = list(photos().values())[:7]
@@ -56,6 +58,7 @@ def test_states_pixels_batches_and_order_give_one_answer(dtype: str, tolerance: 
         return np.array([one.sum for one in (found[::-1] if turned else found)])
 
     expected = sums(images, 1)
+    assert np.reshape(expected, (7, 3))[:, :2].std(0).min() > 10 * tolerance, "another image is noticed"
     for other in (sums(states, 1), sums(states, 64), sums(images, 5), sums(states, 4, turned=True)):
         np.testing.assert_allclose(other, expected, atol=tolerance)
 

@@ -566,7 +566,8 @@ def test_in_16_bits_the_logit_of_a_token_is_not_rounded(name: str, load: Load) -
             ]
         finally:
             head.weight /= 16
-    assert np.diff(found) == pytest.approx(np.diff(exact), abs=2e-3)
+    # rounded to multiples of 1/16 and coarser, they would be off by some hundredths
+    assert np.diff(found) == pytest.approx(np.diff(exact), abs=1e-2)
 
 
 def test_logits_to_which_more_was_done_have_no_hidden_states_behind_them() -> None:

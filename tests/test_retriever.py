@@ -1264,6 +1264,18 @@ def test_parts_that_are_none_are_named(parts: Any, message: str) -> None:
         Retriever(**{"encoder": ENCODER, **parts})
 
 
+def test_an_open_file_is_no_list_of_images(retriever: Retriever, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    with (tmp_path / "a.png").open("rb") as file, pytest.raises(InvalidInputError, match="is an open file"):
+        retriever.add(file)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "nowhere", "a\0b"])
+def test_where_there_is_no_album(path: str) -> None:
+    with pytest.raises(AlbumError, match="is not an album"):
+        Retriever.load(path)
+
+
 def test_records_that_are_none_are_named(retriever: Retriever) -> None:
     for wrong, message in (
         (Image("a.png", "a.png"), "holds bytes, a pathlib.Path or a PIL image.*not str"),  # type: ignore[arg-type]

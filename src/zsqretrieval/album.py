@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ def find_catalog(path: Path) -> Path:
         AlbumError: there is no album.
     """
     catalog = path / CATALOG
-    if not catalog.is_file():
+    if not os.path.isfile(catalog):  # noqa: PTH113  # Path.is_file raises at what is too long or not allowed
         raise AlbumError(
             f"{path} is not an album (it holds no {CATALOG}); make one with `zsq index`, or check the path"
         )

@@ -279,7 +279,7 @@ def _check_size(source: str, image: PILImage.Image, max_pixels: int) -> None:
         raise ImageError(
             source,
             f"too large: {width} x {height} is {width * height} pixels, the limit is {max_pixels}"
-            " (raise max_pixels if you trust it)",
+            "; make a smaller copy (decode(..., max_pixels=...) reads it, if you trust it)",
         )
 
 
@@ -412,6 +412,8 @@ def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image]:
         if source == "":  # which Path takes for the current folder
             raise InvalidInputError("an image path is empty; the current folder is '.'")
         yield from _open_path(Path(source))
+    elif hasattr(source, "read"):  # whose lines would be taken for images
+        raise InvalidInputError(f"{source!r} is an open file; give its path, or the bytes that read() gives")
     elif isinstance(source, Iterable):
         for one in source:
             yield from open_images(one)

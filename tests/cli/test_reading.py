@@ -56,6 +56,9 @@ def test_the_rule_is_chosen(zsq: Zsq, album: Path) -> None:
 
 
 def test_the_fusion_is_chosen(zsq: Zsq, album: Path) -> None:
+    for joins in (["--weight", "2"], ["--fusion", "rerank-only"]):
+        refused = zsq("search", album, QUESTION, "--scoring", "none", *joins)
+        assert refused.code == 2 and "leaves nothing to join" in refused.stderr
     alone = [hit["id"] for hit in hits(zsq, album, "--scoring", "none")]
     assert [hit["id"] for hit in hits(zsq, album, "--weight", 0)] == alone
     read = hits(zsq, album, "--fusion", "rerank-only")
@@ -99,8 +102,9 @@ def test_to_read_as_a_preset_that_does_not_is_refused(zsq: Zsq, album: Path) -> 
 
 def test_only_candidates_are_read(zsq: Zsq, album: Path) -> None:
     """The encoder counts colours, the generator reads from left to right: they disagree."""
-    command = ("search", album, "red blue blue", "-k", 1, "--fusion", "rerank-only", "--json")
+    command = ("search", album, "red blue blue", "-k", 1, "--json")
     assert zsq(*command, "--scoring", "none").json["hits"][0]["id"] == "blue.png"
+    command = (*command, "--fusion", "rerank-only")
     assert zsq(*command).json["hits"][0]["id"] == "red.png"
     assert zsq(*command, "--candidates", 1).json["hits"][0]["id"] == "blue.png"
 

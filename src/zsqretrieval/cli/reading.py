@@ -153,6 +153,8 @@ def search_settings(
 
     if weight is not None and fusion not in (None, Fusions.WEIGHTED_SUM):
         raise typer.BadParameter(f"--weight belongs to the weighted sum; {fusion.value} has none")
+    if scoring is Scorings.NONE and not (fusion is None and weight is None):
+        raise typer.BadParameter("--scoring none leaves nothing to join; leave --fusion and --weight out")
     rules = {
         None: "auto",
         Scorings.LIKELIHOOD: Likelihood(),

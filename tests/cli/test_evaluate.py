@@ -29,7 +29,7 @@ def test_one_command_makes_a_report(zsq: Zsq, tmp_path: Path) -> None:
         for form in ("caption", "question/which")
     }
     systems = {one["system"] for one in facts["parts"][0]["results"]}
-    assert systems == {"clip", "likelihood", "yes_no", "fused", "expand"}
+    assert systems == {"clip", "likelihood", "yes_no", "fused", "expand", "normalized", "normalized_fused"}
     assert facts["choice"]["origin"] == "tuned for R@1 on colours dev"
     assert facts["fingerprints"] == {"encoder": "toy-encoder-1", "generator": "toy-generator-1"}
     assert all(Path("out", name).is_file() for name in facts["files"])

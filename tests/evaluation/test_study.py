@@ -20,6 +20,7 @@ from zsqretrieval.evaluation.findings import Part, Study
 from zsqretrieval.evaluation.measures import measure
 from zsqretrieval.evaluation.plan import (
     ABLATIONS,
+    NORMALIZED,
     SYSTEMS,
     Plan,
     choose_directions,
@@ -30,7 +31,8 @@ from zsqretrieval.evaluation.plan import (
 from zsqretrieval.evaluation.rerank_bench import WEIGHTS
 from zsqretrieval.evaluation.runs import GeneratorSystem, first_stage, fused_run, prior_corrected, shallow
 from zsqretrieval.evaluation.study import run_study
-from zsqretrieval.evaluation.systems import log_priors
+from zsqretrieval.evaluation.systems import GalleryQuestions, NormalizedSystem, ask_gallery, log_priors
+from zsqretrieval.query_bank import QueryBank
 from zsqretrieval.rerank import Likelihood, ReciprocalRank, WeightedSum
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyStatesGenerator
 from zsqretrieval.types import Context, Image, LogLikelihood
@@ -104,6 +106,38 @@ def test_the_curve_begins_at_the_first_stage_and_ends_at_the_result(colours: Dat
         assert ceiling[2] <= ceiling[4]
         for (_, depth, name), mean in ends.items():
             assert name != "R@1" or depth == 0 or mean <= ceiling[depth]
+
+
+def test_the_first_stage_with_a_bank(
+    colours: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(
+        QUICK, candidates=3, bank=2, top_k=99, fusion=WeightedSum(0.5), systems=choose_systems(NORMALIZED)
+    )
+    found = study(colours, tmp_path / "work", plan)
+    there, back = part_of(found, "text to image"), part_of(found, "image to text")
+    assert [run.name for run in back.runs] == ["clip"]
+    first, normalized, fused = there.runs
+    assert (normalized.name, fused.name) == NORMALIZED
+    data = colours.of_form("caption")
+    written = ask_gallery(ToyEncoder(), ToyStatesGenerator(), data.gallery, n=2, style="search", top_k=99)
+    assert found.checks["query bank"] == {"generated": written.generated, "kept": len(written.texts)}
+    bank = QueryBank(written.vectors, ToyEncoder.fingerprint)
+    taken = bank.strength * bank.hubness(ToyEncoder().encode_image(data.gallery))
+    assert taken.std() > 0.01
+    np.testing.assert_array_equal(normalized.candidates, first.candidates)
+    np.testing.assert_allclose(normalized.scores, first.scores - taken[first.candidates], atol=1e-6)
+    read = GeneratorSystem(ToyStatesGenerator(), Likelihood()).run(data, shallow(first, 3))
+    joined = fused_run(replace(shallow(normalized, 3), name="clip"), read, WeightedSum(0.5))
+    order = np.argsort(-fused.scores[:, :3], axis=1, kind="stable")
+    np.testing.assert_array_equal(order, np.argsort(-joined.scores, axis=1, kind="stable"))
+    assert (fused.scores[:, :3] >= 0).all() and (fused.scores[:, 3:] < 0).all(), "the rest stands behind"
+    nothing = GalleryQuestions((), np.empty(0, np.int64), np.empty((0, 16), np.float32), 7)
+    monkeypatch.setattr("zsqretrieval.evaluation.workbench.ask_gallery", lambda *_, **__: nothing)
+    with pytest.raises(InvalidInputError, match="none of 7 texts that the generator wrote leads back"):
+        study(colours, tmp_path / "work", plan)
+    with pytest.raises(InvalidInputError, match="of images that are searched"):
+        NormalizedSystem(ToyEncoder(), bank).run(data, back.runs[0])
 
 
 def test_curves_may_go_deeper_than_what_is_read(colours: Dataset, tmp_path: Path) -> None:
@@ -326,7 +360,8 @@ def test_a_broken_scorer_is_named_with_its_query(colours: Dataset, tmp_path: Pat
 def test_plans_are_checked() -> None:
     assert choose_systems(["yesno"]) == ("clip", "yes_no")
     assert choose_systems(["shuffled", " FUSED".lower()]) == ("clip", "fused", "shuffled")
-    assert choose_systems(["all"]) == (*SYSTEMS, *ABLATIONS)
+    assert choose_systems(["all"]) == (*SYSTEMS, *NORMALIZED, *ABLATIONS)
+    assert choose_systems(["normalized-fused"]) == ("clip", "normalized_fused")
     assert choose_directions(["image-to-text"]) == ("image to text",)
     assert with_weight(WeightedSum(1, "raw", 100), 0.5) == WeightedSum(0.5, "raw", 100)
     assert with_weight(ReciprocalRank(), 0.5) == WeightedSum(0.5)

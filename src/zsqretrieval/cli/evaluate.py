@@ -38,8 +38,8 @@ def evaluate(
     systems: Annotated[
         str,
         typer.Option(
-            help="clip, likelihood, yesno, fused, expand; what takes a part away: no_image, shuffled, "
-            "wording, mean, prior, pixels; or all."
+            help="clip, likelihood, yesno, fused, expand; with a query bank: normalized, normalized_fused; "
+            "what takes a part away: no_image, shuffled, wording, mean, prior, pixels; or all."
         ),
     ] = "clip,likelihood,yesno,fused,expand",
     preset: BenchPreset = "mini",
@@ -84,6 +84,7 @@ def evaluate(
         int, typer.Option(min=1, help="Queries of each form and direction that what lacks a part is asked.")
     ] = 300,
     questions: Annotated[int, typer.Option(min=1, help="Questions of an image for expand, at most.")] = 3,
+    bank: Annotated[int, typer.Option(min=1, help="Texts of an image for the query bank, at most.")] = 4,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
     human: Annotated[
@@ -116,6 +117,7 @@ def evaluate(
         fusion_from=f"of the preset {preset}" if weight is None else "given",
         alpha=alpha,
         questions=questions,
+        bank=bank,
         ablation_queries=ablation_queries,
         tuning_queries=tune_queries,
         batch_size=batch_size,

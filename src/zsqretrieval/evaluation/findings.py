@@ -188,8 +188,8 @@ class Study:
         choice: the parameters.
         agreement: with human ratings; empty where there are none.
         cost: of searching; None when it was not measured.
-        checks: ``pixels``: what storing image states changes; ``questions``: how many were ``generated`` and
-            ``kept``.
+        checks: ``pixels``: what storing image states changes; ``questions`` and ``query bank``: how many were
+            ``generated`` and ``kept``.
         fingerprints: of encoder and generator.
     """
 

@@ -18,6 +18,7 @@ __all__ = [
     "ABLATIONS",
     "BASELINE",
     "DIRECTIONS",
+    "NORMALIZED",
     "SYSTEMS",
     "Plan",
     "choose_directions",
@@ -31,6 +32,9 @@ BASELINE = "clip"
 
 SYSTEMS = (BASELINE, "likelihood", "yes_no", "fused", "expand")
 """What is measured unless asked otherwise."""
+
+NORMALIZED = ("normalized", "normalized_fused")
+"""With a query bank: what else can be measured, where texts look for images."""
 
 ABLATIONS: Mapping[str, str] = {
     "no_image": "the likelihood of the text given null images only: the language model's own belief",
@@ -46,7 +50,7 @@ DIRECTIONS: tuple[Direction, ...] = ("text to image", "image to text")
 """Who looks for whom."""
 
 _COUNTS = (
-    *("candidates", "questions", "top_k", "ablation_queries", "tuning_queries"),
+    *("candidates", "questions", "bank", "top_k", "ablation_queries", "tuning_queries"),
     *("batch_size", "resamples", "permutations"),
 )
 
@@ -56,7 +60,7 @@ class Plan:
     """What is measured, and how.
 
     Attributes:
-        systems: of :data:`SYSTEMS` and :data:`ABLATIONS`.
+        systems: of :data:`SYSTEMS`, :data:`NORMALIZED` and :data:`ABLATIONS`.
         directions: of :data:`DIRECTIONS`.
         queries: queries of each form and direction; all when None.
         candidates: how many are read.
@@ -68,6 +72,7 @@ class Plan:
         alpha: how much of the prior is taken away where images look for texts.
         expansion: joins similarities to images and to questions.
         questions: of each image, at most.
+        bank: texts of each image for the query bank, at most.
         top_k: a question is kept when it finds its image among so many.
         measures: names that :mod:`~zsqretrieval.evaluation.measures` knows.
         ablation_queries: queries of each form and direction on which ablations are measured.
@@ -93,6 +98,7 @@ class Plan:
     alpha: float = 0.8
     expansion: Fusion = EXPANSION
     questions: int = 3
+    bank: int = 4
     top_k: int = 10
     measures: tuple[str, ...] = MEASURES
     ablation_queries: int = 300
@@ -135,12 +141,13 @@ def choose_systems(names: Iterable[str]) -> tuple[str, ...]:
     """Systems by the names that people write: ``yesno`` is ``yes_no``, ``all`` everything.
 
     Returns:
-        The names in the order of :data:`SYSTEMS` and :data:`ABLATIONS`, each once, the baseline among them.
+        The names in the order of :data:`SYSTEMS`, :data:`NORMALIZED` and :data:`ABLATIONS`, each once, the
+        baseline among them.
 
     Raises:
         InvalidInputError: there is no such system; names those there are.
     """
-    known = (*SYSTEMS, *ABLATIONS)
+    known = (*SYSTEMS, *NORMALIZED, *ABLATIONS)
     asked = {name.strip().replace("-", "_").replace("yesno", "yes_no") for name in names} - {""}
     if strange := sorted(asked - {*known, "all"}):
         raise InvalidInputError(f"there is no system {strange[0]!r}; choose from {', '.join(known)}, or all")

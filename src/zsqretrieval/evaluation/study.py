@@ -29,7 +29,7 @@ from zsqretrieval.evaluation.findings import Choice, Example, Part, Point, Study
 from zsqretrieval.evaluation.human import Judgments
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
 from zsqretrieval.evaluation.measures import break_ties, measure
-from zsqretrieval.evaluation.plan import BASELINE, Plan, with_forms
+from zsqretrieval.evaluation.plan import BASELINE, NORMALIZED, Plan, with_forms
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
 from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.evaluation.runs import Direction, Run, shallow, some_rows
@@ -108,6 +108,9 @@ def run_study(
         if plan.wants("expand") and "text to image" in plan.directions:
             asked = bench.questions()
             checks["questions"] = {"generated": asked.generated, "kept": len(asked.texts)}
+        if plan.wants(*NORMALIZED) and "text to image" in plan.directions:
+            written = bench.questions("search")
+            checks["query bank"] = {"generated": written.generated, "kept": len(written.texts)}
         if plan.wants("pixels") and isinstance(generator, ImageStates):
             checks["pixels"] = pixels_against_states(bench)
         agreed = agreement(bench, judgments, choice)
@@ -132,6 +135,8 @@ def measure_part(bench: Workbench, direction: Direction, form: str, choice: Choi
     if plan.wants("expand") and direction == "text to image":
         system = bench.expanded(choice.expansion)
         runs.append(system.run(scores.dataset, scores.first, progress=bench.told))
+    if plan.wants(*NORMALIZED) and direction == "text to image":
+        runs += bench.normalized(scores, choice)
     drawn = {"resamples": plan.resamples, "seed": plan.seed}
     results = compare(
         scores.task,

@@ -29,6 +29,7 @@ from zsqretrieval.expansion import EXPANSION, best_questions, join
 from zsqretrieval.images import digest
 from zsqretrieval.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Encoder, Generator
+from zsqretrieval.query_bank import QueryBank
 from zsqretrieval.questions import Style, check_style, generate_questions
 from zsqretrieval.rerank import Fusion, Likelihood, Pair, Scoring, YesNo, best_first, null_images
 from zsqretrieval.types import Image, ImageState, LogLikelihood
@@ -38,6 +39,7 @@ __all__ = [
     "ExpandSystem",
     "GalleryQuestions",
     "NoImage",
+    "NormalizedSystem",
     "Shuffled",
     "ask_gallery",
     "log_priors",
@@ -228,6 +230,36 @@ class ExpandSystem:
         joined = join(self.expansion, image[pool], question[pool])
         order = best_first(joined)
         return pool[order].astype(np.int64), joined[order]
+
+
+# --- query bank -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NormalizedSystem:
+    """The first stage without what an image gets from any question, as a search with a bank has it.
+
+    Attributes:
+        encoder: makes the vectors.
+        bank: of questions.
+    """
+
+    encoder: Encoder
+    bank: QueryBank
+    name: ClassVar[str] = "normalized"
+
+    def run(self, dataset: Dataset, first: Run, *, progress: Progress | None = None) -> Run:
+        """Take it away from the scores of the candidates.
+
+        Raises:
+            InvalidInputError: images look for texts.
+        """
+        if first.direction != "text to image":
+            raise InvalidInputError("a query bank is of images that are searched; here they search")
+        gallery = encode_in_parts(self.encoder.encode_image, dataset.gallery, "encoding images")
+        taken = self.bank.strength * self.bank.hubness(gallery)[first.candidates]
+        scores = np.where(first.candidates >= 0, first.scores - taken, np.nan)
+        return replace(first, name=self.name, scores=scores)
 
 
 # --- what texts are like by themselves --------------------------------------------------------------------

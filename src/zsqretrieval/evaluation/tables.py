@@ -9,7 +9,7 @@ from zsqretrieval.evaluation.comparison import Against, Result
 from zsqretrieval.evaluation.cost import Spent
 from zsqretrieval.evaluation.findings import Part, Study
 from zsqretrieval.evaluation.human import CLIPSCORE
-from zsqretrieval.evaluation.plan import ABLATIONS, BASELINE
+from zsqretrieval.evaluation.plan import ABLATIONS, BASELINE, NORMALIZED
 
 __all__ = [
     "Table",
@@ -69,13 +69,14 @@ def markdown_cell(text: str) -> str:
 def answers(study: Study) -> list[str]:
     """A sentence for every direction and form: does it find more than the first stage, and at what cost?
 
-    It is the last system that reads candidates, or the expansion; where there is neither, nothing is said.
+    It is the last system that reads candidates without a query bank, else the last of the others; where there
+    is none, nothing is said.
     """
     return [sentence for part in study.parts if (sentence := _answer(study, part))]
 
 
 def _answer(study: Study, part: Part) -> str | None:
-    rivals = [run.name for run in part.runs if run.name not in (BASELINE, "expand")] or [
+    rivals = [run.name for run in part.runs if run.name not in (BASELINE, "expand", *NORMALIZED)] or [
         run.name for run in part.runs if run.name != BASELINE
     ]
     found = {(one.system, one.measure): one for one in part.results}
@@ -90,7 +91,11 @@ def _answer(study: Study, part: Part) -> str | None:
         verdict = "cannot be told from"
     cost = ""
     if study.cost is not None and part.direction == "text to image":
-        depth = 0 if own.system == "expand" else min(study.plan.candidates, len(study.dataset.gallery))
+        depth = (
+            0
+            if own.system in ("expand", "normalized")
+            else min(study.plan.candidates, len(study.dataset.gallery))
+        )
         slow, fast = study.cost.of(own.system, depth), study.cost.of(BASELINE, 0)
         if slow is not None and fast is not None:
             cost = f" A query takes {milliseconds(slow)} ms instead of {milliseconds(fast)}."

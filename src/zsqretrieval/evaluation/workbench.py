@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset, Task
 from zsqretrieval.evaluation.findings import Choice
 from zsqretrieval.evaluation.plan import BASELINE, Plan
@@ -31,11 +32,13 @@ from zsqretrieval.evaluation.score_matrix import Seen
 from zsqretrieval.evaluation.systems import (
     ExpandSystem,
     GalleryQuestions,
+    NormalizedSystem,
     ask_gallery,
     log_priors,
     token_counts,
 )
 from zsqretrieval.protocols import Encoder, Generator
+from zsqretrieval.query_bank import QueryBank
 from zsqretrieval.rerank import Fusion, Likelihood, Scoring, YesNo
 
 __all__ = ["CORRECTED", "Scores", "Workbench", "labelled", "sample_places"]
@@ -124,7 +127,7 @@ class Workbench:
         self.encoder, self.generator, self.dataset = encoder, generator, dataset
         self.plan, self.work, self.told = plan, work, told
         self.shown = Seen(generator, dataset.gallery, progress=lambda *done: self.told(*done))
-        self._asked: GalleryQuestions | None = None
+        self._asked: dict[str, GalleryQuestions] = {}  # by style
 
     def parts(self) -> list[tuple[Direction, str]]:
         """Directions and forms, in the order of the report."""
@@ -158,7 +161,9 @@ class Workbench:
             rows = sample_places(len(task.queries), queries, plan.seed)
             first, task = some_rows(first, rows), some_queries(task, rows)
         read = shallow(first, deepest)
-        reads = plan.wants("likelihood", "fused", "no_image", "shuffled", "wording", "mean", "prior")
+        reads = plan.wants(
+            *("likelihood", "fused", "no_image", "shuffled", "wording", "mean", "prior", "normalized_fused")
+        )
         likelihood = self.system(Likelihood()).run(data, read, progress=self.told) if reads else None
         yes_no = self.system(YesNo()).run(data, read, progress=self.told) if plan.wants("yes_no") else None
         priors = None
@@ -173,15 +178,38 @@ class Workbench:
             batch_size=self.plan.batch_size, work=self.work / "scores", progress=labelled(self.told, "prior"),
         )  # fmt: skip
 
-    def questions(self) -> GalleryQuestions:
-        """What the images of the gallery were asked."""
-        if self._asked is None:
+    def questions(self, style: str = "questions") -> GalleryQuestions:
+        """What the images of the gallery were asked, or in the style ``"search"`` what fills the bank."""
+        if style not in self._asked:
             plan = self.plan
-            self._asked = ask_gallery(
-                self.encoder, self.generator, self.dataset.gallery, shown=self.shown, n=plan.questions,
+            self._asked[style] = ask_gallery(
+                self.encoder, self.generator, self.dataset.gallery, shown=self.shown,
+                n=plan.bank if style == "search" else plan.questions, style=style,
                 top_k=plan.top_k, seed=plan.seed, work=self.work, progress=self.told,
             )  # fmt: skip
-        return self._asked
+        return self._asked[style]
+
+    def normalized(self, scores: Scores, choice: Choice) -> list[Run]:
+        """The first stage with a query bank, alone and joined with the likelihood, as far as wanted.
+
+        Raises:
+            InvalidInputError: the bank is empty.
+        """
+        written = self.questions("search")
+        if not written.texts:
+            raise InvalidInputError(
+                f"none of {written.generated} texts that the generator wrote leads back to its image, so "
+                "there is no query bank; leave normalized and normalized_fused out"
+            )
+        bank = QueryBank(written.vectors, self.encoder.fingerprint)
+        system, depth = NormalizedSystem(self.encoder, bank), self.plan.candidates
+        runs = [system.run(scores.dataset, scores.first)] if self.plan.wants("normalized") else []
+        if self.plan.wants("normalized_fused"):
+            nearest = system.run(scores.dataset, shallow(scores.first, depth))
+            believed = shallow(scores.believed(choice.alpha), depth)
+            joined = fused_run(nearest, believed, choice.fusion[scores.first.direction])
+            runs.append(replace(rerank_depth(scores.first, joined, depth), name="normalized_fused"))
+        return runs
 
     def expanded(self, expansion: Fusion) -> ExpandSystem:
         """The first stage with the questions of the images."""

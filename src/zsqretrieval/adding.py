@@ -156,12 +156,12 @@ class Adder:
         }
         homeless: dict[str, int] = {}  # digest and key of those whose name another image has now
         with self._catalog.transaction():
-            fates = [self._follow(label, label.digest in moved, homeless) for label in labels]
+            fates = [self._rename(label, label.digest in moved, homeless) for label in labels]
             self._catalog.remove(list(homeless.values()))
         self._follower.follow()
         return fates
 
-    def _follow(self, label: Label, has_moved: bool, homeless: dict[str, int]) -> tuple[_Fate, str]:
+    def _rename(self, label: Label, has_moved: bool, homeless: dict[str, int]) -> tuple[_Fate, str]:
         namesakes = self._catalog.namesakes(label.id)
         former = _former(label, namesakes)
         image = self._catalog.by_digest([label.digest]).get(label.digest)

@@ -119,6 +119,21 @@ class QueryBank:
             found[start : start + step] = highest + np.log(np.exp(scaled - highest[:, None]).mean(1))
         return found / self.scale
 
+    def taken(self, images: ArrayLike) -> NDArray[np.float64]:
+        """What is taken away from the similarities of images to any question: strength times hubness.
+
+        Args:
+            images: float32 [n, dim].
+
+        Returns:
+            float64 [n].
+
+        Raises:
+            InvalidInputError: as :meth:`hubness`.
+        """
+        taken: NDArray[np.float64] = self.strength * self.hubness(images)
+        return taken
+
     def normalized(self, similarities: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
         """Similarities without what an image gets from any question.
 
@@ -132,9 +147,7 @@ class QueryBank:
         Raises:
             InvalidInputError: as :meth:`hubness`.
         """
-        corrected: NDArray[np.float64] = np.asarray(similarities, np.float64) - self.strength * self.hubness(
-            images
-        )
+        corrected: NDArray[np.float64] = np.asarray(similarities, np.float64) - self.taken(images)
         return corrected
 
 

@@ -64,13 +64,15 @@ class Reopener:
     def _read(self, source: str) -> bytes:
         whole = _file(source)
         path, mark, member = source.partition("#")
-        while mark and _file(path) is None:
+        archive = _file(path)
+        while mark and archive is None:
             further, mark, member = member.partition("#")
             path = f"{path}#{further}"
-        if whole is not None or not mark:
+            archive = _file(path)
+        if whole is not None or archive is None:
             return read_bytes(Image(Path(whole or source), source))
         try:
-            tar, members = self._tar(_file(path) or path)
+            tar, members = self._tar(archive)
             if member not in members:
                 raise ImageError(source, "no such member")
             file = tar.extractfile(members[member])
@@ -97,4 +99,5 @@ def _file(path: str) -> str | None:
     """The file that :func:`~zsqretrieval.images.path_text` wrote as this path; None when there is none."""
     escaped = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(path))
     # Path.is_file raises where a folder on the way may not be looked into.
-    return next((one for one in (path, os.fsdecode(escaped)) if os.path.isfile(one)), None)  # noqa: PTH113
+    names = dict.fromkeys((path, os.fsdecode(escaped)))  # mostly one and the same
+    return next((one for one in names if os.path.isfile(one)), None)  # noqa: PTH113

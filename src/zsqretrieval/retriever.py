@@ -617,13 +617,13 @@ class Retriever:
         """
         check_text(question, "the question")
         check_counts(k=k, candidates=candidates, batch_size=batch_size)
+        if bank is not None:
+            self._check_bank(bank)
         rule = self._rule(scoring)
         joined = self._fusion if _is_auto(fusion) else _checked(fusion)
         viewer = self._reader("explain=True") if explain else None if rule is None else self._viewer
         if viewer is not None:
             viewer.generator.get()  # loaded before the clock runs
-        if bank is not None:
-            self._check_bank(bank)
         if expand:
             found = self._first_stage.expanded(question, max(k, candidates), _checked(expansion, "expansion"))
         else:

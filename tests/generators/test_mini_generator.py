@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import zsqretrieval.generators.mini as mini_module
@@ -39,8 +40,11 @@ def test_contract(check) -> None:  # type: ignore[no-untyped-def]
 
 
 # CPUs with AMX add up long rows in an order that depends on their number: one rounding in bfloat16 the other
-# way moves a sum by some hundredths of a nat. Without AMX they are equal.
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
+# way moves a sum by some hundredths of a nat.
+BFLOAT16 = 0.15 if torch.cpu._is_amx_tile_supported() else 2e-2
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", BFLOAT16)])
 def test_states_pixels_batches_and_order_give_one_answer(dtype: str, tolerance: float) -> None:
     model = generator(dtype)
     images = list(photos().values())[:7]

@@ -566,8 +566,10 @@ def test_in_16_bits_the_logit_of_a_token_is_not_rounded(name: str, load: Load) -
             ]
         finally:
             head.weight /= 16
-    # rounded to multiples of 1/16 and coarser, they would be off by some hundredths
-    assert np.diff(found) == pytest.approx(np.diff(exact), abs=1e-2)
+    # rounded to multiples of 1/16 and coarser, they would be off by some hundredths; with AMX the totals
+    # of rows of different length, which should cancel out, differ by some thousandths
+    tolerance = 1e-2 if torch.cpu._is_amx_tile_supported() else 2e-3
+    assert np.diff(found) == pytest.approx(np.diff(exact), abs=tolerance)
 
 
 def test_logits_to_which_more_was_done_have_no_hidden_states_behind_them() -> None:

@@ -22,9 +22,8 @@ _COLOURS = {
     "yes_no": "#e69f00",
     "fused": "#009e73",
     "expand": "#cc79a7",
-    "normalized": "#999933",
-    "normalized_fused": "#117733",
 }  # M. Okabe, K. Ito: Color Universal Design, 2008
+_COLOURS |= {"normalized": "#999933", "normalized_fused": "#117733"}  # P. Tol: Colour Schemes, muted
 _OTHER = "#d55e00"
 _PANEL = 3.4, 2.9  # inches
 _MEASURE = "R@1"

@@ -23,7 +23,7 @@ from zsqretrieval.evaluation.leaks import refuse_test_split
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
 from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.evaluation.score_matrix import Seen, score_matrix
-from zsqretrieval.evaluation.systems import ask_gallery
+from zsqretrieval.evaluation.systems import ask_gallery, bank_of
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.query_bank import SCALE, STRENGTH, QueryBank
 from zsqretrieval.rerank import Fusion, Likelihood, Scoring, WeightedSum, YesNo, best_first, score_images
@@ -137,7 +137,7 @@ def bench_rerank(
                 keeping, generator, task.images,
                 shown=shown, n=bank, style="search", batch_size=batch_size, work=work, progress=told,
             )  # fmt: skip
-            query_bank = QueryBank(written.vectors, encoder.fingerprint, bank_scale, bank_strength)
+            query_bank = bank_of(written, encoder.fingerprint, scale=bank_scale, strength=bank_strength)
     similarity = asked @ gallery.T  # [Q, N]
     found, first = first_candidates(similarity, task.answers, candidates)  # [Q, K] each
     scores = {
@@ -153,17 +153,14 @@ def bench_rerank(
     ranks |= {name: ranks_among(found, score, task.answers) for name, score in scores.items()}
     joined = {"fused": first}  # what the likelihood is joined with
     if query_bank is not None:
-        joined["normalized_fused"] = first - query_bank.strength * query_bank.hubness(gallery)[found]
+        joined["normalized_fused"] = first - query_bank.taken(gallery)[found]
         ranks["normalized"] = ranks_among(found, joined["normalized_fused"], task.answers)
     tried: list[Fusion] = [fusion]
     if tune and isinstance(fusion, WeightedSum):
         tried = [replace(fusion, weight=float(weight)) for weight in WEIGHTS]
     fusions, sweep = {}, []
     for name, before in joined.items():
-        results = [_fused(one, before, scores[names[0]], found, task.answers) for one in tried]
-        recalled = [_recalls(result) for result in results]
-        best = max(range(len(tried)), key=[list(one.values()) for one in recalled].__getitem__)
-        fusions[name], ranks[name] = tried[best], results[best]
+        fusions[name], ranks[name], recalled = _best(tried, before, scores[names[0]], found, task.answers)
         if tune:
             rows = zip(WEIGHTS, recalled, strict=True)
             sweep += [{"stage": name, "weight": float(weight), **recall} for weight, recall in rows]
@@ -289,6 +286,20 @@ def _fused(
     best, scored = np.take_along_axis(first, order, 1), np.take_along_axis(scores, order, 1)
     fused = np.stack([fusion.fuse(*rows) for rows in zip(best, scored, strict=True)])
     return ranks_among(np.take_along_axis(found, order, 1), fused, answers)
+
+
+def _best(
+    tried: Sequence[Fusion],
+    first: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    found: NDArray[np.int64],
+    answers: NDArray[np.int64],
+) -> tuple[Fusion, NDArray[np.int64], list[dict[str, float]]]:
+    """The best of some fusions, where it puts the right images, and the recalls of all of them."""
+    ranks = [_fused(one, first, scores, found, answers) for one in tried]
+    recalls = [_recalls(one) for one in ranks]
+    best = max(range(len(tried)), key=lambda n: list(recalls[n].values()))
+    return tried[best], ranks[best], recalls
 
 
 def _recalls(ranks: NDArray[np.int64]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from zsqretrieval.expansion import EXPANSION, best_questions, join
 from zsqretrieval.images import digest
 from zsqretrieval.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.query_bank import QueryBank
+from zsqretrieval.query_bank import SCALE, STRENGTH, QueryBank
 from zsqretrieval.questions import Style, check_style, generate_questions
 from zsqretrieval.rerank import Fusion, Likelihood, Pair, Scoring, YesNo, best_first, null_images
 from zsqretrieval.types import Image, ImageState, LogLikelihood
@@ -42,6 +42,7 @@ __all__ = [
     "NormalizedSystem",
     "Shuffled",
     "ask_gallery",
+    "bank_of",
     "log_priors",
     "token_counts",
 ]
@@ -235,6 +236,28 @@ class ExpandSystem:
 # --- query bank -------------------------------------------------------------------------------------------
 
 
+def bank_of(
+    written: GalleryQuestions, fingerprint: str, *, scale: float = SCALE, strength: float = STRENGTH
+) -> QueryBank:
+    """The query bank of what the images of a gallery were asked.
+
+    Args:
+        written: the questions.
+        fingerprint: of the encoder that made their vectors.
+        scale: of the bank.
+        strength: of the bank.
+
+    Raises:
+        InvalidInputError: no question was kept, or a number is out of range.
+    """
+    if not written.texts:
+        raise InvalidInputError(
+            f"none of {written.generated} texts that the generator wrote leads back to its image, so there "
+            "is no query bank; measure without"
+        )
+    return QueryBank(written.vectors, fingerprint, scale, strength)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class NormalizedSystem:
     """The first stage without what an image gets from any question, as a search with a bank has it.
@@ -257,7 +280,7 @@ class NormalizedSystem:
         if first.direction != "text to image":
             raise InvalidInputError("a query bank is of images that are searched; here they search")
         gallery = encode_in_parts(self.encoder.encode_image, dataset.gallery, "encoding images")
-        taken = self.bank.strength * self.bank.hubness(gallery)[first.candidates]
+        taken = self.bank.taken(gallery)[first.candidates]
         scores = np.where(first.candidates >= 0, first.scores - taken, np.nan)
         return replace(first, name=self.name, scores=scores)
 

@@ -91,11 +91,8 @@ def _answer(study: Study, part: Part) -> str | None:
         verdict = "cannot be told from"
     cost = ""
     if study.cost is not None and part.direction == "text to image":
-        depth = (
-            0
-            if own.system in ("expand", "normalized")
-            else min(study.plan.candidates, len(study.dataset.gallery))
-        )
+        reads = own.system not in ("expand", "normalized")
+        depth = min(study.plan.candidates, len(study.dataset.gallery)) if reads else 0
         slow, fast = study.cost.of(own.system, depth), study.cost.of(BASELINE, 0)
         if slow is not None and fast is not None:
             cost = f" A query takes {milliseconds(slow)} ms instead of {milliseconds(fast)}."

@@ -10,7 +10,6 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset, Task
 from zsqretrieval.evaluation.findings import Choice
 from zsqretrieval.evaluation.plan import BASELINE, Plan
@@ -34,11 +33,11 @@ from zsqretrieval.evaluation.systems import (
     GalleryQuestions,
     NormalizedSystem,
     ask_gallery,
+    bank_of,
     log_priors,
     token_counts,
 )
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.query_bank import QueryBank
 from zsqretrieval.rerank import Fusion, Likelihood, Scoring, YesNo
 
 __all__ = ["CORRECTED", "Scores", "Workbench", "labelled", "sample_places"]
@@ -195,19 +194,13 @@ class Workbench:
         Raises:
             InvalidInputError: the bank is empty.
         """
-        written = self.questions("search")
-        if not written.texts:
-            raise InvalidInputError(
-                f"none of {written.generated} texts that the generator wrote leads back to its image, so "
-                "there is no query bank; leave normalized and normalized_fused out"
-            )
-        bank = QueryBank(written.vectors, self.encoder.fingerprint)
+        bank = bank_of(self.questions("search"), self.encoder.fingerprint)
         system, depth = NormalizedSystem(self.encoder, bank), self.plan.candidates
-        runs = [system.run(scores.dataset, scores.first)] if self.plan.wants("normalized") else []
+        normalized = system.run(scores.dataset, scores.first)
+        runs = [normalized] if self.plan.wants("normalized") else []
         if self.plan.wants("normalized_fused"):
-            nearest = system.run(scores.dataset, shallow(scores.first, depth))
             believed = shallow(scores.believed(choice.alpha), depth)
-            joined = fused_run(nearest, believed, choice.fusion[scores.first.direction])
+            joined = fused_run(shallow(normalized, depth), believed, choice.fusion[scores.first.direction])
             runs.append(replace(rerank_depth(scores.first, joined, depth), name="normalized_fused"))
         return runs
 

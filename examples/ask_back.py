@@ -11,7 +11,7 @@ yourself: ``zsq index FOLDER --out ALBUM``, then ``zsq chat ALBUM "a few words"`
 from __future__ import annotations
 
 from zsqretrieval import Dialog, InformationGain, Retriever
-from zsqretrieval.demo import photographs
+from zsqretrieval.data.samples import photographs
 from zsqretrieval.evaluation.simulated_user import CaptionUser
 
 MEANT = {

@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 
 from zsqretrieval import Retriever
-from zsqretrieval.demo import photographs
-from zsqretrieval.explaining import words
+from zsqretrieval.data.samples import photographs
+from zsqretrieval.search.explain import words
 from zsqretrieval.types import Hit
 
 SEARCHED = ("what is the cat doing?", "where is the motorcycle?", "how many people are there?")

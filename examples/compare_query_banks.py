@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval import plugins
-from zsqretrieval._torchvision import ensure_importable
+from zsqretrieval._util.torchvision import ensure_importable
 from zsqretrieval.evaluation.encoder_bench import Captioned, read_captioned
 from zsqretrieval.evaluation.expand_bench import RULES
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
@@ -30,7 +30,7 @@ from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.evaluation.score_matrix import Seen
 from zsqretrieval.evaluation.systems import ask_gallery
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.query_bank import SCALE, STRENGTH, QueryBank
+from zsqretrieval.search.query_bank import SCALE, STRENGTH, QueryBank
 from zsqretrieval.types import Image
 
 TEXTS = 2000  # of a bank that nobody generated

@@ -34,13 +34,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Gguf
 
 import train_mini_generator as mini
 from train_mini_encoder import VIEWS, arguments, image_features
-from zsqretrieval._torchvision import ensure_importable
-from zsqretrieval.encoders.mini import MiniEncoder
+from zsqretrieval._util.torchvision import ensure_importable
 from zsqretrieval.evaluation.encoder_bench import read_captioned
 from zsqretrieval.evaluation.rerank_bench import first_candidates
-from zsqretrieval.generators._mini_model import WIDTH, Eyes, MiniModel
-from zsqretrieval.prompts import PROMPTS
-from zsqretrieval.weights import (
+from zsqretrieval.generators.prompts import PROMPTS
+from zsqretrieval.mini.encoder import MiniEncoder
+from zsqretrieval.mini.halves import WIDTH, Eyes, MiniModel
+from zsqretrieval.mini.weights import (
     EFFICIENTNET_LITE2,
     MINILM_CONFIG,
     MINILM_TOKENIZER,
@@ -58,7 +58,7 @@ SMOLLM2 = WeightFile(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     size=98_362_432,
 )
-SHIPPED = Path(__file__).parents[1] / "src/zsqretrieval/generators/mini.safetensors"
+SHIPPED = Path(__file__).parents[1] / "src/zsqretrieval/mini/generator.safetensors"
 END, BEGIN, HIDDEN = 0, 1, 2  # <|endoftext|>, <|im_start|>, and <|im_end|> in place of a word
 STEPS, IMAGES, TEXTS = 420, 36, 4
 MIX = (0.4, 0.35, 0.25)

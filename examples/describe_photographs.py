@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zsqretrieval import plugins
 from zsqretrieval.evaluation.encoder_bench import read_captioned
-from zsqretrieval.prompts import PROMPTS, Prompt
+from zsqretrieval.generators.prompts import PROMPTS, Prompt
 
 ASK = Prompt("<image>A question about this picture:")
 

@@ -14,8 +14,8 @@ import argparse
 from collections.abc import Sequence
 
 from zsqretrieval import plugins
-from zsqretrieval.demo import photographs
-from zsqretrieval.prompts import Prompt
+from zsqretrieval.data.samples import photographs
+from zsqretrieval.generators.prompts import Prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks import (
     Choice,

@@ -39,10 +39,16 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageEnhance
 
-from zsqretrieval import _torchvision
+from zsqretrieval._util import torchvision as _torchvision
+from zsqretrieval.data.images import decode
 from zsqretrieval.evaluation.encoder_bench import read_captioned, recalls
-from zsqretrieval.images import decode
-from zsqretrieval.weights import EFFICIENTNET_LITE2, MINILM_CONFIG, MINILM_TOKENIZER, MINILM_WEIGHTS, fetch
+from zsqretrieval.mini.weights import (
+    EFFICIENTNET_LITE2,
+    MINILM_CONFIG,
+    MINILM_TOKENIZER,
+    MINILM_WEIGHTS,
+    fetch,
+)
 
 _torchvision.ensure_importable()
 
@@ -53,8 +59,8 @@ from tokenizers import Tokenizer  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
 
-from zsqretrieval._efficientnet import IMAGE_SIZE, likely_names, scale_pixels  # noqa: E402
-from zsqretrieval.encoders._mini_model import (  # noqa: E402
+from zsqretrieval.mini.efficientnet import IMAGE_SIZE, likely_names, scale_pixels  # noqa: E402
+from zsqretrieval.mini.towers import (  # noqa: E402
     HEAD_DIM,
     AttentionPool,
     ImageTower,

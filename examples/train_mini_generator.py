@@ -40,15 +40,21 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from train_mini_encoder import CAPTIONS, STOP_WORDS, VIEWS, arguments, image_features, write_trained
-from zsqretrieval.encoders.mini import MiniEncoder
 from zsqretrieval.evaluation.encoder_bench import read_captioned
-from zsqretrieval.generators._mini_model import MiniModel
-from zsqretrieval.prompts import PROMPTS
-from zsqretrieval.weights import EFFICIENTNET_LITE2, MINILM_CONFIG, MINILM_TOKENIZER, MINILM_WEIGHTS, fetch
+from zsqretrieval.generators.prompts import PROMPTS
+from zsqretrieval.mini.encoder import MiniEncoder
+from zsqretrieval.mini.halves import MiniModel
+from zsqretrieval.mini.weights import (
+    EFFICIENTNET_LITE2,
+    MINILM_CONFIG,
+    MINILM_TOKENIZER,
+    MINILM_WEIGHTS,
+    fetch,
+)
 
 log = logging.getLogger("train_mini_generator")
 
-ENCODER_WEIGHTS = Path(__file__).parents[1] / "src/zsqretrieval/encoders/mini.safetensors"
+ENCODER_WEIGHTS = Path(__file__).parents[1] / "src/zsqretrieval/mini/encoder.safetensors"
 CLS, SEP, MASK = 101, 102, 103
 GROUP = 6  # images that look alike and are told apart by one another's questions
 NEIGHBOURS = 60

@@ -28,6 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from PIL import Image as PILImage
 
 from zsqretrieval import plugins
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import (
     AlbumError,
     ImageError,
@@ -36,7 +37,6 @@ from zsqretrieval.errors import (
     MismatchError,
     ZsqError,
 )
-from zsqretrieval.images import decode
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.retriever import PRESETS, AddReport, Retriever

@@ -16,19 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image as PILImage
-
 from seeing import Seeing
-from zsqretrieval.catalog import Catalog
-from zsqretrieval.demo import photographs
+
+from zsqretrieval.album.catalog import Catalog
+from zsqretrieval.data.images import decode
+from zsqretrieval.data.samples import photographs
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.expansion import ALIKE, EXPANSION, best_questions, join
-from zsqretrieval.explaining import Word, explain, words
-from zsqretrieval.images import decode
+from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
-from zsqretrieval.prompts import PROMPTS
-from zsqretrieval.questioning import own_ranks
-from zsqretrieval.rerank import (
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.search.expansion import ALIKE, EXPANSION, best_questions, join
+from zsqretrieval.search.explain import Word, explain, words
+from zsqretrieval.search.rerank import (
     Fusion,
     Likelihood,
     Maximum,
@@ -40,7 +40,7 @@ from zsqretrieval.rerank import (
     log_prior,
     null_images,
 )
-from zsqretrieval.retriever import Retriever
+from zsqretrieval.tasks.album_questions import own_ranks
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyGenerator, ToyIndex
 from zsqretrieval.types import Context, Explanation, Hit, Image, LogLikelihood
 

@@ -22,15 +22,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PILImage
-
 from seeing import Seeing
+
 from zsqretrieval import plugins
-from zsqretrieval.catalog import Catalog
+from zsqretrieval.album.catalog import Catalog
+from zsqretrieval.album.features import StateStore
+from zsqretrieval.data.images import open_images
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError, ZsqError
-from zsqretrieval.images import open_images
 from zsqretrieval.indexes.exact import ExactIndex
-from zsqretrieval.parts import PRESETS, LazyGenerator, Preset
-from zsqretrieval.rerank import (
+from zsqretrieval.presets import PRESETS, LazyGenerator, Preset
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.search.rerank import (
     Fusion,
     Likelihood,
     Prior,
@@ -43,8 +45,6 @@ from zsqretrieval.rerank import (
     score_images,
     score_texts,
 )
-from zsqretrieval.retriever import Retriever
-from zsqretrieval.states import StateStore
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Image, LogLikelihood, Ranking
 
@@ -486,7 +486,7 @@ def test_a_full_disk_adds_neither(pictures: Path, album: Path, monkeypatch: pyte
 
     with made(Seeing(), states="disk", path=album) as retriever:
         with monkeypatch.context() as patch:
-            patch.setattr("zsqretrieval.states._write", full)
+            patch.setattr("zsqretrieval.album.features._write", full)
             with pytest.raises(AlbumError, match="image states cannot be written: No space left"):
                 retriever.add(pictures)
         assert len(retriever) == 0
@@ -494,7 +494,7 @@ def test_a_full_disk_adds_neither(pictures: Path, album: Path, monkeypatch: pyte
         ranking = retriever.search("red ?", 12)
         shutil.rmtree(next(album.glob("states-*")))
         with monkeypatch.context() as patch:
-            patch.setattr("zsqretrieval.states._write", full)
+            patch.setattr("zsqretrieval.album.features._write", full)
             with pytest.warns(RuntimeWarning, match="cannot be written .* computed again"):
                 assert retriever.search("red ?", 12).hits == ranking.hits
 

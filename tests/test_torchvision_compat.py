@@ -60,7 +60,7 @@ EARLY = "import os; os.environ['EARLY'] = os.environ.get('EARLY', '') + 'x'"
 def test_the_models_import_on_this_machine() -> None:
     """With whatever torch and torchvision are installed here."""
     run("""
-        from zsqretrieval._torchvision import ensure_importable
+        from zsqretrieval._util.torchvision import ensure_importable
         ensure_importable()
         ensure_importable()
         import open_clip, timm, torchvision
@@ -80,7 +80,7 @@ def test_a_missing_operator_is_declared_and_the_import_repeated(fake) -> None:
             assert "operator torchvision::nms does not exist" in str(error), error
         else:
             raise AssertionError("the fake is not broken")
-        from zsqretrieval import _torchvision
+        from zsqretrieval._util import torchvision as _torchvision
         del sys.modules["torchvision.early"]
         os.environ["EARLY"] = ""
         _torchvision.ensure_importable()
@@ -101,7 +101,7 @@ def test_many_threads_may_ask_at_once(fake) -> None:
     run(
         """
         import threading
-        from zsqretrieval._torchvision import ensure_importable
+        from zsqretrieval._util.torchvision import ensure_importable
         failures, barrier = [], threading.Barrier(8)
         def ask():
             barrier.wait()
@@ -122,7 +122,7 @@ def test_a_working_torchvision_is_left_alone(fake) -> None:
     run(
         """
         import sys
-        from zsqretrieval import _torchvision
+        from zsqretrieval._util import torchvision as _torchvision
         _torchvision.ensure_importable()
         assert sys.modules["torchvision"].answer == 42
         assert _torchvision._library is None
@@ -147,7 +147,7 @@ def test_a_working_torchvision_is_left_alone(fake) -> None:
 def test_any_other_failure_is_passed_on(fake, init: str, expected: str) -> None:
     seen = run(
         """
-        from zsqretrieval import _torchvision
+        from zsqretrieval._util import torchvision as _torchvision
         try:
             _torchvision.ensure_importable()
         except Exception as error:
@@ -162,7 +162,7 @@ def test_any_other_failure_is_passed_on(fake, init: str, expected: str) -> None:
 def test_a_second_failure_is_passed_on(fake) -> None:
     seen = run(
         """
-        from zsqretrieval._torchvision import ensure_importable
+        from zsqretrieval._util.torchvision import ensure_importable
         try:
             ensure_importable()
         except RuntimeError as error:
@@ -177,6 +177,6 @@ def test_without_torchvision_nothing_happens() -> None:
     run("""
         import sys
         sys.modules["torchvision"] = None  # what a missing package looks like to the import system
-        from zsqretrieval._torchvision import ensure_importable
+        from zsqretrieval._util.torchvision import ensure_importable
         ensure_importable()
         """)

@@ -13,41 +13,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zsqretrieval.asking import CaptionDialog as CaptionDialog
-    from zsqretrieval.asking import InformationGain as InformationGain
-    from zsqretrieval.asking import RandomQuestion as RandomQuestion
-    from zsqretrieval.dialog import Dialog as Dialog
+    from zsqretrieval.dialog.dialog import Dialog as Dialog
+    from zsqretrieval.dialog.policies import CaptionDialog as CaptionDialog
+    from zsqretrieval.dialog.policies import InformationGain as InformationGain
+    from zsqretrieval.dialog.policies import RandomQuestion as RandomQuestion
     from zsqretrieval.encoders.clip import CLIPEncoder as CLIPEncoder
-    from zsqretrieval.encoders.mini import MiniEncoder as MiniEncoder
     from zsqretrieval.errors import ZsqError as ZsqError
     from zsqretrieval.generators.kosmos import Kosmos1Generator as Kosmos1Generator
-    from zsqretrieval.generators.mini import MiniGenerator as MiniGenerator
-    from zsqretrieval.generators.vlm import VLMGenerator as VLMGenerator
+    from zsqretrieval.generators.prompts import PROMPTS as PROMPTS
+    from zsqretrieval.generators.prompts import Prompt as Prompt
+    from zsqretrieval.generators.vlm.model import VLMGenerator as VLMGenerator
     from zsqretrieval.indexes.exact import ExactIndex as ExactIndex
     from zsqretrieval.indexes.hnsw import HNSWIndex as HNSWIndex
-    from zsqretrieval.prompts import PROMPTS as PROMPTS
-    from zsqretrieval.prompts import Prompt as Prompt
+    from zsqretrieval.mini.encoder import MiniEncoder as MiniEncoder
+    from zsqretrieval.mini.generator import MiniGenerator as MiniGenerator
     from zsqretrieval.protocols import Encoder as Encoder
     from zsqretrieval.protocols import Generator as Generator
     from zsqretrieval.protocols import ImageStates as ImageStates
     from zsqretrieval.protocols import Index as Index
-    from zsqretrieval.query_bank import QueryBank as QueryBank
-    from zsqretrieval.questions import STYLES as STYLES
-    from zsqretrieval.questions import Question as Question
-    from zsqretrieval.questions import Style as Style
-    from zsqretrieval.questions import generate_questions as generate_questions
-    from zsqretrieval.rerank import Fusion as Fusion
-    from zsqretrieval.rerank import Likelihood as Likelihood
-    from zsqretrieval.rerank import Maximum as Maximum
-    from zsqretrieval.rerank import Prior as Prior
-    from zsqretrieval.rerank import ReciprocalRank as ReciprocalRank
-    from zsqretrieval.rerank import RerankOnly as RerankOnly
-    from zsqretrieval.rerank import Scoring as Scoring
-    from zsqretrieval.rerank import WeightedSum as WeightedSum
-    from zsqretrieval.rerank import YesNo as YesNo
     from zsqretrieval.retriever import Retriever as Retriever
-    from zsqretrieval.texts import TextHit as TextHit
-    from zsqretrieval.texts import TextRanking as TextRanking
+    from zsqretrieval.search.image_to_text import TextHit as TextHit
+    from zsqretrieval.search.image_to_text import TextRanking as TextRanking
+    from zsqretrieval.search.query_bank import QueryBank as QueryBank
+    from zsqretrieval.search.rerank import Fusion as Fusion
+    from zsqretrieval.search.rerank import Likelihood as Likelihood
+    from zsqretrieval.search.rerank import Maximum as Maximum
+    from zsqretrieval.search.rerank import Prior as Prior
+    from zsqretrieval.search.rerank import ReciprocalRank as ReciprocalRank
+    from zsqretrieval.search.rerank import RerankOnly as RerankOnly
+    from zsqretrieval.search.rerank import Scoring as Scoring
+    from zsqretrieval.search.rerank import WeightedSum as WeightedSum
+    from zsqretrieval.search.rerank import YesNo as YesNo
+    from zsqretrieval.tasks.questions import STYLES as STYLES
+    from zsqretrieval.tasks.questions import Question as Question
+    from zsqretrieval.tasks.questions import Style as Style
+    from zsqretrieval.tasks.questions import generate_questions as generate_questions
     from zsqretrieval.types import Context as Context
     from zsqretrieval.types import Explanation as Explanation
     from zsqretrieval.types import Hit as Hit
@@ -60,47 +60,47 @@ __version__ = "0.1.0.dev0"
 
 _HOME = {
     "CLIPEncoder": "encoders.clip",
-    "CaptionDialog": "asking",
+    "CaptionDialog": "dialog.policies",
     "Context": "types",
-    "Dialog": "dialog",
+    "Dialog": "dialog.dialog",
     "Encoder": "protocols",
     "ExactIndex": "indexes.exact",
     "Explanation": "types",
-    "Fusion": "rerank",
+    "Fusion": "search.rerank",
     "Generator": "protocols",
     "HNSWIndex": "indexes.hnsw",
     "Hit": "types",
     "Image": "types",
     "ImageStates": "protocols",
     "Index": "protocols",
-    "InformationGain": "asking",
+    "InformationGain": "dialog.policies",
     "Kosmos1Generator": "generators.kosmos",
-    "Likelihood": "rerank",
+    "Likelihood": "search.rerank",
     "LogLikelihood": "types",
-    "Maximum": "rerank",
-    "MiniEncoder": "encoders.mini",
-    "MiniGenerator": "generators.mini",
+    "Maximum": "search.rerank",
+    "MiniEncoder": "mini.encoder",
+    "MiniGenerator": "mini.generator",
     "Neighbors": "types",
-    "PROMPTS": "prompts",
-    "Prior": "rerank",
-    "Prompt": "prompts",
-    "QueryBank": "query_bank",
-    "Question": "questions",
-    "RandomQuestion": "asking",
+    "PROMPTS": "generators.prompts",
+    "Prior": "search.rerank",
+    "Prompt": "generators.prompts",
+    "QueryBank": "search.query_bank",
+    "Question": "tasks.questions",
+    "RandomQuestion": "dialog.policies",
     "Ranking": "types",
-    "ReciprocalRank": "rerank",
-    "RerankOnly": "rerank",
+    "ReciprocalRank": "search.rerank",
+    "RerankOnly": "search.rerank",
     "Retriever": "retriever",
-    "STYLES": "questions",
-    "Scoring": "rerank",
-    "Style": "questions",
-    "TextHit": "texts",
-    "TextRanking": "texts",
-    "VLMGenerator": "generators.vlm",
-    "WeightedSum": "rerank",
-    "YesNo": "rerank",
+    "STYLES": "tasks.questions",
+    "Scoring": "search.rerank",
+    "Style": "tasks.questions",
+    "TextHit": "search.image_to_text",
+    "TextRanking": "search.image_to_text",
+    "VLMGenerator": "generators.vlm.model",
+    "WeightedSum": "search.rerank",
+    "YesNo": "search.rerank",
     "ZsqError": "errors",
-    "generate_questions": "questions",
+    "generate_questions": "tasks.questions",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

@@ -41,7 +41,7 @@ class Encoder(Protocol):
         """Encode images.
 
         Args:
-            images: n images, in any format and colour mode :func:`zsqretrieval.images.decode` reads.
+            images: n images, in any format and colour mode :func:`zsqretrieval.data.images.decode` reads.
             batch_size: how many are computed together; must not change the result by more than 1e-5.
 
         Returns:

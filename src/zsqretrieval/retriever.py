@@ -7,10 +7,10 @@ An album is a directory (``docs/albums.md``):
     questions-<token>/ the same of the index of questions, where there are some
     states-<digest>/   what a generator saw in each image, so that it need not look again; only if asked for
 
-The index only ever follows the catalog (:mod:`zsqretrieval.following`). That is why nothing an ``add`` has
-returned can be lost. What is behind the methods: :mod:`~zsqretrieval.adding`,
-:mod:`~zsqretrieval.questioning`, :mod:`~zsqretrieval.first_stage`, :mod:`~zsqretrieval.rerank`,
-:mod:`~zsqretrieval.explaining`, :mod:`~zsqretrieval.texts` and :mod:`~zsqretrieval.dialog`.
+The index only ever follows the catalog (:mod:`zsqretrieval.album.sync`). That is why nothing an ``add`` has
+returned can be lost. What is behind the methods: :mod:`~zsqretrieval.album.ingest`,
+:mod:`~zsqretrieval.tasks.album_questions`, :mod:`~zsqretrieval.search.dense`, :mod:`~zsqretrieval.search.rerank`,
+:mod:`~zsqretrieval.search.explain`, :mod:`~zsqretrieval.search.image_to_text` and :mod:`~zsqretrieval.dialog.dialog`.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ from typing import Any, Literal
 
 from typing_extensions import Self
 
-from zsqretrieval._settings import check_counts, check_text
-from zsqretrieval.adding import Adder, AddReport, Progress
-from zsqretrieval.album import CATALOG, find_catalog
-from zsqretrieval.asking import InformationGain, Policy
-from zsqretrieval.catalog import Catalog, Record
-from zsqretrieval.dialog import SCALE, TEMPER, Dialog
+from zsqretrieval._util.checks import check_counts, check_text
+from zsqretrieval.album.candidates import StatesMode, Viewer
+from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.info import CATALOG, find_catalog
+from zsqretrieval.album.ingest import Adder, AddReport, Progress
+from zsqretrieval.album.questions import StoredQuestion, StyleFacts
+from zsqretrieval.album.sync import Follower
+from zsqretrieval.data.images import ImageLike, as_image, decode
+from zsqretrieval.data.loader import Skipped
+from zsqretrieval.dialog.dialog import SCALE, TEMPER, Dialog
+from zsqretrieval.dialog.gallery import AlbumGallery
+from zsqretrieval.dialog.policies import InformationGain, Policy
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
-from zsqretrieval.expansion import EXPANSION, QuestionIndex
-from zsqretrieval.explaining import explain_hits
-from zsqretrieval.first_stage import FirstStage
-from zsqretrieval.following import Follower
-from zsqretrieval.gallery import AlbumGallery
-from zsqretrieval.images import ImageLike, as_image, decode
-from zsqretrieval.intake import Skipped
-from zsqretrieval.parts import (
+from zsqretrieval.presets import (
     PRESETS,
     LazyGenerator,
     Preset,
@@ -56,17 +55,18 @@ from zsqretrieval.parts import (
     restore_fusion,
 )
 from zsqretrieval.protocols import Encoder, Generator, Index
-from zsqretrieval.query_bank import SCALE as BANK_SCALE
-from zsqretrieval.query_bank import STRENGTH as BANK_STRENGTH
-from zsqretrieval.query_bank import QueryBank
-from zsqretrieval.question_table import StoredQuestion, StyleFacts
-from zsqretrieval.questioning import FilterReport, QuestionsReport, ask_images, judge_again
-from zsqretrieval.questions import STYLES, Style
-from zsqretrieval.rerank import Fusion, Likelihood, Prior, RerankOnly, Scoring, WeightedSum, rerank
-from zsqretrieval.rerank import Progress as ScoringProgress
-from zsqretrieval.texts import TextRanking, rank_texts
+from zsqretrieval.search.dense import FirstStage
+from zsqretrieval.search.expansion import EXPANSION, QuestionIndex
+from zsqretrieval.search.explain import explain_hits
+from zsqretrieval.search.image_to_text import TextRanking, rank_texts
+from zsqretrieval.search.query_bank import SCALE as BANK_SCALE
+from zsqretrieval.search.query_bank import STRENGTH as BANK_STRENGTH
+from zsqretrieval.search.query_bank import QueryBank
+from zsqretrieval.search.rerank import Fusion, Likelihood, Prior, RerankOnly, Scoring, WeightedSum, rerank
+from zsqretrieval.search.rerank import Progress as ScoringProgress
+from zsqretrieval.tasks.album_questions import FilterReport, QuestionsReport, ask_images, judge_again
+from zsqretrieval.tasks.questions import STYLES, Style
 from zsqretrieval.types import Image, Ranking
-from zsqretrieval.viewing import StatesMode, Viewer
 
 __all__ = ["PRESETS", "AddReport", "Preset", "Progress", "Retriever", "Skipped"]
 
@@ -84,7 +84,7 @@ class Retriever:
         encoder: turns images and questions into vectors.
         index: an empty index of the encoder's dim, used by nobody else; an HNSW index when None.
         generator: reads the candidates; None for the first stage alone. A
-            :class:`~zsqretrieval.parts.LazyGenerator` is made when it is first needed.
+            :class:`~zsqretrieval.presets.LazyGenerator` is made when it is first needed.
         path: directory of a new album, made when missing; must not hold an album yet.
         states: whether what the generator sees in an image is computed when the image is added, and kept:
             ``"disk"`` beside the index, ``"memory"`` until :meth:`close`; None computes it from the image
@@ -427,7 +427,7 @@ class Retriever:
 
         Args:
             n: how many questions of an image at most, >= 1.
-            style: a name in :data:`zsqretrieval.questions.STYLES`, or a style of your own.
+            style: a name in :data:`zsqretrieval.tasks.questions.STYLES`, or a style of your own.
             answers: let the generator answer each question as well.
             top_k: how far from the top the own image may stand, >= 1; None keeps every question. Of images
                 that were asked before it changes nothing.
@@ -511,7 +511,7 @@ class Retriever:
         same in one of them.
 
         Raises:
-            InvalidInputError: there is no such style, neither in :data:`zsqretrieval.questions.STYLES` nor in
+            InvalidInputError: there is no such style, neither in :data:`zsqretrieval.tasks.questions.STYLES` nor in
                 the album; names those that there are.
         """
         known = sorted({*STYLES, *(facts.style for facts in self.question_styles())})
@@ -537,7 +537,7 @@ class Retriever:
                 as of the style ``"questions"``, do harm (docs/rerank.md).
             size: how many of the album's at most, >= 1, drawn at random and always the same ones. A search
                 compares every candidate with all of them.
-            scale: inverse temperature, > 0; see :class:`~zsqretrieval.query_bank.QueryBank`.
+            scale: inverse temperature, > 0; see :class:`~zsqretrieval.search.query_bank.QueryBank`.
             strength: how much is taken away.
 
         Raises:
@@ -590,7 +590,7 @@ class Retriever:
             expand: let the first stage look at the questions kept for the images as well
                 (:meth:`generate_questions`).
             expansion: how similarities to images and to questions are joined then; see
-                :func:`zsqretrieval.expansion.join`.
+                :func:`zsqretrieval.search.expansion.join`.
             bank: takes away from the first stage what an image gets from any question, before scores are
                 joined; :meth:`query_bank` makes one.
             explain: let the generator answer the question from each hit, and tell which words of the question
@@ -690,7 +690,7 @@ class Retriever:
             k: how many hits, >= 1; all when None.
             scoring: as for :meth:`search`; a text takes the place of the question.
             prior: how the likelihood is corrected; ``"auto"`` is ``Prior()`` for a
-                :class:`~zsqretrieval.rerank.Likelihood` and None for any other scoring.
+                :class:`~zsqretrieval.search.rerank.Likelihood` and None for any other scoring.
             fusion: how the score joins the cosine similarity.
             batch_size: texts scored together; must not change the result.
             progress: told after every batch how many texts are done, null images included; may raise to stop.
@@ -755,7 +755,7 @@ class Retriever:
             batch_size: images shown to the generator together.
 
         Returns:
-            A dialog, with :attr:`~zsqretrieval.dialog.Dialog.question` to be answered.
+            A dialog, with :attr:`~zsqretrieval.dialog.dialog.Dialog.question` to be answered.
 
         Raises:
             InvalidInputError: there is no generator; the album is empty; the text says nothing; or a setting

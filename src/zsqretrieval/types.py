@@ -21,7 +21,7 @@ class Image:
     """One image, not decoded yet.
 
     Decoding is deferred so that a folder of a million files can be described before any is opened;
-    :func:`zsqretrieval.images.decode` turns the record into upright RGB pixels.
+    :func:`zsqretrieval.data.images.decode` turns the record into upright RGB pixels.
 
     Attributes:
         content: encoded bytes (JPEG, PNG, WebP, GIF, ...), a path to them, or a PIL image.
@@ -146,7 +146,7 @@ class Hit:
             look at questions, or the image has none.
         explanation: what the image says to the question; None when nobody asked for it, or the image cannot
             be shown to the generator.
-        digest: SHA-256 of the image in hexadecimal, as :func:`zsqretrieval.images.digest` gives it, by which
+        digest: SHA-256 of the image in hexadecimal, as :func:`zsqretrieval.data.images.digest` gives it, by which
             to tell whether ``source`` still holds it; None when it is not known.
     """
 

@@ -14,12 +14,12 @@ from running import Ran, Zsq
 from typer.testing import CliRunner
 
 from zsqretrieval.cli import app
-from zsqretrieval.parts import PRESETS, Preset
+from zsqretrieval.presets import PRESETS, Preset
 
 TOYS = """
 import numpy as np
 from PIL import Image as PILImage
-from zsqretrieval.images import decode
+from zsqretrieval.data.images import decode
 from zsqretrieval.testing import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Image, ImageState
 
@@ -51,7 +51,7 @@ class Seer(Reader):
 
 START = """
 import sys
-from zsqretrieval.parts import PRESETS, Preset
+from zsqretrieval.presets import PRESETS, Preset
 PRESETS["toy"] = Preset("toy", index="exact")
 PRESETS["reading"] = Preset("toy", index="exact", generator="reader")
 from zsqretrieval.cli import main

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as PILImage
 from running import Zsq
 
-from zsqretrieval.parts import PRESETS, Preset
+from zsqretrieval.presets import PRESETS, Preset
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from PIL import Image as PILImage
 from rich.console import Console
 from running import Zsq
 
-from zsqretrieval import weights
 from zsqretrieval.cli import console, opening
 from zsqretrieval.cli.console import human_size
 from zsqretrieval.cli.reading import human_seconds
-from zsqretrieval.parts import PRESETS, Preset
-from zsqretrieval.query_bank import STRENGTH
-from zsqretrieval.rerank import RerankOnly, WeightedSum
+from zsqretrieval.mini import weights
+from zsqretrieval.presets import PRESETS, Preset
+from zsqretrieval.search.query_bank import STRENGTH
+from zsqretrieval.search.rerank import RerankOnly, WeightedSum
 
 
 @pytest.mark.parametrize(

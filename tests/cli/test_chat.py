@@ -17,7 +17,7 @@ from running import Zsq
 from typer.testing import CliRunner
 
 from zsqretrieval.cli import app
-from zsqretrieval.images import decode
+from zsqretrieval.data.images import decode
 from zsqretrieval.types import Image, LogLikelihood
 
 Chat = Callable[..., tuple[int, str]]

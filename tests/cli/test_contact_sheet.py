@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from zsqretrieval.contact_sheet import Row, contact_sheet, thumbnail, thumbnails
 from zsqretrieval.errors import ImageError
+from zsqretrieval.search.display import Row, contact_sheet, thumbnail, thumbnails
 from zsqretrieval.types import Explanation, Hit, Ranking
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from running import Zsq
 
-from zsqretrieval import demo
+from zsqretrieval.data import samples as demo
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import MissingDependencyError
-from zsqretrieval.images import decode
 
 
 def test_every_photograph_is_in_the_wheels() -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 from running import Zsq
-
-sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 from small_sets import write_colours, write_folder
 
 LITTLE = ("--candidates", 3, "--ablation-queries", 4, "--tune-queries", 4, "--questions", 1)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from running import Zsq
 
-from zsqretrieval.parts import PRESETS, Preset
-from zsqretrieval.rerank import ReciprocalRank, WeightedSum
+from zsqretrieval.presets import PRESETS, Preset
+from zsqretrieval.search.rerank import ReciprocalRank, WeightedSum
 
 QUESTION = "What is the colour of the red thing?"
 

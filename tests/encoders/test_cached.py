@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zsqretrieval.data.images import digest
 from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
-from zsqretrieval.images import digest
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.testing import ToyEncoder, encoder_checks, parametrize_checks
 from zsqretrieval.testing.pictures import encoded, painting, paintings

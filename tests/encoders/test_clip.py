@@ -26,10 +26,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from zsqretrieval._torchvision import ensure_importable
+from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval.data.images import decode
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError, WeightsError
-from zsqretrieval.images import decode
 from zsqretrieval.protocols import Configurable
 from zsqretrieval.testing import encoder_checks
 from zsqretrieval.testing.pictures import paintings

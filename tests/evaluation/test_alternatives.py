@@ -6,16 +6,13 @@ import dataclasses
 import json
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
-
-sys.path.append(str(Path(__file__).parents[1] / "generators"))
 from tiny_kosmos import tiny_kosmos
+from typer.testing import CliRunner
 
 from zsqretrieval.cli.app import app
 from zsqretrieval.encoders.clip import CLIPEncoder

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MissingDependencyError
 from zsqretrieval.evaluation.datasets import (
     Dataset,
@@ -31,7 +32,6 @@ from zsqretrieval.evaluation.datasets import (
     read_retvqa,
     read_shards,
 )
-from zsqretrieval.images import decode
 from zsqretrieval.types import Image
 
 

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from zsqretrieval.asking import RandomQuestion
+from zsqretrieval.data.images import decode
+from zsqretrieval.dialog.policies import RandomQuestion
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.dialog_bench import (
     POLICIES,
@@ -28,7 +29,6 @@ from zsqretrieval.evaluation.dialog_bench import (
     calibrated,
     draw_dialogs,
 )
-from zsqretrieval.images import decode
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
 
 # --- measures ---------------------------------------------------------------------------------------------

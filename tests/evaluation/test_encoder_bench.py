@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import bench_encoder, read_captioned, recalls
-from zsqretrieval.images import decode
 from zsqretrieval.testing.toys import ToyEncoder
 from zsqretrieval.types import Image
 

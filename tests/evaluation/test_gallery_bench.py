@@ -14,14 +14,14 @@ from PIL import Image as PILImage
 from typer.testing import CliRunner
 
 from zsqretrieval.cli.app import app
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.gallery_bench import bench_gallery
 from zsqretrieval.evaluation.gallery_size import recall_in_sample
 from zsqretrieval.evaluation.opening import open_dataset, open_distractors
 from zsqretrieval.evaluation.roofline import LAION_5B
-from zsqretrieval.images import decode
-from zsqretrieval.parts import preset_fusion
-from zsqretrieval.rerank import RerankOnly, WeightedSum
+from zsqretrieval.presets import preset_fusion
+from zsqretrieval.search.rerank import RerankOnly, WeightedSum
 from zsqretrieval.types import LogLikelihood
 
 ASKED, OTHERS = 60, 240

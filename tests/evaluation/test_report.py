@@ -16,7 +16,7 @@ import pytest
 from small_sets import write_colours
 from test_study import QUICK
 
-from zsqretrieval.demo import photographs
+from zsqretrieval.data.samples import photographs
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset, Query, read_shards
 from zsqretrieval.evaluation.findings import Study
@@ -254,7 +254,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.weights
 def test_the_mini_models_are_measured_end_to_end(tmp_path: Path) -> None:
-    from zsqretrieval.parts import preset_encoder, preset_fusion, preset_generator
+    from zsqretrieval.presets import preset_encoder, preset_fusion, preset_generator
 
     said = {
         "astronaut": "A woman in an orange space suit .",

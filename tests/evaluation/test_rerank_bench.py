@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.evaluation import score_matrix as matrix_module
 from zsqretrieval.evaluation.rerank_bench import WEIGHTS, bench_rerank, first_candidates, ranks_among
-from zsqretrieval.images import decode
-from zsqretrieval.query_bank import QueryBank
-from zsqretrieval.rerank import Likelihood, ReciprocalRank, RerankOnly, WeightedSum, YesNo
+from zsqretrieval.search.query_bank import QueryBank
+from zsqretrieval.search.rerank import Likelihood, ReciprocalRank, RerankOnly, WeightedSum, YesNo
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
 

@@ -26,7 +26,7 @@ from zsqretrieval.evaluation.runs import (
     some_rows,
     task_of,
 )
-from zsqretrieval.rerank import Likelihood, RerankOnly, WeightedSum, YesNo
+from zsqretrieval.search.rerank import Likelihood, RerankOnly, WeightedSum, YesNo
 from zsqretrieval.types import Context, Image, LogLikelihood
 
 WAYS: tuple[Direction, Direction] = ("text to image", "image to text")

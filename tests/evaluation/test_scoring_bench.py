@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
-
-sys.path.append(str(Path(__file__).parents[1] / "generators"))
 from tiny_kosmos import tiny_kosmos
+from typer.testing import CliRunner
 
 from zsqretrieval.cli.app import app
 from zsqretrieval.errors import InvalidInputError

@@ -8,7 +8,7 @@ import pytest
 
 from zsqretrieval.errors import ImageError
 from zsqretrieval.evaluation.simulated_user import DONT_KNOW, CaptionUser, GeneratorUser
-from zsqretrieval.phrases import is_unknown
+from zsqretrieval.tasks.english import is_unknown
 
 CAPTIONS = (
     "A man in a red shirt is riding a bike on the beach .",
@@ -67,7 +67,7 @@ def test_nothing_is_known_of_an_image_without_captions() -> None:
 
 
 def test_the_generator_says_what_it_sees() -> None:
-    from zsqretrieval.interview import Interview
+    from zsqretrieval.dialog.oracle import Interview
     from zsqretrieval.types import Hit, Image, LogLikelihood
 
     class Seer:

@@ -31,7 +31,7 @@ from zsqretrieval.evaluation.systems import (
     log_priors,
     token_counts,
 )
-from zsqretrieval.rerank import Likelihood, RerankOnly, WeightedSum, log_prior, null_images
+from zsqretrieval.search.rerank import Likelihood, RerankOnly, WeightedSum, log_prior, null_images
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyStatesGenerator
 from zsqretrieval.types import Context, Image, ImageState
 

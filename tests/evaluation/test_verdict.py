@@ -27,7 +27,7 @@ from zsqretrieval.evaluation.trec import read_run
 from zsqretrieval.evaluation.verdict import VERDICT_MEASURES, verdict, write_verdict
 from zsqretrieval.evaluation.workbench import Workbench
 from zsqretrieval.indexes.exact import ExactIndex
-from zsqretrieval.rerank import Likelihood, WeightedSum
+from zsqretrieval.search.rerank import Likelihood, WeightedSum
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyStatesGenerator
 
 PLAN = replace(

@@ -12,8 +12,14 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from zsqretrieval._torchvision import ensure_importable
-from zsqretrieval.weights import EFFICIENTNET_LITE2, MINILM_CONFIG, MINILM_TOKENIZER, MINILM_WEIGHTS, fetch
+from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval.mini.weights import (
+    EFFICIENTNET_LITE2,
+    MINILM_CONFIG,
+    MINILM_TOKENIZER,
+    MINILM_WEIGHTS,
+    fetch,
+)
 
 ensure_importable()
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
@@ -32,7 +38,7 @@ def word_pieces() -> Tokenizer:
 
 @pytest.fixture
 def talker(compare_smollm2: ModuleType) -> Any:
-    from zsqretrieval.generators._mini_model import MiniModel
+    from zsqretrieval.mini.halves import MiniModel
 
     cnn, bert, config = fetch((EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG))
     torch.manual_seed(0)

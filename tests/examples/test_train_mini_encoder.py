@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from zsqretrieval.encoders.mini import MiniEncoder
+from zsqretrieval.mini.encoder import MiniEncoder
 
 
 def test_training_repeats_itself_and_the_encoder_loads_the_result(

@@ -13,10 +13,16 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from zsqretrieval import _torchvision
-from zsqretrieval.generators import mini
+from zsqretrieval._util import torchvision as _torchvision
+from zsqretrieval.mini import generator as mini
+from zsqretrieval.mini.weights import (
+    EFFICIENTNET_LITE2,
+    MINILM_CONFIG,
+    MINILM_TOKENIZER,
+    MINILM_WEIGHTS,
+    fetch,
+)
 from zsqretrieval.types import Image
-from zsqretrieval.weights import EFFICIENTNET_LITE2, MINILM_CONFIG, MINILM_TOKENIZER, MINILM_WEIGHTS, fetch
 
 DOG = "A brown dog runs through the water ."
 CAPTIONS = [DOG, "Two dogs are on the beach .", "A dog in the water .", "A wet dog runs .", "A dog plays ."]
@@ -62,14 +68,14 @@ def test_answers_are_what_the_captions_say(train_mini_generator: ModuleType) -> 
 def test_training_and_the_generator_score_alike(train_mini_generator: ModuleType) -> None:
     """Texts are put together by length in training; sums are those of the library, in the order given."""
     _torchvision.ensure_importable()
-    from zsqretrieval._efficientnet import picture, scale_pixels
-    from zsqretrieval.generators._mini_model import MiniModel
+    from zsqretrieval.mini.efficientnet import picture, scale_pixels
+    from zsqretrieval.mini.halves import MiniModel
 
     cnn, bert, config, vocabulary = fetch(
         (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER)
     )
     model = MiniModel(torch.load(cnn, weights_only=True), config, load_file(bert), attention="eager").eval()
-    model.load_trained(load_file(Path(mini.__file__).with_name("mini.safetensors")))
+    model.load_trained(load_file(Path(mini.__file__).with_name("generator.safetensors")))
     tokenizer = Tokenizer.from_file(str(vocabulary))
     tokenizer.no_padding()
     tokenizer.no_truncation()

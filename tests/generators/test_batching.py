@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.generators.batching import plan_batches, run_batches
+from zsqretrieval.generators.engine.batching import plan_batches, run_batches
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 

@@ -12,8 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsqretrieval.errors import WeightsError
-from zsqretrieval.generators import likelihood
-from zsqretrieval.generators.likelihood import Past, Prefixes, logits_of, read, score_pairs, up_to_last_image
+from zsqretrieval.generators.engine import likelihood
+from zsqretrieval.generators.engine.likelihood import (
+    Past,
+    Prefixes,
+    logits_of,
+    read,
+    score_pairs,
+    up_to_last_image,
+)
 
 tokens = st.integers(0, V - 1)
 images = st.sampled_from([tuple(range(-1 - 3 * i, -4 - 3 * i, -1)) for i in range(4)])  # three rows each

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_likelihood import IMAGES, Small, contexts
 
-from zsqretrieval.generators.decoding import continue_contexts
+from zsqretrieval.generators.engine.decoding import continue_contexts
 
 some_contexts = st.lists(contexts, min_size=1, max_size=6)
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_likelihood import IMAGES, Small, contexts, continuations, score
 
-from zsqretrieval.generators import pruning
-from zsqretrieval.generators.likelihood import Prefixes
-from zsqretrieval.generators.pruning import best_first
+from zsqretrieval.generators.engine import pruning
+from zsqretrieval.generators.engine.likelihood import Prefixes
+from zsqretrieval.generators.engine.pruning import best_first
 
 
 def search(some, continuation, k, *, model=None, states=None, capacity=0, **settings):

@@ -16,12 +16,12 @@ import torch
 from PIL import Image as PILImage
 
 from zsqretrieval import plugins
-from zsqretrieval._torchvision import ensure_importable
+from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
-from zsqretrieval.generators import _vlm_families
-from zsqretrieval.generators._vlm_head import hidden_behind, watched_head
-from zsqretrieval.generators.vlm import VLMGenerator
-from zsqretrieval.images import decode
+from zsqretrieval.generators.vlm import families as _vlm_families
+from zsqretrieval.generators.vlm.head import hidden_behind, watched_head
+from zsqretrieval.generators.vlm.model import VLMGenerator
 from zsqretrieval.protocols import Configurable, Generator, ImageStates
 from zsqretrieval.testing import GeneratorCase, generator_checks
 from zsqretrieval.testing.pictures import paintings

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from index_data import vectors
 
-from zsqretrieval import storage
+from zsqretrieval._util import files as storage
 from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex

@@ -23,11 +23,11 @@ import numpy as np
 import pytest
 from index_data import unit, vectors
 
-from zsqretrieval import storage
+from zsqretrieval._util import files as storage
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.indexes import hnsw
-from zsqretrieval.indexes._graphfile import read_graph_file
 from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.indexes.graphfile import read_graph_file
 from zsqretrieval.indexes.hnsw import HNSWIndex
 
 DIM = 32

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from zsqretrieval.indexes._lock import SharedLock
+from zsqretrieval.indexes.lock import SharedLock
 
 SOON = 10.0  # seconds; what is to happen happens long before
 

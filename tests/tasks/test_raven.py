@@ -11,9 +11,9 @@ import pytest
 from PIL import Image as PILImage
 from tables import TableGenerator, picture
 
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import ImageError, InvalidInputError
-from zsqretrieval.images import decode
-from zsqretrieval.prompts import Prompt
+from zsqretrieval.generators.prompts import Prompt
 from zsqretrieval.tasks import RavenItem, read_raven, score_raven, write_raven
 from zsqretrieval.testing.toys import ToyGenerator
 from zsqretrieval.types import Image

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 from tables import TableGenerator
 
+from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.images import digest
 from zsqretrieval.tasks import Matrix, Panel, generate_matrices, raven_item, score_raven
 from zsqretrieval.tasks.raven_matrices import ATTRIBUTES, LAYOUTS, LEVELS, RULES, draw_panel, fits
 from zsqretrieval.types import Context, LogLikelihood

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 from tables import TableGenerator, picture
 
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.images import decode
-from zsqretrieval.prompts import Prompt
+from zsqretrieval.generators.prompts import Prompt
 from zsqretrieval.tasks import (
     classify,
     classify_sentiment,

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from tables import TableGenerator, picture
 
 from zsqretrieval.errors import ImageError, InvalidInputError, ZsqError
-from zsqretrieval.prompts import Prompt
+from zsqretrieval.generators.prompts import Prompt
 from zsqretrieval.tasks import (
     Reasoned,
     answer,

@@ -45,7 +45,7 @@ from zsqretrieval.cli.reading import (
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsqretrieval.album import AlbumFacts, GeneratorFacts
+    from zsqretrieval.album.info import AlbumFacts, GeneratorFacts
     from zsqretrieval.retriever import AddReport, Retriever
     from zsqretrieval.types import Ranking
 
@@ -86,7 +86,7 @@ def index(
 
     What was added is safe at any moment: an interrupted run is continued by the same command.
     """
-    from zsqretrieval.album import CATALOG, describe_album
+    from zsqretrieval.album.info import CATALOG, describe_album
 
     for source in sources:
         if not any(mark in source for mark in "*?[") and not Path(source).exists():
@@ -132,7 +132,7 @@ def index(
 
 def _count(sources: list[str]) -> int | None:
     """How many images there are; None when a tar would have to be read to know."""
-    from zsqretrieval.images import open_images
+    from zsqretrieval.data.images import open_images
 
     count = 0
     for image in open_images(list(sources)):
@@ -146,7 +146,7 @@ def _refuse_other_parts(
     facts: AlbumFacts, preset: str | None, index_name: str | None, encoder_weights: Path | None
 ) -> None:
     """An album keeps the encoder and index it was made with; to ask for others is an error, not ignored."""
-    from zsqretrieval.parts import PRESETS
+    from zsqretrieval.presets import PRESETS
 
     made_with, wanted = facts.encoder, PRESETS.get(preset or "")
     if preset and wanted is None:
@@ -190,7 +190,7 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
         "skipped": len(report.skipped),
     }
     if not any(counts.values()):
-        from zsqretrieval.images import IMAGE_SUFFIXES
+        from zsqretrieval.data.images import IMAGE_SUFFIXES
 
         say(
             f"No images were found in {', '.join(sources)}. "
@@ -311,7 +311,7 @@ def _refuse_reading(ctx: typer.Context) -> None:
 
 
 def _page(ranking: Ranking, image: Path | None) -> str:
-    from zsqretrieval.contact_sheet import Row, contact_sheet, thumbnail, thumbnails
+    from zsqretrieval.search.display import Row, contact_sheet, thumbnail, thumbnails
 
     row = Row(ranking, asked_with=None if image is None else thumbnail(image))
     return contact_sheet([row], thumbnails(ranking), title="What was found")
@@ -319,7 +319,7 @@ def _page(ranking: Ranking, image: Path | None) -> str:
 
 def info(album: _Album, as_json: AsJson = False) -> None:
     """Say what an album holds and what it was made with. Loads no model."""
-    from zsqretrieval.album import describe_album
+    from zsqretrieval.album.info import describe_album
 
     facts = describe_album(album)
     if as_json:

@@ -58,7 +58,7 @@ def bench_dialog_command(
     as_json: AsJson = False,
 ) -> None:
     """Measure how often the image that is meant is among the first ten, question by question."""
-    from zsqretrieval.dialog import SCALE, TEMPER
+    from zsqretrieval.dialog.dialog import SCALE, TEMPER
     from zsqretrieval.evaluation.dialog_bench import bench_dialog
 
     encoder = new_encoder(preset, weights=encoder_weights)

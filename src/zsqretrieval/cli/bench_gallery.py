@@ -56,7 +56,7 @@ def bench_gallery_command(
     from zsqretrieval.evaluation.gallery_bench import bench_gallery
     from zsqretrieval.evaluation.opening import open_dataset, open_distractors
     from zsqretrieval.evaluation.plan import with_weight
-    from zsqretrieval.parts import preset_fusion
+    from zsqretrieval.presets import preset_fusion
 
     argument = f"shards:{data}"
     encoder = new_encoder(preset, weights=encoder_weights)

@@ -64,9 +64,9 @@ def bench_rerank_command(
     """Measure how often the image of a caption is found before and after the generator has read the best."""
     from zsqretrieval.evaluation.plan import with_weight
     from zsqretrieval.evaluation.rerank_bench import bench_rerank
-    from zsqretrieval.parts import preset_fusion
-    from zsqretrieval.query_bank import SCALE, STRENGTH
-    from zsqretrieval.rerank import Likelihood, YesNo
+    from zsqretrieval.presets import preset_fusion
+    from zsqretrieval.search.query_bank import SCALE, STRENGTH
+    from zsqretrieval.search.rerank import Likelihood, YesNo
 
     if bank is None and (bank_scale is not None or bank_strength is not None):
         raise InvalidInputError("--bank-scale and --bank-strength are of a bank; give --bank as well")

@@ -13,7 +13,7 @@ from zsqretrieval.cli.reading import GeneratorWeights, Reread, Scale, Temper
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsqretrieval.dialog import Dialog
+    from zsqretrieval.dialog.dialog import Dialog
 
 __all__ = ["chat"]
 
@@ -50,7 +50,7 @@ def chat(
     Answer in words, with yes or no, or with "don't know". "undo" takes the last answer back, "quit" or the
     end of the input (Ctrl-D) ends the dialog.
     """
-    from zsqretrieval.dialog import SCALE, TEMPER
+    from zsqretrieval.dialog.dialog import SCALE, TEMPER
 
     with open_album(album, reader=preset, generator_weights=generator_weights, reads=True) as retriever:
         dialog = retriever.dialog(

@@ -19,7 +19,7 @@ from zsqretrieval.errors import InvalidInputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from zsqretrieval.intake import Skipped
+    from zsqretrieval.data.loader import Skipped
     from zsqretrieval.types import Hit
 
 __all__ = [

@@ -38,7 +38,7 @@ from zsqretrieval.cli.reading import (
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsqretrieval.demo import Question
+    from zsqretrieval.data.samples import Question
     from zsqretrieval.types import Ranking
 
 __all__ = ["demo"]
@@ -72,7 +72,7 @@ def demo(
 
     Where the preset has a generator, it reads the candidates of the first stage and re-ranks them.
     """
-    from zsqretrieval.demo import GENERIC_QUESTIONS, QUESTIONS, Question, photographs
+    from zsqretrieval.data.samples import GENERIC_QUESTIONS, QUESTIONS, Question, photographs
 
     check_page(out)
     if images is not None and not images.exists():
@@ -205,7 +205,7 @@ def _verdict(fact: dict[str, Any], *, reranked: bool) -> str:
 
 
 def _page(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[str, Any]) -> str:
-    from zsqretrieval.contact_sheet import Row, contact_sheet, thumbnails
+    from zsqretrieval.search.display import Row, contact_sheet, thumbnails
 
     hits = [hit for ranking in rankings for hit in ranking]
     credits = {hit.id: hit.metadata["credit"] for hit in hits if "credit" in hit.metadata}

@@ -100,7 +100,7 @@ def evaluate(
     from zsqretrieval.evaluation.plan import Plan, choose_directions, choose_systems, with_weight
     from zsqretrieval.evaluation.report import WORK, write_report
     from zsqretrieval.evaluation.study import run_study
-    from zsqretrieval.parts import preset_fusion, preset_index
+    from zsqretrieval.presets import preset_fusion, preset_index
 
     if tune_on is not None and weight is not None:
         raise InvalidInputError("--tune-on chooses the weight and --weight gives it; use one of them")

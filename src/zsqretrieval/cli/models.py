@@ -16,7 +16,7 @@ def models_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Say which embedded models there are and which are in the cache."""
-    from zsqretrieval.weights import MODELS, cache_dir, locate
+    from zsqretrieval.mini.weights import MODELS, cache_dir, locate
 
     models = [
         {
@@ -41,7 +41,7 @@ def models_list(
 
 def models_pull(name: Annotated[str, typer.Argument(metavar="NAME", help="mini")]) -> None:
     """Fetch the weights of a model into the cache, to work without network later."""
-    from zsqretrieval.weights import MODELS, cache_dir
+    from zsqretrieval.mini.weights import MODELS, cache_dir
 
     if name not in MODELS:
         raise typer.BadParameter(f"there is no embedded model {name!r}; choose from {', '.join(MODELS)}")

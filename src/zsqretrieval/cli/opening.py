@@ -12,10 +12,10 @@ from zsqretrieval.cli.console import bytes_bar
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsqretrieval.parts import LazyGenerator
+    from zsqretrieval.album.candidates import StatesMode
+    from zsqretrieval.presets import LazyGenerator
     from zsqretrieval.protocols import Encoder, Generator
     from zsqretrieval.retriever import Retriever
-    from zsqretrieval.viewing import StatesMode
 
 __all__ = [
     "encoder_config",
@@ -56,7 +56,7 @@ def new_retriever(
 
 def new_encoder(preset: str, *, weights: Path | None = None) -> Encoder:
     """The encoder of a preset, its weights fetched or taken from a folder or file of one's own."""
-    from zsqretrieval.parts import preset_encoder
+    from zsqretrieval.presets import preset_encoder
 
     _fetch_part(preset, "encoder")
     return preset_encoder(preset, encoder_config(preset, weights))
@@ -80,7 +80,7 @@ def preset_reader(
     preset: str, *, weights: Path | None = None, prefix_cache_bytes: int = 0
 ) -> LazyGenerator | None:
     """The generator of a preset, its weights fetched, not made yet; None when it has none."""
-    from zsqretrieval.parts import PRESETS, preset_generator
+    from zsqretrieval.presets import PRESETS, preset_generator
 
     _fetch_part(preset, "generator")
     config = dict(generator_config(preset, weights))
@@ -92,7 +92,7 @@ def preset_reader(
 def sees_once(preset: str) -> bool:
     """Whether the generator of a preset can keep what it sees in an image; tells without loading weights."""
     from zsqretrieval import plugins
-    from zsqretrieval.parts import PRESETS
+    from zsqretrieval.presets import PRESETS
 
     name = PRESETS[preset].generator if preset in PRESETS else None
     return name is not None and hasattr(plugins.load("generator", name), "image_states")
@@ -119,8 +119,8 @@ def open_album(
         typer.BadParameter: there are weights of a generator, and no ``reader`` says of which.
         InvalidInputError: the generator will be needed, and ``reader`` has none.
     """
-    from zsqretrieval.album import describe_album
-    from zsqretrieval.parts import preset_fusion, preset_generator
+    from zsqretrieval.album.info import describe_album
+    from zsqretrieval.presets import preset_fusion, preset_generator
     from zsqretrieval.retriever import Retriever
 
     if generator_weights is not None and reader is None:
@@ -143,7 +143,7 @@ def _no_generator(preset: str) -> InvalidInputError:
 
 def fetch_weights(model: str) -> None:
     """Bring the files of an embedded model into the cache; a name that is none needs nothing."""
-    from zsqretrieval.weights import MODELS, fetch
+    from zsqretrieval.mini.weights import MODELS, fetch
 
     if model in MODELS:
         with bytes_bar() as progress:
@@ -151,7 +151,7 @@ def fetch_weights(model: str) -> None:
 
 
 def _fetch_part(preset: str, kind: Literal["encoder", "generator"]) -> None:
-    from zsqretrieval.parts import PRESETS
+    from zsqretrieval.presets import PRESETS
 
     if preset in PRESETS:  # else the library says what presets there are
         fetch_weights(getattr(PRESETS[preset], kind) or "")
@@ -159,7 +159,7 @@ def _fetch_part(preset: str, kind: Literal["encoder", "generator"]) -> None:
 
 def encoder_config(preset: str, weights: Path | None) -> Mapping[str, Any]:
     """The settings that make a preset's encoder take its weights from a folder or file."""
-    from zsqretrieval.parts import PRESETS
+    from zsqretrieval.presets import PRESETS
 
     if weights is None or preset not in PRESETS:
         return {}
@@ -174,7 +174,7 @@ def encoder_config(preset: str, weights: Path | None) -> Mapping[str, Any]:
 
 def generator_config(preset: str, weights: Path | None) -> Mapping[str, Any]:
     """The same for its generator."""
-    from zsqretrieval.parts import PRESETS
+    from zsqretrieval.presets import PRESETS
 
     if weights is None or preset not in PRESETS:
         return {}

@@ -22,7 +22,7 @@ from zsqretrieval.cli.opening import open_album
 from zsqretrieval.cli.reading import AsJson, GeneratorWeights
 
 if TYPE_CHECKING:
-    from zsqretrieval.question_table import StoredQuestion
+    from zsqretrieval.album.questions import StoredQuestion
     from zsqretrieval.retriever import Retriever
 
 __all__ = ["Styles", "questions"]

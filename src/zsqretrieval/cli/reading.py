@@ -14,7 +14,7 @@ from zsqretrieval.cli.console import hit_facts
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsqretrieval.contact_sheet import Stage
+    from zsqretrieval.search.display import Stage
     from zsqretrieval.types import Hit
 
 __all__ = [
@@ -149,7 +149,7 @@ def search_settings(
     candidates: int, scoring: Scorings | None, fusion: Fusions | None, weight: float | None
 ) -> dict[str, Any]:
     """The options as arguments of :meth:`zsqretrieval.retriever.Retriever.search`."""
-    from zsqretrieval.rerank import Likelihood, ReciprocalRank, RerankOnly, WeightedSum, YesNo
+    from zsqretrieval.search.rerank import Likelihood, ReciprocalRank, RerankOnly, WeightedSum, YesNo
 
     if weight is not None and fusion not in (None, Fusions.WEIGHTED_SUM):
         raise typer.BadParameter(f"--weight belongs to the weighted sum; {fusion.value} has none")
@@ -172,8 +172,8 @@ def search_settings(
 
 def expansion_settings(expand: bool, expansion: Expansions | None) -> dict[str, Any]:
     """The same for the first stage."""
-    from zsqretrieval.expansion import EXPANSION
-    from zsqretrieval.rerank import Maximum, ReciprocalRank
+    from zsqretrieval.search.expansion import EXPANSION
+    from zsqretrieval.search.rerank import Maximum, ReciprocalRank
 
     rules = {
         None: EXPANSION,
@@ -202,7 +202,7 @@ def read_lines(path: Path) -> list[str]:
 
 def hit_told(place: int, hit: Hit) -> dict[str, Any]:
     """A hit as JSON, with the question that matched and the explanation; null where there is none."""
-    from zsqretrieval.explaining import words
+    from zsqretrieval.search.explain import words
 
     one = hit.explanation
     explanation = one and {
@@ -219,10 +219,10 @@ def hit_told(place: int, hit: Hit) -> dict[str, Any]:
 def told_explanation(hit: Hit) -> list[str]:
     """The explanation of a hit in lines: its answer, and the question with what the image says to each word.
 
-    A word has its gain in nats behind it where that is :data:`~zsqretrieval.explaining.SAYS` or more, either
+    A word has its gain in nats behind it where that is :data:`~zsqretrieval.search.explain.SAYS` or more, either
     way.
     """
-    from zsqretrieval.explaining import SAYS, words
+    from zsqretrieval.search.explain import SAYS, words
 
     if hit.explanation is None:
         return ["cannot be shown to the generator"]
@@ -253,7 +253,7 @@ def told_timings(timings: Mapping[str, float]) -> str:
 
 
 def _stage(name: str) -> Stage:
-    from zsqretrieval.contact_sheet import STAGES, Stage
+    from zsqretrieval.search.display import STAGES, Stage
 
     return STAGES.get(name) or Stage(name.replace("_", " "), digits=3)
 

@@ -48,7 +48,7 @@ def verdict_command(
     from zsqretrieval.evaluation.scoring_bench import random_kosmos
     from zsqretrieval.evaluation.study import run_study
     from zsqretrieval.evaluation.verdict import VERDICT_MEASURES, write_verdict
-    from zsqretrieval.parts import preset_fusion, preset_index
+    from zsqretrieval.presets import preset_fusion, preset_index
 
     if out.suffix != ".md":
         raise InvalidInputError(f"{out}: the page is Markdown; give it a name that ends in .md")

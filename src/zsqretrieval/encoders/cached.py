@@ -14,8 +14,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval.data.images import digest
 from zsqretrieval.errors import IntegrityError, InvalidInputError
-from zsqretrieval.images import digest
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image
 

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._device import resolve_device
-from zsqretrieval._settings import check_settings
-from zsqretrieval._torchvision import ensure_importable
+from zsqretrieval._util.checks import check_settings
+from zsqretrieval._util.torch import resolve_device
+from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
-from zsqretrieval.images import decode
 from zsqretrieval.types import Image
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from PIL import Image as PILImage
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zsqretrieval._torchvision import ensure_importable
+from zsqretrieval._util.torchvision import ensure_importable
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.scoring_bench import naive_log_likelihood

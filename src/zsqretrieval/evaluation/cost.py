@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from zsqretrieval.errors import MissingDependencyError
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
-from zsqretrieval.questions import generate_questions
-from zsqretrieval.rerank import Scoring, score_images
+from zsqretrieval.search.rerank import Scoring, score_images
+from zsqretrieval.tasks.questions import generate_questions
 from zsqretrieval.types import Image, ImageState
 
 __all__ = [

@@ -18,9 +18,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._settings import check_counts
-from zsqretrieval.asking import CaptionDialog, InformationGain, Policy, RandomQuestion, Turn, retold
-from zsqretrieval.dialog import SCALE, TEMPER, Dialog
+from zsqretrieval._util.checks import check_counts
+from zsqretrieval.data.images import digest
+from zsqretrieval.dialog.dialog import SCALE, TEMPER, Dialog
+from zsqretrieval.dialog.gallery import encoded_alike
+from zsqretrieval.dialog.oracle import Interview, Memory, Wording
+from zsqretrieval.dialog.policies import CaptionDialog, InformationGain, Policy, RandomQuestion, Turn, retold
+from zsqretrieval.dialog.posterior import log_normalized
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import read_captioned
 from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
@@ -28,13 +32,9 @@ from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
 from zsqretrieval.evaluation.remembered import Remembered, kept_vectors
 from zsqretrieval.evaluation.score_matrix import Seen
 from zsqretrieval.evaluation.simulated_user import CaptionUser, GeneratorUser, SimulatedUser
-from zsqretrieval.gallery import encoded_alike
-from zsqretrieval.images import digest
-from zsqretrieval.interview import Interview, Memory, Wording
-from zsqretrieval.phrases import is_unknown
-from zsqretrieval.posterior import log_normalized
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.rerank import FIRST_STAGE, best_first
+from zsqretrieval.search.rerank import FIRST_STAGE, best_first
+from zsqretrieval.tasks.english import is_unknown
 from zsqretrieval.types import Hit, Image, ImageState
 
 __all__ = [
@@ -146,11 +146,11 @@ def bench_dialog(
         dialogs: how many; every image is meant once before any is meant twice.
         rounds: questions in each, >= 1. A dialog that has nothing more to ask stays where it is.
         candidates: images that a belief begins with; answers bring more. The others stay behind them, as the
-            first stage put them. :class:`~zsqretrieval.asking.CaptionDialog` ranks the whole gallery, as in
+            first stage put them. :class:`~zsqretrieval.dialog.policies.CaptionDialog` ranks the whole gallery, as in
             ChatIR.
         user: who answers: the generator itself, or the captions that did not begin the dialog.
         policies: what is compared, by name; the first is compared with the others.
-        scale: as for :class:`~zsqretrieval.dialog.Dialog`.
+        scale: as for :class:`~zsqretrieval.dialog.dialog.Dialog`.
         temper: the same.
         reread: the same.
         seed: of the choice of dialogs, and of what they draw.

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval.data.images import read_webdataset
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
-from zsqretrieval.images import read_webdataset
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image
 

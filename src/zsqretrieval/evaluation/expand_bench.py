@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._settings import check_counts
-from zsqretrieval.album import CATALOG, find_catalog
-from zsqretrieval.catalog import Catalog
+from zsqretrieval._util.checks import check_counts
+from zsqretrieval.album.candidates import StatesMode
+from zsqretrieval.album.catalog import Catalog
+from zsqretrieval.album.info import CATALOG, find_catalog
+from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import KS, Captioned, read_captioned
 from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
@@ -31,14 +33,12 @@ from zsqretrieval.evaluation.leaks import refuse_test_split
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
 from zsqretrieval.evaluation.query_forms import as_question, question_form
 from zsqretrieval.evaluation.remembered import kept_vectors
-from zsqretrieval.expansion import EXPANSION, best_questions, join
-from zsqretrieval.images import digest
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
-from zsqretrieval.questions import Style, check_style
-from zsqretrieval.rerank import Fusion, Maximum, ReciprocalRank, WeightedSum, best_first
 from zsqretrieval.retriever import Retriever
-from zsqretrieval.viewing import StatesMode
+from zsqretrieval.search.expansion import EXPANSION, best_questions, join
+from zsqretrieval.search.rerank import Fusion, Maximum, ReciprocalRank, WeightedSum, best_first
+from zsqretrieval.tasks.questions import Style, check_style
 
 __all__ = ["EXPANSIONS", "GRID", "RULES", "ExpandBench", "bench_expand", "expanded_ranks"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._settings import check_counts
+from zsqretrieval._util.checks import check_counts
 from zsqretrieval.errors import InvalidInputError
 
 __all__ = ["ClusterBootstrap", "rounded"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset
-from zsqretrieval.images import digest
 
 __all__ = ["refuse_shared_images", "refuse_test_split"]
 

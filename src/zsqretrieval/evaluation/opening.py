@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from zsqretrieval.data.images import read_webdataset
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import (
     Dataset,
@@ -21,7 +22,6 @@ from zsqretrieval.evaluation.datasets import (
     read_shards,
 )
 from zsqretrieval.evaluation.human import Judgments, read_judgments
-from zsqretrieval.images import read_webdataset
 from zsqretrieval.types import Image
 
 __all__ = ["KINDS", "Kind", "open_dataset", "open_distractors", "open_judgments"]

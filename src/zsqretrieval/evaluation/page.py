@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from zsqretrieval._html import document, inlined
 from zsqretrieval.evaluation.findings import Example, Study
 from zsqretrieval.evaluation.plan import BASELINE
 from zsqretrieval.evaluation.tables import Table
+from zsqretrieval.search.html import document, inlined
 
 __all__ = ["page"]
 

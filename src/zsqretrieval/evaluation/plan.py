@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from zsqretrieval._settings import check_counts
+from zsqretrieval._util.checks import check_counts
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import CAPTION, Dataset
 from zsqretrieval.evaluation.measures import MEASURES, check_measures
 from zsqretrieval.evaluation.query_forms import QUESTION_RULES, question_form, with_questions
 from zsqretrieval.evaluation.runs import Direction
-from zsqretrieval.expansion import EXPANSION
-from zsqretrieval.rerank import Fusion, WeightedSum
+from zsqretrieval.search.expansion import EXPANSION
+from zsqretrieval.search.rerank import Fusion, WeightedSum
 
 __all__ = [
     "ABLATIONS",
@@ -170,7 +170,7 @@ def with_weight(fusion: Fusion, weight: float) -> WeightedSum:
     """The fusion with another weight; the plain one where it has none.
 
     Raises:
-        InvalidInputError: as :class:`~zsqretrieval.rerank.WeightedSum`.
+        InvalidInputError: as :class:`~zsqretrieval.search.rerank.WeightedSum`.
     """
     return replace(fusion, weight=weight) if isinstance(fusion, WeightedSum) else WeightedSum(weight)
 

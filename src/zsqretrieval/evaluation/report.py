@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsqretrieval.contact_sheet import thumbnail
 from zsqretrieval.evaluation.figures import figures
 from zsqretrieval.evaluation.findings import Study
 from zsqretrieval.evaluation.page import page
 from zsqretrieval.evaluation.run_files import write_runs
 from zsqretrieval.evaluation.tables import Table, answers, in_markdown, markdown_cell, tables
 from zsqretrieval.evaluation.writing import write_whole
+from zsqretrieval.search.display import thumbnail
 
 __all__ = ["WORK", "environment", "markdown", "write_report"]
 

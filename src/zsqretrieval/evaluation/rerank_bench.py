@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._settings import check_counts
+from zsqretrieval._util.checks import check_counts
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.encoder_bench import KS, read_captioned
 from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
@@ -25,14 +25,22 @@ from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.evaluation.score_matrix import Seen, score_matrix
 from zsqretrieval.evaluation.systems import ask_gallery, bank_of
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.query_bank import SCALE, STRENGTH, QueryBank
-from zsqretrieval.rerank import Fusion, Likelihood, Scoring, WeightedSum, YesNo, best_first, score_images
+from zsqretrieval.search.query_bank import SCALE, STRENGTH, QueryBank
+from zsqretrieval.search.rerank import (
+    Fusion,
+    Likelihood,
+    Scoring,
+    WeightedSum,
+    YesNo,
+    best_first,
+    score_images,
+)
 from zsqretrieval.types import Image, ImageState
 
 __all__ = ["WEIGHTS", "RerankBench", "bench_rerank", "first_candidates", "ranks_among"]
 
 WEIGHTS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10)
-"""The weights of a :class:`~zsqretrieval.rerank.WeightedSum` that are tried in tuning."""
+"""The weights of a :class:`~zsqretrieval.search.rerank.WeightedSum` that are tried in tuning."""
 
 _INTERVALS = (
     "95 % percentile bootstrap over images, each with its queries; 2000 draws, the same for all stages"
@@ -104,7 +112,7 @@ def bench_rerank(
         tune: choose the weight of ``fusion`` on this split: the one of :data:`WEIGHTS` with the best R@1,
             then R@5, then R@10; the smallest of equal ones. With a bank for either first stage.
         bank: let the generator write so many texts of each image, in the style ``"search"``; those that lead
-            back to it are the :class:`~zsqretrieval.query_bank.QueryBank`. None measures without.
+            back to it are the :class:`~zsqretrieval.search.query_bank.QueryBank`. None measures without.
         bank_scale: its scale.
         bank_strength: its strength.
         batch_size: pairs the generator computes together.

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch.nn.functional import pad
 
-from zsqretrieval._device import resolve_dtype
-from zsqretrieval._torchvision import ensure_importable
+from zsqretrieval._util.torch import resolve_dtype
+from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.generators.interleaved import TopK
+from zsqretrieval.generators.engine.interleaved import TopK
 from zsqretrieval.generators.kosmos import Kosmos1Generator
-from zsqretrieval.images import decode
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
 
 __all__ = [

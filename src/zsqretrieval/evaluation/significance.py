@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._settings import check_counts
+from zsqretrieval._util.checks import check_counts
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError
 
 __all__ = ["holm", "paired_permutation_test"]

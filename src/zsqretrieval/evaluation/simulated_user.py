@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol, final
 
-from zsqretrieval.interview import Interview
-from zsqretrieval.phrases import is_polar, names, stem, things, topic, words
+from zsqretrieval.dialog.oracle import Interview
+from zsqretrieval.tasks.english import is_polar, names, stem, things, topic, words
 from zsqretrieval.types import Hit
 
 __all__ = ["DONT_KNOW", "CaptionUser", "GeneratorUser", "SimulatedUser"]

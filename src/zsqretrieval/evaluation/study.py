@@ -36,7 +36,7 @@ from zsqretrieval.evaluation.runs import Direction, Run, shallow, some_rows
 from zsqretrieval.evaluation.tuning import check_tuning, tuned
 from zsqretrieval.evaluation.workbench import Scores, Workbench, labelled, sample_places
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
-from zsqretrieval.rerank import Likelihood, Scoring, WeightedSum, YesNo
+from zsqretrieval.search.rerank import Likelihood, Scoring, WeightedSum, YesNo
 
 __all__ = ["measure_cost", "measure_part", "run_study"]
 

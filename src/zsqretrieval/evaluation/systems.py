@@ -19,19 +19,19 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts
 from zsqretrieval.evaluation.remembered import Remembered
 from zsqretrieval.evaluation.runs import Run, System
 from zsqretrieval.evaluation.score_matrix import Seen, score_matrix
-from zsqretrieval.expansion import EXPANSION, best_questions, join
-from zsqretrieval.images import digest
-from zsqretrieval.prompts import PROMPTS, Prompt
+from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.query_bank import SCALE, STRENGTH, QueryBank
-from zsqretrieval.questions import Style, check_style, generate_questions
-from zsqretrieval.rerank import Fusion, Likelihood, Pair, Scoring, YesNo, best_first, null_images
+from zsqretrieval.search.expansion import EXPANSION, best_questions, join
+from zsqretrieval.search.query_bank import SCALE, STRENGTH, QueryBank
+from zsqretrieval.search.rerank import Fusion, Likelihood, Pair, Scoring, YesNo, best_first, null_images
+from zsqretrieval.tasks.questions import Style, check_style, generate_questions
 from zsqretrieval.types import Image, ImageState, LogLikelihood
 
 __all__ = [
@@ -162,7 +162,7 @@ class ExpandSystem:
     """A first stage that compares the query with the questions of the images as well.
 
     The images nearest to the query and those whose questions are nearest are compared in both ways, and
-    :func:`zsqretrieval.expansion.join` makes one score of both, as a search of an album does.
+    :func:`zsqretrieval.search.expansion.join` makes one score of both, as a search of an album does.
 
     Attributes:
         encoder: makes the vectors.
@@ -298,13 +298,13 @@ def log_priors(
     work: Path | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
-    """How likely texts are of no image in particular: :func:`zsqretrieval.rerank.log_prior`, resumable.
+    """How likely texts are of no image in particular: :func:`zsqretrieval.search.rerank.log_prior`, resumable.
 
     Args:
         generator: reads the null images.
         likelihood: the rule, whose aggregate has to be the sum.
         texts: n texts.
-        images: pictures of nothing; :func:`~zsqretrieval.rerank.null_images` when empty.
+        images: pictures of nothing; :func:`~zsqretrieval.search.rerank.null_images` when empty.
         batch_size: pairs computed together.
         work: folder that keeps scores.
         progress: told how far it is.

@@ -38,7 +38,7 @@ from zsqretrieval.evaluation.systems import (
     token_counts,
 )
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.rerank import Fusion, Likelihood, Scoring, YesNo
+from zsqretrieval.search.rerank import Fusion, Likelihood, Scoring, YesNo
 
 __all__ = ["CORRECTED", "Scores", "Workbench", "labelled", "sample_places"]
 

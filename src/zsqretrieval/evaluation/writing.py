@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, cast
 
-from zsqretrieval.storage import sync_directory
+from zsqretrieval._util.files import sync_directory
 
 __all__ = ["write_whole"]
 

@@ -20,14 +20,14 @@ from torch.nn.functional import normalize
 from transformers import DynamicCache
 from typing_extensions import Self
 
-from zsqretrieval._device import resolve_device, resolve_dtype
-from zsqretrieval._settings import check_settings
-from zsqretrieval._torchvision import ensure_importable
+from zsqretrieval._util.checks import check_settings
+from zsqretrieval._util.torch import resolve_device, resolve_dtype
+from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import WeightsError
-from zsqretrieval.generators._loading import check_complete, missing_package, tokenizer_facts
-from zsqretrieval.generators.interleaved import Frame, InterleavedGenerator
-from zsqretrieval.generators.likelihood import ENGINE, logits_of
-from zsqretrieval.images import decode
+from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
+from zsqretrieval.generators.engine.likelihood import ENGINE, logits_of
+from zsqretrieval.generators.loading import check_complete, missing_package, tokenizer_facts
 from zsqretrieval.types import Image
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Kosmos1Generator(InterleavedGenerator):
         processor: its ``Kosmos2Processor``.
         config: the arguments of :meth:`from_pretrained` that rebuild this generator.
         prefix_cache_bytes: memory for what was read of contexts in earlier calls; see
-            :class:`~zsqretrieval.generators.interleaved.InterleavedGenerator`. One image takes 12.6 MiB in
+            :class:`~zsqretrieval.generators.engine.interleaved.InterleavedGenerator`. One image takes 12.6 MiB in
             16 bits at full size.
 
     Attributes:
@@ -214,7 +214,7 @@ class Kosmos1Generator(InterleavedGenerator):
 
 
 class _KosmosText:
-    """Kosmos' decoder as a :class:`~zsqretrieval.generators.likelihood.LanguageModel`."""
+    """Kosmos' decoder as a :class:`~zsqretrieval.generators.engine.likelihood.LanguageModel`."""
 
     def __init__(self, text_model: Any) -> None:
         self._decoder = text_model.model

@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from zsqretrieval._util.files import array_part, open_snapshot, read_array, write_snapshot
 from zsqretrieval.errors import IntegrityError
-from zsqretrieval.indexes._keys import KeyTable, KeyView, digest_rows
-from zsqretrieval.indexes._lock import SharedLock
-from zsqretrieval.indexes._top import top_rows
-from zsqretrieval.indexes._validate import (
+from zsqretrieval.indexes.base import (
     check_addition,
     check_config,
     check_integer,
@@ -24,7 +22,9 @@ from zsqretrieval.indexes._validate import (
     check_removal,
     unit_rows,
 )
-from zsqretrieval.storage import array_part, open_snapshot, read_array, write_snapshot
+from zsqretrieval.indexes.keys import KeyTable, KeyView, digest_rows
+from zsqretrieval.indexes.lock import SharedLock
+from zsqretrieval.indexes.top import top_rows
 from zsqretrieval.types import Neighbors
 
 __all__ = ["ExactIndex"]

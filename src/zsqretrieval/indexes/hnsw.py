@@ -17,13 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from zsqretrieval._util.files import array_part, open_snapshot, read_array, write_snapshot
 from zsqretrieval.errors import IntegrityError, InvalidInputError
-from zsqretrieval.indexes._graph import Graph, import_hnswlib
-from zsqretrieval.indexes._graphfile import read_graph_file
-from zsqretrieval.indexes._keys import KeyTable, KeyView, digest_rows
-from zsqretrieval.indexes._lock import SharedLock
-from zsqretrieval.indexes._top import top_rows
-from zsqretrieval.indexes._validate import (
+from zsqretrieval.indexes.base import (
     check_addition,
     check_config,
     check_integer,
@@ -32,7 +28,11 @@ from zsqretrieval.indexes._validate import (
     check_removal,
     unit_rows,
 )
-from zsqretrieval.storage import array_part, open_snapshot, read_array, write_snapshot
+from zsqretrieval.indexes.graph import Graph, import_hnswlib
+from zsqretrieval.indexes.graphfile import read_graph_file
+from zsqretrieval.indexes.keys import KeyTable, KeyView, digest_rows
+from zsqretrieval.indexes.lock import SharedLock
+from zsqretrieval.indexes.top import top_rows
 from zsqretrieval.types import Neighbors
 
 __all__ = ["HNSWIndex"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zsqretrieval.prompts import PROMPTS, Example, Prompt, few_shot
+from zsqretrieval.generators.prompts import PROMPTS, Example, Prompt, few_shot
 from zsqretrieval.protocols import Generator
-from zsqretrieval.tasks._asking import Pictures, pictures, written
+from zsqretrieval.tasks.writing import Pictures, pictures, written
 
 __all__ = ["caption"]
 

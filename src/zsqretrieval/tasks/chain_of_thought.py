@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zsqretrieval.prompts import PROMPTS, Prompt
+from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
-from zsqretrieval.tasks._asking import Aggregate, Pictures, pictures, texts_for, written
 from zsqretrieval.tasks.choice import Choice, choose
+from zsqretrieval.tasks.writing import Aggregate, Pictures, pictures, texts_for, written
 from zsqretrieval.types import Context
 
 __all__ = ["Reasoned", "answer_step_by_step", "choose_step_by_step"]

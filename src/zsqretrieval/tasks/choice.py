@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval.dialog.posterior import log_normalized
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.posterior import log_normalized
 from zsqretrieval.protocols import Generator
-from zsqretrieval.tasks._asking import Aggregate, listed, scored
 from zsqretrieval.tasks.accuracy import Accuracy
+from zsqretrieval.tasks.writing import Aggregate, listed, scored
 from zsqretrieval.types import Context
 
 __all__ = ["TIE", "Choice", "choose", "count_correct", "single_best"]

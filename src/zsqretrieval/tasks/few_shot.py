@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.prompts import PROMPTS, Example, Prompt
-from zsqretrieval.tasks._asking import Pictures, listed, pictures, texts_for
+from zsqretrieval.generators.prompts import PROMPTS, Example, Prompt
+from zsqretrieval.tasks.writing import Pictures, listed, pictures, texts_for
 
 __all__ = ["answered", "k_shot", "labelled"]
 

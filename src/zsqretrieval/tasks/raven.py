@@ -20,13 +20,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.images import decode
-from zsqretrieval.prompts import PROMPTS, Prompt
+from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
-from zsqretrieval.tasks._asking import scored
 from zsqretrieval.tasks.accuracy import Accuracy
 from zsqretrieval.tasks.choice import single_best
+from zsqretrieval.tasks.writing import scored
 from zsqretrieval.types import Image
 
 __all__ = [

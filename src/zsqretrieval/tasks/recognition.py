@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.prompts import PROMPTS, Example, Prompt, few_shot
+from zsqretrieval.generators.prompts import PROMPTS, Example, Prompt, few_shot
 from zsqretrieval.protocols import Generator
-from zsqretrieval.tasks._asking import Aggregate, Pictures, listed, pictures
 from zsqretrieval.tasks.choice import Choice, choose
+from zsqretrieval.tasks.writing import Aggregate, Pictures, listed, pictures
 
 __all__ = ["classify", "recognize"]
 

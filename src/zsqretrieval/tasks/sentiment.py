@@ -16,10 +16,10 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.prompts import PROMPTS, Prompt
+from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
-from zsqretrieval.tasks._asking import Pictures, listed, pictures
 from zsqretrieval.tasks.choice import Choice, choose
+from zsqretrieval.tasks.writing import Pictures, listed, pictures
 from zsqretrieval.types import Image
 
 __all__ = ["LABELS", "QUESTION", "classify_sentiment", "render_text"]

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from typing_extensions import Self
 
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
-from zsqretrieval.images import decode
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Neighbors
 
 __all__ = ["ToyEncoder", "ToyGenerator", "ToyIndex", "ToyStatesGenerator"]

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Resampling
 
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.images import decode
 from zsqretrieval.types import Image
 
 __all__ = ["ColorEncoder"]

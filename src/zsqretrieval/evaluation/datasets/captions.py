@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zsqretrieval.data.images import walk
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets._files import (
     field,
@@ -21,7 +22,6 @@ from zsqretrieval.evaluation.datasets._files import (
     read_text,
 )
 from zsqretrieval.evaluation.datasets.dataset import CAPTION, HUMAN_QUESTION, Dataset, Query
-from zsqretrieval.images import walk
 from zsqretrieval.types import Image
 
 __all__ = ["read_coco", "read_flickr", "read_folder", "read_karpathy"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zsqretrieval.data.images import walk
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets._files import field, found, image_file, json_value, read_text, table
 from zsqretrieval.evaluation.datasets.dataset import HUMAN_QUESTION, Dataset, Query
-from zsqretrieval.images import walk
 from zsqretrieval.types import Image
 
 __all__ = ["EXPERT_QUERY", "read_inquire", "read_retvqa"]

@@ -1,0 +1,1 @@
+"""An album on disk: catalog, change log, questions, image features, index snapshots."""

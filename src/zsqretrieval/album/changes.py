@@ -1,0 +1,225 @@
+"""Vectors that come and go, in an order that an index can follow.
+
+A catalog keeps two such logs, of images' vectors and of questions' (:mod:`zsqretrieval.album.questions`). Each
+is a table of vectors by a key that only rises, and a table of the keys that were removed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zsqretrieval.album.sqlite import Database
+from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
+
+__all__ = ["Change", "Position", "VectorLog", "key_list"]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A moment in the history of a log; the default is before the first vector.
+
+    Attributes:
+        last_key: the highest key given until then.
+        last_removal: the number of removals until then.
+    """
+
+    last_key: int = 0
+    last_removal: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """One step from an earlier position to a later one: remove, then add, then remember ``position``.
+
+    Attributes:
+        added_keys: int64 [n], rising; all above every key known before.
+        added_vectors: float32 [n, dim].
+        removed_keys: int64 [m]; all known before.
+        position: where a follower stands once it has taken this step.
+    """
+
+    added_keys: NDArray[np.int64]
+    added_vectors: NDArray[np.float32]
+    removed_keys: NDArray[np.int64]
+    position: Position
+
+
+@final
+class VectorLog:
+    """The vectors of one table, each with a checksum, and what became of them.
+
+    Args:
+        database: holds the tables.
+        dim: length of every vector.
+        vectors: table of ``key``, ``vector`` and ``crc32``.
+        numbered: table whose AUTOINCREMENT gives the keys.
+        removals: table of ``seq`` and ``key``.
+        what: what errors call a thing that has a vector.
+    """
+
+    def __init__(
+        self, database: Database, dim: int, *, vectors: str, numbered: str, removals: str, what: str
+    ) -> None:
+        self._database = database
+        self._dim = dim
+        self._vectors, self._numbered, self._removals, self._what = vectors, numbered, removals, what
+
+    def pack(self, vector: ArrayLike, name: str) -> tuple[bytes, int]:
+        """A vector as it is kept: bytes and checksum.
+
+        Raises:
+            InvalidInputError: it has another shape, is zero or not finite; names it.
+        """
+        given = np.asarray(vector)
+        if given.shape != (self._dim,) or given.dtype.kind != "f":
+            got = f"{given.dtype} {list(given.shape)}"
+            raise InvalidInputError(f"{name!r}: the vector must be float32 [{self._dim}], not {got}")
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused as such
+            exact = given.astype("<f4")
+        if not np.isfinite(exact).all() or not exact.any():
+            raise InvalidInputError(f"{name!r}: the vector is zero or not finite; nothing was added")
+        blob = exact.tobytes()
+        return blob, zlib.crc32(blob)
+
+    def unpack(self, rows: Sequence[tuple[int, bytes, int]]) -> NDArray[np.float32]:
+        """Vectors float32 [n, dim] of rows of key, vector and crc32.
+
+        Raises:
+            IntegrityError: one is damaged; names it.
+        """
+        for key, blob, crc32 in rows:
+            if len(blob) != 4 * self._dim or zlib.crc32(blob) != crc32:
+                raise IntegrityError(
+                    f"{self._database.where}: the vector of {self._what} {key} is damaged; restore the "
+                    f"catalog from a backup, or remove the {self._what} and add it again"
+                )
+        stacked = np.frombuffer(b"".join(blob for _, blob, _ in rows), dtype="<f4")
+        return stacked.astype(np.float32).reshape(len(rows), self._dim)
+
+    def get(self, keys: ArrayLike) -> NDArray[np.float32]:
+        """The vectors of keys, verified by their checksums.
+
+        Args:
+            keys: int64 [n], each present; repeats are allowed.
+
+        Returns:
+            float32 [n, dim], in the order given.
+
+        Raises:
+            InvalidInputError: a key is not present.
+            IntegrityError: a vector is damaged.
+        """
+        wanted = key_list(keys)
+        with self._database.transaction():
+            found = list(self._database.select("key, vector, crc32", self._vectors, "key", wanted))
+        row_of = {row[0]: position for position, row in enumerate(found)}
+        self.refuse_unknown(wanted, row_of)
+        return self.unpack(found)[[row_of[key] for key in wanted]]
+
+    def refuse_unknown(self, wanted: Sequence[int], present: Container[int]) -> None:
+        """Make sure that all keys are there.
+
+        Raises:
+            InvalidInputError: one is not; names it.
+        """
+        unknown = [key for key in wanted if key not in present]
+        if unknown:
+            names = ", ".join(map(str, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
+            raise InvalidInputError(
+                f"{self._database.where} has no {self._what} with key {names}; nothing was changed"
+            )
+
+    def verify(self) -> None:
+        """Read every vector.
+
+        Raises:
+            IntegrityError: one is damaged.
+        """
+        with self._database.transaction() as run:
+            for row in run.execute(f"SELECT key, vector, crc32 FROM {self._vectors}"):
+                self.unpack([row])
+
+    # --- following --------------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> Position:
+        """Where the log stands; changes with every vector added or removed, by any process."""
+        with self._database.transaction() as run:
+            last = dict(run.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
+        return Position(last.get(self._numbered, 0), last.get(self._removals, 0))
+
+    def changes(self, since: Position, *, batch_size: int = 4096) -> Iterator[Change]:
+        """The way from an earlier position to the present, in steps.
+
+        A follower that held the vectors of ``since`` and takes every step holds exactly the present ones;
+        vectors that came and went in between never appear. After each step the follower may stop, and go on
+        later from that step's position, even if the log has changed meanwhile.
+
+        Args:
+            since: an earlier :attr:`position`, or that of an earlier step.
+            batch_size: the most keys added, and the most removed, in one step.
+
+        Yields:
+            Steps; none when nothing has changed.
+
+        Raises:
+            MismatchError: ``since`` lies in the future, so it is of another catalog, or of this one before it
+                was restored from an older backup.
+            InvalidInputError: ``batch_size`` is below 1.
+            IntegrityError: a vector is damaged.
+        """
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
+        while True:
+            with self._database.transaction() as run:
+                present = self.position
+                if since.last_key > present.last_key or since.last_removal > present.last_removal:
+                    raise MismatchError(
+                        f"{self._database.where} stands at {present}, before {since}: that position is of "
+                        "another catalog, or this one was restored; follow it anew from Position()"
+                    )
+                if since == present:
+                    return
+                removals = run.execute(
+                    f"SELECT seq, key FROM {self._removals} WHERE seq > ? ORDER BY seq LIMIT ?",
+                    (since.last_removal, batch_size),
+                ).fetchall()
+                last_removal = removals[-1][0] if removals else since.last_removal
+                # Keys are added only once all removals are read in the same snapshot. Else a key added and
+                # removed before it would turn up later as the removal of something never added.
+                rows = []
+                if last_removal == present.last_removal:
+                    rows = run.execute(
+                        f"SELECT key, vector, crc32 FROM {self._vectors} WHERE key > ? ORDER BY key LIMIT ?",
+                        (since.last_key, batch_size),
+                    ).fetchall()
+                    last_key = rows[-1][0] if len(rows) == batch_size else present.last_key
+                else:
+                    last_key = since.last_key
+            position = Position(last_key, last_removal)
+            removed = [key for _, key in removals if key <= since.last_key]
+            yield Change(
+                added_keys=np.array([row[0] for row in rows], dtype=np.int64),
+                added_vectors=self.unpack(rows),
+                removed_keys=np.array(removed, dtype=np.int64),
+                position=position,
+            )
+            since = position
+
+
+def key_list(keys: ArrayLike) -> list[int]:
+    """Keys as Python's integers.
+
+    Raises:
+        InvalidInputError: they are not integers [n].
+    """
+    array = np.asarray(keys)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InvalidInputError(f"keys must be int64 [n], not {array.dtype} {list(array.shape)}")
+    return [int(key) for key in array]

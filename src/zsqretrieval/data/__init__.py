@@ -1,0 +1,1 @@
+"""Images from anywhere: decoding, walking folders and tars, loading in threads."""

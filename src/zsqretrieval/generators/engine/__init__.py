@@ -1,0 +1,1 @@
+"""The scoring and decoding engine of the library's generators."""

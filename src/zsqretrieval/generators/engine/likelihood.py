@@ -1,0 +1,458 @@
+"""The scoring engine: log P(continuation | context) under any language model that reads embeddings.
+
+What is scored is numbers already. A context is a tuple of ints in reading order: an entry >= 0 is a token; an
+entry -1 - r stands for row r of the image states of the call, laid end to end. So equal contexts are equal
+tuples, and "the same image first" is a common prefix. :mod:`zsqretrieval.generators.engine.interleaved` makes such
+tuples of texts and images.
+
+A model is anything with the members of :class:`LanguageModel`. The engine decides the rest:
+
+- pairs that share their beginning share its computation: it is read once, its keys and values are kept for
+  as long as a pair still needs them, and only what follows is read per pair;
+- pairs are batched by token budget and padded on the right, positions counting from each row's own beginning,
+  so that no number depends on what else is in the batch but by rounding;
+- the last token of a continuation is never read, and only the positions that predict a continuation's tokens
+  go through the vocabulary matrix.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from zsqretrieval.errors import WeightsError
+from zsqretrieval.generators.engine.batching import Progress, plan_batches, run_batches
+
+__all__ = [
+    "ENGINE",
+    "TOKEN_BUDGET",
+    "LanguageModel",
+    "Past",
+    "Prefixes",
+    "Reading",
+    "States",
+    "Tokens",
+    "check_finite",
+    "log_probs_of",
+    "log_softmax_of",
+    "logits_of",
+    "read",
+    "score_pairs",
+    "up_to_last_image",
+]
+
+Tokens: TypeAlias = tuple[int, ...]
+"""A context or a continuation: tokens (>= 0) and rows of image states (-1 - row), in reading order."""
+
+ENGINE = 2
+"""Version of how log-probabilities are computed; part of the fingerprints of generators that use this."""
+
+TOKEN_BUDGET = 4096
+"""Most positions computed together, padding included; a batch of 16 stays below it up to 256 tokens."""
+
+_HEAD_ROWS = (
+    512  # positions that go through the vocabulary matrix at once: 133 MB of float32 logits at V = 65,037
+)
+
+
+class LanguageModel(Protocol):
+    """A causal language model that reads embeddings; D wide, V tokens. Called in inference mode only."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Context length: most positions it reads, image positions included."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Look up tokens: int64 [B, T] to a new tensor [B, T, D], as :meth:`forward` takes it."""
+        ...
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        cache: DynamicCache | None,
+    ) -> Tensor:
+        """Read T positions after the P in the cache.
+
+        Args:
+            inputs_embeds: [B, T, D]; token embeddings, image states in their places.
+            attention_mask: int64 [B, P + T], 0 at padding; None when there is none.
+            position_ids: int64 [B, T], each position's true index in its own text, from 0.
+            cache: holds keys and values of P >= 0 positions for B rows; those of the T are appended in place.
+                None: P = 0, and nothing is kept.
+
+        Returns:
+            The last hidden states [B, T, D], as :meth:`logits` takes them.
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of the next token: contiguous [N, D] to a new tensor [N, V]."""
+        ...
+
+    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Those of one token for each row, computed in float32: [N, D] and int64 [N] to float32 [N].
+
+        A logit of 10 in bfloat16 is a multiple of 1/16: yes and no would differ by sixteenths, or tie.
+        :func:`logits_of` computes it for a linear layer.
+        """
+        ...
+
+
+class States(Protocol):
+    """The image states of one call: computed when asked for, forgotten when no context needs them."""
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Rows of all states laid end to end: int64 [n] to [n, D]."""
+        ...
+
+    def name(self, tokens: Tokens) -> Hashable:
+        """What ``tokens`` are called beyond this call: equal for equal tokens and equal images."""
+        ...
+
+    def release(self, contexts: Iterable[Tokens]) -> None:
+        """These contexts have been read, each as often as it stands here; none will be read again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Past:
+    """What a model remembers of one row.
+
+    Attributes:
+        values: [layers, 2, heads, P, D / heads]: keys and values of P positions.
+    """
+
+    values: Tensor
+
+    def __len__(self) -> int:
+        return self.values.shape[-2]
+
+
+class Prefixes:
+    """Keys and values of beginnings that were read lately, bounded in bytes; the oldest go first.
+
+    Args:
+        capacity: bytes. At 0 nothing outlives a call.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.capacity = capacity
+        self._kept: OrderedDict[Hashable, Past] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, name: Hashable) -> Past | None:
+        """The past of that name, if it is still here."""
+        if (past := self._kept.get(name)) is not None:
+            self._kept.move_to_end(name)
+        return past
+
+    def put(self, name: Hashable, past: Past) -> None:
+        """Keep a past; it may push out others, and is not kept when it is larger than the capacity."""
+        if name in self._kept or past.values.nbytes > self.capacity:
+            return
+        self._kept[name] = past
+        self._bytes += past.values.nbytes
+        while self._bytes > self.capacity:
+            self._bytes -= self._kept.popitem(last=False)[1].values.nbytes
+
+    def fetch(self, model: LanguageModel, heads: Sequence[Tokens], states: States) -> dict[Tokens, Past]:
+        """The pasts of distinct beginnings; those that are not here are read, together."""
+        names = [states.name(head) if self.capacity else None for head in heads]
+        found = {head: self.get(name) for head, name in zip(heads, names, strict=True)}
+        if missing := [head for head, past in found.items() if past is None]:
+            found.update(zip(missing, read(model, missing, states, remember=True).pasts(), strict=True))
+        pasts = {head: past for head, past in found.items() if past is not None}
+        for head, name in zip(heads, names, strict=True):
+            self.put(name, pasts[head])
+        return pasts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What a model made of a batch of rows.
+
+    Attributes:
+        hidden: last hidden states [B, T, D] of what was read now; beyond a row's length they mean nothing.
+        lengths: how many positions of each row were read now.
+        mask: bool [B, P + T]: which positions of the cache hold something.
+        cache: keys and values, padded as the mask says; None unless they were to be remembered.
+    """
+
+    hidden: Tensor
+    lengths: list[int]
+    mask: Tensor
+    cache: DynamicCache | None
+
+    def pasts(self) -> list[Past]:
+        """What to remember of each row, without padding."""
+        assert self.cache is not None
+        cached: Any = self.cache.layers
+        layers = [torch.stack((layer.keys, layer.values)) for layer in cached]
+        values = torch.stack(layers)  # [layers, 2, B, heads, P + T, D / heads]
+        return [Past(values[:, :, row][..., kept, :]) for row, kept in enumerate(self.mask)]
+
+
+def read(
+    model: LanguageModel,
+    feeds: Sequence[Tokens],
+    states: States,
+    *,
+    pasts: Sequence[Past] = (),
+    remember: bool = False,
+) -> Reading:
+    """Read a batch of rows, each after its own past.
+
+    Args:
+        model: the model, B rows at a time.
+        feeds: B rows to read, each not empty.
+        states: where image rows come from.
+        pasts: what each row follows; empty when all begin here.
+        remember: keep keys and values of all that was read.
+    """
+    device = model.device
+    lengths = [len(feed) for feed in feeds]
+    before = torch.tensor([len(past) for past in pasts] or [0] * len(feeds), device=device)
+    P, T = int(before.max()), max(lengths)
+    ids = torch.tensor([[*feed, *[0] * (T - len(feed))] for feed in feeds], device=device)  # [B, T]
+    steps = torch.arange(T, device=device)
+    mask = torch.cat(
+        [
+            torch.arange(P, device=device) < before[:, None],
+            steps < torch.tensor(lengths, device=device)[:, None],
+        ],
+        dim=1,
+    )  # [B, P + T]
+    embeds = model.embed(ids.clamp(min=0))  # [B, T, D]
+    seen = ids < 0
+    if seen.any():
+        embeds[seen] = states(-1 - ids[seen]).to(embeds)
+    cache = _join(pasts, P) if pasts else DynamicCache() if remember else None
+    hidden = model.forward(
+        embeds,
+        None if mask.all() else mask.long(),
+        (before[:, None] + steps).clamp(max=model.max_tokens - 1),  # padding may lie beyond the last position
+        cache,
+    )
+    return Reading(hidden, lengths, mask, cache if remember else None)
+
+
+def _join(pasts: Sequence[Past], P: int) -> DynamicCache:
+    """One cache of all rows, padded on the right."""
+    values = torch.stack([pad(past.values, (0, 0, 0, P - len(past))) for past in pasts], dim=2)
+    return DynamicCache([(keys, values) for keys, values in values])  # each [B, heads, P, D / heads]
+
+
+def log_probs_of(
+    model: LanguageModel, reading: Reading, targets: Sequence[tuple[int, Tokens]]
+) -> list[NDArray[np.float32]]:
+    """Log-probabilities of tokens that the last positions of rows predict.
+
+    Args:
+        model: the model that read.
+        reading: B rows.
+        targets: rows, and for each the tokens predicted by its last positions, one by each.
+
+    Returns:
+        For each target float32 [tokens], in nats.
+
+    Raises:
+        WeightsError: one of them is not finite.
+    """
+    B, T, D = reading.hidden.shape
+    device = reading.hidden.device
+    places = [
+        torch.arange(row * T + reading.lengths[row] - len(target), row * T + reading.lengths[row])
+        for row, target in targets
+    ]
+    # One contiguous [N, D]: a linear layer on a strided slice copies the vocabulary matrix for every row.
+    hidden = reading.hidden.reshape(B * T, D).index_select(0, torch.cat(places).to(device))
+    tokens = torch.tensor([token for _, target in targets for token in target], device=device)
+    parts = []
+    for start in range(0, len(tokens), _HEAD_ROWS):
+        part = slice(start, start + _HEAD_ROWS)
+        logits = model.logits(hidden[part]).float()
+        exact = None if model.dtype == torch.float32 else model.logits_of(hidden[part], tokens[part])
+        parts.append(log_softmax_of(logits, tokens[part], exact))
+    log_probs = torch.cat(parts).cpu().numpy()
+    check_finite(log_probs, model.dtype)
+    ends = np.cumsum([len(target) for _, target in targets])[:-1]
+    return [np.ascontiguousarray(part, np.float32) for part in np.split(log_probs, ends)]
+
+
+def check_finite(log_probs: NDArray[np.float32], dtype: torch.dtype) -> None:
+    """Look at what a model computed in a dtype.
+
+    Raises:
+        WeightsError: a log-probability is not finite.
+    """
+    if not np.isfinite(log_probs).all():
+        raise WeightsError(
+            f"the model computed log-probabilities that are not finite, in {dtype}: its weights are "
+            "damaged, or its numbers outgrow that dtype; try float32"
+        )
+
+
+def log_softmax_of(logits: Tensor, tokens: Tensor, exact: Tensor | None = None) -> Tensor:
+    """The log-probability of one token for each row of logits.
+
+    Args:
+        logits: float32 [N, V]; overwritten.
+        tokens: int64 [N].
+        exact: float32 [N], the logits of these tokens before they were rounded to 16 bits.
+
+    Returns:
+        float32 [N], in nats.
+    """
+    own, largest = logits.gather(1, tokens[:, None])[:, 0], logits.amax(dim=1, keepdim=True)
+    # Log-sum-exp in place: to allocate what torch's own keeps in between takes longer than to compute it.
+    total = logits.sub_(largest).exp_().sum(dim=1).log() + largest[:, 0]
+    if exact is not None:
+        # The total holds the rounded logit; it goes, and the exact one comes in its place.
+        total = total + torch.log1p(torch.exp(exact - total) - torch.exp(own - total))
+        own = exact
+    return (own - total).clamp(max=0)  # rounding may leave a certain token above 0
+
+
+def logits_of(features: Tensor, head: torch.nn.Linear, tokens: Tensor) -> Tensor:
+    """Single logits of a linear layer in float32, for :meth:`LanguageModel.logits_of`.
+
+    Args:
+        features: [N, D], what the layer is applied to.
+        head: to V tokens.
+        tokens: int64 [N].
+
+    Returns:
+        float32 [N].
+    """
+    found = (features.float() * head.weight[tokens].float()).sum(dim=1)
+    return found if head.bias is None else found + head.bias[tokens].float()
+
+
+def score_pairs(
+    model: LanguageModel,
+    contexts: Sequence[Tokens],
+    continuations: Sequence[Tokens],
+    states: States,
+    *,
+    prefixes: Prefixes,
+    batch_size: int,
+    token_budget: int = TOKEN_BUDGET,
+    progress: Progress | None = None,
+) -> list[NDArray[np.float32]]:
+    """Score n pairs by the cheapest exact route for each.
+
+    A context that no other shares anything with is read together with its continuation. Contexts that are
+    equal up to their last image share what they have in common. Continuations of one context that differ in
+    their last token alone, such as yes and no, are read as one row, because that token is never read. With
+    room in ``prefixes``, what goes up to the last image is kept for later calls as well.
+
+    Args:
+        model: the model.
+        contexts: n contexts, each not empty.
+        continuations: n continuations, each not empty.
+        states: the image states the contexts refer to.
+        prefixes: what was read in earlier calls.
+        batch_size: most rows computed together.
+        token_budget: most positions computed together.
+        progress: told how many distinct rows are done, between batches (texts that differ in their last token
+            alone are one row); may raise to stop.
+
+    Returns:
+        For each pair float32 [len(continuation)]: log-probabilities in nats.
+    """
+    times = Counter(zip(contexts, continuations, strict=True))  # equal pairs are scored once
+    endings: dict[tuple[Tokens, Tokens], list[Tokens]] = {}
+    for context, text in times:
+        endings.setdefault((context, text[:-1]), []).append(text)
+    rows = list(endings)
+    heads = _heads([context for context, _ in rows], persistent=prefixes.capacity > 0)
+    lengths = [len(context) + len(begun) for context, begun in rows]
+    needed, kept = Counter(heads), dict[Tokens, Past]()
+    found: dict[tuple[Tokens, Tokens], NDArray[np.float32]] = {}
+
+    def step(batch: list[int]) -> None:
+        shared = [heads[i] for i in batch if heads[i]]
+        for head in kept.keys() - set(shared):  # left by a batch that did not fit: its parts are smaller
+            del kept[head]
+        if missing := [head for head in dict.fromkeys(shared) if head not in kept]:
+            kept.update(prefixes.fetch(model, missing, states))
+        feeds = [sum(rows[i], ())[len(heads[i]) :] for i in batch]
+        reading = read(model, feeds, states, pasts=[kept[head] for head in shared])
+        targets = [(place, text) for place, i in enumerate(batch) for text in endings[rows[i]]]
+        pairs = [(rows[batch[place]][0], text) for place, text in targets]
+        found.update(zip(pairs, log_probs_of(model, reading, targets), strict=True))
+        needed.subtract(shared)
+        for head in [head for head in kept if not needed[head]]:
+            del kept[head]
+        states.release(pair[0] for pair in pairs for _ in range(times[pair]))
+
+    batches = [
+        [members[i] for i in batch]
+        for members in (
+            [i for i, head in enumerate(heads) if not head],
+            [i for i, head in enumerate(heads) if head],
+        )
+        for batch in plan_batches(
+            [lengths[i] for i in members],
+            batch_size=batch_size,
+            token_budget=token_budget,
+            groups=[heads[i] for i in members],
+        )
+    ]
+    with torch.inference_mode():
+        run_batches(batches, step, progress)
+    return [found[pair] for pair in zip(contexts, continuations, strict=True)]
+
+
+def _heads(contexts: Sequence[Tokens], *, persistent: bool) -> list[Tokens]:
+    """What is read of each context ahead of the rest, because it is shared; () where nothing is.
+
+    Contexts that are equal up to their last image share the longest beginning they have in common.
+    """
+    stems = [up_to_last_image(context) for context in contexts]
+    if persistent:
+        return stems
+    groups: dict[Tokens, list[Tokens]] = {}
+    for stem, context in zip(stems, contexts, strict=True):
+        groups.setdefault(stem, []).append(context[:-1])
+    shared = {
+        stem: _common_beginning(members) if len(members) > 1 else () for stem, members in groups.items()
+    }
+    return [shared[stem] for stem in stems]
+
+
+def up_to_last_image(context: Tokens) -> Tokens:
+    """The beginning of a context, its last image included; all of it where there is none.
+
+    The last token of the context is never in it: it predicts the first token of the continuation.
+    """
+    ends = [i + 1 for i, token in enumerate(context) if token < 0]
+    return context[: min(ends[-1] if ends else len(context), len(context) - 1)]
+
+
+def _common_beginning(rows: Sequence[Tokens]) -> Tokens:
+    first, last = min(rows), max(rows)  # what these two share, all between them share
+    unlike = (i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return first[: next(unlike, len(first))]

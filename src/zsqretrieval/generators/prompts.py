@@ -1,0 +1,204 @@
+"""Prompts as data: every task that Kosmos-1 does is a text around images, and a continuation of it.
+
+A :class:`Prompt` is a template; filled in, it is a :data:`~zsqretrieval.types.Context` for a generator:
+
+    >>> PROMPTS["vqa"].context(photo, question="What is on the table?")
+    [photo, 'Question: What is on the table? Answer:']
+
+The wording is that of the paper (arXiv 2302.14045) where it gives one. Wording moves results, so a prompt is
+always a parameter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeAlias
+
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.types import Context, Image, ImageState
+
+__all__ = ["PROMPTS", "Example", "Prompt", "check_prompt", "few_shot"]
+
+Segment: TypeAlias = "str | Image | ImageState"
+
+_IMAGE = "<image>"
+_MARK = re.compile(r"<image>|\{\{|\}\}|\{([A-Za-z_][A-Za-z_0-9]*)\}|[{}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text with places for images and for texts.
+
+    Attributes:
+        template: ``<image>`` marks the place of an image, ``{name}`` that of a text; a brace of the text
+            itself is doubled.
+        images: how many images belong into it.
+        fields: the names of the texts that belong into it, in order of appearance.
+
+    Raises:
+        InvalidInputError: a brace is neither part of a name nor doubled.
+    """
+
+    template: str
+    images: int = field(init=False, repr=False, compare=False)
+    fields: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        marks = list(_MARK.finditer(self.template))
+        for mark in marks:
+            if mark[0] in ("{", "}"):
+                raise InvalidInputError(
+                    f"the prompt {self.template!r} has a {mark[0]!r} at {mark.start()} that belongs to no "
+                    "{name}; double it to mean the brace itself"
+                )
+        object.__setattr__(self, "images", sum(mark[0] == _IMAGE for mark in marks))
+        object.__setattr__(self, "fields", tuple(dict.fromkeys(mark[1] for mark in marks if mark[1])))
+
+    def context(self, *images: Image | ImageState, **fields: str) -> list[Segment]:
+        """Fill it in.
+
+        Args:
+            images: the images, in the order of their places.
+            fields: the texts by name. They are inserted as they are: braces and ``<image>`` in them mean
+                nothing.
+
+        Returns:
+            Texts and images in reading order; no text is empty, and no two texts are neighbours.
+
+        Raises:
+            InvalidInputError: too few or too many images, something else in place of one, a field that is
+                missing or unknown, or one that is not a text.
+        """
+        if len(images) != self.images:
+            raise InvalidInputError(
+                f"the prompt {self.template!r} takes {self.images} images, not {len(images)}"
+            )
+        for image in images:
+            if not isinstance(image, Image | ImageState):  # a path would be read as a text
+                raise InvalidInputError(
+                    f"the prompt {self.template!r} takes Image records and image states, not {image!r:.80}; "
+                    "zsqretrieval.data.images.as_image makes a record"
+                )
+        if fields.keys() != set(self.fields):
+            missing, unknown = set(self.fields) - fields.keys(), fields.keys() - set(self.fields)
+            wrong = [f"{what} {', '.join(sorted(names))}" for what, names in
+                     (("is given no", missing), ("has no field", unknown)) if names]  # fmt: skip
+            raise InvalidInputError(f"the prompt {self.template!r} {' and '.join(wrong)}")
+        for name, text in fields.items():
+            if not isinstance(text, str):
+                raise InvalidInputError(f"{name} must be a text, not {type(text).__name__}")
+        segments: list[Segment] = []
+        following = iter(images)
+        end = 0
+        for mark in _MARK.finditer(self.template):
+            segments.append(self.template[end : mark.start()])
+            if mark[0] == _IMAGE:
+                segments.append(next(following))
+            else:
+                segments.append(fields[mark[1]] if mark[1] else mark[0][0])
+            end = mark.end()
+        segments.append(self.template[end:])
+        return _joined(segments)
+
+
+def check_prompt(prompt: object, *fields: str, what: str = "the prompt") -> None:
+    """Make sure that a prompt takes one image and these texts.
+
+    Raises:
+        InvalidInputError: it takes anything else, or is none.
+    """
+    if not isinstance(prompt, Prompt):
+        raise InvalidInputError(
+            f"{what} must be a Prompt, such as Prompt('<image>Question:'), not {prompt!r}"
+        )
+    if prompt.images != 1 or prompt.fields != fields:
+        wanted = ", ".join(f"{{{name}}}" for name in fields) or "no texts"
+        raise InvalidInputError(
+            f"{what} must take one image and {wanted}; {prompt.template!r} takes {prompt.images} images "
+            f"and {', '.join(prompt.fields) or 'no texts'}"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """A task and its solution, to be shown in front of another task.
+
+    Attributes:
+        context: the task, as :meth:`Prompt.context` gives it.
+        answer: what a good answer continues it with, leading space included.
+    """
+
+    context: Context
+    answer: str
+
+
+def few_shot(examples: Iterable[Example], context: Context, *, separator: str = "\n") -> list[Segment]:
+    """Put solved examples in front of a task, as Kosmos-1 is shown a few shots.
+
+    Args:
+        examples: the examples, in order.
+        context: the task itself.
+        separator: stands after every example.
+
+    Returns:
+        One context.
+    """
+    segments: list[Segment] = []
+    for example in examples:
+        segments += [*example.context, example.answer, separator]
+    return _joined([*segments, *context])
+
+
+def _joined(segments: Iterable[Segment]) -> list[Segment]:
+    joined: list[Segment] = []
+    for segment in segments:
+        if isinstance(segment, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += segment
+        elif segment != "":
+            joined.append(segment)
+    return joined
+
+
+def _raven(count: str, images: int) -> Prompt:
+    shown = _IMAGE * images
+    return Prompt(f"Here are {count} images:{shown}The following image is:{_IMAGE}Is it correct?")
+
+
+PROMPTS: Mapping[str, Prompt] = MappingProxyType(
+    {
+        "captioning": Prompt("<image>An image of"),
+        "question": Prompt("<image>Question:"),
+        "ask": Prompt("<image>A question about this picture:"),
+        "vqa": Prompt("<image>Question: {question} Answer:"),
+        "yes_no": Prompt('<image>Does this picture show "{question}"? Answer:'),
+        "classification": Prompt("<image>The photo of the"),
+        "recognition": Prompt(
+            "{descriptions}\n<image>Question:what is the name of {category} in the picture? Answer:"
+        ),
+        "chain_of_thought": Prompt("<image>Introduce this picture in detail:"),
+        "chain_of_thought_answer": Prompt("<image>{rationale} Question: {question} Answer:"),
+        "raven_3": _raven("three", 3),
+        "raven_4": _raven("four", 4),
+        "raven_8": _raven("eight", 8),
+    }
+)
+"""The prompts by name.
+
+- ``captioning``: continued by a caption.
+- ``question``: continued by a question that the image answers: the prompt of UPR (arXiv 2204.07496) in
+  Kosmos-1's words. The likelihood of the person's question after it re-ranks images.
+- ``ask``: continued by a question that somebody might ask about the image.
+- ``vqa``: continued by an answer.
+- ``yes_no``: continued by ``" yes"`` or ``" no"``.
+- ``classification``: continued by the name of a class, as on ImageNet.
+- ``recognition``: continued by the name of a class; ``descriptions`` tell the classes apart in words,
+  ``category`` is what they have in common ("woodpecker").
+- ``chain_of_thought``: continued by a rationale, which goes into ``chain_of_thought_answer`` in front of the
+  question.
+- ``raven_3``, ``raven_4``, ``raven_8``: a matrix of images, then a candidate; continued by ``" Yes"``.
+
+``yes_no`` and ``ask`` are our own wording, and so is the place of the image in ``recognition``.
+"""

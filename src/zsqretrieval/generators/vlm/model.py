@@ -1,0 +1,522 @@
+"""Any image-text-to-text model of transformers as a generator."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from zsqretrieval._util.checks import check_sequence, check_settings
+from zsqretrieval._util.torch import DTYPES, resolve_device
+from zsqretrieval.errors import InvalidInputError, WeightsError
+from zsqretrieval.generators.engine.batching import Progress, plan_batches, run_batches
+from zsqretrieval.generators.loading import tokenizer_facts
+from zsqretrieval.generators.vlm.chat_format import Prompt, Reader, collate, has_chat_template
+from zsqretrieval.generators.vlm.families import family_of
+from zsqretrieval.generators.vlm.head import hidden_behind, keep_head_input_contiguous, watched_head
+from zsqretrieval.generators.vlm.loading import (
+    forget_generation_settings,
+    forward_options,
+    import_transformers,
+    is_encoder_decoder,
+    load,
+    resolve,
+    special_tokens,
+)
+from zsqretrieval.types import Context, Image, LogLikelihood
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["VLMGenerator"]
+
+_SETTINGS = ("name_or_path", "dtype", "chat", "token_budget", "revision")
+_WINDOW = 8  # batches whose images are in memory at once
+
+
+class VLMGenerator:
+    """A :class:`~zsqretrieval.protocols.Generator` over any image-text-to-text model of transformers.
+
+    Make one with :meth:`from_pretrained`. In float32 neither the batch size nor the order of the pairs
+    changes a token's log-probability by more than 1e-4; in 16 bits, by the rounding of the model.
+
+    Args:
+        model: the model, on the device it is to run on.
+        processor: its processor.
+        chat: whether a context becomes the user's turn of a conversation, and what follows it the start of
+            the assistant's; None where the processor has a chat template.
+        token_budget: most tokens in a batch, padding and images included.
+        config: the arguments of :meth:`from_pretrained` that rebuild this generator.
+
+    Raises:
+        InvalidInputError: the model's family cannot be scored, or has no chat template though one is asked
+            for.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        chat: bool | None = None,
+        token_budget: int = 8192,
+        config: Mapping[str, Any],
+    ) -> None:
+        if token_budget < 1:
+            raise InvalidInputError(f"token_budget must be at least 1, not {token_budget}")
+        self._model = model.eval()
+        self._processor = processor
+        self._config = dict(config)
+        self._token_budget = token_budget
+        self._family = family_of(model.config.model_type)
+        self._chat = has_chat_template(processor, self._family) if chat is None else chat
+        self._encoder_decoder = is_encoder_decoder(model.config)
+        self._reader = Reader(processor, model.config, self._family, self._encoder_decoder, self._chat)
+        self._pad, self._start, self._ends = special_tokens(model, processor.tokenizer)
+        self._options = forward_options(model)
+        keep_head_input_contiguous(model)
+        forget_generation_settings(model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        chat: bool | None = None,
+        token_budget: int = 8192,
+        revision: str | None = None,
+        self_check: bool = True,
+    ) -> Self:
+        """Load a model with its processor, and check that it can be scored.
+
+        Args:
+            name_or_path: a folder that ``save_pretrained`` wrote, or a name on the Hugging Face hub, which
+                is downloaded when not cached. Code of the repository's own is never run.
+            dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for the checkpoint's own.
+            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first of these three there is.
+            chat: whether contexts become the user's turn of a conversation; None where the processor has a
+                chat template.
+            token_budget: most tokens in a batch, padding and images included.
+            revision: branch, tag or commit on the hub; None for the newest.
+            self_check: score two short texts after an image of the library's own, in four small forward
+                passes, and refuse the model where a later token changes an earlier one's log-probability,
+                the image makes no difference, or padding does.
+
+        Returns:
+            The generator.
+
+        Raises:
+            WeightsError: the model is not there, cannot be fetched, or its weights are damaged, incomplete
+                or of another shape.
+            InvalidInputError: it is no image-text-to-text model, its family cannot be scored or fails the
+                check, or a setting is wrong.
+            MissingDependencyError: its processor needs a package that is not installed.
+        """
+        if dtype is not None and dtype not in DTYPES:
+            raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)} or None, not {dtype!r}")
+        target = resolve_device(device)
+        name = resolve(name_or_path)
+        model, processor = load(name, dtype, revision)
+        config = {
+            "name_or_path": name,
+            "dtype": dtype,
+            "chat": chat,
+            "token_budget": token_budget,
+            "revision": revision,
+        }
+        generator = cls(model.to(target), processor, chat=chat, token_budget=token_budget, config=config)
+        if self_check:
+            generator._check_itself(name)
+        return generator
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The arguments of :meth:`from_pretrained` that rebuild this generator; not the device."""
+        return dict(self._config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Rebuild a generator from :attr:`config`, on the device chosen automatically.
+
+        Raises:
+            InvalidInputError: a setting is unknown or ``name_or_path`` missing.
+            Exception: as :meth:`from_pretrained`.
+        """
+        check_settings("VLMGenerator", config, _SETTINGS)
+        if "name_or_path" not in config:
+            raise InvalidInputError("VLMGenerator needs the setting 'name_or_path'")
+        return cls.from_pretrained(**config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights, architecture, processor, tokenizer, dtype, ``chat``, engine; not the device.
+
+        Computed on first use: it reads all weights once.
+        """
+        import torch
+
+        from zsqretrieval.generators.engine.likelihood import ENGINE
+
+        settings = {
+            "engine": ENGINE,
+            "model": self._model.config.to_dict(),
+            "processor": self._processor.__class__.__name__,
+            "images": self._processor.image_processor.to_dict(),
+            "template": getattr(self._processor, "chat_template", None) if self._chat else None,
+        }
+        digest = hashlib.sha256()
+        digest.update(json.dumps(_without_origin(settings), sort_keys=True, default=str).encode())
+        digest.update(json.dumps(tokenizer_facts(self._processor.tokenizer), sort_keys=True).encode())
+        for key, value in sorted(self._model.state_dict().items()):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def log_likelihood(
+        self,
+        contexts: Sequence[Context],
+        continuations: Sequence[str],
+        *,
+        batch_size: int = 16,
+        progress: Progress | None = None,
+    ) -> list[LogLikelihood]:
+        """Score n pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`.
+
+        Args:
+            contexts: n contexts of interleaved text and images.
+            continuations: n texts. One that begins without a space gets the white space that stands between
+                prompt and answer in this family; one that begins with it is taken as it is.
+            batch_size: most pairs computed together.
+            progress: told how many pairs are done, between batches; may raise to stop.
+
+        Raises:
+            InvalidInputError: lengths differ, a continuation is empty, a pair exceeds the model's context
+                length, a text contains the model's image token, or the family cannot keep a context's order.
+            MismatchError: a context holds an image state; this class makes none.
+            ImageError: an image cannot be decoded; names it.
+        """
+        check_sequence(contexts, "contexts")
+        check_sequence(continuations, "continuations")
+        if len(contexts) != len(continuations):
+            raise InvalidInputError(
+                f"{len(contexts)} contexts for {len(continuations)} continuations; give one of each per pair"
+            )
+        contexts = list(contexts)
+        answers = [
+            self._reader.continuation(text, f"continuation {i}") for i, text in enumerate(continuations)
+        ]
+        found: dict[int, NDArray[np.float32]] = {}
+        for window in _windows(len(contexts), batch_size):
+            prompts = self._read(contexts, window)
+            for i in window:
+                self._check_length(prompts[i], len(answers[i]), f"pair {i}")
+
+            def step(batch: list[int], prompts: Mapping[int, Prompt] = prompts) -> None:
+                scores = self._score([prompts[i] for i in batch], [answers[i] for i in batch])
+                found.update(zip(batch, scores, strict=True))
+
+            batches = self._plan(prompts, {i: len(answers[i]) for i in window}, batch_size)
+            run_batches(batches, step, _shifted(progress, window.start, len(contexts)))
+        return [LogLikelihood(self._reader.shown(answer), found[i]) for i, answer in enumerate(answers)]
+
+    def generate(
+        self,
+        contexts: Sequence[Context],
+        *,
+        n: int = 1,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        batch_size: int = 16,
+    ) -> list[list[str]]:
+        """Continue each context; see :meth:`zsqretrieval.protocols.Generator.generate`.
+
+        The checkpoint's own generation settings (penalties, forbidden repeats, sampling) are not used; only
+        its end tokens are. Every text has a random stream of its own, named by ``seed``, the context's
+        position and the text's, so the batch size does not change what is drawn.
+
+        Raises:
+            InvalidInputError: a setting is out of range, or a context with ``max_new_tokens`` after it
+                exceeds the model's context length.
+            MismatchError: a context holds an image state; this class makes none.
+            ImageError: an image cannot be decoded; names it.
+        """
+        check_sequence(contexts, "contexts")
+        if n < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf or (seed is not None and seed < 0):
+            raise InvalidInputError(
+                f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}, seed={seed}; the first "
+                "two must be at least 1, the temperature finite and at least 0, a seed at least 0"
+            )
+        contexts = list(contexts)
+        entropy = np.random.SeedSequence(seed).entropy
+        draws = n if temperature > 0 else 1
+        texts: dict[int, str] = {}  # text d of context i under i * draws + d
+        for window in _windows(len(contexts), batch_size):
+            prompts = self._read(contexts, window)
+            for i in window:
+                self._check_length(prompts[i], max_new_tokens, f"context {i}")
+            rows = {i * draws + d: prompts[i] for i in window for d in range(draws)}
+
+            def step(batch: list[int], rows: Mapping[int, Prompt] = rows) -> None:
+                seeds = [_stream(entropy, *divmod(row, draws)) for row in batch]
+                sampler = _Sampler(temperature, seeds) if temperature > 0 else None
+                written = self._continue([rows[row] for row in batch], max_new_tokens, sampler)
+                texts.update(zip(batch, written, strict=True))
+
+            batches = self._plan(rows, dict.fromkeys(rows, max_new_tokens), batch_size, generate=True)
+            run_batches(batches, step)
+        return [[texts[i * draws + d] for d in range(draws)] * (n // draws) for i in range(len(contexts))]
+
+    # -- prompts -----------------------------------------------------------------------------------------
+
+    def _read(self, contexts: Sequence[Context], window: range) -> dict[int, Prompt]:
+        """The prompts of a window; a context that comes again is read once."""
+        read: dict[int, Prompt] = {}
+        for i in window:
+            if id(contexts[i]) not in read:
+                read[id(contexts[i])] = self._reader.prompt(contexts[i], f"context {i}")
+        return {i: read[id(contexts[i])] for i in window}
+
+    def _check_length(self, prompt: Prompt, more: int, name: str) -> None:
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        needed = max(len(prompt), more) if self._encoder_decoder else len(prompt) + more
+        if limit is not None and needed > limit:
+            raise InvalidInputError(
+                f"{name} needs {needed} tokens ({len(prompt)} of context with its images, {more} after it), "
+                f"and this {self._family.name} model reads {limit}; shorten it, or show fewer or smaller "
+                "images"
+            )
+
+    def _plan(
+        self,
+        prompts: Mapping[int, Prompt],
+        more: Mapping[int, int],
+        batch_size: int,
+        *,
+        generate: bool = False,
+    ) -> list[list[int]]:
+        """Batches of keys of ``prompts``, of one shape each."""
+        one_length = generate and not self._family.pads_to_generate
+        kinds: dict[object, list[int]] = {}
+        for key, prompt in prompts.items():
+            kinds.setdefault((prompt.shape, one_length and len(prompt)), []).append(key)
+        return [
+            [keys[position] for position in batch]
+            for keys in kinds.values()
+            for batch in plan_batches(
+                [len(prompts[key]) + more[key] for key in keys],
+                batch_size=batch_size if self._family.batched else 1,
+                token_budget=self._token_budget,
+            )
+        ]
+
+    def _collate(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+        import torch
+
+        # an encoder counts its positions from the first column, a decoder continues at the last
+        side = "right" if self._encoder_decoder else "left"
+        place = {"device": self._model.device, "dtype": self._model.dtype}
+        batch = collate(prompts, pad=self._pad, side=side, **place)
+        if self._family.layout and not prompts[0].images:
+            wanted = self._family.layout.without_images(self._model.config)
+            batch |= {name: torch.zeros(shape, **place) for name, shape in wanted.items()}
+        return batch
+
+    # -- the model ---------------------------------------------------------------------------------------
+
+    def _score(self, prompts: Sequence[Prompt], answers: Sequence[list[int]]) -> list[NDArray[np.float32]]:
+        """Log-probability of every token of every answer: float32 [T] each."""
+        import torch
+
+        options = dict(self._options)
+        if self._encoder_decoder:
+            batch = self._collate(prompts)
+            batch |= _decoder_inputs(answers, self._start, self._pad, self._model.device)
+            spans = [slice(len(answer)) for answer in answers]
+        else:
+            pairs = zip(prompts, answers, strict=True)
+            batch = self._collate([prompt.followed_by(answer, self._family) for prompt, answer in pairs])
+            if "logits_to_keep" in options:
+                options["logits_to_keep"] = 1 + max(map(len, answers))
+            # the token before predicts the token
+            spans = [slice(-1 - len(answer), -1) for answer in answers]
+        with torch.inference_mode():
+            with watched_head(self._model) as seen:
+                logits = self._model(**batch, **options).logits  # [B, tokens kept, V]
+            hidden = hidden_behind(logits, seen)  # [B, tokens kept, D]
+            return [
+                self._of_tokens(answer, logits[b, span], None if hidden is None else hidden[b, span])
+                for b, (span, answer) in enumerate(zip(spans, answers, strict=True))
+            ]
+
+    def _of_tokens(
+        self, ids: list[int], logits: torch.Tensor, hidden: torch.Tensor | None
+    ) -> NDArray[np.float32]:
+        """Log-probabilities of T tokens, float32 [T], from logits [T, V] and hidden states [T, D]."""
+        import torch
+
+        from zsqretrieval.generators.engine.likelihood import check_finite, log_softmax_of, logits_of
+
+        tokens = torch.tensor(ids, device=logits.device)
+        exact = None
+        if hidden is not None:
+            exact = logits_of(hidden, self._model.get_output_embeddings(), tokens)
+        found = log_softmax_of(logits.to(torch.float32, copy=True), tokens, exact).cpu().numpy()
+        check_finite(found, logits.dtype)
+        return found
+
+    def _continue(self, prompts: Sequence[Prompt], limit: int, sampler: _Sampler | None) -> list[str]:
+        """One text for each prompt."""
+        import torch
+
+        hf = import_transformers()
+        batch = self._collate(prompts)
+        settings = hf.GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self._pad,
+            eos_token_id=list(self._ends) or None,
+            decoder_start_token_id=self._start,
+        )
+        with torch.inference_mode():
+            out = self._model.generate(
+                **batch,
+                generation_config=settings,
+                logits_processor=hf.LogitsProcessorList([] if sampler is None else [sampler]),
+            )
+        n = batch["input_ids"].shape[1]
+        if self._encoder_decoder:
+            out = out[:, 1:]
+        elif torch.equal(out[:, :n], batch["input_ids"]):  # some families give back the prompt, some do not
+            out = out[:, n:]
+        return [self._reader.text(self._until_end(row)) for row in out.tolist()]
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        return ids[: next((i for i, one in enumerate(ids) if one in self._ends), len(ids))]
+
+    # -- the check on loading ----------------------------------------------------------------------------
+
+    def _check_itself(self, name: str) -> None:
+        """Refuse a model whose log-probabilities are not those of a text after a context.
+
+        Raises:
+            InvalidInputError: what is wrong, with the family's name.
+        """
+        import torch
+
+        what = f"{name} is a {self._model.config.model_type} model and cannot be scored by this class: "
+        try:
+            seen, other = (self._reader.prompt((_plaid(shift), "Question:"), "the check") for shift in (0, 7))
+            longer = self._reader.prompt((_plaid(0), "The picture is shown here. Question:"), "the check")
+            text = self._reader.continuation("what is the colour of the house?", "the check") * 2
+            changed = [*text[:-1], next((one for one in text if one != text[-1]), text[-1] - 1)]
+            scores = self._score([seen], [text])[0]
+            swapped = self._score([seen], [changed])[0]
+            unlike = self._score([other], [text])[0]
+            beside = self._score([seen, longer], [text, text])[0] if self._family.batched else scores
+        except (InvalidInputError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except WeightsError as error:
+            raise InvalidInputError(
+                f"{what}its log-probabilities are not finite; try another dtype"
+            ) from error
+        except Exception as error:  # a model's code may raise anything
+            raise InvalidInputError(
+                f"{what}it failed on an image and a question: {type(error).__name__}: {error}"
+            ) from error
+        # one shape, so that rounding is the same, against different shapes
+        exact, rounded = (1e-4, 1e-3) if self._model.dtype == torch.float32 else (1e-2, 1.0)
+        if not all(np.isfinite(one).all() for one in (scores, swapped, unlike, beside)):
+            raise InvalidInputError(f"{what}its log-probabilities are not finite; try another dtype")
+        if np.abs(scores[:-1] - swapped[:-1]).max() > exact:
+            raise InvalidInputError(f"{what}later tokens change the log-probabilities of earlier ones")
+        if np.array_equal(scores, unlike):
+            raise InvalidInputError(f"{what}another image changes nothing")
+        if np.abs(scores - beside).max() > rounded:
+            raise InvalidInputError(f"{what}padding changes its log-probabilities")
+
+
+class _Sampler:
+    """Draws the next token of every row from a random stream of its own.
+
+    Adding Gumbel noise to logits / temperature and taking the largest is a draw from their softmax (Gumbel,
+    1954); transformers' greedy decoding then takes the largest.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
+        import torch
+
+        self._temperature = temperature
+        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Logits float32 [B, V] to logits of which the largest is the draw."""
+        import torch
+
+        waits = [torch.empty(scores.shape[-1]).exponential_(generator=stream) for stream in self._streams]
+        return scores / self._temperature - torch.stack(waits).log().to(scores.device)
+
+
+# -- small parts -----------------------------------------------------------------------------------------
+
+
+def _without_origin(settings: Any) -> Any:
+    """Nested settings without what says where they were loaded from and by which version."""
+    if isinstance(settings, Mapping):
+        origin = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash"}
+        return {key: _without_origin(value) for key, value in settings.items() if key not in origin}
+    return settings
+
+
+def _windows(n: int, batch_size: int) -> list[range]:
+    """Parts of range(n) whose images are decoded together."""
+    if batch_size < 1:
+        raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
+    step = _WINDOW * batch_size
+    return [range(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Progress over all windows from that over one."""
+    return None if progress is None else lambda done, _: progress(before + done, total)
+
+
+def _stream(entropy: Any, context: int, draw: int) -> int:
+    """The seed of one text's random stream."""
+    sequence = np.random.SeedSequence(entropy, spawn_key=(context, draw))
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _decoder_inputs(
+    answers: Sequence[list[int]], start: int | None, pad: int, device: Any
+) -> dict[str, torch.Tensor]:
+    """Each answer behind the start token and without its last, padded on the right: int64 [B, T]."""
+    import torch
+
+    longest = max(map(len, answers))
+    rows = [[start, *answer[:-1]] + [pad] * (longest - len(answer)) for answer in answers]
+    mask = [[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers]
+    return {
+        "decoder_input_ids": torch.tensor(rows, device=device),
+        "decoder_attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+def _plaid(shift: int) -> Image:
+    """A small picture without symmetry, for the check on loading."""
+    from PIL import Image as PILImage
+
+    x, y = np.meshgrid(np.arange(64), np.arange(64))
+    pixels = np.stack([3 * x + shift * y, 2 * y + 11 * shift, x + y + 29 * shift], axis=-1) % 256
+    return Image(PILImage.fromarray(pixels.astype(np.uint8)), "the check's picture")

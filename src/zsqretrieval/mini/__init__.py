@@ -1,0 +1,1 @@
+"""The embedded default encoder and generator, on one backbone."""

@@ -1,0 +1,797 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from zsqretrieval.album.catalog import Catalog, Change, NewImage, Position, Record
+from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, MismatchError
+
+DIM = 4
+
+
+def vector(number: int, dim: int = DIM) -> np.ndarray:
+    return np.random.default_rng(number).standard_normal(dim).astype(np.float32)
+
+
+def row(number: int, **changes: Any) -> NewImage:
+    fields = {
+        "id": f"{number}.jpg",
+        "source": f"/photos/{number}.jpg",
+        "width": 640,
+        "height": 480,
+        "bytes": 1000 + number,
+        "digest": f"{number:064x}",
+        "vector": vector(number),
+        "caption": f"caption {number} ä\0",
+        "metadata": {"n": number, "tags": ["a", None]},
+    }
+    return NewImage(**{**fields, **changes})
+
+
+@pytest.fixture
+def catalog() -> Iterator[Catalog]:
+    with Catalog.create(None, dim=DIM) as made:
+        yield made
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "catalog.sqlite"
+
+
+def keys_of(catalog: Catalog) -> list[int]:
+    return [record.key for record in catalog.iter_records()]
+
+
+def keys_in(path: Path) -> list[int]:
+    with Catalog.open(path) as catalog:
+        return keys_of(catalog)
+
+
+def replay(catalog: Catalog, held: dict[int, np.ndarray], since: Position, batch_size: int) -> Position:
+    """Follow the catalog the way an index does, which refuses double adds and unknown removals."""
+    for change in catalog.changes(since, batch_size=batch_size):
+        since = step(held, since, change, batch_size)
+    return since
+
+
+def step(held: dict[int, np.ndarray], since: Position, change: Change, batch_size: int) -> Position:
+    assert change.added_keys.dtype == change.removed_keys.dtype == np.int64
+    assert change.added_vectors.dtype == np.float32
+    assert change.added_vectors.shape == (len(change.added_keys), DIM)
+    assert len(change.added_keys) <= batch_size and len(change.removed_keys) <= batch_size
+    assert change.position != since
+    for key in change.removed_keys:
+        del held[int(key)]
+    for key, values in zip(change.added_keys, change.added_vectors, strict=True):
+        assert int(key) not in held
+        held[int(key)] = values
+    return change.position
+
+
+# --- adding, finding, removing
+
+
+def test_what_goes_in_comes_out(catalog: Catalog) -> None:
+    keys = catalog.add([row(2), row(1), row(3, caption=None, metadata={})])
+    assert keys.dtype == np.int64 and keys.tolist() == [1, 2, 3]
+    assert len(catalog) == 3
+    record = catalog.find("2.jpg")
+    assert record == Record(
+        key=1, id="2.jpg", source="/photos/2.jpg", width=640, height=480, bytes=1002,
+        digest=f"{2:064x}", caption="caption 2 ä\0", metadata={"n": 2, "tags": ["a", None]},
+    )  # fmt: skip
+    assert [r.id for r in catalog.records([3, 1, 3])] == ["3.jpg", "2.jpg", "3.jpg"]
+    assert catalog.records([3])[0].caption is None
+    assert np.array_equal(catalog.vectors(np.array([2, 1, 2])), [vector(1), vector(2), vector(1)])
+    assert catalog.vectors([1]).dtype == np.float32
+    assert catalog.find("4.jpg") is None
+    assert catalog.known_ids(["1.jpg", "9.jpg"]) == {"1.jpg": 2}
+    assert catalog.known_digests([f"{3:064x}", "f"]) == {f"{3:064x}": 3}
+    catalog.verify()
+
+
+def test_nothing_in_nothing_out(catalog: Catalog) -> None:
+    assert catalog.add([]).tolist() == []
+    assert catalog.add([]).dtype == np.int64
+    catalog.remove([])
+    assert catalog.records([]) == []
+    assert catalog.vectors([]).shape == (0, DIM)
+    assert catalog.known_ids([]) == {}
+    assert list(catalog.changes(Position())) == []
+    assert len(catalog) == 0 and catalog.position == Position()
+
+
+def test_more_keys_than_sqlite_takes_variables(catalog: Catalog) -> None:
+    keys = catalog.add([row(i) for i in range(2500)])
+    shuffled = np.random.default_rng(0).permutation(keys)
+    assert [r.key for r in catalog.records(shuffled)] == shuffled.tolist()
+    assert np.array_equal(catalog.vectors(shuffled)[0], vector(int(shuffled[0]) - 1))
+    assert len(catalog.known_digests(f"{i:064x}" for i in range(-1, 2500))) == 2500
+    assert keys_of(catalog) == keys.tolist()
+    catalog.remove(shuffled[:2000])
+    assert sorted(keys_of(catalog)) == sorted(shuffled[2000:].tolist())
+
+
+def test_keys_are_never_used_again(catalog: Catalog) -> None:
+    assert catalog.add([row(1), row(2)]).tolist() == [1, 2]
+    catalog.remove([2, 1])
+    assert catalog.add([row(2)]).tolist() == [3]
+
+
+def test_an_image_can_be_called_otherwise(catalog: Catalog) -> None:
+    catalog.add([row(1), row(2)])
+    before = catalog.position
+    first, second = catalog.records([1, 2])
+    other = replace(first, id="a/1.jpg", source="/a/1.jpg", caption=None, metadata={"n": 0})
+    catalog.rename(other)
+    assert catalog.records([1, 2]) == [other, second] and catalog.position == before
+    assert catalog.by_digest([first.digest, f"{9:064x}"]) == {first.digest: other}
+    assert catalog.find("1.jpg") is None and np.array_equal(catalog.vectors([1])[0], vector(1))
+    catalog.rename(other)  # as it is called already
+    for wrong, message in (
+        (replace(other, id="2.jpg"), r"already holds the id '2\.jpg' \(key 2\)"),
+        (replace(other, key=3), "no image with key 3"),
+        (replace(other, metadata={"n": NAN}), "cannot be kept as JSON"),
+        (replace(other, id=""), "its id must be a text"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            catalog.rename(wrong)
+    assert catalog.records([1, 2]) == [other, second]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (row(1, digest="new"), "already holds the id '1.jpg'"),
+        (row(1, id="new"), "already holds the digest"),
+        (row(5), "the id '5.jpg' is given twice"),
+        (row(5, id="new"), f"the digest '{5:064x}' is given twice"),
+        (row(7, vector=vector(7, DIM + 1)), r"'7.jpg': the vector must be float32 \[4\], not float32 \[5\]"),
+        (row(7, vector=np.ones(DIM, np.int64)), "int64"),
+        (row(7, vector=np.array([1, NAN, 0, 0], np.float32)), "zero or not finite"),
+        (row(7, vector=np.array([1, INF, 0, 0], np.float32)), "zero or not finite"),
+        (row(7, vector=np.array([1, 1e300, 0, 0])), "zero or not finite"),
+        (row(7, vector=np.zeros(DIM, np.float32)), "zero or not finite"),
+        (row(7, metadata={"score": NAN}), "metadata of '7.jpg' cannot be kept as JSON"),
+        (row(7, metadata={"path": Path()}), "metadata of '7.jpg' cannot be kept as JSON"),
+        (row(7, id=""), "its id must be a text that is not empty"),
+        (row(7, digest=None), "its digest must be"),
+        (row(7, source="caf\udce9"), "its source is not Unicode"),
+    ],
+)
+def test_a_bad_row_changes_nothing(catalog: Catalog, bad: NewImage, message: str) -> None:
+    catalog.add([row(1)])
+    before = catalog.position
+    with pytest.raises(InvalidInputError, match=message):
+        catalog.add([row(5), bad, row(6)])
+    assert keys_of(catalog) == [1] and catalog.position == before
+    assert catalog.add([row(5)]).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ([1, 9], "no image with key 9"),
+        ([1, 1], "twice"),
+        ([[1]], r"\[1, 1\]"),
+        ([1.0], "float64"),
+        ([-1], "-1"),
+    ],
+)
+def test_a_bad_removal_changes_nothing(catalog: Catalog, keys: Any, message: str) -> None:
+    catalog.add([row(1), row(2)])
+    with pytest.raises(InvalidInputError, match=message):
+        catalog.remove(keys)
+    assert keys_of(catalog) == [1, 2] and catalog.position == Position(2, 0)
+
+
+def test_unknown_keys_are_named(catalog: Catalog) -> None:
+    catalog.add([row(1)])
+    for read in (catalog.records, catalog.vectors):
+        with pytest.raises(InvalidInputError, match=r"no image with key 5, 6, 7, \.\.\."):
+            read([5, 1, 6, 7, 8])
+
+
+def test_ids_that_are_no_text_of_unicode(catalog: Catalog) -> None:
+    for read in (catalog.find, catalog.namesakes, lambda id: catalog.known_ids([id])):
+        with pytest.raises(InvalidInputError, match=r"'caf\\udce9' is not Unicode"):
+            read("caf\udce9")
+    assert len(catalog) == 0
+
+
+def test_namesakes(catalog: Catalog) -> None:
+    names = ["a", "a#2", "a#", "a#1", "a$", "a!", "ab", "A", "a\0", "b#a"]
+    catalog.add([row(n, id=name) for n, name in enumerate(names)])
+    assert [record.id for record in catalog.namesakes("a")] == ["a", "a#", "a#1", "a#2"]
+    assert [record.id for record in catalog.namesakes("a#1")] == ["a#1"]
+    assert [record.id for record in catalog.namesakes("b")] == ["b#a"]
+    assert catalog.namesakes("") == []
+
+
+# --- several changes as one
+
+
+def test_a_transaction_is_one_change(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog, Catalog.open(path) as other:
+        catalog.add([row(1), row(2)])
+        with catalog.transaction():
+            catalog.remove([1])
+            catalog.add([row(3)])
+            catalog.add([row(1)])
+            catalog.set_meta("x", 1)
+            assert keys_of(catalog) == [2, 3, 4] and keys_of(other) == [1, 2]
+        assert keys_of(other) == [2, 3, 4] and other.get_meta("x") == 1
+        held: dict[int, np.ndarray] = {}
+        assert replay(other, held, Position(), 2) == catalog.position == Position(4, 1)
+        assert sorted(held) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("error", [InvalidInputError, KeyboardInterrupt])
+def test_a_transaction_that_raises_leaves_nothing(path: Path, error: type[BaseException]) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        catalog.add([row(1)])
+        with pytest.raises(error), catalog.transaction():
+            catalog.remove([1])
+            catalog.add([row(2)])
+            raise error
+        assert keys_of(catalog) == keys_in(path) == [1] and catalog.position == Position(1, 0)
+        assert catalog.add([row(2)]).tolist() == [2]
+        assert keys_in(path) == [1, 2]
+
+
+def test_a_refusal_within_a_transaction_undoes_only_itself(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        with catalog.transaction():
+            catalog.add([row(1)])
+            with pytest.raises(InvalidInputError, match="already holds the id"):
+                catalog.add([row(2), row(1)])
+            with pytest.raises(KeyboardInterrupt), catalog.transaction():
+                catalog.remove([1])
+                raise KeyboardInterrupt
+            catalog.add([row(3)])
+        assert keys_in(path) == [1, 2]
+        assert [record.id for record in catalog.iter_records()] == ["1.jpg", "3.jpg"]
+
+
+def test_a_transaction_left_open_by_an_interrupt_is_taken_back(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        catalog._database.connection.execute("BEGIN IMMEDIATE")
+        catalog._database.connection.execute("INSERT INTO removals (key) VALUES (1)")
+        assert catalog.add([row(1)]).tolist() == [1]
+        assert keys_in(path) == [1] and catalog.position == Position(1, 0)
+
+
+def test_other_threads_wait_for_a_transaction(catalog: Catalog) -> None:
+    seen: list[int] = []
+    with catalog.transaction():
+        thread = threading.Thread(target=lambda: seen.append(len(catalog)))
+        thread.start()
+        catalog.add([row(1)])
+        thread.join(0.05)
+        assert seen == []
+        catalog.add([row(2)])
+    thread.join()
+    assert seen == [2]
+
+
+def test_meta(catalog: Catalog, path: Path) -> None:
+    assert catalog.get_meta("x") is None and catalog.get_meta("x", 3) == 3
+    catalog.set_meta("x", {"a": [1, None, "ä"]})
+    catalog.set_meta("x", [1.5])
+    assert catalog.get_meta("x") == [1.5]
+    with pytest.raises(InvalidInputError, match="JSON"):
+        catalog.set_meta("x", NAN)
+    for name in ("dim", "settings"):
+        with pytest.raises(InvalidInputError, match="fixed"):
+            catalog.set_meta(name, 1)
+    with Catalog.create(path, dim=DIM) as first:
+        first.set_meta("x", 1)
+    with Catalog.open(path) as second:
+        assert second.get_meta("x") == 1
+
+
+# --- against a model
+
+
+class CatalogMachine(RuleBasedStateMachine):
+    """The catalog against a dict; followers at every pace against the change log."""
+
+    @initialize()
+    def start(self) -> None:
+        self.catalog = Catalog.create(None, dim=DIM)
+        self.model: dict[int, int] = {}  # key -> number of the image
+        self.last_key = 0
+        self.moments: list[tuple[Position, dict[int, np.ndarray]]] = [(Position(), {})]
+        self.follower: dict[int, np.ndarray] = {}
+        self.followed = Position()
+
+    @rule(numbers=st.lists(st.integers(0, 15), max_size=5))
+    def add(self, numbers: list[int]) -> None:
+        clash = len(set(numbers)) < len(numbers) or set(numbers) & set(self.model.values())
+        if clash:
+            with pytest.raises(InvalidInputError):
+                self.catalog.add([row(number) for number in numbers])
+            return
+        keys = self.catalog.add([row(number) for number in numbers]).tolist()
+        assert keys == list(range(self.last_key + 1, self.last_key + 1 + len(numbers)))
+        self.last_key += len(numbers)
+        self.model.update(zip(keys, numbers, strict=True))
+
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        keys = data.draw(st.lists(st.integers(1, self.last_key + 1), max_size=5))
+        if len(set(keys)) < len(keys) or not set(keys) <= self.model.keys():
+            with pytest.raises(InvalidInputError):
+                self.catalog.remove(keys)
+            return
+        self.catalog.remove(keys)
+        for key in keys:
+            del self.model[key]
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def remove_present(self, data: st.DataObject) -> None:
+        keys = data.draw(st.lists(st.sampled_from(sorted(self.model)), unique=True, max_size=5))
+        self.catalog.remove(keys)
+        for key in keys:
+            del self.model[key]
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), numbers=st.lists(st.integers(16, 30), unique=True, max_size=3))
+    def change_and_take_back(self, data: st.DataObject, numbers: list[int]) -> None:
+        keys = data.draw(st.lists(st.sampled_from(sorted(self.model)), unique=True, max_size=3))
+        with pytest.raises(ZeroDivisionError), self.catalog.transaction():
+            self.catalog.add([row(number) for number in numbers])
+            self.catalog.remove(keys)
+            _ = 1 / 0
+
+    @rule()
+    def remember_this_moment(self) -> None:
+        held = {key: vector(number) for key, number in self.model.items()}
+        self.moments.append((self.catalog.position, held))
+
+    @rule(data=st.data(), batch_size=st.integers(1, 4))
+    def replay_from_an_earlier_moment(self, data: st.DataObject, batch_size: int) -> None:
+        since, held = data.draw(st.sampled_from(self.moments))
+        held = dict(held)
+        assert replay(self.catalog, held, since, batch_size) == self.catalog.position
+        self.check_held(held)
+
+    @rule(batch_size=st.integers(1, 3))
+    def follow_one_step(self, batch_size: int) -> None:
+        """A slow follower, stopped after each step while the catalog goes on changing."""
+        change = next(self.catalog.changes(self.followed, batch_size=batch_size), None)
+        if change is None:
+            assert self.followed == self.catalog.position
+            self.check_held(self.follower)
+        else:
+            self.followed = step(self.follower, self.followed, change, batch_size)
+
+    def check_held(self, held: dict[int, np.ndarray]) -> None:
+        assert held.keys() == self.model.keys()
+        for key, number in self.model.items():
+            assert np.array_equal(held[key], vector(number))
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        keys = data.draw(st.lists(st.sampled_from(sorted(self.model)), max_size=6))
+        assert [r.id for r in self.catalog.records(keys)] == [f"{self.model[key]}.jpg" for key in keys]
+        found = self.catalog.vectors(keys)
+        assert all(np.array_equal(f, vector(self.model[key])) for f, key in zip(found, keys, strict=True))
+        ids = {f"{number}.jpg": key for key, number in self.model.items()}
+        assert self.catalog.known_ids(f"{number}.jpg" for number in range(16)) == ids
+
+    @invariant()
+    def holds_the_same(self) -> None:
+        if hasattr(self, "model"):
+            assert len(self.catalog) == len(self.model)
+            assert keys_of(self.catalog) == sorted(self.model)
+
+    def teardown(self) -> None:
+        if hasattr(self, "catalog"):
+            self.catalog.verify()
+            self.catalog.close()
+
+
+TestCatalogMachine = CatalogMachine.TestCase
+TestCatalogMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_a_position_from_the_future_is_refused(catalog: Catalog) -> None:
+    catalog.add([row(1)])
+    for since in (Position(2, 0), Position(0, 1)):
+        with pytest.raises(MismatchError, match="stands at"):
+            next(catalog.changes(since))
+    with pytest.raises(InvalidInputError, match="batch_size"):
+        next(catalog.changes(Position(), batch_size=0))
+
+
+# --- the file
+
+
+def test_a_catalog_survives_closing(path: Path) -> None:
+    with Catalog.create(path, dim=DIM, settings={"fingerprint": "abc", "n": 1}) as catalog:
+        catalog.add([row(1), row(2)])
+        catalog.remove([1])
+        position = catalog.position
+    with Catalog.open(path, dim=DIM, settings={"fingerprint": "abc"}) as catalog:
+        assert (catalog.dim, catalog.settings) == (DIM, {"fingerprint": "abc", "n": 1})
+        assert keys_of(catalog) == [2] and catalog.position == position == Position(2, 1)
+        catalog.verify()
+        assert str(path) in repr(catalog)
+
+
+def test_another_encoder_is_refused(path: Path) -> None:
+    Catalog.create(path, dim=DIM, settings={"fingerprint": "abc"}).close()
+    with pytest.raises(MismatchError, match="made with fingerprint 'abc', but 'xyz' is wanted"):
+        Catalog.open(path, settings={"fingerprint": "xyz"})
+    with pytest.raises(MismatchError, match="made with dim 4, but 5 is wanted"):
+        Catalog.open(path, dim=5)
+    with pytest.raises(MismatchError, match="made with device None"):
+        Catalog.open(path, settings={"device": "cpu"})
+
+
+def test_creating_over_something_is_refused(path: Path) -> None:
+    Catalog.create(path, dim=DIM).close()
+    before = path.read_bytes()
+    with pytest.raises(AlbumError, match="exists already"):
+        Catalog.create(path, dim=DIM)
+    assert path.read_bytes() == before
+    foreign = path.with_name("other.sqlite")
+    with sqlite3.connect(foreign) as other:
+        other.execute("CREATE TABLE mine (x)")
+    other.close()
+    before = foreign.read_bytes()
+    with pytest.raises(AlbumError, match="exists already"):
+        Catalog.create(foreign, dim=DIM)
+    assert foreign.read_bytes() == before
+    with pytest.raises(AlbumError, match="unable to open"):
+        Catalog.create(path / "below" / "a.sqlite", dim=DIM)
+    with pytest.raises(InvalidInputError, match="dim must be at least 1"):
+        Catalog.create(None, dim=0)
+
+
+def test_a_creation_that_was_cut_short_can_be_repeated(path: Path) -> None:
+    path.touch()  # what a killed process leaves: SQLite makes the file first and commits to it later
+    with pytest.raises(IntegrityError, match="not a catalog"):
+        Catalog.open(path)
+    Catalog.create(path, dim=DIM).close()
+    assert keys_in(path) == []
+
+
+def test_foreign_and_newer_files_are_refused(path: Path) -> None:
+    with pytest.raises(AlbumError, match="no catalog here"):
+        Catalog.open(path)
+    assert not path.exists()
+    path.write_bytes(b"no database at all " * 1000)
+    with pytest.raises(IntegrityError, match="not a database"):
+        Catalog.open(path)
+    with pytest.raises(IntegrityError, match="not a database"):
+        Catalog.create(path, dim=DIM)
+    path.unlink()
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE images (x)")
+    other.close()
+    with pytest.raises(IntegrityError, match="not a catalog of zsqretrieval"):
+        Catalog.open(path)
+    path.unlink()
+    Catalog.create(path, dim=DIM).close()
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA user_version = 3")
+    other.close()
+    with pytest.raises(IntegrityError, match="format 3, this version of zsqretrieval reads up to 2"):
+        Catalog.open(path)
+
+
+def test_a_damaged_vector_is_found_and_named(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        catalog.add([row(1), row(2)])
+    data = bytearray(path.read_bytes())
+    at = data.index(vector(2).tobytes())
+    data[at + 3] ^= 1
+    path.write_bytes(data)
+    with Catalog.open(path) as catalog:
+        assert np.array_equal(catalog.vectors([1])[0], vector(1))
+        for read in (
+            lambda: catalog.vectors([1, 2]),
+            lambda: list(catalog.changes(Position())),
+            catalog.verify,
+        ):
+            with pytest.raises(IntegrityError, match="vector of image 2 is damaged"):
+                read()
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
+def test_a_truncated_file_is_never_read_as_whole(path: Path, keep: float) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        catalog.add([row(i) for i in range(2000)])
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(IntegrityError), Catalog.open(path) as catalog:
+        catalog.verify()
+    with pytest.raises(IntegrityError), Catalog.open(path) as catalog:
+        catalog.vectors(np.arange(1, 2001))
+
+
+def test_flipped_bytes_raise_nothing_of_sqlite(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        catalog.add([row(i) for i in range(300)])
+    data = path.read_bytes()
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(60):
+        broken = bytearray(data)
+        for _ in range(20):
+            broken[generator.randrange(len(broken))] = generator.randrange(256)
+        path.write_bytes(broken)
+        try:
+            with Catalog.open(path) as catalog:
+                catalog.verify()
+                list(catalog.changes(Position()))
+                catalog.records(keys_of(catalog))
+        except (IntegrityError, AlbumError, InvalidInputError):
+            refused += 1
+    assert refused > 30
+
+
+def test_closed(path: Path) -> None:
+    catalog = Catalog.create(path, dim=DIM)
+    catalog.close()
+    catalog.close()
+    for use in (
+        lambda: len(catalog),
+        lambda: catalog.add([row(1)]),
+        lambda: catalog.backup(path.with_name("b")),
+    ):
+        with pytest.raises(AlbumError, match="closed"):
+            use()
+    assert not path.with_name(path.name + "-wal").exists(), "closing folds the journal into the file"
+
+
+def test_a_full_disk_changes_nothing(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        catalog.add([row(0)])
+        pages = catalog._database.connection.execute("PRAGMA page_count").fetchone()[0]
+        catalog._database.connection.execute(f"PRAGMA max_page_count = {pages + 3}")
+        with pytest.raises(AlbumError, match="disk is full: nothing was changed; free some space"):
+            catalog.add([row(i) for i in range(1, 5000)])
+        assert keys_of(catalog) == [1]
+        catalog._database.connection.execute("PRAGMA max_page_count = 1000000")
+        assert catalog.add([row(1)]).tolist() == [2]
+        catalog.verify()
+
+
+def test_a_lock_that_lasts_is_an_error_and_a_short_one_is_waited_for(path: Path) -> None:
+    Catalog.create(path, dim=DIM).close()
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with Catalog.open(path, timeout=0.05) as catalog:
+        assert len(catalog) == 0, "reading goes on while another process writes"
+        with pytest.raises(AlbumError, match="locked: another process is writing"):
+            catalog.add([row(1)])
+    with Catalog.open(path) as catalog:
+        timer = threading.Timer(0.2, lambda: other.execute("COMMIT"))
+        timer.start()
+        assert catalog.add([row(1)]).tolist() == [1]
+        timer.join()
+    other.close()
+
+
+# --- backup
+
+
+def test_backup_is_a_whole_catalog(catalog: Catalog, path: Path) -> None:
+    catalog.add([row(i) for i in range(50)])
+    catalog.backup(path)
+    catalog.add([row(50)])
+    with Catalog.open(path) as copy:
+        assert len(copy) == 50 and copy.dim == DIM
+        copy.verify()
+        copy.backup(path.with_name("second.sqlite"))
+    catalog.backup(path)
+    assert len(keys_in(path)) == 51
+    assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_backup_during_writes_is_of_one_moment(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        catalog.add([row(i) for i in range(20)])
+        done = threading.Event()
+
+        def write() -> None:
+            for start in range(20, 400, 20):
+                catalog.add([row(i) for i in range(start, start + 20)])
+            done.set()
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        counts = []
+        while not done.is_set():
+            catalog.backup(path.with_name("copy.sqlite"))
+            with Catalog.open(path.with_name("copy.sqlite")) as copy:
+                copy.verify()
+                counts.append(len(copy))
+        thread.join()
+    assert counts and all(count % 20 == 0 for count in counts)
+
+
+def test_backup_never_replaces_a_catalog_in_use(path: Path, catalog: Catalog) -> None:
+    catalog.add([row(1)])
+    with Catalog.create(path, dim=DIM) as used:
+        for source in (catalog, used):
+            with pytest.raises(AlbumError, match="in use"):
+                source.backup(path)
+        used.add([row(2)])
+        assert keys_of(used) == [1]
+    with pytest.raises(AlbumError, match="unable to open"):
+        catalog.backup(path / "below" / "a.sqlite")
+
+
+def test_a_failed_backup_leaves_the_old_one(
+    path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog.add([row(1)])
+    catalog.backup(path)
+    catalog.add([row(2)])
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(AlbumError, match="cannot be written: No space left"):
+        catalog.backup(path)
+    monkeypatch.undo()
+    assert keys_in(path) == [1]
+    assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_a_catalog_in_memory_moves_to_a_file(path: Path) -> None:
+    with Catalog.create(None, dim=DIM, settings={"a": 1}) as catalog:
+        catalog.add([row(i) for i in range(5)])
+        catalog.remove([2])
+        catalog.move_to(path)
+        assert catalog.add([row(7)]).tolist() == [6]
+        assert str(path) in repr(catalog) and catalog.settings == {"a": 1}
+        assert keys_in(path) == keys_of(catalog) == [1, 3, 4, 5, 6]
+        with pytest.raises(AlbumError, match="exists already"):
+            catalog.move_to(path)
+        with pytest.raises(AlbumError, match="unable to open"):
+            catalog.move_to(path / "below" / "a.sqlite")
+        catalog.verify()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+# --- threads, processes, sudden death
+
+
+def test_many_threads(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        failures: list[BaseException] = []
+
+        def work(thread: int) -> None:
+            try:
+                for i in range(10):
+                    number = thread * 100 + i
+                    (key,) = catalog.add([row(number)])
+                    assert np.array_equal(catalog.vectors([key])[0], vector(number))
+                    if i % 3 == 0:
+                        catalog.remove([key])
+                    held: dict[int, np.ndarray] = {}
+                    replay(catalog, held, Position(), 7)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert len(catalog) == 4 * 6
+        catalog.verify()
+
+
+WRITER = """
+import json, sys, numpy as np
+from zsqretrieval.album.catalog import Catalog, NewImage
+
+path, name, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+catalog = Catalog.open(path)
+for batch in range(int(sys.argv[4])):
+    names = [f"{name}-{batch}-{i}" for i in range(size)]
+    vectors = [np.random.default_rng([batch, i]).standard_normal(4).astype("float32") for i in range(size)]
+    keys = catalog.add([
+        NewImage(n, n, 1, 1, 1, n, v, metadata={"size": size}) for n, v in zip(names, vectors)
+    ]).tolist()
+    removed = keys[:1] if batch % 3 == 0 else []
+    print(json.dumps({"ids": names, "keys": keys}), flush=True)
+    if removed:
+        catalog.remove(removed)
+        print(json.dumps({"removed": removed}), flush=True)
+catalog.close()
+"""
+
+
+def writer(path: Path, name: str, size: int, batches: int) -> subprocess.Popen[bytes]:
+    arguments = [sys.executable, "-c", WRITER, str(path), name, str(size), str(batches)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE)
+
+
+def test_two_processes_write_at_once_and_a_third_follows(path: Path) -> None:
+    with Catalog.create(path, dim=DIM) as catalog:
+        writers = [writer(path, name, 5, 30) for name in "ab"]
+        held: dict[int, np.ndarray] = {}
+        position = Position()
+        while any(process.poll() is None for process in writers):
+            position = replay(catalog, held, position, 8)
+            time.sleep(0.01)
+        assert [process.returncode for process in writers] == [0, 0]
+        reports = [json.loads(line) for process in writers for line in process.communicate()[0].splitlines()]
+        replay(catalog, held, position, 8)
+        added = [key for report in reports for key in report.get("keys", [])]
+        removed = {key for report in reports for key in report.get("removed", [])}
+        assert len(set(added)) == len(added) == 300 and len(removed) == 20
+        assert held.keys() == set(keys_of(catalog)) == set(added) - removed
+        catalog.verify()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_killed_process_loses_nothing_it_was_told_is_safe(path: Path) -> None:
+    Catalog.create(path, dim=DIM).close()
+    generator = random.Random(5)
+    expected: dict[str, int] = {}  # id -> key
+    for turn in range(15):
+        size = generator.choice([1, 7, 60])
+        process = writer(path, str(turn), size, 100_000)
+        assert process.stdout is not None
+        first = process.stdout.readline()  # it is up and writing
+        time.sleep(generator.uniform(0, 0.08))
+        process.kill()
+        output = first + process.communicate()[0]
+        assert process.returncode == -signal.SIGKILL
+        reports = [json.loads(line) for line in output.split(b"\n")[:-1]]
+        added = [report for report in reports if "ids" in report]
+        for report in added:
+            expected.update(zip(report["ids"], report["keys"], strict=True))
+        removed = {key for report in reports for key in report.get("removed", [])}
+        expected = {id: key for id, key in expected.items() if key not in removed}
+        with Catalog.open(path) as catalog:
+            catalog.verify()
+            present = {record.id: record.key for record in catalog.iter_records()}
+            # Only what was under way when the process died is open: one removal, or one batch, whole or not.
+            missing, extra = expected.keys() - present.keys(), present.keys() - expected.keys()
+            assert missing <= {added[-1]["ids"][0]}
+            assert extra in (set(), {f"{turn}-{len(added)}-{i}" for i in range(size)})
+            assert all(expected.get(id, key) == key for id, key in present.items())
+            for id, stored in zip(present, catalog.vectors(list(present.values())), strict=True):
+                seed = [int(part) for part in id.split("-")[1:]]
+                assert np.array_equal(
+                    stored, np.random.default_rng(seed).standard_normal(4).astype("float32")
+                )
+            held: dict[int, np.ndarray] = {}
+            replay(catalog, held, Position(), 1000)
+            assert held.keys() == set(present.values())
+        expected = present
+    assert len(expected) > 100

@@ -1,0 +1,444 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from seeing import Seeing
+
+from zsqretrieval.album import features as states
+from zsqretrieval.album.features import StateStore
+from zsqretrieval.errors import AlbumError, ZsqError
+
+GENERATOR = Seeing()
+
+
+def digest(n: int) -> str:
+    return f"{n:064x}"
+
+
+def state(n: int) -> np.ndarray:
+    return np.array([n, n + 0.5, -n], np.float32)
+
+
+def fill(store: StateStore, numbers: Iterable[int]) -> None:
+    with store.held():
+        store.put({digest(n): state(n) for n in numbers})
+
+
+def held(store: StateStore, numbers: Iterable[int]) -> list[int]:
+    """Of some numbers, those whose state is there and right; one that is wrong is an error."""
+    wanted = list(numbers)
+    found = store.get(digest(n) for n in wanted)
+    check_right(found, wanted)
+    assert store.missing(digest(n) for n in wanted) == [digest(n) for n in wanted if digest(n) not in found]
+    return [n for n in wanted if digest(n) in found]
+
+
+def check_right(found: Mapping[str, np.ndarray], numbers: Iterable[int]) -> None:
+    for n in numbers:
+        if digest(n) in found:
+            assert found[digest(n)].tolist() == state(n).tolist()
+
+
+def segments(album: Path) -> list[Path]:
+    return sorted(album.glob("states-*/*.states"))
+
+
+def all_but(*numbers: int) -> Any:
+    return lambda digests: set(digests) - set(map(digest, numbers))
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_what_is_put_is_there(tmp_path: Path, on_disk: bool) -> None:
+    store = StateStore(GENERATOR, tmp_path if on_disk else None)
+    assert held(store, range(3)) == [] and store.in_memory is not on_disk
+    fill(store, range(5))
+    fill(store, [7])
+    fill(store, [])
+    assert held(store, [0, 4, 4, 6, 7]) == [0, 4, 4, 7]
+    found = store.get([digest(3)])[digest(3)]
+    assert (found.shape, found.dtype, found.flags.writeable) == ((3,), np.float32, False)
+    assert isinstance(found, np.memmap) is on_disk
+    assert len(segments(tmp_path)) == (2 if on_disk else 0)
+    again = StateStore(GENERATOR, tmp_path)
+    assert held(again, range(9)) == ([0, 1, 2, 3, 4, 7] if on_disk else [])
+
+
+def test_what_is_kept_in_memory_is_a_copy() -> None:
+    store, mine = StateStore(GENERATOR), state(1)
+    store.put({digest(1): mine})
+    mine[:] = 9
+    assert held(store, [1]) == [1]
+
+
+def test_any_shape_and_dtype(tmp_path: Path) -> None:
+    class Other(Seeing):
+        state_shape = (4, 5)  # type: ignore[assignment]
+        state_dtype = np.dtype(np.float16)
+
+    rows = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float16)
+    StateStore(Other(), tmp_path).put({digest(n): row for n, row in enumerate(rows)})
+    found = StateStore(Other(), tmp_path).get([digest(2), digest(0)])
+    assert np.array_equal(found[digest(2)], rows[2]) and found[digest(0)].dtype == np.float16
+    with pytest.raises(ZsqError, match=r"made a state of float32 \[3\] but says float16 \[4, 5\]"):
+        StateStore(Other(), tmp_path).put({digest(1): state(1)})
+
+
+def test_states_of_another_generator_are_not_used(tmp_path: Path) -> None:
+    fill(StateStore(Seeing(1), tmp_path), range(3))
+    other = StateStore(Seeing(2), tmp_path)
+    assert held(other, range(3)) == []
+    fill(other, [1])
+    assert held(StateStore(Seeing(1), tmp_path), range(3)) == [0, 1, 2]
+    (theirs,) = set(tmp_path.iterdir()) - {other._folder}
+    segments(theirs.parent)[0].rename(other._folder / "0123456789abcdef.states")  # type: ignore[operator]
+    with pytest.warns(RuntimeWarning, match="not made by this generator"):
+        assert held(StateStore(Seeing(2), tmp_path), range(3)) in ([1], [])
+
+
+def test_one_generator_in_two_precisions_keeps_two_kinds_of_states(tmp_path: Path) -> None:
+    class Narrow(Seeing):
+        state_dtype = np.dtype(np.float16)
+
+    fill(StateStore(Seeing(), tmp_path), range(3))
+    assert held(StateStore(Narrow(), tmp_path), range(3)) == []  # and no warning of damage
+    assert held(StateStore(Seeing(), tmp_path), range(3)) == [0, 1, 2]
+
+
+def test_moving_to_a_directory(tmp_path: Path) -> None:
+    store = StateStore(GENERATOR)
+    fill(store, range(4))
+    store.move_to(tmp_path)
+    fill(store, [9])
+    assert not store.in_memory and held(store, range(10)) == [0, 1, 2, 3, 9]
+    assert held(StateStore(GENERATOR, tmp_path), range(10)) == [0, 1, 2, 3, 9]
+    empty = StateStore(GENERATOR)
+    (tmp_path / "file").touch()
+    with pytest.raises(AlbumError, match="image states cannot be kept in"):
+        empty.move_to(tmp_path / "file")
+    assert empty.in_memory
+
+
+def test_two_stores_see_each_other(tmp_path: Path) -> None:
+    one, other = StateStore(GENERATOR, tmp_path), StateStore(GENERATOR, tmp_path)
+    fill(one, [1, 2])
+    fill(other, [3])
+    assert held(one, range(5)) == held(other, range(5)) == [1, 2, 3]
+    one.sweep(all_but())  # which puts the segments together
+    assert len(segments(tmp_path)) == 1
+    assert held(other, range(5)) == [1, 2, 3], "its segments are gone, their states are not"
+
+
+def test_states_thrown_away_while_in_use_are_missing_and_can_be_put_again(tmp_path: Path) -> None:
+    store = StateStore(GENERATOR, tmp_path)
+    fill(store, range(3))
+    for file in segments(tmp_path):
+        file.unlink()
+    assert held(store, range(3)) == []
+    fill(store, [1])
+    assert held(store, range(3)) == [1]
+    for file in segments(tmp_path):
+        file.unlink()
+    store._folder.rmdir()  # type: ignore[union-attr]
+    assert held(store, range(3)) == []
+    fill(store, [2])
+    assert held(store, range(3)) == [2]
+
+
+# --- sweeping
+
+
+def test_a_sweep_forgets_what_is_gone_and_puts_small_segments_together(tmp_path: Path) -> None:
+    store = StateStore(GENERATOR, tmp_path)
+    for n in range(10):
+        fill(store, [n, 100 + n])
+    store.sweep(all_but(3, 104))
+    assert len(segments(tmp_path)) == 1
+    expected = [n for n in [*range(10), *range(100, 110)] if n not in (3, 104)]
+    assert held(store, range(200)) == expected
+    assert held(StateStore(GENERATOR, tmp_path), range(200)) == expected
+    before = segments(tmp_path)
+    store.sweep(all_but(3, 104))
+    assert segments(tmp_path) == before, "nothing is written again for nothing"
+    store.sweep(all_but(*range(9), *range(100, 200)))
+    assert held(StateStore(GENERATOR, tmp_path), range(200)) == [9]
+    store.sweep(all_but(9))
+    assert segments(tmp_path) == [] and held(store, range(200)) == []
+
+
+def test_large_segments_are_left_alone_while_most_of_them_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StateStore(GENERATOR, tmp_path)
+    fill(store, range(10))
+    fill(store, range(10, 20))
+    before = segments(tmp_path)
+    monkeypatch.setattr(states, "_SMALL", 0)
+    store.sweep(all_but(1, 2, 11))
+    assert segments(tmp_path) == before
+    store.sweep(all_but(*range(8)))
+    assert len(set(segments(tmp_path)) - set(before)) == 1 and len(segments(tmp_path)) == 2
+    for one in (store, StateStore(GENERATOR, tmp_path)):
+        assert set(held(one, range(20))) - {11} == set(range(8, 20)) - {11}
+
+
+def test_a_sweep_of_very_many_segments_opens_few_files_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "_OPEN", 3)
+    store = StateStore(GENERATOR, tmp_path)
+    for n in range(10):
+        fill(store, [n])
+    store.sweep(all_but())
+    assert len(segments(tmp_path)) == 4 and held(store, range(10)) == list(range(10))
+
+
+def test_a_sweep_in_memory() -> None:
+    store = StateStore(GENERATOR)
+    fill(store, range(4))
+    store.sweep(all_but(1, 2))
+    assert held(store, range(4)) == [0, 3]
+
+
+def test_leftovers_of_the_killed_are_cleared_away(tmp_path: Path) -> None:
+    store = StateStore(GENERATOR, tmp_path)
+    fill(store, [1])
+    leftover = segments(tmp_path)[0].with_name(".0011223344556677.states.tmp")
+    leftover.write_bytes(b"half")
+    store.sweep(all_but())
+    assert not leftover.exists() and held(store, [1]) == [1]
+
+
+def test_nothing_is_swept_between_a_state_and_its_image(tmp_path: Path) -> None:
+    for album in (tmp_path, None):
+        store = StateStore(GENERATOR, album)
+        images: set[str] = set()
+        swept = threading.Thread(target=lambda s=store, i=images: s.sweep(lambda digests: i & set(digests)))
+        with store.held():
+            store.put({digest(1): state(1)})
+            swept.start()
+            time.sleep(0.05)
+            images.add(digest(1))
+        swept.join()
+        assert held(store, [1]) == [1]
+
+
+# --- damage
+
+
+def flip(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 0x10
+    file.write_bytes(content)
+
+
+def test_a_flipped_byte_anywhere_is_noticed(tmp_path: Path) -> None:
+    fill(StateStore(GENERATOR, tmp_path), range(3))
+    (file,) = segments(tmp_path)
+    sound = file.read_bytes()
+    rows = len(sound) - 3 * 12
+    for position in [*range(0, rows, 7), *range(rows, len(sound))]:
+        flip(file, position)
+        with pytest.warns(RuntimeWarning, match="damaged.*computed again"):
+            found = held(StateStore(GENERATOR, tmp_path), range(3))
+        assert len(found) == (0 if position < rows else 2)
+        file.write_bytes(sound)
+    assert held(StateStore(GENERATOR, tmp_path), range(3)) == [0, 1, 2]
+
+
+def test_a_file_cut_anywhere_is_noticed(tmp_path: Path) -> None:
+    fill(StateStore(GENERATOR, tmp_path), range(3))
+    (file,) = segments(tmp_path)
+    sound = file.read_bytes()
+    for length in [*range(0, len(sound), 9), len(sound) - 1]:
+        file.write_bytes(sound[:length])
+        with pytest.warns(RuntimeWarning, match="damaged"):
+            assert held(StateStore(GENERATOR, tmp_path), range(3)) == []
+
+
+def test_damage_while_in_use_is_noticed_repaired_and_cleared_away(tmp_path: Path) -> None:
+    store = StateStore(GENERATOR, tmp_path)
+    fill(store, range(8))
+    (file,) = segments(tmp_path)
+    flip(file, file.stat().st_size - 1)
+    with pytest.warns(RuntimeWarning, match="1 of 8 image states in .* are damaged"):
+        assert held(store, range(8)) == list(range(7))
+    fill(store, [7])
+    assert held(store, range(8)) == list(range(8))
+    store.sweep(all_but())
+    assert not file.exists()
+    assert held(StateStore(GENERATOR, tmp_path), range(8)) == list(range(8))
+
+    (file,) = segments(tmp_path)
+    flip(file, 3)
+    with pytest.warns(RuntimeWarning, match="header"):
+        other = StateStore(GENERATOR, tmp_path)
+    assert held(other, range(8)) == [], "and it is not said twice"
+    other.sweep(all_but())
+    assert segments(tmp_path) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StateStore(GENERATOR, tmp_path)
+    fill(store, [1])
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.put({digest(2): state(2)})
+    assert held(store, [1, 2]) == [1] and len(list(segments(tmp_path)[0].parent.iterdir())) == 1
+    fill(store, [2])
+    assert held(store, [1, 2]) == [1, 2]
+
+
+# --- against a model
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Two stores of one directory, against the numbers of the images that are there."""
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.album = Path(self.folder.name)
+        self.stores = [StateStore(GENERATOR, self.album) for _ in range(2)]
+        self.images: set[int] = set()
+
+    @rule(which=st.integers(0, 1), numbers=st.lists(st.integers(0, 12), max_size=5))
+    def put(self, which: int, numbers: list[int]) -> None:
+        fill(self.stores[which], numbers)
+        self.images |= set(numbers)
+
+    @rule(gone=st.sets(st.integers(0, 12)))
+    def remove(self, gone: set[int]) -> None:
+        self.images -= gone
+
+    @rule(which=st.integers(0, 1))
+    def sweep(self, which: int) -> None:
+        self.stores[which].sweep(lambda digests: set(digests) & set(map(digest, self.images)))
+
+    @rule(which=st.integers(0, 1))
+    def reopen(self, which: int) -> None:
+        self.stores[which] = StateStore(GENERATOR, self.album)
+
+    @invariant()
+    def every_image_has_its_state(self) -> None:
+        if hasattr(self, "images"):
+            for store in self.stores:
+                assert set(held(store, range(13))) >= self.images
+
+    def teardown(self) -> None:
+        if hasattr(self, "images"):
+            for store in self.stores:
+                store.sweep(lambda digests: set(digests) & set(map(digest, self.images)))
+            assert set(held(self.stores[1], range(13))) >= self.images
+            assert len(segments(self.album)) <= max(1, len(self.images))
+            self.stores.clear()
+            self.folder.cleanup()
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+
+
+def test_many_at_once(tmp_path: Path) -> None:
+    stores = [StateStore(GENERATOR, tmp_path) for _ in range(2)]
+    images: set[str] = set()
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def guarded(work: Any) -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    def put(store: StateStore, first: int) -> None:
+        for n in range(first, first + 20):
+            with store.held():
+                store.put({digest(n): state(n)})
+                images.add(digest(n))
+            assert held(store, [n]) == [n]
+
+    def sweep(store: StateStore) -> None:
+        while not done.is_set():
+            store.sweep(lambda digests: images & set(digests))
+            found = store.get(digest(n) for n in range(100))  # `held` asks twice, and writers go on between
+            check_right(found, range(100))
+
+    writers = [
+        threading.Thread(target=guarded, args=(lambda s=s, f=f: put(s, f),))
+        for s, f in zip(stores * 2, (0, 20, 40, 60), strict=True)
+    ]
+    sweepers = [threading.Thread(target=guarded, args=(lambda s=s: sweep(s),)) for s in stores]
+    for thread in (*writers, *sweepers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in sweepers:
+        thread.join()
+    if failures:
+        raise failures[0]
+    for store in (*stores, StateStore(GENERATOR, tmp_path)):
+        assert held(store, range(100)) == list(range(80))
+
+
+# --- sudden death
+
+VICTIM = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from seeing import Seeing
+from zsqretrieval.album.features import StateStore
+
+album, diary, first = Path(sys.argv[1]), os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT), int(sys.argv[3])
+store = StateStore(Seeing(), album)
+for n in range(first, first + 100000):
+    with store.held():
+        store.put({f"{n:064x}": np.array([n, n + 0.5, -n], np.float32)})
+    os.write(diary, f"{n}\\n".encode())
+    if n % 5 == 0:
+        store.sweep(set)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_sudden_death_loses_and_damages_nothing(tmp_path: Path) -> None:
+    chance = random.Random(5)
+    expected: set[int] = set()
+    for turn in range(4):
+        diary = tmp_path / f"{turn}.txt"
+        command = [sys.executable, "-c", VICTIM, str(tmp_path), str(diary), str(turn * 1000)]
+        victim = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)})
+        while not (diary.exists() and diary.stat().st_size):
+            assert victim.poll() is None
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1))
+        victim.kill()
+        victim.wait()
+        expected |= set(map(int, diary.read_text().split()))
+        store = StateStore(GENERATOR, tmp_path)  # a warning would be an error here
+        found = set(held(store, range(turn * 1000 + 1000)))
+        assert found >= expected and len(found - expected) <= 1 + turn
+        store.sweep(lambda digests: set(digests))
+        assert set(held(store, range(turn * 1000 + 1000))) == found
+        assert len(list(segments(tmp_path)[0].parent.iterdir())) == 1

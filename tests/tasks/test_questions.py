@@ -1,0 +1,190 @@
+"""Questions of images: what is drawn, dropped, told apart and answered."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.generators.prompts import PROMPTS, Prompt
+from zsqretrieval.tasks.english import normalized
+from zsqretrieval.tasks.questions import STYLES, Question, Style, generate_questions
+from zsqretrieval.testing.toys import ToyGenerator, ToyStatesGenerator
+from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
+
+TOY = ToyGenerator()
+
+
+def picture(colour: str) -> Image:
+    return Image(PILImage.new("RGB", (4, 4), colour), f"{colour}.png")
+
+
+IMAGES = [picture("red"), picture("green"), picture("blue")]
+
+
+class Scripted:
+    """Writes what it is told to, in turn, and finds a text the likelier the shorter it is."""
+
+    fingerprint = "scripted"
+
+    def __init__(self, *texts: str, answer: str = "so") -> None:
+        self.texts, self.answer = texts, answer
+        self.calls: list[dict[str, Any]] = []
+
+    def generate(self, contexts: Sequence[Context], *, n: int = 1, **settings: Any) -> list[list[str]]:
+        self.calls.append({"contexts": contexts, "n": n, **settings})
+        if any("Answer:" in str(context[-1]) for context in contexts):
+            return [[self.answer] for _ in contexts]
+        return [[self.texts[draw % len(self.texts)] for draw in range(n)] for _ in contexts]
+
+    def log_likelihood(
+        self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
+    ) -> list[LogLikelihood]:
+        assert all(text.startswith(" ") and len(text) > 1 for text in continuations)
+        return [LogLikelihood(tuple(t), np.full(len(t), -1.0, np.float32)) for t in continuations]
+
+
+def texts(questions: Sequence[Question]) -> list[str]:
+    return [one.text for one in questions]
+
+
+def test_the_likeliest_of_different_texts_are_kept() -> None:
+    model = Scripted("What is it?", "what  is it ?", "Who?", "", "a dog", "Where was this taken?", "\n\n")
+    (found,) = generate_questions(model, IMAGES[:1], 4)
+    assert texts(found) == ["Who?", "What is it?", "Where was this taken?"]
+    assert found[1] == Question("What is it?", None, "questions", PROMPTS["ask"].template, -12.0, 12)
+    assert texts(generate_questions(model, IMAGES[:1], 4)[0]) == texts(found)
+    assert texts(generate_questions(model, IMAGES[:1], 2)[0]) == ["Who?", "What is it?"]
+    assert model.calls[0]["n"] == 8 and model.calls[-1]["n"] == 4
+
+
+def test_a_question_ends_at_its_mark_and_must_have_one() -> None:
+    model = Scripted("what is it? a dog. Who?", "and never an end to it", "?")
+    assert texts(generate_questions(model, IMAGES[:1], 3)[0]) == ["what is it?"]
+
+
+def test_other_styles_take_any_text() -> None:
+    model = Scripted(" a dog \n and more", "A dog.", "two dogs run")
+    for style in ("captions", "search"):
+        (found,) = generate_questions(model, IMAGES[:1], 3, style=style)
+        assert texts(found) == ["a dog", "two dogs run"]
+        assert {one.style for one in found} == {style}
+    assert model.calls[0]["contexts"] == [[IMAGES[0], "An image of"]]
+    assert model.calls[1]["contexts"] == [[IMAGES[0], "Question:"]]
+
+
+def test_prompts_of_a_style_share_the_draws() -> None:
+    model = Scripted("red", "blue", "in a park")
+    colour, place = Prompt("<image>Colour:"), Prompt("<image>Place:")
+    (found,) = generate_questions(model, IMAGES[:1], 3, style=Style("mine", (colour, place), asks=False))
+    assert model.calls[0]["n"] == 3 and len(model.calls[0]["contexts"]) == 2
+    assert texts(found) == ["red", "blue", "in a park"] and {one.style for one in found} == {"mine"}
+
+
+def test_answers_belong_to_their_questions() -> None:
+    model = Scripted("Who?", "What is it?", answer=" a dog\nQuestion:")
+    found = generate_questions(model, IMAGES[:2], 2, answers=True, max_new_tokens=7)
+    assert [[(one.text, one.answer) for one in some] for some in found] == [
+        [("Who?", "a dog"), ("What is it?", "a dog")]
+    ] * 2
+    asked = model.calls[-1]
+    assert asked["contexts"][1] == [IMAGES[0], "Question: What is it? Answer:"]
+    assert asked["contexts"][2][0] is IMAGES[1]
+    assert asked["temperature"] == 0 and asked["max_new_tokens"] == 7
+    assert (
+        generate_questions(Scripted("Who?", answer=" \n"), IMAGES[:1], 1, answers=True)[0][0].answer is None
+    )
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_real_model_is_repeatable_under_a_seed(style: str) -> None:
+    found = generate_questions(TOY, IMAGES, 3, style=style, seed=1, temperature=1.5)
+    assert found == generate_questions(TOY, IMAGES, 3, style=style, seed=1, temperature=1.5)
+    assert found != generate_questions(TOY, IMAGES, 3, style=style, seed=2, temperature=1.5)
+    assert len(found) == 3 and any(found)
+    for image, questions in zip(IMAGES, found, strict=True):
+        assert len(questions) <= 3 and len({normalized(one.text) for one in questions}) == len(questions)
+        assert [one.log_likelihood for one in questions] == sorted(
+            (one.log_likelihood for one in questions), reverse=True
+        )
+        for one in questions:
+            (likelihood,) = TOY.log_likelihood([Prompt(one.prompt).context(image)], [f" {one.text}"])
+            assert one.log_likelihood == likelihood.sum and one.tokens == len(likelihood)
+            assert one.prompt in {prompt.template for prompt in STYLES[style].prompts}
+
+
+def test_at_temperature_zero_there_is_one_text_for_each_prompt() -> None:
+    assert [len(some) for some in generate_questions(TOY, IMAGES, 5, style="captions", temperature=0)] == [
+        1
+    ] * 3
+
+
+def test_states_stand_in_for_images() -> None:
+    seer = ToyStatesGenerator()
+    states = [
+        ImageState(values, seer.fingerprint, image.source)
+        for values, image in zip(seer.image_states(IMAGES), IMAGES, strict=True)
+    ]
+    assert generate_questions(seer, states, 2) == generate_questions(seer, IMAGES, 2)
+
+
+def test_no_images_no_questions() -> None:
+    assert generate_questions(TOY, [], 3, answers=True) == []
+
+
+def test_what_cannot_be_done_is_said() -> None:
+    class Mute:
+        fingerprint = "mute"
+
+        def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any: ...
+
+    class Refusing(Mute):
+        def generate(self, contexts: Any, **settings: Any) -> Any:
+            raise NotImplementedError
+
+    for generator in (Mute(), Refusing()):
+        with pytest.raises(InvalidInputError, match="scores texts but writes none"):
+            generate_questions(generator, IMAGES)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="no style 'haiku'; choose from questions, captions"):
+        generate_questions(TOY, IMAGES, style="haiku")
+    with pytest.raises(InvalidInputError, match="'captions' asks nothing that could be answered"):
+        generate_questions(TOY, IMAGES, style="captions", answers=True)
+    for wrong in ({"temperature": -0.1}, {"temperature": math.nan}, {"seed": -1}, {"max_new_tokens": 0}):
+        with pytest.raises(InvalidInputError, match=f"{next(iter(wrong))} must be"):
+            generate_questions(TOY, IMAGES, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="n must be at least 1, not 0"):
+        generate_questions(TOY, IMAGES, 0)
+    with pytest.raises(InvalidInputError, match=re.escape("must take one image and {question}")):
+        generate_questions(TOY, IMAGES, answers=True, answer_prompt=PROMPTS["ask"])
+    with pytest.raises(InvalidInputError, match="one image and no texts"):
+        Style("mine", (PROMPTS["vqa"],), asks=True)
+    with pytest.raises(InvalidInputError, match="has no prompt"):
+        Style("mine", (), asks=True)
+
+
+def test_a_fault_of_the_generator_is_not_taken_for_a_missing_ability() -> None:
+    class Broken(Scripted):
+        def generate(self, contexts: Any, **settings: Any) -> Any:
+            raise AttributeError("no attribute 'cache'")
+
+    with pytest.raises(AttributeError, match="cache"):
+        generate_questions(Broken(), IMAGES)
+
+
+@pytest.mark.parametrize("wrong", ["<image>Ask:", PROMPTS["ask"], ("<image>Ask:",), 3])
+def test_a_style_is_made_of_prompts(wrong: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"the style 'mine'"):
+        Style("mine", wrong, asks=True)
+
+
+def test_images_are_several() -> None:
+    with pytest.raises(InvalidInputError, match="images must be a list, not str"):
+        generate_questions(TOY, "red.png")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=r"no style \['captions'\]"):
+        generate_questions(TOY, IMAGES, style=["captions"])  # type: ignore[arg-type]

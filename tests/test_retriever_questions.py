@@ -28,18 +28,9 @@ from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.expansion import ALIKE, EXPANSION, best_questions, join
 from zsqretrieval.search.explain import Word, explain, words
-from zsqretrieval.search.rerank import (
-    Fusion,
-    Likelihood,
-    Maximum,
-    ReciprocalRank,
-    RerankOnly,
-    WeightedSum,
-    YesNo,
-    best_first,
-    log_prior,
-    null_images,
-)
+from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, RerankOnly, WeightedSum, best_first
+from zsqretrieval.search.priors import log_prior, null_images
+from zsqretrieval.search.scoring import Likelihood, YesNo
 from zsqretrieval.tasks.album_questions import own_ranks
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyGenerator, ToyIndex
 from zsqretrieval.types import Context, Explanation, Hit, Image, LogLikelihood

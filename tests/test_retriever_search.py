@@ -32,19 +32,9 @@ from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError, ZsqEr
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.presets import PRESETS, LazyGenerator, Preset
 from zsqretrieval.retriever import Retriever
-from zsqretrieval.search.rerank import (
-    Fusion,
-    Likelihood,
-    Prior,
-    ReciprocalRank,
-    RerankOnly,
-    WeightedSum,
-    YesNo,
-    best_first,
-    log_prior,
-    score_images,
-    score_texts,
-)
+from zsqretrieval.search.fusion import Fusion, ReciprocalRank, RerankOnly, WeightedSum, best_first
+from zsqretrieval.search.priors import Prior, log_prior
+from zsqretrieval.search.scoring import Likelihood, YesNo, score_images, score_texts
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Image, LogLikelihood, Ranking
 

@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from zsqretrieval.protocols import ImageStates as ImageStates
     from zsqretrieval.protocols import Index as Index
     from zsqretrieval.retriever import Retriever as Retriever
+    from zsqretrieval.search.fusion import Fusion as Fusion
+    from zsqretrieval.search.fusion import Maximum as Maximum
+    from zsqretrieval.search.fusion import ReciprocalRank as ReciprocalRank
+    from zsqretrieval.search.fusion import RerankOnly as RerankOnly
+    from zsqretrieval.search.fusion import WeightedSum as WeightedSum
     from zsqretrieval.search.image_to_text import TextHit as TextHit
     from zsqretrieval.search.image_to_text import TextRanking as TextRanking
+    from zsqretrieval.search.priors import Prior as Prior
     from zsqretrieval.search.query_bank import QueryBank as QueryBank
-    from zsqretrieval.search.rerank import Fusion as Fusion
-    from zsqretrieval.search.rerank import Likelihood as Likelihood
-    from zsqretrieval.search.rerank import Maximum as Maximum
-    from zsqretrieval.search.rerank import Prior as Prior
-    from zsqretrieval.search.rerank import ReciprocalRank as ReciprocalRank
-    from zsqretrieval.search.rerank import RerankOnly as RerankOnly
-    from zsqretrieval.search.rerank import Scoring as Scoring
-    from zsqretrieval.search.rerank import WeightedSum as WeightedSum
-    from zsqretrieval.search.rerank import YesNo as YesNo
+    from zsqretrieval.search.scoring import Likelihood as Likelihood
+    from zsqretrieval.search.scoring import Scoring as Scoring
+    from zsqretrieval.search.scoring import YesNo as YesNo
     from zsqretrieval.tasks.questions import STYLES as STYLES
     from zsqretrieval.tasks.questions import Question as Question
     from zsqretrieval.tasks.questions import Style as Style
@@ -66,7 +66,7 @@ _HOME = {
     "Encoder": "protocols",
     "ExactIndex": "indexes.exact",
     "Explanation": "types",
-    "Fusion": "search.rerank",
+    "Fusion": "search.fusion",
     "Generator": "protocols",
     "HNSWIndex": "indexes.hnsw",
     "Hit": "types",
@@ -75,30 +75,30 @@ _HOME = {
     "Index": "protocols",
     "InformationGain": "dialog.policies",
     "Kosmos1Generator": "generators.kosmos",
-    "Likelihood": "search.rerank",
+    "Likelihood": "search.scoring",
     "LogLikelihood": "types",
-    "Maximum": "search.rerank",
+    "Maximum": "search.fusion",
     "MiniEncoder": "mini.encoder",
     "MiniGenerator": "mini.generator",
     "Neighbors": "types",
     "PROMPTS": "generators.prompts",
-    "Prior": "search.rerank",
+    "Prior": "search.priors",
     "Prompt": "generators.prompts",
     "QueryBank": "search.query_bank",
     "Question": "tasks.questions",
     "RandomQuestion": "dialog.policies",
     "Ranking": "types",
-    "ReciprocalRank": "search.rerank",
-    "RerankOnly": "search.rerank",
+    "ReciprocalRank": "search.fusion",
+    "RerankOnly": "search.fusion",
     "Retriever": "retriever",
     "STYLES": "tasks.questions",
-    "Scoring": "search.rerank",
+    "Scoring": "search.scoring",
     "Style": "tasks.questions",
     "TextHit": "search.image_to_text",
     "TextRanking": "search.image_to_text",
     "VLMGenerator": "generators.vlm.model",
-    "WeightedSum": "search.rerank",
-    "YesNo": "search.rerank",
+    "WeightedSum": "search.fusion",
+    "YesNo": "search.scoring",
     "ZsqError": "errors",
     "generate_questions": "tasks.questions",
 }

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from zsqretrieval import plugins
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.protocols import Configurable, Encoder, Generator, Index
-from zsqretrieval.search.rerank import Fusion, Maximum, ReciprocalRank, RerankOnly, WeightedSum
+from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, RerankOnly, WeightedSum
 
 __all__ = [
     "PRESETS",

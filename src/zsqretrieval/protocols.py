@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval.types import Context, Image, LogLikelihood, Neighbors
+from zsqretrieval.types import Context, Image, LogLikelihood, Neighbors, Progress
 
 __all__ = ["Configurable", "Encoder", "FilteredIndex", "Generator", "ImageStates", "Index"]
 
@@ -181,7 +181,12 @@ class Generator(Protocol):
         ...
 
     def log_likelihood(
-        self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
+        self,
+        contexts: Sequence[Context],
+        continuations: Sequence[str],
+        *,
+        batch_size: int = 16,
+        progress: Progress | None = None,
     ) -> list[LogLikelihood]:
         """Score n pairs: log P(continuation | context), token by token.
 
@@ -189,6 +194,7 @@ class Generator(Protocol):
             contexts: n contexts of interleaved text and images.
             continuations: n texts, tokenised on their own; not empty.
             batch_size: how many pairs are computed together; must not change the result.
+            progress: called between batches; may raise to stop.
 
         Returns:
             n likelihoods in nats, in the order given.

@@ -58,15 +58,18 @@ from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.search.dense import FirstStage
 from zsqretrieval.search.expansion import EXPANSION, QuestionIndex
 from zsqretrieval.search.explain import explain_hits
+from zsqretrieval.search.fusion import Fusion, RerankOnly, WeightedSum
 from zsqretrieval.search.image_to_text import TextRanking, rank_texts
+from zsqretrieval.search.priors import Prior
 from zsqretrieval.search.query_bank import SCALE as BANK_SCALE
 from zsqretrieval.search.query_bank import STRENGTH as BANK_STRENGTH
 from zsqretrieval.search.query_bank import QueryBank
-from zsqretrieval.search.rerank import Fusion, Likelihood, Prior, RerankOnly, Scoring, WeightedSum, rerank
-from zsqretrieval.search.rerank import Progress as ScoringProgress
+from zsqretrieval.search.rerank import rerank
+from zsqretrieval.search.scoring import Likelihood, Scoring
 from zsqretrieval.tasks.album_questions import FilterReport, QuestionsReport, ask_images, judge_again
 from zsqretrieval.tasks.questions import STYLES, Style
 from zsqretrieval.types import Image, Ranking
+from zsqretrieval.types import Progress as ScoringProgress
 
 __all__ = ["PRESETS", "AddReport", "Preset", "Progress", "Retriever", "Skipped"]
 
@@ -690,7 +693,7 @@ class Retriever:
             k: how many hits, >= 1; all when None.
             scoring: as for :meth:`search`; a text takes the place of the question.
             prior: how the likelihood is corrected; ``"auto"`` is ``Prior()`` for a
-                :class:`~zsqretrieval.search.rerank.Likelihood` and None for any other scoring.
+                :class:`~zsqretrieval.search.scoring.Likelihood` and None for any other scoring.
             fusion: how the score joins the cosine similarity.
             batch_size: texts scored together; must not change the result.
             progress: told after every batch how many texts are done, null images included; may raise to stop.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,7 +13,23 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["Context", "Explanation", "Hit", "Image", "ImageState", "LogLikelihood", "Neighbors", "Ranking"]
+__all__ = [
+    "Context",
+    "Explanation",
+    "Hit",
+    "Image",
+    "ImageState",
+    "LogLikelihood",
+    "Neighbors",
+    "Progress",
+    "Ranking",
+]
+
+Progress: TypeAlias = Callable[[str, int, "int | None"], object]
+"""Called between batches with the name of the step, the number of items done and the total.
+
+The total is None when it is unknown. The callback may raise to cancel the work; what is on disk stays there.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

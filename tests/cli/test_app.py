@@ -19,8 +19,8 @@ from zsqretrieval.cli.console import human_size
 from zsqretrieval.cli.reading import human_seconds
 from zsqretrieval.mini import weights
 from zsqretrieval.presets import PRESETS, Preset
+from zsqretrieval.search.fusion import RerankOnly, WeightedSum
 from zsqretrieval.search.query_bank import STRENGTH
-from zsqretrieval.search.rerank import RerankOnly, WeightedSum
 
 
 @pytest.mark.parametrize(

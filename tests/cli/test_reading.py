@@ -11,7 +11,7 @@ import pytest
 from running import Zsq
 
 from zsqretrieval.presets import PRESETS, Preset
-from zsqretrieval.search.rerank import ReciprocalRank, WeightedSum
+from zsqretrieval.search.fusion import ReciprocalRank, WeightedSum
 
 QUESTION = "What is the colour of the red thing?"
 

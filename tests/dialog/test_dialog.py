@@ -27,7 +27,7 @@ from zsqretrieval.dialog.policies import (
 )
 from zsqretrieval.errors import InvalidInputError, MismatchError, ZsqError
 from zsqretrieval.generators.prompts import Prompt
-from zsqretrieval.search.rerank import YesNo
+from zsqretrieval.search.scoring import YesNo
 from zsqretrieval.types import Hit
 
 DOG = {"yes": [0.9, 0.1, 0.5, 0.2], "no": [0.1, 0.9, 0.5, 0.6]}  # need not add up to 1: a closed set

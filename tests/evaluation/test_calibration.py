@@ -17,7 +17,7 @@ from zsqretrieval.evaluation.calibration import (
 )
 from zsqretrieval.evaluation.datasets import Task
 from zsqretrieval.evaluation.runs import Run
-from zsqretrieval.search.rerank import YesNo
+from zsqretrieval.search.scoring import YesNo
 
 
 def task(queries: int, items: int = 3) -> Task:

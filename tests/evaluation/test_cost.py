@@ -23,7 +23,7 @@ from zsqretrieval.evaluation.cost import (
 )
 from zsqretrieval.evaluation.datasets import read_shards
 from zsqretrieval.indexes.exact import ExactIndex
-from zsqretrieval.search.rerank import Likelihood, YesNo
+from zsqretrieval.search.scoring import Likelihood, YesNo
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyStatesGenerator
 
 

@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.expand_bench import EXPANSIONS, GRID, RULES, bench_expand, expanded_ranks
 from zsqretrieval.evaluation.query_forms import as_question
-from zsqretrieval.search.rerank import Maximum, RerankOnly, WeightedSum
+from zsqretrieval.search.fusion import Maximum, RerankOnly, WeightedSum
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyGenerator
 from zsqretrieval.types import Context
 

@@ -21,7 +21,7 @@ from zsqretrieval.evaluation.gallery_size import recall_in_sample
 from zsqretrieval.evaluation.opening import open_dataset, open_distractors
 from zsqretrieval.evaluation.roofline import LAION_5B
 from zsqretrieval.presets import preset_fusion
-from zsqretrieval.search.rerank import RerankOnly, WeightedSum
+from zsqretrieval.search.fusion import RerankOnly, WeightedSum
 from zsqretrieval.types import LogLikelihood
 
 ASKED, OTHERS = 60, 240

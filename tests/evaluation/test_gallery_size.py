@@ -18,7 +18,7 @@ from zsqretrieval.evaluation.gallery_size import (
     recall_reranked,
 )
 from zsqretrieval.evaluation.runs import Run
-from zsqretrieval.search.rerank import RerankOnly, WeightedSum
+from zsqretrieval.search.fusion import RerankOnly, WeightedSum
 
 
 def unit(rows):

@@ -19,7 +19,7 @@ from zsqretrieval.evaluation.human import (
     read_crowdflower,
     read_expert,
 )
-from zsqretrieval.search.rerank import Likelihood
+from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Image
 

@@ -19,8 +19,9 @@ from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.evaluation import score_matrix as matrix_module
 from zsqretrieval.evaluation.rerank_bench import WEIGHTS, bench_rerank, first_candidates, ranks_among
+from zsqretrieval.search.fusion import ReciprocalRank, RerankOnly, WeightedSum
 from zsqretrieval.search.query_bank import QueryBank
-from zsqretrieval.search.rerank import Likelihood, ReciprocalRank, RerankOnly, WeightedSum, YesNo
+from zsqretrieval.search.scoring import Likelihood, YesNo
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
 

@@ -26,7 +26,8 @@ from zsqretrieval.evaluation.runs import (
     some_rows,
     task_of,
 )
-from zsqretrieval.search.rerank import Likelihood, RerankOnly, WeightedSum, YesNo
+from zsqretrieval.search.fusion import RerankOnly, WeightedSum
+from zsqretrieval.search.scoring import Likelihood, YesNo
 from zsqretrieval.types import Context, Image, LogLikelihood
 
 WAYS: tuple[Direction, Direction] = ("text to image", "image to text")

@@ -32,8 +32,9 @@ from zsqretrieval.evaluation.rerank_bench import WEIGHTS
 from zsqretrieval.evaluation.runs import GeneratorSystem, first_stage, fused_run, prior_corrected, shallow
 from zsqretrieval.evaluation.study import run_study
 from zsqretrieval.evaluation.systems import GalleryQuestions, NormalizedSystem, ask_gallery, log_priors
+from zsqretrieval.search.fusion import ReciprocalRank, WeightedSum
 from zsqretrieval.search.query_bank import QueryBank
-from zsqretrieval.search.rerank import Likelihood, ReciprocalRank, WeightedSum
+from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyStatesGenerator
 from zsqretrieval.types import Context, Image, LogLikelihood
 

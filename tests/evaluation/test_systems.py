@@ -31,7 +31,9 @@ from zsqretrieval.evaluation.systems import (
     log_priors,
     token_counts,
 )
-from zsqretrieval.search.rerank import Likelihood, RerankOnly, WeightedSum, log_prior, null_images
+from zsqretrieval.search.fusion import RerankOnly, WeightedSum
+from zsqretrieval.search.priors import log_prior, null_images
+from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyStatesGenerator
 from zsqretrieval.types import Context, Image, ImageState
 

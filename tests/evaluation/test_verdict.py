@@ -27,7 +27,8 @@ from zsqretrieval.evaluation.trec import read_run
 from zsqretrieval.evaluation.verdict import VERDICT_MEASURES, verdict, write_verdict
 from zsqretrieval.evaluation.workbench import Workbench
 from zsqretrieval.indexes.exact import ExactIndex
-from zsqretrieval.search.rerank import Likelihood, WeightedSum
+from zsqretrieval.search.fusion import WeightedSum
+from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyStatesGenerator
 
 PLAN = replace(

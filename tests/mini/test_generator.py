@@ -17,7 +17,7 @@ from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.mini.generator import MiniGenerator
 from zsqretrieval.protocols import ImageStates
-from zsqretrieval.search.rerank import YesNo, score_images
+from zsqretrieval.search.scoring import YesNo, score_images
 from zsqretrieval.testing import GeneratorCase, generator_checks, parametrize_checks
 from zsqretrieval.types import Image, ImageState
 

@@ -16,7 +16,8 @@ from zsqretrieval import QueryBank
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.retriever import Retriever
-from zsqretrieval.search.rerank import Likelihood, RerankOnly, WeightedSum
+from zsqretrieval.search.fusion import RerankOnly, WeightedSum
+from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 
 ENCODER = ToyEncoder()

@@ -16,23 +16,9 @@ from PIL import Image as PILImage
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
-from zsqretrieval.search.rerank import (
-    Fusion,
-    Likelihood,
-    Maximum,
-    Pair,
-    Prior,
-    ReciprocalRank,
-    RerankOnly,
-    Scoring,
-    WeightedSum,
-    YesNo,
-    best_first,
-    log_prior,
-    null_images,
-    score_images,
-    score_texts,
-)
+from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, RerankOnly, WeightedSum, best_first
+from zsqretrieval.search.priors import Prior, log_prior, null_images
+from zsqretrieval.search.scoring import Likelihood, Pair, Scoring, YesNo, score_images, score_texts
 from zsqretrieval.testing.toys import ToyGenerator
 from zsqretrieval.types import Image, LogLikelihood
 

@@ -18,8 +18,8 @@ from zsqretrieval.data.reopen import Reopener
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError
 from zsqretrieval.presets import LazyGenerator
 from zsqretrieval.protocols import Generator, ImageStates
-from zsqretrieval.search.rerank import Progress, Scoring, score_images
-from zsqretrieval.types import Image, ImageState
+from zsqretrieval.search.scoring import Scoring, score_images
+from zsqretrieval.types import Image, ImageState, Progress
 
 __all__ = ["StatesMode", "Viewer"]
 
@@ -136,7 +136,7 @@ class Viewer:
             float64 [n], higher is better; nan for images that cannot be scored.
 
         Raises:
-            InvalidInputError, ZsqError: as :func:`~zsqretrieval.search.rerank.score_images`.
+            InvalidInputError, ZsqError: as :func:`~zsqretrieval.search.scoring.score_images`.
         """
         scores = np.full(len(records), np.nan)
         unseen: list[ImageError] = []

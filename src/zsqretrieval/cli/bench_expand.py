@@ -51,7 +51,7 @@ def bench_expand_command(
 ) -> None:
     """Measure how often captions, and questions made of them, find their image with and without expansion."""
     from zsqretrieval.evaluation.expand_bench import EXPANSIONS, bench_expand
-    from zsqretrieval.search.rerank import Maximum, ReciprocalRank, WeightedSum
+    from zsqretrieval.search.fusion import Maximum, ReciprocalRank, WeightedSum
 
     given = {
         "weighted_sum": None if weight is None else WeightedSum(weight),

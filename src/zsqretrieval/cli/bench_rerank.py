@@ -66,7 +66,7 @@ def bench_rerank_command(
     from zsqretrieval.evaluation.rerank_bench import bench_rerank
     from zsqretrieval.presets import preset_fusion
     from zsqretrieval.search.query_bank import SCALE, STRENGTH
-    from zsqretrieval.search.rerank import Likelihood, YesNo
+    from zsqretrieval.search.scoring import Likelihood, YesNo
 
     if bank is None and (bank_scale is not None or bank_strength is not None):
         raise InvalidInputError("--bank-scale and --bank-strength are of a bank; give --bank as well")

@@ -149,7 +149,8 @@ def search_settings(
     candidates: int, scoring: Scorings | None, fusion: Fusions | None, weight: float | None
 ) -> dict[str, Any]:
     """The options as arguments of :meth:`zsqretrieval.retriever.Retriever.search`."""
-    from zsqretrieval.search.rerank import Likelihood, ReciprocalRank, RerankOnly, WeightedSum, YesNo
+    from zsqretrieval.search.fusion import ReciprocalRank, RerankOnly, WeightedSum
+    from zsqretrieval.search.scoring import Likelihood, YesNo
 
     if weight is not None and fusion not in (None, Fusions.WEIGHTED_SUM):
         raise typer.BadParameter(f"--weight belongs to the weighted sum; {fusion.value} has none")
@@ -173,7 +174,7 @@ def search_settings(
 def expansion_settings(expand: bool, expansion: Expansions | None) -> dict[str, Any]:
     """The same for the first stage."""
     from zsqretrieval.search.expansion import EXPANSION
-    from zsqretrieval.search.rerank import Maximum, ReciprocalRank
+    from zsqretrieval.search.fusion import Maximum, ReciprocalRank
 
     rules = {
         None: EXPANSION,

@@ -26,7 +26,7 @@ from zsqretrieval.dialog.oracle import Gallery, Interview, Memory, Wording
 from zsqretrieval.dialog.policies import InformationGain, Policy, Proposal, Scene, Turn, retold
 from zsqretrieval.dialog.posterior import entropy, log_normalized
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
-from zsqretrieval.search.rerank import FIRST_STAGE, best_first
+from zsqretrieval.search.fusion import FIRST_STAGE, best_first
 from zsqretrieval.tasks.english import is_unknown, tidy
 from zsqretrieval.types import Hit, Ranking
 

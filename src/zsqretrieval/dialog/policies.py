@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from zsqretrieval.dialog.oracle import POLAR_ANSWERS, Gallery, Interview
 from zsqretrieval.dialog.posterior import information_gain, log_normalized
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.search.rerank import best_first
+from zsqretrieval.search.fusion import best_first
 from zsqretrieval.tasks.english import (
     content_words,
     existence_questions,

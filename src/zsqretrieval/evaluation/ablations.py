@@ -22,7 +22,7 @@ from zsqretrieval.evaluation.runs import (
 )
 from zsqretrieval.evaluation.systems import WORDINGS, NoImage, Shuffled
 from zsqretrieval.evaluation.workbench import Scores, Workbench, labelled
-from zsqretrieval.search.rerank import Likelihood
+from zsqretrieval.search.scoring import Likelihood
 
 __all__ = ["ablated", "pixels_against_states"]
 

@@ -16,7 +16,7 @@ from zsqretrieval.evaluation.human import (
 )
 from zsqretrieval.evaluation.plan import BASELINE
 from zsqretrieval.evaluation.workbench import CORRECTED, Workbench, labelled
-from zsqretrieval.search.rerank import Likelihood, Scoring, YesNo
+from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo
 
 __all__ = ["agreement"]
 

@@ -2,7 +2,7 @@
 
 Two readings of scores as probabilities:
 
-- of a candidate by itself: P(yes) of :class:`~zsqretrieval.search.rerank.YesNo`, against whether it is relevant;
+- of a candidate by itself: P(yes) of :class:`~zsqretrieval.search.scoring.YesNo`, against whether it is relevant;
 - of the first place: softmax over the candidates of a query, against whether the first one is relevant.
 
 Bins hold equally many observations each (Nguyen and O'Connor, EMNLP 2015), so none is empty; the expected

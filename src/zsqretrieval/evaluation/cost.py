@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.errors import MissingDependencyError
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
-from zsqretrieval.search.rerank import Scoring, score_images
+from zsqretrieval.search.scoring import Scoring, score_images
 from zsqretrieval.tasks.questions import generate_questions
 from zsqretrieval.types import Image, ImageState
 

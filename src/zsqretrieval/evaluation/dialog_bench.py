@@ -33,7 +33,7 @@ from zsqretrieval.evaluation.remembered import Remembered, kept_vectors
 from zsqretrieval.evaluation.score_matrix import Seen
 from zsqretrieval.evaluation.simulated_user import CaptionUser, GeneratorUser, SimulatedUser
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.search.rerank import FIRST_STAGE, best_first
+from zsqretrieval.search.fusion import FIRST_STAGE, best_first
 from zsqretrieval.tasks.english import is_unknown
 from zsqretrieval.types import Hit, Image, ImageState
 

@@ -37,7 +37,7 @@ from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.expansion import EXPANSION, best_questions, join
-from zsqretrieval.search.rerank import Fusion, Maximum, ReciprocalRank, WeightedSum, best_first
+from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, WeightedSum, best_first
 from zsqretrieval.tasks.questions import Style, check_style
 
 __all__ = ["EXPANSIONS", "GRID", "RULES", "ExpandBench", "bench_expand", "expanded_ranks"]

@@ -16,7 +16,7 @@ from zsqretrieval.evaluation.datasets import Dataset, Task
 from zsqretrieval.evaluation.human import Correlation
 from zsqretrieval.evaluation.plan import Plan
 from zsqretrieval.evaluation.runs import Direction, Run
-from zsqretrieval.search.rerank import Fusion
+from zsqretrieval.search.fusion import Fusion
 
 __all__ = ["Agreement", "Choice", "Example", "Part", "Point", "Study"]
 

@@ -43,7 +43,8 @@ from zsqretrieval.evaluation.roofline import LAION_5B, laion_cost
 from zsqretrieval.evaluation.runs import GeneratorSystem, Run
 from zsqretrieval.evaluation.score_matrix import Seen
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.search.rerank import Fusion, Likelihood, RerankOnly, Scoring, WeightedSum
+from zsqretrieval.search.fusion import Fusion, RerankOnly, WeightedSum
+from zsqretrieval.search.scoring import Likelihood, Scoring
 from zsqretrieval.types import Image
 
 __all__ = ["ASSUMPTIONS", "GalleryBench", "bench_gallery"]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError
 from zsqretrieval.evaluation.runs import Run
-from zsqretrieval.search.rerank import Fusion, fuse
+from zsqretrieval.search.fusion import Fusion, fuse
 
 __all__ = ["Contest", "contest", "hard_distractors", "list_suffices", "recall_in_sample", "recall_reranked"]
 

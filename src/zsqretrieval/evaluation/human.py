@@ -33,7 +33,7 @@ from zsqretrieval.evaluation.datasets._files import found, lines
 from zsqretrieval.evaluation.progress import Progress
 from zsqretrieval.evaluation.score_matrix import score_matrix
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.search.rerank import Scoring
+from zsqretrieval.search.scoring import Scoring
 from zsqretrieval.types import Image, ImageState
 
 __all__ = [
@@ -228,7 +228,7 @@ def generator_scores(
     """What a rule makes of every pair that was judged; float64 [n].
 
     A likelihood ranks images for one text. Here texts are ranked too, which differ in how likely they are of
-    themselves: expect a prior correction to matter (:func:`zsqretrieval.search.rerank.log_prior`).
+    themselves: expect a prior correction to matter (:func:`zsqretrieval.search.priors.log_prior`).
 
     Args:
         generator: reads the images.

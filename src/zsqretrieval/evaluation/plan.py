@@ -12,7 +12,7 @@ from zsqretrieval.evaluation.measures import MEASURES, check_measures
 from zsqretrieval.evaluation.query_forms import QUESTION_RULES, question_form, with_questions
 from zsqretrieval.evaluation.runs import Direction
 from zsqretrieval.search.expansion import EXPANSION
-from zsqretrieval.search.rerank import Fusion, WeightedSum
+from zsqretrieval.search.fusion import Fusion, WeightedSum
 
 __all__ = [
     "ABLATIONS",
@@ -170,7 +170,7 @@ def with_weight(fusion: Fusion, weight: float) -> WeightedSum:
     """The fusion with another weight; the plain one where it has none.
 
     Raises:
-        InvalidInputError: as :class:`~zsqretrieval.search.rerank.WeightedSum`.
+        InvalidInputError: as :class:`~zsqretrieval.search.fusion.WeightedSum`.
     """
     return replace(fusion, weight=weight) if isinstance(fusion, WeightedSum) else WeightedSum(weight)
 

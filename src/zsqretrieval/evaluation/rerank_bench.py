@@ -25,22 +25,15 @@ from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.evaluation.score_matrix import Seen, score_matrix
 from zsqretrieval.evaluation.systems import ask_gallery, bank_of
 from zsqretrieval.protocols import Encoder, Generator
+from zsqretrieval.search.fusion import Fusion, WeightedSum, best_first
 from zsqretrieval.search.query_bank import SCALE, STRENGTH, QueryBank
-from zsqretrieval.search.rerank import (
-    Fusion,
-    Likelihood,
-    Scoring,
-    WeightedSum,
-    YesNo,
-    best_first,
-    score_images,
-)
+from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo, score_images
 from zsqretrieval.types import Image, ImageState
 
 __all__ = ["WEIGHTS", "RerankBench", "bench_rerank", "first_candidates", "ranks_among"]
 
 WEIGHTS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10)
-"""The weights of a :class:`~zsqretrieval.search.rerank.WeightedSum` that are tried in tuning."""
+"""The weights of a :class:`~zsqretrieval.search.fusion.WeightedSum` that are tried in tuning."""
 
 _INTERVALS = (
     "95 % percentile bootstrap over images, each with its queries; 2000 draws, the same for all stages"

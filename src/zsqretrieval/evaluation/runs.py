@@ -26,7 +26,8 @@ from zsqretrieval.evaluation.datasets import Dataset, Task
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold
 from zsqretrieval.evaluation.score_matrix import Seen, score_matrix
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.search.rerank import Fusion, Scoring, fuse
+from zsqretrieval.search.fusion import Fusion, fuse
+from zsqretrieval.search.scoring import Scoring
 from zsqretrieval.types import Image, ImageState
 
 __all__ = [
@@ -272,7 +273,7 @@ def fused_run(first: Run, scored: Run, fusion: Fusion, name: str = "fused") -> R
 
     Raises:
         MismatchError: the candidates differ.
-        InvalidInputError: as :func:`zsqretrieval.search.rerank.fuse`.
+        InvalidInputError: as :func:`zsqretrieval.search.fusion.fuse`.
     """
     _same_candidates(first, scored)
     scores = np.full(first.scores.shape, np.nan)
@@ -352,7 +353,7 @@ def prior_corrected(run: Run, log_priors: NDArray[np.float64], alpha: float = 0.
     Args:
         run: log-likelihoods of texts, image to text. The other way round one text is scored for many images,
             and its prior changes nothing.
-        log_priors: float64 [n], of ``run.items``, as :func:`zsqretrieval.search.rerank.log_prior` estimates them.
+        log_priors: float64 [n], of ``run.items``, as :func:`zsqretrieval.search.priors.log_prior` estimates them.
         alpha: how much is taken away.
 
     Returns:

@@ -20,7 +20,7 @@ from zsqretrieval.data.images import digest
 from zsqretrieval.evaluation.progress import Progress, untold
 from zsqretrieval.evaluation.writing import write_whole
 from zsqretrieval.protocols import Generator, ImageStates
-from zsqretrieval.search.rerank import Scoring, score_text_image_pairs
+from zsqretrieval.search.scoring import Scoring, score_text_image_pairs
 from zsqretrieval.types import Image, ImageState
 
 __all__ = ["Seen", "score_matrix"]
@@ -117,7 +117,7 @@ def score_matrix(
         float64 [q, k], finite, higher is better.
 
     Raises:
-        ImageError, InvalidInputError, ZsqError: as :func:`~zsqretrieval.search.rerank.score_text_image_pairs`.
+        ImageError, InvalidInputError, ZsqError: as :func:`~zsqretrieval.search.scoring.score_text_image_pairs`.
         OSError: ``work`` cannot be written to.
     """
     shown = images if shown is None else shown

@@ -36,7 +36,8 @@ from zsqretrieval.evaluation.runs import Direction, Run, shallow, some_rows
 from zsqretrieval.evaluation.tuning import check_tuning, tuned
 from zsqretrieval.evaluation.workbench import Scores, Workbench, labelled, sample_places
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
-from zsqretrieval.search.rerank import Likelihood, Scoring, WeightedSum, YesNo
+from zsqretrieval.search.fusion import WeightedSum
+from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo
 
 __all__ = ["measure_cost", "measure_part", "run_study"]
 

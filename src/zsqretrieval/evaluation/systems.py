@@ -29,8 +29,10 @@ from zsqretrieval.evaluation.score_matrix import Seen, score_matrix
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.search.expansion import EXPANSION, best_questions, join
+from zsqretrieval.search.fusion import Fusion, best_first
+from zsqretrieval.search.priors import null_images
 from zsqretrieval.search.query_bank import SCALE, STRENGTH, QueryBank
-from zsqretrieval.search.rerank import Fusion, Likelihood, Pair, Scoring, YesNo, best_first, null_images
+from zsqretrieval.search.scoring import Likelihood, Pair, Scoring, YesNo
 from zsqretrieval.tasks.questions import Style, check_style, generate_questions
 from zsqretrieval.types import Image, ImageState, LogLikelihood
 
@@ -298,13 +300,13 @@ def log_priors(
     work: Path | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
-    """How likely texts are of no image in particular: :func:`zsqretrieval.search.rerank.log_prior`, resumable.
+    """How likely texts are of no image in particular: :func:`zsqretrieval.search.priors.log_prior`, resumable.
 
     Args:
         generator: reads the null images.
         likelihood: the rule, whose aggregate has to be the sum.
         texts: n texts.
-        images: pictures of nothing; :func:`~zsqretrieval.search.rerank.null_images` when empty.
+        images: pictures of nothing; :func:`~zsqretrieval.search.priors.null_images` when empty.
         batch_size: pairs computed together.
         work: folder that keeps scores.
         progress: told how far it is.

@@ -19,7 +19,7 @@ from zsqretrieval.evaluation.plan import Plan
 from zsqretrieval.evaluation.rerank_bench import WEIGHTS
 from zsqretrieval.evaluation.runs import Run, fused_run, shallow
 from zsqretrieval.evaluation.workbench import Scores, Workbench, labelled
-from zsqretrieval.search.rerank import Fusion, WeightedSum
+from zsqretrieval.search.fusion import Fusion, WeightedSum
 
 __all__ = ["ALPHAS", "check_tuning", "tuned"]
 

@@ -38,7 +38,8 @@ from zsqretrieval.evaluation.systems import (
     token_counts,
 )
 from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.search.rerank import Fusion, Likelihood, Scoring, YesNo
+from zsqretrieval.search.fusion import Fusion
+from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo
 
 __all__ = ["CORRECTED", "Scores", "Workbench", "labelled", "sample_places"]
 

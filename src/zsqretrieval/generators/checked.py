@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.protocols import Generator
-from zsqretrieval.types import Context, LogLikelihood
+from zsqretrieval.types import Context, LogLikelihood, Progress
 
 __all__ = ["read_texts", "write_texts"]
 
@@ -63,7 +63,12 @@ def write_texts(
 
 
 def read_texts(
-    generator: Generator, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
+    generator: Generator,
+    contexts: Sequence[Context],
+    continuations: Sequence[str],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
 ) -> list[LogLikelihood]:
     """Let a generator read continuations; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`.
 
@@ -77,7 +82,7 @@ def read_texts(
     """
     if not contexts:
         return []
-    read = generator.log_likelihood(contexts, continuations, batch_size=batch_size)
+    read = generator.log_likelihood(contexts, continuations, batch_size=batch_size, progress=progress)
     if len(read) != len(contexts):
         raise _broken(generator, f"gave {len(read)} likelihoods for {len(contexts)} pairs")
     for context, text, one in zip(contexts, continuations, read, strict=True):

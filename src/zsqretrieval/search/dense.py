@@ -21,8 +21,8 @@ from zsqretrieval.album.sync import Follower
 from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.search.expansion import Compared, QuestionIndex, compare
+from zsqretrieval.search.fusion import FIRST_STAGE, NORMALIZED, Fusion, best_first
 from zsqretrieval.search.query_bank import QueryBank
-from zsqretrieval.search.rerank import FIRST_STAGE, NORMALIZED, Fusion, best_first
 from zsqretrieval.types import Hit, Image
 
 __all__ = ["FirstStage", "Found"]

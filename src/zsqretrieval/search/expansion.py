@@ -23,7 +23,7 @@ from zsqretrieval.album.sync import Follower
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.presets import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index
-from zsqretrieval.search.rerank import FIRST_STAGE, Fusion, WeightedSum, best_first, fuse, standardized
+from zsqretrieval.search.fusion import FIRST_STAGE, Fusion, WeightedSum, best_first, fuse, standardized
 
 __all__ = ["ALIKE", "EXPANSION", "Compared", "QuestionIndex", "best_questions", "compare", "join"]
 

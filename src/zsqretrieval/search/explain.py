@@ -2,7 +2,7 @@
 
 A word is explained by an image when it is likelier with the image than without, by
 log P(word | image, words before) - log P(word | words before) in nats. Without an image means given pictures
-of nothing (:func:`~zsqretrieval.search.rerank.null_images`), as for a :class:`~zsqretrieval.search.rerank.Prior`.
+of nothing (:func:`~zsqretrieval.search.priors.null_images`), as for a :class:`~zsqretrieval.search.priors.Prior`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zsqretrieval.errors import ImageError
 from zsqretrieval.generators.checked import read_texts, write_texts
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
-from zsqretrieval.search.rerank import null_images
+from zsqretrieval.search.priors import null_images
 from zsqretrieval.tasks.english import first_line
 from zsqretrieval.types import Explanation, Hit, Image, ImageState
 
@@ -134,7 +134,7 @@ def _mixed(token_log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Token by token, the even mixture of several conditions: nats, [conditions, T] -> [T].
 
     A condition counts as much as it has foreseen so far, so that the sum over tokens is the logarithm of the
-    mean probability of the whole text: that of :func:`~zsqretrieval.search.rerank.log_prior`.
+    mean probability of the whole text: that of :func:`~zsqretrieval.search.priors.log_prior`.
     """
     so_far = np.cumsum(token_log_probs, axis=1, dtype=np.float64)
     mixed = np.logaddexp.reduce(so_far, axis=0) - math.log(len(so_far))  # [T]

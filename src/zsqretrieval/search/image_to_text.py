@@ -14,20 +14,10 @@ from zsqretrieval._util.checks import check_sequence, check_text
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.presets import LazyGenerator
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
-from zsqretrieval.search.rerank import (
-    FIRST_STAGE,
-    FUSED,
-    Fusion,
-    Likelihood,
-    Prior,
-    Progress,
-    Scoring,
-    best_first,
-    fuse,
-    log_prior,
-    score_texts,
-)
-from zsqretrieval.types import Image, ImageState
+from zsqretrieval.search.fusion import FIRST_STAGE, FUSED, Fusion, best_first, fuse
+from zsqretrieval.search.priors import Prior, log_prior
+from zsqretrieval.search.scoring import Likelihood, Scoring, score_texts
+from zsqretrieval.types import Image, ImageState, Progress
 
 __all__ = ["TextHit", "TextRanking", "rank_texts"]
 

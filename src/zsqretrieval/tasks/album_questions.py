@@ -28,9 +28,9 @@ from zsqretrieval.data.reopen import Reopener
 from zsqretrieval.errors import ImageError
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.protocols import Encoder
-from zsqretrieval.search.rerank import Progress
 from zsqretrieval.tasks.english import normalized
 from zsqretrieval.tasks.questions import Question, Style, check_sampling, check_style, generate_questions
+from zsqretrieval.types import Progress
 
 __all__ = ["FilterReport", "QuestionsReport", "ask_images", "judge_again", "own_ranks"]
 

@@ -1,0 +1,196 @@
+"""Fusion: combine first-stage scores with re-ranking scores.
+
+A fusion is a pure function of two arrays of scores: :class:`RerankOnly`, :class:`WeightedSum`, :class:`Maximum`
+or :class:`ReciprocalRank`. ``docs/rerank.md`` says when which matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zsqretrieval._util.checks import check_amounts, check_numbers
+from zsqretrieval.errors import InvalidInputError
+
+__all__ = [
+    "FIRST_STAGE",
+    "FUSED",
+    "NORMALIZED",
+    "Fusion",
+    "Maximum",
+    "ReciprocalRank",
+    "RerankOnly",
+    "WeightedSum",
+    "best_first",
+    "fuse",
+    "standardized",
+]
+
+FIRST_STAGE = "first_stage"
+"""Name of the first-stage score in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>`."""
+
+NORMALIZED = "normalized"
+"""Name of the first-stage score after query-bank normalisation."""
+
+FUSED = "fused"
+"""Name of the score that a fusion gives."""
+
+
+@runtime_checkable
+class Fusion(Protocol):
+    """Joins the scores of two stages; anything with this member is one."""
+
+    def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Join.
+
+        Args:
+            first_stage: float64 [n], the candidates' cosine similarities, or what a
+                :class:`~zsqretrieval.search.query_bank.QueryBank` made of them, best first.
+            scores: float64 [n], what the scoring rule made of the same candidates.
+
+        Returns:
+            float64 [n], in the same order; the ranking is sorted by it, highest first, and equal ones stay in
+            the order of the first stage.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RerankOnly:
+    """The scoring rule alone decides; the first stage has done its part by choosing the candidates."""
+
+    def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``scores`` as they are."""
+        return np.array(scores, np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSum:
+    """First stage plus ``weight`` times the score.
+
+    Attributes:
+        weight: 0 is the first stage alone, large is the score alone.
+        scale: ``"standardized"`` compares deviations: both are first brought to mean 0 and standard deviation
+            1 over the candidates of the question (all equal ones to 0), so that a weight carries over between
+            models, questions of different lengths, and sum and mean. ``"raw"`` takes the numbers as they are:
+            the weight then has a unit, cosine per nat, and has to be tuned for a pair of models.
+        first_stage_scale: factor of the first stage when the scale is raw, such as CLIP's 100.
+
+    Raises:
+        InvalidInputError: a weight that is negative or not finite, or no such scale.
+    """
+
+    weight: float = 1.0
+    scale: Literal["standardized", "raw"] = "standardized"
+    first_stage_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("standardized", "raw"):
+            raise InvalidInputError(f"scale must be 'standardized' or 'raw', not {self.scale!r}")
+        check_amounts(weight=self.weight, first_stage_scale=self.first_stage_scale)
+        if self.scale == "standardized" and self.first_stage_scale != 1:
+            raise InvalidInputError("first_stage_scale is lost in standardizing; it needs scale='raw'")
+
+    def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum."""
+        if self.scale == "standardized":
+            return standardized(first_stage) + self.weight * standardized(scores)
+        return self.first_stage_scale * np.asarray(first_stage, np.float64) + self.weight * np.asarray(scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Maximum:
+    """The better one of both scores: a candidate that either stage is sure of comes first.
+
+    Attributes:
+        shift: added to the second score before the two are compared; large is the second score alone.
+        scale: as for :class:`WeightedSum`. ``"raw"`` compares the numbers as they are, so that ``shift`` is
+            in their unit and has to be tuned for a pair of models.
+
+    Raises:
+        InvalidInputError: the shift is not finite, or no such scale.
+    """
+
+    shift: float = 0.0
+    scale: Literal["standardized", "raw"] = "standardized"
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("standardized", "raw"):
+            raise InvalidInputError(f"scale must be 'standardized' or 'raw', not {self.scale!r}")
+        check_numbers(shift=self.shift)
+
+    def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The maximum."""
+        if self.scale == "standardized":
+            first_stage, scores = standardized(first_stage), standardized(scores)
+        return np.maximum(first_stage, np.asarray(scores, np.float64) + self.shift)
+
+
+@dataclass(frozen=True, slots=True)
+class ReciprocalRank:
+    """The sum of 1 / (constant + rank) over both rankings (Cormack et al., SIGIR 2009); ranks begin at 1.
+
+    It looks at ranks only, so neither scales nor a weight have to be known.
+
+    Attributes:
+        constant: how little the very first ranks count more than the next.
+
+    Raises:
+        InvalidInputError: the constant is negative or not finite.
+    """
+
+    constant: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_amounts(constant=self.constant)
+
+    def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum; at most ``2 / (constant + 1)``."""
+        return 1 / (self.constant + _ranks(first_stage)) + 1 / (self.constant + _ranks(scores))
+
+
+def fuse(
+    fusion: Fusion, first_stage: NDArray[np.float64], scores: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Let a fusion join two stages, and make sure that what it says can be sorted.
+
+    Returns:
+        float64 [n]; empty for no candidates.
+
+    Raises:
+        InvalidInputError: it gave something else, or nan.
+    """
+    if not len(scores):
+        return np.empty(0)
+    fused = np.asarray(fusion.fuse(first_stage, scores), np.float64)
+    if fused.shape != scores.shape or np.isnan(fused).any():
+        raise InvalidInputError(
+            f"the fusion {fusion!r} gave {fused.tolist()} for {len(scores)} candidates; "
+            "it must give one number for each, and none of them nan"
+        )
+    return fused
+
+
+def best_first(fused: ArrayLike) -> NDArray[np.intp]:
+    """The order of a ranking: int [n] positions, highest first, equal ones as they stand."""
+    return np.argsort(-np.asarray(fused, np.float64), kind="stable")
+
+
+def standardized(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores brought to mean 0 and standard deviation 1; all 0 where they are equal. float64 [n]."""
+    exact = np.asarray(values, np.float64)
+    spread = np.ptp(exact) if exact.size else 0.0
+    if spread == 0:
+        return np.zeros_like(exact)
+    unit = (exact - exact.min()) / spread  # first, so that squares of tiny deviations do not vanish
+    deviations: NDArray[np.float64] = (unit - unit.mean()) / unit.std()
+    return deviations
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    ranks = np.empty(len(values))
+    ranks[best_first(values)] = np.arange(1, len(values) + 1)
+    return ranks

@@ -1,0 +1,190 @@
+"""Scoring rules: turn the generator's likelihoods into one score per text and image.
+
+:class:`Likelihood` is UPR (arXiv 2204.07496) carried from passages to images; :class:`YesNo` asks whether the
+image shows what the text says. :func:`score_pairs` scores any texts for any images in one call of the generator,
+so that its engine plans all of them together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsqretrieval._util.checks import check_verbalisers
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.generators.checked import read_texts
+from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
+from zsqretrieval.protocols import Generator
+from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
+
+__all__ = ["Likelihood", "Pair", "Scoring", "YesNo", "pair_likelihoods", "score_pairs"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """A text whose likelihood after a context is asked for; its leading space belongs to it."""
+
+    context: Context
+    continuation: str
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A rule that turns likelihoods into a score; anything with these three members is one."""
+
+    @property
+    def name(self) -> str:
+        """Names the score in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>` and the stage in timings."""
+        ...
+
+    def pairs(self, question: str, image: Image | ImageState) -> Sequence[Pair]:
+        """What to ask the generator about one image; one pair or more."""
+        ...
+
+    def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
+        """The score of one image, finite, higher is better, from the likelihoods of its pairs in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """The log-likelihood of the question given the image: UPR (Sachan et al., arXiv 2204.07496).
+
+    Attributes:
+        prompt: what the question continues; takes one image and no texts.
+        aggregate: ``"sum"`` gives log P(question | image) in nats; ``"mean"`` divides it by the number of
+            tokens. For one question that is the same order; docs/rerank.md says where they differ.
+
+    Raises:
+        InvalidInputError: the prompt takes anything else, or there is no such aggregate.
+    """
+
+    prompt: Prompt = PROMPTS["question"]
+    aggregate: Literal["sum", "mean"] = "sum"
+    name: ClassVar[str] = "likelihood"
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+        if self.aggregate not in ("sum", "mean"):
+            raise InvalidInputError(f"aggregate must be 'sum' or 'mean', not {self.aggregate!r}")
+
+    def pairs(self, question: str, image: Image | ImageState) -> list[Pair]:
+        """The question after the prompt."""
+        return [Pair(self.prompt.context(image), f" {question.strip()}")]
+
+    def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
+        """Its log-likelihood: at most 0."""
+        (one,) = likelihoods
+        return one.sum if self.aggregate == "sum" else one.mean
+
+
+@dataclass(frozen=True, slots=True)
+class YesNo:
+    """Whether the image shows what the question says: the log-odds of yes against no.
+
+    The score is log P(yes) - log P(no) in nats, which is monotone in the probability
+    P(yes) / (P(yes) + P(no)) of VQAScore (Lin et al., arXiv 2404.01291), given by :meth:`probability`, and
+    unlike it does not crowd at 0 and 1 when it is added to another score. The probabilities of several
+    verbalisers add up; wording moves results by points, so try some.
+
+    Attributes:
+        prompt: takes one image and the text ``question``.
+        yes: continuations that mean yes, leading space included.
+        no: continuations that mean no.
+
+    Raises:
+        InvalidInputError: the prompt takes anything else, or a verbaliser is missing, repeated or empty.
+    """
+
+    prompt: Prompt = PROMPTS["yes_no"]
+    yes: tuple[str, ...] = (" yes",)
+    no: tuple[str, ...] = (" no",)
+    name: ClassVar[str] = "yes_no"
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt, "question")
+        yes, no = check_verbalisers(yes=self.yes, no=self.no)
+        object.__setattr__(self, "yes", yes)
+        object.__setattr__(self, "no", no)
+
+    def pairs(self, question: str, image: Image | ImageState) -> list[Pair]:
+        """Every verbaliser after the same context."""
+        context = self.prompt.context(image, question=question.strip())
+        return [Pair(context, word) for word in (*self.yes, *self.no)]
+
+    def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
+        """The log-odds of yes."""
+        sums = np.array([one.sum for one in likelihoods])
+        count = len(self.yes)
+        return float(np.logaddexp.reduce(sums[:count]) - np.logaddexp.reduce(sums[count:]))
+
+    @staticmethod
+    def probability(score: float) -> float:
+        """P(yes) / (P(yes) + P(no)) of a score."""
+        return 1 / (1 + math.exp(-score)) if score > 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def score_pairs(
+    generator: Generator,
+    scoring: Scoring,
+    texts: Sequence[str],
+    images: Sequence[Image | ImageState],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
+    """Score n texts, each for its image, in one call of the generator.
+
+    Args:
+        generator: the language model.
+        scoring: the rule.
+        texts: n texts.
+        images: n images or their cached features; the same object may stand for several texts.
+        batch_size: pairs computed together; does not change the result.
+        progress: called between the generator's batches; may raise to stop.
+
+    Returns:
+        float64 [n], finite, higher is better.
+
+    Raises:
+        ImageError: an image cannot be decoded; names it.
+        InvalidInputError: a text is too long for the generator, or the rule gave a score that is not finite.
+        ZsqError: the generator returned the wrong number of likelihoods, or one that is not finite; names the
+            text and the image.
+    """
+    found = pair_likelihoods(generator, scoring, texts, images, batch_size=batch_size, progress=progress)
+    scores = np.array([scoring.score(one) for one in found], np.float64)
+    for wrong in np.flatnonzero(~np.isfinite(scores)):
+        raise InvalidInputError(
+            f"{texts[wrong]!r} given {images[wrong].source}: the scoring rule {scoring.name!r} gave "
+            f"{scores[wrong]} for finite likelihoods; it must give a finite number"
+        )
+    return scores
+
+
+def pair_likelihoods(
+    generator: Generator,
+    scoring: Scoring,
+    texts: Sequence[str],
+    images: Sequence[Image | ImageState],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> list[list[LogLikelihood]]:
+    """Compute the likelihoods that the rule asks for, for n texts and their images; arguments as above."""
+    pairs = [scoring.pairs(text, image) for text, image in zip(texts, images, strict=True)]
+    found = iter(
+        read_texts(
+            generator,
+            [pair.context for some in pairs for pair in some],
+            [pair.continuation for some in pairs for pair in some],
+            batch_size=batch_size,
+            progress=progress,
+        )
+    )
+    return [[next(found) for _ in some] for some in pairs]

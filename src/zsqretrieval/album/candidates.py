@@ -16,7 +16,7 @@ from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.features import StateStore
 from zsqretrieval.data.reopen import Reopener
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError
-from zsqretrieval.presets import LazyGenerator
+from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Generator, ImageStates
 from zsqretrieval.search.scoring import Scoring, score_images
 from zsqretrieval.types import Image, ImageState, Progress

@@ -23,7 +23,7 @@ from zsqretrieval._util.files import locked
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Change, Position, VectorLog
 from zsqretrieval.errors import IntegrityError, MismatchError
-from zsqretrieval.presets import check_parts, describe, empty_like, restore
+from zsqretrieval.plugins import check_empty_index, describe, empty_like, restore
 from zsqretrieval.protocols import Encoder, Index
 
 __all__ = ["Follower"]
@@ -140,7 +140,7 @@ class Follower:
                 empty = cast(Index, restore("index", part, album))
             elif saved is not None and saved["part"] != describe("index", empty):
                 saved = None
-            check_parts(encoder, empty)
+            check_empty_index(encoder, empty)
             if saved is None:
                 return cls(catalog, log, empty, name=name)
             try:

@@ -13,7 +13,7 @@ from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from zsqretrieval.album.candidates import StatesMode
-    from zsqretrieval.presets import LazyGenerator
+    from zsqretrieval.generators.lazy import LazyGenerator
     from zsqretrieval.protocols import Encoder, Generator
     from zsqretrieval.retriever import Retriever
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sync import Follower
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.presets import empty_like, new_index
+from zsqretrieval.plugins import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index
 from zsqretrieval.search.fusion import FIRST_STAGE, Fusion, WeightedSum, best_first, fuse, standardized
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_sequence, check_text
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.presets import LazyGenerator
+from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
 from zsqretrieval.search.fusion import FIRST_STAGE, FUSED, Fusion, best_first, fuse
 from zsqretrieval.search.priors import Prior, log_prior

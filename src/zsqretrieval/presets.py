@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from zsqretrieval import plugins
 from zsqretrieval._util.checks import check_amounts
-from zsqretrieval.errors import AlbumError, InvalidInputError
+from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.search.fusion import Fusion, WeightedSum
@@ -74,8 +74,8 @@ class Calibration:
         """
         if description is None:
             raise AlbumError(
-                f"{album} was made with a fusion that is not a plugin, so its calibration cannot be restored; "
-                "pass it: Retriever.open(path, calibration=...)"
+                f"{album} was made with a fusion that is not a plugin, so its calibration cannot be "
+                "restored; pass it: Retriever.open(path, calibration=...)"
             )
         try:
             restored = {
@@ -136,6 +136,25 @@ class Preset:
         if self.generator not in plugins.available("generator"):
             plugins.load("generator", self.generator)  # raises the error that lists the installed ones
         return LazyGenerator(self.generator, self.generator_config)
+
+    def check_album(self, encoder_part: Mapping[str, Any] | None, album: object) -> None:
+        """Check that an existing album has this preset's encoder, without loading it.
+
+        Args:
+            encoder_part: description of the album's encoder; None when it is not a plugin.
+            album: the album's directory, for the message.
+
+        Raises:
+            MismatchError: the album was made with another encoder.
+        """
+        part = encoder_part or {"plugin": "that is not a plugin", "config": {}}
+        same = all(part["config"].get(name) == value for name, value in self.encoder_config.items())
+        if part["plugin"] != self.encoder or not same:
+            raise MismatchError(
+                f"{album} was made with the encoder {part['plugin']} {dict(part['config'])}, not with the "
+                f"preset's {self.encoder} {dict(self.encoder_config)}; open it without a preset, or choose "
+                "another path"
+            )
 
 
 _CLIP = {"name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}

@@ -46,7 +46,7 @@ class AlbumGallery:
 
     def first_stage(self, text: str, k: int) -> tuple[Hit, ...]:
         """As :meth:`zsqretrieval.dialog.oracle.Gallery.first_stage`."""
-        return self._first_stage.of_text(text, k).hits
+        return self._first_stage.search([text], k)[0].hits
 
     def similarities(self, texts: Sequence[str], hits: Sequence[Hit]) -> NDArray[np.float64]:
         """As :meth:`zsqretrieval.dialog.oracle.Gallery.similarities`."""

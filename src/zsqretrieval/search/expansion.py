@@ -23,16 +23,9 @@ from zsqretrieval.album.sync import Follower
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.plugins import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index
-from zsqretrieval.search.fusion import FIRST_STAGE, Fusion, WeightedSum, best_first, fuse, standardized
+from zsqretrieval.search.fusion import FIRST_STAGE, Fusion, best_first, fuse, standardized
 
-__all__ = ["ALIKE", "EXPANSION", "Compared", "QuestionIndex", "best_questions", "compare", "join"]
-
-EXPANSION = WeightedSum(0.05)
-"""How similarities to images and to questions are joined unless a search says otherwise.
-
-The weight is the best of those tried with the mini models on Flickr8k dev, and the smallest: more is worse
-there (``docs/questions.md``). A generator that asks better deserves more.
-"""
+__all__ = ["ALIKE", "Compared", "QuestionIndex", "best_questions", "compare", "join"]
 
 ALIKE = 1e-6
 """Images whose similarities differ by no more than this look alike: float32 vectors tell no more."""

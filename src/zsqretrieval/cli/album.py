@@ -45,7 +45,7 @@ from zsqretrieval.cli.reading import (
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsqretrieval.album.info import AlbumFacts, GeneratorFacts
+    from zsqretrieval.album.info import AlbumInfo
     from zsqretrieval.retriever import AddReport, Retriever
     from zsqretrieval.types import Ranking
 
@@ -96,7 +96,7 @@ def index(
         facts = describe_album(album)
         asked = preset or ("mini" if encoder_weights or generator_weights else None)
         _refuse_other_parts(facts, asked, index_name, encoder_weights)
-        kept = facts.generator.states if facts.generator else None
+        kept = facts.generator["states"] if facts.generator else None
         retriever = open_album(
             album,
             reader=asked,
@@ -132,7 +132,7 @@ def index(
 
 def _count(sources: list[str]) -> int | None:
     """How many images there are; None when a tar would have to be read to know."""
-    from zsqretrieval.data.images import open_images
+    from zsqretrieval.data.sources import open_images
 
     count = 0
     for image in open_images(list(sources)):
@@ -143,7 +143,7 @@ def _count(sources: list[str]) -> int | None:
 
 
 def _refuse_other_parts(
-    facts: AlbumFacts, preset: str | None, index_name: str | None, encoder_weights: Path | None
+    facts: AlbumInfo, preset: str | None, index_name: str | None, encoder_weights: Path | None
 ) -> None:
     """An album keeps the encoder and index it was made with; to ask for others is an error, not ignored."""
     from zsqretrieval.presets import PRESETS
@@ -151,19 +151,19 @@ def _refuse_other_parts(
     made_with, wanted = facts.encoder, PRESETS.get(preset or "")
     if preset and wanted is None:
         raise InvalidInputError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
-    config = made_with.config or {}
+    config = made_with["config"] or {}
     settings = {**wanted.encoder_config, **encoder_config(preset or "", encoder_weights)} if wanted else {}
     if wanted and (
-        wanted.encoder != made_with.plugin
+        wanted.encoder != made_with["plugin"]
         or any(config.get(name) != value for name, value in settings.items())
     ):
         raise InvalidInputError(
-            f"{facts.album} was made with the encoder {made_with.plugin!r} {config}, not with the preset "
+            f"{facts.album} was made with the encoder {made_with["plugin"]!r} {config}, not with the preset "
             f"{preset!r}; leave out --preset, or make a new album"
         )
-    if index_name and index_name != facts.index.plugin:
+    if index_name and index_name != facts.index["plugin"]:
         raise InvalidInputError(
-            f"{facts.album} was made with the index {facts.index.plugin!r}, not {index_name!r}; "
+            f"{facts.album} was made with the index {facts.index["plugin"]!r}, not {index_name!r}; "
             "leave out --index, or make a new album"
         )
 
@@ -190,7 +190,7 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
         "skipped": len(report.skipped),
     }
     if not any(counts.values()):
-        from zsqretrieval.data.images import IMAGE_SUFFIXES
+        from zsqretrieval.data.sources import IMAGE_SUFFIXES
 
         say(
             f"No images were found in {', '.join(sources)}. "
@@ -326,39 +326,39 @@ def info(album: _Album, as_json: AsJson = False) -> None:
         emit_json(asdict(facts))
         return
     encoder, kept, sizes = facts.encoder, facts.index, facts.bytes_on_disk
-    state = "not saved" if not kept.saved else "up to date" if kept.up_to_date else "behind the catalog"
+    state = "not saved" if not kept["saved"] else "up to date" if kept["up_to_date"] else "behind the catalog"
     table = PlainTable("album", facts.album)
     table.add_row("images", str(facts.images))
-    table.add_row("encoder", f"{encoder.plugin or 'not a plugin'}, {encoder.dim} dimensions")
-    table.add_row("fingerprint", str(encoder.fingerprint))
-    table.add_row("index", f"{kept.plugin or 'not a plugin'}, {state}")
+    table.add_row("encoder", f"{encoder["plugin"] or 'not a plugin'}, {encoder["dim"]} dimensions")
+    table.add_row("fingerprint", str(encoder["fingerprint"]))
+    table.add_row("index", f"{kept["plugin"] or 'not a plugin'}, {state}")
     table.add_row("generator", _generator(facts.generator))
-    if facts.generator and facts.fusion:
-        table.add_row("fusion", _fusion(facts.fusion))
+    if facts.generator and facts.calibration:
+        table.add_row("fusion", _fusion(facts.calibration["fusion"]))
     for one in facts.states:
-        made_by = f"of {one.images} of {facts.images} images, {one.dtype}, by {one.fingerprint}"
-        table.add_row("image states", f"{made_by}, {human_size(one.bytes_on_disk)}")
+        made_by = f"of {one['images']} of {facts.images} images, {one['dtype']}, by {one['fingerprint']}"
+        table.add_row("image states", f"{made_by}, {human_size(one["bytes_on_disk"])}")
     for asked in facts.questions:
-        found = f"{asked.questions} of {asked.images} images, {asked.kept} kept, {asked.answered} answered"
-        table.add_row(asked.style, found)
+        found = "{questions} of {images} images, {kept} kept, {answered} answered".format_map(asked)
+        table.add_row(asked["style"], found)
     table.add_row("catalog on disk", human_size(sizes["catalog"]))
     table.add_row("index on disk", human_size(sizes["index"]))
     show(table)
     if not facts.images:
         say("It is empty; add some images: zsq index FOLDER --out ALBUM")
-    elif not kept.up_to_date:
+    elif not kept["up_to_date"]:
         say("The next search brings the index up to date; `zsq index` also saves it.")
 
 
-def _generator(facts: GeneratorFacts | None) -> str:
+def _generator(facts: Mapping[str, Any] | None) -> str:
     if facts is None:
         return "none"
-    kept = {"disk": ["states on disk"], "memory": ["states in memory"]}.get(facts.states or "", [])
-    return ", ".join([facts.plugin, *_settings(facts.config), *kept])
+    kept = {"disk": ["states on disk"], "memory": ["states in memory"]}.get(facts["states"] or "", [])
+    return ", ".join([facts["plugin"], *_settings(facts["config"]), *kept])
 
 
 def _fusion(facts: Mapping[str, Any]) -> str:
-    return ", ".join([facts["name"].replace("_", " "), *_settings(facts["config"])])
+    return ", ".join([facts["plugin"].replace("_", " "), *_settings(facts["config"])])
 
 
 def _settings(config: Mapping[str, Any]) -> list[str]:

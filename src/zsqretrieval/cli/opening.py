@@ -128,12 +128,12 @@ def open_album(
     if reads and reader is not None and preset_generator(reader) is None:
         raise _no_generator(reader)
     facts = describe_album(path)
-    fetch_weights(facts.encoder.plugin or "")
+    fetch_weights(facts.encoder["plugin"] or "")
     generator = preset_reader(reader, weights=generator_weights) if reader else None
     if reader and generator is not None:
         return Retriever.load(path, generator=generator, states=states, fusion=preset_fusion(reader))
     if reads and facts.generator is not None:
-        fetch_weights(facts.generator.plugin)
+        fetch_weights(facts.generator["plugin"])
     return Retriever.load(path, states=states)
 
 

@@ -125,7 +125,7 @@ class Loader:
         """Decode images of one batch, each digest once, in order.
 
         Yields:
-            Groups of images; the pixels of one group together stay within bounds.
+            One or more groups of images, small enough to hold the pixels of a group in memory.
         """
         alike: dict[str, list[NewImage]] = {}
         for one in batch:
@@ -146,8 +146,7 @@ class Loader:
                     group, pixels = [], 0
                 group.append(one)
                 pixels += one.width * one.height
-        if group:
-            yield group
+        yield group
 
 
 def _read(image: Image) -> NewImage | Skipped:

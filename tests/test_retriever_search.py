@@ -27,7 +27,7 @@ from seeing import Seeing
 from zsqretrieval import plugins
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.features import StateStore
-from zsqretrieval.data.images import open_images
+from zsqretrieval.data.sources import open_images
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError, ZsqError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.presets import PRESETS, LazyGenerator, Preset

@@ -23,7 +23,7 @@ from zsqretrieval.album.candidates import StatesMode, Viewer
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.info import CATALOG, find_catalog
 from zsqretrieval.album.ingest import Adder, AddReport
-from zsqretrieval.album.sync import Follower
+from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import ImageLike, as_image, decode
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.gallery import AlbumGallery
@@ -105,12 +105,12 @@ class Retriever:
         catalog = Catalog.create(
             None if folder is None else folder / CATALOG, dim=encoder.dim, settings=settings
         )
-        self._attach(encoder, Follower(catalog, catalog.log, index), viewer, calibration, catalog, folder)
+        self._attach(encoder, IndexSync(catalog, catalog.log, index), viewer, calibration, catalog, folder)
 
     def _attach(
         self,
         encoder: Encoder,
-        follower: Follower,
+        follower: IndexSync,
         viewer: Viewer | None,
         calibration: Calibration,
         catalog: Catalog,
@@ -207,13 +207,13 @@ class Retriever:
                     "or add the images to a new album"
                 )
             if index is None:
-                follower = Follower.load(catalog, catalog.log, encoder, folder)
+                follower = IndexSync.load(catalog, catalog.log, encoder, folder)
             else:
                 check_empty_index(encoder, index)
-                follower = Follower(catalog, catalog.log, index)
+                follower = IndexSync(catalog, catalog.log, index)
             viewer = Viewer.restore(_stored(catalog, "generator"), generator, states, folder)
             calibration = calibration or Calibration.restore(_stored(catalog, "calibration"), folder)
-            follower.follow()
+            follower.update()
         except BaseException:
             catalog.close()
             raise
@@ -361,7 +361,7 @@ class Retriever:
                     "nothing was removed"
                 )
             self._catalog.remove(list(present.values()))
-        self._follower.follow()
+        self._follower.update()
 
     # --- searching ----------------------------------------------------------------------------------------
 

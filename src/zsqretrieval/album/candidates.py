@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.features import StateStore
-from zsqretrieval.data.reopen import Reopener
+from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Generator, ImageStates

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.data.reopen import Reopener
+from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.search.dense import FirstStage
@@ -56,7 +56,7 @@ class AlbumGallery:
             here = self.present(hits)
             keys = [hit.key for hit, is_here in zip(hits, here, strict=True) if is_here]
             try:
-                vectors = self._catalog.vectors(keys)
+                vectors = self._catalog.log.get(keys)
             except InvalidInputError:  # one was removed between the two steps: look again
                 continue
             cosine[:, here] = asked @ vectors.T

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.album.sync import Follower
+from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.search.expansion import Compared, QuestionIndex, compare
@@ -58,14 +58,14 @@ class FirstStage:
     """
 
     def __init__(
-        self, encoder: Encoder, catalog: Catalog, follower: Follower, questions: QuestionIndex
+        self, encoder: Encoder, catalog: Catalog, follower: IndexSync, questions: QuestionIndex
     ) -> None:
         self._encoder, self._catalog, self._follower = encoder, catalog, follower
         self._questions = questions
 
     def keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Keys int64 [q, k] of the images nearest to vectors float32 [q, dim], best first; -1 for none."""
-        return self._follower.follow().search(vectors, k).keys
+        return self._follower.update().search(vectors, k).keys
 
     def search(
         self,
@@ -124,13 +124,13 @@ class FirstStage:
 
     def _nearest(self, vectors: NDArray[np.float32], k: int) -> list[_Candidates]:
         while True:
-            position = self._catalog.position
-            neighbors = self._follower.follow().search(vectors, k)
+            position = self._catalog.log.position
+            neighbors = self._follower.update().search(vectors, k)
             there = neighbors.keys >= 0  # [q, k]
             try:
                 records = iter(self._catalog.records(neighbors.keys[there]))
             except InvalidInputError as error:  # a hit was removed between the two steps: search again
-                if position == self._catalog.position:
+                if position == self._catalog.log.position:
                     raise IntegrityError(f"index and catalog of this album disagree: {error}") from error
                 continue
             return [
@@ -150,7 +150,7 @@ class FirstStage:
         with self._catalog.reading():
             present = self._catalog.known_keys([record.key for record, _ in found])
             kept = [(record, hit) for record, hit in found if record.key in present]
-            vectors = self._catalog.vectors([record.key for record, _ in kept])
+            vectors = self._catalog.log.get([record.key for record, _ in kept])
         scores = bank.normalized([hit.score for _, hit in kept], vectors)
         return [
             (kept[n][0], replace(kept[n][1], score=score, scores={**kept[n][1].scores, NORMALIZED: score}))

@@ -15,7 +15,7 @@ from html import escape
 from PIL import Image as PILImage
 
 from zsqretrieval.data.images import ImageLike, decode
-from zsqretrieval.data.reopen import Reopener
+from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError
 from zsqretrieval.search.explain import SAYS, Word, words
 from zsqretrieval.search.html import document, inlined

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.album.sync import Follower
+from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.plugins import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index
@@ -49,23 +49,23 @@ class QuestionIndex:
 
     def __init__(self, catalog: Catalog, encoder: Encoder, like: Index, album: Path | None) -> None:
         self._catalog, self._encoder, self._like, self._album = catalog, encoder, like, album
-        self._follower: Follower | None = None
+        self._follower: IndexSync | None = None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Number of questions."""
         return len(self._catalog.questions)
 
-    def _opened(self) -> Follower:
+    def _opened(self) -> IndexSync:
         with self._lock:
             if self._follower is None:
                 log = self._catalog.questions.log
                 configurable = isinstance(self._like, Configurable)
                 empty = empty_like(self._like) if configurable else new_index("exact", self._encoder)
                 self._follower = (
-                    Follower(self._catalog, log, empty, name=_NAME)
+                    IndexSync(self._catalog, log, empty, name=_NAME)
                     if self._album is None
-                    else Follower.load(
+                    else IndexSync.load(
                         self._catalog, log, self._encoder, self._album, name=_NAME, empty=empty
                     )
                 )
@@ -81,7 +81,7 @@ class QuestionIndex:
         Returns:
             int64 [at most k], keys of images, no two the same, best first.
         """
-        index = self._opened().follow()
+        index = self._opened().update()
         depth = k
         while True:  # an image has several questions, so more of these are needed than of images
             found = index.search(vector, depth).keys[0]
@@ -148,7 +148,7 @@ def compare(
     with catalog.reading():
         present = np.array(sorted(catalog.known_keys(np.unique(keys))), np.int64)
         records = catalog.records(present)
-        vectors = catalog.vectors(present)
+        vectors = catalog.log.get(present)
         kept = catalog.questions.kept(present)
     image = _cosines(vectors, vector)
     question, which = best_questions(present, kept.images, _cosines(kept.vectors, vector))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.candidates import Viewer, parts_by_size
 from zsqretrieval.album.catalog import Record
-from zsqretrieval.data.reopen import Reopener
+from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError
 from zsqretrieval.generators.checked import read_texts, write_texts
 from zsqretrieval.generators.prompts import PROMPTS, Prompt

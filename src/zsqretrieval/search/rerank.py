@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval.album.candidates import Viewer, open_image, parts_by_size
 from zsqretrieval.album.catalog import Record
-from zsqretrieval.data.reopen import Reopener
+from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError, InvalidInputError, ZsqError
 from zsqretrieval.plugins import check_part
 from zsqretrieval.search.fusion import FUSED, Fusion, RerankOnly, best_first, fuse

@@ -24,7 +24,7 @@ from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.questions import Judgement, NewQuestion, Recipe, StoredQuestion, StyleFacts
 from zsqretrieval.data.loader import Skipped
-from zsqretrieval.data.reopen import Reopener
+from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.protocols import Encoder

@@ -1,8 +1,8 @@
 """Adding images to an album: read, encode, and write each batch in one transaction.
 
-    sources --loader--> bytes, digest --catalog--> known?
-      new:    loader --> pixels, encoder --> vector, generator --> state
-      all:    one transaction --> catalog, change log --> index
+sources --loader--> bytes, digest --catalog--> known?
+new:    loader --> pixels, encoder --> vector, generator --> state
+all:    one transaction --> catalog, change log --> index
 """
 
 from __future__ import annotations

@@ -268,7 +268,9 @@ class QuestionTable:
             images = sorted(present - self.asked(recipe, list(questions)))
             key_of = {
                 (image, form): key
-                for image, form, key in self._database.select("image, form, key", "questions", "image", images)
+                for image, form, key in self._database.select(
+                    "image, form, key", "questions", "image", images
+                )
             }
             last = dict(self._database.rows("SELECT name, seq FROM sqlite_sequence")).get("questions", 0)
             new: list[tuple[int, int, NewQuestion]] = []  # key, key of the image, question

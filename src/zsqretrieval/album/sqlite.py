@@ -94,7 +94,9 @@ class Database:
     def rows(self, query: str, arguments: Sequence[Any] = ()) -> list[Any]:
         """All rows of a statement."""
         with self._held() as run:
-            return run.execute(query, arguments).fetchall()  # an unfinished cursor would block closing the file
+            return run.execute(
+                query, arguments
+            ).fetchall()  # an unfinished cursor would block closing the file
 
     def value(self, query: str, arguments: Sequence[Any] = ()) -> Any:
         """The first column of the first row of a statement."""

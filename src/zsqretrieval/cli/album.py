@@ -180,7 +180,7 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
         "skipped": len(report.skipped),
     }
     if not any(counts.values()):
-        from zsqretrieval.data.images import IMAGE_SUFFIXES
+        from zsqretrieval.data.sources import IMAGE_SUFFIXES
 
         say(
             f"No images were found in {', '.join(sources)}. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,8 +40,8 @@ def chat(
 ) -> None:
     """Find one image of an album by answering questions about it.
 
-    Answer in words, with yes or no, or with "don't know". "undo" takes the last answer back; "quit" or the end
-    of the input (Ctrl-D) ends the dialog.
+    Answer in words, with yes or no, or with "don't know". "undo" takes the last answer back; "quit" or the
+    end of the input (Ctrl-D) ends the dialog.
     """
     with open_album(
         album, preset=preset, generator_weights=generator_weights, needs_generator=True

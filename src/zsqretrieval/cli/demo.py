@@ -39,6 +39,7 @@ from zsqretrieval.cli.options import (
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from zsqretrieval.album.candidates import StatesMode
     from zsqretrieval.data.samples import Question
     from zsqretrieval.types import Ranking
 
@@ -48,14 +49,12 @@ __all__ = ["demo"]
 def demo(
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of your own images; default: photographs of scikit-image and scikit-learn."),
+        typer.Option(help="Folder of images, instead of the photographs of scikit-image."),
     ] = None,
     question: Annotated[
         list[str] | None, typer.Option("--question", "-q", help="Question to ask instead; may be repeated.")
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="mini, clip, clip-kosmos2 or clip-l14-kosmos2.")
-    ] = "mini",
+    preset: Annotated[str, typer.Option(help="mini, clip, clip-kosmos2 or clip-l14-kosmos2.")] = "mini",
     index: Annotated[str, typer.Option(help="hnsw or exact.")] = "hnsw",
     k: Annotated[int, typer.Option("-k", min=1, help="Images per question.")] = 3,
     candidates: Candidates = 100,
@@ -64,9 +63,7 @@ def demo(
     weight: Weight = None,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File of the page.")] = Path(
-        "zsq-demo.html"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of the page.")] = Path("zsq-demo.html"),
     as_json: AsJson = False,
 ) -> None:
     """Ask questions of a small album and write the results as a web page.
@@ -89,7 +86,7 @@ def demo(
     parts = preset_with(
         preset, index=index, encoder_weights=encoder_weights, generator_weights=generator_weights
     )
-    states = "memory" if how is not None and caches_features(parts) else None
+    states: StatesMode = "memory" if how is not None and caches_features(parts) else None
     with Retriever.from_preset(parts, states=states) as retriever, progress_bars() as bars:
         report = retriever.add(album, progress=bars)
         name_skipped(report.skipped, notice)

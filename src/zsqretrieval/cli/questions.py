@@ -45,9 +45,9 @@ def questions(
     answers: Annotated[bool, typer.Option("--answers", help="Also store the generator's answers.")] = False,
     top_k: Annotated[
         int,
-        typer.Option(min=0, help="Keep questions that find their own image among the first so many; 0 keeps all."),
+        typer.Option(min=0, help="Keep questions that find their own image among the first K; 0 keeps all."),
     ] = 10,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; higher is more varied and less true.")] = 0.7,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.7,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed; another one writes other questions.")] = 0,
     filter_again: Annotated[
         bool, typer.Option("--filter", help="Only repeat the round trip of all questions, with --top-k.")

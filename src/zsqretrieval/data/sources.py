@@ -330,7 +330,9 @@ class Reopener:
             tar = tarfile.open(path)  # noqa: SIM115  # closed by __exit__
             members: dict[str, tarfile.TarInfo] = {}
             self._tars[path] = tar, members
-            with contextlib.suppress(tarfile.TarError, EOFError, zlib.error):  # keep the members before damage
+            with contextlib.suppress(
+                tarfile.TarError, EOFError, zlib.error
+            ):  # keep the members before damage
                 for member in tar:
                     if member.isreg():
                         members[path_text(member.name.removeprefix("./"))] = member

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from zsqretrieval import CaptionDialog, Dialog, InformationGain, RandomQuestion, Retriever
+from zsqretrieval import Retriever
+from zsqretrieval.dialog.dialog import Dialog
+from zsqretrieval.dialog.policies import (CaptionDialog, InformationGain, RandomQuestion)
 from zsqretrieval.data.images import decode
 from zsqretrieval.dialog.oracle import Gallery
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError

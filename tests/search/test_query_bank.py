@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from zsqretrieval import QueryBank
+from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.retriever import Retriever

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from zsqretrieval import Retriever
 from zsqretrieval.dialog.dialog import Dialog
-from zsqretrieval.dialog.policies import (CaptionDialog, InformationGain, RandomQuestion)
+from zsqretrieval.dialog.policies import CaptionDialog, InformationGain, RandomQuestion
 from zsqretrieval.data.images import decode
 from zsqretrieval.dialog.oracle import Gallery
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError

@@ -211,31 +211,6 @@ def test_states_and_kept_prefixes_spare_the_seeing_part(seen):
     assert len(seen) == 5
 
 
-# -- top k
-
-
-@pytest.mark.parametrize("block", [1, 4, 100])
-def test_top_k_is_the_sorted_rest(block):
-    contexts = [(image, PROMPT) for image in paintings(12)]
-    full = kosmos().log_likelihood(contexts, [QUESTIONS[3]] * 12)
-    found = kosmos().top_k(contexts, QUESTIONS[3], 4, block=block, batch_size=3)
-    assert list(found.positions) == list(np.argsort([-one.sum for one in full])[:4])
-    for position, one in zip(found.positions, found.log_likelihoods, strict=True):
-        np.testing.assert_allclose(one.token_log_probs, full[position].token_log_probs, atol=1e-5)
-        assert one.tokens == full[0].tokens
-    assert found.tokens_in_full == 12 * len(full[0]) and 0 <= found.saving < 1
-    assert found.saving == 1 - found.tokens_scored / found.tokens_in_full
-
-
-def test_top_k_of_few_or_none():
-    assert kosmos().top_k([], "red", 3).positions == ()
-    assert kosmos().top_k([], "red", 3).saving == 0
-    assert kosmos().top_k([(IMAGES[0],)], "red", 3).positions == (0,)
-    for wrong in ({"k": 0}, {"k": 1, "block": 0}, {"k": 1, "batch_size": 0}):
-        with pytest.raises(InvalidInputError, match="at least 1"):
-            kosmos().top_k([(IMAGES[0],)], "red", **wrong)
-
-
 # -- texts
 
 
@@ -257,8 +232,6 @@ def test_no_grounding_unless_asked_for():
 def test_what_is_too_long_is_named_with_its_length():
     with pytest.raises(InvalidInputError, match=r"pair 1 has 9 \+ 300 = 309 tokens .* reads 256"):
         kosmos().log_likelihood([(IMAGES[0],)] * 2, ["red", "red" + " red" * 299])
-    with pytest.raises(InvalidInputError, match=r"context 0 with the continuation has 9 \+ 300"):
-        kosmos().top_k([(IMAGES[0],)], "red" + " red" * 299, 1)
     with pytest.raises(InvalidInputError, match="context 1 and one new token has 256"):
         kosmos().generate([("red",), ("red" + " red" * 254,)])
     kosmos().log_likelihood([(IMAGES[0],)], ["red" + " red" * (255 - 9)])

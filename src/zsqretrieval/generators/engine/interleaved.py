@@ -20,10 +20,9 @@ from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.generators.engine.batching import Progress, plan_batches, run_batches
 from zsqretrieval.generators.engine.decoding import continue_contexts
 from zsqretrieval.generators.engine.likelihood import LanguageModel, Prefixes, Tokens, score_pairs
-from zsqretrieval.generators.engine.pruning import best_first
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
 
-__all__ = ["Frame", "InterleavedGenerator", "TopK"]
+__all__ = ["Frame", "InterleavedGenerator"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +40,6 @@ class Frame:
     before_image: Tokens = ()
     after_image: Tokens = ()
     stop: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TopK:
-    """The k contexts after which a continuation is likeliest.
-
-    Attributes:
-        positions: their places among the contexts given, best first; equal ones in the order given.
-        log_likelihoods: their likelihoods, in the same order.
-        tokens_scored: tokens of the continuation that were scored, over all contexts.
-        tokens_in_full: how many scoring every context in full would have taken.
-    """
-
-    positions: tuple[int, ...]
-    log_likelihoods: tuple[LogLikelihood, ...]
-    tokens_scored: int
-    tokens_in_full: int
-
-    @property
-    def saving(self) -> float:
-        """Share of the continuation's tokens that did not have to be scored, in [0, 1]."""
-        return 1 - self.tokens_scored / self.tokens_in_full if self.tokens_in_full else 0.0
 
 
 class InterleavedGenerator(ABC):
@@ -182,56 +159,6 @@ class InterleavedGenerator(ABC):
             LogLikelihood(self._token_texts(text), log_probs)
             for text, log_probs in zip(texts, scored, strict=True)
         ]
-
-    def top_k(
-        self,
-        contexts: Sequence[Context],
-        continuation: str,
-        k: int,
-        *,
-        block: int = 4,
-        batch_size: int = 16,
-        progress: Progress | None = None,
-    ) -> TopK:
-        """Find the k contexts after which one continuation is likeliest, without scoring all of them in full.
-
-        Exact: log-probabilities are never positive, so what a context has lost it cannot win back. One that
-        can no longer enter the top k is dropped. The result is that of :meth:`log_likelihood`, sorted by sum;
-        only contexts whose sums differ by no more than rounding may change places.
-
-        Args:
-            contexts: n contexts.
-            continuation: the text, not empty.
-            k: how many to find; all n if more.
-            block: tokens scored before contexts are compared again.
-            batch_size: most contexts computed together.
-            progress: told how many contexts are finished or dropped, and of how many; may raise to stop.
-
-        Returns:
-            The best k, with what was saved.
-
-        Raises:
-            InvalidInputError: ``k``, ``block`` or ``batch_size`` < 1; else as :meth:`log_likelihood`.
-            MismatchError, ImageError: as :meth:`log_likelihood`.
-        """
-        if k < 1 or block < 1:
-            raise InvalidInputError(f"k={k}, block={block}; both must be at least 1")
-        _check_batch_size(batch_size)
-        text = self._continuation(continuation, "the continuation")
-        laid, states = self._lay_out(contexts)
-        for i, context in enumerate(laid):
-            self._check_length(len(context), len(text), f"context {i} with the continuation")
-        best, tokens_scored = best_first(
-            self._language, laid, text, k, states,
-            prefixes=self._prefixes, block=block, batch_size=batch_size, progress=progress,
-        )  # fmt: skip
-        tokens = self._token_texts(text)
-        return TopK(
-            positions=tuple(position for position, _ in best),
-            log_likelihoods=tuple(LogLikelihood(tokens, log_probs) for _, log_probs in best),
-            tokens_scored=tokens_scored,
-            tokens_in_full=len(set(laid)) * len(text),
-        )
 
     def generate(
         self,

@@ -60,9 +60,9 @@ EARLY = "import os; os.environ['EARLY'] = os.environ.get('EARLY', '') + 'x'"
 def test_the_models_import_on_this_machine() -> None:
     """With whatever torch and torchvision are installed here."""
     run("""
-        from zsqretrieval._util.torchvision import ensure_importable
-        ensure_importable()
-        ensure_importable()
+        from zsqretrieval._util.torch import ensure_torchvision
+        ensure_torchvision()
+        ensure_torchvision()
         import open_clip, timm, torchvision
         from transformers import Kosmos2ForConditionalGeneration
         from torchvision.transforms import v2
@@ -80,13 +80,13 @@ def test_a_missing_operator_is_declared_and_the_import_repeated(fake) -> None:
             assert "operator torchvision::nms does not exist" in str(error), error
         else:
             raise AssertionError("the fake is not broken")
-        from zsqretrieval._util import torchvision as _torchvision
+        from zsqretrieval._util import torch as _torch
         del sys.modules["torchvision.early"]
         os.environ["EARLY"] = ""
-        _torchvision.ensure_importable()
-        library = _torchvision._library
-        _torchvision.ensure_importable()
-        assert _torchvision._library is library is not None
+        _torch.ensure_torchvision()
+        library = _torch._library
+        _torch.ensure_torchvision()
+        assert _torch._library is library is not None
         import torch, torchvision
         assert sys.modules["torchvision.early"] is torchvision.early
         assert "iou_threshold" in str(torch.ops.torchvision.nms.default._schema)
@@ -101,12 +101,12 @@ def test_many_threads_may_ask_at_once(fake) -> None:
     run(
         """
         import threading
-        from zsqretrieval._util.torchvision import ensure_importable
+        from zsqretrieval._util.torch import ensure_torchvision
         failures, barrier = [], threading.Barrier(8)
         def ask():
             barrier.wait()
             try:
-                ensure_importable()
+                ensure_torchvision()
             except BaseException as error:
                 failures.append(error)
         threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -122,10 +122,10 @@ def test_a_working_torchvision_is_left_alone(fake) -> None:
     run(
         """
         import sys
-        from zsqretrieval._util import torchvision as _torchvision
-        _torchvision.ensure_importable()
+        from zsqretrieval._util import torch as _torch
+        _torch.ensure_torchvision()
         assert sys.modules["torchvision"].answer == 42
-        assert _torchvision._library is None
+        assert _torch._library is None
         assert "torch" not in sys.modules
         """,
         first_on_path=fake("answer = 42"),
@@ -147,12 +147,12 @@ def test_a_working_torchvision_is_left_alone(fake) -> None:
 def test_any_other_failure_is_passed_on(fake, init: str, expected: str) -> None:
     seen = run(
         """
-        from zsqretrieval._util import torchvision as _torchvision
+        from zsqretrieval._util import torch as _torch
         try:
-            _torchvision.ensure_importable()
+            _torch.ensure_torchvision()
         except Exception as error:
             print(f"{type(error).__name__}: {error}")
-        assert _torchvision._library is None
+        assert _torch._library is None
         """,
         first_on_path=fake(init),
     )
@@ -162,9 +162,9 @@ def test_any_other_failure_is_passed_on(fake, init: str, expected: str) -> None:
 def test_a_second_failure_is_passed_on(fake) -> None:
     seen = run(
         """
-        from zsqretrieval._util.torchvision import ensure_importable
+        from zsqretrieval._util.torch import ensure_torchvision
         try:
-            ensure_importable()
+            ensure_torchvision()
         except RuntimeError as error:
             print(error)
         """,
@@ -177,6 +177,6 @@ def test_without_torchvision_nothing_happens() -> None:
     run("""
         import sys
         sys.modules["torchvision"] = None  # what a missing package looks like to the import system
-        from zsqretrieval._util.torchvision import ensure_importable
-        ensure_importable()
+        from zsqretrieval._util.torch import ensure_torchvision
+        ensure_torchvision()
         """)

@@ -26,7 +26,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.data.images import decode
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError, WeightsError
@@ -35,7 +35,7 @@ from zsqretrieval.testing import encoder_checks
 from zsqretrieval.testing.pictures import paintings
 from zsqretrieval.types import Image
 
-ensure_importable()
+ensure_torchvision()
 import open_clip  # noqa: E402
 
 ARCHITECTURE = {

@@ -14,20 +14,20 @@ import pytest
 import tiny_vlms
 import torch
 from PIL import Image as PILImage
+from zsqretrieval.generators.vlm.loading import hidden_behind, watched_head
 
 from zsqretrieval import plugins
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.generators.vlm import families as _vlm_families
-from zsqretrieval.generators.vlm.head import hidden_behind, watched_head
 from zsqretrieval.generators.vlm.model import VLMGenerator
 from zsqretrieval.protocols import Configurable, Generator, ImageStates
 from zsqretrieval.testing import GeneratorCase, generator_checks
 from zsqretrieval.testing.pictures import paintings
 from zsqretrieval.types import Context, ImageState
 
-ensure_importable()
+ensure_torchvision()
 import transformers as hf  # noqa: E402
 from transformers.models.smolvlm import processing_smolvlm  # noqa: E402
 

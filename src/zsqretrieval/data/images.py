@@ -47,6 +47,7 @@ __all__ = [
     "path_text",
     "read_bytes",
     "read_webdataset",
+    "trimmed",
     "walk",
 ]
 
@@ -222,6 +223,18 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
                 encoded.draft(None, (size_hint, size_hint))
             # The orientation is read last: a PNG may carry it after the pixels.
             return _upright(_to_rgb(encoded), encoded)
+
+
+def trimmed(picture: PILImage.Image) -> PILImage.Image:
+    """Cut the far ends off a picture whose sides are more than 16 : 1.
+
+    For models that resize the shorter side and crop the middle square: resizing all of a 1 x 10,000 strip takes
+    gigabytes.
+    """
+    width, height = picture.size
+    limit = 16 * min(width, height)
+    left, top = max(0, width - limit) // 2, max(0, height - limit) // 2
+    return picture.crop((left, top, width - left, height - top)) if left or top else picture
 
 
 @contextmanager

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_settings
-from zsqretrieval._util.torch import resolve_device
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision, resolve_device
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.types import Image
@@ -247,7 +246,7 @@ class CLIPEncoder:
 
 
 def _import_open_clip() -> Any:
-    ensure_importable()
+    ensure_torchvision()
     try:
         import open_clip
     except ModuleNotFoundError as error:

@@ -12,8 +12,7 @@ import torch
 from PIL import Image as PILImage
 from torch.nn.functional import pad
 
-from zsqretrieval._util.torch import resolve_dtype
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision, resolve_dtype
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.kosmos import Kosmos1Generator
@@ -216,7 +215,7 @@ def random_kosmos(
         InvalidInputError: another dtype than float32, bfloat16 and float16.
     """
     _, torch_dtype = resolve_dtype(dtype, torch.device("cpu"))
-    ensure_importable()
+    ensure_torchvision()
     import transformers
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

@@ -23,7 +23,7 @@ from zsqretrieval.evaluation.scoring_bench import naive_log_likelihood
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.protocols import Configurable, ImageStates
 from zsqretrieval.testing import GeneratorCase, generator_checks, parametrize_checks
-from zsqretrieval.testing.generator import QUESTIONS
+from zsqretrieval.testing.generator_case import QUESTIONS
 from zsqretrieval.testing.pictures import painting, paintings
 from zsqretrieval.types import Image, ImageState
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.generators.kosmos import Kosmos1Generator
-from zsqretrieval.testing.generator import QUESTIONS, WORDS
+from zsqretrieval.testing.generator_case import QUESTIONS, WORDS
 
 ensure_torchvision()
 from transformers import (  # noqa: E402

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from zsqretrieval._util.torch import ensure_torchvision
-from zsqretrieval.testing.generator import QUESTIONS, WORDS
+from zsqretrieval.testing.generator_case import QUESTIONS, WORDS
 
 ensure_torchvision()
 import transformers as hf  # noqa: E402

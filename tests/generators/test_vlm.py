@@ -14,13 +14,13 @@ import pytest
 import tiny_vlms
 import torch
 from PIL import Image as PILImage
-from zsqretrieval.generators.vlm.loading import hidden_behind, watched_head
 
 from zsqretrieval import plugins
 from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.generators.vlm import families as _vlm_families
+from zsqretrieval.generators.vlm.loading import hidden_behind, watched_head
 from zsqretrieval.generators.vlm.model import VLMGenerator
 from zsqretrieval.protocols import Configurable, Generator, ImageStates
 from zsqretrieval.testing import GeneratorCase, generator_checks

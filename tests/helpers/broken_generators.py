@@ -1,4 +1,4 @@
-"""Generators with one bug each, the kind that gets shipped, and the checks that must catch it."""
+"""Generators with one common bug each, and the checks that must find it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zsqretrieval.types import Image, ImageState, LogLikelihood
 
 
 class SpoiledScores(ToyGenerator):
-    """Passes every likelihood's log-probabilities through one method, where the subclass's bug is."""
+    """Applies ``spoil`` of a subclass to all log-probabilities."""
 
     def log_likelihood(self, contexts, continuations, **settings):
         found = super().log_likelihood(contexts, continuations, **settings)
@@ -24,7 +24,7 @@ class SpoiledScores(ToyGenerator):
 
 
 class SpoiledContexts(ToyGenerator):
-    """Passes every context that is scored through one method, where the subclass's bug is."""
+    """Applies ``spoil`` of a subclass to all scored contexts."""
 
     def log_likelihood(self, contexts, continuations, **settings):
         return super().log_likelihood(
@@ -36,7 +36,7 @@ class SpoiledContexts(ToyGenerator):
 
 
 class SpoiledTexts(ToyGenerator):
-    """Passes every batch of generated texts through one method, where the subclass's bug is."""
+    """Applies ``spoil`` of a subclass to all generated texts."""
 
     def generate(self, contexts, **settings):
         return self.spoil(super().generate(contexts, **settings))

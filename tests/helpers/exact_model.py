@@ -20,7 +20,7 @@ continuations = st.lists(tokens, min_size=1, max_size=6).map(tuple)
 
 
 class ExactModel:
-    """A hidden state is the sum of (1 + position mod 3) * embedding / 2^(age mod 4) over the positions so far.
+    """A hidden state is the sum of (1 + position mod 3) * embedding / 2^(age mod 4) up to its position.
 
     The cache holds the embeddings as keys and the positions as values.
 

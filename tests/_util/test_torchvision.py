@@ -1,4 +1,4 @@
-"""Every case runs in a fresh interpreter: what is under test is the first import of torchvision."""
+"""The first import of torchvision; every test runs in a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BROKEN = """
     import torch
     from torchvision import early, late
 """
-# What torchvision's own _meta_registrations.py does when the compiled operators did not load.
+# as torchvision's _meta_registrations.py, when the compiled operators are missing
 LATE = """
     import torch
 
@@ -57,8 +57,7 @@ LATE = """
 EARLY = "import os; os.environ['EARLY'] = os.environ.get('EARLY', '') + 'x'"
 
 
-def test_the_models_import_on_this_machine() -> None:
-    """With whatever torch and torchvision are installed here."""
+def test_model_libraries_import_with_the_installed_torchvision() -> None:
     run("""
         from zsqretrieval._util.torch import ensure_torchvision
         ensure_torchvision()
@@ -70,7 +69,7 @@ def test_the_models_import_on_this_machine() -> None:
         """)
 
 
-def test_a_missing_operator_is_declared_and_the_import_repeated(fake) -> None:
+def test_missing_operator_is_declared_and_torchvision_imported_again(fake) -> None:
     early = run(
         """
         import os, sys
@@ -94,10 +93,10 @@ def test_a_missing_operator_is_declared_and_the_import_repeated(fake) -> None:
         """,
         first_on_path=fake(BROKEN, early=EARLY, late=LATE),
     )
-    assert early == "xx", "the half of the package that the failed import had left was not imported anew"
+    assert early == "xx", "submodules of the failed import were not imported again"
 
 
-def test_many_threads_may_ask_at_once(fake) -> None:
+def test_concurrent_calls_are_safe(fake) -> None:
     run(
         """
         import threading
@@ -118,7 +117,7 @@ def test_many_threads_may_ask_at_once(fake) -> None:
     )
 
 
-def test_a_working_torchvision_is_left_alone(fake) -> None:
+def test_working_torchvision_is_unchanged(fake) -> None:
     run(
         """
         import sys
@@ -144,7 +143,7 @@ def test_a_working_torchvision_is_left_alone(fake) -> None:
         ("raise OSError('disk on fire')", "OSError: disk on fire"),
     ],
 )
-def test_any_other_failure_is_passed_on(fake, init: str, expected: str) -> None:
+def test_other_import_errors_are_raised(fake, init: str, expected: str) -> None:
     seen = run(
         """
         from zsqretrieval._util import torch as _torch
@@ -159,7 +158,7 @@ def test_any_other_failure_is_passed_on(fake, init: str, expected: str) -> None:
     assert seen == expected
 
 
-def test_a_second_failure_is_passed_on(fake) -> None:
+def test_second_import_error_is_raised(fake) -> None:
     seen = run(
         """
         from zsqretrieval._util.torch import ensure_torchvision
@@ -173,7 +172,7 @@ def test_a_second_failure_is_passed_on(fake) -> None:
     assert seen == "and another thing"
 
 
-def test_without_torchvision_nothing_happens() -> None:
+def test_missing_torchvision_is_ignored() -> None:
     run("""
         import sys
         sys.modules["torchvision"] = None  # what a missing package looks like to the import system

@@ -127,7 +127,7 @@ def test_vectors_equal_those_of_open_clip(folder: Path, encoder: CLIPEncoder) ->
     assert encoder.dim == 16
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(max_size=20), max_size=6), batch_size=st.integers(1, 7))
 def test_batch_size_of_texts_changes_nothing(encoder: CLIPEncoder, texts: list[str], batch_size: int) -> None:
     together = encoder.encode_text(texts, batch_size=batch_size)

@@ -1,7 +1,7 @@
 """Batches contain every item once, respect the limits, and are halved when memory runs out."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zsqretrieval.errors import InvalidInputError
@@ -32,7 +32,6 @@ def test_limit_below_one_is_refused(limits):
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")]
 )
-@settings(deadline=None)  # the first failure imports torch
 @given(lengths=LENGTHS, room=st.integers(1, 9))
 def test_batch_beyond_memory_is_halved_and_every_item_is_done_once(error, lengths, room):
     done, reported, failures = [], [], 0

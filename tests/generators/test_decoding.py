@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from exact_model import IMAGES, ExactModel, ExactStates, Small, V, contexts, log_probs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zsqretrieval.generators.engine.decoding import continue_contexts
@@ -29,7 +29,6 @@ def next_log_probs(row):
     return np.array([log_probs(row, (token,))[0] for token in range(V)])
 
 
-@settings(deadline=None)
 @given(some_contexts, st.integers(1, 5), st.sampled_from([(), (3,), (1, 2, 5)]))
 def test_greedy_takes_the_likeliest_token_until_a_stop(some, batch_size, stop):
     for context, (text,) in zip(some, write(some, batch_size=batch_size, stop=stop), strict=True):
@@ -41,7 +40,6 @@ def test_greedy_takes_the_likeliest_token_until_a_stop(some, batch_size, stop):
                 assert following[list(stop)].max() >= following.max() - 1e-5
 
 
-@settings(deadline=None)
 @given(
     some_contexts,
     st.integers(1, 3),

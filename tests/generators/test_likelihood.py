@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from exact_model import HEAD, IMAGES, D, ExactModel, ExactStates, Small, V, contexts, continuations, log_probs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zsqretrieval.errors import WeightsError
@@ -42,13 +42,11 @@ def expect_right(found, some):
         np.testing.assert_allclose(one, log_probs(*pair), atol=2e-5)
 
 
-@settings(deadline=None)
 @given(pairs, st.integers(1, 9), st.integers(1, 80), st.sampled_from([0, 500, 10**9]))
 def test_any_pairs_in_any_batches_get_exact_log_probabilities(some, batch_size, token_budget, capacity):
     expect_right(score(some, batch_size=batch_size, token_budget=token_budget, capacity=capacity), some)
 
 
-@settings(deadline=None)
 @given(pairs, pairs, st.sampled_from([200, 2_000, 10**9]))
 def test_prefixes_kept_between_calls_change_nothing(first, second, capacity):
     prefixes = Prefixes(capacity)
@@ -133,7 +131,6 @@ def test_least_recently_used_prefix_is_dropped_first():
     assert prefixes.get("huge") is None and prefixes.get("a") is past
 
 
-@settings(deadline=None)
 @given(pairs, st.sampled_from([0, 10**9]))
 def test_batch_beyond_memory_is_halved_until_it_fits(some, capacity):
     states = ExactStates()

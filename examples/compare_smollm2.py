@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Gguf
 
 import train_mini_generator as mini
 from train_mini_encoder import VIEWS, arguments, image_features
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.evaluation.encoder_bench import read_captioned
 from zsqretrieval.evaluation.rerank_bench import first_candidates
 from zsqretrieval.generators.prompts import PROMPTS
@@ -357,7 +357,7 @@ def smollm2(work: Path) -> tuple[Any, Tokenizer]:
 def main() -> None:
     """Train what has not been trained yet, and print the comparison as JSON."""
     args = arguments(__doc__, "folder of train-*.tar and dev-*.tar")
-    ensure_importable()
+    ensure_torchvision()
     read = args.work / "generator-read.pt"
     if not read.exists():
         raise SystemExit(f"{read} is missing: run train_mini_generator.py with this --work first")

@@ -39,7 +39,7 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageEnhance
 
-from zsqretrieval._util import torchvision as _torchvision
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.data.images import decode
 from zsqretrieval.evaluation.encoder_bench import read_captioned, recalls
 from zsqretrieval.mini.weights import (
@@ -50,7 +50,7 @@ from zsqretrieval.mini.weights import (
     fetch,
 )
 
-_torchvision.ensure_importable()
+ensure_torchvision()
 
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.mini.weights import (
     EFFICIENTNET_LITE2,
     MINILM_CONFIG,
@@ -21,7 +21,7 @@ from zsqretrieval.mini.weights import (
     fetch,
 )
 
-ensure_importable()
+ensure_torchvision()
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 SAID = ["a dog", "two dogs on the beach", "water", "a brown dog runs through the water"]

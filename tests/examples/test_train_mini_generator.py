@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from zsqretrieval._util import torchvision as _torchvision
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.mini import generator as mini
 from zsqretrieval.mini.weights import (
     EFFICIENTNET_LITE2,
@@ -67,7 +67,7 @@ def test_answers_are_what_the_captions_say(train_mini_generator: ModuleType) -> 
 
 def test_training_and_the_generator_score_alike(train_mini_generator: ModuleType) -> None:
     """Texts are put together by length in training; sums are those of the library, in the order given."""
-    _torchvision.ensure_importable()
+    ensure_torchvision()
     from zsqretrieval.mini.efficientnet import picture, scale_pixels
     from zsqretrieval.mini.halves import MiniModel
 

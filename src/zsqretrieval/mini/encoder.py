@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._util import torchvision as _torchvision
 from zsqretrieval._util.checks import check_settings
-from zsqretrieval._util.torch import resolve_device
+from zsqretrieval._util.torch import ensure_torchvision, resolve_device
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.mini.trained import read_trained
 from zsqretrieval.mini.weights import (
@@ -108,7 +107,7 @@ class MiniEncoder:
             (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER), progress=progress
         )
         cnn, bert, bert_config, vocabulary = files
-        _torchvision.ensure_importable()
+        ensure_torchvision()
         import torch
         from safetensors.torch import load_file
         from tokenizers import Tokenizer

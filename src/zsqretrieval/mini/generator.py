@@ -22,9 +22,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from typing_extensions import Self
 
-from zsqretrieval._util import torchvision as _torchvision
 from zsqretrieval._util.checks import check_settings
-from zsqretrieval._util.torch import resolve_device, resolve_dtype
+from zsqretrieval._util.torch import ensure_torchvision, resolve_device, resolve_dtype
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
 from zsqretrieval.generators.engine.likelihood import ENGINE, logits_of
@@ -109,7 +108,7 @@ class MiniGenerator(InterleavedGenerator):
         cnn, bert, bert_config, vocabulary = fetch(
             (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER), progress=progress
         )
-        _torchvision.ensure_importable()
+        ensure_torchvision()
         from zsqretrieval.mini import halves as _mini_model
 
         base = torch.load(cnn, map_location="cpu", weights_only=True)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.files import atomic_write
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
@@ -277,6 +278,5 @@ def write_raven(folder: str | os.PathLike[str], items: Sequence[RavenItem]) -> N
         answer = names["candidates"][item.answer]
         entry = {"id": item.id, **names, "answer": answer, "metadata": dict(item.metadata)}
         lines.append(json.dumps(entry, ensure_ascii=False))
-    unfinished = target / f"{_ITEMS}.unfinished"
-    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    unfinished.replace(target / _ITEMS)
+    with atomic_write(target / _ITEMS) as file:
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")

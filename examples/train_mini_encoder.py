@@ -36,37 +36,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image as PILImage
 from PIL import ImageEnhance
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from zsqretrieval._util import torchvision as _torchvision
 from zsqretrieval.data.images import decode
 from zsqretrieval.evaluation.encoder_bench import read_captioned, recalls
-from zsqretrieval.mini.weights import (
-    EFFICIENTNET_LITE2,
-    MINILM_CONFIG,
-    MINILM_TOKENIZER,
-    MINILM_WEIGHTS,
-    fetch,
-)
-
-_torchvision.ensure_importable()
-
-import torch  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from timm.data import ImageNetInfo  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.functional import normalize  # noqa: E402
-
-from zsqretrieval.mini.efficientnet import IMAGE_SIZE, likely_names, scale_pixels  # noqa: E402
-from zsqretrieval.mini.towers import (  # noqa: E402
-    HEAD_DIM,
-    AttentionPool,
-    ImageTower,
-    TextTower,
-    join,
-)
+from zsqretrieval.mini.efficientnet import IMAGE_SIZE, likely_names, scale_pixels
+from zsqretrieval.mini.encoder import HEAD_DIM, AttentionPool, ImageTower, TextTower, join
+from zsqretrieval.mini.weights import read_base_weights
 
 log = logging.getLogger("train_mini_encoder")
 
@@ -389,6 +371,8 @@ def encode_dev(model: Model, work: Path, facts: dict[str, Tensor]) -> Dev:
 
 def knowledge(text_tower: TextTower, tokenizer: Tokenizer, work: Path) -> dict[str, Tensor]:
     """Class names as sentence vectors, and what an average image and an average caption look like."""
+    from timm.data import ImageNetInfo  # after the towers made torchvision importable
+
     info = ImageNetInfo()
     names = [info.index_to_description(index, detailed=False) for index in range(1000)]
     text_features(text_tower, tokenizer, names, work / "class-names")
@@ -445,14 +429,11 @@ def arguments(description: str | None, data: str) -> argparse.Namespace:
 def main() -> None:
     """Run what has not been run yet."""
     args = arguments(__doc__, "folder of train-*.tar and dev-*.tar")
-    cnn, bert, config, vocabulary = fetch(
-        (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER)
-    )
+    base = read_base_weights()
     torch.manual_seed(args.seed)
-    image_tower = ImageTower(torch.load(cnn, weights_only=True), dropout=DROPOUT).eval()
-    text_tower = TextTower(config, load_file(bert), dropout=DROPOUT).eval()
-    tokenizer = Tokenizer.from_file(str(vocabulary))
-    tokenizer.no_padding()
+    image_tower = ImageTower(base, dropout=DROPOUT).eval()
+    text_tower = TextTower(base, dropout=DROPOUT).eval()
+    tokenizer = base.tokenizer
     tokenizer.enable_truncation(40)
 
     for split, views in (("dev", 1), ("train", VIEWS)):

@@ -43,14 +43,8 @@ from train_mini_encoder import CAPTIONS, STOP_WORDS, VIEWS, arguments, image_fea
 from zsqretrieval.evaluation.encoder_bench import read_captioned
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.mini.encoder import MiniEncoder
-from zsqretrieval.mini.halves import MiniModel
-from zsqretrieval.mini.weights import (
-    EFFICIENTNET_LITE2,
-    MINILM_CONFIG,
-    MINILM_TOKENIZER,
-    MINILM_WEIGHTS,
-    fetch,
-)
+from zsqretrieval.mini.generator import MiniModel
+from zsqretrieval.mini.weights import read_base_weights
 
 log = logging.getLogger("train_mini_generator")
 
@@ -469,17 +463,11 @@ def neighbours(data: Path, work: Path) -> np.ndarray:
 def main() -> None:
     """Run what has not been run yet."""
     args = arguments(__doc__, "folder of train-*.tar")
-    cnn, bert, config, vocabulary = fetch(
-        (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER)
-    )
-    tokenizer = Tokenizer.from_file(str(vocabulary))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    base, minilm, encoder = torch.load(cnn, weights_only=True), load_file(bert), load_file(ENCODER_WEIGHTS)
+    base, encoder = read_base_weights(), load_file(ENCODER_WEIGHTS)
     weights: dict[str, Tensor] | None = None
     for phase in PHASES:
         torch.manual_seed(args.seed)
-        model = MiniModel(base, config, minilm, attention="eager")
+        model = MiniModel(base, attention="eager")
         if weights is None:
             start_from_encoder(model, encoder)
             image_features(model.eyes.eval(), args.data, "train", VIEWS, args.work)
@@ -492,7 +480,7 @@ def main() -> None:
             weights = torch.load(path, weights_only=True)
             log.info("%s: done before", phase.name)
             continue
-        writer = Writer(tokenizer, captions, np.random.default_rng(args.seed))
+        writer = Writer(base.tokenizer, captions, np.random.default_rng(args.seed))
         train(model, phase, writer, near, args.work, args.seed)
         weights = {name: value.clone() for name, value in model.trained().items()}
         torch.save(weights, path)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Counted",
     "PlainTable",
-    "bytes_bar",
     "check_page",
     "count_bar",
     "emit_json",
@@ -170,29 +169,6 @@ def count_bar(what: str, total: int | None) -> Iterator[Counted]:
 
         def report(done: int, total: int | None = None, /) -> None:
             progress.update(task, completed=done, total=total)
-
-        yield report
-
-
-@contextmanager
-def bytes_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar per download; appears with the first byte, so not at all when nothing is fetched.
-
-    Into a pipe, one line says what is being fetched.
-    """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), DownloadColumn())
-    console = _console(stderr=True)
-    tasks: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-
-        def report(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-                if not console.is_terminal:
-                    notice(f"{what} (about {human_size(total)}, once)")
-            progress.update(tasks[what], completed=done)
 
         yield report
 

@@ -1,4 +1,4 @@
-"""Making parts and opening albums, with a progress bar over the download of weights, should there be one."""
+"""Make parts and open albums from command-line options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from zsqretrieval.cli.console import bytes_bar
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "encoder_config",
-    "fetch_weights",
     "generator_config",
     "new_encoder",
     "new_generator",
@@ -39,11 +37,9 @@ def new_retriever(
     encoder_weights: Path | None = None,
     generator_weights: Path | None = None,
 ) -> Retriever:
-    """A retriever from a preset, its weights fetched; the generator is made on first use."""
+    """A retriever from a preset; the generator is made on first use."""
     from zsqretrieval.retriever import Retriever
 
-    _fetch_part(preset, "encoder")
-    _fetch_part(preset, "generator")
     return Retriever.from_preset(
         preset,
         index=index,
@@ -55,10 +51,9 @@ def new_retriever(
 
 
 def new_encoder(preset: str, *, weights: Path | None = None) -> Encoder:
-    """The encoder of a preset, its weights fetched or taken from a folder or file of one's own."""
+    """The encoder of a preset, or with weights from a folder or file."""
     from zsqretrieval.presets import preset_encoder
 
-    _fetch_part(preset, "encoder")
     return preset_encoder(preset, encoder_config(preset, weights))
 
 
@@ -79,10 +74,9 @@ def new_generator(preset: str, *, weights: Path | None = None, prefix_cache_byte
 def preset_reader(
     preset: str, *, weights: Path | None = None, prefix_cache_bytes: int = 0
 ) -> LazyGenerator | None:
-    """The generator of a preset, its weights fetched, not made yet; None when it has none."""
+    """The generator of a preset, made on first use; None when it has none."""
     from zsqretrieval.presets import PRESETS, preset_generator
 
-    _fetch_part(preset, "generator")
     config = dict(generator_config(preset, weights))
     if prefix_cache_bytes and preset in PRESETS and PRESETS[preset].generator in ("mini", "kosmos"):
         config["prefix_cache_bytes"] = prefix_cache_bytes
@@ -106,7 +100,7 @@ def open_album(
     reads: bool = False,
     states: StatesMode | Literal["auto"] = "auto",
 ) -> Retriever:
-    """The album at ``path``, the weights of its parts fetched, as far as they are needed.
+    """Open the album at ``path``.
 
     Args:
         path: the album's directory.
@@ -119,7 +113,6 @@ def open_album(
         typer.BadParameter: there are weights of a generator, and no ``reader`` says of which.
         InvalidInputError: the generator will be needed, and ``reader`` has none.
     """
-    from zsqretrieval.album.info import describe_album
     from zsqretrieval.presets import preset_fusion, preset_generator
     from zsqretrieval.retriever import Retriever
 
@@ -127,34 +120,14 @@ def open_album(
         raise typer.BadParameter("--generator-weights needs to know of which --preset; give that as well")
     if reads and reader is not None and preset_generator(reader) is None:
         raise _no_generator(reader)
-    facts = describe_album(path)
-    fetch_weights(facts.encoder.plugin or "")
     generator = preset_reader(reader, weights=generator_weights) if reader else None
     if reader and generator is not None:
         return Retriever.load(path, generator=generator, states=states, fusion=preset_fusion(reader))
-    if reads and facts.generator is not None:
-        fetch_weights(facts.generator.plugin)
     return Retriever.load(path, states=states)
 
 
 def _no_generator(preset: str) -> InvalidInputError:
     return InvalidInputError(f"the preset {preset!r} has no generator; choose one that has")
-
-
-def fetch_weights(model: str) -> None:
-    """Bring the files of an embedded model into the cache; a name that is none needs nothing."""
-    from zsqretrieval.mini.weights import MODELS, fetch
-
-    if model in MODELS:
-        with bytes_bar() as progress:
-            fetch(MODELS[model], progress=progress)
-
-
-def _fetch_part(preset: str, kind: Literal["encoder", "generator"]) -> None:
-    from zsqretrieval.presets import PRESETS
-
-    if preset in PRESETS:  # else the library says what presets there are
-        fetch_weights(getattr(PRESETS[preset], kind) or "")
 
 
 def encoder_config(preset: str, weights: Path | None) -> Mapping[str, Any]:

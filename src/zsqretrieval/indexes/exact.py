@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from zsqretrieval._util.files import array_part, open_snapshot, read_array, write_snapshot
 from zsqretrieval.errors import IntegrityError
-from zsqretrieval.indexes.base import (
+from zsqretrieval.indexes.checks import (
     check_addition,
     check_config,
     check_integer,

@@ -1,7 +1,7 @@
 """The one place that calls hnswlib.
 
 hnswlib checks little: a query of the wrong length or a search before initialisation kills the process. A
-:class:`Graph` is always initialised, takes only arrays that :mod:`zsqretrieval.indexes.base` made, and
+:class:`Graph` is always initialised, takes only arrays that :mod:`zsqretrieval.indexes.checks` made, and
 turns what hnswlib reports, or fails to report, into Python errors. It has no lock: its owner keeps ``add``,
 ``delete``, ``restore`` and ``ef`` apart from everything else.
 """

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import index_data
 from index_data import unit, vectors
 
 from zsqretrieval._util import files as storage
@@ -233,7 +234,7 @@ def test_row_08_killed_while_saving(tmp_path: Path) -> None:
     least = 300
     for round_ in range(15):
         process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)], stdout=subprocess.PIPE
+            [sys.executable, "-c", KILLED, str(tmp_path), str(Path(index_data.__file__).parent)], stdout=subprocess.PIPE
         )
         assert process.stdout is not None
         process.stdout.readline()
@@ -274,7 +275,7 @@ def test_row_09_full_disk(tmp_path: Path, limit: int) -> None:
     """Saving to a full disk or a missing directory returns without any error."""
     filled(300).save(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path), str(Path(__file__).parent), str(limit)],
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), str(Path(index_data.__file__).parent), str(limit)],
         capture_output=True,
         text=True,
         check=True,

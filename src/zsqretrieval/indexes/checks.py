@@ -1,4 +1,4 @@
-"""What may enter an index. Every argument passes here before any state changes or native code runs."""
+"""Argument checks of the indexes, before any state changes or native code runs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _BLOCK_ROWS = 4096
 def unit_rows(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
     """Vectors as contiguous float32 [n, dim] rows of unit length.
 
-    Rows already of unit length (to 1e-6) keep every bit, so that what an index stores can be added again
-    and is recognised. Any floating dtype is accepted and becomes float32.
+    Rows of unit length (to 1e-6) keep every bit, so a stored vector that is added again is recognised. Any
+    floating dtype is accepted and becomes float32.
 
     Raises:
         InvalidInputError: not [n, dim], not floating, or a row that is zero, nan or infinite; names the row.
@@ -40,7 +40,7 @@ def unit_rows(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
         raise InvalidInputError(f"vectors have shape {list(given.shape)}, this index needs [n, {dim}]{hint}")
     if given.dtype.kind != "f":
         raise InvalidInputError(f"vectors have dtype {given.dtype}, this index needs float32")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is refused as such
+    with np.errstate(over="ignore"):  # a float64 out of range becomes inf, and is refused below
         rows = np.ascontiguousarray(given, dtype=np.float32)
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = rows[start : start + _BLOCK_ROWS]
@@ -48,12 +48,9 @@ def unit_rows(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
         bad = ~np.isfinite(lengths) | (lengths == 0)
         if bad.any():
             position = int(np.argmax(bad))
-            what = (
-                "is zero: it has no direction" if lengths[position] == 0 else "has a value that is not finite"
-            )
+            fault = "is zero" if lengths[position] == 0 else "has a value that is not finite"
             raise InvalidInputError(
-                f"vector {start + position} of {len(rows)} {what}; "
-                "drop it, or look at the encoder or file it is from"
+                f"vector {start + position} of {len(rows)} {fault}; drop it, or check its encoder or file"
             )
         off = np.flatnonzero(np.abs(lengths - 1) > _UNIT_TOLERANCE)
         if off.size:
@@ -65,7 +62,7 @@ def unit_rows(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
 
 
 def check_keys(keys: ArrayLike) -> NDArray[np.int64]:
-    """Keys to be added or removed as int64 [n]: each at least 0, no repeats.
+    """Keys to add or to remove as int64 [n]: each at least 0, no repeats.
 
     Raises:
         InvalidInputError: another shape or dtype, a negative key, or a repeated one; names it.
@@ -80,7 +77,7 @@ def check_keys(keys: ArrayLike) -> NDArray[np.int64]:
 
 
 def check_key_dtype(keys: ArrayLike) -> NDArray[np.int64]:
-    """Any integers as int64 [n].
+    """Integers as int64 [n].
 
     Raises:
         InvalidInputError: another shape, not integers, or beyond int64.
@@ -98,10 +95,10 @@ def check_key_dtype(keys: ArrayLike) -> NDArray[np.int64]:
 
 
 def check_addition(keys: NDArray[np.int64], vectors: int, stored: Container[int]) -> list[int]:
-    """Keys that may be added, given how many vectors come with them and what is stored.
+    """Keys to add as a list.
 
     Raises:
-        InvalidInputError: another number than of vectors, or a key that is stored already.
+        InvalidInputError: their number is not that of the vectors, or one is stored already; names it.
     """
     if len(keys) != vectors:
         raise InvalidInputError(f"{len(keys)} keys came with {vectors} vectors; each vector needs one key")
@@ -113,10 +110,10 @@ def check_addition(keys: NDArray[np.int64], vectors: int, stored: Container[int]
 
 
 def check_removal(keys: NDArray[np.int64], stored: Container[int]) -> list[int]:
-    """Keys that may be removed, given what is stored.
+    """Keys to remove as a list.
 
     Raises:
-        InvalidInputError: a key is not stored.
+        InvalidInputError: a key is not stored; names it.
     """
     removed: list[int] = keys.tolist()
     absent = next((key for key in removed if key not in stored), None)
@@ -126,7 +123,7 @@ def check_removal(keys: NDArray[np.int64], stored: Container[int]) -> list[int]:
 
 
 def check_config(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Settings, when they are exactly those named.
+    """Settings whose names are exactly ``names``.
 
     Raises:
         InvalidInputError: one is missing or unknown.
@@ -137,7 +134,7 @@ def check_config(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, A
 
 
 def check_integer(name: str, value: Any, *, least: int = 1, most: int = 2**31 - 1) -> int:
-    """An integer setting within bounds (the upper one by default what C's int holds).
+    """An integer setting within bounds; the default upper bound is that of C's int.
 
     Raises:
         InvalidInputError: not an integer, or out of bounds.

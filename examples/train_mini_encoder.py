@@ -44,7 +44,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from zsqretrieval.data.images import decode, read_webdataset
+from zsqretrieval.data.images import decode
+from zsqretrieval.data.sources import read_webdataset
 from zsqretrieval.mini.efficientnet import IMAGE_SIZE, likely_names, scale_pixels
 from zsqretrieval.mini.encoder import HEAD_DIM, AttentionPool, ImageTower, TextTower, join
 from zsqretrieval.mini.weights import read_base_weights

@@ -1,4 +1,4 @@
-"""All commands in one place, and what holds for every one of them: errors, warnings, exit codes.
+"""All commands, and their common handling of errors, warnings and exit codes.
 
 Exit codes: 0 done; 1 an error, in one line on stderr; 2 wrong usage; 130 interrupted.
 """
@@ -32,7 +32,7 @@ __all__ = ["Commands", "app", "main", "root"]
 
 
 class Commands(TyperGroup):
-    """Commands whose expected failures end in one line and an exit code, not in a traceback."""
+    """Commands whose errors end in one line and an exit code, not in a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command of ``ctx``."""
@@ -74,7 +74,7 @@ def _print_version(wanted: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Say which version this is."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="ZSQ_DEBUG", help="Show the traceback of an error.")

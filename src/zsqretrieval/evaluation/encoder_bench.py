@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.data.images import read_webdataset
+from zsqretrieval.data.sources import read_webdataset
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.intervals import ClusterBootstrap, rounded
 from zsqretrieval.evaluation.progress import Progress, encode_in_parts, untold

@@ -303,7 +303,7 @@ def _read(
         }
         owners = np.searchsorted(keys, kept.images).astype(np.int64)
         answers = [row[one] for one in digests]
-        return catalog.vectors(keys), answers, (owners, kept.vectors), facts
+        return catalog.log.get(keys), answers, (owners, kept.vectors), facts
 
 
 def _compared(

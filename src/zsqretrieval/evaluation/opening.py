@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from zsqretrieval.data.images import read_webdataset
+from zsqretrieval.data.sources import read_webdataset
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import (
     Dataset,

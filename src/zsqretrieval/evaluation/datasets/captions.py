@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zsqretrieval.data.images import walk
+from zsqretrieval.data.sources import walk
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets._files import (
     field,

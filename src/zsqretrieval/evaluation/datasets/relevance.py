@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zsqretrieval.data.images import walk
+from zsqretrieval.data.sources import walk
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets._files import field, found, image_file, json_value, read_text, table
 from zsqretrieval.evaluation.datasets.dataset import HUMAN_QUESTION, Dataset, Query

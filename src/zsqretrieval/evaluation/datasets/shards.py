@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zsqretrieval.data.images import read_webdataset
+from zsqretrieval.data.sources import read_webdataset
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MissingDependencyError
 from zsqretrieval.evaluation.datasets._files import found
 from zsqretrieval.evaluation.datasets.dataset import ALT_TEXT, CAPTION, Dataset, Query

@@ -197,7 +197,6 @@ def test_an_album_that_cannot_ask(album: Path) -> None:
         Retriever(ToyEncoder(), ToyIndex(16), Asker()).dialog("a thing")
 
 
-@pytest.mark.weights
 def test_the_mini_models_ask_and_understand(tmp_path: Path) -> None:
     from zsqretrieval.data.samples import photographs
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image as PILImage
 from rich.console import Console
 from running import Zsq
+from zsqretrieval.cli.reading import human_seconds
 
 from zsqretrieval.cli import console, opening
 from zsqretrieval.cli.console import human_size
-from zsqretrieval.cli.reading import human_seconds
 from zsqretrieval.presets import PRESETS, Preset
 from zsqretrieval.search.fusion import RerankOnly, WeightedSum
 from zsqretrieval.search.query_bank import STRENGTH

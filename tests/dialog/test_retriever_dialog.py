@@ -11,10 +11,10 @@ import pytest
 from PIL import Image as PILImage
 
 from zsqretrieval import Retriever
-from zsqretrieval.dialog.dialog import Dialog
-from zsqretrieval.dialog.policies import CaptionDialog, InformationGain, RandomQuestion
 from zsqretrieval.data.images import decode
+from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.oracle import Gallery
+from zsqretrieval.dialog.policies import CaptionDialog, InformationGain, RandomQuestion
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError
 from zsqretrieval.testing import ToyEncoder, ToyIndex
 from zsqretrieval.types import Context, Image, LogLikelihood

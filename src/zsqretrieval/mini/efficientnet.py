@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.data.images import decode
 from zsqretrieval.types import Image
 
@@ -97,7 +97,7 @@ def _top(cnn: Any) -> nn.Sequential:
 
 
 def _load(base: Mapping[str, Tensor]) -> Any:
-    ensure_importable()
+    ensure_torchvision()
     import timm
 
     cnn = timm.create_model("tf_efficientnet_lite2", pretrained=False)

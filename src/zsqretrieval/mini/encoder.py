@@ -35,8 +35,7 @@ from torch.nn.functional import gelu, normalize
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_counts, check_settings
-from zsqretrieval._util.torch import resolve_device
-from zsqretrieval._util.torch import ensure_torchvision
+from zsqretrieval._util.torch import ensure_torchvision, resolve_device
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.mini.efficientnet import (
     EfficientNetLite2,

@@ -33,8 +33,7 @@ from transformers import DynamicCache
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_settings
-from zsqretrieval._util.torch import resolve_device, resolve_dtype
-from zsqretrieval._util.torch import ensure_torchvision
+from zsqretrieval._util.torch import ensure_torchvision, resolve_device, resolve_dtype
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
 from zsqretrieval.generators.engine.likelihood import ENGINE, logits_of
@@ -48,7 +47,7 @@ from zsqretrieval.mini.efficientnet import (
 from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
 from zsqretrieval.types import Image
 
-__all__ = ["LATENTS", "WIDTH", "VisionModel", "MiniGenerator", "MiniModel"]
+__all__ = ["LATENTS", "WIDTH", "MiniGenerator", "MiniModel", "VisionModel"]
 
 WIDTH = 384
 LATENTS = 32

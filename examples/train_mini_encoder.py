@@ -5,7 +5,7 @@
 ``--data`` is a folder of WebDataset shards named ``train-*.tar`` and ``dev-*.tar`` (``{key}.jpg`` and
 ``{key}.json`` with the list ``captions``). The test split is never opened here; judge the result with
 
-    zsq evaluate --data PATH/TO/flickr8k --systems mini --encoder-weights mini.safetensors
+    zsq evaluate flickr8k:PATH/TO/flickr8k --report OUT --generator none --encoder-weights mini.safetensors
 
 Each of the four steps writes a file to ``--work``; a restarted script skips the steps that are done:
 

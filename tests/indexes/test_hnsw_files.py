@@ -106,8 +106,8 @@ def test_row_03_truncated_empty_or_random_file_is_refused_by_name(tmp_path: Path
 def test_altered_graph_file_is_refused(
     tmp_path: Path, change: Callable[[bytearray], None], fault: str
 ) -> None:
-    """All load in silence: a wrong neighbour id crashes a later query, a crafted header overflows the heap, zeroed
-    vectors lower the recall to 0.45.
+    """All load in silence: a wrong neighbour id crashes a later query, a crafted header overflows the heap,
+    zeroed vectors lower the recall to 0.45.
     """
     index = filled()
     index.remove(np.arange(10))

@@ -615,7 +615,6 @@ def test_every_hit_that_can_be_shown_is_explained(pictures: Path, scoring: Any) 
 # --- with a real model
 
 
-@pytest.mark.weights
 def test_the_mini_models_ask_answer_and_explain() -> None:
     photos = list(photographs())[:4]
     with Retriever.from_preset("mini", index="exact", states="memory") as retriever:

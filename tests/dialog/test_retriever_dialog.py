@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from zsqretrieval import CaptionDialog, Dialog, InformationGain, RandomQuestion, Retriever
+from zsqretrieval import Retriever
 from zsqretrieval.data.images import decode
+from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.oracle import Gallery
+from zsqretrieval.dialog.policies import CaptionDialog, InformationGain, RandomQuestion
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError
 from zsqretrieval.testing import ToyEncoder, ToyIndex
 from zsqretrieval.types import Context, Image, LogLikelihood
@@ -197,7 +199,6 @@ def test_album_without_generator_or_images_has_no_dialog(album: Path) -> None:
         Retriever(ToyEncoder(), ToyIndex(16), Asker()).dialog("a thing")
 
 
-@pytest.mark.weights
 def test_mini_models_ask_and_score_answers(tmp_path: Path) -> None:
     from zsqretrieval.data.samples import photographs
     from zsqretrieval.presets import PRESETS

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from zsqretrieval import QueryBank
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.fusion import RerankOnly, WeightedSum
+from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator

@@ -24,7 +24,6 @@ from zsqretrieval.cli.chat import chat
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.evaluate import evaluate
-from zsqretrieval.cli.models import models_list, models_pull
 from zsqretrieval.cli.questions import questions
 from zsqretrieval.cli.verdict import verdict_command
 from zsqretrieval.errors import ZsqError
@@ -95,11 +94,6 @@ app.command("info")(info)
 app.command("remove")(remove)
 app.command("evaluate")(evaluate)
 app.command("verdict")(verdict_command)
-
-_models = typer.Typer(no_args_is_help=True, help="Fetch the weights of the embedded models ahead of time.")
-_models.command("list")(models_list)
-_models.command("pull")(models_pull)
-app.add_typer(_models, name="models")
 
 _bench = typer.Typer(no_args_is_help=True, help="Measure how well the parts do.")
 _bench.command("alternatives")(bench_alternatives_command)

@@ -732,7 +732,7 @@ for batch in range(int(sys.argv[4])):
     names = [f"{name}-{batch}-{i}" for i in range(size)]
     vectors = [np.random.default_rng([batch, i]).standard_normal(4).astype("float32") for i in range(size)]
     keys = catalog.add([
-        NewImage(n, n, 1, n, metadata={"size": size}, width=1, height=1, vector=v) for n, v in zip(names, vectors)
+        NewImage(n, n, 1, n, metadata={"size": size}, vector=v) for n, v in zip(names, vectors)
     ]).tolist()
     removed = keys[:1] if batch % 3 == 0 else []
     print(json.dumps({"ids": names, "keys": keys}), flush=True)

@@ -207,7 +207,9 @@ def test_sweep_merges_no_more_than_its_memory_limit_at_once(
     assert len(segments(tmp_path)) == 4 and held(store, range(10)) == list(range(10))
 
 
-def test_reading_some_features_reads_no_other_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_some_features_reads_no_other_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[str] = []
 
     class Watched:

@@ -25,6 +25,7 @@ RECIPE = Recipe("questions", ("<image>Ask:",), None, "generator-1", "encoder-1",
 KEPT = Judgement(rank=1, top_k=5, gallery=3, kept=True)
 DROPPED = Judgement(rank=None, top_k=5, gallery=3, kept=False)
 
+
 def vector(number: int) -> np.ndarray:
     return np.random.default_rng(number).standard_normal(DIM).astype(np.float32)
 

@@ -28,6 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from PIL import Image as PILImage
 
 from zsqretrieval import plugins
+from zsqretrieval.album.ingest import AddReport
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import (
     AlbumError,
@@ -39,7 +40,8 @@ from zsqretrieval.errors import (
 )
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
-from zsqretrieval.retriever import PRESETS, AddReport, Retriever
+from zsqretrieval.presets import PRESETS
+from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder, ToyIndex
 from zsqretrieval.types import Image
 
@@ -74,8 +76,8 @@ def hnsw() -> HNSWIndex:
     return HNSWIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint, threads=1)
 
 
-def load(path: Path, **parts: Any) -> Retriever:
-    return Retriever.load(path, **{"encoder": ENCODER, **parts})
+def opened(path: Path, **parts: Any) -> Retriever:
+    return Retriever.open(path, **{"encoder": ENCODER, **parts})
 
 
 def ids(retriever: Retriever) -> list[str]:
@@ -175,7 +177,7 @@ def test_a_file_that_changed_replaces_its_former_self(retriever: Retriever, tmp_
     check(retriever, {"0.png": 0, "1.png": 9, "2.png": 2})
     after = retriever.find("1.png")
     assert before is not None and after is not None and after.key > before.key
-    assert retriever.search_image(png(1), 3)[0].score < 0.999, "the old vector is gone"
+    assert retriever.search(png(1), 3)[0].score < 0.999, "the old vector is gone"
 
 
 def where(retriever: Retriever) -> dict[str, str]:
@@ -316,7 +318,7 @@ def test_bytes_pil_images_paths_and_records(retriever: Retriever, tmp_path: Path
     assert report.added[2] == "three" and report.added[3] == str(tmp_path / "4.png")
     assert all(len(id) == 16 for id in report.added[:2])
     check(retriever, dict(zip(report.added, [1, 2, 3, 4], strict=True)))
-    hit = retriever.search_image(png(3), 1)[0]
+    hit = retriever.search(png(3), 1)[0]
     assert (hit.id, hit.source, hit.caption, hit.metadata) == ("three", "web", "a caption", {"n": [3]})
     assert retriever.add(pixels(2)).known == 1
     with PILImage.open(tmp_path / "4.png") as lazy:
@@ -358,7 +360,7 @@ def test_what_came_before_a_damaged_tar_is_kept(retriever: Retriever, tmp_path: 
 
 def test_progress_and_batches(retriever: Retriever) -> None:
     sizes: list[int] = []
-    seen: list[int] = []
+    seen: list[tuple[str, int, int | None]] = []
 
     class Counting(ToyEncoder):
         def encode_image(self, images: Any, *, batch_size: int = 32) -> Any:
@@ -367,20 +369,20 @@ def test_progress_and_batches(retriever: Retriever) -> None:
 
     with Retriever(Counting(), exact()) as counting:
         images = [record(n, n) for n in range(10)]
-        counting.add([*images, b"", images[0]], batch_size=4, progress=seen.append)
-        assert sizes == [4, 4, 2] and seen == [4, 8, 12]
-        report = counting.add(images, batch_size=5, progress=seen.append)
-        assert sizes == [4, 4, 2] and seen[3:] == [5, 10] and report.known == 10
+        counting.add([*images, b"", images[0]], batch_size=4, progress=lambda *news: seen.append(news))
+        assert sizes == [4, 4, 2] and seen == [("adding images", n, None) for n in (4, 8, 12)]
+        report = counting.add(images, batch_size=5, progress=lambda *news: seen.append(news))
+        assert sizes == [4, 4, 2] and [done for _, done, _ in seen[3:]] == [5, 10] and report.known == 10
 
 
 def test_an_interrupted_add_keeps_its_batches_and_can_be_repeated(filled: Path) -> None:
     images = [record(n, n) for n in range(100, 110)]
 
-    def interrupt(done: int) -> None:
+    def interrupt(step: str, done: int, total: int | None) -> None:
         if done == 6:
             raise KeyboardInterrupt
 
-    with load(filled) as retriever:
+    with opened(filled) as retriever:
         with pytest.raises(KeyboardInterrupt):
             retriever.add(images, batch_size=3, progress=interrupt)
         everything = {str(n): n for n in range(40)}
@@ -411,7 +413,7 @@ def test_an_index_interrupted_in_the_middle_is_made_anew(
         expected = {"0": 0, "1": 1, "2": 22, "3": 3, "4": 4, "7": 7}
         check(retriever, expected)
         retriever.save()
-    with load(album) as again:
+    with opened(album) as again:
         check(again, expected)
 
 
@@ -425,7 +427,7 @@ def test_an_interrupted_index_that_cannot_be_made_anew(album: Path, monkeypatch:
         with pytest.raises(AlbumError, match="ToyIndex was interrupted"):
             retriever.search("red")
         retriever.save(album)
-    with load(album, index=exact()) as again:
+    with opened(album, index=exact()) as again:
         check(again, {"1": 1})
 
 
@@ -475,25 +477,46 @@ def test_results_can_be_pickled(retriever: Retriever) -> None:
 def test_an_empty_album_answers_with_nothing(make: Any) -> None:
     with Retriever(ENCODER, make()) as retriever:
         assert len(retriever) == 0 and list(retriever.records()) == []
-        assert len(retriever.search("red")) == len(retriever.search_image(png(1))) == 0
+        assert len(retriever.search("red")) == len(retriever.search(png(1))) == 0
         retriever.add(record(1, 1))
         retriever.remove("1")
         assert len(retriever.search("red")) == 0
 
 
-@pytest.mark.parametrize("question", ["", "  \n", None, ["red"], b"red"])
-def test_a_question_has_to_say_something(retriever: Retriever, question: Any) -> None:
-    with pytest.raises(InvalidInputError, match="the question must be a text"):
-        retriever.search(question)
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("", "the question must be"),
+        ("  \n", "the question must be"),
+        (["red", ""], "the question must be"),
+        (None, "must be a path, encoded bytes"),
+        (b"red", "not an image"),
+        ([None], "must be a path, encoded bytes"),
+    ],
+)
+def test_query_that_is_neither_text_nor_image_is_refused(
+    retriever: Retriever, query: Any, message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        retriever.search(query)
+
+
+def test_list_of_queries_gives_the_rankings_of_each(retriever: Retriever) -> None:
+    retriever.add([Image(plain(colour), "drawn", id=colour) for colour in ("red", "green", "blue")])
+    queries = ["a red thing", plain("blue"), "green"]
+    found = retriever.search(queries, 2)
+    assert [ranking.hits for ranking in found] == [retriever.search(one, 2).hits for one in queries]
+    assert [ranking.query for ranking in found] == ["a red thing", "<PIL image>", "green"]
+    assert retriever.search([]) == []
 
 
 def test_what_cannot_be_searched_for(retriever: Retriever, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="k must be at least 1, not 0"):
         retriever.search("red", k=0)
     with pytest.raises(InvalidInputError, match="k must be at least 1, not -1"):
-        retriever.search_image(png(1), k=-1)
+        retriever.search(png(1), k=-1)
     with pytest.raises(ImageError, match="no such file"):
-        retriever.search_image(tmp_path / "none.png")
+        retriever.search(tmp_path / "none.png")
 
 
 def test_an_image_finds_itself(tmp_path: Path) -> None:
@@ -502,10 +525,10 @@ def test_an_image_finds_itself(tmp_path: Path) -> None:
     pixels(1).save(tmp_path / "other.png")
     with Retriever(ENCODER) as retriever:
         retriever.add(tmp_path)
-        ranking = retriever.search_image(tmp_path / "photo.jpg", k=1)
+        ranking = retriever.search(tmp_path / "photo.jpg", k=1)
         assert (ranking[0].id, ranking.query) == ("photo.jpg", str(tmp_path / "photo.jpg"))
         assert ranking[0].score == pytest.approx(1, abs=1e-6)
-        assert retriever.search_image(pixels(1))[0].id == "other.png"
+        assert retriever.search(pixels(1))[0].id == "other.png"
 
 
 def test_an_image_is_encoded_alike_when_added_and_when_searched_for(tmp_path: Path) -> None:
@@ -521,8 +544,8 @@ def test_an_image_is_encoded_alike_when_added_and_when_searched_for(tmp_path: Pa
     PILImage.effect_noise((400, 400), 90).save(tmp_path / "photo.jpg")
     with Retriever(Shrinking(), exact()) as retriever:
         retriever.add(tmp_path)
-        retriever.search_image(tmp_path / "photo.jpg")
-        retriever.search_image((tmp_path / "photo.jpg").read_bytes())
+        retriever.search(tmp_path / "photo.jpg")
+        retriever.search((tmp_path / "photo.jpg").read_bytes())
     assert given[0] == given[1] == given[2]
 
 
@@ -536,7 +559,7 @@ def test_exact_and_hnsw_answer_alike() -> None:
         queries = ["red", "a green bus", "black and white", "what is yellow?", "nothing"]
         for truth, found in [
             *((one.search(query, 20), other.search(query, 20)) for query in queries),
-            *((one.search_image(png(n), 20), other.search_image(png(n), 20)) for n in range(1000, 1010)),
+            *((one.search(png(n), 20), other.search(png(n), 20)) for n in range(1000, 1010)),
         ]:
             assert np.allclose([h.score for h in truth], [h.score for h in found], atol=1e-5)
             assert [h.id for h in truth] == [h.id for h in found]
@@ -550,7 +573,7 @@ def test_parts_that_do_not_belong_together(album: Path) -> None:
     full.add(np.array([1]), np.ones((1, ENCODER.dim), np.float32))
     for index, error, message in [
         (ExactIndex(8), MismatchError, "the index has dim 8, the encoder 16"),
-        (ExactIndex(16, fingerprint="abc"), MismatchError, "'abc', but the encoder here is 'toy-encoder-1'"),
+        (ExactIndex(16, fingerprint="abc"), MismatchError, "'abc', but this encoder is 'toy-encoder-1'"),
         (full, InvalidInputError, "holds 1 vectors already"),
     ]:
         with pytest.raises(error, match=message):
@@ -558,14 +581,14 @@ def test_parts_that_do_not_belong_together(album: Path) -> None:
     assert not album.exists()
     Retriever(ENCODER, exact(), path=album).close()
     with pytest.raises(MismatchError, match="the index has dim 8"):
-        load(album, index=ExactIndex(8))
+        opened(album, index=ExactIndex(8))
 
 
 def test_an_index_of_unknown_fingerprint_comes_back(album: Path) -> None:
     with Retriever(ENCODER, ExactIndex(ENCODER.dim), path=album) as retriever:
         retriever.add(record(1, 1))
         retriever.save()
-    with load(album) as again:
+    with opened(album) as again:
         check(again, {"1": 1})
 
 
@@ -605,19 +628,17 @@ def test_parts_are_restored_by_name(album: Path) -> None:
     with Retriever(Painter(5), index, path=album) as retriever:
         retriever.add([record(n, n) for n in range(5)])
     for _ in range(2):  # without a saved index, then with one
-        with Retriever.load(album) as again:
+        with Retriever.open(album) as again:
             assert isinstance(again.encoder, Painter) and again.encoder.shade == 5
             assert isinstance(again.index, HNSWIndex) and again.index.config["M"] == 7
             check(again, {str(n): n for n in range(5)})
             again.save()
-    with pytest.raises(
-        MismatchError, match="made with encoder 'painter-5', but the encoder here is 'painter-6'"
-    ):
-        Retriever.load(album, encoder=Painter(6))
-    with Retriever.load(album, encoder=Painter(5), index=ExactIndex(16)) as other:
+    with pytest.raises(MismatchError, match="made with encoder 'painter-5', but this encoder is 'painter-6'"):
+        Retriever.open(album, encoder=Painter(6))
+    with Retriever.open(album, encoder=Painter(5), index=ExactIndex(16)) as other:
         check(other, {str(n): n for n in range(5)})
         other.save()
-    with Retriever.load(album) as again:
+    with Retriever.open(album) as again:
         assert isinstance(again.index, ExactIndex)
     assert len(snapshots(album)) == 1
 
@@ -629,21 +650,33 @@ def test_a_plugin_that_is_gone_is_named(album: Path, monkeypatch: pytest.MonkeyP
         patch.setattr(plugins, "entry_points", lambda group: [*real(group=group), painter])
         Retriever(Painter(5), path=album).close()
     with pytest.raises(InvalidInputError, match="no encoder is named 'painter'"):
-        Retriever.load(album)
-    Retriever.load(album, encoder=Painter(5)).close()
+        Retriever.open(album)
+    Retriever.open(album, encoder=Painter(5)).close()
 
 
 @pytest.mark.usefixtures("painter")
 def test_presets(album: Path) -> None:
-    with Retriever.from_preset(path=album) as retriever:
-        assert isinstance(retriever.index, HNSWIndex) and retriever.path == album
-        assert retriever.index.fingerprint == retriever.encoder.fingerprint
-    with Retriever.from_preset("mini", index="exact") as retriever:
+    bare = PRESETS["mini"].variant(generator=None)
+    for _ in range(2):  # makes the album, then opens it
+        with Retriever.open(album, bare) as retriever:
+            assert isinstance(retriever.index, HNSWIndex) and retriever.path == album
+            assert retriever.index.fingerprint == retriever.encoder.fingerprint
+            retriever.add(record(1, 1))
+            assert len(retriever) == 1
+    with Retriever.from_preset(bare.variant(index="exact")) as retriever:
         assert isinstance(retriever.index, ExactIndex) and retriever.path is None
-    with pytest.raises(InvalidInputError, match="no preset 'maxi'; choose from mini, clip"):
-        Retriever.from_preset("maxi")
+    for wrong, message in (("maxi", "no preset 'maxi'; choose from mini, clip"), (None, "no preset None")):
+        with pytest.raises(InvalidInputError, match=message):
+            Retriever.from_preset(wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="no index is named 'flat'"):
-        Retriever.from_preset(index="flat")
+        Retriever.from_preset(bare.variant(index="flat"))
+    with pytest.raises(
+        MismatchError, match=r"made with the encoder mini \{'shade': 0\}, not with the preset's clip"
+    ):
+        Retriever.open(album, "clip")
+    with pytest.raises(InvalidInputError, match="holds no album yet"):
+        Retriever.open(album.parent / "new", bare, encoder=ENCODER)
+    assert not (album.parent / "new").exists()
 
 
 def test_presets_name_settings_that_exist() -> None:
@@ -662,12 +695,12 @@ def test_parts_that_are_no_plugins_have_to_be_given(album: Path) -> None:
     with Retriever(ENCODER, ToyIndex(16), path=album) as retriever:
         retriever.add([record(n, n) for n in range(3)])
         retriever.save()
-    with pytest.raises(AlbumError, match=r"an encoder that is not a plugin.*Retriever.load\(path, encoder="):
-        Retriever.load(album)
-    with pytest.raises(AlbumError, match=r"an index that is not a plugin.*Retriever.load\(path, index="):
-        load(album)
+    with pytest.raises(AlbumError, match=r"an encoder that is not a plugin.*Retriever.open\(path, encoder="):
+        Retriever.open(album)
+    with pytest.raises(AlbumError, match=r"an index that is not a plugin.*Retriever.open\(path, index="):
+        opened(album)
     for index in (ToyIndex(16), exact()):
-        with load(album, index=index) as again:
+        with opened(album, index=index) as again:
             assert again.index is index
             check(again, {str(n): n for n in range(3)})
 
@@ -680,7 +713,7 @@ def test_what_was_added_is_there_without_a_save(album: Path) -> None:
         retriever.add([record(n, n) for n in range(5)])
         retriever.remove("2")
         assert repr(retriever) == f"Retriever(ToyEncoder, HNSWIndex, in {album})"
-    with load(album) as again:
+    with opened(album) as again:
         check(again, {"0": 0, "1": 1, "3": 3, "4": 4})
     assert snapshots(album) == []
 
@@ -689,18 +722,18 @@ def test_a_saved_index_is_loaded_and_not_built(filled: Path, monkeypatch: pytest
     added: list[int] = []
     real = HNSWIndex.add
     monkeypatch.setattr(HNSWIndex, "add", lambda i, k, v: (added.extend(k.tolist()), real(i, k, v))[1])
-    with load(filled) as retriever:
+    with opened(filled) as retriever:
         check(retriever, {str(n): n for n in range(40)})
         assert added == []
         retriever.add([record(n, n) for n in range(40, 45)])
         retriever.remove([str(n) for n in range(10)])
     added.clear()
-    with load(filled) as again:  # the snapshot is older than that
+    with opened(filled) as again:  # the snapshot is older than that
         check(again, {str(n): n for n in range(10, 45)})
         assert added == [41, 42, 43, 44, 45]
         again.save()
     added.clear()
-    with load(filled) as again:
+    with opened(filled) as again:
         check(again, {str(n): n for n in range(10, 45)})
         assert added == []
 
@@ -719,9 +752,9 @@ def test_an_album_in_memory_moves_to_a_path(album: Path, monkeypatch: pytest.Mon
         retriever.remove("0")
         retriever.save()
         retriever.save(album)
-        with pytest.raises(AlbumError, match="lives in"):
+        with pytest.raises(AlbumError, match="this album is in"):
             retriever.save(album.parent / "other")
-        with load(album) as seen_by_another:
+        with opened(album) as seen_by_another:
             check(seen_by_another, {"1": 1, "2": 2, "3": 3})
     with Retriever(ENCODER, exact()) as other:
         other.add(record(9, 9))
@@ -734,14 +767,14 @@ def test_an_album_in_memory_moves_to_a_path(album: Path, monkeypatch: pytest.Mon
 
 def test_where_no_album_is_and_where_one_is_already(album: Path) -> None:
     with pytest.raises(AlbumError, match="not an album"):
-        load(album)
+        opened(album)
     assert not album.exists()
     Retriever(ENCODER, path=album).close()
     with pytest.raises(AlbumError, match="exists already"):
         Retriever(ENCODER, path=album)
     file = album.parent / "file"
     file.touch()
-    with pytest.raises(AlbumError, match="no directory can be made"):
+    with pytest.raises(AlbumError, match="cannot make the directory"):
         Retriever(ENCODER, path=file)
 
 
@@ -750,7 +783,7 @@ def test_an_album_whose_making_was_cut_short_can_be_made_again(album: Path) -> N
     (album / "catalog.sqlite").touch()
     with Retriever(ENCODER, path=album) as retriever:
         retriever.add(record(1, 1))
-    with load(album) as again:
+    with opened(album) as again:
         check(again, {"1": 1})
 
 
@@ -795,22 +828,22 @@ def damage_type(folder: Path) -> None:
     [damage_manifest, damage_bit, damage_length, damage_kind, damage_type, shutil.rmtree],
 )
 def test_a_damaged_index_is_rebuilt_with_a_warning(filled: Path, damage: Any) -> None:
-    with load(filled) as retriever:
+    with opened(filled) as retriever:
         answers = [retriever.search(question).hits for question in ("red", "green")]
     damage(*snapshots(filled))
     for _ in range(2):  # until it is saved
         with pytest.warns(RuntimeWarning, match="is damaged and is rebuilt from the catalog") as caught:
-            retriever = load(filled)
+            retriever = opened(filled)
         assert caught[0].filename == __file__
         with retriever:
             check(retriever, {str(n): n for n in range(40)})
             again = [retriever.search(question).hits for question in ("red", "green")]
             assert [[h.id for h in hits] for hits in again] == [[h.id for h in hits] for hits in answers]
     with pytest.warns(RuntimeWarning):
-        retriever = load(filled)
+        retriever = opened(filled)
     with retriever:
         retriever.save()
-    with load(filled) as healed:
+    with opened(filled) as healed:
         check(healed, {str(n): n for n in range(40)})
     assert len(snapshots(filled)) == 1
 
@@ -825,7 +858,7 @@ def test_a_damaged_catalog_is_an_error(filled: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of the index that is gone
             with pytest.raises(IntegrityError):
-                load(filled)
+                opened(filled)
 
 
 def test_flipped_bytes_anywhere_are_an_error_or_no_matter(filled: Path) -> None:
@@ -840,7 +873,7 @@ def test_flipped_bytes_anywhere_are_an_error_or_no_matter(filled: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             try:
-                with load(filled) as retriever:
+                with opened(filled) as retriever:
                     retriever.search("red")
                     ids(retriever)
             except ZsqError:
@@ -852,7 +885,7 @@ def test_leftovers_of_killed_saves_are_swept_away(filled: Path) -> None:
     leftover = filled / "index-0123abcd"
     shutil.copytree(current, leftover)
     (filled / "index-cards").mkdir()
-    with load(filled) as retriever:
+    with opened(filled) as retriever:
         retriever.save()
     remaining = snapshots(filled)
     assert leftover not in remaining and current not in remaining and len(remaining) == 2
@@ -867,13 +900,13 @@ def test_a_failed_save_leaves_the_former_one(filled: Path, monkeypatch: pytest.M
         (path / "half").touch()
         raise OSError(28, "No space left on device")
 
-    with load(filled) as retriever:
+    with opened(filled) as retriever:
         retriever.add(record(50, 50))
         monkeypatch.setattr(HNSWIndex, "save", fail)
         with pytest.raises(OSError, match="No space"):
             retriever.save()
     assert snapshots(filled) == before
-    with load(filled) as again:
+    with opened(filled) as again:
         check(again, {str(n): n for n in [*range(40), 50]})
 
 
@@ -881,27 +914,27 @@ def test_a_failed_save_leaves_the_former_one(filled: Path, monkeypatch: pytest.M
 
 
 def test_two_retrievers_on_one_album_see_each_other(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with load(filled) as one, load(filled, index=exact()) as other:
+    with opened(filled) as one, opened(filled, index=exact()) as other:
         one.add([record(n, n) for n in range(40, 50)])
         check(other, {str(n): n for n in range(50)})
         other.remove([str(n) for n in range(20)])
         check(one, {str(n): n for n in range(20, 50)})
         one.add(record(45, 145))
-        assert other.search_image(png(145), 1)[0].id == "45"
+        assert other.search(png(145), 1)[0].id == "45"
         one.save()
         other.save()
         other.add(record(60, 60))
         one.save()
         assert len(snapshots(filled)) == 1
     monkeypatch.delattr(HNSWIndex, "add")  # the last save left nothing to be added
-    with load(filled) as again:
+    with opened(filled) as again:
         check(again, {**{str(n): n for n in range(20, 50)}, "45": 145, "60": 60})
 
 
 def test_a_hit_removed_while_searching_is_searched_past(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with load(filled) as one, load(filled) as other:
+    with opened(filled) as one, opened(filled) as other:
         best = [hit.id for hit in one.search("red", k=6)]
         real = HNSWIndex.search
 
@@ -959,7 +992,7 @@ def test_searching_while_adding_and_removing(album: Path, make: Any) -> None:
             while not done.is_set():
                 hits = retriever.search("red", 20)
                 assert len({hit.id for hit in hits}) == len(hits) >= 10
-                assert retriever.search_image(png(1003), 1)[0].id == "1003"
+                assert retriever.search(png(1003), 1)[0].id == "1003"
                 searches += 1
 
         def save() -> None:
@@ -970,14 +1003,14 @@ def test_searching_while_adding_and_removing(album: Path, make: Any) -> None:
         assert searches > 3
         expected = {str(n): n for n in [*range(1000, 1010), *range(90)] if n >= 1000 or n % 3}
         check(retriever, expected)
-    with load(album) as again:
+    with opened(album) as again:
         check(again, expected)
 
 
 def test_the_same_images_added_by_many_at_once_are_added_once(album: Path) -> None:
     images = [record(n, n) for n in range(40)]
     reports: list[AddReport] = []
-    with Retriever(ENCODER, exact(), path=album) as one, load(album) as other:
+    with Retriever(ENCODER, exact(), path=album) as one, opened(album) as other:
         run(*(lambda r=r: reports.append(r.add(images, batch_size=4)) for r in (one, one, other, other)))
         added = [id for report in reports for id in report.added]
         assert sorted(added) == sorted(str(n) for n in range(40))
@@ -990,14 +1023,14 @@ def test_loading_while_others_save_finds_a_whole_index(filled: Path) -> None:
     done = threading.Event()
 
     def save() -> None:
-        with load(filled) as retriever:
+        with opened(filled) as retriever:
             while not done.is_set():
                 retriever.save()
 
     def read() -> None:
         try:
             for _ in range(40):
-                load(filled).close()  # a warning of a damaged index would be an error here
+                opened(filled).close()  # a warning of a damaged index would be an error here
         finally:
             done.set()
 
@@ -1017,7 +1050,7 @@ def test_moving_to_a_path_while_others_add_loses_nothing(album: Path) -> None:
             retriever.save(album)
 
         run(lambda: add(0), lambda: add(100), save)
-    with load(album) as again:
+    with opened(album) as again:
         check(again, {str(n): n for n in [*range(25), *range(100, 125)]})
 
 
@@ -1099,7 +1132,7 @@ class AlbumMachine(RuleBasedStateMachine):
     @rule(make=st.sampled_from([None, exact, hnsw]))
     def reopen(self, make: Any) -> None:
         self.retriever.close()
-        self.retriever = load(self.album, index=make and make())
+        self.retriever = opened(self.album, index=make and make())
 
     @precondition(lambda self: self.retriever.path and snapshots(self.album))
     @rule()
@@ -1107,13 +1140,13 @@ class AlbumMachine(RuleBasedStateMachine):
         self.retriever.close()
         shutil.rmtree(*snapshots(self.album))
         with pytest.warns(RuntimeWarning):
-            self.retriever = load(self.album)
+            self.retriever = opened(self.album)
         self.retriever.save()
 
     @precondition(lambda self: self.retriever.path)
     @rule()
     def change_places_with_another_process(self) -> None:
-        self.other = self.other or load(self.album, index=exact())
+        self.other = self.other or opened(self.album, index=exact())
         self.retriever, self.other = self.other, self.retriever
 
     @invariant()
@@ -1131,7 +1164,7 @@ class AlbumMachine(RuleBasedStateMachine):
 
 
 TestAlbumMachine = AlbumMachine.TestCase
-TestAlbumMachine.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestAlbumMachine.settings = settings(max_examples=12, stateful_step_count=25)
 
 
 # --- sudden death
@@ -1142,6 +1175,8 @@ NURSERY = """
 import io, json, os, random, sys
 import numpy as np
 from PIL import Image as PILImage
+from zsqretrieval.album.ingest import AddReport
+from zsqretrieval.presets import PRESETS
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder
 from zsqretrieval.types import Image
@@ -1156,7 +1191,7 @@ def live(album, diary, first, seed):
     def say(**news):
         os.write(diary, json.dumps(news).encode() + b"\\n")
     choice = random.Random(seed)
-    retriever = Retriever.load(album, encoder=ToyEncoder())
+    retriever = Retriever.open(album, encoder=ToyEncoder())
     say(up=True)
     while True:
         deed = choice.random()
@@ -1187,8 +1222,9 @@ for line in sys.stdin:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [exact, hnsw])
-def test_sudden_death_loses_nothing_that_was_acknowledged(album: Path, make: Any) -> None:
+def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, slow: bool) -> None:
     Retriever(ENCODER, make(), path=album).close()
     generator = random.Random(7)
     expected: dict[str, int] = {}
@@ -1197,7 +1233,7 @@ def test_sudden_death_loses_nothing_that_was_acknowledged(album: Path, make: Any
     nursery = subprocess.Popen([sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert nursery.stdin is not None and nursery.stdout is not None
     with nursery:
-        for turn in range(50):
+        for turn in range(200 if slow else 12):
             diary = album.parent / f"{turn}.jsonl"
             order = [str(album), str(diary), turn * 100_000, turn]
             nursery.stdin.write(json.dumps(order).encode() + b"\n")
@@ -1222,7 +1258,7 @@ def test_sudden_death_loses_nothing_that_was_acknowledged(album: Path, make: Any
                     del expected[id]
             deaths["adding" if adding else "removing" if removing else "saving"] += 1
 
-            with load(album) as survivor:  # a warning of a damaged index would be an error here
+            with opened(album) as survivor:  # a warning of a damaged index would be an error here
                 present = set(ids(survivor))
                 # What was under way is done or not done, as a whole; everything else is as acknowledged.
                 assert present - expected.keys() in (set(), adding)
@@ -1233,7 +1269,7 @@ def test_sudden_death_loses_nothing_that_was_acknowledged(album: Path, make: Any
                     survivor.save()
                     assert len(snapshots(album)) == 1
         nursery.stdin.close()
-    assert min(deaths.values()) > 0 and acknowledged > 20
+    assert acknowledged > 20 and (not slow or min(deaths.values()) > 0)
 
 
 def test_retriever_imports_no_model_library() -> None:
@@ -1250,13 +1286,13 @@ def test_retriever_imports_no_model_library() -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"encoder": "mini"}, r"the encoder is the text 'mini'.*from_preset"),
-        ({"encoder": ToyEncoder}, "the encoder is the class ToyEncoder; give an object"),
-        ({"encoder": 3}, "3 is no encoder: it has no dim, fingerprint, encode_image, encode_text"),
-        ({"index": "hnsw"}, "the index is the text 'hnsw'"),
-        ({"index": object()}, "is no index: it has no dim, fingerprint, search"),
-        ({"generator": "mini"}, "the generator is the text 'mini'"),
-        ({"generator": ENCODER}, "is no generator: it has no log_likelihood"),
+        ({"encoder": "mini"}, r"the encoder is the string 'mini'.*from_preset"),
+        ({"encoder": ToyEncoder}, "the encoder is the class ToyEncoder; pass an instance"),
+        ({"encoder": 3}, "3 is not an encoder: it has no dim, fingerprint, encode_image, encode_text"),
+        ({"index": "hnsw"}, "the index is the string 'hnsw'"),
+        ({"index": object()}, "is not an index: it has no dim, fingerprint, search"),
+        ({"generator": "mini"}, "the generator is the string 'mini'"),
+        ({"generator": ENCODER}, "is not a generator: it has no log_likelihood"),
     ],
 )
 def test_parts_that_are_none_are_named(parts: Any, message: str) -> None:
@@ -1273,7 +1309,7 @@ def test_an_open_file_is_no_list_of_images(retriever: Retriever, tmp_path: Path)
 @pytest.mark.parametrize("path", ["x" * 300, "nowhere", "a\0b"])
 def test_where_there_is_no_album(path: str) -> None:
     with pytest.raises(AlbumError, match="is not an album"):
-        Retriever.load(path)
+        Retriever.open(path)
 
 
 def test_records_that_are_none_are_named(retriever: Retriever) -> None:

@@ -1,4 +1,4 @@
-"""What a generator adds to a search: stages, their scores, and where its image states are kept."""
+"""Searches with a generator: stages, scores, cached image features, parts, and ranking texts."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ from seeing import Seeing
 from zsqretrieval import plugins
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.features import StateStore
+from zsqretrieval.data.images import decode
 from zsqretrieval.data.sources import open_images
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError, ZsqError
+from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.indexes.exact import ExactIndex
-from zsqretrieval.presets import PRESETS, LazyGenerator, Preset
+from zsqretrieval.presets import PRESETS, Calibration, Preset
 from zsqretrieval.retriever import Retriever
-from zsqretrieval.search.fusion import Fusion, ReciprocalRank, RerankOnly, WeightedSum, best_first
+from zsqretrieval.search.fusion import Maximum, ReciprocalRank, RerankOnly, WeightedSum, best_first
 from zsqretrieval.search.priors import Prior, log_prior
-from zsqretrieval.search.scoring import Likelihood, YesNo, score_images, score_texts
+from zsqretrieval.search.rerank import Rerank
+from zsqretrieval.search.scoring import Likelihood, YesNo, score_pairs
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Image, LogLikelihood, Ranking
 
@@ -101,6 +104,10 @@ def ids(ranking: Ranking) -> list[str]:
     return [hit.id for hit in ranking]
 
 
+def red() -> PILImage.Image:
+    return PILImage.new("RGB", (6, 6), "red")
+
+
 # --- stages
 
 
@@ -109,12 +116,14 @@ def ids(ranking: Ranking) -> list[str]:
 def test_every_hit_keeps_the_score_of_every_stage(pictures: Path, rule: Any, fusion: Any) -> None:
     with made() as retriever:
         retriever.add(pictures)
-        first = retriever.search("red ?", k=8, scoring=None)
+        first = retriever.search("red ?", k=8, rerank=None)
         assert all(hit.scores == {"first_stage": hit.score} for hit in first)
-        ranking = retriever.search("red ?", k=5, candidates=8, scoring=rule, fusion=fusion, batch_size=3)
+        ranking = retriever.search(
+            "red ?", k=5, rerank=Rerank(rule, fusion=fusion, candidates=8, batch_size=3)
+        )
 
     images = [next(open_images(hit.source)) for hit in first]
-    cosine, scores = np.array([hit.score for hit in first]), score_images(TOY, rule, "red ?", images)
+    cosine, scores = np.array([hit.score for hit in first]), score_pairs(TOY, rule, ["red ?"] * 8, images)
     fused = fusion.fuse(cosine, scores)
     order = best_first(fused)[:5]
     assert ids(ranking) == [first[n].id for n in order] and ranking.query == "red ?"
@@ -133,11 +142,13 @@ def test_the_likelihood_is_what_a_generator_is_for(pictures: Path) -> None:
             one.add(pictures)
         ranking = retriever.search("red ?")
         assert list(ranking[0].scores) == ["first_stage", "likelihood", "fused"]
-        assert ids(ranking) == ids(retriever.search("red ?", scoring=Likelihood(), fusion=WeightedSum()))
+        assert ids(ranking) == ids(
+            retriever.search("red ?", rerank=Rerank(Likelihood(), fusion=WeightedSum()))
+        )
         assert list(without.search("red ?")[0].scores) == ["first_stage"]
         assert (retriever.has_generator, without.has_generator) == (True, False)
         assert retriever.generator is TOY and without.generator is None
-        assert list(retriever.search_image(pictures / "00.png")[0].scores) == ["first_stage"]
+        assert list(retriever.search(pictures / "00.png")[0].scores) == ["first_stage"]
 
 
 def test_how_many_candidates_are_read(pictures: Path) -> None:
@@ -146,17 +157,17 @@ def test_how_many_candidates_are_read(pictures: Path) -> None:
         retriever.add(pictures)
         for k, candidates, read in [(3, 5, 5), (5, 3, 5), (2, 100, 12), (100, 1, 12)]:
             generator.looked_at.clear()
-            ranking = retriever.search("red", k, candidates=candidates)
+            ranking = retriever.search("red", k, rerank=Rerank(candidates=candidates))
             assert len(generator.looked_at) == read and len(ranking) == min(k, 12)
-        first = retriever.search("red", 4, scoring=None)
-        assert set(ids(retriever.search("red", 4, candidates=4))) == set(ids(first))
+        first = retriever.search("red", 4, rerank=None)
+        assert set(ids(retriever.search("red", 4, rerank=Rerank(candidates=4)))) == set(ids(first))
 
 
 def test_progress_may_stop_a_search(pictures: Path) -> None:
     generator = Seeing()
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int | None]] = []
 
-    def stop(done: int, total: int) -> None:
+    def stop(step: str, done: int, total: int | None) -> None:
         seen.append((done, total))
         if done > 7:
             raise KeyboardInterrupt
@@ -164,16 +175,18 @@ def test_progress_may_stop_a_search(pictures: Path) -> None:
     with made(generator) as retriever:
         retriever.add(pictures)
         with pytest.raises(KeyboardInterrupt):
-            retriever.search("red", candidates=11, batch_size=4, progress=stop)
+            retriever.search("red", progress=stop, rerank=Rerank(candidates=11, batch_size=4))
         assert seen == [(4, 11), (8, 11)] and len(generator.looked_at) == 8
-        retriever.search("red", candidates=11, batch_size=4, progress=lambda *news: seen.append(news))
+        retriever.search(
+            "red", progress=lambda _, *news: seen.append(news), rerank=Rerank(candidates=11, batch_size=4)
+        )
         assert seen[2:] == [(4, 11), (8, 11), (11, 11)]
 
 
 def test_a_batch_size_changes_nothing(pictures: Path) -> None:
     with made() as retriever:
         retriever.add(pictures)
-        rankings = [retriever.search("red ?", 12, batch_size=size) for size in (1, 5, 100)]
+        rankings = [retriever.search("red ?", 12, rerank=Rerank(batch_size=size)) for size in (1, 5, 100)]
         assert ids(rankings[0]) == ids(rankings[1]) == ids(rankings[2])
         for hits in zip(*rankings, strict=True):
             assert hits[0].score == pytest.approx(hits[1].score) == pytest.approx(hits[2].score)
@@ -183,28 +196,29 @@ def test_a_batch_size_changes_nothing(pictures: Path) -> None:
     ("settings", "message"),
     [
         ({"k": 0}, "k must be at least 1, not 0"),
-        ({"candidates": 0}, "candidates must be at least 1, not 0"),
-        ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
-        ({"scoring": "likelihood"}, r"such as Likelihood\(\) or YesNo\(\), 'auto' or None, not 'likelihood'"),
-        ({"scoring": Likelihood}, "scoring must be a rule"),
-        ({"scoring": WeightedSum()}, "scoring must be a rule"),
-        ({"question": "red " * 300}, "reads 256"),
+        ({"rerank": "likely"}, "re-ranking takes 'likelihood', 'yes_no', a rule .*, not 'likely'"),
+        ({"rerank": Likelihood}, "re-ranking takes"),
+        ({"rerank": WeightedSum()}, "re-ranking takes"),
+        ({"query": "red " * 300}, "reads 256"),
+        ({"query": red(), "rerank": "yes_no"}, "need a question, not an image"),
+        ({"query": red(), "explain": True}, "need a question, not an image"),
+        ({"bank": "red"}, r"bank must be a QueryBank of Retriever.query_bank\(\), not 'red'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(pictures: Path, settings: Any, message: str) -> None:
     with made() as retriever:
         retriever.add(pictures)
         with pytest.raises(InvalidInputError, match=message):
-            retriever.search(**{"question": "red", **settings})
+            retriever.search(**{"query": "red", **settings})
 
 
 def test_scoring_needs_a_generator() -> None:
     with made(None) as retriever:
         for rule in (Likelihood(), YesNo()):
-            with pytest.raises(InvalidInputError, match=f"scoring by '{rule.name}' needs a generator"):
-                retriever.search("red", scoring=rule)
+            with pytest.raises(InvalidInputError, match=f"re-ranking by '{rule.name}' needs a generator"):
+                retriever.search("red", rerank=rule)
         with pytest.raises(InvalidInputError, match="needs a generator"):
-            retriever.search_texts(PILImage.new("RGB", (4, 4)), ["red"], scoring=Likelihood())
+            retriever.rank_texts(PILImage.new("RGB", (4, 4)), ["red"], rerank=Likelihood())
 
 
 def test_an_empty_album(album: Path) -> None:
@@ -215,7 +229,7 @@ def test_an_empty_album(album: Path) -> None:
 
 def test_numbers_that_are_none_are_an_error(pictures: Path) -> None:
     class Broken(ToyGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
+        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
             return [LogLikelihood(("x",), np.array([np.nan], np.float32)) for _ in contexts]
 
     class Lost:
@@ -231,7 +245,7 @@ def test_numbers_that_are_none_are_an_error(pictures: Path) -> None:
     with made() as retriever:
         retriever.add(pictures)
         with pytest.raises(InvalidInputError, match=r"the fusion .* gave \[nan\] for 12 candidates"):
-            retriever.search("red", fusion=Lost())
+            retriever.search("red", rerank=Rerank(fusion=Lost()))
 
 
 # --- images that cannot be shown
@@ -240,19 +254,19 @@ def test_numbers_that_are_none_are_an_error(pictures: Path) -> None:
 def test_a_file_that_is_gone_or_changed_ranks_last_and_is_named(pictures: Path) -> None:
     with made() as retriever:
         retriever.add(pictures)
-        first = ids(retriever.search("red", 12, scoring=None))
+        first = ids(retriever.search("red", 12, rerank=None))
         (pictures / first[0]).unlink()
         shutil.copy(pictures / first[5], pictures / first[3])
         (pictures / first[7]).write_bytes(b"junk")
-        with pytest.warns(RuntimeWarning, match="3 of 12 candidates cannot be shown") as caught:
-            ranking = retriever.search("red", 12, batch_size=5)
-        for name, reason in ((first[0], "no such file"), (first[3], "another image"), (first[7], "format")):
+        with pytest.warns(RuntimeWarning, match="3 of 12 candidates cannot be opened") as caught:
+            ranking = retriever.search("red", 12, rerank=Rerank(batch_size=5))
+        for name, reason in ((first[0], "no such file"), (first[3], "has changed"), (first[7], "format")):
             assert name in str(caught[0].message) and reason in str(caught[0].message)
         assert ids(ranking)[-3:] == [first[0], first[3], first[7]]
         assert all(hit.score == -math.inf and list(hit.scores) == ["first_stage"] for hit in ranking[-3:])
         assert all(hit.score > -math.inf for hit in ranking[:-3])
         with pytest.warns(RuntimeWarning):
-            assert ids(retriever.search("red", 4, candidates=12)) == ids(ranking)[:4]
+            assert ids(retriever.search("red", 4, rerank=Rerank(candidates=12))) == ids(ranking)[:4]
 
 
 def test_the_others_are_ranked_as_if_alone(pictures: Path) -> None:
@@ -270,9 +284,9 @@ def test_the_others_are_ranked_as_if_alone(pictures: Path) -> None:
 def test_without_any_image_the_first_stage_stands(pictures: Path) -> None:
     with made() as retriever:
         retriever.add([path.read_bytes() for path in sorted(pictures.iterdir())])
-        with pytest.warns(RuntimeWarning, match="12 of 12 candidates cannot be shown.*; ..."):
+        with pytest.warns(RuntimeWarning, match="12 of 12 candidates cannot be opened.*; ..."):
             ranking = retriever.search("red", 4)
-        first = retriever.search("red", 4, scoring=None)
+        first = retriever.search("red", 4, rerank=None)
         assert ranking.hits == first.hits
 
 
@@ -313,7 +327,7 @@ def test_searching_while_images_come_and_go(pictures: Path, album: Path) -> None
 
         def search() -> None:
             while not done.is_set():
-                ranking = retriever.search("red ?", 20, batch_size=4)
+                ranking = retriever.search("red ?", 20, rerank=Rerank(batch_size=4))
                 assert len(set(ids(ranking))) == len(ranking) >= 12
                 assert all(hit.score == hit.scores.get("fused", -math.inf) for hit in ranking)
 
@@ -323,7 +337,7 @@ def test_searching_while_images_come_and_go(pictures: Path, album: Path) -> None
 
         with warnings.catch_warnings():
             # A hit that is removed after it was found may have lost its state by the time it is shown.
-            warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ candidates cannot be shown")
+            warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ candidates cannot be opened")
             threads = [
                 threading.Thread(target=guarded, args=(work,)) for work in (change, search, search, save)
             ]
@@ -352,7 +366,7 @@ def test_states_stand_in_for_images(pictures: Path, album: Path) -> None:
             assert len(generator.looked_at) == 12, "no image is looked at twice"
             assert ids(found) == ids(expected)
             assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected])
-    assert len(list(album.glob("states-*/*.states"))) == 3
+    assert len(list(album.glob("states-*/*.safetensors"))) == 3
     assert not list((album.parent / "b").glob("states-*"))
 
 
@@ -363,7 +377,7 @@ def test_an_album_with_states_needs_no_files(pictures: Path, album: Path) -> Non
         ranking = retriever.search("red ?", 13)
         retriever.save()
     generator = Seeing()
-    with Retriever.load(album, encoder=ENCODER, generator=generator) as again:
+    with Retriever.open(album, encoder=ENCODER, generator=generator) as again:
         assert again.states == "disk"
         assert again.search("red ?", 13).hits == ranking.hits
     assert generator.looked_at == []
@@ -377,7 +391,7 @@ def test_an_album_in_memory_takes_its_states_along(pictures: Path, album: Path) 
         retriever.add(content[6:])
         ranking = retriever.search("red ?", 12)
     generator = Seeing()
-    with Retriever.load(album, encoder=ENCODER, generator=generator) as again:
+    with Retriever.open(album, encoder=ENCODER, generator=generator) as again:
         assert again.search("red ?", 12).hits == ranking.hits
     assert generator.looked_at == []
 
@@ -386,16 +400,16 @@ def test_missing_states_are_made_when_they_are_needed(pictures: Path, album: Pat
     with made(None, path=album) as retriever:
         retriever.add(pictures)
     generator = Seeing()
-    with Retriever.load(album, encoder=ENCODER, generator=generator, states="disk") as retriever:
-        ranking = retriever.search("red ?", 3, candidates=5)
+    with Retriever.open(album, encoder=ENCODER, generator=generator, states="disk") as retriever:
+        ranking = retriever.search("red ?", 3, rerank=Rerank(candidates=5))
         assert len(generator.looked_at) == 5
-        retriever.search("red ?", 3, candidates=5)
+        retriever.search("red ?", 3, rerank=Rerank(candidates=5))
         assert len(generator.looked_at) == 5
         report = retriever.add(pictures)
         assert report.known == 12 and not report.added and len(generator.looked_at) == 12
         assert retriever.add(pictures).known == 12 and len(generator.looked_at) == 12
-    with Retriever.load(album, encoder=ENCODER, generator=Seeing(), states="disk") as again:
-        assert again.search("red ?", 3, candidates=5).hits == ranking.hits
+    with Retriever.open(album, encoder=ENCODER, generator=Seeing(), states="disk") as again:
+        assert again.search("red ?", 3, rerank=Rerank(candidates=5)).hits == ranking.hits
         assert again.generator.looked_at == []  # type: ignore[union-attr]
 
 
@@ -404,18 +418,18 @@ def test_damaged_states_are_made_again_with_a_warning(pictures: Path, album: Pat
     with made(generator, states="disk", path=album) as retriever:
         retriever.add(pictures)
         ranking = retriever.search("red ?", 12)
-        (file,) = album.glob("states-*/*.states")
+        (file,) = album.glob("states-*/*.safetensors")
         content = bytearray(file.read_bytes())
         content[-5] ^= 1
         file.write_bytes(content)
         generator.looked_at.clear()
-        with pytest.warns(RuntimeWarning, match="image states in .* are damaged"):
+        with pytest.warns(RuntimeWarning, match="image features in .* are damaged"):
             assert retriever.search("red ?", 12).hits == ranking.hits
         assert len(generator.looked_at) == 1
         assert retriever.search("red ?", 12).hits == ranking.hits
         retriever.save()
-        assert len(list(album.glob("states-*/*.states"))) == 1 and not file.exists()
-    with Retriever.load(album, encoder=ENCODER, generator=Seeing()) as again:
+        assert len(list(album.glob("states-*/*.safetensors"))) == 1 and not file.exists()
+    with Retriever.open(album, encoder=ENCODER, generator=Seeing()) as again:
         assert again.search("red ?", 12).hits == ranking.hits
 
 
@@ -423,7 +437,7 @@ def test_another_generator_makes_its_own_states(pictures: Path, album: Path) -> 
     with made(Seeing(1), states="disk", path=album) as retriever:
         retriever.add(pictures)
     other = Seeing(3)
-    with Retriever.load(album, encoder=ENCODER, generator=other) as again, made(Seeing(3)) as plain:
+    with Retriever.open(album, encoder=ENCODER, generator=other) as again, made(Seeing(3)) as plain:
         plain.add(pictures)
         found, expected = again.search("red ?", 12), plain.search("red ?", 12)
         assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected])
@@ -477,7 +491,7 @@ def test_a_full_disk_adds_neither(pictures: Path, album: Path, monkeypatch: pyte
     with made(Seeing(), states="disk", path=album) as retriever:
         with monkeypatch.context() as patch:
             patch.setattr("zsqretrieval.album.features._write", full)
-            with pytest.raises(AlbumError, match="image states cannot be written: No space left"):
+            with pytest.raises(AlbumError, match="cannot write image features: No space left"):
                 retriever.add(pictures)
         assert len(retriever) == 0
         retriever.add(pictures)
@@ -490,18 +504,18 @@ def test_a_full_disk_adds_neither(pictures: Path, album: Path, monkeypatch: pyte
 
 
 def test_states_need_a_generator_that_makes_them(pictures: Path, album: Path) -> None:
-    with pytest.raises(InvalidInputError, match="states='disk' needs a generator"):
+    with pytest.raises(InvalidInputError, match="states='disk' needs a generator that computes"):
         made(None, states="disk", path=album)
-    with pytest.raises(InvalidInputError, match="ToyGenerator makes no image states"):
+    with pytest.raises(InvalidInputError, match="ToyGenerator computes no image features"):
         made(states="disk", path=album)
     with pytest.raises(InvalidInputError, match="'disk', 'memory' or None, not 'yes'"):
         made(Seeing(), states="yes", path=album)
     assert not album.exists()
     made(None, path=album).close()
     with pytest.raises(InvalidInputError, match="needs a generator"):
-        Retriever.load(album, encoder=ENCODER, states="memory")
-    with pytest.raises(InvalidInputError, match="makes no image states"):
-        Retriever.load(album, encoder=ENCODER, generator=TOY, states="disk")
+        Retriever.open(album, encoder=ENCODER, states="memory")
+    with pytest.raises(InvalidInputError, match="computes no image features"):
+        Retriever.open(album, encoder=ENCODER, generator=TOY, states="disk")
 
 
 VICTIM = """
@@ -514,7 +528,7 @@ from zsqretrieval.types import Image
 from PIL import Image as PILImage
 
 album, diary, first = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT), int(sys.argv[3])
-retriever = Retriever.load(album, encoder=ToyEncoder(), generator=Seeing())
+retriever = Retriever.open(album, encoder=ToyEncoder(), generator=Seeing())
 for n in range(first, first + 100000, 3):
     colours = np.random.default_rng(n).integers(0, 256, (3, 2, 2, 3), np.uint8)
     images = [Image(PILImage.fromarray(one), f"place {n + m}", str(n + m)) for m, one in enumerate(colours)]
@@ -537,7 +551,7 @@ def test_sudden_death_leaves_no_image_without_its_state(album: Path, tmp_path: P
         diary = tmp_path / f"{turn}.txt"
         command = [sys.executable, "-c", VICTIM, str(album), str(diary), str(turn * 100_000)]
         with subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+            command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent / "helpers")}
         ) as victim:
             lines = chance.randrange(3, 30)
             while not diary.exists() or diary.read_bytes().count(b"\n") < lines:
@@ -548,7 +562,7 @@ def test_sudden_death_leaves_no_image_without_its_state(album: Path, tmp_path: P
         for line in diary.read_text().split():
             expected = expected - {line[1:]} if line.startswith("-") else expected | {line}
         generator = Seeing()
-        with Retriever.load(album, encoder=ENCODER, generator=generator) as survivor:
+        with Retriever.open(album, encoder=ENCODER, generator=generator) as survivor:
             present = {one.id for one in survivor.records()}
             assert len(expected - present) <= 1 and len(present - expected) <= 3
             expected = present
@@ -562,50 +576,43 @@ def test_sudden_death_leaves_no_image_without_its_state(album: Path, tmp_path: P
 
 def test_a_preset_makes_its_generator_when_it_is_needed(pictures: Path, album: Path) -> None:
     before = Seeing.made
-    with Retriever.from_preset("both", path=album) as retriever:
+    with Retriever.open(album, "both") as retriever:
         retriever.add(pictures)
-        retriever.search("red", scoring=None)
-        retriever.search_image(pictures / "00.png")
+        retriever.search("red", rerank=None)
+        retriever.search(pictures / "00.png")
         retriever.save()
         assert Seeing.made == before and retriever.has_generator
         retriever.search("red")
         assert Seeing.made == before + 1
         assert isinstance(retriever.generator, Seeing) and retriever.generator.glasses == 2
         retriever.search("green")
-    with Retriever.load(album) as again:
-        again.search("red", scoring=None)
+    with Retriever.open(album) as again:
+        again.search("red", rerank=None)
         assert Seeing.made == before + 1 and again.has_generator
         assert list(again.search("red")[0].scores) == ["first_stage", "likelihood", "fused"]
         assert isinstance(again.generator, Seeing) and again.generator.glasses == 2
         assert Seeing.made == before + 2
 
 
-def test_the_parts_of_a_preset_can_be_others(album: Path) -> None:
-    with Retriever.from_preset("both", generator=None) as retriever:
+def test_preset_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = PRESETS["both"]
+    with Retriever.from_preset(both.variant(generator=None)) as retriever:
         assert not retriever.has_generator
-    with Retriever.from_preset("both", generator_config={"glasses": 5}) as retriever:
-        assert retriever.generator.glasses == 5  # type: ignore[union-attr]
-    with Retriever.from_preset("both", generator="seeing") as retriever:
-        assert retriever.generator.glasses == 2  # type: ignore[union-attr]
-    PRESETS["bare"] = Preset("painter", {"shade": 1}, generator="other", generator_config={"x": 1})  # type: ignore[index]
-    try:
-        with Retriever.from_preset("bare", generator="seeing", states="disk") as retriever:
-            assert retriever.generator.glasses == 1 and retriever.states == "disk"  # type: ignore[union-attr]
-        with pytest.raises(InvalidInputError, match="no generator is named 'blind'"):
-            Retriever.from_preset("bare", generator="blind")
-        with pytest.raises(InvalidInputError, match="needs a generator; name one as well"):
-            Retriever.from_preset("bare", generator=None, generator_config={"x": 2})
-        with Retriever.from_preset("bare") as retriever, pytest.raises(InvalidInputError, match="'other'"):
-            retriever.search("red")
-    finally:
-        del PRESETS["bare"]  # type: ignore[attr-defined]
-
-
-def test_the_settings_of_an_encoder_can_be_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variant, glasses in (
+        (both.variant(generator_config={"glasses": 5}), 5),
+        (both.variant(generator="seeing"), 2),
+        (Preset("painter", generator="other", generator_config={"x": 1}).variant(generator="seeing"), 1),
+    ):
+        with Retriever.from_preset(variant, states="disk") as retriever:
+            assert retriever.generator.glasses == glasses and retriever.states == "disk"  # type: ignore[union-attr]
+    with pytest.raises(InvalidInputError, match="no generator is named 'blind'"):
+        Retriever.from_preset(both.variant(generator="blind"))
+    with pytest.raises(InvalidInputError, match="needs a generator; name one as well"):
+        Retriever.from_preset(both.variant(generator=None, generator_config={"x": 2}))
     given: list[Any] = []
     monkeypatch.setattr(Painter, "from_config", lambda config: given.append(config) or Painter())
-    monkeypatch.setitem(PRESETS, "tuned", Preset("painter", {"a": 1, "b": 2}))  # type: ignore[arg-type]
-    Retriever.from_preset("tuned", encoder_config={"b": 3, "c": 4}).close()
+    tuned = Preset("painter", {"a": 1, "b": 2}).variant(encoder_config={"b": 3, "c": 4})
+    Retriever.from_preset(tuned).close()
     assert given == [{"a": 1, "b": 3, "c": 4}]
 
 
@@ -625,23 +632,23 @@ def test_a_lazy_generator_is_made_once_by_many_threads() -> None:
 def test_the_generator_given_last_is_saved_with_the_album(pictures: Path, album: Path) -> None:
     with made(None, path=album) as retriever:
         retriever.add(pictures)
-    with Retriever.load(album, encoder=ENCODER) as plain:
+    with Retriever.open(album, encoder=ENCODER) as plain:
         assert not plain.has_generator
-    with Retriever.load(album, encoder=ENCODER, generator=Seeing(3), states="disk") as given:
+    with Retriever.open(album, encoder=ENCODER, generator=Seeing(3), states="disk") as given:
         given.search("red")
-    with Retriever.load(album, encoder=ENCODER) as plain:
+    with Retriever.open(album, encoder=ENCODER) as plain:
         assert not plain.has_generator, "it was never saved"
         plain.save()
-    with Retriever.load(album, encoder=ENCODER, generator=Seeing(3), states="disk") as given:
+    with Retriever.open(album, encoder=ENCODER, generator=Seeing(3), states="disk") as given:
         given.save()
-    with Retriever.load(album, encoder=ENCODER) as again:
+    with Retriever.open(album, encoder=ENCODER) as again:
         assert again.generator.glasses == 3 and again.states == "disk"  # type: ignore[union-attr]
-    with Retriever.load(album, encoder=ENCODER, states=None) as again:
+    with Retriever.open(album, encoder=ENCODER, states=None) as again:
         assert again.has_generator and again.states is None
-    with Retriever.load(album, encoder=ENCODER, generator=TOY, states=None) as other:
+    with Retriever.open(album, encoder=ENCODER, generator=TOY, states=None) as other:
         assert other.generator is TOY
         other.save()  # which is no plugin, so the album keeps the one it has
-    with Retriever.load(album, encoder=ENCODER) as again:
+    with Retriever.open(album, encoder=ENCODER) as again:
         assert isinstance(again.generator, Seeing) and again.states == "disk"
 
 
@@ -655,102 +662,129 @@ class Best:
 @pytest.mark.parametrize(
     "fusion", [RerankOnly(), WeightedSum(0.3), WeightedSum(2, "raw", 100), ReciprocalRank(7)]
 )
-def test_a_loaded_album_ranks_as_the_retriever_that_made_it(
-    pictures: Path, album: Path, fusion: Any, monkeypatch: pytest.MonkeyPatch
+def test_album_keeps_the_calibration_it_was_made_or_saved_with(
+    pictures: Path, album: Path, fusion: Any
 ) -> None:
-    preset = Preset("painter", index="exact", generator="seeing", fusion=fusion)
-    monkeypatch.setitem(PRESETS, "ours", preset)  # type: ignore[arg-type]
-    with Retriever.from_preset("ours", path=album) as retriever:
+    calibration = Calibration(fusion, expansion=Maximum(0.1), bank_scale=7.0, dialog_temper=0.25)
+    preset = Preset("painter", index="exact", generator="seeing", calibration=calibration)
+    with Retriever.open(album, preset) as retriever:
         retriever.add(pictures)
-        assert retriever.fusion == fusion
-        asked = retriever.search("red ?")
-        assert asked.hits == retriever.search("red ?", fusion=fusion).hits
-        assert asked.hits != retriever.search("red ?", fusion=WeightedSum(0.9)).hits
-    monkeypatch.delitem(PRESETS, "ours")  # type: ignore[arg-type]
-    with Retriever.load(album) as again:  # never saved
-        assert again.fusion == fusion and again.search("red ?").hits == asked.hits
-    with Retriever.load(album, fusion=WeightedSum(9)) as other:
-        assert other.fusion == WeightedSum(9)
-    with Retriever.load(album) as again:
-        assert again.fusion == fusion, "the other was never saved"
-    with Retriever.load(album, fusion=WeightedSum(9)) as other:
-        other.save()
-    with Retriever.load(album) as again:
-        assert again.fusion == WeightedSum(9)
+        assert retriever.calibration == calibration
+        found = retriever.search("red ?")
+        assert found.hits == retriever.search("red ?", rerank=Rerank(fusion=fusion)).hits
+        assert found.hits != retriever.search("red ?", rerank=Rerank(fusion=WeightedSum(0.9))).hits
+    with Retriever.open(album) as again:  # never saved
+        assert again.calibration == calibration and again.search("red ?").hits == found.hits
+    other = Calibration(WeightedSum(9))
+    Retriever.open(album, calibration=other).close()
+    with Retriever.open(album) as again:
+        assert again.calibration == calibration, "the other was never saved"
+    with Retriever.open(album, calibration=other) as given:
+        given.save()
+    with Retriever.open(album) as again:
+        assert again.calibration == other
 
 
-def test_whose_fusion_is_the_default(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    preset = Preset("painter", generator="seeing", fusion=RerankOnly())
-    monkeypatch.setitem(PRESETS, "ours", preset)  # type: ignore[arg-type]
-    with Retriever.from_preset("ours", generator="seeing", generator_config={"glasses": 3}) as same:
-        assert same.fusion == RerankOnly()
-    for other in ("kosmos", None):
-        with Retriever.from_preset("ours", generator=other) as retriever:
-            assert retriever.fusion == WeightedSum(), "the preset's was not made for this generator"
-    with Retriever.from_preset("ours", fusion=ReciprocalRank()) as retriever:
-        assert retriever.fusion == ReciprocalRank()
-        retriever.save(album)
-    with Retriever.load(album) as again:
-        assert again.fusion == ReciprocalRank()
+def test_variant_with_another_generator_gets_the_default_calibration() -> None:
+    preset = Preset("painter", generator="seeing", calibration=Calibration(RerankOnly()))
+    assert preset.variant(generator_config={"glasses": 3}).calibration == Calibration(RerankOnly())
+    assert preset.variant(generator="kosmos").calibration == Calibration()
     with made() as by_hand:
-        assert by_hand.fusion == WeightedSum()
-    for preset in PRESETS.values():
-        assert isinstance(preset.fusion, Fusion)
+        assert by_hand.calibration == Calibration() and by_hand.calibration.fusion == WeightedSum()
 
 
-def test_a_fusion_of_ones_own_has_to_be_given_again(pictures: Path, album: Path) -> None:
-    with made(fusion=Best(), path=album) as retriever:
+def test_fusion_that_is_not_a_plugin_has_to_be_passed_again(pictures: Path, album: Path) -> None:
+    own = Calibration(Best())
+    with made(calibration=own, path=album) as retriever:
         retriever.add(pictures)
-        asked = retriever.search("red ?")
-        assert all(hit.score == max(list(hit.scores.values())[:2]) for hit in asked)
+        found = retriever.search("red ?")
+        assert all(hit.score == max(list(hit.scores.values())[:2]) for hit in found)
         retriever.save()
-    with pytest.raises(AlbumError, match=r"not the library's own.* Retriever\.load\(path, fusion=\.\.\.\)"):
-        Retriever.load(album, encoder=ENCODER, generator=TOY)
-    with Retriever.load(album, encoder=ENCODER, generator=TOY, fusion=Best()) as again:
-        assert again.search("red ?").hits == asked.hits
+    parts = {"encoder": ENCODER, "generator": TOY}
+    with pytest.raises(AlbumError, match=r"not a plugin.* Retriever\.open\(path, calibration=\.\.\.\)"):
+        Retriever.open(album, **parts)
+    with Retriever.open(album, **parts, calibration=own) as again:
+        assert again.search("red ?").hits == found.hits
         again.save()
-    with Retriever.load(album, encoder=ENCODER, generator=TOY, fusion=RerankOnly()) as again:
+    with Retriever.open(album, **parts, calibration=Calibration(RerankOnly())) as again:
         again.save()
-    with Retriever.load(album, encoder=ENCODER, generator=TOY) as again:
-        assert again.fusion == RerankOnly()
+    with Retriever.open(album, **parts) as again:
+        assert again.calibration.fusion == RerankOnly()
 
 
 @pytest.mark.parametrize(
-    "told", [{"name": "borda", "config": {}}, {"name": "weighted_sum", "config": {"depth": 1}}]
+    "stored",
+    [
+        {"fusion": {"plugin": "borda", "config": {}}},
+        {"fusion": {"plugin": "weighted_sum", "config": {"depth": 1}}},
+        {"depth": 3},
+    ],
 )
-def test_a_fusion_of_a_later_version_is_named(album: Path, told: Any) -> None:
+def test_calibration_of_a_later_version_is_refused(album: Path, stored: Any) -> None:
     made(path=album).close()
     with Catalog.open(album / "catalog.sqlite") as catalog:
-        catalog.set_meta("fusion", told)
-    with pytest.raises(AlbumError, match=f"{told['name']}.* install a later one"):
-        Retriever.load(album, encoder=ENCODER)
-    with Retriever.load(album, encoder=ENCODER, fusion=WeightedSum()) as given:
+        catalog.set_meta("calibration", stored)
+    with pytest.raises(AlbumError, match="this version of zsqretrieval cannot read; upgrade"):
+        Retriever.open(album, encoder=ENCODER)
+    with Retriever.open(album, encoder=ENCODER, calibration=Calibration()) as given:
         given.save()
-    Retriever.load(album, encoder=ENCODER).close()
+    Retriever.open(album, encoder=ENCODER).close()
 
 
-@pytest.mark.parametrize("wrong", [WeightedSum, "best", 0.5, None])
-def test_what_is_no_fusion_is_refused(album: Path, wrong: Any) -> None:
-    with made() as retriever, pytest.raises(InvalidInputError, match="fusion must be one such as"):
-        retriever.search("red", fusion=wrong)
-    with pytest.raises(InvalidInputError, match="fusion must be one such as"):
-        made(fusion=wrong, path=album)
-    with pytest.raises(InvalidInputError, match="fusion must be one such as"):
-        Retriever.from_preset("both", fusion=wrong, path=album)
-    assert not album.exists()
+@pytest.mark.parametrize("wrong", [WeightedSum, "best", 0.5])
+def test_what_is_no_fusion_is_refused(wrong: Any) -> None:
+    for build in (
+        lambda: Rerank(fusion=wrong),
+        lambda: Calibration(wrong),
+        lambda: Calibration(expansion=wrong),
+    ):
+        with pytest.raises(InvalidInputError, match=r"the fusion is the|is not a fusion: it has no fuse"):
+            build()
 
 
-def test_albums_from_before_there_were_generators(pictures: Path, album: Path) -> None:
-    album.mkdir()
-    old = {"encoder": ENCODER.fingerprint, "encoder_part": None, "index": {"plugin": "exact", "config": {}}}
-    Catalog.create(album / "catalog.sqlite", dim=ENCODER.dim, settings=old).close()
-    with Retriever.load(album, encoder=ENCODER, index=exact()) as retriever:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"candidates": 0}, "candidates must be at least 1, not 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
+        ({"scoring": None}, "re-ranking takes"),
+    ],
+)
+def test_rerank_settings_out_of_range_are_refused(settings: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        Rerank(**settings)
+
+
+class Widths:
+    """A re-ranker that prefers wide images and keeps what it was asked."""
+
+    name = "width"
+
+    def __init__(self) -> None:
+        self.questions: list[str] = []
+
+    def score(self, question: str, images: Any) -> Any:
+        self.questions.append(question)
+        return [decode(image).width for image in images]
+
+
+def test_reranker_of_ones_own_ranks_alone_and_needs_no_generator(pictures: Path) -> None:
+    wide = PILImage.new("RGB", (30, 4), "red")
+    wide.save(pictures / "wide.png")
+    with made(None) as retriever:
         retriever.add(pictures)
-        assert not retriever.has_generator and len(retriever.search("red")) == 10
-        retriever.save()
-    with Retriever.load(album, encoder=ENCODER, generator=TOY) as retriever:
-        assert retriever.fusion == WeightedSum()
-        assert "likelihood" in retriever.search("red")[0].scores
+        own = Widths()
+        ranking = retriever.search("green", 3, rerank=own)
+        assert ranking[0].id == "wide.png" and own.questions == ["green"]
+        assert list(ranking[0].scores) == ["first_stage", "width", "fused"]
+        assert ranking[0].score == 30 and "width" in ranking.timings
+        (pictures / "wide.png").unlink()
+        with pytest.warns(RuntimeWarning, match=r"1 of 13 candidates cannot be opened.*wide\.png"):
+            assert retriever.search("green", 13, rerank=own)[-1].id == "wide.png"
+        for wrong in ([1.0], [np.nan] * 12):
+            own.score = lambda question, images, wrong=wrong: wrong  # type: ignore[method-assign]
+            with pytest.raises(ZsqError, match="must give one finite number per image"):
+                retriever.search("green", rerank=Rerank(own, candidates=12))
 
 
 # --- the other direction
@@ -764,15 +798,11 @@ def retriever() -> Iterator[Retriever]:
         yield one
 
 
-def red() -> PILImage.Image:
-    return PILImage.new("RGB", (6, 6), "red")
-
-
 def test_texts_are_ranked_by_their_corrected_likelihood(retriever: Retriever) -> None:
     prior = Prior(0.5)
-    ranking = retriever.search_texts(red(), TEXTS, prior=prior)
+    ranking = retriever.rank_texts(red(), TEXTS, prior=prior)
     image = Image(red(), "<PIL image>")
-    likelihood = score_texts(TOY, Likelihood(), image, TEXTS)
+    likelihood = score_pairs(TOY, Likelihood(), TEXTS, [image] * 4)
     anyway = log_prior(TOY, Likelihood(), prior.null_images, TEXTS)
     cosine = ENCODER.encode_text(TEXTS) @ ENCODER.encode_image([image])[0]
     corrected = likelihood - 0.5 * anyway
@@ -794,64 +824,63 @@ def test_texts_are_ranked_by_their_corrected_likelihood(retriever: Retriever) ->
 
 
 def test_the_prior_decides_between_texts(retriever: Retriever) -> None:
-    plain = retriever.search_texts(red(), TEXTS, prior=None)
+    plain = retriever.rank_texts(red(), TEXTS, prior=None)
     assert list(plain[0].scores) == ["first_stage", "likelihood", "fused"]
     assert plain[-1].text == TEXTS[3], "the longest is the least likely"
-    corrected = retriever.search_texts(red(), TEXTS, prior=Prior(1.0))
+    corrected = retriever.rank_texts(red(), TEXTS, prior=Prior(1.0))
     assert corrected[0].text == "a red picture"
     assert [hit.text for hit in corrected] != [hit.text for hit in plain]
-    assert [hit.text for hit in retriever.search_texts(red(), TEXTS)] == [
-        hit.text for hit in retriever.search_texts(red(), TEXTS, scoring=Likelihood(), prior=Prior())
+    assert [hit.text for hit in retriever.rank_texts(red(), TEXTS)] == [
+        hit.text for hit in retriever.rank_texts(red(), TEXTS, prior=Prior(), rerank=Likelihood())
     ]
 
 
 def test_texts_by_other_rules_and_fusions(retriever: Retriever) -> None:
-    by_yes = retriever.search_texts(red(), TEXTS, scoring=YesNo())
+    by_yes = retriever.rank_texts(red(), TEXTS, rerank=YesNo())
     assert list(by_yes[0].scores) == ["first_stage", "yes_no", "fused"]
-    fused = retriever.search_texts(red(), TEXTS, 2, scoring=YesNo(), fusion=WeightedSum(0.0))
-    first = retriever.search_texts(red(), TEXTS, 2, scoring=None)
+    fused = retriever.rank_texts(red(), TEXTS, 2, rerank=Rerank(YesNo(), fusion=WeightedSum(0.0)))
+    first = retriever.rank_texts(red(), TEXTS, 2, rerank=None)
     assert [hit.text for hit in fused] == [hit.text for hit in first] and len(first) == 2
     assert list(first[0].scores) == ["first_stage"] and first[0].score == first[0].scores["first_stage"]
     with made(None) as without:
-        assert [hit.text for hit in without.search_texts(red(), TEXTS, 2)] == [hit.text for hit in first]
+        assert [hit.text for hit in without.rank_texts(red(), TEXTS, 2)] == [hit.text for hit in first]
 
 
 def test_an_image_is_looked_at_once_for_many_texts() -> None:
     generator = Seeing()
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int | None]] = []
     with made(generator) as one:
-        found = one.search_texts(red(), TEXTS * 10, batch_size=16, progress=lambda *news: seen.append(news))
+        found = one.rank_texts(
+            red(), TEXTS * 10, progress=lambda _, *news: seen.append(news), rerank=Rerank(batch_size=16)
+        )
         assert len(generator.looked_at) == 4 and generator.batches == [4], "the image and three of nothing"
-        assert seen[-1] == (160, 160) and seen == sorted(seen) and {total for _, total in seen} == {160}
+        assert (40, 40) in seen and seen[-1] == (120, 120), "the image, then three null images"
         assert [hit.index for hit in found][:10] == sorted(hit.index for hit in found[:10]), "ties keep order"
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"texts": "red"}, "texts is one text, 'red'; give a list"),
-        ({"texts": ["red", " "]}, "text 1 must be a text that says something, not ' '"),
+        ({"texts": "red"}, "texts must be a list, not str"),
+        ({"texts": ["red", " "]}, "text 1 must be a .* not ' '"),
         ({"texts": ["red", None]}, "text 1 must be"),
         ({"k": 0}, "k must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"scoring": YesNo(), "prior": Prior()}, "corrects a Likelihood, and nothing else"),
-        ({"scoring": None, "prior": Prior()}, "corrects a Likelihood"),
-        ({"prior": 0.5}, r"prior must be one such as Prior\(alpha=0.8\).*not 0.5"),
-        ({"fusion": "auto"}, "fusion must be one such as .*, not 'auto'"),
-        ({"fusion": WeightedSum}, "fusion must be one such as"),
-        ({"fusion": None, "scoring": None}, "fusion must be one such as .*, not None"),
+        ({"rerank": YesNo(), "prior": Prior()}, "corrects the scoring rule Likelihood only"),
+        ({"rerank": None, "prior": Prior()}, "corrects the scoring rule Likelihood only"),
+        ({"prior": 0.5}, r"prior must be Prior\(...\), 'auto' or None, not 0.5"),
+        ({"rerank": Widths()}, "texts are ranked by a scoring rule"),
         ({"texts": ["red", "red " * 300]}, "reads 256"),
     ],
 )
 def test_texts_that_make_no_sense_are_refused(retriever: Retriever, settings: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        retriever.search_texts(**{"image": red(), "texts": TEXTS, **settings})
+        retriever.rank_texts(**{"image": red(), "texts": TEXTS, **settings})
 
 
 def test_no_texts_and_no_image(retriever: Retriever, tmp_path: Path) -> None:
-    assert len(retriever.search_texts(red(), [])) == 0
+    assert len(retriever.rank_texts(red(), [])) == 0
     with pytest.raises(ImageError, match="no such file"):
-        retriever.search_texts(tmp_path / "none.png", TEXTS)
+        retriever.rank_texts(tmp_path / "none.png", TEXTS)
 
 
 def test_the_examples_of_the_page_work(
@@ -861,7 +890,8 @@ def test_the_examples_of_the_page_work(
     pictures.rename(tmp_path / "photos")
     PILImage.new("RGB", (4, 4), "red").save(tmp_path / "photos" / "1.jpg")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"encoder": ENCODER, "generator": TOY}
+    monkeypatch.setattr(Retriever, "from_preset", lambda name: made(states=None))
+    names: dict[str, Any] = {}
     for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(example, names)
     assert list(names["ranking"][0].scores) == ["first_stage", "likelihood", "prior", "corrected", "fused"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
 
 from typing_extensions import Self
 
@@ -94,7 +94,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Parts that belong together. Make a variant with :func:`dataclasses.replace`.
+    """Parts that belong together; :meth:`variant` exchanges some of them.
 
     Attributes:
         encoder: plugin name.
@@ -111,6 +111,33 @@ class Preset:
     generator: str | None = None
     generator_config: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
+
+    def variant(
+        self,
+        *,
+        index: str | None = None,
+        generator: str | Literal["auto"] | None = "auto",
+        encoder_config: Mapping[str, Any] | None = None,
+        generator_config: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Exchange parts or settings.
+
+        Args:
+            index: plugin name of another index.
+            generator: plugin name of another generator, which gets the default calibration; ``"auto"`` keeps
+                the preset's, None is none.
+            encoder_config: settings that differ from the preset's, such as local weights.
+            generator_config: the same for the generator; another generator starts from its own defaults.
+        """
+        same = generator in ("auto", self.generator)
+        return replace(
+            self,
+            index=index or self.index,
+            generator=self.generator if same else generator,
+            encoder_config={**self.encoder_config, **(encoder_config or {})},
+            generator_config={**(self.generator_config if same else {}), **(generator_config or {})},
+            calibration=self.calibration if same or generator is None else Calibration(),
+        )
 
     def make_encoder(self) -> Encoder:
         """Make the encoder.

@@ -203,8 +203,8 @@ class Retriever:
             if catalog.settings.get("encoder") != encoder.fingerprint:
                 raise MismatchError(
                     f"{folder} was made with encoder {catalog.settings.get('encoder')!r}, but this "
-                    f"encoder is {encoder.fingerprint!r}: their vectors cannot be compared; pass that encoder, "
-                    "or add the images to a new album"
+                    f"encoder is {encoder.fingerprint!r}: their vectors cannot be compared; pass that "
+                    "encoder, or add the images to a new album"
                 )
             if index is None:
                 follower = IndexSync.load(catalog, catalog.log, encoder, folder)

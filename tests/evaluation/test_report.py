@@ -252,7 +252,6 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text().startswith("one") and list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.weights
 def test_the_mini_models_are_measured_end_to_end(tmp_path: Path) -> None:
     from zsqretrieval.presets import preset_encoder, preset_fusion, preset_generator
 

@@ -105,8 +105,3 @@ def bench_scoring_command(
         times = bench.routes["naive"].seconds / route.seconds
         table.add_row(name, f"{route.seconds:.2f}", f"{times:.1f}", f"{route.max_abs_diff:.1g}")
     show(table)
-    pruned = bench.pruned
-    say(
-        f"top {pruned.k} from states, dropping what cannot enter it: {pruned.seconds:.2f} s, "
-        f"{100 * pruned.saving:.0f} % of the question's tokens saved"
-    )

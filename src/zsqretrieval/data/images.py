@@ -27,7 +27,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from zsqretrieval.errors import ImageError, InvalidInputError, MissingDependencyError
 from zsqretrieval.types import Image
 
-__all__ = ["MAX_PIXELS", "ImageLike", "as_image", "decode", "digest", "path_text", "read_bytes"]
+__all__ = ["MAX_PIXELS", "ImageLike", "as_image", "decode", "digest", "path_text", "read_bytes", "trimmed"]
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | PILImage.Image | Image
 """An image argument: a path, encoded bytes, a PIL image, or an :class:`~zsqretrieval.types.Image` record."""
@@ -197,6 +197,18 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
                 encoded.draft(None, (size_hint, size_hint))
             # Decode before reading the orientation: in a PNG it may come after the pixels.
             return _upright(_to_rgb(encoded), encoded)
+
+
+def trimmed(picture: PILImage.Image) -> PILImage.Image:
+    """Cut the far ends off a picture whose sides are more than 16 : 1.
+
+    For models that resize the shorter side and crop the middle square: resizing all of a 1 x 10,000 strip
+    takes gigabytes.
+    """
+    width, height = picture.size
+    limit = 16 * min(width, height)
+    left, top = max(0, width - limit) // 2, max(0, height - limit) // 2
+    return picture.crop((left, top, width - left, height - top)) if left or top else picture
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from PIL import Image as PILImage
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.scoring_bench import naive_log_likelihood
@@ -307,7 +307,7 @@ def _caption_ways(
         "transformers": loop,
         _OURS: lambda: _engine(generator, contexts, question, batch_size),
     }
-    ensure_importable()
+    ensure_torchvision()
     try:
         from rerankers.models.upr import UPRRanker
     except ImportError:
@@ -364,7 +364,7 @@ def _first_stage_ways(
             encoder.encode_text(texts, batch_size=batch_size),
         )
     }
-    ensure_importable()
+    ensure_torchvision()
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -397,7 +397,7 @@ def random_clip(folder: Path, *, layers: int = 12, width: int = 768, seed: int =
     Returns:
         The folder.
     """
-    ensure_importable()
+    ensure_torchvision()
     import open_clip
     import transformers
 

@@ -9,20 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch.nn.functional import pad
 
-from zsqretrieval._util.torch import resolve_dtype
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision, resolve_dtype
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.generators.engine.interleaved import TopK
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
 
 __all__ = [
-    "PrunedBench",
     "RouteBench",
     "ScoringBench",
     "bench_scoring",
@@ -31,9 +27,7 @@ __all__ = [
 ]
 
 _PROMPT = "question:"
-_K = 10  # of the pruned search
 _WORDS = 1000  # in the vocabulary that questions are drawn from
-_ROUNDING = 0.1  # nats by which sums of one route and another may differ in 16 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +44,6 @@ class RouteBench:
 
 
 @dataclass(frozen=True, slots=True)
-class PrunedBench:
-    """The search for the best ten that drops the others early, from image states.
-
-    Attributes:
-        k: how many are found.
-        seconds: median over rounds.
-        saving: share of the question's tokens that were not scored.
-        same_as_full: whether it found what sorting the route ``states`` finds, but for ties within rounding.
-    """
-
-    k: int
-    seconds: float
-    saving: float
-    same_as_full: bool
-
-
-@dataclass(frozen=True, slots=True)
 class ScoringBench:
     """All routes, for one question and K images, at random weights.
 
@@ -74,7 +51,6 @@ class ScoringBench:
         routes: ``naive``: a forward pass of transformers' own per pair, from pixels, with logits at every
             position; ``batched``: :meth:`log_likelihood` from pixels; ``states``: from image states;
             ``kv``: with the keys and values of every image kept from an earlier question.
-        pruned: the pruned search.
         speedup: seconds of ``naive`` over those of the fastest other route.
         candidates: K.
         question_tokens: tokens of the question.
@@ -88,7 +64,6 @@ class ScoringBench:
     """
 
     routes: dict[str, RouteBench]
-    pruned: PrunedBench
     speedup: float
     candidates: int
     question_tokens: int
@@ -155,7 +130,6 @@ def bench_scoring(
         "batched": lambda: score(generator, contexts),
         "states": lambda: score(generator, stored),
         "kv": lambda: score(hot, stored),
-        "pruned": lambda: generator.top_k(stored, question, _K, batch_size=batch_size),
     }
     answers: dict[str, Any] = {}
     seconds: dict[str, list[float]] = {name: [] for name in ("naive", *ways)}
@@ -172,7 +146,7 @@ def bench_scoring(
         if progress is not None:
             progress(turn + 1, len(turns))
     median = {name: float(np.median(times)) for name, times in seconds.items()}
-    sums = {name: np.array([one.sum for one in answers[name]]) for name in ("batched", "states", "kv")}
+    sums = {name: np.array([one.sum for one in answers[name]]) for name in ways}
     routes = {"naive": RouteBench(median["naive"], 0.0)} | {
         name: RouteBench(median[name], max(abs(found[i] - expected) for i, expected in naive.items()))
         for name, found in sums.items()
@@ -180,7 +154,6 @@ def bench_scoring(
     config = generator.model.config
     return ScoringBench(
         routes=routes,
-        pruned=_pruned(answers["pruned"], median["pruned"], sums["states"]),
         speedup=median["naive"] / min(median[name] for name in sums),
         candidates=candidates,
         question_tokens=question_tokens,
@@ -242,7 +215,7 @@ def random_kosmos(
         InvalidInputError: another dtype than float32, bfloat16 and float16.
     """
     _, torch_dtype = resolve_dtype(dtype, torch.device("cpu"))
-    ensure_importable()
+    ensure_torchvision()
     import transformers
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -274,13 +247,3 @@ def _problem(candidates: int, question_tokens: int, seed: int) -> tuple[list[tup
     images = [Image(PILImage.fromarray(pixels), f"noise {i}") for i, pixels in enumerate(noise)]
     question = " ".join(f"w{word}" for word in rng.integers(0, _WORDS, question_tokens))
     return [(image, _PROMPT) for image in images], question
-
-
-def _pruned(found: TopK, seconds: float, sums: NDArray[np.float64]) -> PrunedBench:
-    chosen, best = sums[list(found.positions)], np.sort(sums)[::-1][:_K]
-    return PrunedBench(
-        k=len(found.positions),
-        seconds=seconds,
-        saving=found.saving,
-        same_as_full=bool(np.allclose(chosen, best, rtol=0, atol=_ROUNDING)),
-    )

@@ -77,13 +77,17 @@ def as_image(
             f"an image must be a path, encoded bytes, a PIL image or an Image record, not {type(x).__name__}"
             " (convert an array with PIL.Image.fromarray)"
         )
-    given = {"id": id, "caption": caption, "metadata": metadata}
-    image = dataclasses.replace(image, **{name: one for name, one in given.items() if one is not None})
-    if not isinstance(image.metadata, Mapping):
+    metadata = image.metadata if metadata is None else metadata
+    if not isinstance(metadata, Mapping):
         raise InvalidInputError(
-            f"the metadata of {image.source} must be a mapping such as {{'year': 1999}}, not {image.metadata!r}"
+            f"the metadata of {image.source} must be a mapping such as {{'year': 1999}}, not {metadata!r}"
         )
-    return image
+    return dataclasses.replace(
+        image,
+        id=image.id if id is None else id,
+        caption=image.caption if caption is None else caption,
+        metadata=metadata,
+    )
 
 
 def path_text(path: str | bytes | os.PathLike[Any]) -> str:
@@ -122,8 +126,8 @@ def _heif(file: IO[bytes]) -> ImageFile:
     return opened(file)
 
 
-# Not PIL.Image.open: it also tries formats that run other programs (EPS), and its size limit is a process-wide
-# setting that warns before it refuses.
+# Not PIL.Image.open: it also tries formats that run other programs (EPS), and its size limit holds for the
+# whole process and warns before it refuses.
 _DECODERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[IO[bytes]], ImageFile]], ...] = (
     ("JPEG", lambda head: head.startswith(b"\xff\xd8\xff"), _Jpeg),
     ("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImageFile),
@@ -328,8 +332,8 @@ def _orientation(exif: bytes) -> int:
 def read_bytes(image: ImageLike) -> bytes:
     """The encoded bytes of an image.
 
-    A PIL image is decoded and encoded as PNG: the same image always gives the same bytes, and decoding them gives
-    exactly the same pixels.
+    A PIL image is decoded and encoded as PNG: the same image always gives the same bytes, and decoding them
+    gives exactly the same pixels.
 
     Raises:
         ImageError: the file cannot be read, or the PIL image not decoded.

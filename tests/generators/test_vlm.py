@@ -392,8 +392,8 @@ def test_repeated_context_is_converted_once(load: Load, monkeypatch: pytest.Monk
         generator._reader, "prompt", lambda context, name: seen.append(name) or prompt(context, name)
     )
     one = context()
-    generator.log_likelihood([one] * 5, ["red"] * 5)
-    assert seen == ["context 0"]
+    generator.log_likelihood([one, list(one), one, (*one, "red"), one], ["red"] * 5)
+    assert seen == ["context 0", "context 3"]
 
 
 def test_head_gets_only_the_continuation_in_one_contiguous_block(load: Load) -> None:

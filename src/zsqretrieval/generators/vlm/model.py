@@ -276,12 +276,15 @@ class VLMGenerator:
     # -- inputs ------------------------------------------------------------------------------------------
 
     def _read(self, contexts: Sequence[Context], window: range) -> dict[int, ModelInputs]:
-        """The inputs of a window, each distinct context converted once."""
-        read: dict[int, ModelInputs] = {}
+        """The inputs of a window; equal contexts are converted once."""
+        read: dict[object, ModelInputs] = {}
+        found = {}
         for i in window:
-            if id(contexts[i]) not in read:
-                read[id(contexts[i])] = self._reader.prompt(contexts[i], f"context {i}")
-        return {i: read[id(contexts[i])] for i in window}
+            key = _identity(contexts[i])
+            if key not in read:
+                read[key] = self._reader.prompt(contexts[i], f"context {i}")
+            found[i] = read[key]
+        return found
 
     def _check_length(self, prompt: ModelInputs, more: int, name: str) -> None:
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
@@ -434,6 +437,13 @@ def _without_origin(settings: Any) -> Any:
         origin = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash"}
         return {key: _without_origin(value) for key, value in settings.items() if key not in origin}
     return settings
+
+
+def _identity(context: Context) -> object:
+    """Equal for contexts of equal texts and the same image records."""
+    if isinstance(context, str) or not isinstance(context, Sequence):
+        return id(context)  # refused by the reader
+    return tuple(segment if isinstance(segment, str) else id(segment) for segment in context)
 
 
 def _windows(n: int, batch_size: int) -> list[range]:

@@ -19,7 +19,7 @@ from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 from zsqretrieval import plugins
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError, WeightsError
-from zsqretrieval.evaluation.scoring_bench import naive_log_likelihood
+from benchmarks.scoring import naive_log_likelihood
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.protocols import Configurable, ImageStates
 from zsqretrieval.testing import GeneratorCase, generator_checks, parametrize_checks

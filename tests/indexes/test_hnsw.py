@@ -12,8 +12,8 @@ import pytest
 from index_data import vectors
 
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError
-from zsqretrieval.evaluation.index_bench import bench_index
-from zsqretrieval.evaluation.synthetic import cliplike
+from benchmarks.index import bench_index
+from benchmarks.synthetic import cliplike
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.protocols import Configurable, FilteredIndex

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from zsqretrieval.cli.app import app
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation import scoring_bench
-from zsqretrieval.evaluation.scoring_bench import bench_scoring, random_kosmos
+from benchmarks.scoring import bench_scoring, random_kosmos
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 
 

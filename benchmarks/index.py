@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.synthetic import CliplikeVectors
+from benchmarks.synthetic import CliplikeVectors
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.protocols import Index
 
@@ -69,7 +69,7 @@ def bench_index(index: Index, data: CliplikeVectors, *, rounds: int = 5) -> Inde
     Args:
         index: an empty index of the gallery's dim; filled afterwards.
         data: gallery (at least 10 vectors) and queries, for instance of
-            :func:`~zsqretrieval.evaluation.synthetic.cliplike`.
+            :func:`~benchmarks.synthetic.cliplike`.
         rounds: how often the searches are timed; the index and exact search take turns, and medians are
             reported, so that both feel the same load.
 

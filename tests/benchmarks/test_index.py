@@ -10,8 +10,8 @@ import pytest
 from typing_extensions import Self
 
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.index_bench import bench_index, bench_search
-from zsqretrieval.evaluation.synthetic import CliplikeVectors, cliplike
+from benchmarks.index import bench_index, bench_search
+from benchmarks.synthetic import CliplikeVectors, cliplike
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.types import Neighbors
 

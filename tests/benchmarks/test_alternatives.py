@@ -18,7 +18,7 @@ from zsqretrieval.cli.app import app
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation import alternatives, scoring_bench
-from zsqretrieval.evaluation.alternatives import Route, bench_alternatives, random_clip
+from benchmarks.alternatives import Route, bench_alternatives, random_clip
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 
 SMALL = {"candidates": 4, "question_tokens": 4, "caption_tokens": 5, "rounds": 2, "batch_size": 3}

@@ -34,7 +34,7 @@ from torch import Tensor
 from zsqretrieval._util.torchvision import ensure_importable
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.scoring_bench import naive_log_likelihood
+from benchmarks.scoring import naive_log_likelihood
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.types import Context, Image, ImageState
 
@@ -124,7 +124,7 @@ def bench_alternatives(
     """Run all routes in turns.
 
     Args:
-        generator: a model, as :func:`~zsqretrieval.evaluation.scoring_bench.random_kosmos` makes one.
+        generator: a model, as :func:`~benchmarks.scoring.random_kosmos` makes one.
         candidates: images, and captions.
         question_tokens: length of the question.
         caption_tokens: length of a caption in the middle; captions have half to one and a half times it.

@@ -161,8 +161,8 @@ def break_ties(run: Run, qrels: Qrels) -> Run:
     if beyond.any():
         query = run.queries[int(np.argwhere(beyond)[0][0])]
         raise InvalidInputError(
-            f"run {run.name!r}, query {query!r}: a score is beyond {_LARGEST}, the range of single precision; "
-            "scale the scores"
+            f"run {run.name!r}, query {query!r}: a score is beyond {_LARGEST}, the range of single "
+            "precision; scale the scores"
         )
     order = np.lexsort((grades, np.where(there, -run.scores, np.inf)), axis=-1)
     candidates = np.take_along_axis(run.candidates, order, 1)

@@ -24,12 +24,12 @@ Groups:
 - ``systems``: every measure of every system, per form and direction. ``depth`` is the number of candidates.
 - ``ablations``: the same on a sample of the queries; ``baseline`` is the complete system, which has rows of
   its own. System ``chance``: R@1 of a random order of the candidates.
-- ``curve``: measures by ``depth``; ``ceiling``: recall of the first stage at that depth (measure ``ceiling``).
+- ``curve``: measures by ``depth``. ``ceiling``: first-stage recall at that depth (measure ``ceiling``).
 - ``reliability``: measures ``predicted`` and ``observed`` of each bin, ``calibration error``, and ``tied``,
   the share of candidates whose score is not unique.
 - ``agreement``: ``tau-b`` or ``tau-c`` with human ratings.
-- ``cost``: ``form`` is ``stage``, ``system``, ``image``, ``storage`` or ``memory``; measures ``time`` (median,
-  ms, one query at a time), ``flops``, ``size`` (bytes).
+- ``cost``: ``form`` is ``stage``, ``system``, ``image``, ``storage`` or ``memory``; measures ``time`` (ms,
+  median over the calls, one query at a time), ``flops``, ``size`` (bytes).
 - ``dialogs``, ``scaling``: as :mod:`~zsqretrieval.evaluation.dialogs` and
   :mod:`~zsqretrieval.evaluation.scaling` return them.
 """
@@ -39,7 +39,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -68,9 +68,13 @@ class Results:
     Attributes:
         table: one number a row, with the columns :data:`COLUMNS`.
         facts: everything that is not a number of a system, as JSON can hold it: ``dataset`` (name, images,
-            forms, notes), ``settings``, ``fingerprints``, ``choice`` (tuned parameters and the sweep),
-            ``examples``, ``checks``, ``first_stage`` (name), and what the writer adds: ``command``,
-            ``environment``, ``files``.
+            forms with their number of queries, notes), ``settings``, ``fingerprints``, ``choice`` (the
+            parameters, their ``origin`` and the ``sweep``), ``examples`` (a list of ``direction``, ``form``,
+            ``outcome``: won or lost, ``query``, ``text``, ``system``, ``before`` and ``after``: rank of the
+            first relevant image from 1 or None, ``relevant``, ``first_before``, ``first_after``: image ids),
+            ``probabilities`` (by direction, then system: the meaning of ``predicted``), ``ablations`` (by
+            name, what they take away), ``checks``, ``first_stage`` (its name), and from the writer:
+            ``command``, ``environment``, ``files``.
         runs: by path of the file, without the folder: the runs of all systems and ablations.
         qrels: by path of the file: the qrels of each form and direction.
         ratings: by path of the file: scores of the pairs that people rated, one column a system.
@@ -90,7 +94,7 @@ class Results:
         found = self.table[self.table["group"] == group]
         for column, value in equal.items():
             found = found[found[column] == value]
-        return found
+        return cast(pd.DataFrame, found)
 
     def to_json(self) -> str:
         """``{"facts": ..., "table": [row, ...]}``, valid JSON; NA and nan are null."""
@@ -126,7 +130,7 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     if unknown := {name for one in rows for name in one} - {*COLUMNS}:
         raise TypeError(f"the table has no column {min(unknown)!r}")
     frame = pd.DataFrame.from_records([dict(one) for one in rows], columns=list(COLUMNS))
-    return frame.astype(dict(COLUMNS))
+    return cast(pd.DataFrame, frame.astype(dict(COLUMNS)))
 
 
 def compare(

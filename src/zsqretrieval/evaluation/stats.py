@@ -107,7 +107,7 @@ def permutation_test(
     check_counts(permutations=permutations)
     if not ours.shape == theirs.shape == clusters.shape or ours.ndim != 1 or not len(ours):
         raise InvalidInputError(
-            f"values {ours.shape} and {theirs.shape}, clusters {clusters.shape}: all must be [q], q at least 1"
+            f"values {ours.shape} and {theirs.shape}, clusters {clusters.shape}: all must be [q], q >= 1"
         )
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         raise InvalidInputError("a value is not finite; measures of a run always are")

@@ -1,24 +1,25 @@
-"""What users would take instead, beside this library, in one run: the same model, candidates and question.
+"""This library and its alternatives in one process: the same model, candidates and question.
+
+python -m benchmarks.alternatives --json
 
 Three contests, each with routes that take turns on one machine:
 
-- ``images``: log P(question | image) of Kosmos at random weights. ``transformers`` is the loop one writes by
-  hand, a forward pass per pair; ``ours`` the scoring engine from pixels, ``ours_states`` from image states.
-- ``captions``: log P(question | caption) of the same decoder, without images: what UPR is, and all that
-  ``rerankers`` can do. Its ``UPRRanker`` knows T5 alone; it is run as it is, with an adapter in T5's place
-  that puts passage and question into one row of the decoder.
-- ``first_stage``: images and texts to vectors by one CLIP at random weights, by ``sentence-transformers``
-  over transformers and by ``ours`` over open_clip.
+- ``images``: log P(question | image) by Kosmos with random weights. ``transformers`` is a plain loop with one
+  forward pass per pair; ``ours`` is the scoring engine from pixels, ``ours_states`` from image states.
+- ``captions``: log P(question | caption) by the same decoder, without images. This is UPR, and all that
+  ``rerankers`` can do. Its ``UPRRanker`` supports only T5; its own code runs here with an adapter in the
+  place of T5, which puts passage and question into one row of the decoder.
+- ``first_stage``: images and texts to vectors by one CLIP with random weights, through
+  ``sentence-transformers`` over transformers and ``ours`` over open_clip.
 
-What is not installed is reported as missing, with the command that installs it.
+A package that is not installed is reported as missing, with the command that installs it.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -28,39 +29,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.output import command_line, progress_bar, run, write_results
+from benchmarks.random_models import PROMPT, WORDS, random_clip, random_kosmos
+from benchmarks.scoring import naive_log_likelihood
 from zsqretrieval._util.torchvision import ensure_importable
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import InvalidInputError
-from benchmarks.scoring import naive_log_likelihood
 from zsqretrieval.generators.kosmos import Kosmos1Generator
-from zsqretrieval.types import Context, Image, ImageState
+from zsqretrieval.types import Context, Image, ImageState, Progress
 
-__all__ = ["NOTES", "AlternativesBench", "Route", "bench_alternatives", "random_clip"]
+__all__ = ["NOTES", "AlternativesBench", "Route", "bench_alternatives"]
 
 Scores: TypeAlias = NDArray[np.float64]
 _Ways: TypeAlias = Mapping[str, Callable[[], Scores]]
 
 _INSTALL = "pip install 'zsqretrieval[alternatives]'"
-_PROMPT = "question:"
 _HEAD, _TAIL = "<s> passage:", "question:"
 _OURS = "ours"
 
-WORDS = tuple(f"w{n}" for n in range(1000))
-"""Those that the random Kosmos knows."""
-
 NOTES = (
-    "Weights are random: this compares computations and says nothing about quality.",
-    "rerankers has no ranker that scores a question given an image: UPRRanker reads text by T5, and its one "
-    "ranker for images asks a fine-tuned model for yes or no. It takes part with captions.",
-    "Adapted to a decoder, rerankers reads every passage anew for every question and computes the whole "
-    "vocabulary at every position, as it does with T5.",
+    "Weights are random, so this compares computations and says nothing about quality.",
+    "rerankers has no ranker that scores a question given an image: UPRRanker supports T5 and text only, and "
+    "its one ranker for images asks a fine-tuned model for yes or no. It takes part with captions.",
+    "Adapted to a decoder, rerankers recomputes every passage for every question and the whole vocabulary at "
+    "every position, as it does with T5.",
     "sentence-transformers prepares pixels by transformers, ours by open_clip: vectors of images may differ "
-    "by the rounding of two resizers.",
+    "by the rounding of the two resizers.",
 )
-"""What a reader of the numbers should know."""
+"""Notes for readers of the numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +66,14 @@ class Route:
     """One way to compute the same numbers.
 
     Attributes:
-        seconds: for all candidates; median over rounds. None when missing.
-        seconds_range: of the fastest and of the slowest round. With n rounds the true median lies between
-            them with probability 1 - 2^(1 - n), whatever the distribution: 97 % of 6 rounds.
-        times_ours: its seconds over those of ``ours`` in the same round; median. Above 1, ours is faster.
-        times_ours_range: the same of the ratio.
-        max_abs_diff: largest difference of a number from that of ``ours``.
-        missing: the command that installs what it needs; None when it is there.
+        seconds: for all candidates; median over rounds. None if missing.
+        seconds_range: of the fastest and the slowest round. With n rounds the true median lies in it with
+            probability 1 - 2^(1 - n) for any distribution: 97 % for 6 rounds.
+        times_ours: its seconds divided by those of ``ours`` in the same round, median; above 1, ours is
+            faster.
+        times_ours_range: the range of this ratio.
+        max_abs_diff: largest difference of a number from ``ours``.
+        missing: the command that installs what the route needs; None if it is installed.
     """
 
     seconds: float | None = None
@@ -90,11 +89,10 @@ class AlternativesBench:
     """Routes by name, for each contest.
 
     Attributes:
-        images: in nats, sums over the question.
-        captions: the same of captions.
-        first_stage: elements of unit vectors.
-        spread: standard deviation of the numbers compared, by contest, over candidates: a difference is to be
-            seen beside it.
+        images: routes whose numbers are sums over the question, in nats.
+        captions: the same for captions.
+        first_stage: routes whose numbers are elements of unit vectors.
+        spread: by contest, standard deviation over candidates, to compare ``max_abs_diff`` with.
         setting: sizes, versions, rounds.
         notes: sentences.
     """
@@ -119,25 +117,25 @@ def bench_alternatives(
     clip_width: int = 768,
     words: Sequence[str] = WORDS,
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> AlternativesBench:
     """Run all routes in turns.
 
     Args:
-        generator: a model, as :func:`~benchmarks.scoring.random_kosmos` makes one.
-        candidates: images, and captions.
+        generator: a model, see :func:`~benchmarks.random_models.random_kosmos`.
+        candidates: number of images, and of captions.
         question_tokens: length of the question.
-        caption_tokens: length of a caption in the middle; captions have half to one and a half times it.
-        rounds: how often each route is timed.
-        batch_size: pairs or images computed together, where a route batches.
-        clip_layers: of both towers of the CLIP; 12 in ViT-B/32.
-        clip_width: of its image tower, a multiple of 192; 768 in ViT-B/32.
-        words: what question and captions are drawn from; each a token that the model knows.
+        caption_tokens: mean length of a caption; lengths vary from half to one and a half times it.
+        rounds: timings of each route.
+        batch_size: pairs or images computed together, if a route batches.
+        clip_layers: layers of both towers of the CLIP; 12 in ViT-B/32.
+        clip_width: width of its image tower, a multiple of 192; 768 in ViT-B/32.
+        words: vocabulary of question and captions; each word is one token of the model.
         seed: of weights, images and texts.
-        progress: told how many turns are done, and of how many.
+        progress: called after every turn.
 
     Raises:
-        InvalidInputError: a number is below 1, or the width is none.
+        InvalidInputError: a number is below 1, or the width is not a multiple of 192.
     """
     sizes = (candidates, question_tokens, caption_tokens, rounds, batch_size, clip_layers)
     if min(sizes) < 1 or clip_width < 1 or clip_width % 192:
@@ -164,7 +162,7 @@ def bench_alternatives(
             nonlocal done
             done += 1
             if progress is not None:
-                progress(done, turns)
+                progress("comparing", done, turns)
 
         timed = {name: _race(ways, rounds, turn) for name, (ways, _) in contests.items()}
     routes = {
@@ -196,7 +194,7 @@ def bench_alternatives(
 
 
 def _race(ways: _Ways, rounds: int, turn: Callable[[], None]) -> tuple[dict[str, Route], float]:
-    """Time the routes in turns; each begins a round as often as the others."""
+    """Time the routes in turns; each is the first of a round equally often."""
     names = list(ways)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     numbers: dict[str, Scores] = {}
@@ -240,7 +238,7 @@ def _sentence(random: np.random.Generator, words: Sequence[str], length: int) ->
 
 
 def _photographs(random: np.random.Generator, count: int, folder: Path) -> list[Image]:
-    """JPEG files of the size that photographs on web pages have."""
+    """JPEG files as large as photographs on web pages."""
     images = []
     for n in range(count):
         coarse = PILImage.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
@@ -262,13 +260,13 @@ def _image_ways(
     ]
 
     def loop() -> Scores:
-        return np.array([naive_log_likelihood(generator, image, _PROMPT, question).sum for image in images])
+        return np.array([naive_log_likelihood(generator, image, PROMPT, question).sum for image in images])
 
     return {
         "transformers": loop,
-        _OURS: lambda: _engine(generator, [(image, _PROMPT) for image in images], question, batch_size),
+        _OURS: lambda: _engine(generator, [(image, PROMPT) for image in images], question, batch_size),
         "ours_states": lambda: _engine(
-            generator, [(state, _PROMPT) for state in states], question, batch_size
+            generator, [(state, PROMPT) for state in states], question, batch_size
         ),
     }, []
 
@@ -286,7 +284,7 @@ def _engine(
 def _caption_ways(
     generator: Kosmos1Generator, captions: Sequence[str], question: str, batch_size: int
 ) -> tuple[_Ways, list[str]]:
-    # As rerankers words it: head, passage, a full stop, what is asked for. <s> begins every context of ours.
+    # The prompt of rerankers: head, passage, full stop, tail. Contexts of ours begin with <s> without asking.
     passages = [f"{_HEAD} {caption}. {_TAIL}" for caption in captions]
     contexts = [(passage.removeprefix("<s>"),) for passage in passages]
     tokenizer, decoder = generator.processor.tokenizer, _DecoderAsT5(generator)
@@ -312,7 +310,7 @@ def _caption_ways(
         from rerankers.models.upr import UPRRanker
     except ImportError:
         return ways, ["rerankers"]
-    # Its constructor loads a T5 by name; these are the attributes that ranking needs.
+    # The constructor would load a T5 by name; ranking needs only these attributes.
     ranker = UPRRanker.__new__(UPRRanker)
     ranker.verbose, ranker.device, ranker.batch_size = 0, generator.model.device, batch_size
     ranker.verbalizer_head, ranker.verbalizer = _HEAD, _TAIL
@@ -327,14 +325,14 @@ def _caption_ways(
 
 
 class _DecoderAsT5:
-    """A decoder where T5 is expected: the question follows the passage in one row."""
+    """A decoder in the place of T5: the question follows the passage in one row."""
 
     def __init__(self, generator: Kosmos1Generator) -> None:
         self._model = generator.model.text_model
         self._pad = generator.processor.tokenizer.pad_token_id
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> SimpleNamespace:
-        """Logits of each token of the questions, as T5 gives them.
+        """Logits of the tokens of the questions, as T5 returns them.
 
         Args:
             input_ids: int64 [b, s], passages, padded on the right.
@@ -383,98 +381,56 @@ def _vectors(images: NDArray[np.float32], texts: NDArray[np.float32]) -> Scores:
     return np.stack([images, texts], axis=1).astype(np.float64)  # [n, 2, dim]
 
 
-def random_clip(folder: Path, *, layers: int = 12, width: int = 768, seed: int = 0) -> Path:
-    """Write one CLIP with random weights into a folder, so that transformers and open_clip both read it.
-
-    With the defaults it has the sizes of ViT-B/32. The tokenizer is CLIP's own.
-
-    Args:
-        folder: made when missing.
-        layers: of both towers.
-        width: of the image tower, a multiple of 192; the text tower and the vectors have two thirds of it.
-        seed: of the weights.
-
-    Returns:
-        The folder.
-    """
-    ensure_importable()
-    import open_clip
-    import transformers
-
-    library: Any = transformers  # whose stubs leave much out
-    narrow = width * 2 // 3
-    words = open_clip.get_tokenizer("ViT-B-32")
-    begin, end = (words.encoder[name] for name in ("<start_of_text>", "<end_of_text>"))
-    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    tokenizer = library.CLIPTokenizer(
-        vocab={names.get(name, name): id for name, id in words.encoder.items()},
-        merges=[tuple(pair) for pair in words.bpe_ranks],
-        model_max_length=77,
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = command_line(
+        "alternatives",
+        "Compare with a transformers loop, rerankers and sentence-transformers: same numbers, ratio of time.",
+        candidates=(24, "Images, and captions."),
+        question_tokens=(30, "Length of the question."),
+        vision_layers=(2, "Layers of Kosmos' vision tower; published: 24."),
+        text_layers=(2, "Layers of Kosmos' decoder; published: 24."),
+        clip_layers=(12, "Layers of CLIP's towers; ViT-B/32: 12."),
+        rounds=(5, "Timings of each route."),
+        batch_size=(16, "Pairs or images computed together."),
     )
-    text = {"hidden_size": narrow, "intermediate_size": 4 * narrow, "num_attention_heads": narrow // 64}
-    vision = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
-    config = library.CLIPConfig(
-        text_config={
-            **text, "num_hidden_layers": layers, "projection_dim": narrow,
-            "bos_token_id": begin, "eos_token_id": end,
-        },
-        vision_config={**vision, "num_hidden_layers": layers, "projection_dim": narrow},
-        projection_dim=narrow,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = library.CLIPModel(config).eval()
-    model.save_pretrained(folder)
-    library.CLIPProcessor(library.CLIPImageProcessorPil(), tokenizer).save_pretrained(folder)
-    save_file(_as_open_clip(model.state_dict()), folder / "open_clip_model.safetensors")
-    preprocess = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
-    architecture = {
-        "embed_dim": narrow,
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": 224, "patch_size": 32, "width": width, "layers": layers},
-        "text_cfg": {
-            "context_length": 77, "vocab_size": 49408,
-            "width": narrow, "heads": narrow // 64, "layers": layers,
-        },
-    }  # fmt: skip
-    facts = {"model_cfg": architecture, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(facts), encoding="utf-8")
-    return folder
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 [default: float32]")
+    given = parser.parse_args(arguments)
+    with progress_bar("comparing") as progress:
+        bench = bench_alternatives(
+            random_kosmos(given.vision_layers, given.text_layers, dtype=given.dtype),
+            candidates=given.candidates,
+            question_tokens=given.question_tokens,
+            rounds=given.rounds,
+            batch_size=given.batch_size,
+            clip_layers=given.clip_layers,
+            progress=progress,
+        )
+    contests = {"images": bench.images, "captions": bench.captions, "first stage": bench.first_stage}
+    write_results(
+        asdict(bench),
+        ("", "route", "seconds", "times ours", "max. difference"),
+        [
+            (contest, *_row(name, route, bench.spread[contest.replace(" ", "_")]))
+            for contest, routes in contests.items()
+            for name, route in routes.items()
+        ],
+        bench.notes,
+        as_json=given.json,
+    )
 
 
-_TOWERS = {"vision_model.": "visual.", "text_model.": ""}
-_PARTS = {
-    "embeddings.class_embedding": "class_embedding",
-    "embeddings.patch_embedding": "conv1",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "embeddings.token_embedding": "token_embedding",
-    "pre_layrnorm": "ln_pre",
-    "post_layernorm": "ln_post",
-    "final_layer_norm": "ln_final",
-    "encoder.layers": "transformer.resblocks",
-    "self_attn": "attn",
-    "layer_norm": "ln_",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
+def _row(name: str, route: Route, spread: float) -> tuple[str, ...]:
+    if route.times_ours_range is None:
+        return name, "", "", f"missing: {route.missing}"
+    least, most = route.times_ours_range
+    return (
+        name.replace("_", " "),
+        f"{route.seconds:.3g}",
+        f"{route.times_ours:.2f} ({least:.2f} to {most:.2f})",
+        f"{route.max_abs_diff:.1g} of a spread of {spread:.1g}",
+    )
 
 
-def _as_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CLIP's weights by open_clip's names; it has the three projections of attention in one."""
-    renamed: dict[str, Tensor] = {
-        "visual.proj": weights["visual_projection.weight"].T.contiguous(),
-        "text_projection": weights["text_projection.weight"].T.contiguous(),
-        "logit_scale": weights["logit_scale"].clone(),
-    }
-    for name, value in weights.items():
-        tower = next((tower for tower in _TOWERS if name.startswith(tower)), None)
-        if tower is None or name.endswith("position_ids") or ".k_proj." in name or ".v_proj." in name:
-            continue
-        new = _TOWERS[tower] + name.removeprefix(tower)
-        for theirs, ours in _PARTS.items():
-            new = new.replace(theirs, ours)
-        if ".q_proj." in name:
-            value = torch.cat([weights[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
-            new = new.replace("q_proj.", "in_proj_")
-        renamed[new] = value.clone().contiguous()
-    return renamed
+if __name__ == "__main__":
+    run(main)

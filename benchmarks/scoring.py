@@ -1,39 +1,27 @@
-"""What the routes of the scoring engine save over scoring pair by pair, in one run on one machine."""
+"""Time of the scoring engine's routes against scoring pair by pair, in one process.
+
+python -m benchmarks.scoring --candidates 100 --json
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch.nn.functional import pad
 
-from zsqretrieval._util.torch import resolve_dtype
-from zsqretrieval._util.torchvision import ensure_importable
+from benchmarks.output import command_line, progress_bar, run, write_results
+from benchmarks.random_models import PROMPT, WORDS, random_kosmos
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.generators.engine.interleaved import TopK
 from zsqretrieval.generators.kosmos import Kosmos1Generator
-from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
+from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
 
-__all__ = [
-    "PrunedBench",
-    "RouteBench",
-    "ScoringBench",
-    "bench_scoring",
-    "naive_log_likelihood",
-    "random_kosmos",
-]
-
-_PROMPT = "question:"
-_K = 10  # of the pruned search
-_WORDS = 1000  # in the vocabulary that questions are drawn from
-_ROUNDING = 0.1  # nats by which sums of one route and another may differ in 16 bits
+__all__ = ["RouteBench", "ScoringBench", "bench_scoring", "naive_log_likelihood"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +30,7 @@ class RouteBench:
 
     Attributes:
         seconds: for all candidates; median over rounds.
-        max_abs_diff: largest difference of a log-likelihood (a sum) from the naive route's, in nats.
+        max_abs_diff: largest difference of a log-likelihood (a sum) from the naive route, in nats.
     """
 
     seconds: float
@@ -50,45 +38,26 @@ class RouteBench:
 
 
 @dataclass(frozen=True, slots=True)
-class PrunedBench:
-    """The search for the best ten that drops the others early, from image states.
-
-    Attributes:
-        k: how many are found.
-        seconds: median over rounds.
-        saving: share of the question's tokens that were not scored.
-        same_as_full: whether it found what sorting the route ``states`` finds, but for ties within rounding.
-    """
-
-    k: int
-    seconds: float
-    saving: float
-    same_as_full: bool
-
-
-@dataclass(frozen=True, slots=True)
 class ScoringBench:
-    """All routes, for one question and K images, at random weights.
+    """All routes for one question and K images, with random weights.
 
     Attributes:
-        routes: ``naive``: a forward pass of transformers' own per pair, from pixels, with logits at every
+        routes: ``naive``: one forward pass of transformers per pair, from pixels, with logits at every
             position; ``batched``: :meth:`log_likelihood` from pixels; ``states``: from image states;
-            ``kv``: with the keys and values of every image kept from an earlier question.
-        pruned: the pruned search.
-        speedup: seconds of ``naive`` over those of the fastest other route.
+            ``kv``: with the keys and values of every image cached from an earlier question.
+        speedup: seconds of ``naive`` divided by those of the fastest other route.
         candidates: K.
         question_tokens: tokens of the question.
         dtype: of the computation.
         vision_layers: layers of the vision tower; 24 in the published model.
         text_layers: layers of the decoder; 24 in the published model.
-        threads: that torch used.
-        rounds: how often each route was timed, in turns.
-        naive_pairs: how many pairs the naive route scored.
+        threads: number of torch threads.
+        rounds: timings of each route, which take turns.
+        naive_pairs: pairs that the naive route scored.
         batch_size: of the routes that batch.
     """
 
     routes: dict[str, RouteBench]
-    pruned: PrunedBench
     speedup: float
     candidates: int
     question_tokens: int
@@ -110,69 +79,70 @@ def bench_scoring(
     naive_pairs: int = 24,
     batch_size: int = 32,
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> ScoringBench:
     """Time every route on one question and K noise images.
 
-    The routes take turns, so that all feel the same load. Before every turn the naive route, whose cost per
-    pair does not depend on how many pairs there are, scores a few candidates more: its seconds are the median
-    cost of a pair times K, and the numbers of these candidates are what the other routes are compared with.
+    The routes take turns, so all run under the same load. Before every turn the naive route, whose cost per
+    pair does not depend on the number of pairs, scores a few more candidates. Its time is the median cost of
+    a pair times K, and the other routes are compared with its scores of these candidates.
 
     Args:
-        generator: a model that knows the words ``w0`` ... ``w999``, as :func:`random_kosmos` makes one.
+        generator: a model whose vocabulary has :data:`~benchmarks.random_models.WORDS`.
         candidates: K.
         question_tokens: length of the question.
-        rounds: how often every route is timed.
-        naive_pairs: how many candidates the naive route scores in all; at most K.
+        rounds: timings of every route.
+        naive_pairs: candidates that the naive route scores in all, at most K.
         batch_size: pairs computed together.
         seed: of the images and the question.
-        progress: told how many steps are done, and of how many.
+        progress: called after every turn.
 
     Raises:
-        InvalidInputError: a number is below 1, or ``naive_pairs`` is more than ``candidates``.
+        InvalidInputError: a number is below 1, or ``naive_pairs`` exceeds ``candidates``.
     """
     if min(rounds, question_tokens, batch_size, naive_pairs) < 1 or naive_pairs > candidates:
         raise InvalidInputError(
             f"{candidates} candidates, {naive_pairs} scored naively, {question_tokens} question tokens, "
             f"{rounds} rounds, batches of {batch_size}: all must be at least 1, the second at most the first"
         )
-    contexts, question = _problem(candidates, question_tokens, seed)
-    images = [context[0] for context in contexts]
-    hot = Kosmos1Generator(
+    random = np.random.default_rng(seed)
+    noise = random.integers(0, 256, (candidates, 224, 224, 3), dtype=np.uint8)
+    images = [Image(PILImage.fromarray(pixels), f"noise {i}") for i, pixels in enumerate(noise)]
+    question = " ".join(WORDS[n] for n in random.integers(0, len(WORDS), question_tokens))
+    pixels: list[Context] = [(image, PROMPT) for image in images]
+    stored: list[Context] = [
+        (ImageState(value, generator.fingerprint, image.source), PROMPT)
+        for value, image in zip(generator.image_states(images, batch_size=batch_size), images, strict=True)
+    ]
+    caching = Kosmos1Generator(
         generator.model, generator.processor, config=generator.config, prefix_cache_bytes=2**40
     )
-    values = generator.image_states(images, batch_size=batch_size)
-    stored: list[Context] = [
-        (ImageState(value, generator.fingerprint, image.source), _PROMPT)
-        for value, image in zip(values, images, strict=True)
-    ]
+    caching.log_likelihood(stored, ["w0"] * candidates, batch_size=batch_size)  # an earlier question
 
-    def score(scorer: Kosmos1Generator, pairs: Sequence[Context]) -> list[LogLikelihood]:
-        return scorer.log_likelihood(pairs, [question] * candidates, batch_size=batch_size)
+    def score(scorer: Kosmos1Generator, contexts: Sequence[Context]) -> list[float]:
+        found = scorer.log_likelihood(contexts, [question] * candidates, batch_size=batch_size)
+        return [one.sum for one in found]
 
-    hot.log_likelihood(stored, ["w0"] * candidates, batch_size=batch_size)  # an earlier question
-    ways: dict[str, Callable[[], Any]] = {
-        "batched": lambda: score(generator, contexts),
+    ways: dict[str, Callable[[], list[float]]] = {
+        "batched": lambda: score(generator, pixels),
         "states": lambda: score(generator, stored),
-        "kv": lambda: score(hot, stored),
-        "pruned": lambda: generator.top_k(stored, question, _K, batch_size=batch_size),
+        "kv": lambda: score(caching, stored),
     }
-    answers: dict[str, Any] = {}
+    sums: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in ("naive", *ways)}
-    naive: dict[int, float] = {}  # sums by candidate
+    naive: dict[int, float] = {}  # candidate -> sum
     turns = [name for _ in range(rounds) for name in ways]
     for turn, name in enumerate(turns):
         for i in range(turn, naive_pairs, len(turns)):
-            began = time.perf_counter()
-            naive[i] = naive_log_likelihood(generator, images[i], _PROMPT, question).sum
-            seconds["naive"].append((time.perf_counter() - began) * candidates)
-        began = time.perf_counter()
-        answers[name] = ways[name]()
-        seconds[name].append(time.perf_counter() - began)
+            begin = time.perf_counter()
+            naive[i] = naive_log_likelihood(generator, images[i], PROMPT, question).sum
+            seconds["naive"].append((time.perf_counter() - begin) * candidates)
+        begin = time.perf_counter()
+        sums[name] = ways[name]()
+        seconds[name].append(time.perf_counter() - begin)
         if progress is not None:
-            progress(turn + 1, len(turns))
+            progress("scoring", turn + 1, len(turns))
     median = {name: float(np.median(times)) for name, times in seconds.items()}
-    sums = {name: np.array([one.sum for one in answers[name]]) for name in ("batched", "states", "kv")}
     routes = {"naive": RouteBench(median["naive"], 0.0)} | {
         name: RouteBench(median[name], max(abs(found[i] - expected) for i, expected in naive.items()))
         for name, found in sums.items()
@@ -180,7 +150,6 @@ def bench_scoring(
     config = generator.model.config
     return ScoringBench(
         routes=routes,
-        pruned=_pruned(answers["pruned"], median["pruned"], sums["states"]),
         speedup=median["naive"] / min(median[name] for name in sums),
         candidates=candidates,
         question_tokens=question_tokens,
@@ -197,16 +166,16 @@ def bench_scoring(
 def naive_log_likelihood(
     generator: Kosmos1Generator, image: Image, prompt: str, continuation: str
 ) -> LogLikelihood:
-    """Score one pair as one would without this library: the yardstick of every other route.
+    """Score one pair with transformers alone: the baseline of the other routes.
 
-    Transformers' processor lays out image and prompt, its model runs from the pixels, and logits are computed
-    at every position.
+    The processor of transformers lays out image and prompt, the model runs from the pixels, and logits are
+    computed at every position.
 
     Args:
-        generator: the model and processor.
-        image: the image, which comes first.
-        prompt: what follows it.
-        continuation: what is scored, with the leading space it is given.
+        generator: gives model and processor.
+        image: stands before the prompt.
+        prompt: stands before the continuation.
+        continuation: the text to score; a space is put before it.
     """
     processor, model = generator.processor, generator.model
     inputs = processor(
@@ -225,62 +194,46 @@ def naive_log_likelihood(
     return LogLikelihood(names, log_probs.gather(1, tokens.T)[:, 0].numpy())
 
 
-def random_kosmos(
-    vision_layers: int, text_layers: int, *, dtype: str = "bfloat16", seed: int = 0
-) -> Kosmos1Generator:
-    """Kosmos at full width with random weights, fewer layers, and a vocabulary of made-up words.
-
-    The connector's weights are scaled up: as they are drawn, one image would hardly differ from another.
-
-    Args:
-        vision_layers: of the vision tower, 24 in the published model.
-        text_layers: of the decoder, 24 in the published model.
-        dtype: of weights and computation, by torch's name for it.
-        seed: of the weights.
-
-    Raises:
-        InvalidInputError: another dtype than float32, bfloat16 and float16.
-    """
-    _, torch_dtype = resolve_dtype(dtype, torch.device("cpu"))
-    ensure_importable()
-    import transformers
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-
-    library: Any = transformers  # whose stubs leave much out
-    names = ["<s>", "<pad>", "</s>", "<unk>", _PROMPT, *(f"w{i}" for i in range(_WORDS))]
-    words = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
-    words.pre_tokenizer = WhitespaceSplit()
-    tokenizer = library.PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = command_line(
+        "scoring",
+        "Time the routes of the scoring engine against scoring pair by pair, on Kosmos with random weights.",
+        candidates=(100, "Images to score."),
+        question_tokens=(30, "Length of the question."),
+        vision_layers=(2, "Layers of the vision tower; published: 24."),
+        text_layers=(2, "Layers of the decoder; published: 24."),
+        rounds=(3, "Timings of each route."),
+        batch_size=(32, "Pairs computed together."),
     )
-    config = library.Kosmos2Config(
-        text_config={"layers": text_layers}, vision_config={"num_hidden_layers": vision_layers}
+    parser.add_argument("--dtype", default="bfloat16", help="of weights and computation [default: bfloat16]")
+    given = parser.parse_args(arguments)
+    with progress_bar("scoring") as progress:
+        bench = bench_scoring(
+            random_kosmos(given.vision_layers, given.text_layers, dtype=given.dtype),
+            candidates=given.candidates,
+            question_tokens=given.question_tokens,
+            rounds=given.rounds,
+            naive_pairs=min(24, given.candidates),
+            batch_size=given.batch_size,
+            progress=progress,
+        )
+    naive = bench.routes["naive"].seconds
+    write_results(
+        asdict(bench),
+        ("route", "seconds", "speedup", "max. difference, nats"),
+        [
+            (name, f"{one.seconds:.2f}", f"{naive / one.seconds:.1f}", f"{one.max_abs_diff:.1g}")
+            for name, one in bench.routes.items()
+        ],
+        [
+            f"One question of {bench.question_tokens} tokens, {bench.candidates} images; Kosmos at full "
+            f"width, {bench.vision_layers} + {bench.text_layers} layers, {bench.dtype}, "
+            f"{bench.threads} threads"
+        ],
+        as_json=given.json,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = library.Kosmos2ForConditionalGeneration._from_config(config, dtype=torch_dtype)
-    with torch.no_grad():
-        model.image_to_text_projection.dense.weight *= 400
-    processor = library.Kosmos2Processor(library.CLIPImageProcessorPil(), tokenizer)
-    return Kosmos1Generator(model, processor, config={})
 
 
-def _problem(candidates: int, question_tokens: int, seed: int) -> tuple[list[tuple[Image, str]], str]:
-    """Noise images, each with the prompt after it, and a question of random words."""
-    rng = np.random.default_rng(seed)
-    noise = rng.integers(0, 256, (candidates, 224, 224, 3), dtype=np.uint8)
-    images = [Image(PILImage.fromarray(pixels), f"noise {i}") for i, pixels in enumerate(noise)]
-    question = " ".join(f"w{word}" for word in rng.integers(0, _WORDS, question_tokens))
-    return [(image, _PROMPT) for image in images], question
-
-
-def _pruned(found: TopK, seconds: float, sums: NDArray[np.float64]) -> PrunedBench:
-    chosen, best = sums[list(found.positions)], np.sort(sums)[::-1][:_K]
-    return PrunedBench(
-        k=len(found.positions),
-        seconds=seconds,
-        saving=found.saving,
-        same_as_full=bool(np.allclose(chosen, best, rtol=0, atol=_ROUNDING)),
-    )
+if __name__ == "__main__":
+    run(main)

@@ -1,16 +1,16 @@
-"""Synthetic vectors that are hard in the way CLIP's are. Label every figure made from them as synthetic.
+"""Synthetic vectors with the geometry of CLIP embeddings. Label every figure made from them as synthetic.
 
-What makes CLIP's space unlike random vectors, and is imitated here:
+Differences between CLIP embeddings and random vectors that are reproduced here:
 
-- a cone: all images share one direction, so that two random images have a cosine of about 0.4;
+- a cone: all images share one direction, so two random images have a cosine of about 0.4;
 - a modality gap (Liang et al., arXiv 2203.02053): texts share another direction, about 65 degrees away, so
-  that a text's nearest images are far (about 0.45) and its neighbourhood is flat;
-- few directions that mean something (power-law spectrum), clusters of very unequal sizes (Zipf), and weak
-  noise in all directions;
+  the nearest images of a text are far (about 0.45) and their similarities differ little;
+- few meaningful directions (power-law spectrum), clusters of very unequal sizes (Zipf), and weak noise in all
+  directions;
 - near-duplicates, one vector in a hundred.
 
-Text-like queries are therefore out of the gallery's distribution, and a graph needs about twice the ef for
-them. Tune an index on them, not on image-like queries.
+Text-like queries are outside the distribution of the gallery, and a graph index needs about twice the ``ef``
+for them. Tune an index on text-like queries, not on image-like ones.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from zsqretrieval.errors import InvalidInputError
 
 __all__ = ["CliplikeVectors", "cliplike"]
 
-_CONE = 0.75  # length along the shared direction; the meaning has length 1
+_CONE = 0.75  # length along the shared direction; the part with meaning has length 1
 _GAP_DEGREES = 65.0
 _WITHIN_CLUSTER, _BETWEEN_CLUSTERS = 0.6, 0.8
 _WITHIN_THEME, _BETWEEN_THEMES = 0.66, 0.75
 _ZIPF = 0.7
 _IMAGE_NOISE, _TEXT_NOISE, _TWIN_NOISE = 0.25, 0.8, 0.02
-_TEXT_MEANING, _TEXT_BLUR = 0.5, 0.45  # a text says half of what an image shows, and not exactly
+_TEXT_MEANING, _TEXT_BLUR = 0.5, 0.45  # a text names half of the content of an image, imprecisely
 _TWINS = 0.01
 _BLOCK = 16_384
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CliplikeVectors:
-    """A gallery with two kinds of queries; all float32 rows of unit length.
+    """Gallery and two kinds of queries, float32 rows of unit length.
 
     Attributes:
         gallery: [n, dim], image-like.
-        text_queries: [q, dim], from the other side of the modality gap.
-        image_queries: [q, dim], drawn as the gallery is.
+        text_queries: [q, dim], across the modality gap.
+        image_queries: [q, dim], from the distribution of the gallery.
     """
 
     gallery: NDArray[np.float32]
@@ -56,12 +56,12 @@ def cliplike(
     """Draw a gallery and queries; the same arguments give the same vectors.
 
     Args:
-        n: vectors in the gallery.
-        queries: queries of each kind.
+        n: size of the gallery.
+        queries: number of queries of each kind.
         dim: length of the vectors.
-        rank: directions that carry meaning; at most ``dim - 2``.
-        clusters: clusters of meaning, grouped under a twentieth as many themes.
-        seed: of the generator.
+        rank: number of meaningful directions, at most ``dim - 2``.
+        clusters: number of clusters, grouped in a twentieth as many themes.
+        seed: of the draw.
 
     Raises:
         InvalidInputError: a number is below 1, or ``rank`` exceeds ``dim - 2``.

@@ -1,4 +1,4 @@
-"""What others compute, beside ours: the same numbers, whichever of them is installed."""
+"""Comparison with other libraries: equal numbers, whichever of them is installed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from benchmarks.alternatives import Route, bench_alternatives
+from benchmarks.random_models import random_clip
 from tiny_kosmos import tiny_kosmos
-from typer.testing import CliRunner
 
-from zsqretrieval.cli.app import app
+from benchmarks import alternatives
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation import alternatives, scoring_bench
-from benchmarks.alternatives import Route, bench_alternatives, random_clip
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 
 SMALL = {"candidates": 4, "question_tokens": 4, "caption_tokens": 5, "rounds": 2, "batch_size": 3}
@@ -27,7 +26,7 @@ KNOWN = ("what", "question", "picture", "only", "text", "image", "then", "about"
 
 
 class T5Ranker:
-    """The way of rerankers' UPRRanker: passage to the encoder, question as labels, sums of log-softmax."""
+    """UPRRanker of rerankers: passage to the encoder, question as labels, sums of log-softmax."""
 
     @torch.inference_mode()
     def rank(self, query, docs, doc_ids):
@@ -53,14 +52,14 @@ class T5Ranker:
 
 
 @pytest.fixture
-def nobody_else(monkeypatch):
+def without_others(monkeypatch):
     """Neither package can be imported."""
     for name in ("rerankers", "rerankers.models", "rerankers.models.upr", "sentence_transformers"):
         monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.fixture
-def ranker_like_theirs(monkeypatch, nobody_else):
+def with_ranker(monkeypatch, without_others):
     for name in ("rerankers", "rerankers.models", "rerankers.models.upr"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setattr(sys.modules["rerankers.models.upr"], "UPRRanker", T5Ranker, raising=False)
@@ -70,9 +69,9 @@ def bench(**settings):
     return bench_alternatives(tiny_kosmos(), words=KNOWN, **{**SMALL, **TINY_CLIP, **settings})
 
 
-def test_what_is_not_installed_is_missing_and_the_rest_agrees(nobody_else):
+def test_absent_packages_are_missing_and_the_other_routes_agree(without_others):
     told = []
-    found = bench(progress=lambda done, total: told.append((done, total)))
+    found = bench(progress=lambda _, done, total: told.append((done, total)))
     assert list(found.images) == ["transformers", "ours", "ours_states"]
     assert found.captions["rerankers"] == Route(missing="pip install 'zsqretrieval[alternatives]'")
     assert found.first_stage["sentence-transformers"].missing == found.captions["rerankers"].missing
@@ -81,30 +80,32 @@ def test_what_is_not_installed_is_missing_and_the_rest_agrees(nobody_else):
         assert route.times_ours_range[0] <= route.times_ours <= route.times_ours_range[1], name
         assert route.max_abs_diff < 1e-4, name
     assert found.images["ours"].times_ours == found.captions["ours"].times_ours == 1
-    assert found.spread["images"] > 0.01 and found.spread["captions"] > 0.01, "else agreeing is no merit"
+    assert found.spread["images"] > 0.01 and found.spread["captions"] > 0.01, (
+        "equal scores would agree anyway"
+    )
     assert told == [(n, 12) for n in range(1, 13)], "2 rounds of 3 + 2 + 1 routes"
     json.dumps(dataclasses.asdict(found), allow_nan=False)
 
 
-def test_a_ranker_made_for_t5_scores_captions_as_we_do(ranker_like_theirs):
+def test_ranker_for_t5_gives_our_scores_of_captions(with_ranker):
     found = bench(batch_size=3, candidates=7)  # batches of passages, padded, and a last one alone
     route = found.captions["rerankers"]
     assert route.missing is None and route.max_abs_diff < 1e-4 < found.spread["captions"]
 
 
 @pytest.mark.skipif(find_spec("rerankers") is None, reason="rerankers is not installed")
-def test_rerankers_itself_scores_captions_as_we_do():
+def test_rerankers_gives_our_scores_of_captions():
     found = bench()
     assert found.captions["rerankers"].max_abs_diff < 1e-4 < found.spread["captions"]
 
 
 @pytest.mark.skipif(find_spec("sentence_transformers") is None, reason="sentence-transformers is missing")
-def test_sentence_transformers_makes_the_vectors_that_we_make():
+def test_sentence_transformers_gives_our_vectors():
     found = bench()
     assert found.first_stage["sentence-transformers"].max_abs_diff < 1e-3 < found.spread["first_stage"]
 
 
-def test_a_route_that_is_off_is_reported(nobody_else, monkeypatch):
+def test_deviating_route_is_reported(without_others, monkeypatch):
     score = Kosmos1Generator.log_likelihood
 
     def off(self, contexts, continuations, **settings):
@@ -119,7 +120,7 @@ def test_a_route_that_is_off_is_reported(nobody_else, monkeypatch):
     assert found.images["ours_states"].max_abs_diff < 1e-4
 
 
-def test_one_clip_is_the_same_to_transformers_and_to_open_clip(tmp_path):
+def test_transformers_and_open_clip_load_the_same_clip(tmp_path):
     from transformers import CLIPModel, CLIPTokenizer
 
     folder = random_clip(tmp_path / "clip", layers=2, width=192)
@@ -135,25 +136,23 @@ def test_one_clip_is_the_same_to_transformers_and_to_open_clip(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"candidates": 0}, {"rounds": 0}, {"clip_width": 100}, {"clip_width": 0}])
-def test_numbers_that_make_no_bench_are_refused(wrong):
+def test_numbers_out_of_range_raise(wrong):
     with pytest.raises(InvalidInputError, match="at least 1, and the width"):
         bench(**wrong)
 
 
-@pytest.mark.parametrize("as_json", [True, False])
-def test_the_command(monkeypatch, nobody_else, as_json):
-    real = alternatives.bench_alternatives
-    monkeypatch.setattr(scoring_bench, "random_kosmos", lambda *_, **__: tiny_kosmos())
+def test_command_prints_json_or_a_table(monkeypatch, capsys, without_others):
+    small = {"words": KNOWN, "clip_width": 192}
+    monkeypatch.setattr(alternatives, "random_kosmos", lambda *_, **__: tiny_kosmos())
     monkeypatch.setattr(
         alternatives,
         "bench_alternatives",
-        lambda generator, **settings: real(generator, words=KNOWN, **settings, clip_width=192),
+        lambda *given, **options: bench_alternatives(*given, **options, **small),
     )
-    options = ["-k", "2", "--question-tokens", "3", "--rounds", "1", "--clip-layers", "1"]
-    result = CliRunner().invoke(app, ["bench", "alternatives", *options, *(["--json"] if as_json else [])])
-    assert result.exit_code == 0, result.output
-    if as_json:
-        found = json.loads(result.stdout)
-        assert found["captions"]["rerankers"]["missing"] and found["setting"]["candidates"] == 2
-    else:
-        assert "missing: pip install" in result.stdout and "says nothing about quality" in result.stdout
+    options = ["--candidates", "2", "--question-tokens", "3", "--rounds", "1", "--clip-layers", "1"]
+    alternatives.main([*options, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["captions"]["rerankers"]["missing"] and found["setting"]["candidates"] == 2
+    alternatives.main(options)
+    said = capsys.readouterr().out
+    assert "missing: pip install" in said and "says nothing about quality" in said

@@ -1,4 +1,4 @@
-"""The bench compares the routes it says it compares, on the numbers it says."""
+"""Routes of the scoring benchmark and the results it reports."""
 
 from __future__ import annotations
 
@@ -8,42 +8,34 @@ import json
 import numpy as np
 import pytest
 import torch
+from benchmarks.random_models import random_kosmos
+from benchmarks.scoring import bench_scoring
 from tiny_kosmos import tiny_kosmos
-from typer.testing import CliRunner
 
-from zsqretrieval.cli.app import app
+from benchmarks import scoring
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation import scoring_bench
-from benchmarks.scoring import bench_scoring, random_kosmos
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 
 
-def small_bench(generator=None, **settings):
-    settings = {
-        "candidates": 12,
-        "question_tokens": 5,
-        "rounds": 2,
-        "naive_pairs": 9,
-        "batch_size": 4,
-    } | settings
-    return bench_scoring(generator or tiny_kosmos(), **settings)
+def small_bench(**settings):
+    small = {"candidates": 12, "question_tokens": 5, "rounds": 2, "naive_pairs": 9, "batch_size": 4}
+    return bench_scoring(tiny_kosmos(), **small | settings)
 
 
-def test_the_routes_agree_and_the_report_says_what_was_measured():
+def test_routes_agree_and_settings_are_reported():
     told = []
-    bench = small_bench(progress=lambda done, total: told.append((done, total)))
+    bench = small_bench(progress=lambda _, done, total: told.append((done, total)))
     assert list(bench.routes) == ["naive", "batched", "states", "kv"]
     assert all(route.seconds > 0 and route.max_abs_diff < 1e-4 for route in bench.routes.values())
     fastest = min(route.seconds for name, route in bench.routes.items() if name != "naive")
     assert bench.speedup == bench.routes["naive"].seconds / fastest
-    assert bench.pruned.k == 10 and bench.pruned.same_as_full and 0 <= bench.pruned.saving < 1
     setting = (bench.candidates, bench.question_tokens, bench.rounds, bench.naive_pairs, bench.batch_size)
     assert setting == (12, 5, 2, 9, 4)
     assert (bench.dtype, bench.vision_layers, bench.text_layers) == ("float32", 2, 2)
-    assert told == [(i, 8) for i in range(1, 9)]
+    assert told == [(i, 6) for i in range(1, 7)]
 
 
-def test_a_route_that_is_off_is_reported(monkeypatch):
+def test_deviating_route_is_reported(monkeypatch):
     score = Kosmos1Generator.log_likelihood
 
     def off(self, contexts, continuations, **settings):
@@ -60,24 +52,13 @@ def test_a_route_that_is_off_is_reported(monkeypatch):
     assert bench.routes["states"].max_abs_diff < 1e-4
 
 
-def test_a_pruned_search_that_misses_is_reported(monkeypatch):
-    top_k = Kosmos1Generator.top_k
-
-    def worst(self, contexts, continuation, k, **settings):
-        found = top_k(self, contexts, continuation, len(contexts), **settings)
-        return dataclasses.replace(found, positions=found.positions[-k:])
-
-    monkeypatch.setattr(Kosmos1Generator, "top_k", worst)
-    assert not small_bench().pruned.same_as_full
-
-
 @pytest.mark.parametrize("wrong", [{"candidates": 5}, {"rounds": 0}, {"naive_pairs": 0}, {"batch_size": 0}])
-def test_what_cannot_be_measured(wrong):
+def test_numbers_out_of_range_raise(wrong):
     with pytest.raises(InvalidInputError, match="must be at least 1"):
         small_bench(**wrong)
 
 
-def test_the_random_model_is_kosmos_at_full_width():
+def test_random_model_is_kosmos_at_full_width():
     with torch.device("meta"):
         generator = random_kosmos(1, 2)
     model = generator.model
@@ -90,16 +71,14 @@ def test_the_random_model_is_kosmos_at_full_width():
         random_kosmos(1, 1, dtype="int4")
 
 
-@pytest.mark.parametrize("as_json", [True, False])
-def test_the_command(monkeypatch, as_json):
-    monkeypatch.setattr(scoring_bench, "random_kosmos", lambda *layers, dtype: tiny_kosmos())
-    arguments = ["bench", "scoring", "-k", "11", "--rounds", "1", "--question-tokens", "3"]
-    ran = CliRunner().invoke(app, [*arguments, *(["--json"] if as_json else [])])
-    assert ran.exit_code == 0, ran.output
-    if as_json:
-        facts = json.loads(ran.stdout)
-        assert set(facts["routes"]) == {"naive", "batched", "states", "kv"}
-        assert set(facts["routes"]["kv"]) == {"seconds", "max_abs_diff"}
-        assert facts["speedup"] > 0 and facts["candidates"] == 11
-    else:
-        assert "one question of 3 tokens, 11 images" in ran.stdout and "kv" in ran.stdout
+def test_command_prints_json_or_a_table(monkeypatch, capsys):
+    monkeypatch.setattr(scoring, "random_kosmos", lambda *layers, dtype: tiny_kosmos())
+    options = ["--candidates", "11", "--rounds", "1", "--question-tokens", "3"]
+    scoring.main([*options, "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts["routes"]) == {"naive", "batched", "states", "kv"}
+    assert set(facts["routes"]["kv"]) == {"seconds", "max_abs_diff"}
+    assert facts["speedup"] > 0 and facts["candidates"] == 11
+    scoring.main(options)
+    said = capsys.readouterr().out
+    assert "One question of 3 tokens, 11 images" in said and "kv" in said

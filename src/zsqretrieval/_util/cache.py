@@ -47,8 +47,12 @@ class Cache:
         with self._refusal():
             self._store = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=60)
         weakref.finalize(self, self._store.close)
-        with self._transaction() as store:
-            store.execute("CREATE TABLE IF NOT EXISTS cache (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)")
+        try:
+            with self._transaction() as store:
+                store.execute("CREATE TABLE IF NOT EXISTS cache (key BLOB UNIQUE, value BLOB NOT NULL)")
+        except BaseException:
+            self.close()
+            raise
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the values of the keys that are stored and undamaged."""

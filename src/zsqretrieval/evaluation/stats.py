@@ -50,6 +50,11 @@ class ClusterBootstrap:
         self._times = np.stack([np.bincount(one, minlength=count) for one in drawn]).astype(np.float64)
         self._tails = 50 * (1 - level), 50 * (1 + level)
 
+    def query_weights(self) -> NDArray[np.float64]:
+        """Times each query counts, float64 [1 + resamples, q]: all ones for the data, then the draws."""
+        drawn = self._times[:, self._cluster]
+        return np.concatenate([np.ones((1, drawn.shape[1])), drawn])
+
     def mean(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean of ``values`` [q] in every draw, float64 [resamples]."""
         sums = np.bincount(self._cluster, weights=values, minlength=len(self._sizes))

@@ -94,8 +94,7 @@ class Spread:
         """The smallest K with recall@K >= ``recall`` in (0, 1], to within 6 %; int64 [1 + draws].
 
         For K well above 1 this is N times a quantile of p: for any distribution of p, K grows in proportion
-            to
-        the gallery.
+        to the gallery.
         """
         ks = np.unique(np.geomspace(1, gallery, _DEPTHS).round().astype(np.int64))
         recalls = self.mass @ _found_by_depth(gallery, tuple(ks.tolist())).T  # [1 + draws, ks], rising

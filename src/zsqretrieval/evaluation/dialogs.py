@@ -9,13 +9,12 @@ bench.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,9 +81,9 @@ def measure_dialogs(
         bench: encoder, generator and data set. The whole gallery is searched, exactly. A generator with a
             prefix cache is much faster, since it scores every image with every question.
         form: of the texts that are the captions of their images.
-        scale: as for :class:`~zsqretrieval.dialog.dialog.Dialog`, and so are ``temper`` and ``reread``.
-        temper: see ``scale``.
-        reread: see ``scale``.
+        scale: as for :class:`~zsqretrieval.dialog.dialog.Dialog`.
+        temper: likewise.
+        reread: likewise.
         dialogs: how many; every image with captions is the target once before any is twice.
         rounds: questions of each. A dialog without further questions keeps its ranking.
         candidates: images at the start of a dialog; answers add more. The others keep the order of the first
@@ -117,13 +116,13 @@ def measure_dialogs(
     if user not in ("generator", "captions"):
         raise InvalidInputError(f"user must be 'generator' or 'captions', not {user!r}")
     captions = _captions(bench, form)
-    places = list(captions)
+    places, texts = list(captions), list(captions.values())
     targets = [
-        _Target(places[image], captions[places[image]], caption)
-        for image, caption in draw_targets(list(captions.values()), dialogs, seed)
+        _Target(places[image], texts[image][n], texts[image][:n] + texts[image][n + 1 :])
+        for image, n in draw_targets(texts, dialogs, seed)
     ]
     settings = {"scale": scale, "temper": temper, "reread": reread, "seed": seed}
-    host = _Host(bench, _Gallery(bench), _Memory(bench), user, rounds, candidates, settings)
+    host = _Host(bench, _Gallery(bench), {}, user, rounds, candidates, settings)
     played = {name: host.play(name, policy, targets) for name, policy in policies.items()}
     facts = {
         "settings": {
@@ -147,19 +146,11 @@ def measure_dialogs(
 
 
 class _Target(NamedTuple):
-    """The target image of a dialog, its captions, and which of them begins the dialog."""
+    """The target image of a dialog, the caption that begins it, and the other captions."""
 
     image: int
-    captions: Sequence[str]
-    first: int
-
-    @property
-    def text(self) -> str:
-        return self.captions[self.first]
-
-    @property
-    def others(self) -> list[str]:
-        return [caption for n, caption in enumerate(self.captions) if n != self.first]
+    text: str
+    others: list[str]
 
 
 def _captions(bench: Bench, form: str) -> dict[int, list[str]]:
@@ -177,15 +168,12 @@ def draw_targets(captions: Sequence[Sequence[str]], count: int, seed: int = 0) -
     """Draw target images, and the caption that begins each dialog.
 
     Args:
-        captions: of every image.
+        captions: of every image, at least two.
         count: number of dialogs; every image is drawn once before any is drawn twice.
         seed: of the draw.
 
     Returns:
-        ``count`` pairs of image and caption; a smaller count gives the first of them.
-
-    Raises:
-        InvalidInputError: there are fewer captions, or an image has a single one.
+        ``count`` positions of image and caption; a smaller count gives the first of them.
     """
     if count > sum(map(len, captions)):
         raise InvalidInputError(f"{count} dialogs need as many captions; there are {sum(map(len, captions))}")
@@ -242,44 +230,6 @@ class _Gallery:
         yield self._bench.generator, [*self._bench.shown([hit.key for hit in hits])]
 
 
-@final
-class _Memory(MutableMapping[tuple[str, ...], Any]):
-    """The generator's output about one gallery, in the cache; :meth:`keep` writes new values."""
-
-    def __init__(self, bench: Bench) -> None:
-        self._cache = bench.cache
-        self._known: dict[tuple[str, ...], Any] = {}
-        self._new: dict[tuple[str, ...], Any] = {}
-        recipe = repr([bench.generator.fingerprint, repr(Wording()), bench.digests])
-        self._recipe = hashlib.sha256(recipe.encode(errors="surrogatepass")).hexdigest()
-
-    def _key(self, name: tuple[str, ...]) -> bytes:
-        return cache_key("dialog", self._recipe, *name)
-
-    def __getitem__(self, name: tuple[str, ...]) -> Any:
-        if name not in self._known:
-            key = self._key(name)
-            self._known[name] = json.loads(self._cache.get_many([key])[key])
-        return self._known[name]
-
-    def __setitem__(self, name: tuple[str, ...], value: Any) -> None:
-        self._known[name] = self._new[name] = value
-
-    def __delitem__(self, name: tuple[str, ...]) -> None:
-        raise TypeError("output of the generator is not deleted")
-
-    def __iter__(self) -> Iterator[tuple[str, ...]]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def keep(self) -> None:
-        made = {self._key(name): json.dumps(value).encode() for name, value in self._new.items()}
-        self._cache.put_many(made)
-        self._new = {}
-
-
 @dataclass(frozen=True, slots=True)
 class _Played:
     """The dialogs of one policy."""
@@ -296,7 +246,7 @@ class _Host:
 
     bench: Bench
     gallery: _Gallery
-    memory: _Memory
+    memory: dict[tuple[str, ...], Any]  # the generator's output
     user: UserKind
     rounds: int
     candidates: int
@@ -308,34 +258,45 @@ class _Host:
         ranks, turns, evidence = [], [], []
         # ChatIR ranks the whole gallery, which costs only the encoder.
         candidates = len(self.bench.dataset.gallery) if isinstance(policy, CaptionDialog) else self.candidates
-        batch_size = self.bench.settings.batch_size
         for done, target in enumerate(targets, start=1):
-            dialog = Dialog(
-                self.gallery, target.text, candidates=candidates, policy=policy, budget=self.rounds, sure=1.0,
-                batch_size=batch_size, memory=self.memory, **self.settings,
-            )  # fmt: skip
-            before, user = _log_p(dialog), self._user(target)
-            own = [self._rank(dialog, target)]
-            while (question := dialog.question) is not None:
-                dialog.answer(user.answer(question))
-                own.append(self._rank(dialog, target))
+            with self._remembered(name, target):
+                dialog = Dialog(
+                    self.gallery, target.text, candidates=candidates, policy=policy, budget=self.rounds,
+                    sure=1.0, batch_size=self.bench.settings.batch_size, memory=self.memory, **self.settings,
+                )  # fmt: skip
+                before, user = _log_p(dialog), self._user(target)
+                own = [self._rank(dialog, target)]
+                while (question := dialog.question) is not None:
+                    dialog.answer(user.answer(question))
+                    own.append(self._rank(dialog, target))
             ranks.append(own + own[-1:] * (self.rounds + 1 - len(own)))
             turns.append(dialog.history)
             if target.image in before:
                 evidence.append(self._evidence(dialog, before, target))
-            self.memory.keep()
             self.bench.step(f"dialogs by {name.replace('_', ' ')}", done, len(targets))
         return _Played(np.array(ranks, np.int64), turns, evidence, time.perf_counter() - begin)
+
+    @contextlib.contextmanager
+    def _remembered(self, name: str, target: _Target) -> Iterator[None]:
+        """Take the generator's output in this dialog from the cache, and keep there what is new."""
+        bench = self.bench
+        recipe = repr([bench.generator.fingerprint, Wording(), bench.digests])
+        key = cache_key("dialog", recipe, name, target.text, bench.digests[target.image])
+        known = [
+            (tuple(asked), said) for asked, said in json.loads(bench.cache.get_many([key]).get(key, "[]"))
+        ]
+        self.memory.update(known)
+        before = len(self.memory)
+        yield
+        if len(self.memory) > before:
+            new = [*self.memory.items()][before:]
+            bench.cache.put_many({key: json.dumps(known + new).encode()})
 
     def _user(self, target: _Target) -> CaptionUser | GeneratorUser:
         if self.user == "captions":
             return CaptionUser(target.others)
-        interview = Interview(
-            self.gallery,
-            memory=self.memory,
-            seed=self.settings["seed"],
-            batch_size=self.bench.settings.batch_size,
-        )
+        seed, batch_size = self.settings["seed"], self.bench.settings.batch_size
+        interview = Interview(self.gallery, memory=self.memory, seed=seed, batch_size=batch_size)
         return GeneratorUser(interview, self.gallery.hit(target.image))
 
     def _rank(self, dialog: Dialog, target: _Target) -> int:
@@ -374,9 +335,6 @@ def best_rank_integral(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
 
     Args:
         ranks: int64 [d, T + 1], T >= 1, of the target in every round, from 0.
-
-    Returns:
-        float64 [d].
     """
     logs = np.log(np.minimum.accumulate(ranks, axis=1) + 1.0)
     area = (logs[:, 0] + logs[:, -1]) / 2 + logs[:, 1:-1].sum(1)
@@ -420,21 +378,14 @@ def _asked(dialogs: Sequence[tuple[Turn, ...]]) -> dict[str, float]:
 def calibrated(
     grid: Sequence[float], evidence: Sequence[tuple[NDArray[np.float64], NDArray[np.float64], int]]
 ) -> float:
-    """The factor of maximum likelihood, as a softmax temperature is calibrated.
+    """The factor in ``grid`` with the highest mean of log-softmax(fixed + factor * scaled)[target].
 
-    Args:
-        grid: the factors to choose from.
-        evidence: for every case a fixed part [n], a part [n] that is multiplied by the factor, and the
-            position of the target.
-
-    Returns:
-        The factor with the highest mean of log-softmax(fixed + factor * scaled)[target].
+    ``evidence`` has fixed [n], scaled [n] and the position of the target of every case.
     """
 
     def mean_log_p(factor: float) -> float:
-        return float(
-            np.mean([log_softmax(fixed + factor * scaled)[target] for fixed, scaled, target in evidence])
-        )
+        log_p = [log_softmax(fixed + factor * scaled)[target] for fixed, scaled, target in evidence]
+        return float(np.mean(log_p))
 
     return max(grid, key=mean_log_p)
 

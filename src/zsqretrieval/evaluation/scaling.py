@@ -148,7 +148,7 @@ def measure_scaling(
     held_out = max(whole.pool // _HELD_OUT, 2 * _TAIL_AT_LEAST)
     spreads = fit_spreads(whole, weights)
     rows = [*_measured(study, measured), *_held_out(study, held_out, seed)]
-    rows += _hard(study, synthetic, seed, bench)
+    rows += _hard(study, synthetic, seed, bench) if synthetic else []
     ks = (*_KS, *_CEILINGS[1:])
     rows += _extrapolated(study, bench.name, spreads, lambda spread, n: {k: spread.recall(n, k) for k in ks})
     if scoring is not None:
@@ -216,25 +216,21 @@ class _Study:
         """Mean of ``values`` [q] in every draw, float64 [1 + draws]."""
         return np.asarray((self.weights @ values) / self.weights.sum(1))
 
+    def means(self, ks: Sequence[int], found: NDArray[np.float64]) -> dict[int, Floats]:
+        """Draws of the mean of each row of ``found`` [len(ks), q]."""
+        return {k: self.mean(one) for k, one in zip(ks, found, strict=True)}
+
     def row(
-        self,
-        system: str,
-        form: str,
-        size: int,
-        measure: str,
-        value: float,
-        ends: Sequence[float],
-        **more: Any,
+        self, system: str, form: str, size: int, measure: str, draws: Floats, **more: Any
     ) -> dict[str, Any]:
-        """One row of the table."""
-        return row("scaling", system, measure, value, form=form, direction="text to image", depth=size,
-                   low=ends[0], high=ends[1], queries=len(self.answers), **more)  # fmt: skip
+        """One row of the table, from the draws [1 + draws] of its value."""
+        low, high = interval_of(draws)
+        columns = {"form": form, "direction": "text to image", "depth": size, "queries": len(self.answers)}
+        return row("scaling", system, measure, draws[0], **columns | {"low": low, "high": high} | more)
 
     def recalls(self, system: str, form: str, size: int, found: Mapping[int, Floats]) -> list[dict[str, Any]]:
-        """Rows of recall by k, from draws [1 + draws] of each."""
-        return [
-            self.row(system, form, size, f"R@{k}", draws[0], interval_of(draws)) for k, draws in found.items()
-        ]
+        """Rows of recall by k."""
+        return [self.row(system, form, size, f"R@{k}", draws) for k, draws in found.items()]
 
 
 # --- measured ---------------------------------------------------------------------------------------------
@@ -282,37 +278,32 @@ def _measured(study: _Study, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     for size in sizes:
         ks = [*_KS, *(k for k in _CEILINGS if max(_KS) < k < size)]
         found = recall_in_sample(study.whole.beaten_by, study.whole.pool, size - 1, ks)
-        recalls = {k: study.mean(one) for k, one in zip(ks, found, strict=True)}
-        yield from study.recalls(study.system, "measured", size, recalls)
+        yield from study.recalls(study.system, "measured", size, study.means(ks, found))
 
 
 # --- hard synthetic distractors ---------------------------------------------------------------------------
 
 
-def _hard(study: _Study, count: int, seed: int, bench: Bench) -> list[dict[str, Any]]:
+def _hard(study: _Study, count: int, seed: int, bench: Bench) -> Iterator[dict[str, Any]]:
     """First-stage recall with all real images and more and more synthetic ones."""
-    if not count:
-        return []
     queries = len(study.asking)
+    parts = np.array_split(np.arange(queries), max(queries // _ROWS, 1))
     near = np.empty((queries, _NEAR), np.int64)
-    for start in range(0, queries, _ROWS):
-        rows = slice(start, start + _ROWS)
-        similarity = study.asking[rows] @ study.gallery.T
-        similarity[np.arange(len(similarity)), study.answers[rows]] = -np.inf
-        near[rows] = np.argpartition(-similarity, _NEAR, axis=1)[:, :_NEAR]
+    for part in parts:
+        similarity = study.asking[part] @ study.gallery.T
+        similarity[np.arange(len(part)), study.answers[part]] = -np.inf
+        near[part] = np.argpartition(-similarity, _NEAR, axis=1)[:, :_NEAR]
     made = hard_distractors(study.gallery, near, count, seed=seed)
     beaten_by = np.zeros(queries, np.int64)
     for start in range(0, count, _AT_ONCE):
         some = made[start : start + _AT_ONCE]
-        for part in np.array_split(np.arange(queries), max(queries // _ROWS, 1)):
+        for part in parts:
             beaten_by[part] += (study.asking[part] @ some.T >= study.whole.own[part, None]).sum(1)
         bench.step("synthetic distractors", min(start + _AT_ONCE, count), count)
-    table: list[dict[str, Any]] = []
     for synthetic in np.unique(np.geomspace(min(_SMALLEST, count), count, _SIZES).astype(int)).tolist():
         found = recall_in_sample(beaten_by, count, synthetic, _KS, ahead=study.whole.beaten_by)
-        recalls = {k: study.mean(one) for k, one in zip(_KS, found, strict=True)}
-        table += study.recalls(study.system, "hard synthetic", len(study.gallery) + synthetic, recalls)
-    return table
+        size = len(study.gallery) + synthetic
+        yield from study.recalls(study.system, "hard synthetic", size, study.means(_KS, found))
 
 
 def hard_distractors(
@@ -320,15 +311,9 @@ def hard_distractors(
 ) -> NDArray[np.float32]:
     """Make up vectors that crowd around the queries, float32 [count, D], unit rows. No image has them.
 
-    Each lies between two of the real images nearest to one query. The middle of two unit vectors is closer to
-    anything that both are close to, so most are closer to the query than the two images. No real gallery has
-    only such distractors; this is a worst case.
-
-    Args:
-        gallery: float32 [n, D], unit rows.
-        near: int64 [q, h], h >= 2, positions of the h nearest distractors of every query.
-        count: number of vectors.
-        seed: of the draw.
+    Each lies between two of the nearest real images of one query, ``near`` int64 [q, h]. The middle of two
+    unit vectors is closer to anything that both are close to, so most are closer to the query than the two
+    images. No real gallery has only such distractors; this is a worst case.
     """
     random = np.random.default_rng(seed)
     query = random.integers(len(near), size=count)
@@ -405,7 +390,7 @@ def _reranked(
     rows: list[dict[str, Any]] = []
     kept: dict[int, list[Floats]] = {k: [] for k in _KS}
     for size, one in found.items():
-        recalls = {k: study.mean(hits) for k, hits in zip(_KS, one, strict=True)}
+        recalls = study.means(_KS, one)
         rows += study.recalls(system, "measured", size, recalls)
         ceiling = study.mean(recall_in_sample(study.whole.beaten_by, study.whole.pool, size - 1, [depth])[0])
         for k, recall in recalls.items():
@@ -436,8 +421,9 @@ def _extrapolated(
         for model, recalls in by_model.items():
             yield from study.recalls(system, model, size, recalls)
         for k in next(iter(by_model.values())):
-            lows, highs = zip(*(interval_of(recalls[k]) for recalls in by_model.values()), strict=True)
-            yield study.row(system, "envelope", size, f"R@{k}", np.nan, (min(lows), max(highs)))
+            ends = np.array([interval_of(recalls[k]) for recalls in by_model.values()])
+            unknown = np.full(2, np.nan)
+            yield study.row(system, "envelope", size, f"R@{k}", unknown, low=ends.min(), high=ends.max())
 
 
 def _held_out(study: _Study, distractors: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -454,18 +440,16 @@ def _held_out(study: _Study, distractors: int, seed: int) -> Iterator[dict[str, 
             error = predicted - study.mean(found)
             low, high = interval_of(error)
             yield study.row(
-                study.system, f"held out, {spread.model}", size, f"R@{k}", predicted[0],
-                interval_of(predicted), baseline="measured", gain=float(error[0]), gain_low=low,
-                gain_high=high,
+                study.system, f"held out, {spread.model}", size, f"R@{k}", predicted,
+                baseline="measured", gain=float(error[0]), gain_low=low, gain_high=high,
             )  # fmt: skip
 
 
 def _needed(study: _Study, spread: Spread, ceiling: float) -> list[dict[str, Any]]:
     """Candidates by size of the gallery that keep the ceiling of the list in the whole gallery."""
-    rows = []
-    for size in (len(study.gallery), *_LARGE) if ceiling else ():
-        k = spread.candidates_needed(size, ceiling).astype(np.float64)
-        rows.append(
-            study.row(study.system, spread.model, size, "candidates needed", k[0], interval_of(k), unit="")
-        )
-    return rows
+    sizes = (len(study.gallery), *_LARGE) if ceiling else ()
+    needed = {size: spread.candidates_needed(size, ceiling).astype(np.float64) for size in sizes}
+    return [
+        study.row(study.system, spread.model, size, "candidates needed", draws, unit="")
+        for size, draws in needed.items()
+    ]

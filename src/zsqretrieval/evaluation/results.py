@@ -38,11 +38,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.evaluation.datasets import Dataset, Qrels, Task
@@ -50,7 +51,7 @@ from zsqretrieval.evaluation.metrics import MEASURES, measure
 from zsqretrieval.evaluation.run import Run
 from zsqretrieval.evaluation.stats import ClusterBootstrap, holm, permutation_test
 
-__all__ = ["COLUMNS", "Results", "compare", "curve_points", "row", "table_of"]
+__all__ = ["COLUMNS", "Results", "compare", "curve_points", "paired_rows", "row", "table_of"]
 
 COLUMNS: Mapping[str, str] = {
     "group": "string", "system": "string", "form": "string", "direction": "string", "depth": "Int64",
@@ -95,6 +96,12 @@ class Results:
         for column, value in equal.items():
             found = found[found[column] == value]
         return cast(pd.DataFrame, found)
+
+    def plus(self, rows: Iterable[Mapping[str, Any]], **facts: Any) -> Results:
+        """The results with further rows and facts."""
+        more = [self.table, table_of(rows)]
+        table = pd.concat([one for one in more if len(one)], ignore_index=True)
+        return replace(self, table=table, facts={**self.facts, **facts})
 
     def to_json(self) -> str:
         """``{"facts": ..., "table": [row, ...]}``, valid JSON; NA and nan are null."""
@@ -181,26 +188,44 @@ def compare(
         clusters = task.clusters[asked]
         bootstrap = ClusterBootstrap(clusters, resamples=resamples, seed=seed)
         for name in measures:
-            values = {system: measured[system][name][asked] for system in names}
-            base = values[baseline]
-            p_values = holm(
-                {
-                    system: permutation_test(own, base, clusters, permutations=permutations, seed=seed)
-                    for system, own in values.items()
-                    if system != baseline
-                }
-            )
-            for system, own in values.items():
-                low, high = bootstrap.mean_interval(own)
-                one = row(
-                    group, system, name, own.mean(),
-                    form=form, direction=runs[0].direction, low=low, high=high, queries=len(own), **columns,
-                )  # fmt: skip
-                if system != baseline:
-                    gain_low, gain_high = bootstrap.interval(lambda a, b: a - b, own, base)
-                    one |= {"baseline": baseline, "gain": float((own - base).mean()), "gain_low": gain_low,
-                            "gain_high": gain_high, "p": p_values[system]}  # fmt: skip
-                rows.append(one)
+            rows += paired_rows(
+                group, name, {system: measured[system][name][asked] for system in names}, clusters, bootstrap,
+                baseline=baseline, permutations=permutations, seed=seed,
+                form=form, direction=runs[0].direction, **columns,
+            )  # fmt: skip
+    return rows
+
+
+def paired_rows(
+    group: str,
+    measure: str,
+    values: Mapping[str, NDArray[np.float64]],
+    clusters: NDArray[np.int64],
+    bootstrap: ClusterBootstrap,
+    *,
+    baseline: str,
+    permutations: int = 9999,
+    seed: int = 0,
+    **columns: Any,
+) -> list[dict[str, Any]]:
+    """Rows of one measure, one for each system; ``values`` [q] of the same queries by system."""
+    base = values[baseline]
+    p_values = holm(
+        {
+            system: permutation_test(own, base, clusters, permutations=permutations, seed=seed)
+            for system, own in values.items()
+            if system != baseline
+        }
+    )
+    rows = []
+    for system, own in values.items():
+        low, high = bootstrap.mean_interval(own)
+        one = row(group, system, measure, own.mean(), low=low, high=high, queries=len(own), **columns)
+        if system != baseline:
+            gain_low, gain_high = bootstrap.interval(lambda a, b: a - b, own, base)
+            one |= {"baseline": baseline, "gain": float((own - base).mean()), "gain_low": gain_low,
+                    "gain_high": gain_high, "p": p_values[system]}  # fmt: skip
+        rows.append(one)
     return rows
 
 

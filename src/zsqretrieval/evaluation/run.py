@@ -113,7 +113,13 @@ def relevant(run: Run, qrels: Mapping[str, Mapping[str, int]]) -> NDArray[np.boo
 
 
 def exact_search(
-    queries: NDArray[np.float32], items: NDArray[np.float32], task: Task, *, k: int, name: str, way: Direction
+    queries: NDArray[np.float32],
+    items: NDArray[np.float32],
+    task: Task,
+    *,
+    k: int,
+    name: str,
+    direction: Direction,
 ) -> Run:
     """Compare every query with every item and keep the k best.
 
@@ -125,7 +131,7 @@ def exact_search(
         task: ids and relevance.
         k: candidates of a query; all items if there are fewer.
         name: of the run.
-        way: direction of the task.
+        direction: of the task.
 
     Returns:
         Cosine similarities, best first.
@@ -141,14 +147,14 @@ def exact_search(
         best = np.lexsort((right, -similarity), axis=-1)[:, : found.shape[1]]
         found[start : start + _ROWS] = best
         scores[start : start + _ROWS] = np.take_along_axis(similarity, best, 1)
-    return Run(name, task.queries, task.items, found, scores, way)
+    return Run(name, task.queries, task.items, found, scores, direction)
 
 
 def fused_run(first: Run, scored: Run, fusion: Fusion, name: str = "fused") -> Run:
     """Fuse the scores of two runs over the same candidates, query by query.
 
     Args:
-        first: the first stage, best first.
+        first: the first stage.
         scored: other scores of the same candidates.
         fusion: combines them.
         name: of the new run.
@@ -160,7 +166,9 @@ def fused_run(first: Run, scored: Run, fusion: Fusion, name: str = "fused") -> R
     _same_candidates(first, scored)
     scores = np.full(first.scores.shape, np.nan)
     for row, there in enumerate(first.candidates >= 0):
-        scores[row, there] = fuse(fusion, first.scores[row, there], scored.scores[row, there])
+        columns = np.flatnonzero(there)
+        columns = columns[np.argsort(-first.scores[row, columns], kind="stable")]  # fusions expect best first
+        scores[row, columns] = fuse(fusion, first.scores[row, columns], scored.scores[row, columns])
     return replace(first, name=name, scores=scores)
 
 

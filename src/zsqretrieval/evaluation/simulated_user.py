@@ -88,13 +88,13 @@ class CaptionUser:
     def answer(self, question: str) -> str:
         """The answer of the captions."""
         kind, asked = topic(question)
-        if kind == "polar":
-            return self._is_there(asked)
+        if kind == "polar" and asked:
+            return "yes" if all(names(self._known, thing) for thing in asked) else "no"
         if kind == "how many":
-            said = self._before(asked, _NUMBERS, reach=2)
-            return _commonest(said or ["one" for _ in self._before(asked, _ARTICLES, reach=2)])
+            said = self._before(asked, _NUMBERS)
+            return _commonest(said or ["one" for _ in self._before(asked, _ARTICLES)])
         if "color" in asked:
-            return _commonest(self._before(asked - {"color"}, _COLORS, reach=2))
+            return _commonest(self._before(asked - {"color"}, _COLORS))
         if "wearing" in asked:
             return _commonest(_cut(found) for one in self._captions for found in _WORN.findall(one))
         if "doing" in asked:
@@ -103,19 +103,14 @@ class CaptionUser:
             return self._where()
         return DONT_KNOW
 
-    def _is_there(self, asked: frozenset[str]) -> str:
-        if not asked:
-            return DONT_KNOW
-        return "yes" if all(names(self._known, thing) for thing in asked) else "no"
-
-    def _before(self, asked: frozenset[str], wanted: frozenset[str], *, reach: int) -> list[str]:
-        """The wanted words shortly before a noun of the question."""
+    def _before(self, asked: frozenset[str], wanted: frozenset[str]) -> list[str]:
+        """The wanted words, one or two words before a noun of the question."""
         found = []
         for caption in self._captions:
             said = words(caption)
             for place, word in enumerate(said):
-                if any(names({stem(word)}, one) for one in asked):
-                    near = [stem(one) for one in said[max(place - reach, 0) : place]]
+                if _is_one_of(word, asked):
+                    near = [stem(one) for one in said[max(place - 2, 0) : place]]
                     found += [one for one in near if one in wanted][-1:]
         return found
 
@@ -133,28 +128,24 @@ class CaptionUser:
         return next(_until(phrase, common) for head, phrase in places if head == common)
 
     def _doing(self, asked: frozenset[str]) -> list[str]:
+        """The action after the first noun of the question, of every caption with one."""
         found = []
         for caption in self._captions:
             said = re.findall(r"[\w'-]+|[,.;]", caption)
-            begins = next(
-                (n for n, word in enumerate(said) if any(names({stem(word)}, one) for one in asked)), None
-            )
-            if begins is None:
-                continue
-            verb = next(
-                (
-                    n
-                    for n, word in enumerate(said[begins + 1 :], begins + 1)
-                    if word.endswith("ing")
-                    and len(word) > 4
-                    and word not in _NOT_DOING
-                    and said[n - 1] not in _LEADING  # "in a swimming pool"
-                ),
-                None,
-            )
-            if verb is not None:
-                found.append(_cut(" ".join(said[verb:])))
+            nouns = [n for n, word in enumerate(said) if _is_one_of(word, asked)]
+            verbs = [
+                n
+                for n, word in enumerate(said)
+                if re.fullmatch(r".{2,}ing", word)
+                and word not in _NOT_DOING
+                and said[n - 1] not in _LEADING  # "in a swimming pool"
+            ]
+            found += [_cut(" ".join(said[n:])) for n in verbs if nouns and n > nouns[0]][:1]
         return found
+
+
+def _is_one_of(word: str, asked: frozenset[str]) -> bool:
+    return any(names({stem(word)}, one) for one in asked)
 
 
 def _cut(text: str) -> str:

@@ -271,7 +271,9 @@ def read_shards(folder: Path, split: str = "test") -> Dataset:
     gallery, texts = [], []
     for image in read_webdataset(shards):
         gallery.append(image)
-        captions = image.metadata.get("captions") or ([image.caption] if image.caption else [])
+        captions = image.metadata.get("captions")
+        if captions is None or captions == []:
+            captions = [image.caption] if image.caption else []
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             raise InvalidInputError(
                 f"{image.source}: 'captions' in its .json must be a list of strings, not {captions!r:.80}"

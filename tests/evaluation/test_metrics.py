@@ -14,10 +14,22 @@ from hypothesis import strategies as st
 
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError
 from zsqretrieval.evaluation.datasets import Task
-from zsqretrieval.evaluation.measures import MEASURES, break_ties, check_measures, measure
-from zsqretrieval.evaluation.plan import Plan
-from zsqretrieval.evaluation.runs import Run
+from zsqretrieval.evaluation.metrics import (
+    MEASURES,
+    MISSING,
+    break_ties,
+    check_measures,
+    first_place_reliability,
+    first_ranks,
+    measure,
+    reliability,
+    tied_share,
+    yes_no_reliability,
+)
+from zsqretrieval.evaluation.run import Run
+from zsqretrieval.evaluation.settings import Settings
 from zsqretrieval.evaluation.trec import read_qrels, read_run, write_qrels, write_run
+from zsqretrieval.search.scoring import YesNo
 
 ITEMS = ("a", "b", "c", "d", "e", "f")
 NAN = float("nan")
@@ -182,7 +194,7 @@ def test_trec_eval_measures_of_the_file_what_we_measure(tmp_path: Path) -> None:
 def test_all_measures_are_known() -> None:
     found = measure(run_of({"a": 1.0}), {"q0": {"a": 1}})
     assert {name: values.tolist() for name, values in found.items()} == {name: [1.0] for name in MEASURES}
-    with pytest.raises(InvalidInputError, match="'nonsense' is not known"):
+    with pytest.raises(InvalidInputError, match="'nonsense' is unknown"):
         measure(run_of({"a": 1.0}), {"q0": {"a": 1}}, ["nonsense"])
 
 
@@ -195,10 +207,10 @@ def test_all_measures_are_known() -> None:
         ("nDCG(cutoff=0)", r"'nDCG\(cutoff=0\)': cutoff must be from 1 to"),
         (f"R@{2**63}", "cutoff must be from 1 to"),
         ("P(rel=0)@3", r"'P\(rel=0\)@3': rel must be from 1 to"),
-        ("R", "'R' lacks a cutoff, or has a wrong one"),
-        ("P(cutoff=1.5)", "has a wrong one"),
-        ("Judged@10", "'Judged@10' is none of trec_eval's"),
-        ("nDCG(dcg='exp-log2')@10", "is none of trec_eval's"),
+        ("R", "'R' has no valid cutoff"),
+        ("P(cutoff=1.5)", "no valid cutoff"),
+        ("Judged@10", "'Judged@10' is not one of trec_eval's"),
+        ("nDCG(dcg='exp-log2')@10", "is not one of trec_eval's"),
     ],
 )
 def test_measures_that_cannot_be_had_are_refused_before_the_work(name: str, message: str) -> None:
@@ -208,7 +220,7 @@ def test_measures_that_cannot_be_had_are_refused_before_the_work(name: str, mess
     with pytest.raises(InvalidInputError, match=message):
         measure(run_of({"a": 1.0}), {"q0": {"a": 1}}, [name])
     with pytest.raises(InvalidInputError, match=message):
-        Plan(measures=("R@1", name))
+        Settings(measures=("R@1", name))
 
 
 def test_without_ir_measures_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,16 +229,21 @@ def test_without_ir_measures_it_says_how_to_install_it(monkeypatch: pytest.Monke
         measure(run_of({"a": 1.0}), {"q0": {"a": 1}})
 
 
-def test_what_does_not_belong_together_is_refused() -> None:
-    run = run_of({"a": 1.0}, {"b": 1.0})
-    with pytest.raises(MismatchError, match="answers the query 'q1', which the qrels do not have"):
-        measure(run, {"q0": {"a": 1}})
-    with pytest.raises(MismatchError, match="does not answer the query 'q7'"):
-        measure(run, {"q0": {"a": 1}, "q1": {"a": 1}, "q7": {"a": 1}})
-    with pytest.raises(MismatchError, match="does not answer the query ''"):
-        measure(run, {"q0": {"a": 1}, "q1": {"a": 1}, "": {"a": 1}})
-    with pytest.raises(MismatchError, match="answers the query '', which the qrels do not have"):
-        measure(replace(run, queries=("", "q1")), {"q1": {"a": 1}})
+@pytest.mark.parametrize(
+    ("queries", "judged", "message"),
+    [
+        (("q0", "q1"), ("q0",), "the qrels lack the query 'q1'"),
+        (("q0", "q1"), ("q0", "q1", "q7"), "the run lacks the query 'q7'"),
+        (("q0", "q1"), ("q0", "q1", ""), "the run lacks the query ''"),
+        (("", "q1"), ("q1",), "the qrels lack the query ''"),
+    ],
+)
+def test_run_and_qrels_of_other_queries_are_refused(
+    queries: tuple[str, ...], judged: tuple[str, ...], message: str
+) -> None:
+    run = replace(run_of({"a": 1.0}, {"b": 1.0}), queries=queries)
+    with pytest.raises(MismatchError, match=message):
+        measure(run, {query: {"a": 1} for query in judged})
 
 
 def test_files_name_the_line_and_the_query(tmp_path: Path) -> None:
@@ -234,25 +251,25 @@ def test_files_name_the_line_and_the_query(tmp_path: Path) -> None:
     file = tmp_path / "broken.run"
     good = "q0 Q0 a 1 0.5 toy\n"
     for line, message in [
-        ("q1 Q0 b 1 nan toy", "broken.run:2: query 'q1': item 'b': the score is nan; the scorer"),
-        ("q1 Q0 b 1 -inf toy", "broken.run:2: query 'q1': item 'b': the score is -inf"),
-        ("q1 Q0 b 1 high toy", "broken.run:2: query 'q1': item 'b': the score 'high' is no number"),
+        ("q1 Q0 b 1 nan toy", "broken.run:2: query 'q1': item 'b': the score 'nan' is not a finite"),
+        ("q1 Q0 b 1 -inf toy", "broken.run:2: query 'q1': item 'b': the score '-inf' is not"),
+        ("q1 Q0 b 1 high toy", "broken.run:2: query 'q1': item 'b': the score 'high' is not a finite number"),
         ("q1 Q0 z 1 0.5 toy", "broken.run:2: query 'q1': the item 'z' is not in toy"),
         ("q9 Q0 a 1 0.5 toy", "broken.run:2: the query 'q9' is not in toy"),
-        ("q0 Q0 a 2 0.4 toy", "broken.run:2: query 'q0': the item 'a' stands there twice"),
+        ("q0 Q0 a 2 0.4 toy", "broken.run:2: query 'q0': the item 'a' is repeated"),
         ("q1 Q0 b 1 0.5", "broken.run:2: has 5 columns, not the 6"),
-        ("q1 Q0 b 1 0.5 other", "broken.run:2: is of the system 'other', the lines before of 'toy'"),
+        ("q1 Q0 b 1 0.5 other", "broken.run:2: the system is 'other', in the lines before 'toy'"),
     ]:
         file.write_text(good + line + "\n")
         with pytest.raises(InvalidInputError, match=message.replace(".", r"\.")):
             read_run(file, task)
     qrels = tmp_path / "qrels.txt"
     for text, message in [
-        ("q0 0 a 1\nq0 0 a 0\n", "qrels.txt:2: query 'q0': the item 'a' stands there twice"),
-        ("q0 0 a high\n", "qrels.txt:1: query 'q0': the grade 'high' is no whole number"),
+        ("q0 0 a 1\nq0 0 a 0\n", "qrels.txt:2: query 'q0': the item 'a' is repeated"),
+        ("q0 0 a high\n", "qrels.txt:1: query 'q0': the grade 'high' is not an integer"),
         ("q0 a 1\n", "qrels.txt:1: has 3 columns"),
-        ("q0 0 a 1\nq0 0 z 1\n", "qrels.txt:2: query 'q0': the item 'z' is not there"),
-        ("q9 0 a 1\n", "qrels.txt:1: the query 'q9' is not there"),
+        ("q0 0 a 1\nq0 0 z 1\n", "qrels.txt:2: query 'q0': the item 'z' is unknown"),
+        ("q9 0 a 1\n", "qrels.txt:1: the query 'q9' is unknown"),
     ]:
         qrels.write_text(text)
         with pytest.raises(InvalidInputError, match=message):
@@ -285,10 +302,10 @@ def test_a_failed_write_leaves_the_former_file(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("candidates", "values", "message"),
     [
-        ([[0, 1]], [[1, NAN]], "run 'toy', query 'q0': the score of 'b' is nan, one of 1 .* broken"),
+        ([[0, 1]], [[1, NAN]], "run 'toy', query 'q0': the score of 'b' is nan, one of 1 that are not finite"),
         ([[0, 1]], [[-np.inf, np.inf]], "run 'toy', query 'q0': the score of 'a' is -inf, one of 2"),
-        ([[0, 6]], [[1, 2]], "query 'q0': there is no candidate 6 among 6 items"),
-        ([[2, 2]], [[1, 2]], "query 'q0': the item 'c' stands there twice"),
+        ([[0, 6]], [[1, 2]], "query 'q0': no candidate 6 among 6 items"),
+        ([[2, 2]], [[1, 2]], "query 'q0': the item 'c' is a candidate twice"),
         ([[0, 1]], [[1]], "both must be"),
         ([[0], [1]], [[1], [2]], "1 queries, candidates"),
         ([[0.0]], [[1]], "candidates are float64"),
@@ -302,5 +319,121 @@ def test_a_broken_run_is_refused(candidates: list[object], values: list[object],
 def test_padding_is_no_candidate() -> None:
     run = Run("toy", ("q0",), ITEMS, np.array([[-1, 3, -1]]), np.array([[NAN, 1.0, NAN]]))
     assert break_ties(run, {}).candidates.tolist() == [[3, -1, -1]]
-    with pytest.raises(InvalidInputError, match="query 'q0': a score beyond"):
+    with pytest.raises(InvalidInputError, match="query 'q0': a score is beyond"):
         break_ties(run_of({"a": 1e38}), {})
+
+
+# --- ranks ------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**32 - 1))
+def test_first_ranks_agree_with_the_measured_recall(queries: int, items: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scores = random.integers(0, 4, (queries, items)).astype(np.float64)  # many ties
+    right = random.random(scores.shape) < 0.3
+    ranks = first_ranks(scores, right)
+    for row, rank in enumerate(ranks):
+        better = [(scores[row] >= scores[row, n])[~right[row]].sum() for n in np.flatnonzero(right[row])]
+        assert rank == min(better, default=MISSING)
+    names = tuple(f"i{n}" for n in range(items))
+    candidates = np.tile(np.arange(items), (queries, 1))
+    run = Run("toy", tuple(f"q{n}" for n in range(queries)), names, candidates, scores)
+    qrels = {q: {names[n]: int(right[row, n]) for n in range(items)} for row, q in enumerate(run.queries)}
+    for k in (1, 2, 5):
+        assert (measure(run, qrels, [f"R@{k}"])[f"R@{k}"] == (ranks < k)).all()
+
+
+def test_missing_candidates_have_no_rank_and_tied_ones_are_counted() -> None:
+    scores = np.array([[0.5, NAN, 0.5], [1.0, 0.5, 0.0]])
+    assert first_ranks(scores, np.array([[False, False, True], [False] * 3])).tolist() == [1, MISSING]
+    run = Run("toy", ("q0", "q1"), ITEMS, np.array([[0, -1, 1], [0, 1, 2]]), scores)
+    assert tied_share(run) == 2 / 5
+
+
+# --- calibration ------------------------------------------------------------------------------------------
+
+
+def looking(queries: int, items: int = 3) -> Task:
+    """Query n looks for item n modulo the number of items."""
+    names = tuple(f"q{n}" for n in range(queries))
+    return Task(
+        "toy",
+        names,
+        tuple(f"i{n}" for n in range(items)),
+        {name: {f"i{n % items}": 1} for n, name in enumerate(names)},
+        np.arange(queries),
+        ("caption",) * queries,
+    )
+
+
+def scored(scores: list[list[float]], candidates: list[list[int]] | None = None) -> Run:
+    rows = np.array(scores, np.float64)
+    found = np.tile(np.arange(3), (len(rows), 1)) if candidates is None else np.array(candidates)
+    return Run("toy", looking(len(rows)).queries, ("i0", "i1", "i2"), found, rows)
+
+
+def test_bins_and_error_by_hand() -> None:
+    said = np.repeat([0.2, 0.9], 10)
+    true = np.array([True] * 4 + [False] * 6 + [True] * 8 + [False] * 2)
+    found = reliability(said, true, np.arange(20), bins=2)
+    assert [(one.observations, one.predicted, one.observed) for one in found.bins] == [
+        (10, pytest.approx(0.2), 0.4),
+        (10, pytest.approx(0.9), 0.8),
+    ]
+    assert found.error == pytest.approx((0.2 + 0.1) / 2)
+    for one in found.bins:
+        assert one.interval is not None and one.interval[0] < one.observed < one.interval[1]
+
+
+def test_few_observations_make_few_bins() -> None:
+    assert len(reliability(np.linspace(0, 1, 9), np.ones(9, bool), np.arange(9)).bins) == 1
+    assert len(reliability(np.linspace(0, 1, 40), np.ones(40, bool), np.arange(40)).bins) == 4
+    same = reliability(np.full(500, 0.5), np.ones(500, bool), np.arange(500))
+    assert len(same.bins) == 1 and same.error == 0.5
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_calibrated_probabilities_have_a_small_error(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    said = random.random(4000)
+    honest = reliability(said, random.random(4000) < said, np.arange(4000), resamples=50)
+    boastful = reliability(said**0.25, random.random(4000) < said, np.arange(4000), resamples=50)
+    assert honest.error < 0.06 < boastful.error
+    assert len(honest.bins) == 10 and {one.observations for one in honest.bins} == {400}
+
+
+def test_observations_of_one_cluster_widen_the_interval() -> None:
+    random = np.random.default_rng(0)
+    true = np.repeat(random.random(40) < 0.5, 25)
+    said = np.full(1000, 0.5)
+    width = [
+        np.ptp(reliability(said, true, clusters).bins[0].interval or (0, 0))
+        for clusters in (np.repeat(np.arange(40), 25), np.arange(1000))
+    ]
+    assert width[0] > 3 * width[1]
+
+
+def test_yes_no_counts_every_candidate() -> None:
+    odds = [[2.0, -1.0, 0.0], [800.0, -800.0, 0.5]]
+    found = yes_no_reliability(scored(odds, [[0, 1, 2], [1, 0, -1]]), looking(2))
+    assert found.observations == 5
+    said = [YesNo.probability(one) for one in (2.0, -1.0, 0.0, 800.0, -800.0)]
+    (one,) = found.bins
+    assert one.predicted == pytest.approx(np.mean(said)) and one.observed == pytest.approx(2 / 5)
+
+
+def test_first_place_is_softmax_and_wrong_when_it_ties() -> None:
+    found = first_place_reliability(scored([[0.02, 0.01, 0.0]] * 3), looking(3), scale=100.0)
+    (one,) = found.bins
+    assert one.predicted == pytest.approx(np.exp(2) / (np.exp(2) + np.exp(1) + 1)) and one.observed == 1 / 3
+    tied = first_place_reliability(scored([[1.0, 1.0, 0.0]]), looking(1))
+    assert tied.bins[0].observed == 0, "of equal scores the wrong one comes first"
+    alone = first_place_reliability(scored([[-700.0, np.nan, np.nan]], [[0, -1, -1]]), looking(1))
+    assert (alone.bins[0].predicted, alone.bins[0].observed) == (1.0, 1.0)
+
+
+def test_values_outside_0_to_1_are_refused() -> None:
+    for said in (np.array([1.1]), np.array([np.nan]), np.empty(0)):
+        with pytest.raises(InvalidInputError):
+            reliability(said, np.ones(len(said), bool), np.arange(len(said)))

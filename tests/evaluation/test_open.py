@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from small_sets import write_colours, write_folder
 
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.opening import KINDS, open_dataset, open_distractors, open_judgments
+from zsqretrieval.evaluation.datasets import KINDS, open_dataset, open_distractors, open_judgments
 
 
 def test_a_folder_tells_what_it_holds(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_flickr8k_as_its_makers_give_it(tmp_path: Path) -> None:
     one_list = named.replace("{split}", "test")
     assert [query.text for query in open_dataset(one_list).queries] == ["A cat ."]
     for mute in (one_list, named.rpartition(",")[0], f"flickr:{tmp_path}/{{split}}.txt,{images}"):
-        with pytest.raises(InvalidInputError, match=r"of the split 'dev'; write .* with \{split\} in LIST"):
+        with pytest.raises(InvalidInputError, match=r"in the split 'dev'; write .* with \{split\} in the name of LIST"):
             open_dataset(mute, "dev")
     with pytest.raises(InvalidInputError, match=r"trainImages.*missing"):
         open_dataset(str(tmp_path), "train")
@@ -56,7 +56,7 @@ def test_human_ratings_are_found_beside_the_test_split(tmp_path: Path) -> None:
     dev = open_dataset(str(shards), "dev")
     assert open_judgments(str(shards), "dev", dev) == ()
     (shards / "CrowdFlowerAnnotations.txt").write_text(f"{first}\t{second}#9\t1\t3\t0\n")
-    with pytest.raises(InvalidInputError, match=r"CrowdFlowerAnnotations.txt:1: .* is not one of the 2"):
+    with pytest.raises(InvalidInputError, match=r"CrowdFlowerAnnotations.txt:1: .* is none of the 2"):
         open_judgments(str(shards), None, data)
     own = write_folder(tmp_path / "own")
     assert open_judgments(str(own), None, open_dataset(str(own))) == ()
@@ -80,10 +80,10 @@ def test_two_paths_are_parted_by_a_comma(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"no images of the split 'test'; it has val \(1\)"):
         open_dataset(argument)
     with pytest.raises(
-        InvalidInputError, match=r"names 1 paths; karpathy is given as karpathy:FILE.json,IMAGES"
+        InvalidInputError, match="has 1 paths; karpathy needs karpathy:FILE.json,IMAGES"
     ):
         open_dataset(f"karpathy:{tmp_path / 'all.json'}")
-    with pytest.raises(InvalidInputError, match="names 3 paths"):
+    with pytest.raises(InvalidInputError, match="has 3 paths"):
         open_dataset(f"{argument},{tmp_path}")
 
 
@@ -91,11 +91,11 @@ def test_what_is_no_data_set_is_told_the_kinds(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="neither a folder nor kind:path") as refused:
         open_dataset("flickr9k:somewhere")
     assert all(f"{name}:{kind.paths}" in str(refused.value) for name, kind in KINDS.items())
-    with pytest.raises(InvalidInputError, match="tells not what data set it is; there are shards:FOLDER"):
+    with pytest.raises(InvalidInputError, match="is not a known kind of data set; the kinds are shards:FOLDER"):
         open_dataset(str(tmp_path))
-    with pytest.raises(InvalidInputError, match="names 0 paths; shards is given as shards:FOLDER"):
+    with pytest.raises(InvalidInputError, match="has 0 paths; shards needs shards:FOLDER"):
         open_dataset("shards:")
-    with pytest.raises(InvalidInputError, match="has no splits, so there is no 'dev'"):
+    with pytest.raises(InvalidInputError, match="has no splits, so no 'dev'"):
         open_dataset(f"folder:{write_folder(tmp_path / 'own')}", "dev")
     with pytest.raises(InvalidInputError, match=r"holds no shards train-\*\.tar"):
         open_dataset(str(write_colours(tmp_path / "shards")), "train")

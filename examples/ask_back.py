@@ -10,7 +10,9 @@ yourself: ``zsq index FOLDER --out ALBUM``, then ``zsq chat ALBUM "a few words"`
 
 from __future__ import annotations
 
-from zsqretrieval import Dialog, InformationGain, Retriever
+from zsqretrieval import Retriever
+from zsqretrieval.dialog.dialog import Dialog
+from zsqretrieval.dialog.policies import InformationGain
 from zsqretrieval.data.samples import photographs
 from zsqretrieval.evaluation.simulated_user import CaptionUser
 

@@ -30,18 +30,18 @@ def main() -> None:
     args = parser.parse_args()
     with Retriever.from_preset(args.preset, index="exact", states="memory") as retriever:
         retriever.add(photographs())
-        report = retriever.generate_questions(3, answers=True, top_k=args.top_k)
+        report = retriever.questions.generate(3, answers=True, top_k=args.top_k)
         counts = f"{report.questions} questions of {report.asked} photographs, {report.kept} kept"
         print(f"{counts} (`top_k={args.top_k}`).\n")
         print("| image | question | answer | own rank | kept |\n|---|---|---|---|---|")
-        for one in retriever.questions():
+        for one in retriever.questions.list():
             rank = one.judgement.rank or f"> {args.top_k}"
             kept = "yes" if one.judgement.kept else ""
             print(f"| {one.id} | {one.text} | {one.answer or ''} | {rank} | {kept} |")
         print("\n| searched | without questions | with questions | matched question |\n|---|---|---|---|")
         for text in SEARCHED:
-            plain = retriever.search(text, 1, scoring=None)[0]
-            found = retriever.search(text, 1, scoring=None, expand=True)[0]
+            plain = retriever.search(text, 1, rerank=None)[0]
+            found = retriever.search(text, 1, expand=True, rerank=None)[0]
             print(f"| {text} | {plain.id} | {found.id} | {found.matched_question or ''} |")
         ranking = retriever.search(SEARCHED[0], 3, explain=True)
         print(f"\nRead for “{ranking.query}”:\n")

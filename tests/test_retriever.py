@@ -28,6 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from PIL import Image as PILImage
 
 from zsqretrieval import plugins
+from zsqretrieval.album.ingest import AddReport
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import (
     AlbumError,
@@ -39,7 +40,8 @@ from zsqretrieval.errors import (
 )
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
-from zsqretrieval.retriever import PRESETS, AddReport, Retriever
+from zsqretrieval.presets import PRESETS
+from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder, ToyIndex
 from zsqretrieval.types import Image
 
@@ -75,7 +77,7 @@ def hnsw() -> HNSWIndex:
 
 
 def load(path: Path, **parts: Any) -> Retriever:
-    return Retriever.load(path, **{"encoder": ENCODER, **parts})
+    return Retriever.open(path, **{"encoder": ENCODER, **parts})
 
 
 def ids(retriever: Retriever) -> list[str]:
@@ -175,7 +177,7 @@ def test_a_file_that_changed_replaces_its_former_self(retriever: Retriever, tmp_
     check(retriever, {"0.png": 0, "1.png": 9, "2.png": 2})
     after = retriever.find("1.png")
     assert before is not None and after is not None and after.key > before.key
-    assert retriever.search_image(png(1), 3)[0].score < 0.999, "the old vector is gone"
+    assert retriever.search(png(1), 3)[0].score < 0.999, "the old vector is gone"
 
 
 def where(retriever: Retriever) -> dict[str, str]:
@@ -316,7 +318,7 @@ def test_bytes_pil_images_paths_and_records(retriever: Retriever, tmp_path: Path
     assert report.added[2] == "three" and report.added[3] == str(tmp_path / "4.png")
     assert all(len(id) == 16 for id in report.added[:2])
     check(retriever, dict(zip(report.added, [1, 2, 3, 4], strict=True)))
-    hit = retriever.search_image(png(3), 1)[0]
+    hit = retriever.search(png(3), 1)[0]
     assert (hit.id, hit.source, hit.caption, hit.metadata) == ("three", "web", "a caption", {"n": [3]})
     assert retriever.add(pixels(2)).known == 1
     with PILImage.open(tmp_path / "4.png") as lazy:
@@ -475,7 +477,7 @@ def test_results_can_be_pickled(retriever: Retriever) -> None:
 def test_an_empty_album_answers_with_nothing(make: Any) -> None:
     with Retriever(ENCODER, make()) as retriever:
         assert len(retriever) == 0 and list(retriever.records()) == []
-        assert len(retriever.search("red")) == len(retriever.search_image(png(1))) == 0
+        assert len(retriever.search("red")) == len(retriever.search(png(1))) == 0
         retriever.add(record(1, 1))
         retriever.remove("1")
         assert len(retriever.search("red")) == 0
@@ -491,9 +493,9 @@ def test_what_cannot_be_searched_for(retriever: Retriever, tmp_path: Path) -> No
     with pytest.raises(InvalidInputError, match="k must be at least 1, not 0"):
         retriever.search("red", k=0)
     with pytest.raises(InvalidInputError, match="k must be at least 1, not -1"):
-        retriever.search_image(png(1), k=-1)
+        retriever.search(png(1), k=-1)
     with pytest.raises(ImageError, match="no such file"):
-        retriever.search_image(tmp_path / "none.png")
+        retriever.search(tmp_path / "none.png")
 
 
 def test_an_image_finds_itself(tmp_path: Path) -> None:
@@ -502,10 +504,10 @@ def test_an_image_finds_itself(tmp_path: Path) -> None:
     pixels(1).save(tmp_path / "other.png")
     with Retriever(ENCODER) as retriever:
         retriever.add(tmp_path)
-        ranking = retriever.search_image(tmp_path / "photo.jpg", k=1)
+        ranking = retriever.search(tmp_path / "photo.jpg", k=1)
         assert (ranking[0].id, ranking.query) == ("photo.jpg", str(tmp_path / "photo.jpg"))
         assert ranking[0].score == pytest.approx(1, abs=1e-6)
-        assert retriever.search_image(pixels(1))[0].id == "other.png"
+        assert retriever.search(pixels(1))[0].id == "other.png"
 
 
 def test_an_image_is_encoded_alike_when_added_and_when_searched_for(tmp_path: Path) -> None:
@@ -521,8 +523,8 @@ def test_an_image_is_encoded_alike_when_added_and_when_searched_for(tmp_path: Pa
     PILImage.effect_noise((400, 400), 90).save(tmp_path / "photo.jpg")
     with Retriever(Shrinking(), exact()) as retriever:
         retriever.add(tmp_path)
-        retriever.search_image(tmp_path / "photo.jpg")
-        retriever.search_image((tmp_path / "photo.jpg").read_bytes())
+        retriever.search(tmp_path / "photo.jpg")
+        retriever.search((tmp_path / "photo.jpg").read_bytes())
     assert given[0] == given[1] == given[2]
 
 
@@ -536,7 +538,7 @@ def test_exact_and_hnsw_answer_alike() -> None:
         queries = ["red", "a green bus", "black and white", "what is yellow?", "nothing"]
         for truth, found in [
             *((one.search(query, 20), other.search(query, 20)) for query in queries),
-            *((one.search_image(png(n), 20), other.search_image(png(n), 20)) for n in range(1000, 1010)),
+            *((one.search(png(n), 20), other.search(png(n), 20)) for n in range(1000, 1010)),
         ]:
             assert np.allclose([h.score for h in truth], [h.score for h in found], atol=1e-5)
             assert [h.id for h in truth] == [h.id for h in found]
@@ -605,7 +607,7 @@ def test_parts_are_restored_by_name(album: Path) -> None:
     with Retriever(Painter(5), index, path=album) as retriever:
         retriever.add([record(n, n) for n in range(5)])
     for _ in range(2):  # without a saved index, then with one
-        with Retriever.load(album) as again:
+        with Retriever.open(album) as again:
             assert isinstance(again.encoder, Painter) and again.encoder.shade == 5
             assert isinstance(again.index, HNSWIndex) and again.index.config["M"] == 7
             check(again, {str(n): n for n in range(5)})
@@ -613,11 +615,11 @@ def test_parts_are_restored_by_name(album: Path) -> None:
     with pytest.raises(
         MismatchError, match="made with encoder 'painter-5', but the encoder here is 'painter-6'"
     ):
-        Retriever.load(album, encoder=Painter(6))
-    with Retriever.load(album, encoder=Painter(5), index=ExactIndex(16)) as other:
+        Retriever.open(album, encoder=Painter(6))
+    with Retriever.open(album, encoder=Painter(5), index=ExactIndex(16)) as other:
         check(other, {str(n): n for n in range(5)})
         other.save()
-    with Retriever.load(album) as again:
+    with Retriever.open(album) as again:
         assert isinstance(again.index, ExactIndex)
     assert len(snapshots(album)) == 1
 
@@ -629,13 +631,13 @@ def test_a_plugin_that_is_gone_is_named(album: Path, monkeypatch: pytest.MonkeyP
         patch.setattr(plugins, "entry_points", lambda group: [*real(group=group), painter])
         Retriever(Painter(5), path=album).close()
     with pytest.raises(InvalidInputError, match="no encoder is named 'painter'"):
-        Retriever.load(album)
-    Retriever.load(album, encoder=Painter(5)).close()
+        Retriever.open(album)
+    Retriever.open(album, encoder=Painter(5)).close()
 
 
 @pytest.mark.usefixtures("painter")
 def test_presets(album: Path) -> None:
-    with Retriever.from_preset(path=album) as retriever:
+    with Retriever.open(album, "mini") as retriever:
         assert isinstance(retriever.index, HNSWIndex) and retriever.path == album
         assert retriever.index.fingerprint == retriever.encoder.fingerprint
     with Retriever.from_preset("mini", index="exact") as retriever:
@@ -662,9 +664,9 @@ def test_parts_that_are_no_plugins_have_to_be_given(album: Path) -> None:
     with Retriever(ENCODER, ToyIndex(16), path=album) as retriever:
         retriever.add([record(n, n) for n in range(3)])
         retriever.save()
-    with pytest.raises(AlbumError, match=r"an encoder that is not a plugin.*Retriever.load\(path, encoder="):
-        Retriever.load(album)
-    with pytest.raises(AlbumError, match=r"an index that is not a plugin.*Retriever.load\(path, index="):
+    with pytest.raises(AlbumError, match=r"an encoder that is not a plugin.*Retriever.open\(path, encoder="):
+        Retriever.open(album)
+    with pytest.raises(AlbumError, match=r"an index that is not a plugin.*Retriever.open\(path, index="):
         load(album)
     for index in (ToyIndex(16), exact()):
         with load(album, index=index) as again:
@@ -887,7 +889,7 @@ def test_two_retrievers_on_one_album_see_each_other(filled: Path, monkeypatch: p
         other.remove([str(n) for n in range(20)])
         check(one, {str(n): n for n in range(20, 50)})
         one.add(record(45, 145))
-        assert other.search_image(png(145), 1)[0].id == "45"
+        assert other.search(png(145), 1)[0].id == "45"
         one.save()
         other.save()
         other.add(record(60, 60))
@@ -959,7 +961,7 @@ def test_searching_while_adding_and_removing(album: Path, make: Any) -> None:
             while not done.is_set():
                 hits = retriever.search("red", 20)
                 assert len({hit.id for hit in hits}) == len(hits) >= 10
-                assert retriever.search_image(png(1003), 1)[0].id == "1003"
+                assert retriever.search(png(1003), 1)[0].id == "1003"
                 searches += 1
 
         def save() -> None:
@@ -1142,6 +1144,8 @@ NURSERY = """
 import io, json, os, random, sys
 import numpy as np
 from PIL import Image as PILImage
+from zsqretrieval.album.ingest import AddReport
+from zsqretrieval.presets import PRESETS
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder
 from zsqretrieval.types import Image
@@ -1156,7 +1160,7 @@ def live(album, diary, first, seed):
     def say(**news):
         os.write(diary, json.dumps(news).encode() + b"\\n")
     choice = random.Random(seed)
-    retriever = Retriever.load(album, encoder=ToyEncoder())
+    retriever = Retriever.open(album, encoder=ToyEncoder())
     say(up=True)
     while True:
         deed = choice.random()
@@ -1273,7 +1277,7 @@ def test_an_open_file_is_no_list_of_images(retriever: Retriever, tmp_path: Path)
 @pytest.mark.parametrize("path", ["x" * 300, "nowhere", "a\0b"])
 def test_where_there_is_no_album(path: str) -> None:
     with pytest.raises(AlbumError, match="is not an album"):
-        Retriever.load(path)
+        Retriever.open(path)
 
 
 def test_records_that_are_none_are_named(retriever: Retriever) -> None:

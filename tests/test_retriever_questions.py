@@ -30,6 +30,7 @@ from zsqretrieval.search.expansion import ALIKE, EXPANSION, best_questions, join
 from zsqretrieval.search.explain import Word, explain, words
 from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, RerankOnly, WeightedSum, best_first
 from zsqretrieval.search.priors import log_prior, null_images
+from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.search.scoring import Likelihood, YesNo
 from zsqretrieval.tasks.album_questions import own_ranks
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyGenerator, ToyIndex
@@ -91,7 +92,7 @@ def made(generator: Any = None, index: Any = None, **rest: Any) -> Retriever:
 
 
 def opened(album: Path, generator: Any = None) -> Retriever:
-    return Retriever.load(album, encoder=ENCODER, generator=generator or Asker())
+    return Retriever.open(album, encoder=ENCODER, generator=generator or Asker())
 
 
 def ids(hits: Sequence[Hit]) -> list[str]:
@@ -106,7 +107,7 @@ def test_questions_that_find_their_image_are_kept(pictures: Path) -> None:
     told: list[tuple[int, int]] = []
     with made(asker) as retriever:
         retriever.add(pictures)
-        report = retriever.generate_questions(
+        report = retriever.questions.generate(
             2, answers=True, top_k=1, batch_size=4, progress=lambda *done: told.append(done)
         )
         assert (report.asked, report.known, report.skipped) == (6, 0, ()) and report.seconds > 0
@@ -114,8 +115,8 @@ def test_questions_that_find_their_image_are_kept(pictures: Path) -> None:
             "what is asked of all finds one of them at most"
         )
         assert told[0] == (4, 6) and told[-1] == (6, 6)
-        for one in retriever.questions():
-            ranking = retriever.search(one.text, k=6, scoring=None)
+        for one in retriever.questions.list():
+            ranking = retriever.search(one.text, k=6, rerank=None)
             rank = ids(ranking).index(one.id) + 1
             judged = one.judgement
             assert judged.kept == (rank == 1) and judged.rank == (1 if rank == 1 else None)
@@ -137,36 +138,36 @@ def test_questions_that_find_their_image_are_kept(pictures: Path) -> None:
                 "seed": 0,
                 "max_new_tokens": 24,
             }
-        assert {one.id for one in retriever.questions("red.png")} == {"red.png"}
+        assert {one.id for one in retriever.questions.list("red.png")} == {"red.png"}
         with pytest.raises(
             InvalidInputError, match=r"no image 'pink\.png' in the album in memory; .*records\(\) lists"
         ):
-            retriever.questions("pink.png")
+            retriever.questions.list("pink.png")
 
 
 def test_the_same_work_is_done_once(pictures: Path, album: Path) -> None:
     with made(path=album) as retriever:
         retriever.add(pictures)
-        retriever.generate_questions(batch_size=4)
+        retriever.questions.generate(batch_size=4)
     again = Asker()
     with opened(album, again) as retriever:
-        assert retriever.generate_questions(batch_size=4).known == 6 and again.asked == []
+        assert retriever.questions.generate(batch_size=4).known == 6 and again.asked == []
         PILImage.new("RGB", (6, 4), (250, 200, 10)).save(pictures / "orange.png")
         retriever.add(pictures)
-        report = retriever.generate_questions()
+        report = retriever.questions.generate()
         assert (report.known, report.asked) == (6, 1) and again.asked == [str(pictures / "orange.png")]
-        other = retriever.generate_questions(seed=1)
+        other = retriever.questions.generate(seed=1)
         assert other.asked == 7 and other.questions == 0, "asked anew, and nothing new was said"
-        assert retriever.generate_questions(style="search").asked == 7
-        assert [(one.style, one.images) for one in retriever.question_styles()] == [
+        assert retriever.questions.generate(style="search").asked == 7
+        assert [(one.style, one.images) for one in retriever.questions.styles()] == [
             ("questions", 7),
             ("search", 7),
         ]
         with pytest.raises(InvalidInputError, match=r"no style 'serach'; there are .*questions, search"):
-            retriever.remove_questions("serach")
-        assert retriever.remove_questions("captions") == 0, "of which there might have been some"
-        assert retriever.remove_questions() > 0 and list(retriever.questions()) == []
-        assert retriever.generate_questions().asked == 7
+            retriever.questions.remove("serach")
+        assert retriever.questions.remove("captions") == 0, "of which there might have been some"
+        assert retriever.questions.remove() > 0 and list(retriever.questions.list()) == []
+        assert retriever.questions.generate().asked == 7
 
 
 def test_an_interrupted_run_goes_on_where_it_was(pictures: Path, album: Path) -> None:
@@ -179,15 +180,15 @@ def test_an_interrupted_run_goes_on_where_it_was(pictures: Path, album: Path) ->
     with made(asker, path=album) as retriever:
         retriever.add(pictures)
         with pytest.raises(KeyboardInterrupt):
-            retriever.generate_questions(batch_size=2, progress=stop)
+            retriever.questions.generate(batch_size=2, progress=stop)
     with opened(album, asker) as retriever:
-        report = retriever.generate_questions(batch_size=2)
-        whole = [(one.id, one.text, one.judgement) for one in retriever.questions()]
+        report = retriever.questions.generate(batch_size=2)
+        whole = [(one.id, one.text, one.judgement) for one in retriever.questions.list()]
     assert (report.known, report.asked) == (4, 2) and len(asker.asked) == 6
     with made() as retriever:
         retriever.add(pictures)
-        retriever.generate_questions(batch_size=2)
-        assert whole == [(one.id, one.text, one.judgement) for one in retriever.questions()]
+        retriever.questions.generate(batch_size=2)
+        assert whole == [(one.id, one.text, one.judgement) for one in retriever.questions.list()]
 
 
 KILLED = """
@@ -212,14 +213,14 @@ def test_a_killed_run_has_kept_what_it_told(pictures: Path, album: Path) -> None
         assert process.stdout is not None
         told = [int(process.stdout.readline()) for _ in range(3)]
         process.kill()
-    with Retriever.load(album, encoder=ENCODER, generator=ToyGenerator()) as retriever:
-        kept = {one.id for one in retriever.questions()}
+    with Retriever.open(album, encoder=ENCODER, generator=ToyGenerator()) as retriever:
+        kept = {one.id for one in retriever.questions.list()}
         assert len(kept) >= told[-1] == 3
-        (style,) = retriever.question_styles()
+        (style,) = retriever.questions.styles()
         assert style.images == len(kept), "no image is half asked"
-        report = retriever.generate_questions(2, style="captions", top_k=None)
+        report = retriever.questions.generate(2, style="captions", top_k=None)
         assert report.known == len(kept) and report.known + report.asked == 6
-        assert all(len(list(retriever.questions(f"{name}.png"))) > 0 for name in NAMES)
+        assert all(len(list(retriever.questions.list(f"{name}.png"))) > 0 for name in NAMES)
 
 
 def test_a_batch_that_fails_leaves_the_earlier_ones(pictures: Path) -> None:
@@ -232,8 +233,8 @@ def test_a_batch_that_fails_leaves_the_earlier_ones(pictures: Path) -> None:
     with made(Tired()) as retriever:
         retriever.add(pictures)
         with pytest.raises(InvalidInputError, match="too tired"):
-            retriever.generate_questions(batch_size=4)
-        assert len({one.id for one in retriever.questions()}) == 4
+            retriever.questions.generate(batch_size=4)
+        assert len({one.id for one in retriever.questions.list()}) == 4
 
 
 def test_an_image_that_cannot_be_shown_is_told_and_asked_later(pictures: Path) -> None:
@@ -241,19 +242,19 @@ def test_an_image_that_cannot_be_shown_is_told_and_asked_later(pictures: Path) -
         retriever.add(pictures)
         away = pictures.with_name("away.png")
         (pictures / "red.png").rename(away)
-        report = retriever.generate_questions()
+        report = retriever.questions.generate()
         assert report.asked == 5 and [Path(one.source).name for one in report.skipped] == ["red.png"]
         away.rename(pictures / "red.png")
-        assert retriever.generate_questions().asked == 1
+        assert retriever.questions.generate().asked == 1
 
 
 def test_states_are_shown_where_they_are_kept(pictures: Path) -> None:
     with Retriever(ENCODER, None, Seeing(), states="memory") as retriever:
         retriever.add(pictures)
         shutil.rmtree(pictures)
-        report = retriever.generate_questions(2, style="captions", top_k=None)
+        report = retriever.questions.generate(2, style="captions", top_k=None)
         assert report.asked == 6 and report.questions == report.kept > 0
-        assert all(one.judgement.rank is one.judgement.top_k is None for one in retriever.questions())
+        assert all(one.judgement.rank is one.judgement.top_k is None for one in retriever.questions.list())
 
 
 def test_an_image_removed_meanwhile_is_passed_over(pictures: Path) -> None:
@@ -268,25 +269,27 @@ def test_an_image_removed_meanwhile_is_passed_over(pictures: Path) -> None:
 
         other = made(Removing())
         retriever._viewer = other._viewer
-        report = retriever.generate_questions()
-        assert {one.id for one in retriever.questions()} == {f"{name}.png" for name in NAMES} - {"red.png"}
-        assert report.questions == len(list(retriever.questions()))
+        report = retriever.questions.generate()
+        assert {one.id for one in retriever.questions.list()} == {f"{name}.png" for name in NAMES} - {
+            "red.png"
+        }
+        assert report.questions == len(list(retriever.questions.list()))
         other.close()
 
 
 def test_filtering_again_judges_by_the_album_as_it_is(pictures: Path) -> None:
     with made() as retriever:
         retriever.add(pictures / "red.png")
-        assert retriever.generate_questions(top_k=1).kept == 2, "alone, any question leads to it"
+        assert retriever.questions.generate(top_k=1).kept == 2, "alone, any question leads to it"
         retriever.add(pictures)
         told: list[tuple[int, int]] = []
-        report = retriever.filter_questions(1, batch_size=1, progress=lambda *done: told.append(done))
+        report = retriever.questions.filter(1, batch_size=1, progress=lambda *done: told.append(done))
         assert (report.questions, report.kept) == (2, 1) and told == [(1, 2), (2, 2)]
-        judged = {one.text: one.judgement for one in retriever.questions()}
+        judged = {one.text: one.judgement for one in retriever.questions.list()}
         assert judged["is there a red thing?"].kept and judged["is there a red thing?"].gallery == 6
         assert not judged["what is it?"].kept
-        assert retriever.filter_questions(None).kept == 2
-        hits = retriever.search("what is it?", 6, expand=True, scoring=None)
+        assert retriever.questions.filter(None).kept == 2
+        hits = retriever.search("what is it?", 6, expand=True, rerank=None)
         matched = {Path(hit.source).name: hit.matched_question for hit in hits}
         assert matched.pop("red.png") == "what is it?" and set(matched.values()) == {None}
 
@@ -295,7 +298,7 @@ def test_what_cannot_be_done_is_said(pictures: Path) -> None:
     alone = Retriever(ENCODER, ExactIndex(ENCODER.dim))
     alone.add(pictures)
     for call, message in (
-        (lambda: alone.generate_questions(), "writing questions needs a generator, and there is none"),
+        (lambda: alone.questions.generate(), "writing questions needs a generator, and there is none"),
         (lambda: alone.search("red", explain=True), "explain=True needs a generator"),
         (
             lambda: alone.search("red", expand=True),
@@ -311,12 +314,12 @@ def test_what_cannot_be_done_is_said(pictures: Path) -> None:
         wrong += [{"temperature": -1}, {"temperature": "warm"}, {"seed": -1}, {"seed": 0.5}]
         for settings in [*wrong, {"max_new_tokens": 0}, {"n": True}, {"top_k": True}]:
             with pytest.raises(InvalidInputError, match=next(iter(settings))):
-                retriever.generate_questions(**settings)
-        assert not retriever.question_styles()  # and nobody was asked so
+                retriever.questions.generate(**settings)
+        assert not retriever.questions.styles()  # and nobody was asked so
         for settings in wrong[1:3]:
             with pytest.raises(InvalidInputError, match="must be at least 1, not 0"):
-                retriever.filter_questions(**settings)
-        retriever.generate_questions()
+                retriever.questions.filter(**settings)
+        retriever.questions.generate()
         with pytest.raises(InvalidInputError, match="expansion must be one such as"):
             retriever.search("red", expand=True, expansion="max")  # type: ignore[arg-type]
 
@@ -325,17 +328,17 @@ def test_numbers_of_numpy_are_numbers(pictures: Path, album: Path) -> None:
     with made(path=album) as retriever:
         retriever.add(pictures)
         settings: dict[str, Any] = {"n": 2, "top_k": 3, "seed": 1, "max_new_tokens": 9, "batch_size": 4}
-        report = retriever.generate_questions(**{name: np.int64(one) for name, one in settings.items()})
+        report = retriever.questions.generate(**{name: np.int64(one) for name, one in settings.items()})
         assert report.asked == 6
-        assert retriever.generate_questions(**settings).known == 6
-        retriever.filter_questions(np.int16(2), batch_size=np.uint8(5))  # type: ignore[arg-type]
+        assert retriever.questions.generate(**settings).known == 6
+        retriever.questions.filter(np.int16(2), batch_size=np.uint8(5))  # type: ignore[arg-type]
     with opened(album) as retriever:
-        judged = [one.judgement for one in retriever.questions()]
+        judged = [one.judgement for one in retriever.questions.list()]
         assert {one.top_k for one in judged} == {2} and {type(one.rank) for one in judged} == {
             int,
             type(None),
         }
-        (recipe,) = {one.recipe for one in retriever.questions()}
+        (recipe,) = {one.recipe for one in retriever.questions.list()}
         assert (recipe.n, recipe.seed, recipe.max_new_tokens) == (2, 1, 9)
 
 
@@ -358,19 +361,19 @@ def test_own_ranks_count_from_one(found: np.ndarray, data: st.DataObject) -> Non
 def test_both_first_stage_scores_are_told(pictures: Path, index: Any) -> None:
     with made(index=index) as retriever:
         retriever.add(pictures)
-        retriever.generate_questions(2, top_k=1)
-        ranking = retriever.search("a red thing?", 4, expand=True, scoring=None)
-        plain = {hit.id: hit for hit in retriever.search("a red thing?", 6, scoring=None)}
+        retriever.questions.generate(2, top_k=1)
+        ranking = retriever.search("a red thing?", 4, expand=True, rerank=None)
+        plain = {hit.id: hit for hit in retriever.search("a red thing?", 6, rerank=None)}
         for hit in ranking:
             assert hit.score == hit.scores["first_stage"]
             assert hit.scores["image_similarity"] == pytest.approx(plain[hit.id].score, abs=1e-6)
-            texts = [one.text for one in retriever.questions(hit.id) if one.judgement.kept]
+            texts = [one.text for one in retriever.questions.list(hit.id) if one.judgement.kept]
             cosines = ENCODER.encode_text(["a red thing?"]) @ ENCODER.encode_text(texts).T
             assert hit.matched_question == texts[int(cosines.argmax())]
             assert hit.scores["question_similarity"] == pytest.approx(float(cosines.max()), abs=1e-6)
         assert ids(ranking)[0] == "red.png" and set(ranking.timings) == {"encode", "first_stage"}
         assert all(hit.matched_question is None for hit in plain.values())
-        again = retriever.search("a red thing?", 3, expand=True, candidates=6)
+        again = retriever.search("a red thing?", 3, expand=True, rerank=Rerank(candidates=6))
         assert set(again[0].scores) == {
             *("first_stage", "image_similarity", "question_similarity", "likelihood", "fused"),
         }
@@ -388,28 +391,26 @@ def test_a_question_leads_to_an_image_that_looks_otherwise(pictures: Path) -> No
 
     with made(Wrong()) as retriever:
         retriever.add(pictures)
-        retriever.generate_questions(1, top_k=None)
-        assert retriever.search("is it a zebra?", 1, scoring=None, candidates=1)[0].id != "white.png"
+        retriever.questions.generate(1, top_k=None)
+        assert retriever.search("is it a zebra?", 1, rerank=None)[0].id != "white.png"
         for expansion in (RerankOnly(), Maximum(1.0), WeightedSum(5.0)):
-            (hit,) = retriever.search(
-                "is it a zebra?", 1, scoring=None, candidates=1, expand=True, expansion=expansion
-            )
+            (hit,) = retriever.search("is it a zebra?", 1, expand=True, expansion=expansion, rerank=None)
             if expansion == RerankOnly():
                 assert hit.id == "white.png" and hit.matched_question == "is it a zebra?"
                 assert hit.scores["question_similarity"] == pytest.approx(1)
-        with_all = retriever.search("is it a zebra?", 6, scoring=None, expand=True, expansion=Maximum(1.0))
+        with_all = retriever.search("is it a zebra?", 6, expand=True, expansion=Maximum(1.0), rerank=None)
         assert with_all[0].id == "white.png"
 
 
 def test_the_question_index_follows_the_album(pictures: Path, album: Path) -> None:
     with made(path=album) as retriever, opened(album) as other:
         retriever.add(pictures)
-        retriever.generate_questions(2, top_k=1)
-        assert other.search("a red thing?", 1, expand=True, scoring=None)[0].id == "red.png"
+        retriever.questions.generate(2, top_k=1)
+        assert other.search("a red thing?", 1, expand=True, rerank=None)[0].id == "red.png"
         retriever.remove("red.png")
         for each in (retriever, other):
-            assert "red.png" not in ids(each.search("a red thing?", 6, expand=True, scoring=None))
-        other.remove_questions()
+            assert "red.png" not in ids(each.search("a red thing?", 6, expand=True, rerank=None))
+        other.questions.remove()
         with pytest.raises(InvalidInputError, match="no questions"):
             retriever.search("red", expand=True)
 
@@ -417,15 +418,15 @@ def test_the_question_index_follows_the_album(pictures: Path, album: Path) -> No
 def test_snapshots_of_the_question_index_are_kept_and_checked(pictures: Path, album: Path) -> None:
     with made() as retriever:
         retriever.add(pictures)
-        retriever.generate_questions(2, top_k=1)
-        before = retriever.search("a red thing?", 6, expand=True, scoring=None)
+        retriever.questions.generate(2, top_k=1)
+        before = retriever.search("a red thing?", 6, expand=True, rerank=None)
         retriever.save(album)
         retriever.save()
     (snapshot,) = album.glob("questions-*")
     with opened(album) as retriever:
-        assert retriever.search("a red thing?", 6, expand=True, scoring=None).hits == before.hits
+        assert retriever.search("a red thing?", 6, expand=True, rerank=None).hits == before.hits
         retriever.remove("red.png")
-        without = retriever.search("a red thing?", 6, expand=True, scoring=None)
+        without = retriever.search("a red thing?", 6, expand=True, rerank=None)
         assert "red.png" not in ids(without) and len(without) > 0
         retriever.save()
     assert not snapshot.exists()
@@ -434,7 +435,7 @@ def test_snapshots_of_the_question_index_are_kept_and_checked(pictures: Path, al
         file.write_bytes(file.read_bytes()[:-3])
     with opened(album) as retriever:
         with pytest.warns(RuntimeWarning, match="the saved questions of .* is damaged and is rebuilt"):
-            after = retriever.search("a red thing?", 6, expand=True, scoring=None)
+            after = retriever.search("a red thing?", 6, expand=True, rerank=None)
         assert after.hits == without.hits
     shutil.rmtree(snapshot)
 
@@ -590,10 +591,14 @@ def test_every_hit_that_can_be_shown_is_explained(pictures: Path, scoring: Any) 
         (pictures / "green.png").unlink()
         settings = {"k": 6, "scoring": scoring}
         if scoring is None:
-            ranking = retriever.search("the red thing ?", explain=True, batch_size=2, **settings)
+            ranking = retriever.search(
+                "the red thing ?", explain=True, **settings, rerank=Rerank(batch_size=2)
+            )
         else:
             with pytest.warns(RuntimeWarning, match="1 of 6 candidates"):
-                ranking = retriever.search("the red thing ?", explain=True, batch_size=2, **settings)
+                ranking = retriever.search(
+                    "the red thing ?", explain=True, **settings, rerank=Rerank(batch_size=2)
+                )
         assert list(ranking.timings)[-1] == "explain" and len(ranking) == 6
         for hit in ranking:
             if hit.id == "green.png":
@@ -603,8 +608,8 @@ def test_every_hit_that_can_be_shown_is_explained(pictures: Path, scoring: Any) 
             assert hit.explanation is not None and hit.explanation.answer == expected.answer
             assert hit.explanation.tokens == expected.tokens
             assert hit.explanation.with_image == pytest.approx(expected.with_image)
-        assert len(retriever.search("red", 2, explain=True, scoring=None)) == 2
-        assert all(replace(hit, explanation=None) == hit for hit in retriever.search("red", scoring=None))
+        assert len(retriever.search("red", 2, explain=True, rerank=None)) == 2
+        assert all(replace(hit, explanation=None) == hit for hit in retriever.search("red", rerank=None))
 
 
 # --- with a real model
@@ -615,8 +620,8 @@ def test_the_mini_models_ask_answer_and_explain() -> None:
     photos = list(photographs())[:4]
     with Retriever.from_preset("mini", index="exact", states="memory") as retriever:
         retriever.add(photos)
-        report = retriever.generate_questions(2, answers=True, top_k=4)
-        asked = list(retriever.questions())
+        report = retriever.questions.generate(2, answers=True, top_k=4)
+        asked = list(retriever.questions.list())
         assert (report.asked, report.skipped) == (4, ()) and report.kept == report.questions == len(asked) > 0
         assert all(one.text.endswith("?") and one.log_likelihood < 0 for one in asked)
         assert len({one.text for one in asked}) > 1 and any(one.answer for one in asked)
@@ -635,7 +640,7 @@ def test_the_mini_models_ask_answer_and_explain() -> None:
         assert "".join(word.text for word in words(hit.explanation)) == said
     with Retriever.from_preset("mini", index="exact", states="memory") as retriever:
         retriever.add(photos)
-        retriever.generate_questions(2, answers=True, top_k=4)
-        assert [(one.id, one.text, one.answer) for one in retriever.questions()] == [
+        retriever.questions.generate(2, answers=True, top_k=4)
+        assert [(one.id, one.text, one.answer) for one in retriever.questions.list()] == [
             (one.id, one.text, one.answer) for one in asked
         ]

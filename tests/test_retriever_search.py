@@ -27,13 +27,14 @@ from seeing import Seeing
 from zsqretrieval import plugins
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.features import StateStore
-from zsqretrieval.data.images import open_images
+from zsqretrieval.data.sources import open_images
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError, ZsqError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.presets import PRESETS, LazyGenerator, Preset
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.fusion import Fusion, ReciprocalRank, RerankOnly, WeightedSum, best_first
 from zsqretrieval.search.priors import Prior, log_prior
+from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.search.scoring import Likelihood, YesNo, score_images, score_texts
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Image, LogLikelihood, Ranking
@@ -109,9 +110,11 @@ def ids(ranking: Ranking) -> list[str]:
 def test_every_hit_keeps_the_score_of_every_stage(pictures: Path, rule: Any, fusion: Any) -> None:
     with made() as retriever:
         retriever.add(pictures)
-        first = retriever.search("red ?", k=8, scoring=None)
+        first = retriever.search("red ?", k=8, rerank=None)
         assert all(hit.scores == {"first_stage": hit.score} for hit in first)
-        ranking = retriever.search("red ?", k=5, candidates=8, scoring=rule, fusion=fusion, batch_size=3)
+        ranking = retriever.search(
+            "red ?", k=5, rerank=Rerank(rule, fusion=fusion, candidates=8, batch_size=3)
+        )
 
     images = [next(open_images(hit.source)) for hit in first]
     cosine, scores = np.array([hit.score for hit in first]), score_images(TOY, rule, "red ?", images)
@@ -133,11 +136,13 @@ def test_the_likelihood_is_what_a_generator_is_for(pictures: Path) -> None:
             one.add(pictures)
         ranking = retriever.search("red ?")
         assert list(ranking[0].scores) == ["first_stage", "likelihood", "fused"]
-        assert ids(ranking) == ids(retriever.search("red ?", scoring=Likelihood(), fusion=WeightedSum()))
+        assert ids(ranking) == ids(
+            retriever.search("red ?", rerank=Rerank(Likelihood(), fusion=WeightedSum()))
+        )
         assert list(without.search("red ?")[0].scores) == ["first_stage"]
         assert (retriever.has_generator, without.has_generator) == (True, False)
         assert retriever.generator is TOY and without.generator is None
-        assert list(retriever.search_image(pictures / "00.png")[0].scores) == ["first_stage"]
+        assert list(retriever.search(pictures / "00.png")[0].scores) == ["first_stage"]
 
 
 def test_how_many_candidates_are_read(pictures: Path) -> None:
@@ -146,10 +151,10 @@ def test_how_many_candidates_are_read(pictures: Path) -> None:
         retriever.add(pictures)
         for k, candidates, read in [(3, 5, 5), (5, 3, 5), (2, 100, 12), (100, 1, 12)]:
             generator.looked_at.clear()
-            ranking = retriever.search("red", k, candidates=candidates)
+            ranking = retriever.search("red", k, rerank=Rerank(candidates=candidates))
             assert len(generator.looked_at) == read and len(ranking) == min(k, 12)
-        first = retriever.search("red", 4, scoring=None)
-        assert set(ids(retriever.search("red", 4, candidates=4))) == set(ids(first))
+        first = retriever.search("red", 4, rerank=None)
+        assert set(ids(retriever.search("red", 4, rerank=Rerank(candidates=4)))) == set(ids(first))
 
 
 def test_progress_may_stop_a_search(pictures: Path) -> None:
@@ -164,16 +169,18 @@ def test_progress_may_stop_a_search(pictures: Path) -> None:
     with made(generator) as retriever:
         retriever.add(pictures)
         with pytest.raises(KeyboardInterrupt):
-            retriever.search("red", candidates=11, batch_size=4, progress=stop)
+            retriever.search("red", progress=stop, rerank=Rerank(candidates=11, batch_size=4))
         assert seen == [(4, 11), (8, 11)] and len(generator.looked_at) == 8
-        retriever.search("red", candidates=11, batch_size=4, progress=lambda *news: seen.append(news))
+        retriever.search(
+            "red", progress=lambda *news: seen.append(news), rerank=Rerank(candidates=11, batch_size=4)
+        )
         assert seen[2:] == [(4, 11), (8, 11), (11, 11)]
 
 
 def test_a_batch_size_changes_nothing(pictures: Path) -> None:
     with made() as retriever:
         retriever.add(pictures)
-        rankings = [retriever.search("red ?", 12, batch_size=size) for size in (1, 5, 100)]
+        rankings = [retriever.search("red ?", 12, rerank=Rerank(batch_size=size)) for size in (1, 5, 100)]
         assert ids(rankings[0]) == ids(rankings[1]) == ids(rankings[2])
         for hits in zip(*rankings, strict=True):
             assert hits[0].score == pytest.approx(hits[1].score) == pytest.approx(hits[2].score)
@@ -202,9 +209,9 @@ def test_scoring_needs_a_generator() -> None:
     with made(None) as retriever:
         for rule in (Likelihood(), YesNo()):
             with pytest.raises(InvalidInputError, match=f"scoring by '{rule.name}' needs a generator"):
-                retriever.search("red", scoring=rule)
+                retriever.search("red", rerank=rule)
         with pytest.raises(InvalidInputError, match="needs a generator"):
-            retriever.search_texts(PILImage.new("RGB", (4, 4)), ["red"], scoring=Likelihood())
+            retriever.rank_texts(PILImage.new("RGB", (4, 4)), ["red"], rerank=Likelihood())
 
 
 def test_an_empty_album(album: Path) -> None:
@@ -231,7 +238,7 @@ def test_numbers_that_are_none_are_an_error(pictures: Path) -> None:
     with made() as retriever:
         retriever.add(pictures)
         with pytest.raises(InvalidInputError, match=r"the fusion .* gave \[nan\] for 12 candidates"):
-            retriever.search("red", fusion=Lost())
+            retriever.search("red", rerank=Rerank(fusion=Lost()))
 
 
 # --- images that cannot be shown
@@ -240,19 +247,19 @@ def test_numbers_that_are_none_are_an_error(pictures: Path) -> None:
 def test_a_file_that_is_gone_or_changed_ranks_last_and_is_named(pictures: Path) -> None:
     with made() as retriever:
         retriever.add(pictures)
-        first = ids(retriever.search("red", 12, scoring=None))
+        first = ids(retriever.search("red", 12, rerank=None))
         (pictures / first[0]).unlink()
         shutil.copy(pictures / first[5], pictures / first[3])
         (pictures / first[7]).write_bytes(b"junk")
         with pytest.warns(RuntimeWarning, match="3 of 12 candidates cannot be shown") as caught:
-            ranking = retriever.search("red", 12, batch_size=5)
+            ranking = retriever.search("red", 12, rerank=Rerank(batch_size=5))
         for name, reason in ((first[0], "no such file"), (first[3], "another image"), (first[7], "format")):
             assert name in str(caught[0].message) and reason in str(caught[0].message)
         assert ids(ranking)[-3:] == [first[0], first[3], first[7]]
         assert all(hit.score == -math.inf and list(hit.scores) == ["first_stage"] for hit in ranking[-3:])
         assert all(hit.score > -math.inf for hit in ranking[:-3])
         with pytest.warns(RuntimeWarning):
-            assert ids(retriever.search("red", 4, candidates=12)) == ids(ranking)[:4]
+            assert ids(retriever.search("red", 4, rerank=Rerank(candidates=12))) == ids(ranking)[:4]
 
 
 def test_the_others_are_ranked_as_if_alone(pictures: Path) -> None:
@@ -272,7 +279,7 @@ def test_without_any_image_the_first_stage_stands(pictures: Path) -> None:
         retriever.add([path.read_bytes() for path in sorted(pictures.iterdir())])
         with pytest.warns(RuntimeWarning, match="12 of 12 candidates cannot be shown.*; ..."):
             ranking = retriever.search("red", 4)
-        first = retriever.search("red", 4, scoring=None)
+        first = retriever.search("red", 4, rerank=None)
         assert ranking.hits == first.hits
 
 
@@ -313,7 +320,7 @@ def test_searching_while_images_come_and_go(pictures: Path, album: Path) -> None
 
         def search() -> None:
             while not done.is_set():
-                ranking = retriever.search("red ?", 20, batch_size=4)
+                ranking = retriever.search("red ?", 20, rerank=Rerank(batch_size=4))
                 assert len(set(ids(ranking))) == len(ranking) >= 12
                 assert all(hit.score == hit.scores.get("fused", -math.inf) for hit in ranking)
 
@@ -363,7 +370,7 @@ def test_an_album_with_states_needs_no_files(pictures: Path, album: Path) -> Non
         ranking = retriever.search("red ?", 13)
         retriever.save()
     generator = Seeing()
-    with Retriever.load(album, encoder=ENCODER, generator=generator) as again:
+    with Retriever.open(album, encoder=ENCODER, generator=generator) as again:
         assert again.states == "disk"
         assert again.search("red ?", 13).hits == ranking.hits
     assert generator.looked_at == []
@@ -377,7 +384,7 @@ def test_an_album_in_memory_takes_its_states_along(pictures: Path, album: Path) 
         retriever.add(content[6:])
         ranking = retriever.search("red ?", 12)
     generator = Seeing()
-    with Retriever.load(album, encoder=ENCODER, generator=generator) as again:
+    with Retriever.open(album, encoder=ENCODER, generator=generator) as again:
         assert again.search("red ?", 12).hits == ranking.hits
     assert generator.looked_at == []
 
@@ -386,16 +393,16 @@ def test_missing_states_are_made_when_they_are_needed(pictures: Path, album: Pat
     with made(None, path=album) as retriever:
         retriever.add(pictures)
     generator = Seeing()
-    with Retriever.load(album, encoder=ENCODER, generator=generator, states="disk") as retriever:
-        ranking = retriever.search("red ?", 3, candidates=5)
+    with Retriever.open(album, encoder=ENCODER, generator=generator, states="disk") as retriever:
+        ranking = retriever.search("red ?", 3, rerank=Rerank(candidates=5))
         assert len(generator.looked_at) == 5
-        retriever.search("red ?", 3, candidates=5)
+        retriever.search("red ?", 3, rerank=Rerank(candidates=5))
         assert len(generator.looked_at) == 5
         report = retriever.add(pictures)
         assert report.known == 12 and not report.added and len(generator.looked_at) == 12
         assert retriever.add(pictures).known == 12 and len(generator.looked_at) == 12
-    with Retriever.load(album, encoder=ENCODER, generator=Seeing(), states="disk") as again:
-        assert again.search("red ?", 3, candidates=5).hits == ranking.hits
+    with Retriever.open(album, encoder=ENCODER, generator=Seeing(), states="disk") as again:
+        assert again.search("red ?", 3, rerank=Rerank(candidates=5)).hits == ranking.hits
         assert again.generator.looked_at == []  # type: ignore[union-attr]
 
 
@@ -415,7 +422,7 @@ def test_damaged_states_are_made_again_with_a_warning(pictures: Path, album: Pat
         assert retriever.search("red ?", 12).hits == ranking.hits
         retriever.save()
         assert len(list(album.glob("states-*/*.states"))) == 1 and not file.exists()
-    with Retriever.load(album, encoder=ENCODER, generator=Seeing()) as again:
+    with Retriever.open(album, encoder=ENCODER, generator=Seeing()) as again:
         assert again.search("red ?", 12).hits == ranking.hits
 
 
@@ -423,7 +430,7 @@ def test_another_generator_makes_its_own_states(pictures: Path, album: Path) -> 
     with made(Seeing(1), states="disk", path=album) as retriever:
         retriever.add(pictures)
     other = Seeing(3)
-    with Retriever.load(album, encoder=ENCODER, generator=other) as again, made(Seeing(3)) as plain:
+    with Retriever.open(album, encoder=ENCODER, generator=other) as again, made(Seeing(3)) as plain:
         plain.add(pictures)
         found, expected = again.search("red ?", 12), plain.search("red ?", 12)
         assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected])
@@ -499,9 +506,9 @@ def test_states_need_a_generator_that_makes_them(pictures: Path, album: Path) ->
     assert not album.exists()
     made(None, path=album).close()
     with pytest.raises(InvalidInputError, match="needs a generator"):
-        Retriever.load(album, encoder=ENCODER, states="memory")
+        Retriever.open(album, encoder=ENCODER, states="memory")
     with pytest.raises(InvalidInputError, match="makes no image states"):
-        Retriever.load(album, encoder=ENCODER, generator=TOY, states="disk")
+        Retriever.open(album, encoder=ENCODER, generator=TOY, states="disk")
 
 
 VICTIM = """
@@ -514,7 +521,7 @@ from zsqretrieval.types import Image
 from PIL import Image as PILImage
 
 album, diary, first = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT), int(sys.argv[3])
-retriever = Retriever.load(album, encoder=ToyEncoder(), generator=Seeing())
+retriever = Retriever.open(album, encoder=ToyEncoder(), generator=Seeing())
 for n in range(first, first + 100000, 3):
     colours = np.random.default_rng(n).integers(0, 256, (3, 2, 2, 3), np.uint8)
     images = [Image(PILImage.fromarray(one), f"place {n + m}", str(n + m)) for m, one in enumerate(colours)]
@@ -548,7 +555,7 @@ def test_sudden_death_leaves_no_image_without_its_state(album: Path, tmp_path: P
         for line in diary.read_text().split():
             expected = expected - {line[1:]} if line.startswith("-") else expected | {line}
         generator = Seeing()
-        with Retriever.load(album, encoder=ENCODER, generator=generator) as survivor:
+        with Retriever.open(album, encoder=ENCODER, generator=generator) as survivor:
             present = {one.id for one in survivor.records()}
             assert len(expected - present) <= 1 and len(present - expected) <= 3
             expected = present
@@ -562,18 +569,18 @@ def test_sudden_death_leaves_no_image_without_its_state(album: Path, tmp_path: P
 
 def test_a_preset_makes_its_generator_when_it_is_needed(pictures: Path, album: Path) -> None:
     before = Seeing.made
-    with Retriever.from_preset("both", path=album) as retriever:
+    with Retriever.open(album, "both") as retriever:
         retriever.add(pictures)
-        retriever.search("red", scoring=None)
-        retriever.search_image(pictures / "00.png")
+        retriever.search("red", rerank=None)
+        retriever.search(pictures / "00.png")
         retriever.save()
         assert Seeing.made == before and retriever.has_generator
         retriever.search("red")
         assert Seeing.made == before + 1
         assert isinstance(retriever.generator, Seeing) and retriever.generator.glasses == 2
         retriever.search("green")
-    with Retriever.load(album) as again:
-        again.search("red", scoring=None)
+    with Retriever.open(album) as again:
+        again.search("red", rerank=None)
         assert Seeing.made == before + 1 and again.has_generator
         assert list(again.search("red")[0].scores) == ["first_stage", "likelihood", "fused"]
         assert isinstance(again.generator, Seeing) and again.generator.glasses == 2
@@ -625,23 +632,23 @@ def test_a_lazy_generator_is_made_once_by_many_threads() -> None:
 def test_the_generator_given_last_is_saved_with_the_album(pictures: Path, album: Path) -> None:
     with made(None, path=album) as retriever:
         retriever.add(pictures)
-    with Retriever.load(album, encoder=ENCODER) as plain:
+    with Retriever.open(album, encoder=ENCODER) as plain:
         assert not plain.has_generator
-    with Retriever.load(album, encoder=ENCODER, generator=Seeing(3), states="disk") as given:
+    with Retriever.open(album, encoder=ENCODER, generator=Seeing(3), states="disk") as given:
         given.search("red")
-    with Retriever.load(album, encoder=ENCODER) as plain:
+    with Retriever.open(album, encoder=ENCODER) as plain:
         assert not plain.has_generator, "it was never saved"
         plain.save()
-    with Retriever.load(album, encoder=ENCODER, generator=Seeing(3), states="disk") as given:
+    with Retriever.open(album, encoder=ENCODER, generator=Seeing(3), states="disk") as given:
         given.save()
-    with Retriever.load(album, encoder=ENCODER) as again:
+    with Retriever.open(album, encoder=ENCODER) as again:
         assert again.generator.glasses == 3 and again.states == "disk"  # type: ignore[union-attr]
-    with Retriever.load(album, encoder=ENCODER, states=None) as again:
+    with Retriever.open(album, encoder=ENCODER, states=None) as again:
         assert again.has_generator and again.states is None
-    with Retriever.load(album, encoder=ENCODER, generator=TOY, states=None) as other:
+    with Retriever.open(album, encoder=ENCODER, generator=TOY, states=None) as other:
         assert other.generator is TOY
         other.save()  # which is no plugin, so the album keeps the one it has
-    with Retriever.load(album, encoder=ENCODER) as again:
+    with Retriever.open(album, encoder=ENCODER) as again:
         assert isinstance(again.generator, Seeing) and again.states == "disk"
 
 
@@ -660,22 +667,22 @@ def test_a_loaded_album_ranks_as_the_retriever_that_made_it(
 ) -> None:
     preset = Preset("painter", index="exact", generator="seeing", fusion=fusion)
     monkeypatch.setitem(PRESETS, "ours", preset)  # type: ignore[arg-type]
-    with Retriever.from_preset("ours", path=album) as retriever:
+    with Retriever.open(album, "ours") as retriever:
         retriever.add(pictures)
         assert retriever.fusion == fusion
         asked = retriever.search("red ?")
-        assert asked.hits == retriever.search("red ?", fusion=fusion).hits
-        assert asked.hits != retriever.search("red ?", fusion=WeightedSum(0.9)).hits
+        assert asked.hits == retriever.search("red ?", rerank=Rerank(fusion=fusion)).hits
+        assert asked.hits != retriever.search("red ?", rerank=Rerank(fusion=WeightedSum(0.9))).hits
     monkeypatch.delitem(PRESETS, "ours")  # type: ignore[arg-type]
-    with Retriever.load(album) as again:  # never saved
+    with Retriever.open(album) as again:  # never saved
         assert again.fusion == fusion and again.search("red ?").hits == asked.hits
-    with Retriever.load(album, fusion=WeightedSum(9)) as other:
+    with Retriever.open(album, rerank=Rerank(fusion=WeightedSum(9))) as other:
         assert other.fusion == WeightedSum(9)
-    with Retriever.load(album) as again:
+    with Retriever.open(album) as again:
         assert again.fusion == fusion, "the other was never saved"
-    with Retriever.load(album, fusion=WeightedSum(9)) as other:
+    with Retriever.open(album, rerank=Rerank(fusion=WeightedSum(9))) as other:
         other.save()
-    with Retriever.load(album) as again:
+    with Retriever.open(album) as again:
         assert again.fusion == WeightedSum(9)
 
 
@@ -690,7 +697,7 @@ def test_whose_fusion_is_the_default(album: Path, monkeypatch: pytest.MonkeyPatc
     with Retriever.from_preset("ours", fusion=ReciprocalRank()) as retriever:
         assert retriever.fusion == ReciprocalRank()
         retriever.save(album)
-    with Retriever.load(album) as again:
+    with Retriever.open(album) as again:
         assert again.fusion == ReciprocalRank()
     with made() as by_hand:
         assert by_hand.fusion == WeightedSum()
@@ -705,13 +712,13 @@ def test_a_fusion_of_ones_own_has_to_be_given_again(pictures: Path, album: Path)
         assert all(hit.score == max(list(hit.scores.values())[:2]) for hit in asked)
         retriever.save()
     with pytest.raises(AlbumError, match=r"not the library's own.* Retriever\.load\(path, fusion=\.\.\.\)"):
-        Retriever.load(album, encoder=ENCODER, generator=TOY)
-    with Retriever.load(album, encoder=ENCODER, generator=TOY, fusion=Best()) as again:
+        Retriever.open(album, encoder=ENCODER, generator=TOY)
+    with Retriever.open(album, encoder=ENCODER, generator=TOY, rerank=Rerank(fusion=Best())) as again:
         assert again.search("red ?").hits == asked.hits
         again.save()
-    with Retriever.load(album, encoder=ENCODER, generator=TOY, fusion=RerankOnly()) as again:
+    with Retriever.open(album, encoder=ENCODER, generator=TOY, rerank=Rerank(fusion=RerankOnly())) as again:
         again.save()
-    with Retriever.load(album, encoder=ENCODER, generator=TOY) as again:
+    with Retriever.open(album, encoder=ENCODER, generator=TOY) as again:
         assert again.fusion == RerankOnly()
 
 
@@ -723,20 +730,20 @@ def test_a_fusion_of_a_later_version_is_named(album: Path, told: Any) -> None:
     with Catalog.open(album / "catalog.sqlite") as catalog:
         catalog.set_meta("fusion", told)
     with pytest.raises(AlbumError, match=f"{told['name']}.* install a later one"):
-        Retriever.load(album, encoder=ENCODER)
-    with Retriever.load(album, encoder=ENCODER, fusion=WeightedSum()) as given:
+        Retriever.open(album, encoder=ENCODER)
+    with Retriever.open(album, encoder=ENCODER, rerank=Rerank(fusion=WeightedSum())) as given:
         given.save()
-    Retriever.load(album, encoder=ENCODER).close()
+    Retriever.open(album, encoder=ENCODER).close()
 
 
 @pytest.mark.parametrize("wrong", [WeightedSum, "best", 0.5, None])
 def test_what_is_no_fusion_is_refused(album: Path, wrong: Any) -> None:
     with made() as retriever, pytest.raises(InvalidInputError, match="fusion must be one such as"):
-        retriever.search("red", fusion=wrong)
+        retriever.search("red", rerank=Rerank(fusion=wrong))
     with pytest.raises(InvalidInputError, match="fusion must be one such as"):
         made(fusion=wrong, path=album)
     with pytest.raises(InvalidInputError, match="fusion must be one such as"):
-        Retriever.from_preset("both", fusion=wrong, path=album)
+        Retriever.open(album, "both", fusion=wrong)
     assert not album.exists()
 
 
@@ -744,11 +751,11 @@ def test_albums_from_before_there_were_generators(pictures: Path, album: Path) -
     album.mkdir()
     old = {"encoder": ENCODER.fingerprint, "encoder_part": None, "index": {"plugin": "exact", "config": {}}}
     Catalog.create(album / "catalog.sqlite", dim=ENCODER.dim, settings=old).close()
-    with Retriever.load(album, encoder=ENCODER, index=exact()) as retriever:
+    with Retriever.open(album, encoder=ENCODER, index=exact()) as retriever:
         retriever.add(pictures)
         assert not retriever.has_generator and len(retriever.search("red")) == 10
         retriever.save()
-    with Retriever.load(album, encoder=ENCODER, generator=TOY) as retriever:
+    with Retriever.open(album, encoder=ENCODER, generator=TOY) as retriever:
         assert retriever.fusion == WeightedSum()
         assert "likelihood" in retriever.search("red")[0].scores
 
@@ -770,7 +777,7 @@ def red() -> PILImage.Image:
 
 def test_texts_are_ranked_by_their_corrected_likelihood(retriever: Retriever) -> None:
     prior = Prior(0.5)
-    ranking = retriever.search_texts(red(), TEXTS, prior=prior)
+    ranking = retriever.rank_texts(red(), TEXTS, prior=prior)
     image = Image(red(), "<PIL image>")
     likelihood = score_texts(TOY, Likelihood(), image, TEXTS)
     anyway = log_prior(TOY, Likelihood(), prior.null_images, TEXTS)
@@ -794,33 +801,35 @@ def test_texts_are_ranked_by_their_corrected_likelihood(retriever: Retriever) ->
 
 
 def test_the_prior_decides_between_texts(retriever: Retriever) -> None:
-    plain = retriever.search_texts(red(), TEXTS, prior=None)
+    plain = retriever.rank_texts(red(), TEXTS, prior=None)
     assert list(plain[0].scores) == ["first_stage", "likelihood", "fused"]
     assert plain[-1].text == TEXTS[3], "the longest is the least likely"
-    corrected = retriever.search_texts(red(), TEXTS, prior=Prior(1.0))
+    corrected = retriever.rank_texts(red(), TEXTS, prior=Prior(1.0))
     assert corrected[0].text == "a red picture"
     assert [hit.text for hit in corrected] != [hit.text for hit in plain]
-    assert [hit.text for hit in retriever.search_texts(red(), TEXTS)] == [
-        hit.text for hit in retriever.search_texts(red(), TEXTS, scoring=Likelihood(), prior=Prior())
+    assert [hit.text for hit in retriever.rank_texts(red(), TEXTS)] == [
+        hit.text for hit in retriever.rank_texts(red(), TEXTS, prior=Prior(), rerank=Likelihood())
     ]
 
 
 def test_texts_by_other_rules_and_fusions(retriever: Retriever) -> None:
-    by_yes = retriever.search_texts(red(), TEXTS, scoring=YesNo())
+    by_yes = retriever.rank_texts(red(), TEXTS, rerank=YesNo())
     assert list(by_yes[0].scores) == ["first_stage", "yes_no", "fused"]
-    fused = retriever.search_texts(red(), TEXTS, 2, scoring=YesNo(), fusion=WeightedSum(0.0))
-    first = retriever.search_texts(red(), TEXTS, 2, scoring=None)
+    fused = retriever.rank_texts(red(), TEXTS, 2, rerank=Rerank(YesNo(), fusion=WeightedSum(0.0)))
+    first = retriever.rank_texts(red(), TEXTS, 2, rerank=None)
     assert [hit.text for hit in fused] == [hit.text for hit in first] and len(first) == 2
     assert list(first[0].scores) == ["first_stage"] and first[0].score == first[0].scores["first_stage"]
     with made(None) as without:
-        assert [hit.text for hit in without.search_texts(red(), TEXTS, 2)] == [hit.text for hit in first]
+        assert [hit.text for hit in without.rank_texts(red(), TEXTS, 2)] == [hit.text for hit in first]
 
 
 def test_an_image_is_looked_at_once_for_many_texts() -> None:
     generator = Seeing()
     seen: list[tuple[int, int]] = []
     with made(generator) as one:
-        found = one.search_texts(red(), TEXTS * 10, batch_size=16, progress=lambda *news: seen.append(news))
+        found = one.rank_texts(
+            red(), TEXTS * 10, progress=lambda *news: seen.append(news), rerank=Rerank(batch_size=16)
+        )
         assert len(generator.looked_at) == 4 and generator.batches == [4], "the image and three of nothing"
         assert seen[-1] == (160, 160) and seen == sorted(seen) and {total for _, total in seen} == {160}
         assert [hit.index for hit in found][:10] == sorted(hit.index for hit in found[:10]), "ties keep order"
@@ -845,13 +854,13 @@ def test_an_image_is_looked_at_once_for_many_texts() -> None:
 )
 def test_texts_that_make_no_sense_are_refused(retriever: Retriever, settings: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        retriever.search_texts(**{"image": red(), "texts": TEXTS, **settings})
+        retriever.rank_texts(**{"image": red(), "texts": TEXTS, **settings})
 
 
 def test_no_texts_and_no_image(retriever: Retriever, tmp_path: Path) -> None:
-    assert len(retriever.search_texts(red(), [])) == 0
+    assert len(retriever.rank_texts(red(), [])) == 0
     with pytest.raises(ImageError, match="no such file"):
-        retriever.search_texts(tmp_path / "none.png", TEXTS)
+        retriever.rank_texts(tmp_path / "none.png", TEXTS)
 
 
 def test_the_examples_of_the_page_work(

@@ -1,7 +1,7 @@
-"""Names to parts: every encoder, index and generator that an installed package offers.
+"""Plugins: encoders, indexes, generators and fusions by name, and parts restored from their description.
 
-A package offers a part by an entry point in the group ``zsqretrieval.encoders``, ``zsqretrieval.indexes`` or
-``zsqretrieval.generators``; nothing is imported until a part is loaded by name.
+A package offers a part by an entry point in the group ``zsqretrieval.encoders``, ``zsqretrieval.indexes``,
+``zsqretrieval.generators`` or ``zsqretrieval.fusions``. Nothing is imported before a part is loaded by name.
 """
 
 from __future__ import annotations
@@ -9,53 +9,66 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
-from zsqretrieval.errors import InvalidInputError, ZsqError
+from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError, ZsqError
+from zsqretrieval.protocols import Configurable, Encoder, Index
 
-__all__ = ["Kind", "available", "create", "load", "name_of"]
+__all__ = [
+    "Kind",
+    "available",
+    "check_empty_index",
+    "check_part",
+    "create",
+    "describe",
+    "empty_like",
+    "load",
+    "name_of",
+    "new_index",
+    "restore",
+]
 
-Kind: TypeAlias = Literal["encoder", "index", "generator"]
-"""What a part is."""
+Kind: TypeAlias = Literal["encoder", "index", "generator", "fusion"]
 
-_GROUPS = {
+_GROUPS: Mapping[str, str] = {
     "encoder": "zsqretrieval.encoders",
     "index": "zsqretrieval.indexes",
     "generator": "zsqretrieval.generators",
+    "fusion": "zsqretrieval.fusions",
+}
+
+_MEMBERS: Mapping[Kind, tuple[str, ...]] = {
+    "encoder": ("dim", "fingerprint", "encode_image", "encode_text"),
+    "index": ("dim", "fingerprint", "search"),
+    "generator": ("fingerprint", "log_likelihood"),
+    "fusion": ("fuse",),
 }
 
 
-def available(kind: Kind) -> dict[str, EntryPoint]:
-    """List the parts of one kind, without importing them.
+# --- classes by name --------------------------------------------------------------------------------------
 
-    Args:
-        kind: ``"encoder"``, ``"index"`` or ``"generator"``.
+
+def available(kind: Kind) -> dict[str, EntryPoint]:
+    """List the plugins of a kind without importing them.
 
     Returns:
-        Their entry points by name, sorted. A name that two packages claim is listed once;
-        :func:`load` refuses it.
+        Entry points by name, sorted. A name that two packages claim is listed once; :func:`load` refuses it.
 
     Raises:
-        InvalidInputError: there is no such kind.
+        InvalidInputError: unknown kind.
     """
     return {name: claims[0] for name, claims in _claims(kind).items()}
 
 
 def load(kind: Kind, name: str) -> type[Any]:
-    """Import the class of a part.
-
-    Args:
-        kind: ``"encoder"``, ``"index"`` or ``"generator"``.
-        name: its name.
-
-    Returns:
-        The class.
+    """Import the class of a plugin.
 
     Raises:
-        InvalidInputError: no package offers the name; says which names there are.
-        ZsqError: two packages claim the name, or the package that offers it cannot be imported or does not
-            hold a class there; names the packages.
+        InvalidInputError: no package offers the name; lists the installed ones.
+        ZsqError: two packages claim the name, the package cannot be imported, or the entry point is not a
+            class; names the packages.
     """
     claims = _claims(kind)
     if name not in claims:
@@ -73,54 +86,18 @@ def load(kind: Kind, name: str) -> type[Any]:
     except Exception as error:  # importing runs foreign code, which may raise anything
         raise ZsqError(
             f"the {kind} {name!r} of {_package(first)} cannot be imported from {first.value}: "
-            f"{type(error).__name__}: {error}. Install what it needs, or reinstall or uninstall it"
+            f"{type(error).__name__}: {error}. Install its dependencies, reinstall it, or uninstall it"
         ) from error
     if not isinstance(part, type):
         raise ZsqError(
             f"the {kind} {name!r} of {_package(first)} is not a class: {first.value} is {part!r}; "
-            "its entry point has to name a class"
+            "the entry point must name a class"
         )
     return part
 
 
-def create(kind: Kind, name: str, config: Mapping[str, Any]) -> Any:
-    """Rebuild a part from its settings.
-
-    Args:
-        kind: ``"encoder"``, ``"index"`` or ``"generator"``.
-        name: its name.
-        config: what its ``config`` was; see :class:`zsqretrieval.protocols.Configurable`.
-
-    Returns:
-        The part.
-
-    Raises:
-        InvalidInputError: no package offers the name, or the part cannot be rebuilt from settings.
-        ZsqError: as :func:`load`.
-        Exception: whatever the part raises.
-    """
-    part = load(kind, name)
-    if not hasattr(part, "from_config"):
-        raise InvalidInputError(
-            f"the {kind} {name!r} has no from_config, so it cannot be rebuilt by name; construct a "
-            f"{part.__qualname__} and pass that"
-        )
-    return part.from_config(config)
-
-
 def name_of(kind: Kind, part: object) -> str | None:
-    """Find the name under which a part's class is offered.
-
-    Args:
-        kind: ``"encoder"``, ``"index"`` or ``"generator"``.
-        part: the object.
-
-    Returns:
-        A name for which :func:`load` gives the class of ``part`` itself; None when there is none.
-
-    Raises:
-        InvalidInputError: there is no such kind.
-    """
+    """Find the plugin name of a part's class; None when no package offers it."""
     for name, claims in _claims(kind).items():
         if len(claims) == 1 and _imported(claims[0]) is type(part):
             return name
@@ -128,9 +105,9 @@ def name_of(kind: Kind, part: object) -> str | None:
 
 
 def _claims(kind: str) -> dict[str, list[EntryPoint]]:
-    """Who offers which name. Entry points that name the same class make one claim."""
+    """Entry points by name; those that name the same class count once."""
     if kind not in _GROUPS:
-        raise InvalidInputError(f"there is no kind of part {kind!r}; there are {', '.join(_GROUPS)}")
+        raise InvalidInputError(f"there is no kind of part {kind!r}; choose from {', '.join(_GROUPS)}")
     claims: dict[str, dict[str, EntryPoint]] = {}
     for point in sorted(entry_points(group=_GROUPS[kind]), key=lambda point: (point.name, _package(point))):
         claims.setdefault(point.name, {}).setdefault(point.value, point)
@@ -143,8 +120,125 @@ def _package(point: EntryPoint) -> str:
 
 
 def _imported(point: EntryPoint) -> object:
-    """What the entry point names, if its module has been imported; the class of an object always has."""
+    """The object of an entry point if its module has been imported, as it has for an existing part."""
     found: object = sys.modules.get(point.module)
     for attribute in point.attr.split("."):
         found = getattr(found, attribute, None)
     return found
+
+
+# --- parts and their descriptions -------------------------------------------------------------------------
+
+
+def create(kind: Kind, name: str, config: Mapping[str, Any]) -> Any:
+    """Build a part from its plugin name and settings.
+
+    Args:
+        kind: kind of part.
+        name: plugin name.
+        config: settings; see :class:`zsqretrieval.protocols.Configurable`. A dataclass takes its fields.
+
+    Raises:
+        InvalidInputError: no package offers the name, or the class cannot be built from settings.
+        ZsqError: as :func:`load`.
+        Exception: whatever the part raises.
+    """
+    part = load(kind, name)
+    if hasattr(part, "from_config"):
+        return part.from_config(config)
+    if is_dataclass(part):
+        return part(**config)
+    raise InvalidInputError(
+        f"the {kind} {name!r} has no from_config, so it cannot be built by name; construct a "
+        f"{part.__qualname__} and pass that"
+    )
+
+
+def describe(kind: Kind, part: object) -> dict[str, Any] | None:
+    """Describe a part as JSON that :func:`restore` takes; None when it is not a plugin with settings."""
+    name = name_of(kind, part)
+    if name is None:
+        return None
+    if isinstance(part, Configurable):
+        return {"plugin": name, "config": dict(part.config)}
+    if is_dataclass(part) and not isinstance(part, type):
+        return {"plugin": name, "config": asdict(part)}
+    return None
+
+
+def restore(kind: Kind, description: Mapping[str, Any] | None, album: object) -> Any:
+    """Rebuild a part of an album from its description.
+
+    Raises:
+        AlbumError: there is no description, because the part was not a plugin.
+        InvalidInputError, ZsqError: as :func:`create`.
+    """
+    if description is None:
+        raise AlbumError(
+            f"{album} was made with an {kind} that is not a plugin, so it cannot be restored by name; "
+            f"pass it: Retriever.open(path, {kind}=...)"
+        )
+    return create(kind, description["plugin"], description["config"])
+
+
+def check_part(kind: Kind, part: object) -> None:
+    """Check that an object has the members of its protocol.
+
+    Raises:
+        InvalidInputError: it is a class, a name, or lacks members; names them.
+    """
+    if isinstance(part, type):
+        raise InvalidInputError(f"the {kind} is the class {part.__name__}; pass an instance")
+    if isinstance(part, str):
+        raise InvalidInputError(
+            f"the {kind} is the string {part!r}; pass an object, or use a preset: Retriever.from_preset(...)"
+        )
+    # Look at the class first: reading a property may start work.
+    missing = [name for name in _MEMBERS[kind] if not (hasattr(type(part), name) or hasattr(part, name))]
+    if missing:
+        raise InvalidInputError(f"{part!r} is not {_a(kind)}: it has no {', '.join(missing)}")
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "ei" else f"a {kind}"
+
+
+def check_empty_index(encoder: Encoder, index: Index) -> None:
+    """Check that an index is empty and fits an encoder.
+
+    Raises:
+        MismatchError: dim or fingerprint differ.
+        InvalidInputError: either is not of its kind, or the index holds vectors.
+    """
+    check_part("encoder", encoder)
+    check_part("index", index)
+    if index.dim != encoder.dim:
+        raise MismatchError(
+            f"the index has dim {index.dim}, the encoder {encoder.dim}; make an index of dim {encoder.dim}"
+        )
+    if index.fingerprint and index.fingerprint != encoder.fingerprint:
+        raise MismatchError(
+            f"the index was made for encoder {index.fingerprint!r}, but this encoder is "
+            f"{encoder.fingerprint!r}; make an index for this one"
+        )
+    if len(index):
+        raise InvalidInputError(f"the index holds {len(index)} vectors already; pass an empty one")
+
+
+def new_index(name: str, encoder: Encoder) -> Index:
+    """Make an empty index for an encoder, with the plugin's default settings."""
+    return cast(Index, load("index", name)(encoder.dim, fingerprint=encoder.fingerprint))
+
+
+def empty_like(index: Index) -> Index:
+    """Make an empty index of the same class and settings.
+
+    Raises:
+        AlbumError: its class cannot be built from settings.
+    """
+    if not isinstance(index, Configurable):
+        raise AlbumError(
+            f"a change to the {type(index).__name__} was interrupted, and it has no config to make another "
+            "from; open the album again with an empty one"
+        )
+    return cast(Index, type(index).from_config(index.config))

@@ -17,9 +17,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from safetensors import safe_open
 from seeing import Seeing
 
-from zsqretrieval.album import features as states
+from zsqretrieval.album import features
 from zsqretrieval.album.features import StateStore
 from zsqretrieval.errors import AlbumError, ZsqError
 
@@ -55,7 +56,7 @@ def check_right(found: Mapping[str, np.ndarray], numbers: Iterable[int]) -> None
 
 
 def segments(album: Path) -> list[Path]:
-    return sorted(album.glob("states-*/*.states"))
+    return sorted(album.glob("states-*/*.safetensors"))
 
 
 def all_but(*numbers: int) -> Any:
@@ -72,7 +73,6 @@ def test_what_is_put_is_there(tmp_path: Path, on_disk: bool) -> None:
     assert held(store, [0, 4, 4, 6, 7]) == [0, 4, 4, 7]
     found = store.get([digest(3)])[digest(3)]
     assert (found.shape, found.dtype, found.flags.writeable) == ((3,), np.float32, False)
-    assert isinstance(found, np.memmap) is on_disk
     assert len(segments(tmp_path)) == (2 if on_disk else 0)
     again = StateStore(GENERATOR, tmp_path)
     assert held(again, range(9)) == ([0, 1, 2, 3, 4, 7] if on_disk else [])
@@ -105,7 +105,7 @@ def test_states_of_another_generator_are_not_used(tmp_path: Path) -> None:
     fill(other, [1])
     assert held(StateStore(Seeing(1), tmp_path), range(3)) == [0, 1, 2]
     (theirs,) = set(tmp_path.iterdir()) - {other._folder}
-    segments(theirs.parent)[0].rename(other._folder / "0123456789abcdef.states")  # type: ignore[operator]
+    segments(theirs.parent)[0].rename(other._folder / "0123456789abcdef.safetensors")  # type: ignore[operator]
     with pytest.warns(RuntimeWarning, match="not made by this generator"):
         assert held(StateStore(Seeing(2), tmp_path), range(3)) in ([1], [])
 
@@ -128,7 +128,7 @@ def test_moving_to_a_directory(tmp_path: Path) -> None:
     assert held(StateStore(GENERATOR, tmp_path), range(10)) == [0, 1, 2, 3, 9]
     empty = StateStore(GENERATOR)
     (tmp_path / "file").touch()
-    with pytest.raises(AlbumError, match="image states cannot be kept in"):
+    with pytest.raises(AlbumError, match="image features cannot be stored in"):
         empty.move_to(tmp_path / "file")
     assert empty.in_memory
 
@@ -187,7 +187,7 @@ def test_large_segments_are_left_alone_while_most_of_them_lives(
     fill(store, range(10))
     fill(store, range(10, 20))
     before = segments(tmp_path)
-    monkeypatch.setattr(states, "_SMALL", 0)
+    monkeypatch.setattr(features, "_SMALL", 0)
     store.sweep(all_but(1, 2, 11))
     assert segments(tmp_path) == before
     store.sweep(all_but(*range(8)))
@@ -196,15 +196,37 @@ def test_large_segments_are_left_alone_while_most_of_them_lives(
         assert set(held(one, range(20))) - {11} == set(range(8, 20)) - {11}
 
 
-def test_a_sweep_of_very_many_segments_opens_few_files_at_a_time(
+def test_sweep_merges_no_more_than_its_memory_limit_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(states, "_OPEN", 3)
+    monkeypatch.setattr(features, "_SMALL", 3 * 12)  # three images of three float32
     store = StateStore(GENERATOR, tmp_path)
     for n in range(10):
         fill(store, [n])
     store.sweep(all_but())
     assert len(segments(tmp_path)) == 4 and held(store, range(10)) == list(range(10))
+
+
+def test_reading_some_features_reads_no_other_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    class Watched:
+        def __init__(self, path: Path, framework: str) -> None:
+            self.file = safe_open(path, framework)
+
+        def __enter__(self) -> Watched:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def get_tensor(self, name: str) -> np.ndarray:
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    store = StateStore(GENERATOR, tmp_path)
+    fill(store, range(50))
+    monkeypatch.setattr(features, "safe_open", Watched)
+    assert set(store.get([digest(3), digest(7)])) == set(read) == {digest(3), digest(7)}
 
 
 def test_a_sweep_in_memory() -> None:
@@ -217,7 +239,7 @@ def test_a_sweep_in_memory() -> None:
 def test_leftovers_of_the_killed_are_cleared_away(tmp_path: Path) -> None:
     store = StateStore(GENERATOR, tmp_path)
     fill(store, [1])
-    leftover = segments(tmp_path)[0].with_name(".0011223344556677.states.tmp")
+    leftover = segments(tmp_path)[0].with_name(".9a41d5b07c22e6f8.safetensors.0011223344556677.tmp")
     leftover.write_bytes(b"half")
     store.sweep(all_but())
     assert not leftover.exists() and held(store, [1]) == [1]
@@ -275,7 +297,7 @@ def test_damage_while_in_use_is_noticed_repaired_and_cleared_away(tmp_path: Path
     fill(store, range(8))
     (file,) = segments(tmp_path)
     flip(file, file.stat().st_size - 1)
-    with pytest.warns(RuntimeWarning, match="1 of 8 image states in .* are damaged"):
+    with pytest.warns(RuntimeWarning, match="1 of 8 image features in .* are damaged"):
         assert held(store, range(8)) == list(range(7))
     fill(store, [7])
     assert held(store, range(8)) == list(range(8))
@@ -428,7 +450,7 @@ def test_sudden_death_loses_and_damages_nothing(tmp_path: Path) -> None:
     for turn in range(4):
         diary = tmp_path / f"{turn}.txt"
         command = [sys.executable, "-c", VICTIM, str(tmp_path), str(diary), str(turn * 1000)]
-        victim = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)})
+        victim = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
         while not (diary.exists() and diary.stat().st_size):
             assert victim.poll() is None
             time.sleep(0.005)

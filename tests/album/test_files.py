@@ -1,4 +1,4 @@
-"""Snapshots: all or nothing on the way out, verified on the way in."""
+"""Atomic writes and snapshots: whole or unchanged when written, verified when read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,37 @@ from pathlib import Path
 import pytest
 
 from zsqretrieval._util import files as storage
-from zsqretrieval._util.files import open_snapshot, peek_snapshot, write_snapshot
+from zsqretrieval._util.files import atomic_write, open_snapshot, peek_snapshot, write_snapshot
 from zsqretrieval.errors import IntegrityError, MismatchError
+
+
+def test_atomic_write_replaces_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for content in ("one", "two"):
+        with atomic_write(path) as temporary:
+            temporary.write_text(content)
+            assert temporary.parent == tmp_path and (content == "one") is not path.exists()
+        assert path.read_text() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("flushed", [False, True])
+def test_failed_atomic_write_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], flushed: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    if flushed:
+        monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(error), atomic_write(path) as temporary:
+        temporary.write_text("tw")
+        if not flushed:
+            refuse()
+    assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]
 
 
 def put(path: Path, content: bytes, **facts: object) -> None:
@@ -37,7 +66,7 @@ def data_files(path: Path) -> list[Path]:
     return sorted(file for file in path.iterdir() if file.name != "manifest.json")
 
 
-def test_what_is_written_is_read_and_peek_needs_no_data(tmp_path: Path) -> None:
+def test_snapshot_round_trip_and_peek_without_data_files(tmp_path: Path) -> None:
     put(tmp_path / "deep" / "er", b"one", fingerprint="f")
     assert get(tmp_path / "deep" / "er") == b"one"
     for file in data_files(tmp_path / "deep" / "er"):
@@ -47,10 +76,10 @@ def test_what_is_written_is_read_and_peek_needs_no_data(tmp_path: Path) -> None:
     assert snapshot.files["a.bin"].size == 3
 
 
-def test_replacing_leaves_no_stale_file_and_spares_strangers(tmp_path: Path) -> None:
+def test_replacing_deletes_stale_files_but_no_foreign_ones(tmp_path: Path) -> None:
     put(tmp_path, b"one")
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / ".a-0123456789abcdef.tmp").write_text("left by a killed save")
+    (tmp_path / ".a.bin.0123456789abcdef.tmp").write_text("left by a killed save")
     put(tmp_path, b"two")
     assert get(tmp_path) == b"two"
     assert len(data_files(tmp_path)) == 3
@@ -65,7 +94,7 @@ def test_saving_the_same_content_again_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", ["part", "manifest"])
-def test_a_failing_write_keeps_the_old_state(
+def test_failed_write_keeps_the_old_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     put(tmp_path, b"one")
@@ -89,7 +118,7 @@ def test_a_failing_write_keeps_the_old_state(
     assert sorted(file.name for file in tmp_path.iterdir()) == names
 
 
-def test_every_damage_of_every_file_is_an_integrity_error(tmp_path: Path) -> None:
+def test_damage_to_any_file_is_an_integrity_error(tmp_path: Path) -> None:
     put(tmp_path, b"some content")
     for file in sorted(tmp_path.iterdir()):
         good = file.read_bytes()
@@ -106,7 +135,7 @@ def test_every_damage_of_every_file_is_an_integrity_error(tmp_path: Path) -> Non
     assert get(tmp_path) == b"some content"
 
 
-def test_every_bit_of_the_manifest_is_covered(tmp_path: Path) -> None:
+def test_flipped_bit_anywhere_in_the_manifest_is_an_integrity_error(tmp_path: Path) -> None:
     put(tmp_path, b"x")
     manifest = tmp_path / "manifest.json"
     good = manifest.read_bytes()
@@ -125,7 +154,7 @@ def test_every_bit_of_the_manifest_is_covered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"x"', "{}", '{"checksum": 1}', "{", "\xff"])
-def test_a_manifest_of_another_shape_is_an_integrity_error(tmp_path: Path, text: str) -> None:
+def test_manifest_of_another_shape_is_an_integrity_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(IntegrityError, match=r"manifest\.json"):
         peek_snapshot(tmp_path)
@@ -147,7 +176,7 @@ def test_another_version_names_both_sides(tmp_path: Path) -> None:
         peek_snapshot(tmp_path)
 
 
-def test_a_manifest_cannot_point_outside_its_directory(tmp_path: Path) -> None:
+def test_manifest_entry_outside_its_folder_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "snap", b"x")
     (tmp_path / "secret.bin").write_bytes(b"x")
     forge(tmp_path / "snap", files={"a.bin": {"name": "../secret.bin", "size": 1, "sha256": "0"}})
@@ -155,7 +184,7 @@ def test_a_manifest_cannot_point_outside_its_directory(tmp_path: Path) -> None:
         peek_snapshot(tmp_path / "snap")
 
 
-def test_a_missing_part_is_named(tmp_path: Path) -> None:
+def test_missing_part_is_named(tmp_path: Path) -> None:
     put(tmp_path, b"x")
     with open_snapshot(tmp_path, "letters") as snapshot, pytest.raises(IntegrityError, match=r"'c\.bin'"):
         snapshot.file("c.bin")
@@ -176,14 +205,14 @@ def test_mismatches_name_both_sides(tmp_path: Path) -> None:
         pass
 
 
-def test_nothing_there_says_so(tmp_path: Path) -> None:
+def test_folder_without_a_snapshot_is_an_integrity_error(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="nothing was saved there"):
         peek_snapshot(tmp_path)
     with pytest.raises(IntegrityError, match="nothing was saved there"):
         get(tmp_path / "missing")
 
 
-def test_readers_see_whole_states_while_a_writer_replaces_them(tmp_path: Path) -> None:
+def test_readers_see_whole_snapshots_while_a_writer_replaces_them(tmp_path: Path) -> None:
     states = [bytes([letter]) * 50_000 for letter in b"xyz"]
     put(tmp_path, states[0])
     stop = threading.Event()
@@ -222,7 +251,7 @@ while True:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_killed_while_saving_a_whole_state_stays(tmp_path: Path) -> None:
+def test_process_killed_while_saving_leaves_a_whole_snapshot(tmp_path: Path) -> None:
     write_snapshot(
         tmp_path,
         "letters",

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import struct
 import sys
-import tarfile
 import threading
 import zlib
 from pathlib import Path
@@ -18,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from zsqretrieval.data.images import as_image, decode, digest, open_images, read_bytes, read_webdataset, walk
-from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
-from zsqretrieval.types import Image
+from zsqretrieval.data.images import as_image, decode, digest, read_bytes
+from zsqretrieval.errors import ImageError, InvalidInputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
 EXACTLY: dict[str, dict[str, Any]] = {  # options under which a format keeps pixels as well as it can
@@ -335,7 +332,7 @@ def test_damaged_bytes_raise_nothing_but_image_error(format: str, data: st.DataO
 
 def test_what_is_not_an_image(tmp_path: Path) -> None:
     assert reason(b"") == "the file is empty"
-    assert "not an image in a format read here (JPEG, PNG" in reason(b"<html>404</html>")
+    assert "not an image in a supported format (JPEG, PNG" in reason(b"<html>404</html>")
     assert "not an image" in reason(b"\0\0\0\x14ftypisom\0\0\2\0mp41")  # a video
     assert "not an image" in reason(b"%!PS-Adobe-3.0 EPSF-3.0\n")
     assert reason(tmp_path / "missing.jpg") == "no such file"
@@ -440,239 +437,6 @@ def test_digest_of_a_pil_image_tells_pixels_and_shape_apart() -> None:
     assert digest(photo()) == digest(photo().copy())
 
 
-# --- folders
-
-
-def fill(folder: Path, *names: str) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"never opened")
-
-
-def test_walk_is_recursive_sorted_and_never_decodes(tmp_path: Path) -> None:
-    fill(
-        tmp_path,
-        "b.JPG",
-        "a.png",
-        "Z.webp",
-        "a/2.gif",
-        "a/10.TIFF",
-        "ä.jpeg",
-        "notes.md",
-        "a.txt.bak",
-        "x.jpg/y.bmp",
-    )
-    fill(tmp_path, ".hidden.jpg", ".cache/c.jpg", "a/.d.png")
-    images = list(walk(tmp_path))
-    expected = ["Z.webp", "a/10.TIFF", "a/2.gif", "a.png", "b.JPG", "x.jpg/y.bmp", "ä.jpeg"]
-    assert [image.id for image in images] == expected
-    assert [image.source for image in images] == [str(tmp_path / name) for name in expected]
-    assert [image.content for image in images] == [tmp_path / name for name in expected]
-
-
-def test_walk_does_not_depend_on_the_order_of_the_file_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(tmp_path, *(f"{i % 3}/{i}.jpg" for i in range(20)))
-    expected = [image.id for image in walk(tmp_path)]
-    scandir = os.scandir
-
-    class Reversed:
-        def __init__(self, path: Path) -> None:
-            with scandir(path) as listing:
-                self.entries = list(listing)[::-1]
-
-        def __enter__(self) -> list[os.DirEntry[str]]:
-            return self.entries
-
-        def __exit__(self, *_: Any) -> None: ...
-
-    monkeypatch.setattr(os, "scandir", Reversed)
-    assert [image.id for image in walk(tmp_path)] == expected
-    assert len(expected) == 20
-
-
-def test_walk_from_a_relative_path_gives_full_sources(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(tmp_path, "photos/a.jpg")
-    monkeypatch.chdir(tmp_path)
-    (image,) = walk("photos")
-    assert (image.id, image.source) == ("a.jpg", str(tmp_path / "photos" / "a.jpg"))
-
-
-def test_walk_reads_captions_beside_images(tmp_path: Path) -> None:
-    fill(tmp_path, "a.jpg", "b.jpg", "c.d.jpg", "e.jpg")
-    (tmp_path / "a.txt").write_text("\ufeffa cat \n", encoding="utf-8")
-    (tmp_path / "c.d.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "e.txt").write_text(" \n")
-    assert [image.caption for image in walk(tmp_path)] == ["a cat", None, "caf\ufffd", None]
-
-
-def test_walk_ends_in_a_loop_of_links(tmp_path: Path) -> None:
-    fill(tmp_path, "real/a.jpg", "elsewhere/b.jpg")
-    (tmp_path / "real" / "up").symlink_to(tmp_path, target_is_directory=True)
-    (tmp_path / "real" / "twin").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    (tmp_path / "self").symlink_to(tmp_path / "self")
-    (tmp_path / "linked.jpg").symlink_to(tmp_path / "real" / "a.jpg")
-    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    images = list(walk(tmp_path))
-    assert [image.id for image in images] == ["elsewhere/b.jpg", "gone.jpg", "linked.jpg", "real/a.jpg"]
-    assert reason(images[1]) == "no such file"
-
-
-def test_walk_names_a_folder_it_cannot_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, "a/1.jpg", "b/2.jpg", "c/3.jpg")
-    scandir = os.scandir
-
-    def refuse(path: Path) -> Any:
-        if Path(path).name == "b":
-            raise PermissionError(13, "Permission denied")
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    images = list(walk(tmp_path))
-    assert [image.id for image in images] == ["a/1.jpg", "b", "c/3.jpg"]
-    assert reason(images[1]) == "cannot be opened: Permission denied"
-
-
-def test_walk_refuses_what_is_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="missing is not a folder"):
-        walk(tmp_path / "missing")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 exist on Linux only")
-def test_walk_makes_odd_names_printable(tmp_path: Path) -> None:
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(encoded(photo(), "PNG"))
-    (image,) = walk(tmp_path)
-    assert image.id == "caf\\xe9.png"
-    image.source.encode()
-    assert decode(image).size == (48, 32)
-
-
-# --- tars
-
-
-def tar_of(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz" if path.suffix != ".tar" else "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-SHARD = {
-    "000000000.jpg": encoded(photo(), "JPEG"),
-    "000000000.json": json.dumps({"url": "http://x/1", "similarity": float("nan"), "caption": "no"}).encode(),
-    "000000000.txt": "ein Bär\n".encode(),
-    "000000001.json": b'{"status": "failed"}',
-    "000000002.PNG": encoded(photo(), "PNG"),
-    "000000002.json": b'{"caption": "from the json"}',
-    "./sub/._000000003.webp": b"junk",
-    "./sub/000000003.webp": encoded(photo(), "WEBP"),
-}
-
-
-@pytest.mark.parametrize("name", ["00000.tar", "00000.tar.gz", "00000.tgz"])
-def test_webdataset(tmp_path: Path, name: str) -> None:
-    path = tar_of(tmp_path / name, SHARD)
-    first, second, third = read_webdataset([path])
-    assert (first.id, first.caption) == ("00000/000000000", "ein Bär")
-    assert first.source == f"{path}#000000000.jpg"
-    assert first.metadata == {"url": "http://x/1", "similarity": None, "caption": "no"}
-    assert first.content == SHARD["000000000.jpg"]
-    assert (second.id, second.caption) == ("00000/000000002", "from the json")
-    assert (third.id, third.caption, third.metadata) == ("00000/sub/000000003", None, {})
-    assert all(decode(image).size == (48, 32) for image in (first, second, third))
-
-
-@pytest.mark.parametrize("name", ["s.tar", "s.tgz"])
-@pytest.mark.parametrize("keep", [0.0, 0.3, 0.6, 0.9])
-def test_a_truncated_tar_is_named(tmp_path: Path, name: str, keep: float) -> None:
-    path = tar_of(tmp_path / name, SHARD)
-    end = path.read_bytes().rstrip(b"\0") if name == "s.tar" else path.read_bytes()
-    path.write_bytes(end[: int(len(end) * keep)])
-    with pytest.raises(IntegrityError, match=f"{name}: not a whole tar"):
-        list(read_webdataset([path]))
-
-
-def test_a_tar_cut_between_members_or_with_a_damaged_header_is_named(tmp_path: Path) -> None:
-    path = tar_of(tmp_path / "s.tar", SHARD)
-    with tarfile.open(path) as tar:
-        starts = [member.offset for member in tar]
-    data = path.read_bytes()
-    damaged = bytearray(data)
-    damaged[starts[4] + 10] ^= 0x40
-    for broken in (data[: starts[4]], bytes(damaged)):
-        path.write_bytes(broken)
-        images = read_webdataset([path])
-        assert next(images).id == "s/000000000"
-        with pytest.raises(IntegrityError, match=r"s\.tar: .*cut short or damaged at byte"):
-            list(images)
-
-
-def test_tars_that_are_none(tmp_path: Path) -> None:
-    (tmp_path / "s.tar").write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(IntegrityError, match=r"s\.tar"):
-        list(read_webdataset([tmp_path / "s.tar"]))
-    with pytest.raises(InvalidInputError, match=r"t\.tar: cannot be read: No such file"):
-        list(read_webdataset([tmp_path / "t.tar"]))
-
-
-@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
-def test_broken_json_is_named_and_stops_nothing(tmp_path: Path, content: bytes) -> None:
-    members = {"a.jpg": b"x", "a.json": content, "a.txt": b"a caption", "b.jpg": b"y"}
-    path = tar_of(tmp_path / "s.tar", members)
-    with pytest.warns(RuntimeWarning, match=r"s\.tar#a\.json: the metadata cannot be read"):
-        first, second = read_webdataset([path])
-    assert (first.id, first.caption, first.metadata) == ("s/a", "a caption", {}) and second.id == "s/b"
-
-
-def test_names_with_further_dots_are_images_by_themselves(tmp_path: Path) -> None:
-    members = {"IMG.1.png": b"1", "IMG.2.PNG": b"2", "IMG.txt": b"t", "a.jpg": b"a", "a.mask.png": b"m"}
-    images = list(read_webdataset([tar_of(tmp_path / "s.tar", members)]))
-    assert [(image.id, image.content) for image in images] == [
-        ("s/IMG.1.png", b"1"), ("s/IMG.2.PNG", b"2"), ("s/a", b"a"),
-    ]  # fmt: skip
-    assert images[0].source.endswith("s.tar#IMG.1.png")
-
-
-# --- any source
-
-
-def test_open_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, "f/b.jpg", "f/a.jpg", "g/c.png", "f/00000_stats.json", "odd[1].jpg")
-    tar_of(tmp_path / "f" / "00001.tar", {"k.jpg": b"1"})
-    tar_of(tmp_path / "f" / "00000.tar", {"k.jpg": b"0"})
-
-    def ids(source: Any) -> list[str | None]:
-        return [image.id or Path(image.source).name for image in open_images(source)]
-
-    assert ids(tmp_path / "f") == ["a.jpg", "b.jpg", "00000/k", "00001/k"]
-    (tmp_path / "f/sub/.hidden").mkdir(parents=True)
-    tar_of(tmp_path / "f/sub/2.tar", {"k.jpg": b"2"})
-    tar_of(tmp_path / "f/sub/.hidden/3.tar", {"k.jpg": b"3"})
-    tar_of(tmp_path / "f/sub/.4.tar", {"k.jpg": b"4"})
-    assert ids(tmp_path / "f") == ["a.jpg", "b.jpg", "00000/k", "00001/k", "2/k"]
-    assert ids(str(tmp_path / "f" / "*.tar")) == ["00000/k", "00001/k"]
-    assert ids(tmp_path / "f" / "*") == ["00000/k", "00001/k", "a.jpg", "b.jpg", "2/k"]
-    assert ids(tmp_path / "**" / "*.png") == ["c.png"]
-    assert ids(tmp_path / "f" / "00001.tar") == ["00001/k"]
-    assert ids(tmp_path / "odd[1].jpg") == ["odd[1].jpg"]
-    assert ids(tmp_path / "missing.jpg") == ["missing.jpg"]
-    assert ids([tmp_path / "g", b"bytes", photo(), Image(b"", "s", id="mine")]) == [
-        "c.png", "<bytes>", "<PIL image>", "mine",
-    ]  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    assert ids("f/*.tar") == ids("f/0000[01].tar") == ["00000/k", "00001/k"]
-    with pytest.raises(InvalidInputError, match="no file matches"):
-        ids("f/*.gif")
-    with pytest.raises(InvalidInputError, match="not int"):
-        ids([3])
-
-
 def test_as_image_keeps_and_overrides() -> None:
     image = as_image(b"x", id="a", caption="c", metadata={"n": 1})
     assert (image.source, image.id, image.caption, image.metadata) == ("<bytes>", "a", "c", {"n": 1})
@@ -680,22 +444,3 @@ def test_as_image_keeps_and_overrides() -> None:
     renamed = as_image(image, id="b")
     assert (renamed.id, renamed.caption, renamed.content) == ("b", "c", b"x")
     assert as_image("a.jpg").content == Path("a.jpg").absolute()
-
-
-def test_an_unreadable_caption_does_not_cost_the_image(tmp_path: Path) -> None:
-    PILImage.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    (tmp_path / "a.txt").mkdir()  # reads as an error for every user, root included
-    with pytest.warns(RuntimeWarning, match=r"a\.txt: the caption cannot be read"):
-        (image,) = walk(tmp_path)
-    assert image.caption is None
-
-
-def test_an_empty_path_is_not_the_current_folder() -> None:
-    with pytest.raises(InvalidInputError, match="empty"):
-        list(open_images(""))
-
-
-def test_what_cannot_be_looked_at_is_described_and_named_when_it_is_decoded() -> None:
-    long = "x" * 300 + ".jpg"
-    (one,) = open_images([long])
-    assert "too long" in reason(one).lower()

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from zsqretrieval import CaptionDialog, Dialog, InformationGain, RandomQuestion, Retriever
+from zsqretrieval import Retriever
+from zsqretrieval.dialog.dialog import Dialog
+from zsqretrieval.dialog.policies import (CaptionDialog, InformationGain, RandomQuestion)
 from zsqretrieval.data.images import decode
 from zsqretrieval.dialog.oracle import Gallery
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError
@@ -97,7 +99,7 @@ def test_an_image_that_the_first_text_did_not_bring_is_found_by_an_answer(retrie
     dialog.tell("or rather blue, blue, blue")
     assert dialog.ranking[0].id == "blue.png"
     assert dialog.ranking[0].scores["first_stage"] == pytest.approx(
-        next(hit.score for hit in retriever.search("something red", 3, scoring=None) if hit.id == "blue.png"),
+        next(hit.score for hit in retriever.search("something red", 3, rerank=None) if hit.id == "blue.png"),
         abs=1e-6,
     )
     dialog.undo()
@@ -105,16 +107,16 @@ def test_an_image_that_the_first_text_did_not_bring_is_found_by_an_answer(retrie
 
 
 def test_questions_of_the_album_are_asked_and_its_captions_are_not(retriever: Retriever) -> None:
-    retriever.generate_questions(1, top_k=None)
-    retriever.generate_questions(1, style="captions", top_k=None)
+    retriever.questions.generate(1, top_k=None)
+    retriever.questions.generate(1, style="captions", top_k=None)
     hits = retriever.gallery.first_stage("a thing", 3)
-    assert {one.text for one in retriever.questions()} == {QUESTION, "a thing"}
+    assert {one.text for one in retriever.questions.list()} == {QUESTION, "a thing"}
     assert retriever.gallery.stored_questions(hits) == [(QUESTION,)] * 3
 
 
 def test_questions_that_did_not_lead_back_are_not_asked(retriever: Retriever) -> None:
-    assert retriever.generate_questions(1, top_k=1).kept < 3
-    judged = {one.id: one.judgement.kept for one in retriever.questions()}
+    assert retriever.questions.generate(1, top_k=1).kept < 3
+    judged = {one.id: one.judgement.kept for one in retriever.questions.list()}
     assert set(judged.values()) == {True, False}
     hits = retriever.gallery.first_stage("a thing", 3)
     assert retriever.gallery.stored_questions(hits) == [(QUESTION,) * judged[hit.id] for hit in hits]
@@ -131,7 +133,7 @@ def test_a_dialog_goes_on_in_an_album_that_was_opened_again(
     retriever.close()
     assert pickle.loads(pickle.dumps(dialog)).ranking == expected  # even now
     again: Dialog = pickle.loads(kept)
-    with Retriever.load(tmp_path / "album", encoder=ToyEncoder(), index=ToyIndex(16), generator=Asker()) as r:
+    with Retriever.open(tmp_path / "album", encoder=ToyEncoder(), index=ToyIndex(16), generator=Asker()) as r:
         again.attach(r.gallery)
         again.answer("blue")
         assert again.ranking == expected

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zsqretrieval import QueryBank
+from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 
 PAGE = Path(__file__).parents[2] / "docs" / "rerank.md"

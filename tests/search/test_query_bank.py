@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from zsqretrieval import QueryBank
+from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.fusion import RerankOnly, WeightedSum
+from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 
@@ -143,12 +144,12 @@ def retriever(tmp_path: Path) -> Retriever:
 def test_a_search_takes_the_hubness_away(retriever: Retriever) -> None:
     bank = retriever.query_bank(["a red thing", "red", "something red"], strength=1.0)
     assert bank.fingerprint == ENCODER.fingerprint
-    plain = retriever.search("red or blue", 6, scoring=None)
-    found = retriever.search("red or blue", 6, scoring=None, bank=bank)
+    plain = retriever.search("red or blue", 6, rerank=None)
+    found = retriever.search("red or blue", 6, bank=bank, rerank=None)
     assert {hit.id for hit in found} == {hit.id for hit in plain}
     before = {hit.id: hit.score for hit in plain}
     keys = [hit.key for hit in found]
-    expected = [before[hit.id] for hit in found] - bank.hubness(retriever._catalog.vectors(keys))
+    expected = [before[hit.id] for hit in found] - bank.hubness(retriever._catalog.log.get(keys))
     np.testing.assert_allclose([hit.score for hit in found], expected, atol=1e-6)
     assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
     for hit in found:
@@ -160,20 +161,22 @@ def test_a_search_takes_the_hubness_away(retriever: Retriever) -> None:
 
 def test_more_than_k_are_normalized(retriever: Retriever) -> None:
     bank = retriever.query_bank(["a red thing", "red"], strength=1.0)
-    whole = retriever.search("red or blue", 6, scoring=None, bank=bank)
-    assert retriever.search("red or blue", 2, scoring=None, bank=bank)[0].id == whole[0].id != "red.png"
-    few = retriever.search("red", 1, scoring=None, bank=bank, candidates=1)
+    whole = retriever.search("red or blue", 6, bank=bank, rerank=None)
+    assert retriever.search("red or blue", 2, bank=bank, rerank=None)[0].id == whole[0].id != "red.png"
+    few = retriever.search("red", 1, bank=bank, rerank=None)
     assert few[0].id == "red.png", "the only candidate"
 
 
 def test_what_is_normalized_is_what_is_joined(retriever: Retriever) -> None:
     bank = retriever.query_bank(["a red thing", "red"], strength=1.0)
-    alone = retriever.search("red or blue", 6, scoring=None, bank=bank)
-    joined = retriever.search("red or blue", 6, bank=bank, fusion=WeightedSum(0.0, scale="raw"))
+    alone = retriever.search("red or blue", 6, bank=bank, rerank=None)
+    joined = retriever.search(
+        "red or blue", 6, bank=bank, rerank=Rerank(fusion=WeightedSum(0.0, scale="raw"))
+    )
     assert [(hit.id, hit.score) for hit in joined] == [(hit.id, pytest.approx(hit.score)) for hit in alone]
     assert set(joined[0].scores) == {"first_stage", "normalized", "likelihood", "fused"}
-    read = retriever.search("red or blue", 6, bank=bank, scoring=Likelihood(), fusion=RerankOnly())
-    plain = retriever.search("red or blue", 6, scoring=Likelihood(), fusion=RerankOnly())
+    read = retriever.search("red or blue", 6, bank=bank, rerank=Rerank(Likelihood(), fusion=RerankOnly()))
+    plain = retriever.search("red or blue", 6, rerank=Rerank(Likelihood(), fusion=RerankOnly()))
     assert {hit.id: hit.score for hit in read} == {hit.id: hit.score for hit in plain}
 
 
@@ -189,16 +192,16 @@ def test_the_questions_of_the_album_are_a_bank(retriever: Retriever) -> None:
         retriever.query_bank()
     writing = Retriever(ENCODER, generator=Writer())
     writing.add(record.source for record in retriever.records())
-    writing.generate_questions(2, style="search", top_k=None)
-    writing.generate_questions(1, style="captions", top_k=1)
+    writing.questions.generate(2, style="search", top_k=None)
+    writing.questions.generate(1, style="captions", top_k=1)
     bank = writing.query_bank()
     assert len(bank) == 12 and bank.fingerprint == ENCODER.fingerprint
-    kept = {one.text for one in writing.questions() if one.recipe.style == "search"}
+    kept = {one.text for one in writing.questions.list() if one.recipe.style == "search"}
     expected = ENCODER.encode_text(sorted(kept))
     np.testing.assert_allclose(np.unique(bank.vectors, axis=0), np.unique(expected, axis=0), atol=1e-6)
     assert len(writing.query_bank(size=5)) == 5
     np.testing.assert_array_equal(writing.query_bank(size=5).vectors, writing.query_bank(size=5).vectors)
-    expanded = writing.search("red", 3, scoring=None, expand=True, bank=bank)
+    expanded = writing.search("red", 3, expand=True, bank=bank, rerank=None)
     assert {"image_similarity", "question_similarity", "first_stage", "normalized"} == set(expanded[0].scores)
     with pytest.raises(InvalidInputError, match="style 'mine'"):
         writing.query_bank(style="mine")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image as PILImage
 from zsqretrieval_colors import SHADES, ColorEncoder
 
-from zsqretrieval import Retriever, plugins
+from zsqretrieval import (Retriever, plugins)
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.testing import encoder_checks, parametrize_checks
 from zsqretrieval.types import Image
@@ -98,6 +98,6 @@ def test_an_album_restores_it_by_name(tmp_path: Path):
     with Retriever(encoder, path=tmp_path / "album") as album:
         album.add([picture("red"), picture("blue"), picture("yellow")])
         album.save()
-    with Retriever.load(tmp_path / "album") as album:
+    with Retriever.open(tmp_path / "album") as album:
         assert isinstance(album.encoder, ColorEncoder) and album.encoder.config["side"] == 32
         assert album.search("which one is blue?", k=1)[0].source == "blue"

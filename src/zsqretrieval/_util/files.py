@@ -1,12 +1,12 @@
-"""Snapshots: a directory whose content changes all at once or not at all, and is verified before use.
+"""Durable files: atomic writes, folder locks, and snapshots, which are folders of verified files.
 
-A snapshot is a directory of data files and one ``manifest.json``. Data files carry a part of their SHA-256
-digest in their names, so a new generation is written beside the old one; replacing the manifest is the one
-step that makes it valid. A crash or a full disk before that step leaves the old state, after it the new one.
+A snapshot is a folder of data files and one ``manifest.json``. Each data file carries a part of its SHA-256
+digest in its name, so a new save writes its files beside the old ones. Replacing the manifest is the commit: a
+crash or a full disk before it keeps the old snapshot, after it the new one is valid.
 
-    graph-5f0c2a9be1d34c77.bin      data, named by content
+    graph-5f0c2a9be1d34c77.bin      data file, named by its content
     keys-9a41d5b07c22e6f8.npy
-    manifest.json                   the commit point: kind, facts, size and SHA-256 of every data file
+    manifest.json                   kind, facts, and the size and SHA-256 of every data file
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ __all__ = [
     "Snapshot",
     "StoredFile",
     "array_part",
+    "atomic_write",
     "locked",
     "open_snapshot",
     "peek_snapshot",
@@ -47,17 +48,92 @@ MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
 _PART_NAME = re.compile(r"[a-z]+\.[a-z]+")
 _STORED_NAME = re.compile(r"[a-z]+-[0-9a-f]{16}\.[a-z]+")
-_SCRATCH_NAME = re.compile(r"\.[a-z]+-[0-9a-f]{16}\.tmp")
+_TEMPORARY_NAME = re.compile(r"\.[a-z]+\.[a-z]+\.[0-9a-f]{16}\.tmp")
+
+
+# --- one file -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Replace a file as a whole, on disk when the block ends; a crash leaves the old file or the new one.
+
+    Args:
+        path: the file, new or existing; its folder must exist.
+
+    Yields:
+        The path of a temporary file in the same folder, not made yet. The block writes and closes it. If the
+        block raises, the temporary file is deleted and ``path`` is unchanged.
+
+    Raises:
+        OSError: the disk refuses; ``path`` is unchanged.
+    """
+    with _temporary(path) as temporary:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``; deleted at the end if it was not renamed."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())  # also reports failed writes that close() did not
+
+
+def sync_directory(path: Path) -> None:
+    """Flush the file names of a folder to disk."""
+    if os.name == "nt":  # a folder cannot be opened there, and renames are journalled
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
+    """Hold an advisory lock on a folder; the system frees it when the process dies.
+
+    Some platforms and file systems have no such lock. Two processes must not save to one folder at once there.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):  # the caller reports a missing folder
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# --- snapshots ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One data file as the manifest describes it.
+    """A data file's entry in the manifest.
 
     Attributes:
-        name: its name inside the snapshot directory.
+        name: file name inside the snapshot folder.
         size: bytes.
-        sha256: hexadecimal digest of its content.
+        sha256: hexadecimal digest of the content.
     """
 
     name: str
@@ -67,12 +143,12 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a manifest says.
+    """The manifest of a snapshot.
 
     Attributes:
-        path: the directory.
-        kind: what is stored here, for instance ``"exact"`` or ``"hnsw"``.
-        facts: JSON values the writer recorded (dim, metric, count, fingerprint, ...).
+        path: the folder.
+        kind: type of the content, for instance ``"exact"`` or ``"hnsw"``.
+        facts: JSON values of the writer (dim, metric, count, fingerprint, ...).
         files: the data files by part name, for instance ``"keys.npy"``.
     """
 
@@ -85,7 +161,7 @@ class Snapshot:
         """Path of a data file.
 
         Raises:
-            IntegrityError: the manifest names no such part.
+            IntegrityError: the manifest has no such part.
         """
         if part not in self.files:
             raise IntegrityError(
@@ -94,67 +170,42 @@ class Snapshot:
             )
         return self.path / self.files[part].name
 
-    def expect(self, **facts: Any) -> None:
-        """Refuse a snapshot whose facts are not these; None stands for any value.
-
-        Raises:
-            MismatchError: a fact differs; names both sides.
-        """
-        for name, wanted in facts.items():
-            found = self.facts.get(name)
-            if wanted is not None and found != wanted:
-                raise MismatchError(
-                    f"{self.path} was saved with {name} {found!r}, but {name} {wanted!r} is asked for; "
-                    "open it with what it was made with, or build a new one"
-                )
-
 
 def write_snapshot(
     path: Path, kind: str, facts: Mapping[str, Any], parts: Mapping[str, Callable[[Path], object]]
 ) -> Snapshot:
-    """Replace the snapshot in the directory ``path``, atomically and durably.
+    """Replace the snapshot in a folder, atomically and durably.
 
     Args:
-        path: the directory; made when missing. Files in it that no snapshot wrote are left alone.
-        kind: what is stored, checked by :func:`open_snapshot`.
-        facts: JSON-serialisable facts kept in the manifest.
-        parts: part name (``"keys.npy"``: small letters, a dot, small letters) -> a function that writes the
-            file at the path it is given, and raises OSError when it cannot.
+        path: the folder, made when missing. Files that no snapshot wrote are not touched.
+        kind: type of the content, checked by :func:`open_snapshot`.
+        facts: JSON-serialisable values for the manifest.
+        parts: by part name (``"keys.npy"``: lower-case letters, a dot, lower-case letters), a function that
+            writes the file at the path it is given.
 
     Returns:
-        The snapshot as written.
+        The new snapshot.
 
     Raises:
-        OSError: the disk refuses; the former snapshot, if any, is still valid.
+        OSError: the disk refuses; the old snapshot, if any, is still valid.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path, exclusive=True):
-        scratch: list[Path] = []
-        try:
-            files = {part: _write_part(path, part, write, scratch) for part, write in parts.items()}
-            snapshot = Snapshot(path, kind, dict(facts), files)
-            sync_directory(path)
-            new_manifest = path / f".manifest-{secrets.token_hex(8)}.tmp"
-            scratch.append(new_manifest)
-            with new_manifest.open("w", encoding="utf-8") as handle:
-                handle.write(_manifest_text(snapshot))
-                handle.flush()
-                os.fsync(handle.fileno())
-            new_manifest.replace(path / MANIFEST)
-            sync_directory(path)
-        finally:
-            for leftover in scratch:
-                leftover.unlink(missing_ok=True)
+        files = {part: _write_part(path, part, write) for part, write in parts.items()}
+        snapshot = Snapshot(path, kind, dict(facts), files)
+        sync_directory(path)
+        with atomic_write(path / MANIFEST) as temporary:
+            temporary.write_text(_manifest_text(snapshot), encoding="utf-8")
         _remove_stale(snapshot)
     return snapshot
 
 
 def peek_snapshot(path: Path) -> Snapshot:
-    """Read and verify the manifest in ``path`` without touching the data files.
+    """Read and verify the manifest of a snapshot, without its data files.
 
     Raises:
-        IntegrityError: there is no manifest, it is damaged, or of another format version.
+        IntegrityError: there is no manifest, it is damaged, or it has another format version.
     """
     path = Path(path)
     try:
@@ -172,7 +223,7 @@ def peek_snapshot(path: Path) -> Snapshot:
         raise _damaged(path / MANIFEST, "its checksum does not match its content")
     if manifest.get("format") != FORMAT_NAME or manifest.get("version") != FORMAT_VERSION:
         raise IntegrityError(
-            f"{path / MANIFEST} is of format {manifest.get('format')!r} version {manifest.get('version')!r}; "
+            f"{path / MANIFEST} has format {manifest.get('format')!r} version {manifest.get('version')!r}; "
             f"this library reads {FORMAT_NAME!r} version {FORMAT_VERSION}: use the version that wrote it"
         )
     try:
@@ -188,69 +239,68 @@ def peek_snapshot(path: Path) -> Snapshot:
 
 @contextlib.contextmanager
 def open_snapshot(path: Path, kind: str, **expected: Any) -> Iterator[Snapshot]:
-    """Open the snapshot in ``path`` for reading, after every data file's size and digest were verified.
+    """Open a snapshot for reading, after verifying the size and digest of every data file.
 
-    While the context is open no other process of this library can replace the snapshot (advisory lock).
+    Within the block no other process of this library can replace the snapshot (advisory lock).
 
     Args:
-        path: the directory.
+        path: the folder.
         kind: refuse a snapshot of any other kind.
-        expected: facts that must hold; None stands for any value.
+        expected: facts to compare; None accepts any value.
 
     Raises:
         IntegrityError: missing, truncated or altered data; names the file.
-        MismatchError: another kind, or another fact than expected; names both sides.
+        MismatchError: another kind or fact than expected; names both sides.
     """
     path = Path(path)
     with locked(path, exclusive=False):
         snapshot = peek_snapshot(path)
-        if snapshot.kind != kind:
-            raise MismatchError(
-                f"{path} holds a snapshot of kind {snapshot.kind!r}, but kind {kind!r} is asked for; "
-                "open it as what it is"
-            )
-        snapshot.expect(**expected)
+        for name, wanted in {"kind": kind, **expected}.items():
+            found = snapshot.kind if name == "kind" else snapshot.facts.get(name)
+            if wanted is not None and found != wanted:
+                raise MismatchError(
+                    f"{path} was saved with {name} {found!r}, but {name} {wanted!r} is asked for; "
+                    "open it with the settings it was made with, or build a new one"
+                )
         for stored in snapshot.files.values():
             _verify(path, stored)
         yield snapshot
 
 
 def array_part(array: NDArray[Any]) -> Callable[[Path], None]:
-    """A part for :func:`write_snapshot` that holds one array in NumPy's ``.npy`` format."""
+    """A part for :func:`write_snapshot`: one array in NumPy's ``.npy`` format."""
 
     def write(file: Path) -> None:
-        with file.open("wb") as handle:
+        with file.open("wb") as handle:  # given a path, np.save would append .npy to it
             np.save(handle, array, allow_pickle=False)
 
     return write
 
 
 def read_array(file: Path) -> NDArray[Any]:
-    """Read an array written through :func:`array_part`; never unpickles.
+    """Read an array written by :func:`array_part`; never unpickles.
 
     Raises:
-        IntegrityError: it is not such a file.
+        IntegrityError: the file holds no such array.
     """
     try:
         with file.open("rb") as handle:
             array: NDArray[Any] = np.lib.format.read_array(handle, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise _damaged(file, f"it is no array ({error})") from error
+        raise _damaged(file, f"it holds no array ({error})") from error
     return array
 
 
-def _write_part(path: Path, part: str, write: Callable[[Path], object], scratch: list[Path]) -> StoredFile:
+def _write_part(path: Path, part: str, write: Callable[[Path], object]) -> StoredFile:
     if not _PART_NAME.fullmatch(part):
         raise ValueError(f"part name {part!r} is not of the form 'letters.letters'")
-    stem, suffix = part.split(".")
-    temporary = path / f".{stem}-{secrets.token_hex(8)}.tmp"
-    scratch.append(temporary)
-    write(temporary)
-    with temporary.open("rb+") as handle:
-        os.fsync(handle.fileno())  # also reports writes that failed after `write` had returned
-    size, digest = _measure(temporary)
-    stored = StoredFile(f"{stem}-{digest[:16]}.{suffix}", size, digest)
-    temporary.replace(path / stored.name)
+    with _temporary(path / part) as temporary:
+        write(temporary)
+        _flush(temporary)
+        size, digest = _measure(temporary)
+        stem, suffix = part.split(".")
+        stored = StoredFile(f"{stem}-{digest[:16]}.{suffix}", size, digest)
+        temporary.replace(path / stored.name)
     return stored
 
 
@@ -261,13 +311,13 @@ def _verify(path: Path, stored: StoredFile) -> None:
         if size != stored.size:
             raise _damaged(file, f"it has {size} bytes, the manifest says {stored.size}")
         if _measure(file) != (stored.size, stored.sha256):
-            raise _damaged(file, "its SHA-256 digest is not the one in the manifest")
+            raise _damaged(file, "its SHA-256 digest differs from the manifest's")
     except FileNotFoundError:
         raise _damaged(file, "it is missing") from None
 
 
 def _measure(file: Path) -> tuple[int, str]:
-    """Size in bytes and SHA-256 of a file, read in blocks."""
+    """Size in bytes and SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
     with file.open("rb") as handle:
         while block := handle.read(_BLOCK):
@@ -282,10 +332,7 @@ def _manifest_text(snapshot: Snapshot) -> str:
         "version": FORMAT_VERSION,
         "kind": snapshot.kind,
         "facts": snapshot.facts,
-        "files": {
-            part: {"name": stored.name, "size": stored.size, "sha256": stored.sha256}
-            for part, stored in snapshot.files.items()
-        },
+        "files": {part: asdict(stored) for part, stored in snapshot.files.items()},
     }
     return json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=2, sort_keys=True) + "\n"
 
@@ -296,47 +343,15 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 
 
 def _remove_stale(snapshot: Snapshot) -> None:
-    """Delete what former or interrupted saves left, and nothing else."""
+    """Delete the files of earlier and interrupted saves, and no others."""
     current = {stored.name for stored in snapshot.files.values()}
     for file in snapshot.path.iterdir():
-        ours = _STORED_NAME.fullmatch(file.name) or _SCRATCH_NAME.fullmatch(file.name)
+        ours = _STORED_NAME.fullmatch(file.name) or _TEMPORARY_NAME.fullmatch(file.name)
         if ours and file.name not in current:
-            # A file that stays is harmless; a reader on Windows may hold it open.
+            # A leftover file does no harm; a reader on Windows may hold it open.
             with contextlib.suppress(OSError):
                 file.unlink()
 
 
 def _damaged(file: Path, what: str) -> IntegrityError:
     return IntegrityError(f"{file} is damaged: {what}; restore it from a copy or rebuild it from its source")
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory survive a power cut."""
-    if os.name == "nt":  # a directory cannot be opened there, and renames are journalled
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
-    """Advisory lock on the directory, freed by the system when the process dies.
-
-    Where the platform or file system has none, two processes must not save to one directory at once.
-    """
-    try:
-        import fcntl
-
-        descriptor = os.open(path, os.O_RDONLY)
-    except (ImportError, OSError):  # a missing directory is reported by the caller, in its own words
-        yield
-        return
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(descriptor)

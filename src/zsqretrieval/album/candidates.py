@@ -1,4 +1,4 @@
-"""What a generator is shown: the state of an image where it is kept, else the image itself, opened again."""
+"""Images of an album as inputs of the generator: cached features, or else the reopened image."""
 
 from __future__ import annotations
 
@@ -9,32 +9,47 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
-import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.features import StateStore
-from zsqretrieval.data.reopen import Reopener
+from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError
-from zsqretrieval.presets import LazyGenerator
+from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Generator, ImageStates
-from zsqretrieval.search.scoring import Scoring, score_images
-from zsqretrieval.types import Image, ImageState, Progress
+from zsqretrieval.types import Image, ImageState
 
-__all__ = ["StatesMode", "Viewer"]
+__all__ = ["StatesMode", "Viewer", "open_image", "parts_by_size"]
 
 StatesMode: TypeAlias = Literal["disk", "memory"] | None
-"""Where image states are kept: in the album's directory, in memory, or nowhere."""
+"""Where image features are cached: in the album's directory, in memory, or nowhere."""
+
+_BYTES_AT_ONCE = 256 * 2**20  # encoded images in memory together
+
+
+def parts_by_size(records: Sequence[Record]) -> Iterator[slice]:
+    """Split images into parts of at most 256 MiB of encoded bytes each: one part for most searches."""
+    start, size = 0, 0
+    for n, record in enumerate(records):
+        if n > start and size + record.bytes > _BYTES_AT_ONCE:
+            yield slice(start, n)
+            start, size = n, 0
+        size += record.bytes
+    if start < len(records):
+        yield slice(start, len(records))
 
 
 @final
 class Viewer:
-    """Shows images to a generator.
+    """Gives the generator the images of an album.
 
     Args:
-        generator: sees them; not made before it is needed.
-        states: where image states are kept.
-        album: directory of the album; None while it lives in memory, and states with it.
+        generator: loaded on first use.
+        states: where image features are cached.
+        album: directory of the album; None while the album is in memory, and the features with it.
+
+    Raises:
+        InvalidInputError: no such mode, or a generator that computes no image features.
     """
 
     def __init__(self, generator: LazyGenerator, states: StatesMode, album: Path | None) -> None:
@@ -48,8 +63,47 @@ class Viewer:
         self._store: StateStore | None = None
         self._lock = threading.Lock()
 
+    @classmethod
+    def of(
+        cls, generator: Generator | LazyGenerator | None, states: StatesMode, album: Path | None
+    ) -> Viewer | None:
+        """Wrap a generator; None without one.
+
+        Raises:
+            InvalidInputError: ``states`` without a generator, or as :class:`Viewer`.
+        """
+        if generator is None:
+            if states is not None:
+                raise InvalidInputError(f"states={states!r} needs a generator that computes image features")
+            return None
+        lazy = generator if isinstance(generator, LazyGenerator) else LazyGenerator.of(generator)
+        return cls(lazy, states, album)
+
+    @classmethod
+    def restore(
+        cls,
+        description: Mapping[str, Any],
+        generator: Generator | LazyGenerator | None,
+        states: StatesMode | Literal["auto"],
+        album: Path,
+    ) -> Viewer | None:
+        """Rebuild the viewer of an album from :meth:`describe`, unless another generator or mode is given."""
+        part = description["part"]
+        if generator is None and part is not None:
+            generator = LazyGenerator(part["plugin"], part["config"])
+        if states == "auto":
+            states = None if generator is None else description["states"]
+        return cls.of(generator, states, album)
+
+    @staticmethod
+    def describe(viewer: Viewer | None) -> dict[str, Any]:
+        """Describe generator and mode as JSON."""
+        if viewer is None:
+            return {"part": None, "states": None}
+        return {"part": viewer.generator.part, "states": viewer.states}
+
     def move_to(self, album: Path) -> None:
-        """The album lives in a directory from now on.
+        """Move the features to the directory of an album that was in memory.
 
         Raises:
             AlbumError: the disk refuses.
@@ -60,7 +114,7 @@ class Viewer:
             self._album = album
 
     def _opened(self) -> StateStore | None:
-        """Where states are kept; makes the generator, whose fingerprint names them."""
+        """Open the feature store; loads the generator, whose fingerprint names it."""
         if self.states is not None and self._store is None:
             generator = _check_states(self.generator.get())
             with self._lock:
@@ -71,16 +125,16 @@ class Viewer:
     # --- adding -------------------------------------------------------------------------------------------
 
     def blind_to(self, digests: Iterable[str]) -> set[str]:
-        """Of some digests, those whose states are to be kept and are not."""
+        """Select the digests whose features have to be cached and are not."""
         store = self._opened()
         return set() if store is None else set(store.missing(digests))
 
     @contextlib.contextmanager
     def keeping(self, images: Mapping[str, Image]) -> Iterator[None]:
-        """Keep the states of images by digest; on disk when the block begins, where the images are added.
+        """Cache the features of images by digest before the block begins; the block adds the images.
 
-        In this order an image that was added has its state, even if it came as bytes and cannot be opened
-        again. A crash in between leaves a state without an image, which does no harm.
+        In this order an added image always has its features, even if it came as bytes and cannot be reopened.
+        A crash in between leaves features without an image, which does no harm.
 
         Raises:
             AlbumError: the disk refuses.
@@ -92,104 +146,52 @@ class Viewer:
         states: dict[str, NDArray[Any]] = {}
         while True:
             new = [digest for digest in store.missing(images) if digest not in states]
-            states |= zip(new, self._see([images[digest] for digest in new]), strict=True)
+            states |= zip(new, self._features([images[digest] for digest in new]), strict=True)
             with store.held():
                 missing = store.missing(images)
-                if not states.keys() >= set(missing):  # something was swept away just before
+                if not states.keys() >= set(missing):  # another process removed some just before
                     continue
                 try:
                     store.put({digest: states[digest] for digest in missing})
                 except OSError as error:
-                    raise AlbumError(f"image states cannot be written: {error.strerror or error}") from error
+                    raise AlbumError(f"cannot write image features: {error.strerror or error}") from error
                 yield
                 return
 
     def sweep(self, known: Callable[[list[str]], Container[str]]) -> None:
-        """Forget the states of images that are gone; only where states were used."""
+        """Delete the features of removed images, if features were used."""
         if self._store is not None:
             self._store.sweep(known)
 
     # --- searching ----------------------------------------------------------------------------------------
 
-    def score(
-        self,
-        scoring: Scoring,
-        question: str,
-        records: Sequence[Record],
-        *,
-        batch_size: int,
-        progress: Progress | None = None,
-    ) -> NDArray[np.float64]:
-        """Score images of the album for a question.
-
-        An image that has no state, and whose source does not lead back to it, cannot be scored: a
-        RuntimeWarning names it.
-
-        Args:
-            scoring: what the generator is asked.
-            question: what the images are to answer.
-            records: n images.
-            batch_size: images shown together.
-            progress: told after every batch how many are done; may raise to stop.
-
-        Returns:
-            float64 [n], higher is better; nan for images that cannot be scored.
-
-        Raises:
-            InvalidInputError, ZsqError: as :func:`~zsqretrieval.search.scoring.score_images`.
-        """
-        scores = np.full(len(records), np.nan)
-        unseen: list[ImageError] = []
-        with Reopener() as files:
-            for start in range(0, len(records), batch_size):
-                batch = records[start : start + batch_size]
-                with self.showing(batch, files) as (generator, shown):
-                    seen = {start + n: one for n, one in enumerate(shown) if not isinstance(one, ImageError)}
-                    scores[list(seen)] = score_images(
-                        generator, scoring, question, list(seen.values()), batch_size=batch_size
-                    )
-                unseen += [one for one in shown if isinstance(one, ImageError)]
-                if progress is not None:
-                    progress(start + len(batch), len(records))
-        if unseen:
-            names = "; ".join(map(str, unseen[:3])) + ("; ..." if len(unseen) > 3 else "")
-            warnings.warn(
-                f"{len(unseen)} of {len(records)} candidates cannot be shown to the generator and rank after "
-                f"the others, in the order of the first stage: {names}. Keep image states (states='disk') of "
-                "images that are not files, or do not stay",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-        return scores
-
     @contextlib.contextmanager
     def showing(
         self, records: Sequence[Record], files: Reopener
     ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
-        """The generator, and what it can be shown of every record: the state, the image, or why neither.
+        """Lend the generator, with its input for every record: features, image, or the error.
 
         Args:
             records: n images of the album.
-            files: opens images; kept open by the caller over several calls, for the sake of tars.
+            files: reopens images; the caller keeps it open over several calls, so that tars are read once.
         """
         with self.generator.using() as generator:
-            yield generator, self._show(records, files)
+            yield generator, self._inputs(records, files)
 
-    def _show(self, records: Sequence[Record], files: Reopener) -> list[Image | ImageState | ImageError]:
-        """Of every image its state, the image, or why there is neither."""
+    def _inputs(self, records: Sequence[Record], files: Reopener) -> list[Image | ImageState | ImageError]:
         store = self._opened()
         if store is None:
-            return [_open(files, record) for record in records]
+            return [open_image(files, record) for record in records]
         states = store.get(record.digest for record in records)
-        opened = {one.digest: _open(files, one) for one in records if one.digest not in states}
+        opened = {one.digest: open_image(files, one) for one in records if one.digest not in states}
         images = {digest: one for digest, one in opened.items() if isinstance(one, Image)}
-        new = dict(zip(images, self._see(list(images.values())), strict=True))
+        new = dict(zip(images, self._features(list(images.values())), strict=True))
         try:
             with store.held():
                 store.put(new)
         except OSError as error:
             warnings.warn(
-                f"image states cannot be written ({error}) and will be computed again",
+                f"image features cannot be written ({error}); the next search computes them again",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -201,14 +203,15 @@ class Viewer:
             for one in records
         ]
 
-    def _see(self, images: Sequence[Image]) -> Sequence[NDArray[Any]]:
+    def _features(self, images: Sequence[Image]) -> Sequence[NDArray[Any]]:
         if not images:
             return []
         with self.generator.using() as generator:
             return list(_check_states(generator).image_states(images))
 
 
-def _open(files: Reopener, record: Record) -> Image | ImageError:
+def open_image(files: Reopener, record: Record) -> Image | ImageError:
+    """Reopen the image of a record, or return why it cannot be."""
     try:
         return files.open(record.source, record.digest)
     except ImageError as error:
@@ -218,6 +221,6 @@ def _open(files: Reopener, record: Record) -> Image | ImageError:
 def _check_states(generator: Generator) -> ImageStates:
     if not isinstance(generator, ImageStates):
         raise InvalidInputError(
-            f"{type(generator).__name__} makes no image states, so none can be kept; use states=None"
+            f"{type(generator).__name__} computes no image features, so none can be cached; use states=None"
         )
     return generator

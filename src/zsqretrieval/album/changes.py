@@ -1,7 +1,7 @@
-"""Vectors that come and go, in an order that an index can follow.
+"""The change log of stored vectors, by which an index is kept in step with the catalog.
 
-A catalog keeps two such logs, of images' vectors and of questions' (:mod:`zsqretrieval.album.questions`). Each
-is a table of vectors by a key that only rises, and a table of the keys that were removed.
+The catalog has two logs, for the vectors of images and of questions (:mod:`zsqretrieval.album.questions`). Each
+log is a table of vectors with rising keys and a table of removed keys.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Change", "Position", "VectorLog", "key_list"]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A moment in the history of a log; the default is before the first vector.
+    """A point in the history of a log; the default is before the first vector.
 
     Attributes:
-        last_key: the highest key given until then.
-        last_removal: the number of removals until then.
+        last_key: highest key given so far.
+        last_removal: number of removals so far.
     """
 
     last_key: int = 0
@@ -35,13 +35,13 @@ class Position:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """One step from an earlier position to a later one: remove, then add, then remember ``position``.
+    """A step from one position to a later one. Apply the removals first, then the additions.
 
     Attributes:
-        added_keys: int64 [n], rising; all above every key known before.
+        added_keys: int64 [n], rising, above every earlier key.
         added_vectors: float32 [n, dim].
-        removed_keys: int64 [m]; all known before.
-        position: where a follower stands once it has taken this step.
+        removed_keys: int64 [m], all present before the step.
+        position: the position after the step.
     """
 
     added_keys: NDArray[np.int64]
@@ -52,7 +52,7 @@ class Change:
 
 @final
 class VectorLog:
-    """The vectors of one table, each with a checksum, and what became of them.
+    """The vectors of one table, each with a checksum, and their change log.
 
     Args:
         database: holds the tables.
@@ -60,7 +60,7 @@ class VectorLog:
         vectors: table of ``key``, ``vector`` and ``crc32``.
         numbered: table whose AUTOINCREMENT gives the keys.
         removals: table of ``seq`` and ``key``.
-        what: what errors call a thing that has a vector.
+        what: noun for error messages, "image" or "question".
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class VectorLog:
         self._vectors, self._numbered, self._removals, self._what = vectors, numbered, removals, what
 
     def pack(self, vector: ArrayLike, name: str) -> tuple[bytes, int]:
-        """A vector as it is kept: bytes and checksum.
+        """The stored form of a vector: bytes and checksum.
 
         Raises:
             InvalidInputError: it has another shape, is zero or not finite; names it.
@@ -80,7 +80,7 @@ class VectorLog:
         if given.shape != (self._dim,) or given.dtype.kind != "f":
             got = f"{given.dtype} {list(given.shape)}"
             raise InvalidInputError(f"{name!r}: the vector must be float32 [{self._dim}], not {got}")
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused as such
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
             exact = given.astype("<f4")
         if not np.isfinite(exact).all() or not exact.any():
             raise InvalidInputError(f"{name!r}: the vector is zero or not finite; nothing was added")
@@ -88,10 +88,10 @@ class VectorLog:
         return blob, zlib.crc32(blob)
 
     def unpack(self, rows: Sequence[tuple[int, bytes, int]]) -> NDArray[np.float32]:
-        """Vectors float32 [n, dim] of rows of key, vector and crc32.
+        """Vectors float32 [n, dim] of n rows of key, vector and crc32.
 
         Raises:
-            IntegrityError: one is damaged; names it.
+            IntegrityError: a vector is damaged; names it.
         """
         for key, blob, crc32 in rows:
             if len(blob) != 4 * self._dim or zlib.crc32(blob) != crc32:
@@ -103,31 +103,20 @@ class VectorLog:
         return stacked.astype(np.float32).reshape(len(rows), self._dim)
 
     def get(self, keys: ArrayLike) -> NDArray[np.float32]:
-        """The vectors of keys, verified by their checksums.
-
-        Args:
-            keys: int64 [n], each present; repeats are allowed.
-
-        Returns:
-            float32 [n, dim], in the order given.
+        """Vectors float32 [n, dim] of keys int64 [n], in the same order, verified by their checksums.
 
         Raises:
             InvalidInputError: a key is not present.
             IntegrityError: a vector is damaged.
         """
         wanted = key_list(keys)
-        with self._database.transaction():
-            found = list(self._database.select("key, vector, crc32", self._vectors, "key", wanted))
-        row_of = {row[0]: position for position, row in enumerate(found)}
+        found = self._database.select("key, vector, crc32", self._vectors, "key", wanted)
+        row_of = {row[0]: n for n, row in enumerate(found)}
         self.refuse_unknown(wanted, row_of)
-        return self.unpack(found)[[row_of[key] for key in wanted]]
+        return self.unpack(found)[[row_of[key] for key in wanted]]  # type: ignore[arg-type]
 
     def refuse_unknown(self, wanted: Sequence[int], present: Container[int]) -> None:
-        """Make sure that all keys are there.
-
-        Raises:
-            InvalidInputError: one is not; names it.
-        """
+        """Raise InvalidInputError when a key is not present; names it."""
         unknown = [key for key in wanted if key not in present]
         if unknown:
             names = ", ".join(map(str, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
@@ -136,30 +125,23 @@ class VectorLog:
             )
 
     def verify(self) -> None:
-        """Read every vector.
-
-        Raises:
-            IntegrityError: one is damaged.
-        """
+        """Read every vector; a damaged one is an IntegrityError."""
         with self._database.transaction() as run:
             for row in run.execute(f"SELECT key, vector, crc32 FROM {self._vectors}"):
                 self.unpack([row])
 
-    # --- following --------------------------------------------------------------------------------------
-
     @property
     def position(self) -> Position:
-        """Where the log stands; changes with every vector added or removed, by any process."""
-        with self._database.transaction() as run:
-            last = dict(run.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
+        """The present position; every added or removed vector changes it, in any process."""
+        last = dict(self._database.rows("SELECT name, seq FROM sqlite_sequence"))
         return Position(last.get(self._numbered, 0), last.get(self._removals, 0))
 
     def changes(self, since: Position, *, batch_size: int = 4096) -> Iterator[Change]:
-        """The way from an earlier position to the present, in steps.
+        """The steps from an earlier position to the present.
 
-        A follower that held the vectors of ``since`` and takes every step holds exactly the present ones;
-        vectors that came and went in between never appear. After each step the follower may stop, and go on
-        later from that step's position, even if the log has changed meanwhile.
+        An index that held the vectors of ``since`` and applies every step holds exactly the present vectors.
+        Vectors that were added and removed in between never appear. An index may stop after any step and
+        continue from that step's position, even if the log has changed since.
 
         Args:
             since: an earlier :attr:`position`, or that of an earlier step.
@@ -169,39 +151,37 @@ class VectorLog:
             Steps; none when nothing has changed.
 
         Raises:
-            MismatchError: ``since`` lies in the future, so it is of another catalog, or of this one before it
-                was restored from an older backup.
+            MismatchError: ``since`` lies in the future: it belongs to another catalog, or this one was
+                restored from an older backup.
             InvalidInputError: ``batch_size`` is below 1.
             IntegrityError: a vector is damaged.
         """
         if batch_size < 1:
             raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
         while True:
-            with self._database.transaction() as run:
+            with self._database.transaction():
                 present = self.position
                 if since.last_key > present.last_key or since.last_removal > present.last_removal:
                     raise MismatchError(
                         f"{self._database.where} stands at {present}, before {since}: that position is of "
-                        "another catalog, or this one was restored; follow it anew from Position()"
+                        "another catalog, or this one was restored; start again from Position()"
                     )
                 if since == present:
                     return
-                removals = run.execute(
+                removals = self._database.rows(
                     f"SELECT seq, key FROM {self._removals} WHERE seq > ? ORDER BY seq LIMIT ?",
                     (since.last_removal, batch_size),
-                ).fetchall()
+                )
                 last_removal = removals[-1][0] if removals else since.last_removal
-                # Keys are added only once all removals are read in the same snapshot. Else a key added and
-                # removed before it would turn up later as the removal of something never added.
-                rows = []
+                # Add keys only once all removals of the same snapshot are read. Otherwise the later removal
+                # of a key that was added and removed in between would be of a key that was never added.
+                rows, last_key = [], since.last_key
                 if last_removal == present.last_removal:
-                    rows = run.execute(
+                    rows = self._database.rows(
                         f"SELECT key, vector, crc32 FROM {self._vectors} WHERE key > ? ORDER BY key LIMIT ?",
                         (since.last_key, batch_size),
-                    ).fetchall()
+                    )
                     last_key = rows[-1][0] if len(rows) == batch_size else present.last_key
-                else:
-                    last_key = since.last_key
             position = Position(last_key, last_removal)
             removed = [key for _, key in removals if key <= since.last_key]
             yield Change(
@@ -210,15 +190,13 @@ class VectorLog:
                 removed_keys=np.array(removed, dtype=np.int64),
                 position=position,
             )
+            if position == present:
+                return
             since = position
 
 
 def key_list(keys: ArrayLike) -> list[int]:
-    """Keys as Python's integers.
-
-    Raises:
-        InvalidInputError: they are not integers [n].
-    """
+    """Convert keys int64 [n] to Python integers; anything else is an InvalidInputError."""
     array = np.asarray(keys)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidInputError(f"keys must be int64 [n], not {array.dtype} {list(array.shape)}")

@@ -1,4 +1,4 @@
-"""What lies in an album's directory, told without loading a model or an index."""
+"""The content of an album's directory, read without loading a model or an index."""
 
 from __future__ import annotations
 
@@ -12,166 +12,89 @@ from typing import Any
 import numpy as np
 
 from zsqretrieval.album.catalog import Catalog
-from zsqretrieval.album.features import segment_facts
-from zsqretrieval.album.questions import StyleFacts
+from zsqretrieval.album.features import read_facts
 from zsqretrieval.errors import AlbumError
 
-__all__ = [
-    "CATALOG",
-    "AlbumFacts",
-    "EncoderFacts",
-    "GeneratorFacts",
-    "IndexFacts",
-    "StatesFacts",
-    "describe_album",
-    "find_catalog",
-]
+__all__ = ["CATALOG", "AlbumInfo", "describe_album", "find_catalog"]
 
 CATALOG = "catalog.sqlite"
-"""Name of the catalog's file in an album."""
+"""File name of the catalog in an album."""
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderFacts:
-    """The encoder an album was made with.
-
-    Attributes:
-        plugin: its plugin name; None when it is not a plugin.
-        config: settings that rebuild it; None when it is not a plugin.
-        dim: length of its vectors.
-        fingerprint: what every vector of the album was made by.
-    """
-
-    plugin: str | None
-    config: Mapping[str, Any] | None
-    dim: int
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class IndexFacts:
-    """The index of an album.
-
-    Attributes:
-        plugin: its plugin name; None when it is not a plugin.
-        config: settings that rebuild it; None when it is not a plugin.
-        saved: whether there is a snapshot of it.
-        up_to_date: whether the snapshot holds exactly the images of the catalog.
-    """
-
-    plugin: str | None
-    config: Mapping[str, Any] | None
-    saved: bool
-    up_to_date: bool
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratorFacts:
-    """The generator that reads an album's candidates.
-
-    Attributes:
-        plugin: its plugin name.
-        config: settings that rebuild it; what is left out has the generator's defaults.
-        states: where its image states are kept: ``"disk"``, ``"memory"`` or None.
-    """
-
-    plugin: str
-    config: Mapping[str, Any]
-    states: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class StatesFacts:
-    """The image states of one generator that lie in an album, the present generator or a former one.
-
-    Attributes:
-        fingerprint: of the generator that made them.
-        dtype: of their numbers.
-        images: of how many of the album's images there is a state.
-        bytes_on_disk: size of all of them.
-    """
-
-    fingerprint: str
-    dtype: str
-    images: int
-    bytes_on_disk: int
-
-
-@dataclass(frozen=True, slots=True)
-class AlbumFacts:
-    """An album.
+class AlbumInfo:
+    """The content of an album; all values are JSON.
 
     Attributes:
         album: its directory.
-        images: how many it holds.
-        encoder: what made its vectors.
-        index: what searches them.
-        generator: what reads the candidates; None when there is none, or none that is a plugin.
-        fusion: ``name`` and ``config`` of how the scores of encoder and generator are joined; None when it is
-            not one of the library's own, or the album is older than this entry.
-        states: the image states, one entry for every generator of which there are some.
-        questions: what the images were asked, one entry for every style.
+        images: number of images.
+        encoder: ``plugin`` and ``config`` (None if it is not a plugin), ``dim`` and ``fingerprint``.
+        index: ``plugin`` and ``config`` (None if it is not a plugin), ``saved``: whether there is a snapshot, and
+            ``up_to_date``: whether the snapshot holds exactly the images of the catalog.
+        generator: ``plugin``, ``config``, and ``states``: ``"disk"``, ``"memory"`` or None; None without a
+            generator, or if it is not a plugin.
+        calibration: constants of the pair of models, as stored by the retriever; None if there are none.
+        states: cached image features, one entry per generator: ``fingerprint``, ``dtype``, ``images``: number of the
+            album's images with features, and ``bytes_on_disk``.
+        questions: one entry per style, see :class:`~zsqretrieval.album.questions.StyleFacts`.
         bytes_on_disk: size of ``catalog``, ``index`` (of images and of questions) and ``states``.
     """
 
     album: str
     images: int
-    encoder: EncoderFacts
-    index: IndexFacts
-    generator: GeneratorFacts | None
-    fusion: Mapping[str, Any] | None
-    states: tuple[StatesFacts, ...]
-    questions: tuple[StyleFacts, ...]
+    encoder: Mapping[str, Any]
+    index: Mapping[str, Any]
+    generator: Mapping[str, Any] | None
+    calibration: Mapping[str, Any] | None
+    states: tuple[Mapping[str, Any], ...]
+    questions: tuple[Mapping[str, Any], ...]
     bytes_on_disk: Mapping[str, int]
 
 
 def find_catalog(path: Path) -> Path:
-    """The catalog's file of the album at ``path``.
+    """The catalog file of the album at ``path``.
 
     Raises:
         AlbumError: there is no album.
     """
     catalog = path / CATALOG
-    if not os.path.isfile(catalog):  # noqa: PTH113  # Path.is_file raises at what is too long or not allowed
+    if not os.path.isfile(catalog):  # noqa: PTH113  # Path.is_file raises on paths that are too long or forbidden
         raise AlbumError(
             f"{path} is not an album (it holds no {CATALOG}); make one with `zsq index`, or check the path"
         )
     return catalog
 
 
-def describe_album(path: Path) -> AlbumFacts:
-    """Read what the catalog says of an album.
+def describe_album(path: Path) -> AlbumInfo:
+    """Read the content of an album.
 
     Raises:
         AlbumError: there is no album at ``path``.
         IntegrityError: its catalog is damaged.
     """
     with Catalog.open(find_catalog(path)) as catalog:
-        snapshot = catalog.get_meta("index")  # None until the index is first saved
+        settings = catalog.settings
+        snapshot = catalog.get_meta("index")  # None until the first save
         snapshots = [one["folder"] for one in (snapshot, catalog.get_meta("questions")) if one]
-        encoder = catalog.settings.get("encoder_part") or {}
-        index = (snapshot["part"] if snapshot else catalog.settings.get("index")) or {}
-        reader = catalog.get_meta("generator") or catalog.settings.get("generator") or {}
-        part = reader.get("part")
-        position = asdict(catalog.position)
-        return AlbumFacts(
+        generator = catalog.get_meta("generator") or settings.get("generator") or {}
+        part = generator.get("part")
+        return AlbumInfo(
             album=str(path.absolute()),
             images=len(catalog),
-            encoder=EncoderFacts(
-                encoder.get("plugin"), encoder.get("config"), catalog.dim, catalog.settings["encoder"]
-            ),
-            index=IndexFacts(
-                index.get("plugin"),
-                index.get("config"),
-                saved=snapshot is not None,
-                up_to_date=snapshot is not None and snapshot["position"] == position,
-            ),
-            generator=None
-            if part is None
-            else GeneratorFacts(part["plugin"], part["config"], reader.get("states")),
-            fusion=catalog.get_meta("fusion") or catalog.settings.get("fusion"),
+            encoder={
+                **(settings.get("encoder_part") or _NO_PLUGIN),
+                "dim": catalog.dim,
+                "fingerprint": settings["encoder"],
+            },
+            index={
+                **((snapshot["part"] if snapshot else settings.get("index")) or _NO_PLUGIN),
+                "saved": snapshot is not None,
+                "up_to_date": snapshot is not None and snapshot["position"] == asdict(catalog.log.position),
+            },
+            generator=None if part is None else {**part, "states": generator.get("states")},
+            calibration=catalog.get_meta("calibration") or settings.get("calibration"),
             states=tuple(_describe_states(catalog, path)),
-            questions=tuple(catalog.questions.styles()),
+            questions=tuple(map(asdict, catalog.questions.styles())),
             bytes_on_disk={
                 "catalog": _size(path.glob(f"{CATALOG}*")),
                 "index": sum(_size((path / folder).rglob("*")) for folder in snapshots),
@@ -180,19 +103,24 @@ def describe_album(path: Path) -> AlbumFacts:
         )
 
 
-def _describe_states(catalog: Catalog, path: Path) -> Iterator[StatesFacts]:
+_NO_PLUGIN = {"plugin": None, "config": None}
+
+
+def _describe_states(catalog: Catalog, path: Path) -> Iterator[Mapping[str, Any]]:
     for folder in sorted(path.glob("states-*")):
         digests: set[str] = set()
         facts: Mapping[str, Any] = {}
-        for segment in folder.glob("*.states"):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # damaged, or put together with others
-                facts = segment_facts(segment)
-                digests.update(digest for digest, _ in facts["rows"])
+        for file in folder.glob("*.safetensors"):
+            with contextlib.suppress(OSError, ValueError):  # damaged, or just merged by another process
+                facts = read_facts(file)
+                digests.update(facts["crc32"])
         if facts:
-            images = len(catalog.known_digests(digests))
-            yield StatesFacts(
-                facts["fingerprint"], np.dtype(facts["dtype"]).name, images, _size(folder.iterdir())
-            )
+            yield {
+                "fingerprint": facts["fingerprint"],
+                "dtype": np.dtype(facts["dtype"]).name,
+                "images": len(catalog.known_digests(digests)),
+                "bytes_on_disk": _size(folder.iterdir()),
+            }
 
 
 def _size(paths: Iterable[Path]) -> int:

@@ -1,6 +1,8 @@
-"""Adding images: from what was given to vectors and records on disk, batch by batch.
+"""Adding images to an album: read, encode, and write each batch in one transaction.
 
-images --intake--> arrivals --encoder, viewer--> vectors, states --one transaction--> catalog --> index
+sources --loader--> bytes, digest --catalog--> known?
+new:    loader --> pixels, encoder --> vector, generator --> state
+all:    one transaction --> catalog, change log --> index
 """
 
 from __future__ import annotations
@@ -8,46 +10,38 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from zsqretrieval.album.candidates import Viewer
-from zsqretrieval.album.catalog import Catalog, NewImage, Record
-from zsqretrieval.album.sync import Follower
-from zsqretrieval.data.images import ImageLike, open_images
-from zsqretrieval.data.loader import Arrival, Intake, Label, Skipped
-from zsqretrieval.data.reopen import Reopener
+from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.sync import IndexSync
+from zsqretrieval.data.images import ImageLike
+from zsqretrieval.data.loader import Loader, NewImage, Skipped
+from zsqretrieval.data.sources import Reopener, open_images
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Encoder
-from zsqretrieval.types import Image
+from zsqretrieval.types import Progress
 
-__all__ = ["AddReport", "Adder", "Progress"]
-
-Progress: TypeAlias = Callable[[int], object]
-"""Called with the number of images dealt with so far."""
+__all__ = ["AddReport", "Adder"]
 
 _Fate: TypeAlias = Literal["added", "replaced", "moved", "known"]
 
-_SUFFIX = re.compile(r"(#[0-9a-f]{8}([0-9a-f]{56})?)?")  # what follows an id that was taken
+_SUFFIX = re.compile(r"#[0-9a-f]{8}([0-9a-f]{56})?\Z")  # appended to an id that another source has
 
 
 @dataclass(frozen=True, slots=True)
 class AddReport:
-    """What became of the images given to :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`.
-
-    Every one is counted exactly once.
+    """Result of :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`; every image counts once.
 
     Attributes:
-        added: ids of the images that are new.
-        replaced: ids under which there is another image now, because the file had changed.
-        moved: new ids of images that were in the album already, and are somewhere else now.
-        known: how many others were in the album already, byte for byte.
-        skipped: those that could not be read, with the reason.
-        seconds: time taken.
+        added: ids of new images.
+        replaced: ids that belong to another image now, because the file has changed.
+        moved: new ids of images of the album whose file was moved.
+        known: number of other images that were in the album already, byte for byte.
+        skipped: images that could not be read.
+        seconds: duration.
     """
 
     added: tuple[str, ...]
@@ -63,14 +57,14 @@ class Adder:
     """Adds images to an album.
 
     Args:
-        encoder: makes the vectors.
-        catalog: takes them.
-        follower: brings the index up to date.
-        viewer: keeps what the generator sees, where that is wanted; None without a generator.
+        encoder: of the vectors.
+        catalog: of the album.
+        index: kept in step with the catalog.
+        viewer: stores image states, if wanted; None without a generator.
     """
 
-    def __init__(self, encoder: Encoder, catalog: Catalog, follower: Follower, viewer: Viewer | None) -> None:
-        self._encoder, self._catalog, self._follower, self._viewer = encoder, catalog, follower, viewer
+    def __init__(self, encoder: Encoder, catalog: Catalog, index: IndexSync, viewer: Viewer | None) -> None:
+        self._encoder, self._catalog, self._index, self._viewer = encoder, catalog, index, viewer
 
     def add(
         self, images: ImageLike | Iterable[ImageLike], *, batch_size: int, progress: Progress | None
@@ -78,111 +72,157 @@ class Adder:
         """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`."""
         begin = time.perf_counter()
         ids: dict[_Fate, list[str]] = {"added": [], "replaced": [], "moved": [], "known": []}
-        with Intake(open_images(images), batch_size, self._known) as intake, Reopener() as files:
-            for known, arrivals in intake:
-                for fate, id in [*self._look_again(known, files), *self._store(arrivals, files)]:
-                    ids[fate].append(id)
-                if progress is not None:
-                    progress(sum(map(len, ids.values())) + intake.repeated + len(intake.skipped))
+        with Loader(open_images(images), batch_size) as loader, Reopener() as files:
+            for batch in loader:
+                known = self._catalog.by_digest(one.digest for one in batch)
+                settled = set(known)
+                if self._viewer is not None:
+                    settled -= self._viewer.blind_to(known)
+                waiting = [one for one in batch if one.digest in settled]
+                for group in loader.decoded([one for one in batch if one.digest not in settled]):
+                    for fate, id in self._write([*waiting, *group], known, files):
+                        ids[fate].append(id)
+                    waiting = []
+                    if progress is not None:
+                        done = sum(map(len, ids.values())) + loader.repeated + len(loader.skipped)
+                        progress("adding images", done, None)
         return AddReport(
             added=tuple(ids["added"]),
             replaced=tuple(ids["replaced"]),
             moved=tuple(ids["moved"]),
-            known=len(ids["known"]) + intake.repeated,
-            skipped=tuple(intake.skipped),
+            known=len(ids["known"]) + loader.repeated,
+            skipped=tuple(loader.skipped),
             seconds=time.perf_counter() - begin,
         )
 
-    def _known(self, digests: list[str]) -> Container[str]:
-        """Of some digests, those that need not be decoded."""
-        known = self._catalog.known_digests(digests)
-        return known if self._viewer is None else known.keys() - self._viewer.blind_to(known)
-
-    def _store(self, arrivals: Sequence[Arrival], files: Reopener) -> list[tuple[_Fate, str]]:
-        """Encode images, write them down in one transaction, and let the index follow."""
-        if not arrivals:
-            return []
-        pixels = {one.label.digest: Image(one.pixels, one.label.source) for one in arrivals}
-        known = self._catalog.known_digests(pixels)  # these are here for the sake of their states
-        fates = self._look_again([one.label for one in arrivals if one.label.digest in known], files)
-        new = [one for one in arrivals if one.label.digest not in known]
-        vectors = self._encoder.encode_image(
-            [pixels[one.label.digest] for one in new], batch_size=len(arrivals)
-        )
-        keeping = contextlib.nullcontext() if self._viewer is None else self._viewer.keeping(pixels)
-        with keeping, self._catalog.transaction():
-            fates += [self._write(image, vector) for image, vector in zip(new, vectors, strict=True)]
-        self._follower.follow()
-        return fates
-
-    def _write(self, image: Arrival, vector: NDArray[np.float32]) -> tuple[_Fate, str]:
-        label = image.label
-        if self._catalog.known_digests([label.digest]):  # another thread or process was faster
-            return "known", label.id
-        namesakes = self._catalog.namesakes(label.id)
-        if former := _former(label, namesakes):
-            self._catalog.remove([former.key])
-        row = NewImage(
-            id=former.id if former else _free_id(label, {one.id for one in namesakes}),
-            source=label.source,
-            width=image.pixels.width,
-            height=image.pixels.height,
-            bytes=image.bytes,
-            digest=label.digest,
-            vector=vector,
-            caption=label.caption,
-            metadata=label.metadata,
-        )
-        self._catalog.add([row])
-        return "replaced" if former else "added", row.id
-
-    # --- images that are known
-
-    def _look_again(self, labels: Sequence[Label], files: Reopener) -> list[tuple[_Fate, str]]:
-        """Follow known images to where they are now; one transaction, and none where nothing has changed.
-
-        An image that is not where it was has moved to where it can be opened now. One that has the name of
-        another is that name's from now on: a name and a source mean one image at a time.
-        """
-        known = self._catalog.by_digest(label.digest for label in labels)
-        strayed = [label for label in labels if not _is_called(known.get(label.digest), label)]
-        if not strayed:
-            return [("known", label.id) for label in labels]
+    def _write(
+        self, images: Sequence[NewImage], known: Mapping[str, Record], files: Reopener
+    ) -> list[tuple[_Fate, str]]:
+        """Encode the new images, and write all changes in one transaction; none if nothing has changed."""
+        # Known images come first: one that was renamed frees its id for a new image.
+        images = sorted(images, key=lambda one: one.digest not in known)
+        new = [one for one in images if one.digest not in known]
+        strayed = [one for one in images if one.digest in known and not _has_name(known[one.digest], one)]
+        decoded = {one.digest: one.image for one in images if one.image is not None and one.width}
+        if new:
+            pixels = [decoded[one.digest] for one in new]
+            vectors = self._encoder.encode_image(pixels, batch_size=len(images))
+            for one, vector in zip(new, vectors, strict=True):
+                one.vector = vector
         moved = {
-            label.digest
-            for label in strayed
-            if not _is_at(files, known[label.digest].source, label.digest)
-            and _is_at(files, label.source, label.digest)
+            one.digest
+            for one in strayed
+            if not _is_at(files, known[one.digest].source, one.digest)
+            and _is_at(files, one.source, one.digest)
         }
-        homeless: dict[str, int] = {}  # digest and key of those whose name another image has now
-        with self._catalog.transaction():
-            fates = [self._rename(label, label.digest in moved, homeless) for label in labels]
-            self._catalog.remove(list(homeless.values()))
-        self._follower.follow()
+        keeping = (
+            contextlib.nullcontext() if self._viewer is None or not decoded else self._viewer.keeping(decoded)
+        )
+        with keeping:
+            if not new and not strayed:
+                return [("known", one.id) for one in images]
+            with self._catalog.transaction():
+                plan = _Plan(self._catalog, images, moved)
+                fates = [plan.decide(one) for one in images]
+                plan.write(self._catalog)
+        self._index.update()
         return fates
 
-    def _rename(self, label: Label, has_moved: bool, homeless: dict[str, int]) -> tuple[_Fate, str]:
-        namesakes = self._catalog.namesakes(label.id)
-        former = _former(label, namesakes)
-        image = self._catalog.by_digest([label.digest]).get(label.digest)
-        if image is None or image == former:
-            return "known", label.id
+
+class _Plan:
+    """The changes of one batch, worked out in memory; within a transaction of the catalog.
+
+    An id and a source together name one image at a time. A new image with the id and source of another replaces
+    it. A known image with the id and source of another takes its id; the other one loses its id, and is removed
+    unless a later image of the batch says where it is now. A known image whose file was moved takes the new
+    name if it is free.
+
+    Args:
+        catalog: of the album.
+        images: the batch.
+        moved: digests of known images that can be opened at their new source but not at their old one.
+    """
+
+    def __init__(self, catalog: Catalog, images: Sequence[NewImage], moved: set[str]) -> None:
+        self._moved = moved
+        self._present = catalog.by_digest(one.digest for one in images)
+        self._added: dict[str, NewImage] = {}  # by digest
+        self._renamed: dict[int, Record] = {}  # by key
+        self._removed: list[int] = []
+        self._homeless: dict[str, Record] = {}  # by digest
+        self._named: dict[str, dict[str, Record | NewImage]] = {}  # by id without suffix, then by id
+        for record in catalog.namesakes(one.id for one in images):
+            self._put(self._present.get(record.digest, record))
+
+    def decide(self, image: NewImage) -> tuple[_Fate, str]:
+        """Plan the next image of the batch; known images come before new ones."""
+        namesakes = self._named.get(image.id, {}).values()
+        of_source = [one for one in namesakes if one.source == image.source]
+        former = min(of_source, key=lambda one: one.id, default=None)  # has the name so far
+        present = self._present.get(image.digest)
+        if (present is None) is (image.vector is None):  # another process has just removed or added it
+            return "known", image.id
+        strayed = image.digest in self._moved or image.digest in self._homeless
+        if present is not None and (present is former or (former is None and not strayed)):
+            return "known", image.id
+        for one in (former, present):
+            if one is not None and one.digest not in self._homeless:
+                self._take(one)
+        id = self._free_id(image) if former is None else former.id
+        if present is None:
+            if former is not None:
+                self._remove(former)
+            image.id = id
+            self._added[image.digest] = image
+            self._put(image)
+            return ("added" if former is None else "replaced"), id
         if former is not None:
-            homeless[former.digest] = former.key
-            self._catalog.rename(replace(former, id=f"#{former.digest}"))
-        elif not (has_moved or image.digest in homeless):
-            return "known", label.id
-        homeless.pop(image.digest, None)
-        id = former.id if former else _free_id(label, {one.id for one in namesakes} - {image.id})
-        self._catalog.rename(
-            replace(image, id=id, source=label.source, caption=label.caption, metadata=label.metadata)
-        )
-        return "replaced" if former else "moved", id
+            assert isinstance(former, Record)
+            self._homeless[former.digest] = former
+        self._homeless.pop(image.digest, None)
+        record = replace(present, id=id, source=image.source, caption=image.caption, metadata=image.metadata)
+        self._present[record.digest] = self._renamed[record.key] = record
+        self._put(record)
+        return ("moved" if former is None else "replaced"), id
+
+    def write(self, catalog: Catalog) -> None:
+        """Write the planned changes."""
+        for record in self._homeless.values():
+            self._remove(record)
+        if self._removed:
+            catalog.remove(self._removed)
+        if self._renamed:
+            catalog.rename(list(self._renamed.values()))
+        if self._added:
+            catalog.add(list(self._added.values()))
+
+    def _remove(self, one: Record | NewImage) -> None:
+        if isinstance(one, Record):
+            self._renamed.pop(one.key, None)
+            self._removed.append(one.key)
+        else:
+            del self._added[one.digest]
+
+    def _put(self, one: Record | NewImage) -> None:
+        for name in _names(one.id):
+            self._named.setdefault(name, {})[one.id] = one
+
+    def _take(self, one: Record | NewImage) -> None:
+        for name in _names(one.id):
+            self._named.get(name, {}).pop(one.id, None)
+
+    def _free_id(self, image: NewImage) -> str:
+        """The id itself, or with a part of the digest appended if another source has it."""
+        ids = (image.id, f"{image.id}#{image.digest[:8]}", f"{image.id}#{image.digest}")
+        return next((id for id in ids if id not in self._named.get(id, {})), image.id)
 
 
-def _is_called(record: Record | None, label: Label) -> bool:
-    """Whether an image has the label's name already; one that another process has removed counts as such."""
-    return record is None or _former(label, [record]) is not None
+def _names(id: str) -> set[str]:
+    return {id, _SUFFIX.sub("", id)}
+
+
+def _has_name(record: Record, image: NewImage) -> bool:
+    return record.source == image.source and image.id in _names(record.id)
 
 
 def _is_at(files: Reopener, source: str, digest: str) -> bool:
@@ -191,15 +231,3 @@ def _is_at(files: Reopener, source: str, digest: str) -> bool:
     except ImageError:
         return False
     return True
-
-
-def _former(label: Label, namesakes: Iterable[Record]) -> Record | None:
-    """The image that has the name and the source until now."""
-    of_source = (one for one in namesakes if one.source == label.source)
-    return next((one for one in of_source if _SUFFIX.fullmatch(one.id.removeprefix(label.id))), None)
-
-
-def _free_id(label: Label, taken: Container[str]) -> str:
-    """The name itself, or with a part of the digest behind it where another source has it."""
-    names = (label.id, f"{label.id}#{label.digest[:8]}", f"{label.id}#{label.digest}")
-    return next((name for name in names if name not in taken), label.id)

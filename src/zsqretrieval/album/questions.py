@@ -1,15 +1,15 @@
-"""What was asked of every image, in the catalog: questions, their origin, and the vectors of the kept ones.
+"""The questions generated for the images of a catalog, and the vectors of the retained ones.
 
-A question and its vector go when their image goes, by the rules of the schema, whoever removes it. Only kept
-questions have a vector; one that is kept again gets a new vector key, so that an index can follow by
-:attr:`QuestionTable.log` as it follows the images.
+Questions and their vectors are deleted with their image by the foreign keys of the schema. Only retained
+questions have a vector. A question that is retained again gets a vector with a new key, so
+:attr:`QuestionTable.log` keeps an index of questions in step like the index of images.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, final
 
 import numpy as np
@@ -62,24 +62,24 @@ SCHEMA = (
     "CREATE INDEX asked_by_recipe ON asked (recipe)",
     "CREATE INDEX questions_by_recipe ON questions (recipe)",
 )
-"""What version 2 of the catalog's format adds to version 1."""
+"""Tables of questions; ``asked`` also lists the images for which a recipe gave no question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How questions were made: whatever would make others of the same image.
+    """The settings that made a question. Different settings make different questions of the same image.
 
     Attributes:
-        style: its name.
-        prompts: the templates that were continued.
-        answer_prompt: the template that was answered, or None.
-        generator: fingerprint of what asked.
-        encoder: fingerprint of what made the vectors and searched in the round trip.
-        n: the most questions of one image.
+        style: name of the style.
+        prompts: templates of the questions.
+        answer_prompt: template of the answers, or None.
+        generator: fingerprint of the generator.
+        encoder: fingerprint of the encoder of the vectors and the round trip.
+        n: most questions per image.
         temperature: of the sampling.
-        seed: of the sampling. A draw is named by it and by the place of its image in the batch, so it makes
-            the same questions of the same images in the same batches only.
-        max_new_tokens: the longest text, in tokens.
+        seed: of the sampling. A draw depends on it and on the image's place in its batch, so the same
+            questions come back only for the same images in the same batches.
+        max_new_tokens: length limit.
     """
 
     style: str
@@ -95,13 +95,13 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What became of a question when it was searched.
+    """Result of the round trip: searching the album with a question.
 
     Attributes:
-        rank: where its own image stood, from 1; None when it was not among the first ``top_k``.
-        top_k: how many were looked at; None when it was not searched at all, and kept for that.
-        gallery: how many images the album held then.
-        kept: whether it is one of the texts that find its image.
+        rank: rank of the question's own image, from 1; None when it is not among the first ``top_k``.
+        top_k: search depth; None for a question that was retained without a search.
+        gallery: number of images in the album at that time.
+        kept: whether the question is retained.
     """
 
     rank: int | None
@@ -112,17 +112,17 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewQuestion:
-    """A question to be written down.
+    """A question to be stored.
 
     Attributes:
-        text: what is asked, or said.
-        form: equal for texts that say the same.
-        answer: what the image answers, or None.
-        prompt: the template it continued.
+        text: the question or caption.
+        form: normalised text; two questions of an image with the same form are one.
+        answer: the generator's answer, or None.
+        prompt: template of the question.
         log_likelihood: log P(text | image) in nats.
-        tokens: its length in tokens.
+        tokens: length of the text in tokens.
         judgement: of the round trip.
-        vector: float32 [dim], finite, not zero; kept only with the question.
+        vector: float32 [dim], finite, not zero; stored only if the question is retained.
     """
 
     text: str
@@ -140,16 +140,16 @@ class StoredQuestion:
     """A question of the catalog.
 
     Attributes:
-        key: its own, > 0.
-        image: key of the image it was asked of.
-        id: that image's name.
-        text: what is asked, or said.
-        answer: what the image answers, or None.
-        prompt: the template it continued.
+        key: int64, > 0.
+        image: key of its image.
+        id: id of its image.
+        text: the question or caption.
+        answer: the generator's answer, or None.
+        prompt: template of the question.
         log_likelihood: log P(text | image) in nats.
-        tokens: its length in tokens.
+        tokens: length of the text in tokens.
         judgement: of the round trip.
-        recipe: how it was made.
+        recipe: the settings that made it.
     """
 
     key: int
@@ -166,10 +166,10 @@ class StoredQuestion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptVectors:
-    """The vectors of kept questions.
+    """Vectors of retained questions.
 
     Attributes:
-        images: int64 [n], key of the image each was asked of.
+        images: int64 [n], keys of their images.
         texts: n texts.
         vectors: float32 [n, dim].
     """
@@ -181,14 +181,14 @@ class KeptVectors:
 
 @dataclass(frozen=True, slots=True)
 class StyleFacts:
-    """How much was asked in one style.
+    """Counts of one style.
 
     Attributes:
         style: its name.
-        images: of how many images.
-        questions: how many questions came of it; one belongs to the style that it was first written in.
-        kept: how many of these are kept.
-        answered: how many have an answer.
+        images: images with questions requested in this style.
+        questions: questions; each counts for the style that wrote it first.
+        kept: retained questions.
+        answered: questions with an answer.
     """
 
     style: str
@@ -202,6 +202,7 @@ _COLUMNS = (
     "key, image, (SELECT id FROM images WHERE key = image), text, answer, prompt, log_likelihood, tokens, "
     "rank, top_k, gallery, kept, (SELECT recipe FROM recipes WHERE id = questions.recipe)"
 )
+_WITH_VECTORS = "question_vectors JOIN questions ON questions.key = question"
 _BATCH = 900
 
 
@@ -209,12 +210,15 @@ _BATCH = 900
 class QuestionTable:
     """The questions of a catalog.
 
-    Every method is atomic and may be called from any thread, and raises as
+    Every method is atomic, may be called from any thread, and raises as
     :class:`~zsqretrieval.album.catalog.Catalog` does.
 
     Args:
-        database: where the tables are.
+        database: holds the tables.
         dim: length of every vector.
+
+    Attributes:
+        log: vectors of the retained questions, and their change log.
     """
 
     def __init__(self, database: Database, dim: int) -> None:
@@ -229,215 +233,196 @@ class QuestionTable:
         )
 
     def __len__(self) -> int:
-        """Number of kept questions."""
-        with self._database.transaction():
-            return int(self._database.value("SELECT count(*) FROM question_vectors"))
+        """Number of retained questions."""
+        return int(self._database.value("SELECT count(*) FROM question_vectors"))
 
     # --- writing ----------------------------------------------------------------------------------------
 
     def asked(self, recipe: Recipe, images: ArrayLike) -> set[int]:
-        """Of some images' keys, those that were asked by this recipe."""
-        wanted = key_list(images)
-        with self._database.transaction() as run:
-            row = run.execute("SELECT id FROM recipes WHERE recipe = ?", (_written(recipe),)).fetchone()
-            if row is None:
-                return set()
-            found = self._database.select("image, recipe", "asked", "image", wanted)
-            return {image for image, by in found if by == row[0]}
+        """The images, out of some, for which this recipe was run; by key."""
+        with self._database.transaction():
+            made_by = self._database.rows("SELECT id FROM recipes WHERE recipe = ?", (_recipe_text(recipe),))
+            found = self._database.select("image, recipe", "asked", "image", key_list(images))
+        return {image for image, by in found if (by,) in made_by}
 
     def write(self, recipe: Recipe, questions: Mapping[int, Sequence[NewQuestion]]) -> tuple[int, int]:
-        """Write down what was asked of images, and that they were asked; on disk once this returns.
+        """Store questions, and the images for which the recipe was run; on disk when this returns.
 
-        Images that are gone, or that another process has asked meanwhile, are passed over. A text that an
-        image has already only takes the answer, if it had none.
+        Skips images that were removed, or for which another process has run the recipe in the meantime. A
+        question that an image has already only gains the answer, if it had none.
 
         Args:
-            recipe: how the questions were made.
-            questions: by key of the image; none when nothing came of it.
+            recipe: the settings that made the questions.
+            questions: by key of the image; empty for an image without any.
 
         Returns:
-            How many questions are new, and how many of these are kept.
+            How many questions are new, and how many of these are retained.
 
         Raises:
             InvalidInputError: a vector has another shape, is not finite or zero. Nothing has changed.
         """
-        new = kept = 0
         with self._database.transaction("IMMEDIATE") as run:
-            run.execute("INSERT OR IGNORE INTO recipes (recipe) VALUES (?)", (_written(recipe),))
-            made_by = self._database.value("SELECT id FROM recipes WHERE recipe = ?", (_written(recipe),))
+            run.execute("INSERT OR IGNORE INTO recipes (recipe) VALUES (?)", (_recipe_text(recipe),))
+            made_by = self._database.value("SELECT id FROM recipes WHERE recipe = ?", (_recipe_text(recipe),))
             present = {key for (key,) in self._database.select("key", "images", "key", list(questions))}
-            for image in present - self.asked(recipe, list(questions)):
-                run.execute("INSERT INTO asked VALUES (?, ?)", (image, made_by))
-                known = dict(self._database.select("form, key", "questions", "image", [image]))
-                for question in questions[image]:
-                    if question.form in known:
-                        run.execute(
-                            "UPDATE questions SET answer = coalesce(answer, ?) WHERE key = ?",
-                            (question.answer, known[question.form]),
-                        )
-                        continue
-                    judged = question.judgement
-                    facts = (
-                        *(image, made_by, question.prompt, question.text, question.form, question.answer),
-                        *(question.log_likelihood, question.tokens),
-                        *(judged.rank, judged.top_k, judged.gallery, int(judged.kept)),
-                    )
-                    added = run.execute(
-                        "INSERT INTO questions (image, recipe, prompt, text, form, answer, log_likelihood, "
-                        "tokens, rank, top_k, gallery, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                        facts,
-                    )
-                    assert added.lastrowid is not None
-                    known[question.form] = added.lastrowid
-                    new += 1
-                    if judged.kept:
-                        kept += 1
-                        self._put(added.lastrowid, question.text, question.vector)
-        return new, kept
+            images = sorted(present - self.asked(recipe, list(questions)))
+            key_of = {
+                (image, form): key
+                for image, form, key in self._database.select(
+                    "image, form, key", "questions", "image", images
+                )
+            }
+            last = dict(self._database.rows("SELECT name, seq FROM sqlite_sequence")).get("questions", 0)
+            new: list[tuple[int, int, NewQuestion]] = []  # key, key of the image, question
+            answers: list[tuple[str | None, int]] = []  # of questions that are stored already
+            for image, one in ((image, one) for image in images for one in questions[image]):
+                if (image, one.form) in key_of:
+                    answers.append((one.answer, key_of[image, one.form]))
+                else:
+                    new.append((last + len(new) + 1, image, one))
+                    key_of[image, one.form] = new[-1][0]
+            run.executemany("INSERT INTO asked VALUES (?, ?)", ((image, made_by) for image in images))
+            run.executemany(
+                "INSERT INTO questions (key, image, recipe, prompt, text, form, answer, log_likelihood, tokens, "
+                "rank, top_k, gallery, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (key, image, made_by, one.prompt, one.text, one.form, one.answer)
+                    + (one.log_likelihood, one.tokens, *astuple(one.judgement))
+                    for key, image, one in new
+                ),
+            )
+            run.executemany("UPDATE questions SET answer = coalesce(answer, ?) WHERE key = ?", answers)
+            kept = [(key, one.text, one.vector) for key, _, one in new if one.judgement.kept]
+            self._add_vectors(kept)
+        return len(new), len(kept)
 
     def judge(self, judgements: Mapping[int, Judgement], vectors: Mapping[int, NDArray[np.float32]]) -> None:
-        """Judge questions anew; those that are gone are passed over.
+        """Replace the judgements of questions; skips questions that were removed.
 
         Args:
             judgements: by key of the question.
-            vectors: float32 [dim] each, of those that are kept.
+            vectors: float32 [dim] by key, of the retained questions.
         """
         with self._database.transaction("IMMEDIATE") as run:
-            found = self._database.select("key, text", "questions", "key", list(judgements))
-            having = {key for (key,) in self._database.select(
-                "question", "question_vectors", "question", list(judgements)
-            )}  # fmt: skip
-            for key, text in list(found):
-                judged = judgements[key]
-                run.execute(
-                    "UPDATE questions SET rank = ?, top_k = ?, gallery = ?, kept = ? WHERE key = ?",
-                    (judged.rank, judged.top_k, judged.gallery, int(judged.kept), key),
-                )
-                if judged.kept and key not in having:
-                    self._put(key, text, vectors[key])
-                elif not judged.kept:
-                    run.execute("DELETE FROM question_vectors WHERE question = ?", (key,))
+            keys = list(judgements)
+            found = dict(self._database.select("key, text", "questions", "key", keys))  # type: ignore[arg-type]
+            rows = self._database.select("question", "question_vectors", "question", keys)
+            having = {key for (key,) in rows}
+            run.executemany(
+                "UPDATE questions SET rank = ?, top_k = ?, gallery = ?, kept = ? WHERE key = ?",
+                ((*astuple(judgements[key]), key) for key in found),
+            )
+            dropped = [(key,) for key in found if not judgements[key].kept]
+            run.executemany("DELETE FROM question_vectors WHERE question = ?", dropped)
+            kept = [key for key in found if judgements[key].kept and key not in having]
+            self._add_vectors([(key, found[key], vectors[key]) for key in kept])
 
-    def _put(self, question: int, text: str, vector: NDArray[np.float32]) -> None:
-        self._database.connection.execute(
+    def _add_vectors(self, kept: Sequence[tuple[int, str, NDArray[np.float32]]]) -> None:
+        """Store vectors by key and text of the question; within a transaction."""
+        self._database.connection.executemany(
             "INSERT INTO question_vectors (question, vector, crc32) VALUES (?, ?, ?)",
-            (question, *self.log.pack(vector, text)),
+            [(key, *self.log.pack(vector, text)) for key, text, vector in kept],
         )
 
     def remove(self, style: str | None = None) -> int:
-        """Forget all questions, or those of one style, and that they were asked; gives how many.
+        """Remove the questions of one style, or all; returns how many.
 
-        A text belongs to the recipe that wrote it first, and others may have written it as well. So an image
-        that loses a question counts as asked by no recipe, and gets it back when any of them asks again.
+        A question belongs to the recipe that wrote it first, though others may have written it too. So an image
+        that loses a question counts as not asked by any recipe, and gets it back when one of them runs again.
         """
         with self._database.transaction("IMMEDIATE") as run:
             before = int(self._database.value("SELECT count(*) FROM questions"))
-            for row, text in run.execute("SELECT id, recipe FROM recipes").fetchall():
-                if style is None or self._recipe(text).style == style:
-                    losing = "SELECT image FROM questions WHERE recipe = ?"
-                    run.execute(f"DELETE FROM asked WHERE image IN ({losing})", (row,))
-                    run.execute("DELETE FROM recipes WHERE id = ?", (row,))
+            for row in self._recipes(style):
+                run.execute(
+                    "DELETE FROM asked WHERE image IN (SELECT image FROM questions WHERE recipe = ?)", (row,)
+                )
+                run.execute("DELETE FROM recipes WHERE id = ?", (row,))
             return before - int(self._database.value("SELECT count(*) FROM questions"))
 
     # --- reading ----------------------------------------------------------------------------------------
 
     def of(self, images: ArrayLike) -> list[StoredQuestion]:
-        """The questions of images, by image in the order of their keys, likeliest first."""
-        with self._database.transaction():
-            found = [
-                self._stored(row)
-                for row in self._database.select(_COLUMNS, "questions", "image", key_list(images))
-            ]
-        return sorted(found, key=lambda one: (one.image, -one.log_likelihood, one.key))
+        """The questions of images, by key of the image, then by falling likelihood."""
+        rows = self._database.select(_COLUMNS, "questions", "image", key_list(images))
+        return sorted(map(self._stored, rows), key=lambda one: (one.image, -one.log_likelihood, one.key))
 
     def batches(self, size: int = _BATCH) -> Iterator[list[StoredQuestion]]:
-        """Every question, by rising key. Those added or removed meanwhile may or may not appear."""
+        """All questions, by rising key. Those added or removed in the meantime may or may not appear."""
+        query = f"SELECT {_COLUMNS} FROM questions WHERE key > ? ORDER BY key LIMIT ?"
         last = 0
-        while True:
-            with self._database.transaction() as run:
-                rows = run.execute(
-                    f"SELECT {_COLUMNS} FROM questions WHERE key > ? ORDER BY key LIMIT ?", (last, size)
-                ).fetchall()
-            if not rows:
-                return
+        while rows := self._database.rows(query, (last, size)):
             yield list(map(self._stored, rows))
             last = rows[-1][0]
 
     def owners(self, vector_keys: ArrayLike) -> dict[int, int]:
-        """The keys of images by the keys of vectors, as far as these are present."""
-        table = "question_vectors JOIN questions ON questions.key = question"
-        with self._database.transaction():
-            found = self._database.select(
-                "question_vectors.key, image", table, "question_vectors.key", key_list(vector_keys)
-            )
-            return dict(found)
+        """Keys of images by the keys of vectors; only for vectors that are present."""
+        column = "question_vectors.key"
+        found = self._database.select(f"{column}, image", _WITH_VECTORS, column, key_list(vector_keys))
+        return dict(found)  # type: ignore[arg-type]
 
     def kept(self, images: ArrayLike) -> KeptVectors:
-        """The kept questions of images, in the order of the questions' keys.
+        """The retained questions of images, by key of the question.
 
         Raises:
             IntegrityError: a vector is damaged.
         """
-        table = "question_vectors JOIN questions ON questions.key = question"
         columns = "question, vector, crc32, image, text"
-        with self._database.transaction():
-            rows = sorted(self._database.select(columns, table, "image", key_list(images)))
+        rows = sorted(self._database.select(columns, _WITH_VECTORS, "image", key_list(images)))
         return KeptVectors(
             np.array([row[3] for row in rows], np.int64),
             tuple(row[4] for row in rows),
-            self.log.unpack([row[:3] for row in rows]),
+            self.log.unpack([row[:3] for row in rows]),  # type: ignore[misc]
         )
 
     def sample(self, style: str, size: int) -> NDArray[np.float32]:
-        """Vectors float32 [n, dim] of a style's kept questions: all, or ``size``, always the same ones.
+        """Vectors float32 [n, dim] of a style's retained questions: all, or ``size``, always the same ones.
 
         Raises:
             IntegrityError: a vector is damaged.
         """
-        with self._database.transaction() as run:
-            recipes = run.execute("SELECT id, recipe FROM recipes").fetchall()
-            made = [row for row, text in recipes if self._recipe(text).style == style]
-            table = "question_vectors JOIN questions ON questions.key = question"
-            found = self._database.select("question_vectors.key", table, "recipe", made)
+        with self._database.transaction():
+            made = list(self._recipes(style))
+            found = self._database.select("question_vectors.key", _WITH_VECTORS, "recipe", made)
             keys = np.array(sorted(key for (key,) in found), np.int64)
             drawn = np.random.default_rng(0).permutation(len(keys))[:size]
             return self.log.get(keys[np.sort(drawn)])
 
     def styles(self) -> list[StyleFacts]:
-        """How much was asked in which style, by the styles' names; none that no image was asked in."""
-        with self._database.transaction() as run:
-            asked = run.execute(
+        """Counts by style, sorted by name; only styles with images."""
+        with self._database.transaction():
+            asked = self._database.rows(
                 "SELECT recipe, image FROM asked UNION SELECT recipe, image FROM questions"
-            ).fetchall()
-            counts = run.execute(
+            )
+            counts = self._database.rows(
                 "SELECT recipe, count(*), sum(kept), count(answer) FROM questions GROUP BY recipe"
-            ).fetchall()
-            names = {row: self._recipe(text).style for row, text in run.execute("SELECT * FROM recipes")}
+            )
+            styles = {row: recipe.style for row, recipe in self._recipes().items()}
         images: dict[str, set[int]] = {}
-        for recipe, image in asked:
-            images.setdefault(names[recipe], set()).add(image)
-        facts = {name: np.zeros(3, int) for name in images}
-        for recipe, *count in counts:
-            facts[names[recipe]] += count
-        return [StyleFacts(name, len(images[name]), *map(int, facts[name])) for name in sorted(images)]
+        for row, image in asked:
+            images.setdefault(styles[row], set()).add(image)
+        totals = {style: np.zeros(3, int) for style in images}
+        for row, *count in counts:
+            totals[styles[row]] += count
+        return [StyleFacts(style, len(images[style]), *map(int, totals[style])) for style in sorted(images)]
 
     def verify(self) -> None:
-        """Read everything.
-
-        Raises:
-            IntegrityError: something is damaged; says what.
-        """
+        """Read everything; damage is an IntegrityError."""
         self.log.verify()
         self.styles()
         for _ in self.batches():
             pass
+
+    def _recipes(self, style: str | None = None) -> dict[int, Recipe]:
+        """The recipes of a style, or all, by their row."""
+        recipes = {row: self._recipe(text) for row, text in self._database.rows("SELECT * FROM recipes")}
+        return {row: recipe for row, recipe in recipes.items() if style in (None, recipe.style)}
 
     def _recipe(self, text: str) -> Recipe:
         facts = self._database.from_json(text, "recipe of a question")
         try:
             recipe = Recipe(**{**facts, "prompts": tuple(facts["prompts"])})
             if not all(isinstance(part, str) for part in (recipe.style, *recipe.prompts)):
-                raise TypeError("style and prompts must be texts")
+                raise TypeError("style and prompts must be strings")
         except (KeyError, TypeError) as error:
             raise IntegrityError(
                 f"{self._database.where}: the recipe of a question is damaged: {text!r}; restore a backup"
@@ -445,21 +430,10 @@ class QuestionTable:
         return recipe
 
     def _stored(self, row: tuple[Any, ...]) -> StoredQuestion:
-        key, image, id, text, answer, prompt, log_likelihood, tokens = row[:8]
         rank, top_k, gallery, kept, recipe = row[8:]
-        return StoredQuestion(
-            key=key,
-            image=image,
-            id=id,
-            text=text,
-            answer=answer,
-            prompt=prompt,
-            log_likelihood=log_likelihood,
-            tokens=tokens,
-            judgement=Judgement(rank, top_k, gallery, bool(kept)),
-            recipe=self._recipe(recipe),
-        )
+        judgement = Judgement(rank, top_k, gallery, bool(kept))
+        return StoredQuestion(*row[:8], judgement, self._recipe(recipe))
 
 
-def _written(recipe: Recipe) -> str:
+def _recipe_text(recipe: Recipe) -> str:
     return json.dumps(asdict(recipe), sort_keys=True)

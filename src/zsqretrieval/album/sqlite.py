@@ -1,4 +1,4 @@
-"""SQLite as the catalog needs it: one connection for all threads, nested transactions, errors of ours."""
+"""SQLite for the catalog: one connection for all threads, nested transactions, and this library's errors."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import json
 import os
 import sqlite3
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
-from zsqretrieval._util.files import sync_directory
+from zsqretrieval._util.files import atomic_write
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 
-__all__ = ["Database", "translated"]
+__all__ = ["Database", "chunks", "translated"]
 
-_CHUNK = 900  # older SQLite takes 999 variables in a statement
+_T = TypeVar("_T")
 
-# What SQLite says, and what a person can do about it. None of these means that the file is damaged.
+_CHUNK = 900  # older versions of SQLite take at most 999 variables in a statement
+
+# SQLite's messages that do not mean damage, and the user's remedy.
 _ADVICE = {
     "locked": "another process is writing to it; try again, or give a longer timeout",
     "disk is full": "nothing was changed; free some space and try again",
@@ -33,78 +34,92 @@ _ADVICE = {
 
 @final
 class Database:
-    """One SQLite file, or one in memory.
+    """An SQLite file, or a database in memory.
 
     Args:
-        uri: what SQLite opens.
-        where: what errors call it.
-        timeout: seconds to wait for another process that is writing.
+        uri: passed to SQLite.
+        where: its name in error messages.
+        timeout: seconds to wait while another process writes.
 
     Raises:
         AlbumError: it cannot be opened.
-        IntegrityError: it is no database, or damaged.
+        IntegrityError: the file is not a database, or damaged.
     """
 
     def __init__(self, uri: str, where: str, timeout: float) -> None:
         self.where = where
         self._lock = threading.RLock()
-        self._inside = False  # a transaction; read and set while holding the lock
+        self._inside = False  # a transaction; guarded by the lock
         with translated(where):
             self.connection = sqlite3.connect(
                 uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
             )
         try:
-            with translated(where):
-                self.connection.execute("PRAGMA synchronous = FULL")
-                self.connection.execute("PRAGMA foreign_keys = ON")
+            self.rows("PRAGMA synchronous = FULL")
+            self.rows("PRAGMA foreign_keys = ON")
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Let go of the file. Closing twice does no harm; any other use afterwards is an AlbumError."""
+        """Close the file. Closing twice does no harm; any other use afterwards is an AlbumError."""
         with self._lock, translated(self.where):
             self.connection.close()
 
     @contextmanager
-    def transaction(self, kind: str = "DEFERRED") -> Iterator[sqlite3.Connection]:
-        """All or nothing, within another one as well; one snapshot for all that is read inside."""
+    def _held(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time."""
         with self._lock, translated(self.where):
-            run, nested = self.connection, self._inside
+            if not self._inside and self.connection.in_transaction:  # an interrupt came before its COMMIT
+                self.connection.execute("ROLLBACK")
+            yield self.connection
+
+    @contextmanager
+    def transaction(self, kind: str = "DEFERRED") -> Iterator[sqlite3.Connection]:
+        """Apply all changes of the block or none, also inside another transaction; reads see one snapshot."""
+        with self._held() as run:
+            nested = self._inside
             try:
                 self._inside = True
-                if run.in_transaction and not nested:  # an interrupt struck while it was being closed
-                    run.execute("ROLLBACK")
                 run.execute("SAVEPOINT step" if nested else f"BEGIN {kind}")
                 yield run
                 run.execute("RELEASE step" if nested else "COMMIT")
             except BaseException:
-                if run.in_transaction:  # not after a full disk, where SQLite has rolled back by itself
+                if run.in_transaction:  # false when the disk is full: SQLite has rolled back by itself
                     run.execute("ROLLBACK TO step" if nested else "ROLLBACK")
                 raise
             finally:
                 self._inside = nested
 
+    def rows(self, query: str, arguments: Sequence[Any] = ()) -> list[Any]:
+        """All rows of a statement."""
+        with self._held() as run:
+            return run.execute(
+                query, arguments
+            ).fetchall()  # an unfinished cursor would block closing the file
+
     def value(self, query: str, arguments: Sequence[Any] = ()) -> Any:
-        """The first column of the first row; within a transaction."""
-        return self.connection.execute(query, arguments).fetchone()[0]
+        """The first column of the first row of a statement."""
+        return self.rows(query, arguments)[0][0]
 
     def select(
         self, columns: str, table: str, by: str, values: Sequence[int] | Sequence[str]
-    ) -> Iterator[Any]:
-        """Rows whose column ``by`` is among the values, in no order; within a transaction."""
-        for start in range(0, len(values), _CHUNK):
-            chunk = values[start : start + _CHUNK]
-            marks = ", ".join("?" * len(chunk))
-            query = f"SELECT {columns} FROM {table} WHERE {by} IN ({marks})"
-            # All at once: a cursor left half-read would be in the way of closing the file.
-            yield from self.connection.execute(query, chunk).fetchall()
+    ) -> list[tuple[Any, ...]]:
+        """The rows whose column ``by`` has one of the values, in no order."""
+        with self.transaction() if len(values) > _CHUNK else contextlib.nullcontext():
+            return [
+                row
+                for some in chunks(values)
+                for row in self.rows(
+                    f"SELECT {columns} FROM {table} WHERE {by} IN ({', '.join('?' * len(some))})", some
+                )
+            ]
 
     def from_json(self, text: str, what: str) -> Any:
-        """Read what was kept as JSON.
+        """Parse a JSON column.
 
         Raises:
-            IntegrityError: it is none.
+            IntegrityError: it is not JSON.
         """
         try:
             return json.loads(text)
@@ -112,56 +127,51 @@ class Database:
             raise IntegrityError(f"{self.where}: the {what} is damaged: {error}") from error
 
     def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy it, as it stands at one moment, to a file; others may go on writing.
-
-        Atomic: a crash or a full disk leaves either what ``path`` held before or the whole copy.
+        """Copy one snapshot of the database to a file, atomically; other threads and processes may write.
 
         Raises:
             AlbumError: ``path`` is this file or another in use, or cannot be written.
         """
         target = Path(path).absolute()
         wal = target.with_name(target.name + "-wal")
-        if wal.exists():  # beside another file, SQLite would apply this journal to the copy
+        if wal.exists():  # SQLite would apply this journal to the copy
             raise AlbumError(f"{target} is a catalog in use ({wal.name} exists); back up to another path")
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         with self._lock:
-            with self.transaction():  # one that is closed or damaged is an error here, not the target's
-                self.value("SELECT count(*) FROM sqlite_master")
+            self.value("SELECT count(*) FROM sqlite_master")  # an error of this file must not name the target
             try:
-                with translated(str(target)), contextlib.closing(sqlite3.connect(temporary)) as copy:
-                    self.connection.backup(copy)
-                    copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a journal beside it
-                with temporary.open("rb+") as file:
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-                sync_directory(target.parent)
+                with atomic_write(target) as temporary, translated(str(target)):
+                    with contextlib.closing(sqlite3.connect(temporary)) as copy:
+                        self.connection.backup(copy)
+                        copy.execute("PRAGMA journal_mode = DELETE")  # one file, no journal beside it
             except OSError as error:
                 raise AlbumError(f"{target} cannot be written: {error.strerror or error}") from error
-            finally:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Other threads wait outside."""
+        """Make other threads wait."""
         with self._lock:
             yield
 
     def take_over(self, other: Database) -> None:
-        """Go on with the connection of another one, which is not used any more; within :meth:`held`."""
+        """Continue with the connection of ``other``, which must not be used afterwards; call within :meth:`held`."""
         with translated(self.where):
             self.connection.close()
         self.connection, self.where = other.connection, other.where
 
 
+def chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Split values into runs that fit into one statement."""
+    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
+
+
 @contextmanager
 def translated(where: str) -> Iterator[None]:
-    """Raise SQLite's errors as ours.
+    """Translate SQLite's errors.
 
     Raises:
         AlbumError: the file is locked, full, read-only or closed; says what to do.
         IntegrityError: it is damaged.
-        InvalidInputError: a text is not Unicode.
+        InvalidInputError: a string is not Unicode.
     """
     try:
         yield
@@ -175,4 +185,4 @@ def translated(where: str) -> Iterator[None]:
         for sign, advice in _ADVICE.items():
             if sign in str(error):
                 raise AlbumError(f"{where}: {error}: {advice}") from error
-        raise IntegrityError(f"{where} is damaged or no catalog: {error}; restore a backup") from error
+        raise IntegrityError(f"{where} is damaged or not a catalog: {error}; restore a backup") from error

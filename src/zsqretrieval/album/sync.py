@@ -1,9 +1,8 @@
-"""An index that follows a catalog, and its snapshots in the album's directory.
+"""An index that is kept in step with a catalog, and its snapshots in the album's directory.
 
-The index is never written to on its own account: it takes the steps of
-:meth:`VectorLog.changes <zsqretrieval.album.changes.VectorLog.changes>` after an addition, after a load, after
-another process has written, and from the very beginning when its snapshot is damaged. What it follows are the
-vectors of images, or those of questions.
+The index only changes by the steps of the change log (:meth:`VectorLog.changes
+<zsqretrieval.album.changes.VectorLog.changes>`) of the images or of the questions: after an add, after loading,
+and after another process has written. A damaged snapshot is replaced by replaying the log from the beginning.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from zsqretrieval._util.files import locked
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Change, Position, VectorLog
 from zsqretrieval.errors import IntegrityError, MismatchError
-from zsqretrieval.presets import check_parts, describe, empty_like, restore
+from zsqretrieval.plugins import check_empty_index, describe, empty_like, restore
 from zsqretrieval.protocols import Encoder, Index
 
-__all__ = ["Follower"]
+__all__ = ["IndexSync"]
 
 
 @final
-class Follower:
-    """Keeps an index where a log of its catalog stands.
+class IndexSync:
+    """Keeps an index in step with a change log.
 
     Args:
-        catalog: the truth, which also remembers the snapshot.
-        log: of the catalog; what the index follows.
+        catalog: stores where the snapshot is.
+        log: change log of the catalog, of images or of questions.
         index: holds exactly the vectors of ``position``.
-        position: a position of the log.
-        name: of the snapshot, in the catalog and as the beginning of its folder's name.
+        position: a position of the log; the beginning when None.
+        name: of the snapshot in the catalog, and the start of its folder's name.
     """
 
     def __init__(
@@ -54,26 +53,26 @@ class Follower:
         self._log = log
         self._name = name
         self._index = index
-        # None while a step is being taken, and for good when it was interrupted: the index is then in doubt.
+        # None during a step. It stays None after an interrupt: the index may hold half of the step.
         self._position: Position | None = position or Position()
         self._lock = threading.RLock()
 
     @property
     def index(self) -> Index:
-        """The index, where it was last brought to."""
+        """The index as of the last :meth:`update`."""
         return self._index
 
-    def follow(self) -> Index:
-        """Bring the index to where the log stands, and return it."""
+    def update(self) -> Index:
+        """Bring the index up to date, and return it."""
         if self._position != self._log.position:
             with self._lock:
                 if self._position is None:
                     self._index, self._position = empty_like(self._index), Position()
                 for change in self._log.changes(self._position):
-                    self._take(change)
+                    self._apply(change)
         return self._index
 
-    def _take(self, change: Change) -> None:
+    def _apply(self, change: Change) -> None:
         self._position = None
         if len(change.removed_keys):
             self._index.remove(change.removed_keys)
@@ -82,7 +81,7 @@ class Follower:
         self._position = change.position
 
     def save(self, album: Path) -> None:
-        """Write a snapshot of the index into the album, and delete all others. Nothing without a plugin name.
+        """Save a snapshot of the index, and delete all others; does nothing if the index is not a plugin.
 
         Raises:
             OSError: the disk refuses; the former snapshot is still valid.
@@ -91,18 +90,18 @@ class Follower:
         if part is None:
             return
         with locked(album, exclusive=True), self._lock:
-            self.follow()
+            self.update()
             folder = f"{self._name}-{secrets.token_hex(4)}"
             try:
                 self._index.save(album / folder)
                 position = asdict(cast(Position, self._position))
-                # The one step that makes the snapshot valid, together with its position.
+                # The commit: from here on the new snapshot is the valid one, with its position.
                 self._catalog.set_meta(self._name, {"part": part, "folder": folder, "position": position})
             finally:
                 self._sweep(album)
 
     def _sweep(self, album: Path) -> None:
-        """Delete the snapshots that former, failed and killed saves left."""
+        """Delete the snapshots of earlier, failed and killed saves."""
         current = (self._catalog.get_meta(self._name) or {}).get("folder")
         snapshot = re.compile(rf"{self._name}-[0-9a-f]{{8}}")
         for folder in album.iterdir():
@@ -120,27 +119,27 @@ class Follower:
         name: str = "index",
         empty: Index | None = None,
     ) -> Self:
-        """Read the snapshot of an album; an empty index where there is none, or it is damaged.
+        """Load the snapshot of an album; an empty index if it is missing or, with a warning, damaged.
 
         Args:
-            catalog: the truth.
-            log: of the catalog; what the index follows.
-            encoder: makes the vectors.
+            catalog: of the album.
+            log: as for :class:`IndexSync`.
+            encoder: of the vectors.
             album: its directory.
-            name: of the snapshot.
-            empty: an empty index to fill where the snapshot is of another kind; the album's when None.
+            name: as for :class:`IndexSync`.
+            empty: an empty index, used in place of a snapshot of another kind; None makes the album's own.
 
         Raises:
             AlbumError: the index of the album is not a plugin.
         """
-        with locked(album, exclusive=False):  # a save would delete the snapshot that is being read
+        with locked(album, exclusive=False):  # or a save would delete the snapshot while it is loaded
             saved = catalog.get_meta(name)
             if empty is None:
                 part = saved["part"] if saved else catalog.settings.get("index")
                 empty = cast(Index, restore("index", part, album))
             elif saved is not None and saved["part"] != describe("index", empty):
                 saved = None
-            check_parts(encoder, empty)
+            check_empty_index(encoder, empty)
             if saved is None:
                 return cls(catalog, log, empty, name=name)
             try:
@@ -151,7 +150,7 @@ class Follower:
             except (IntegrityError, MismatchError, OSError) as error:
                 warnings.warn(
                     f"the saved {name} of {album} is damaged and is rebuilt from the catalog; "
-                    f"save() will keep the new one ({error})",
+                    f"save() writes a new one ({error})",
                     RuntimeWarning,
                     stacklevel=3,
                 )

@@ -12,46 +12,44 @@ import typer
 from zsqretrieval.cli.console import (
     PlainTable,
     check_page,
-    count_bar,
     emit_json,
+    hit_json,
     human_size,
     name_skipped,
     notice,
+    progress_bars,
     say,
+    score_cells,
+    score_columns,
     show,
+    timings_text,
     write_page,
 )
-from zsqretrieval.cli.opening import encoder_config, new_retriever, open_album
-from zsqretrieval.cli.reading import (
+from zsqretrieval.cli.options import (
+    Album,
     AsJson,
     Candidates,
     EncoderWeights,
+    GeneratorPreset,
     GeneratorWeights,
-    HowExpanded,
     HowFused,
-    HowScored,
-    Scorings,
+    HowReranked,
+    Reranks,
     States,
     Weight,
-    expansion_settings,
-    hit_told,
+    open_album,
+    preset_with,
     read_lines,
-    score_cells,
-    score_columns,
-    search_settings,
-    told_explanation,
-    told_timings,
+    rerank_of,
 )
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsqretrieval.album.info import AlbumFacts, GeneratorFacts
-    from zsqretrieval.retriever import AddReport, Retriever
-    from zsqretrieval.types import Ranking
+    from zsqretrieval.album.ingest import AddReport
+    from zsqretrieval.retriever import Retriever
+    from zsqretrieval.types import Hit, Ranking
 
 __all__ = ["index", "info", "remove", "search"]
-
-_Album = Annotated[Path, typer.Argument(metavar="ALBUM", help="Directory of the album.")]
 
 
 def index(
@@ -59,7 +57,7 @@ def index(
         list[str],
         typer.Argument(metavar="SOURCE...", help="Folders, tars (WebDataset), image files or patterns."),
     ],
-    album: Annotated[Path, typer.Option("--out", "-o", help="Directory of the album; made or continued.")],
+    album: Annotated[Path, typer.Option("--out", "-o", help="Directory of the album, new or existing.")],
     preset: Annotated[
         str | None,
         typer.Option(
@@ -67,14 +65,14 @@ def index(
         ),
     ] = None,
     index_name: Annotated[
-        str | None, typer.Option("--index", help="Another index for a new album: hnsw or exact.")
+        str | None, typer.Option("--index", help="Index of a new album: hnsw or exact.")
     ] = None,
     states: Annotated[
         States | None,
         typer.Option(
-            help="disk: let the generator see each image now and keep that beside the index, so that "
-            "searching is faster.",
-            show_default="none, or what the album was made with",
+            help="disk: compute the generator's image features now and keep them in the album, so that "
+            "searches are faster.",
+            show_default="none, or the album's setting",
         ),
     ] = None,
     encoder_weights: EncoderWeights = None,
@@ -82,57 +80,59 @@ def index(
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Add images to an album on disk, which is made when there is none.
+    """Add images to an album on disk; the album is made if there is none.
 
-    What was added is safe at any moment: an interrupted run is continued by the same command.
+    Every batch is on disk before the next begins. The same command continues an interrupted run.
     """
-    from zsqretrieval.album.info import CATALOG, describe_album
+    from zsqretrieval.album.info import CATALOG
 
     for source in sources:
         if not any(mark in source for mark in "*?[") and not Path(source).exists():
             raise InvalidInputError(f"{source}: no such file or folder; nothing was indexed")
     total = _count(sources)
+    wanted = preset or ("mini" if encoder_weights or generator_weights else None)
     if (album / CATALOG).is_file():
-        facts = describe_album(album)
-        asked = preset or ("mini" if encoder_weights or generator_weights else None)
-        _refuse_other_parts(facts, asked, index_name, encoder_weights)
-        kept = facts.generator.states if facts.generator else None
+        _check_parts(album, wanted, index_name, encoder_weights)
         retriever = open_album(
             album,
-            reader=asked,
+            preset=wanted,
             generator_weights=generator_weights,
-            reads=states is States.DISK or (states is None and kept == "disk"),
             states={None: "auto", States.DISK: "disk", States.NONE: None}[states],
         )
     else:
-        retriever = new_retriever(
-            preset or "mini",
+        from zsqretrieval.retriever import Retriever
+
+        parts = preset_with(
+            wanted or "mini",
             index=index_name,
-            path=album,
-            states="disk" if states is States.DISK else None,
             encoder_weights=encoder_weights,
             generator_weights=generator_weights,
         )
+        retriever = Retriever.open(album, parts, states="disk" if states is States.DISK else None)
     with retriever:
         try:
-            with count_bar("indexing", total) as progress:
-                report = retriever.add(list(sources), batch_size=batch_size, progress=progress)
+            with progress_bars() as bars:
+                report = retriever.add(
+                    list(sources),
+                    batch_size=batch_size,
+                    progress=lambda step, done, _: bars(step, done, total),
+                )
             retriever.save()
         except KeyboardInterrupt:
             notice(
-                f"interrupted; {album} holds {len(retriever)} images, all of them safe. "
+                f"interrupted; {album} holds {len(retriever)} images, all of them on disk. "
                 "Run the same command again to continue"
             )
             raise typer.Exit(130) from None
         if as_json:
-            emit_json(_report_facts(album, retriever, report))
+            emit_json(_report_json(album, retriever, report))
         else:
             _say_report(sources, album, retriever, report)
 
 
 def _count(sources: list[str]) -> int | None:
-    """How many images there are; None when a tar would have to be read to know."""
-    from zsqretrieval.data.images import open_images
+    """Count the images; None when a tar would have to be read for it."""
+    from zsqretrieval.data.sources import open_images
 
     count = 0
     for image in open_images(list(sources)):
@@ -142,33 +142,23 @@ def _count(sources: list[str]) -> int | None:
     return count
 
 
-def _refuse_other_parts(
-    facts: AlbumFacts, preset: str | None, index_name: str | None, encoder_weights: Path | None
+def _check_parts(
+    album: Path, preset: str | None, index_name: str | None, encoder_weights: Path | None
 ) -> None:
-    """An album keeps the encoder and index it was made with; to ask for others is an error, not ignored."""
-    from zsqretrieval.presets import PRESETS
+    """Refuse options that ask for another encoder or index than the album's."""
+    from zsqretrieval.album.info import describe_album
 
-    made_with, wanted = facts.encoder, PRESETS.get(preset or "")
-    if preset and wanted is None:
-        raise InvalidInputError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
-    config = made_with.config or {}
-    settings = {**wanted.encoder_config, **encoder_config(preset or "", encoder_weights)} if wanted else {}
-    if wanted and (
-        wanted.encoder != made_with.plugin
-        or any(config.get(name) != value for name, value in settings.items())
-    ):
+    info = describe_album(album)
+    if preset:
+        preset_with(preset, encoder_weights=encoder_weights).check_album(info.encoder, album)
+    if index_name and index_name != info.index["plugin"]:
         raise InvalidInputError(
-            f"{facts.album} was made with the encoder {made_with.plugin!r} {config}, not with the preset "
-            f"{preset!r}; leave out --preset, or make a new album"
-        )
-    if index_name and index_name != facts.index.plugin:
-        raise InvalidInputError(
-            f"{facts.album} was made with the index {facts.index.plugin!r}, not {index_name!r}; "
+            f"{album} was made with the index {info.index['plugin']!r}, not {index_name!r}; "
             "leave out --index, or make a new album"
         )
 
 
-def _report_facts(album: Path, retriever: Retriever, report: AddReport) -> dict[str, Any]:
+def _report_json(album: Path, retriever: Retriever, report: AddReport) -> dict[str, Any]:
     return {
         "album": str(album.absolute()),
         "images": len(retriever),
@@ -186,11 +176,11 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
         "added": len(report.added),
         "replaced": len(report.replaced),
         "moved": len(report.moved),
-        "known already": report.known,
+        "known": report.known,
         "skipped": len(report.skipped),
     }
     if not any(counts.values()):
-        from zsqretrieval.data.images import IMAGE_SUFFIXES
+        from zsqretrieval.data.sources import IMAGE_SUFFIXES
 
         say(
             f"No images were found in {', '.join(sources)}. "
@@ -204,77 +194,80 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
         say(f'Ask it something: zsq search {album} "a dog on the beach"')
 
 
-_READING = (
-    *("candidates", "scoring", "fusion", "weight", "expand", "expansion", "normalize", "bank", "explain"),
+_QUESTION_ONLY = (
+    *("candidates", "rerank", "fusion", "weight", "expand", "normalize", "bank", "explain"),
     *("preset", "generator_weights"),
 )
-"""The options of a search that say how a question is read."""
+"""Options of a search that have no meaning for a query image."""
 
 
 def search(
     ctx: typer.Context,
-    album: _Album,
-    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="What to look for.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Look for images like this one instead.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many images.")] = 10,
+    album: Album,
+    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="The question.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Find images like this one instead.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of images.")] = 10,
     candidates: Candidates = 100,
-    scoring: HowScored = None,
+    rerank: HowReranked = None,
     fusion: HowFused = None,
     weight: Weight = None,
     expand: Annotated[
-        bool, typer.Option("--expand", help="Search the questions that `zsq questions` made as well.")
+        bool, typer.Option("--expand", help="Also search the questions that `zsq questions` stored.")
     ] = False,
-    expansion: HowExpanded = None,
     normalize: Annotated[
         bool,
         typer.Option(
             "--normalize",
-            help="Take away from the first stage what an image gets from any question; needs "
+            help="Lower images that are near every question, by a query bank; needs "
             "`zsq questions ALBUM --style search`.",
         ),
     ] = False,
     bank: Annotated[
         Path | None,
-        typer.Option(help="Do that by the questions of this file, one a line, in place of the album's."),
+        typer.Option(help="Use the questions of this file, one a line, as the query bank."),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Answer the question from each hit, and say why it was found.")
+        bool, typer.Option("--explain", help="Answer the question from each hit and explain the hit.")
     ] = False,
-    preset: Annotated[
-        str | None, typer.Option(help="Read and fuse as this preset does, in place of the album.")
-    ] = None,
+    preset: GeneratorPreset = None,
     generator_weights: GeneratorWeights = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with the images as well.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with the images.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the images of an album that best fit a question.
 
-    Encoder and index fetch candidates. A generator, if there is one, then says how likely the question is
-    given each of them. An image in place of a question is compared by the encoder alone.
+    Encoder and index fetch candidates. The generator, if there is one, then scores the question given each of
+    them. A query image is compared by the encoder alone.
     """
     if (question is None) == (image is None):
         raise typer.BadParameter("give either a question or --image FILE")
     if image is not None:
-        _refuse_reading(ctx)
+        _refuse_question_options(ctx)
     check_page(html)
-    settings = search_settings(candidates, scoring, fusion, weight) | expansion_settings(expand, expansion)
+    how = rerank_of(candidates, rerank, fusion, weight)
     texts = None if bank is None else read_lines(bank)
-    reads = image is None and (scoring is not Scorings.NONE or explain)
-    with open_album(album, reader=preset, generator_weights=generator_weights, reads=reads) as retriever:
+    with open_album(
+        album,
+        preset=preset,
+        generator_weights=generator_weights,
+        needs_generator=image is None and (how is not None or explain),
+    ) as retriever:
         if image is not None:
-            ranking = retriever.search_image(image, k)
+            ranking = retriever.search(image, k)
         else:
-            if normalize or bank is not None:
-                settings["bank"] = retriever.query_bank(texts)
-            with count_bar("reading candidates", None) as progress:
-                ranking = retriever.search(question or "", k, **settings, explain=explain, progress=progress)
+            queries = retriever.query_bank(texts) if normalize or bank is not None else None
+            with progress_bars() as bars:
+                ranking = retriever.search(
+                    question or "", k,
+                    rerank=how, expand=expand, bank=queries, explain=explain, progress=bars,
+                )  # fmt: skip
     page = write_page(html, _page(ranking, image)) if html else None
     if as_json:
         emit_json(
             {
                 "album": str(album.absolute()),
                 "query": ranking.query,
-                "hits": [hit_told(place, hit) for place, hit in enumerate(ranking, start=1)],
+                "hits": [_explained_json(rank, hit) for rank, hit in enumerate(ranking, start=1)],
                 "timings": dict(ranking.timings),
                 "html": None if page is None else str(page),
             }
@@ -283,82 +276,108 @@ def search(
     if not len(ranking):
         say(f"{album} holds no images yet; add some: zsq index FOLDER --out ALBUM")
         return
-    stages = score_columns(ranking)
-    matched = ["matched question"] if settings["expand"] else []
-    table = PlainTable("", *stages.values(), "image", *matched, numbers=("", *stages.values()))
-    for place, hit in enumerate(ranking, start=1):
-        asked = [hit.matched_question or ""] if matched else []
-        table.add_row(str(place), *score_cells(hit, stages), hit.id, *asked)
+    scores = score_columns(ranking)
+    matched = ["matched question"] if expand else []
+    table = PlainTable("", *scores.values(), "image", *matched, numbers=("", *scores.values()))
+    for rank, hit in enumerate(ranking, start=1):
+        nearest = [hit.matched_question or ""] if matched else []
+        table.add_row(str(rank), *score_cells(hit, scores), hit.id, *nearest)
     show(table)
     if explain:
-        for place, hit in enumerate(ranking, start=1):
-            say(f"{place}. {hit.id}")
-            for line in told_explanation(hit):
+        for rank, hit in enumerate(ranking, start=1):
+            say(f"{rank}. {hit.id}")
+            for line in _explanation_lines(hit):
                 say(f"   {line}")
         say("In brackets: by how many nats the image makes a word likelier (+) or less likely (-).")
-    say(told_timings(ranking.timings))
+    say(timings_text(ranking.timings))
     if page:
         say(f"Page with the images: {page}")
 
 
-def _refuse_reading(ctx: typer.Context) -> None:
-    """An image is compared by the encoder alone: what says how a question is read would have no effect."""
-    for name in _READING:
+def _refuse_question_options(ctx: typer.Context) -> None:
+    """Refuse options that would have no effect on a query image."""
+    for name in _QUESTION_ONLY:
         source = ctx.get_parameter_source(name)
         given = source is not None and source.name != "DEFAULT"
-        if given and ctx.params[name] is not Scorings.NONE:  # which is what --image does
-            raise typer.BadParameter(f"--{name.replace('_', '-')} is about a question; --image has none")
+        if given and ctx.params[name] is not Reranks.NONE:  # which is what --image does
+            raise typer.BadParameter(f"--{name.replace('_', '-')} needs a question, not --image")
+
+
+def _explained_json(rank: int, hit: Hit) -> dict[str, Any]:
+    """A hit as JSON with its matched question and explanation; null where there is none."""
+    from zsqretrieval.search.explain import words
+
+    one = hit.explanation
+    explanation = one and {
+        "answer": one.answer,
+        "words": [{"text": word.text, "gain": word.gain} for word in words(one)],
+        "tokens": list(one.tokens),
+        "with_image": one.with_image.tolist(),
+        "without_image": one.without_image.tolist(),
+    }
+    return hit_json(rank, hit) | {"matched_question": hit.matched_question, "explanation": explanation}
+
+
+def _explanation_lines(hit: Hit) -> list[str]:
+    """The answer, and the question with the gain of its words in nats, where it is large enough."""
+    from zsqretrieval.search.explain import SAYS, words
+
+    if hit.explanation is None:
+        return ["image cannot be opened"]
+    marked = [
+        f"{word.text} [{word.gain:+.1f}]" if abs(word.gain) >= SAYS else word.text
+        for word in words(hit.explanation)
+    ]
+    answer = hit.explanation.answer
+    return [f"answers: {answer}" if answer else "gives no answer", f"explains: {' '.join(marked)}"]
 
 
 def _page(ranking: Ranking, image: Path | None) -> str:
     from zsqretrieval.search.display import Row, contact_sheet, thumbnail, thumbnails
 
     row = Row(ranking, asked_with=None if image is None else thumbnail(image))
-    return contact_sheet([row], thumbnails(ranking), title="What was found")
+    return contact_sheet([row], thumbnails(ranking), title="Search results")
 
 
-def info(album: _Album, as_json: AsJson = False) -> None:
-    """Say what an album holds and what it was made with. Loads no model."""
+def info(album: Album, as_json: AsJson = False) -> None:
+    """Show what an album holds and what it was made with. Loads no model."""
     from zsqretrieval.album.info import describe_album
 
     facts = describe_album(album)
     if as_json:
         emit_json(asdict(facts))
         return
-    encoder, kept, sizes = facts.encoder, facts.index, facts.bytes_on_disk
-    state = "not saved" if not kept.saved else "up to date" if kept.up_to_date else "behind the catalog"
+    encoder, saved, sizes = facts.encoder, facts.index, facts.bytes_on_disk
+    state = "not saved" if not saved["saved"] else "up to date" if saved["up_to_date"] else "not up to date"
     table = PlainTable("album", facts.album)
     table.add_row("images", str(facts.images))
-    table.add_row("encoder", f"{encoder.plugin or 'not a plugin'}, {encoder.dim} dimensions")
-    table.add_row("fingerprint", str(encoder.fingerprint))
-    table.add_row("index", f"{kept.plugin or 'not a plugin'}, {state}")
+    table.add_row("encoder", f"{encoder['plugin'] or 'not a plugin'}, {encoder['dim']} dimensions")
+    table.add_row("fingerprint", encoder["fingerprint"])
+    table.add_row("index", f"{saved['plugin'] or 'not a plugin'}, {state}")
     table.add_row("generator", _generator(facts.generator))
-    if facts.generator and facts.fusion:
-        table.add_row("fusion", _fusion(facts.fusion))
+    if facts.generator and facts.calibration:
+        fusion = facts.calibration["fusion"]
+        table.add_row("fusion", ", ".join([fusion["plugin"].replace("_", " "), *_settings(fusion["config"])]))
     for one in facts.states:
-        made_by = f"of {one.images} of {facts.images} images, {one.dtype}, by {one.fingerprint}"
-        table.add_row("image states", f"{made_by}, {human_size(one.bytes_on_disk)}")
-    for asked in facts.questions:
-        found = f"{asked.questions} of {asked.images} images, {asked.kept} kept, {asked.answered} answered"
-        table.add_row(asked.style, found)
+        made = f"{one['images']} of {facts.images} images, {one['dtype']}, by {one['fingerprint']}"
+        table.add_row("image features", f"{made}, {human_size(one['bytes_on_disk'])}")
+    for style in facts.questions:
+        found = f"{style['questions']} for {style['images']} images, {style['kept']} kept"
+        table.add_row(f"questions: {style['style']}", f"{found}, {style['answered']} answered")
     table.add_row("catalog on disk", human_size(sizes["catalog"]))
     table.add_row("index on disk", human_size(sizes["index"]))
     show(table)
     if not facts.images:
         say("It is empty; add some images: zsq index FOLDER --out ALBUM")
-    elif not kept.up_to_date:
-        say("The next search brings the index up to date; `zsq index` also saves it.")
+    elif not saved["up_to_date"]:
+        say("The next search updates the index; `zsq index` also saves it.")
 
 
-def _generator(facts: GeneratorFacts | None) -> str:
+def _generator(facts: Mapping[str, Any] | None) -> str:
     if facts is None:
         return "none"
-    kept = {"disk": ["states on disk"], "memory": ["states in memory"]}.get(facts.states or "", [])
-    return ", ".join([facts.plugin, *_settings(facts.config), *kept])
-
-
-def _fusion(facts: Mapping[str, Any]) -> str:
-    return ", ".join([facts["name"].replace("_", " "), *_settings(facts["config"])])
+    cached = [f"features on {facts['states']}"] if facts["states"] == "disk" else []
+    return ", ".join([facts["plugin"], *_settings(facts["config"]), *cached])
 
 
 def _settings(config: Mapping[str, Any]) -> list[str]:
@@ -366,11 +385,11 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
 
 
 def remove(
-    album: _Album,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Names, as `zsq search` prints them.")],
+    album: Album,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, as `zsq search` prints them.")],
     as_json: AsJson = False,
 ) -> None:
-    """Forget images of an album: all that are named or, when one is unknown, none. Files are not touched."""
+    """Remove images from an album, all of them or, when an id is unknown, none. Files are not touched."""
     with open_album(album) as retriever:
         before = len(retriever)
         retriever.remove(ids)

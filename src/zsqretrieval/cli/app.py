@@ -1,4 +1,4 @@
-"""All commands in one place, and what holds for every one of them: errors, warnings, exit codes.
+"""All commands, and their common handling of errors, warnings and exit codes.
 
 Exit codes: 0 done; 1 an error, in one line on stderr; 2 wrong usage; 130 interrupted.
 """
@@ -14,26 +14,19 @@ import typer
 from typer.core import TyperGroup
 
 from zsqretrieval.cli.album import index, info, remove, search
-from zsqretrieval.cli.bench import bench_encoder_command, bench_index_command, bench_scoring_command
-from zsqretrieval.cli.bench_alternatives import bench_alternatives_command
-from zsqretrieval.cli.bench_dialog import bench_dialog_command
-from zsqretrieval.cli.bench_expand import bench_expand_command
-from zsqretrieval.cli.bench_gallery import bench_gallery_command
-from zsqretrieval.cli.bench_rerank import bench_rerank_command
 from zsqretrieval.cli.chat import chat
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.evaluate import evaluate
 from zsqretrieval.cli.models import models_list, models_pull
 from zsqretrieval.cli.questions import questions
-from zsqretrieval.cli.verdict import verdict_command
 from zsqretrieval.errors import ZsqError
 
 __all__ = ["Commands", "app", "main", "root"]
 
 
 class Commands(TyperGroup):
-    """Commands whose expected failures end in one line and an exit code, not in a traceback."""
+    """Commands whose errors end in one line and an exit code, not in a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command of ``ctx``."""
@@ -75,7 +68,7 @@ def _print_version(wanted: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Say which version this is."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="ZSQ_DEBUG", help="Show the traceback of an error.")
@@ -94,24 +87,11 @@ app.command("chat")(chat)
 app.command("info")(info)
 app.command("remove")(remove)
 app.command("evaluate")(evaluate)
-app.command("verdict")(verdict_command)
 
 _models = typer.Typer(no_args_is_help=True, help="Fetch the weights of the embedded models ahead of time.")
 _models.command("list")(models_list)
 _models.command("pull")(models_pull)
 app.add_typer(_models, name="models")
-
-_bench = typer.Typer(no_args_is_help=True, help="Measure how well the parts do.")
-_bench.command("alternatives")(bench_alternatives_command)
-_bench.command("encoder")(bench_encoder_command)
-_bench.command("expand")(bench_expand_command)
-_bench.command("gallery")(bench_gallery_command)
-_bench.command("index")(bench_index_command)
-_bench.command("dialog")(bench_dialog_command)
-_bench.command("rerank")(bench_rerank_command)
-_bench.command("scoring")(bench_scoring_command)
-app.add_typer(_bench, name="bench")
-
 
 def main() -> None:
     """Run ``zsq``."""

@@ -1,6 +1,6 @@
-"""How the commands talk: answers on stdout, all else on stderr, progress bars only on a terminal.
+"""Output of the commands: answers on stdout, the rest on stderr, progress bars only on a terminal.
 
-Whatever is printed here is :func:`printable` first, so commands need not think of where a text comes from.
+Every text is made :func:`printable` here, so commands need not consider where it comes from.
 """
 
 from __future__ import annotations
@@ -12,44 +12,39 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
+from zsqretrieval._util.files import atomic_write
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from zsqretrieval.data.loader import Skipped
-    from zsqretrieval.types import Hit
+    from zsqretrieval.search.display import Stage
+    from zsqretrieval.types import Hit, Progress
 
 __all__ = [
-    "Counted",
     "PlainTable",
-    "bytes_bar",
     "check_page",
-    "count_bar",
     "emit_json",
-    "hit_facts",
+    "hit_json",
+    "human_seconds",
     "human_size",
     "name_skipped",
     "notice",
     "printable",
+    "progress_bars",
     "say",
+    "score_cells",
+    "score_columns",
     "show",
-    "stage_bars",
     "write_page",
 ]
 
-_NAMED = 10  # skipped images named where people read
-_EVERY = 60.0  # seconds between two lines about progress where there are no bars
-_UNBOUNDED = 10_000  # columns: what is piped is never folded
-
-
-class Counted(Protocol):
-    """Told how many are done, and of how many once that is known."""
-
-    def __call__(self, done: int, total: int | None = None, /) -> object:
-        """Take notice of progress."""
+_NAMED = 10  # skipped images that are named for people
+_EVERY = 60.0  # seconds between two progress lines without a terminal
+_UNBOUNDED = 10_000  # columns: piped output is never folded
 
 
 def say(text: str = "") -> None:
@@ -67,8 +62,8 @@ class PlainTable:
     """A table with a line under its head.
 
     Args:
-        columns: their names.
-        numbers: those that are aligned to the right, and never folded.
+        columns: names.
+        numbers: columns that are aligned to the right and never folded.
     """
 
     def __init__(self, *columns: str, numbers: Iterable[str] = ()) -> None:
@@ -76,12 +71,12 @@ class PlainTable:
         self.rows: list[tuple[str, ...]] = []
 
     def add_row(self, *cells: str) -> None:
-        """Add a line below the others."""
+        """Append a row."""
         self.rows.append(cells)
 
 
 def show(table: PlainTable) -> None:
-    """Print a table on stdout, as wide as the terminal, or as wide as it likes into a pipe."""
+    """Print a table on stdout, as wide as the terminal; into a pipe, as wide as its cells."""
     from rich import box
     from rich.table import Table
 
@@ -101,14 +96,14 @@ def emit_json(facts: Mapping[str, Any]) -> None:
 
 
 def printable(text: str) -> str:
-    r"""Text from outside with control characters as ``\xNN``: a file name cannot steer a terminal."""
+    r"""Replace control characters by ``\xNN``, so that a file name cannot control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def hit_facts(place: int, hit: Hit) -> dict[str, Any]:
-    """A hit as JSON; its score is null when a stage that ranks could not judge it."""
+def hit_json(rank: int, hit: Hit) -> dict[str, Any]:
+    """A hit as JSON; the score is null if the re-ranking could not score it."""
     return {
-        "rank": place,
+        "rank": rank,
         "id": hit.id,
         "source": hit.source,
         "score": hit.score if math.isfinite(hit.score) else None,
@@ -116,6 +111,37 @@ def hit_facts(place: int, hit: Hit) -> dict[str, Any]:
         "caption": hit.caption,
         "metadata": dict(hit.metadata),
     }
+
+
+def score_columns(hits: Iterable[Hit]) -> dict[str, str]:
+    """Column names of the scores in some hits, by score; ``"score"`` when there is only one."""
+    fullest_first = sorted(hits, key=lambda hit: -len(hit.scores))
+    names = list(dict.fromkeys(name for hit in fullest_first for name in hit.scores))
+    return {name: _stage(name).label if len(names) > 1 else "score" for name in names}
+
+
+def score_cells(hit: Hit, names: Iterable[str]) -> list[str]:
+    """The scores of a hit as text; empty where it has none."""
+    return [f"{hit.scores[name]:.{_stage(name).digits}f}" if name in hit.scores else "" for name in names]
+
+
+def _stage(name: str) -> Stage:
+    from zsqretrieval.search.display import STAGES, Stage
+
+    return STAGES.get(name) or Stage(name.replace("_", " "), digits=3)
+
+
+def timings_text(timings: Mapping[str, float]) -> str:
+    """Seconds per stage as a sentence."""
+    parts = [f"{_stage(name).label} {human_seconds(seconds)}" for name, seconds in timings.items()]
+    return f"Took: {', '.join(parts)}."
+
+
+def human_seconds(seconds: float) -> str:
+    """Seconds for people: ``12 ms``, ``3.4 s``."""
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"
 
 
 def human_size(size: float) -> str:
@@ -127,18 +153,18 @@ def human_size(size: float) -> str:
 
 
 def name_skipped(skipped: Sequence[Skipped], tell: Callable[[str], None]) -> None:
-    """Name the first of the images that were left out, one a line."""
+    """Name the first skipped images, one a line."""
     for one in skipped[:_NAMED]:
-        tell(printable(f"skipped {one.source}: {one.reason}"))
+        tell(f"skipped {one.source}: {one.reason}")
     if len(skipped) > _NAMED:
         tell(f"... and {len(skipped) - _NAMED} more; --json names them all")
 
 
 def check_page(path: Path | None) -> None:
-    """Make sure, before the work, that a page can be written at ``path``.
+    """Check, before the work, that a page can be written.
 
     Raises:
-        InvalidInputError: there is a folder, or a file is in the way.
+        InvalidInputError: the path is a folder, or a file is in the way of one.
     """
     if path is None:
         return
@@ -146,92 +172,54 @@ def check_page(path: Path | None) -> None:
         raise InvalidInputError(f"{path} is a folder; name a file for the page: {path / 'page.html'}")
     above = next(one for one in path.absolute().parents if one.exists())
     if not above.is_dir():
-        raise InvalidInputError(f"no page can be written to {path}: {above} is no folder")
+        raise InvalidInputError(f"cannot write a page to {path}: {above} is not a folder")
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Write a page, and folders on the way, and return its absolute path; what is no Unicode is escaped."""
-    from zsqretrieval.evaluation.writing import write_whole
-
+    """Write a page and missing folders; returns its absolute path. Lone surrogates are escaped."""
     path = path.absolute()
-    write_whole(path, [html])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
     return path
 
 
 @contextmanager
-def count_bar(what: str, total: int | None) -> Iterator[Counted]:
-    """A progress bar over things that are counted; gives the function to be told the count so far."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = _console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-
-        def report(done: int, total: int | None = None, /) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield report
-
-
-@contextmanager
-def bytes_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar per download; appears with the first byte, so not at all when nothing is fetched.
-
-    Into a pipe, one line says what is being fetched.
-    """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), DownloadColumn())
-    console = _console(stderr=True)
-    tasks: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-
-        def report(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-                if not console.is_terminal:
-                    notice(f"{what} (about {human_size(total)}, once)")
-            progress.update(tasks[what], completed=done)
-
-        yield report
-
-
-@contextmanager
-def stage_bars(*, lines: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar per stage of a long work; gives the function to be told stage, count so far, and total.
+def progress_bars(*, lines: bool = False) -> Iterator[Progress]:
+    """Show one bar per step; gives the callback for the library's ``progress`` arguments.
 
     Args:
-        lines: where there is no terminal, say once a minute in a line how far it is.
+        lines: without a terminal, print a line once a minute instead.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     named = TextColumn("{task.description}", markup=False)
     columns = (named, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = _console(stderr=True)
     tasks: dict[str, Any] = {}
-    begun: dict[str, float] = {}
-    told = said = time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    started: dict[str, float] = {}
+    last_call = last_line = time.monotonic()
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
 
-        def report(stage: str, done: int, total: int) -> None:
-            nonlocal told, said
+        def report(step: str, done: int, total: int | None) -> None:
+            nonlocal last_call, last_line
             now = time.monotonic()
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(printable(stage), total=total)
-                begun[stage] = told  # a stage is first told of when a part of it is done
-            told = now
-            progress.update(tasks[stage], completed=done)
-            if lines and not console.is_terminal and done < total and now - said >= _EVERY:
-                said = now
-                left = (now - begun[stage]) * (total - done) / max(done, 1) / 60
-                notice(f"{stage}: {done} of {total}, about {left:.0f} minutes left")
+            if step not in tasks:
+                tasks[step] = bars.add_task(printable(step), total=total)
+                started[step] = last_call  # the first call comes when a part is done
+            last_call = now
+            bars.update(tasks[step], completed=done, total=total)
+            if lines and not console.is_terminal and total and done < total and now - last_line >= _EVERY:
+                last_line = now
+                left = (now - started[step]) * (total - done) / max(done, 1) / 60
+                notice(f"{step}: {done} of {total}, about {left:.0f} minutes left")
 
         yield report
 
 
 def _console(*, stderr: bool) -> Console:
-    # Made anew each time, for the stream as it is now. No markup: brackets in a file name are brackets.
+    # Made anew each time, for the current stream. No markup: brackets in a file name are brackets.
     from rich.console import Console
 
     console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)

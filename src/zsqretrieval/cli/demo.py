@@ -1,4 +1,4 @@
-"""``zsq demo``: from photographs to answers in one command."""
+"""``zsq demo``: index a few photographs, ask questions, write a page."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ import typer
 from zsqretrieval.cli.console import (
     PlainTable,
     check_page,
-    count_bar,
     emit_json,
-    hit_facts,
+    hit_json,
+    human_seconds,
     name_skipped,
     notice,
+    progress_bars,
     say,
+    score_cells,
+    score_columns,
     show,
     write_page,
 )
-from zsqretrieval.cli.opening import new_retriever, sees_once
-from zsqretrieval.cli.reading import (
+from zsqretrieval.cli.options import (
     AsJson,
     Candidates,
     EncoderWeights,
     GeneratorWeights,
     HowFused,
-    HowScored,
-    Scorings,
+    HowReranked,
+    Reranks,
     Weight,
-    human_seconds,
-    score_cells,
-    score_columns,
-    search_settings,
+    caches_features,
+    preset_with,
+    rerank_of,
 )
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from zsqretrieval.album.candidates import StatesMode
     from zsqretrieval.data.samples import Question
     from zsqretrieval.types import Ranking
 
@@ -47,30 +49,26 @@ __all__ = ["demo"]
 def demo(
     images: Annotated[
         Path | None,
-        typer.Option(help="A folder of your own images, in place of the photographs that come along."),
+        typer.Option(help="Folder of images, instead of the photographs of scikit-image."),
     ] = None,
     question: Annotated[
-        list[str] | None, typer.Option("--question", "-q", help="Ask this instead; may be repeated.")
+        list[str] | None, typer.Option("--question", "-q", help="Question to ask instead; may be repeated.")
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="Encoder, index and generator: mini, clip, clip-kosmos2 or clip-l14-kosmos2.")
-    ] = "mini",
+    preset: Annotated[str, typer.Option(help="mini, clip, clip-kosmos2 or clip-l14-kosmos2.")] = "mini",
     index: Annotated[str, typer.Option(help="hnsw or exact.")] = "hnsw",
-    k: Annotated[int, typer.Option("-k", min=1, help="How many images per question.")] = 3,
+    k: Annotated[int, typer.Option("-k", min=1, help="Images per question.")] = 3,
     candidates: Candidates = 100,
-    scoring: HowScored = None,
+    rerank: HowReranked = None,
     fusion: HowFused = None,
     weight: Weight = None,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the page.")] = Path(
-        "zsq-demo.html"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of the page.")] = Path("zsq-demo.html"),
     as_json: AsJson = False,
 ) -> None:
-    """Ask questions of a small album and write what was found as a web page.
+    """Ask questions of a small album and write the results as a web page.
 
-    Where the preset has a generator, it reads the candidates of the first stage and re-ranks them.
+    If the preset has a generator, it re-ranks the candidates of the first stage.
     """
     from zsqretrieval.data.samples import GENERIC_QUESTIONS, QUESTIONS, Question, photographs
 
@@ -82,29 +80,26 @@ def demo(
     if question:
         asked = [Question(text) for text in question]
 
-    settings = search_settings(candidates, scoring, fusion, weight)
-    reads = scoring is not Scorings.NONE
-    with new_retriever(
-        preset,
-        index=index,
-        states="memory" if reads and sees_once(preset) else None,
-        encoder_weights=encoder_weights,
-        generator_weights=generator_weights,
-    ) as retriever:
-        with count_bar("indexing", len(album) if isinstance(album, list) else None) as progress:
-            report = retriever.add(album, progress=progress)
+    from zsqretrieval.retriever import Retriever
+
+    how = rerank_of(candidates, rerank, fusion, weight)
+    parts = preset_with(
+        preset, index=index, encoder_weights=encoder_weights, generator_weights=generator_weights
+    )
+    states: StatesMode = "memory" if how is not None and caches_features(parts) else None
+    with Retriever.from_preset(parts, states=states) as retriever, progress_bars() as bars:
+        report = retriever.add(album, progress=bars)
         name_skipped(report.skipped, notice)
-        # Nothing is asked of an empty album, nor about a photograph that is not there.
+        # An album of other photographs has no expected answers, and an empty one no answers.
         asked = [
             one for one in asked if len(retriever) and (one.expected is None or one.expected in retriever)
         ]
-        reranks = reads and retriever.has_generator
+        reranks = how is not None and retriever.has_generator
         rankings, before = [], []
-        with count_bar("asking", len(asked)) as progress:
-            for one in asked:
-                rankings.append(retriever.search(one.text, k, **settings))
-                before.append(retriever.search(one.text, max(k, candidates), scoring=None))
-                progress(len(rankings))
+        for one in asked:
+            rankings.append(retriever.search(one.text, k, rerank=how))
+            before.append(retriever.search(one.text, max(k, candidates), rerank=None))
+            bars("asking", len(rankings), len(asked))
         facts = _facts(asked, rankings, before) | {
             "images": len(retriever),
             "encoder": retriever.encoder.fingerprint,
@@ -122,8 +117,8 @@ def demo(
         return
     show(_table(asked, rankings, facts))
     say(_summary(facts))
-    if reads and not reranks:
-        say(f"The preset {preset} has no generator, so the first stage ranked alone.")
+    if rerank is not Reranks.NONE and not reranks:
+        say(f"The preset {preset} has no generator, so the first stage ranks alone.")
     say(f"Page with the images: {page}")
 
 
@@ -139,7 +134,7 @@ def _facts(
                 "expected": one.expected,
                 "rank": place,
                 "first_stage_rank": first,
-                "hits": [hit_facts(i, hit) for i, hit in enumerate(ranking, start=1)],
+                "hits": [hit_json(i, hit) for i, hit in enumerate(ranking, start=1)],
                 "timings": dict(ranking.timings),
             }
             for one, ranking, place, first in zip(asked, rankings, places, former, strict=True)
@@ -152,7 +147,7 @@ def _facts(
 
 
 def _mean_timings(rankings: Sequence[Ranking]) -> dict[str, float]:
-    """Seconds a question by stage."""
+    """Mean seconds per question by stage."""
     stages = dict.fromkeys(stage for ranking in rankings for stage in ranking.timings)
     return {
         stage: sum(ranking.timings.get(stage, 0.0) for ranking in rankings) / len(rankings)
@@ -161,7 +156,7 @@ def _mean_timings(rankings: Sequence[Ranking]) -> dict[str, float]:
 
 
 def _place(question: Question, ranking: Ranking) -> int | None:
-    """Where the expected image stands, from 1; None when it is not there or nothing was expected."""
+    """Rank of the expected image, from 1; None if it is not found or none is expected."""
     ids = [hit.id for hit in ranking]
     return ids.index(question.expected) + 1 if question.expected in ids else None
 
@@ -169,13 +164,13 @@ def _place(question: Question, ranking: Ranking) -> int | None:
 def _summary(facts: dict[str, Any]) -> str:
     said = f"{len(facts['questions'])} questions to {facts['images']} images"
     if facts["expected"]:
-        said += f"; the expected one came first for {facts['found_first']} of {facts['expected']}"
+        said += f"; the expected image ranks first for {facts['found_first']} of {facts['expected']}"
         if facts["generator"]:
             said += f", by the first stage alone for {facts['found_first_by_first_stage']}"
     stages = facts["seconds"]["search"]
     each = f"{human_seconds(sum(stages.values()))} a question"
     if facts["generator"]:
-        each += f", {human_seconds(sum(list(stages.values())[2:]))} of it for reading the candidates"
+        each += f", {human_seconds(sum(list(stages.values())[2:]))} of it for re-ranking"
     return f"{said}. Indexed in {facts['seconds']['add']:.1f} s, answered in {each}."
 
 
@@ -198,9 +193,9 @@ def _verdict(fact: dict[str, Any], *, reranked: bool) -> str:
     if rank is None:
         said += f"is not in the first {len(fact['hits'])}"
     elif rank > 1:
-        said += f"is in place {rank}"
+        said += f"has rank {rank}"
     if reranked and former != rank:
-        said += f" (first stage: place {former})" if former else " (first stage: none)"
+        said += f" (first stage: rank {former})" if former else " (first stage: none)"
     return said
 
 
@@ -212,7 +207,7 @@ def _page(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[st
     return contact_sheet(
         [Row(ranking, one.expected) for one, ranking in zip(asked, rankings, strict=True)],
         thumbnails(hits),
-        title="Questions, answered with images",
+        title="Questions answered with images",
         summary=_summary(facts),
         credits="; ".join(f"{id}: {credit}" for id, credit in sorted(credits.items())),
     )

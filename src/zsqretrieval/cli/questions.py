@@ -1,4 +1,4 @@
-"""``zsq questions``: let the generator ask the images of an album, judge again, list, forget."""
+"""``zsq questions``: write, filter, list and remove the stored questions of an album."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import typer
 
 from zsqretrieval.cli.console import (
     PlainTable,
-    count_bar,
     emit_json,
     name_skipped,
     notice,
+    progress_bars,
     say,
     show,
 )
-from zsqretrieval.cli.opening import open_album
-from zsqretrieval.cli.reading import AsJson, GeneratorWeights
+from zsqretrieval.cli.options import Album, AsJson, GeneratorPreset, GeneratorWeights, open_album
 
 if TYPE_CHECKING:
     from zsqretrieval.album.questions import StoredQuestion
@@ -29,7 +28,7 @@ __all__ = ["Styles", "questions"]
 
 
 class Styles(str, Enum):
-    """What the generator writes."""
+    """Styles of stored questions."""
 
     QUESTIONS = "questions"
     CAPTIONS = "captions"
@@ -38,54 +37,54 @@ class Styles(str, Enum):
 
 
 def questions(
-    album: Annotated[Path, typer.Argument(metavar="ALBUM", help="Directory of the album.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="Questions of an image, at most.")] = 3,
+    album: Album,
+    n: Annotated[int, typer.Option("-n", min=1, help="Most questions per image.")] = 3,
     style: Annotated[
-        Styles | None, typer.Option(help="What is written of each image.", show_default="questions")
+        Styles | None, typer.Option(help="Style of the texts.", show_default="questions")
     ] = None,
-    answers: Annotated[bool, typer.Option("--answers", help="Let the generator answer as well.")] = False,
+    answers: Annotated[bool, typer.Option("--answers", help="Also store the generator's answers.")] = False,
     top_k: Annotated[
         int,
-        typer.Option(min=0, help="Keep questions that find their image among so many; 0 keeps all."),
+        typer.Option(min=0, help="Keep questions that find their own image among the first K; 0 keeps all."),
     ] = 10,
-    temperature: Annotated[float, typer.Option(min=0, help="Higher is more varied and less true.")] = 0.7,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed asks anew.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.7,
+    seed: Annotated[int, typer.Option(min=0, help="Sampling seed; another one writes other questions.")] = 0,
     filter_again: Annotated[
-        bool, typer.Option("--filter", help="Only search all questions again, and keep by --top-k.")
+        bool, typer.Option("--filter", help="Only repeat the round trip of all questions, with --top-k.")
     ] = False,
-    list_only: Annotated[bool, typer.Option("--list", help="Only list what there is.")] = False,
-    image: Annotated[str | None, typer.Option(help="Only list what this image was asked.")] = None,
-    forget: Annotated[
-        bool, typer.Option("--forget", help="Only forget the questions, or those of --style.")
+    list_only: Annotated[bool, typer.Option("--list", help="Only list the stored questions.")] = False,
+    image: Annotated[str | None, typer.Option(help="Only list the questions of this image.")] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Only remove the questions, or those of --style.")
     ] = False,
-    preset: Annotated[
-        str | None, typer.Option(help="Ask with the generator of this preset, in place of the album's.")
-    ] = None,
+    preset: GeneratorPreset = None,
     generator_weights: GeneratorWeights = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images shown together.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Ask all images of an album, and keep the questions that lead back to them.
+    """Write questions about all images of an album, and keep those that lead back to them.
 
-    Each batch is on disk before the next begins: an interrupted run is continued by the same command. Then
-    `zsq search --expand` searches the questions as well.
+    Each batch is on disk before the next begins; the same command continues an interrupted run. Afterwards
+    `zsq search --expand` also searches the questions.
     """
     listing = list_only or image is not None
-    if listing + filter_again + forget > 1:
-        raise typer.BadParameter("--list, --filter and --forget are different things to do; give one")
-    asks = not (listing or filter_again or forget)
+    if listing + filter_again + remove > 1:
+        raise typer.BadParameter("--list, --filter and --remove exclude one another; give one")
+    writes = not (listing or filter_again or remove)
     kept_within = top_k or None
     facts: dict[str, Any] = {"album": str(album.absolute())}
-    with open_album(album, reader=preset, generator_weights=generator_weights, reads=asks) as retriever:
+    with open_album(
+        album, preset=preset, generator_weights=generator_weights, needs_generator=writes
+    ) as retriever:
         try:
-            if forget:
-                facts["forgotten"] = retriever.remove_questions(style and style.value)
+            if remove:
+                facts["removed"] = retriever.questions.remove(style and style.value)
             elif filter_again:
-                with count_bar("searching questions", None) as progress:
-                    facts |= asdict(retriever.filter_questions(kept_within, progress=progress))
-            elif asks:
-                with count_bar("asking images", len(retriever)) as progress:
-                    report = retriever.generate_questions(
+                with progress_bars() as bars:
+                    facts |= asdict(retriever.questions.filter(kept_within, progress=bars))
+            elif writes:
+                with progress_bars() as bars:
+                    report = retriever.questions.generate(
                         n,
                         style=(style or Styles.QUESTIONS).value,
                         answers=answers,
@@ -93,31 +92,31 @@ def questions(
                         temperature=temperature,
                         seed=seed,
                         batch_size=batch_size,
-                        progress=progress,
+                        progress=bars,
                     )
                 facts |= asdict(report)
                 if not as_json:
                     name_skipped(report.skipped, notice)
         except KeyboardInterrupt:
-            notice("interrupted; what was written is safe. Run the same command again to continue")
+            notice("interrupted; finished batches are on disk. Run the same command again to continue")
             raise typer.Exit(130) from None
-        facts["styles"] = [asdict(one) for one in retriever.question_styles()]
+        facts["styles"] = [asdict(one) for one in retriever.questions.styles()]
         listed = _chosen(retriever, image, style) if listing else []
         if not listing:
             retriever.save()
     if as_json:
-        emit_json(facts | ({"questions": [_told(one) for one in listed]} if listing else {}))
+        emit_json(facts | ({"questions": [_question_json(one) for one in listed]} if listing else {}))
     elif listing:
         _list(listed)
     else:
-        _tell(album, facts)
+        _say_result(album, facts)
 
 
 def _chosen(retriever: Retriever, image: str | None, style: Styles | None) -> list[StoredQuestion]:
-    return [one for one in retriever.questions(image) if style in (None, one.recipe.style)]
+    return [one for one in retriever.questions.list(image) if style in (None, one.recipe.style)]
 
 
-def _told(one: StoredQuestion) -> dict[str, Any]:
+def _question_json(one: StoredQuestion) -> dict[str, Any]:
     made = asdict(one)
     return {
         "id": made["id"],
@@ -135,7 +134,7 @@ def _list(questions: list[StoredQuestion]) -> None:
     if not questions:
         say("No questions yet; make some: zsq questions ALBUM")
         return
-    table = PlainTable("image", "question", "answer", "found at", "kept", numbers=("found at",))
+    table = PlainTable("image", "question", "answer", "rank", "kept", numbers=("rank",))
     for one in questions:
         judged = one.judgement
         found = "" if judged.top_k is None else str(judged.rank or f"> {judged.top_k}")
@@ -144,14 +143,14 @@ def _list(questions: list[StoredQuestion]) -> None:
     show(table)
 
 
-def _tell(album: Path, facts: dict[str, Any]) -> None:
-    if "forgotten" in facts:
-        say(f"{facts['forgotten']} questions forgotten.")
+def _say_result(album: Path, facts: dict[str, Any]) -> None:
+    if "removed" in facts:
+        say(f"{facts['removed']} questions removed.")
     elif "asked" not in facts:
         say(f"{facts['kept']} of {facts['questions']} questions are kept, in {facts['seconds']:.1f} s.")
     else:
-        known = f", {facts['known']} had been asked before" if facts["known"] else ""
-        skipped = f", {len(facts['skipped'])} cannot be shown" if facts["skipped"] else ""
+        known = f", {facts['known']} asked before" if facts["known"] else ""
+        skipped = f", {len(facts['skipped'])} cannot be opened" if facts["skipped"] else ""
         say(
             f"{facts['asked']} images asked{known}{skipped}: {facts['questions']} new questions, of which "
             f"{facts['kept']} are kept, in {facts['seconds']:.1f} s."

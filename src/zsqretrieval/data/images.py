@@ -1,23 +1,14 @@
-"""From a file, a tar or bytes to upright RGB pixels; the start of every image's way.
-
-Describing (:func:`walk`, :func:`read_webdataset`, :func:`open_images`) and decoding (:func:`decode`) are
-apart: describing never looks at pixels, so one broken image cannot stop a walk over a million. Decoding
-raises :class:`~zsqretrieval.errors.ImageError`, which names the image, and skipping is up to the caller.
-"""
+"""Image decoding: from a file, bytes or a PIL image to upright RGB pixels."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import stat
 import struct
-import tarfile
-import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -33,38 +24,16 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError, MissingDependencyError
+from zsqretrieval.errors import ImageError, InvalidInputError, MissingDependencyError
 from zsqretrieval.types import Image
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "ImageLike",
-    "as_image",
-    "decode",
-    "digest",
-    "open_images",
-    "path_text",
-    "read_bytes",
-    "read_webdataset",
-    "walk",
-]
+__all__ = ["MAX_PIXELS", "ImageLike", "as_image", "decode", "digest", "path_text", "read_bytes"]
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | PILImage.Image | Image
-"""What can stand for an image: a path, encoded bytes, a PIL image, or the record of any of them."""
+"""An image argument: a path, encoded bytes, a PIL image, or an :class:`~zsqretrieval.types.Image` record."""
 
 MAX_PIXELS = 89_478_485
-"""The largest image decoded unless asked otherwise, in pixels: 256 MiB of RGB, Pillow's own limit."""
-
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".avif", ".heic", ".heif"),
-    }
-)
-"""File name endings taken for images while walking, in lower case."""
-
-_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+"""Default size limit in pixels: 256 MiB of RGB, Pillow's own limit."""
 
 
 def as_image(
@@ -78,21 +47,22 @@ def as_image(
 
     Args:
         x: a path, encoded bytes, a PIL image, or a record, which is returned with the changes below.
-        id: the caller's own name for it.
+        id: the caller's name for it.
         caption: text that belongs to it.
-        metadata: free JSON-serialisable facts.
+        metadata: JSON-serialisable.
 
     Returns:
-        The record. A path is made absolute, so that it can still be found from another folder.
+        The record. Paths are made absolute, so that they still work from another folder.
 
     Raises:
-        InvalidInputError: ``x`` is none of these, or a record of something else; or metadata is no mapping.
+        InvalidInputError: ``x`` has another type, or is a record with other content; or metadata is not a
+            mapping.
     """
     if isinstance(x, Image):
         if not isinstance(x.content, bytes | Path | PILImage.Image) or not isinstance(x.source, str):
             raise InvalidInputError(
-                "an Image record holds bytes, a pathlib.Path or a PIL image, and its source as a text, not "
-                f"{type(x.content).__name__} and {type(x.source).__name__}; as_image makes one of a path"
+                "an Image record holds bytes, a pathlib.Path or a PIL image, and its source as a str, not "
+                f"{type(x.content).__name__} and {type(x.source).__name__}; make one of a path with as_image"
             )
         image = x
     elif isinstance(x, bytes):
@@ -105,19 +75,20 @@ def as_image(
     else:
         raise InvalidInputError(
             f"an image must be a path, encoded bytes, a PIL image or an Image record, not {type(x).__name__}"
-            " (an array becomes one by PIL.Image.fromarray)"
+            " (convert an array with PIL.Image.fromarray)"
         )
-    facts = image.metadata if metadata is None else metadata
-    if not isinstance(facts, Mapping):
+    given = {"id": id, "caption": caption, "metadata": metadata}
+    image = dataclasses.replace(image, **{name: one for name, one in given.items() if one is not None})
+    if not isinstance(image.metadata, Mapping):
         raise InvalidInputError(
-            f"the metadata of {image.source} must be a mapping such as {{'year': 1999}}, not {facts!r}"
+            f"the metadata of {image.source} must be a mapping such as {{'year': 1999}}, not {image.metadata!r}"
         )
-    return dataclasses.replace(
-        image,
-        id=image.id if id is None else id,
-        caption=image.caption if caption is None else caption,
-        metadata=facts,
-    )
+    return image
+
+
+def path_text(path: str | bytes | os.PathLike[Any]) -> str:
+    r"""A path as printable Unicode: bytes that are not UTF-8 become ``\xNN``."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
 
 
 # --- pixels ---------------------------------------------------------------------------------------------
@@ -125,7 +96,7 @@ def as_image(
 
 class _Jpeg(JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Leave the resolution unread: Pillow emits warnings over damaged EXIF on the way to it."""
+        """Skip the resolution: Pillow warns about damaged EXIF when it looks for it."""
 
 
 _AVIF = frozenset({b"avif", b"avis"})
@@ -133,7 +104,7 @@ _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"
 
 
 def _brands(head: bytes) -> set[bytes]:
-    """What a file of the MP4 family says it can be read as; the first box lists it."""
+    """The brands of a file of the MP4 family, from its first box."""
     if head[4:8] != b"ftyp":
         return set()
     end = min(int.from_bytes(head[:4], "big"), len(head))
@@ -151,8 +122,8 @@ def _heif(file: IO[bytes]) -> ImageFile:
     return opened(file)
 
 
-# The decoders are called directly rather than through PIL.Image.open, which would also try formats that
-# run other programs (EPS), and whose size limit is a process-wide setting that warns before it refuses.
+# Not PIL.Image.open: it also tries formats that run other programs (EPS), and its size limit is a process-wide
+# setting that warns before it refuses.
 _DECODERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[IO[bytes]], ImageFile]], ...] = (
     ("JPEG", lambda head: head.startswith(b"\xff\xd8\xff"), _Jpeg),
     ("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImageFile),
@@ -164,7 +135,7 @@ _DECODERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[IO[bytes]], Image
     ("HEIC", lambda head: not _HEIF.isdisjoint(_brands(head)), _heif),
 )
 
-_HEAD = 64  # bytes that tell the formats apart
+_HEAD = 64  # bytes to detect the format from
 
 _UPRIGHT = {
     2: PILImage.Transpose.FLIP_LEFT_RIGHT,
@@ -176,31 +147,31 @@ _UPRIGHT = {
     8: PILImage.Transpose.ROTATE_90,
 }
 
-# The ranges that pixels deeper than 8 bits usually fill; the smallest that holds them all is taken.
+# Usual ranges of pixels deeper than 8 bits, smallest first.
 _RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}
 
 
 def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | None = None) -> PILImage.Image:
     """Decode an image to upright 8-bit RGB pixels.
 
-    Reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF in every colour mode Pillow knows, and HEIC with the extra
-    ``heif``. The EXIF orientation is applied; of an animation or a document the first frame is taken;
-    transparency is laid on white. Grey deeper than 8 bits is scaled, not clipped: 16-bit pixels by 255/65535;
+    Decodes JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF in every colour mode of Pillow, and HEIC with the extra
+    ``heif``. Applies the EXIF orientation, takes the first frame of an animation or a document, and puts
+    transparent images on white. Grey deeper than 8 bits is scaled, not clipped: 16-bit pixels by 255/65535;
     integer and float pixels from the smallest of the ranges 0..1 (floats only), 0..255, 0..65535 that holds
     them all, else from their own minimum and maximum. Colour profiles are not applied.
 
     Args:
-        image: what to decode. A PIL image is not changed.
-        max_pixels: refuse to decode anything larger; read from the header, before memory is taken.
+        image: the image. A PIL image is not changed.
+        max_pixels: size limit, compared with the header before memory is allocated.
         size_hint: the caller will shrink the shorter side to about this many pixels. A JPEG is then decoded
-            at 1/2, 1/4 or 1/8 of its size where that keeps both sides at least this long: much faster, with
+            at 1/2, 1/4 or 1/8 of its size if both sides stay at least this long: much faster, with
             slightly different pixels than decoding in full.
 
     Returns:
-        A new PIL image of mode RGB that carries no metadata.
+        A new PIL image of mode RGB without metadata.
 
     Raises:
-        ImageError: missing, empty, truncated, too large, or not an image; names it and says why.
+        ImageError: missing, empty, truncated, too large, or not an image; names it and the reason.
         InvalidInputError: ``max_pixels`` or ``size_hint`` is below 1.
     """
     if max_pixels < 1 or (size_hint is not None and size_hint < 1):
@@ -220,13 +191,13 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
             _check_size(record.source, encoded, max_pixels)
             if size_hint is not None:
                 encoded.draft(None, (size_hint, size_hint))
-            # The orientation is read last: a PNG may carry it after the pixels.
+            # Decode before reading the orientation: in a PNG it may come after the pixels.
             return _upright(_to_rgb(encoded), encoded)
 
 
 @contextmanager
 def _named(source: str, format: str) -> Iterator[None]:
-    """Turn whatever a decoder raises on damaged bytes (an open set of types) into an ImageError."""
+    """Turn any exception of a decoder into an ImageError; damaged bytes raise many types."""
     try:
         yield
     except (ImageError, MemoryError):
@@ -239,7 +210,7 @@ def _named(source: str, format: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(image: Image) -> Iterator[IO[bytes]]:
-    """The encoded bytes of a record that is not a PIL image, as a file."""
+    """Open the encoded bytes of a record that does not hold a PIL image."""
     if isinstance(image.content, bytes):
         yield io.BytesIO(image.content)
         return
@@ -248,7 +219,7 @@ def _opened(image: Image) -> Iterator[IO[bytes]]:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            os.scandir(path).close()  # a folder that cannot be listed has that as its reason
+            os.scandir(path).close()  # a folder that cannot be listed: report that reason
         file = path.open("rb") if stat.S_ISREG(mode) else None  # opening a pipe would wait for ever
     except FileNotFoundError as error:
         raise ImageError(image.source, "no such file") from error
@@ -268,7 +239,7 @@ def _decoder(source: str, head: bytes) -> tuple[str, Callable[[IO[bytes]], Image
         if matches(head):
             return name, decoder
     names = ", ".join(name for name, _, _ in _DECODERS)
-    raise ImageError(source, f"not an image in a format read here ({names})")
+    raise ImageError(source, f"not an image in a supported format ({names})")
 
 
 def _check_size(source: str, image: PILImage.Image, max_pixels: int) -> None:
@@ -279,7 +250,7 @@ def _check_size(source: str, image: PILImage.Image, max_pixels: int) -> None:
         raise ImageError(
             source,
             f"too large: {width} x {height} is {width * height} pixels, the limit is {max_pixels}"
-            "; make a smaller copy (decode(..., max_pixels=...) reads it, if you trust it)",
+            "; make a smaller copy, or decode it with max_pixels=... if you trust it",
         )
 
 
@@ -310,18 +281,18 @@ def _to_grey(image: PILImage.Image) -> PILImage.Image:
 
 
 def _upright(pixels: PILImage.Image, original: PILImage.Image) -> PILImage.Image:
-    """Turn ``pixels`` as the EXIF of ``original`` says; a TIFF Pillow has turned already."""
+    """Apply the EXIF orientation of ``original`` to ``pixels``. Pillow has already done so for a TIFF."""
     method = _UPRIGHT.get(_orientation(original.info.get("exif") or b""))
     if method is not None:
         pixels = pixels.transpose(method)
-    pixels.info = {}  # else decoding the result again would turn it again
+    pixels.info = {}  # otherwise decoding the result would turn it again
     return pixels
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation tag of an EXIF block: 1 (upright) to 8; 1 when there is none or it is damaged.
+    """The orientation of an EXIF block: 1 (upright) to 8; 1 when it is missing or damaged.
 
-    Pillow's own reader emits warnings over damage anywhere in the block; this one looks at one tag.
+    Pillow's own reader warns about damage anywhere in the block.
     """
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -345,8 +316,8 @@ def _orientation(exif: bytes) -> int:
 def read_bytes(image: ImageLike) -> bytes:
     """The encoded bytes of an image.
 
-    Those of a PIL image are a PNG of what :func:`decode` makes of it: the same image always gives the same
-    bytes, and decoding them gives exactly the same pixels.
+    A PIL image is decoded and encoded as PNG: the same image always gives the same bytes, and decoding them gives
+    exactly the same pixels.
 
     Raises:
         ImageError: the file cannot be read, or the PIL image not decoded.
@@ -361,9 +332,9 @@ def read_bytes(image: ImageLike) -> bytes:
 
 
 def digest(image: ImageLike) -> str:
-    """SHA-256 of an image in hexadecimal: equal digests mean one and the same image.
+    """SHA-256 of an image in hexadecimal; equal digests mean the same image.
 
-    Taken over the encoded bytes; for a PIL image, over the size and pixels :func:`decode` gives.
+    Taken over the encoded bytes; for a PIL image, over its size and pixels as decoded by :func:`decode`.
 
     Raises:
         ImageError: the file cannot be read, or the PIL image not decoded.
@@ -385,238 +356,3 @@ def _blocks(file: IO[bytes], source: str) -> Iterator[bytes]:
             yield block
     except OSError as error:
         raise ImageError(source, f"cannot be read: {error.strerror or error}") from error
-
-
-# --- folders and tars -----------------------------------------------------------------------------------
-
-
-def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image]:
-    """Describe every image of a source, without decoding any.
-
-    Args:
-        source: a folder (its images, see :func:`walk`, then the tars in it and in folders in it, where links
-            to folders are not followed); a ``.tar``, ``.tar.gz`` or ``.tgz`` file (see
-            :func:`read_webdataset`); a glob pattern of folders, tars and image files; any other path, bytes,
-            PIL image or record as one image; or an iterable of these.
-
-    Yields:
-        Records in a stable order. A path that does not exist is described as well: decoding it says so.
-
-    Raises:
-        InvalidInputError: a pattern matches nothing, or something is not an image.
-        IntegrityError: a tar is damaged.
-    """
-    if isinstance(source, (bytes, PILImage.Image, Image)):
-        yield as_image(source)
-    elif isinstance(source, (str, os.PathLike)):
-        if source == "":  # which Path takes for the current folder
-            raise InvalidInputError("an image path is empty; the current folder is '.'")
-        yield from _open_path(Path(source))
-    elif hasattr(source, "read"):  # whose lines would be taken for images
-        raise InvalidInputError(f"{source!r} is an open file; give its path, or the bytes that read() gives")
-    elif isinstance(source, Iterable):
-        for one in source:
-            yield from open_images(one)
-    else:
-        yield as_image(source)  # which refuses it
-
-
-def _open_path(path: Path) -> Iterator[Image]:
-    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises at what cannot be looked at
-        yield from walk(path)
-        yield from read_webdataset(_tars(path))
-    elif _is_tar(path) and not _is_pattern(path):
-        yield from read_webdataset([path])
-    elif _is_pattern(path):
-        base = Path(path.anchor)
-        found = sorted(base.glob(str(path.relative_to(base))), key=lambda match: match.parts)
-        if not found:
-            raise InvalidInputError(f"no file matches {path}")
-        for match in found:
-            if match.is_dir() or _is_tar(match) or match.suffix.lower() in IMAGE_SUFFIXES:
-                yield from _open_path(match)
-    else:
-        yield as_image(path)
-
-
-def _tars(folder: Path) -> Iterator[Path]:
-    """The tars below a folder, sorted by folder; :func:`walk` has named the folders that cannot be listed."""
-    for above, folders, files in os.walk(folder.absolute()):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(above, name) for name in sorted(files) if _is_tar(Path(name)) and name[0] != ".")
-
-
-def _is_pattern(path: Path) -> bool:
-    return any(mark in str(path) for mark in "*?[") and not os.path.exists(path)  # noqa: PTH110
-
-
-def _is_tar(path: Path) -> bool:
-    return path.name.lower().endswith(_TAR_SUFFIXES)
-
-
-def walk(folder: str | os.PathLike[str]) -> Iterator[Image]:
-    """Describe the images of a folder and the folders in it.
-
-    Takes what is named like an image (:data:`IMAGE_SUFFIXES`, in any case); hidden files and folders are
-    passed over. Links are followed, but every real folder is visited once, so a loop of links ends. A
-    ``.txt`` file of the same stem beside an image is its caption. Nothing is decoded; a folder that cannot be
-    listed is yielded as if it were an image, so that whoever decodes it can report it by name.
-
-    Args:
-        folder: where to begin.
-
-    Yields:
-        Records whose ``id`` is the path from ``folder``, with ``/`` on every system, and whose ``source`` is
-        the full path; sorted by name within each folder, by code point, on every system and in every locale.
-
-    Raises:
-        InvalidInputError: ``folder`` is not a folder.
-        ImageError: a caption file cannot be read.
-    """
-    root = Path(folder).absolute()
-    if not root.is_dir():
-        raise InvalidInputError(f"{root} is not a folder")
-    return _walk(root, "", set())
-
-
-def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[Image]:
-    try:
-        status = folder.stat()
-        with os.scandir(folder) as listing:
-            entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: e.name)
-    except OSError:
-        yield Image(content=folder, source=path_text(folder), id=path_text(prefix.rstrip("/")) or None)
-        return
-    if (status.st_dev, status.st_ino) in visited:
-        return
-    visited.add((status.st_dev, status.st_ino))
-    names = {entry.name for entry in entries}
-    for entry in entries:
-        path = folder / entry.name
-        if _is_folder(entry):
-            yield from _walk(path, f"{prefix}{entry.name}/", visited)
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            text = path.with_suffix(".txt")
-            yield Image(
-                content=path,
-                source=path_text(path),
-                id=path_text(prefix + entry.name),
-                caption=_read_caption(text) if text.name in names else None,
-            )
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _read_caption(path: Path) -> str | None:
-    try:
-        return _caption(path.read_bytes())
-    except OSError as error:  # the image is still an image
-        reason = error.strerror or error
-        warnings.warn(
-            f"{path_text(path)}: the caption cannot be read: {reason}", RuntimeWarning, stacklevel=2
-        )
-        return None
-
-
-def _caption(text: bytes) -> str | None:
-    return text.decode("utf-8-sig", errors="replace").strip() or None
-
-
-def path_text(path: str | bytes | os.PathLike[Any]) -> str:
-    r"""A path as text that can be stored and printed: bytes that are not UTF-8 appear as ``\xNN``."""
-    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
-
-
-def read_webdataset(tar_paths: Iterable[str | os.PathLike[str]]) -> Iterator[Image]:
-    """Describe the images of tar files laid out as img2dataset and WebDataset do.
-
-    Neighbouring members whose names agree up to the first dot of the last path component are one sample:
-    ``{key}.jpg`` (or another of :data:`IMAGE_SUFFIXES`; the first one counts), ``{key}.txt`` its caption,
-    ``{key}.json`` its metadata, whose ``caption`` stands in where there is no text. Where there is no such
-    image, those with further dots in their names are images by themselves (``IMG.1.png``). Samples without
-    an image are passed over, and metadata that cannot be read are told in a RuntimeWarning.
-
-    Args:
-        tar_paths: the tars, read in the order given; ``.tar.gz`` works as well.
-
-    Yields:
-        Records that hold the encoded bytes; ``id`` is ``{name of the tar without suffix}/{key}`` and
-        ``source`` is ``{path of the tar}#{member}``.
-
-    Raises:
-        IntegrityError: a tar is missing its end, damaged, or not a tar. Names the tar. The samples before the
-            damage have been yielded.
-        InvalidInputError: a tar does not exist or cannot be opened.
-    """
-    for tar_path in tar_paths:
-        path = Path(tar_path).absolute()
-        stem = path.name[: -len(next((s for s in _TAR_SUFFIXES if path.name.lower().endswith(s)), ""))]
-        key, sample = "", dict[str, tuple[str, bytes]]()
-        for name, content in _members(path):
-            folder, slash, base = name.rpartition("/")
-            member_key, _, extension = base.partition(".")
-            member_key = folder + slash + member_key
-            if member_key != key:
-                yield from _sample(path, stem, key, sample)
-                key, sample = member_key, {}
-            sample.setdefault(extension.lower(), (name, content))
-        yield from _sample(path, stem, key, sample)
-
-
-def _members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every plain file in a tar, in order; raises if the tar does not end properly."""
-    try:
-        with tarfile.open(path, "r:gz" if path.name.lower().endswith("gz") else "r:") as tar:
-            for member in tar:
-                name = member.name.removeprefix("./")
-                file = tar.extractfile(member) if member.isreg() else None
-                if file is not None and not name.rpartition("/")[2].startswith("."):
-                    yield path_text(name), file.read()
-            # tarfile takes a damaged header for the end; the real end is a block of zeros.
-            assert tar.fileobj is not None
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}")
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise IntegrityError(f"{path_text(path)}: not a whole tar file: {error}; fetch it again") from error
-    except OSError as error:
-        if error.errno is None:  # gzip's own complaints have no errno
-            raise IntegrityError(f"{path_text(path)}: not a whole tar file: {error}") from error
-        raise InvalidInputError(f"{path_text(path)}: cannot be read: {error.strerror}") from error
-
-
-def _sample(path: Path, stem: str, key: str, sample: Mapping[str, tuple[str, bytes]]) -> Iterator[Image]:
-    images = [member for extension, member in sample.items() if f".{extension}" in IMAGE_SUFFIXES]
-    if not images:
-        dotted = [member for member in sample.values() if Path(member[0]).suffix.lower() in IMAGE_SUFFIXES]
-        for name, content in dotted:
-            yield Image(content, f"{path_text(path)}#{name}", id=f"{path_text(stem)}/{name}")
-        return
-    name, content = images[0]
-    metadata = _metadata(path, *sample["json"]) if "json" in sample else {}
-    caption = _caption(sample["txt"][1]) if "txt" in sample else metadata.get("caption")
-    yield Image(
-        content=content,
-        source=f"{path_text(path)}#{name}",
-        id=f"{path_text(stem)}/{key}",
-        caption=caption if isinstance(caption, str) else None,
-        metadata=metadata,
-    )
-
-
-def _metadata(path: Path, name: str, content: bytes) -> dict[str, Any]:
-    try:
-        # NaN and Infinity, which Python writes, are not JSON; they mean that a number is missing.
-        metadata = json.loads(content, parse_constant=lambda _: None)
-        if not isinstance(metadata, dict):
-            raise ValueError(f"not an object but {type(metadata).__name__}")
-    except (ValueError, RecursionError) as error:  # the image is still an image
-        where = f"{path_text(path)}#{name}"
-        warnings.warn(f"{where}: the metadata cannot be read: {error}", RuntimeWarning, stacklevel=2)
-        return {}
-    return metadata

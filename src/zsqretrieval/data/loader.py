@@ -1,18 +1,20 @@
-"""From a stream of image records to decoded images, batch by batch; what cannot be read is set aside, named.
+"""Loading images for an album: read, hash and decode in threads, batch by batch.
 
-Bytes are read once, so that what is hashed is what is decoded, even if the file changes meanwhile.
+The bytes are read once, so the decoded image is the hashed one even if the file changes in between.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, final
+from typing import Any, final
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as PILImage
 from typing_extensions import Self
 
@@ -20,85 +22,71 @@ from zsqretrieval.data.images import decode, digest, read_bytes
 from zsqretrieval.errors import ImageError, ZsqError
 from zsqretrieval.types import Image
 
-__all__ = ["Arrival", "Intake", "Label", "Skipped"]
-
-_T = TypeVar("_T")
+__all__ = ["Loader", "NewImage", "Skipped"]
 
 _PIXELS_AT_ONCE = 64_000_000  # decoded images held in memory together: 192 MB of RGB
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An image that was left out: where it came from and why."""
+    """An image that was left out.
+
+    Attributes:
+        source: where the image came from.
+        reason: why it was left out.
+    """
 
     source: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Label:
-    """What an image is called, and what came with it.
+@dataclass(slots=True, eq=False)
+class NewImage:
+    """An image on its way into an album. Reading, decoding and encoding fill in its fields.
 
     Attributes:
-        id: the record's own id, else the source of a file, else the beginning of the digest.
-        source: where it came from.
-        digest: SHA-256 in hexadecimal.
+        id: name in the album: the record's own id, else the path of a file, else the start of the digest.
+        source: where the image came from.
+        bytes: size of the encoded image.
+        digest: SHA-256 in hexadecimal, as :func:`~zsqretrieval.data.images.digest` gives it.
         caption: text that came with it, or None.
-        metadata: free JSON facts.
+        metadata: JSON-serialisable; NaN and infinity are not.
+        image: with encoded bytes after reading, with upright RGB pixels after decoding.
+        width: pixels, after decoding.
+        height: pixels, after decoding.
+        vector: float32 [dim], finite, not zero, after encoding.
     """
 
     id: str
     source: str
-    digest: str
-    caption: str | None
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Arrival:
-    """A decoded image and everything that is to be written down about it.
-
-    Attributes:
-        label: what it is called.
-        pixels: upright RGB.
-        bytes: size of the encoded image.
-    """
-
-    label: Label
-    pixels: PILImage.Image
     bytes: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Unopened:
-    """An image and its encoded bytes."""
-
-    label: Label
-    content: bytes
+    digest: str
+    caption: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    image: Image | None = None
+    width: int = 0
+    height: int = 0
+    vector: NDArray[np.float32] | None = None
 
 
 @final
-class Intake:
-    """Reads and decodes on a few threads and keeps count.
+class Loader:
+    """Reads and decodes images on a few threads.
 
     Args:
-        images: the records, described but not opened.
+        images: records, not opened yet.
         batch_size: records read together.
-        known: of some digests, those that need not be decoded.
 
     Attributes:
-        repeated: how many records are the same image as an earlier one of their batch.
-        skipped: those that cannot be read or decoded, with the reason.
+        repeated: number of decoded images that an earlier one of the same batch equals.
+        skipped: images that cannot be read or decoded.
     """
 
-    def __init__(
-        self, images: Iterator[Image], batch_size: int, known: Callable[[list[str]], Container[str]]
-    ) -> None:
+    def __init__(self, images: Iterator[Image], batch_size: int) -> None:
         self.repeated = 0
         self.skipped: list[Skipped] = []
         self._images = images
         self._batch_size = batch_size
-        self._known = known
         self._threads = min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self._threads)
 
@@ -110,18 +98,14 @@ class Intake:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def __iter__(self) -> Iterator[tuple[list[Label], list[Arrival]]]:
-        """What is known, and decoded images in order, at most ``batch_size`` together, fewer when large.
-
-        Either may be empty. Errors of ``images`` are raised after what came before them.
-        """
+    def __iter__(self) -> Iterator[list[NewImage]]:
+        """Read and hash the images, ``batch_size`` at a time; an error of ``images`` is raised after its batch."""
         for batch in self._batches():
-            unopened = self._kept(self._map(_read, batch))
-            known = self._known([one.label.digest for one in unopened])
-            labels = [one.label for one in unopened if one.label.digest in known]
-            for arrivals in self._decoded([one for one in unopened if one.label.digest not in known]):
-                yield labels, arrivals
-                labels = []
+            # A PIL image loads its file on first use, which must not happen in two threads at once.
+            in_memory = any(isinstance(image.content, PILImage.Image) for image in batch)
+            read = list(map(_read, batch) if in_memory else self._pool.map(_read, batch))
+            self.skipped += [one for one in read if isinstance(one, Skipped)]
+            yield [one for one in read if not isinstance(one, Skipped)]
 
     def _batches(self) -> Iterator[list[Image]]:
         batch: list[Image] = []
@@ -131,58 +115,71 @@ class Intake:
                 if len(batch) == self._batch_size:
                     yield batch
                     batch = []
-        except ZsqError:  # a damaged tar, for instance
+        except ZsqError:  # for instance a damaged tar
             yield batch
             raise
         if batch:
             yield batch
 
-    def _decoded(self, images: Sequence[_Unopened]) -> Iterator[list[Arrival]]:
-        """Decode in order, in groups of different images whose pixels together stay within bounds."""
-        group: dict[str, Arrival] = {}
+    def decoded(self, batch: Sequence[NewImage]) -> Iterator[list[NewImage]]:
+        """Decode images of one batch, each digest once, in order.
+
+        Yields:
+            One or more groups of images, small enough to hold the pixels of a group in memory.
+        """
+        alike: dict[str, list[NewImage]] = {}
+        for one in batch:
+            alike.setdefault(one.digest, []).append(one)
+        different = [same[0] for same in alike.values()]
+        group: list[NewImage] = []
         pixels = 0
-        for start in range(0, len(images), self._threads):
-            for one in self._kept(self._pool.map(_open, images[start : start + self._threads])):
-                size = one.pixels.width * one.pixels.height
-                if one.label.digest in group:
-                    self.repeated += 1
+        for start in range(0, len(different), self._threads):
+            some = different[start : start + self._threads]
+            for one, error in zip(some, self._pool.map(_decode, some), strict=True):
+                same = alike[one.digest]
+                if error is not None:
+                    self.skipped += [Skipped(image.source, error.reason) for image in same]
                     continue
-                if pixels + size > _PIXELS_AT_ONCE:
-                    yield list(group.values())
-                    group, pixels = {}, 0
-                group[one.label.digest] = one
-                pixels += size
-        yield list(group.values())
-
-    def _map(self, read: Callable[[Image], _T], batch: Sequence[Image]) -> Iterable[_T]:
-        # A PIL image loads its file when first read, which must not happen in two threads at once.
-        in_memory = any(isinstance(image.content, PILImage.Image) for image in batch)
-        return map(read, batch) if in_memory else self._pool.map(read, batch)
-
-    def _kept(self, results: Iterable[_T | Skipped]) -> list[_T]:
-        kept: list[_T] = []
-        for one in results:
-            if isinstance(one, Skipped):
-                self.skipped.append(one)
-            else:
-                kept.append(one)
-        return kept
+                self.repeated += len(same) - 1
+                if group and pixels + one.width * one.height > _PIXELS_AT_ONCE:
+                    yield group
+                    group, pixels = [], 0
+                group.append(one)
+                pixels += one.width * one.height
+        yield group
 
 
-def _read(image: Image) -> _Unopened | Skipped:
+def _read(image: Image) -> NewImage | Skipped:
     try:
-        content = read_bytes(image)
-        # The digest of a PIL image is taken over its pixels, whatever they are encoded as.
-        sha256 = digest(image if isinstance(image.content, PILImage.Image) else content)
+        content: bytes | PILImage.Image
+        if isinstance(image.content, PILImage.Image):
+            content = decode(image)  # identified by its pixels, not by an encoding
+            size = len(read_bytes(content))
+        else:
+            content = read_bytes(image)
+            size = len(content)
     except ImageError as error:
         return Skipped(error.source, error.reason)
-    name = image.id or (image.source if isinstance(image.content, Path) else sha256[:16])
-    return _Unopened(Label(name, image.source, sha256, image.caption, image.metadata), content)
+    sha256 = digest(content)
+    return NewImage(
+        id=image.id or (image.source if isinstance(image.content, Path) else sha256[:16]),
+        source=image.source,
+        bytes=size,
+        digest=sha256,
+        caption=image.caption,
+        metadata=image.metadata,
+        image=Image(content, image.source),
+    )
 
 
-def _open(one: _Unopened) -> Arrival | Skipped:
+def _decode(one: NewImage) -> ImageError | None:
+    assert one.image is not None
     try:
-        pixels = decode(Image(one.content, one.label.source))
+        pixels = one.image.content
+        if not isinstance(pixels, PILImage.Image):
+            pixels = decode(one.image)
     except ImageError as error:
-        return Skipped(error.source, error.reason)
-    return Arrival(one.label, pixels, len(one.content))
+        return error
+    one.image = Image(pixels, one.source)
+    one.width, one.height = pixels.size
+    return None

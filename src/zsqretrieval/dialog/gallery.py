@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.data.reopen import Reopener
+from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.search.dense import FirstStage
@@ -46,7 +46,7 @@ class AlbumGallery:
 
     def first_stage(self, text: str, k: int) -> tuple[Hit, ...]:
         """As :meth:`zsqretrieval.dialog.oracle.Gallery.first_stage`."""
-        return self._first_stage.of_text(text, k).hits
+        return self._first_stage.search([text], k)[0].hits
 
     def similarities(self, texts: Sequence[str], hits: Sequence[Hit]) -> NDArray[np.float64]:
         """As :meth:`zsqretrieval.dialog.oracle.Gallery.similarities`."""
@@ -56,7 +56,7 @@ class AlbumGallery:
             here = self.present(hits)
             keys = [hit.key for hit, is_here in zip(hits, here, strict=True) if is_here]
             try:
-                vectors = self._catalog.vectors(keys)
+                vectors = self._catalog.log.get(keys)
             except InvalidInputError:  # one was removed between the two steps: look again
                 continue
             cosine[:, here] = asked @ vectors.T

@@ -1,23 +1,23 @@
-"""The first stage of a search: what the vectors find, alone or joined with the questions of images.
+"""The first stage of a search: nearest images by vector, alone or joined with stored questions.
 
-    text or image --encoder--> vector --index--> keys --catalog--> records --> hits, best first
+    texts or images --encoder--> vectors --index--> keys --catalog--> records --> hits, best first
 
-The index may hold what is not in the catalog any more, for a moment: a hit that was removed between the two
-steps is a reason to search again.
+The index may briefly hold keys that are no longer in the catalog. A hit that was removed between the two
+steps makes the search start again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.album.sync import Follower
+from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.search.expansion import Compared, QuestionIndex, compare
@@ -27,15 +27,18 @@ from zsqretrieval.types import Hit, Image
 
 __all__ = ["FirstStage", "Found"]
 
+_Candidates: TypeAlias = list[tuple[Record, Hit]]  # best first
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the first stage has found.
+    """The candidates of one query.
 
     Attributes:
         records: n images, best first.
-        hits: n hits, in the same order.
-        timings: seconds to ``"encode"``, for the ``"first_stage"`` itself, and until it was ``"normalized"``.
+        hits: n hits in the same order.
+        timings: seconds by step: ``"encode"``, ``"first_stage"`` and ``"normalized"``. Queries of a batch
+            share its time equally.
     """
 
     records: list[Record]
@@ -48,96 +51,111 @@ class FirstStage:
     """Searches an album by vectors.
 
     Args:
-        encoder: makes the vectors.
+        encoder: encodes the queries.
         catalog: the images.
-        follower: keeps the index of images where the catalog stands.
-        questions: the index of questions.
+        follower: the index of images, in step with the catalog.
+        questions: the index of stored questions.
     """
 
     def __init__(
-        self, encoder: Encoder, catalog: Catalog, follower: Follower, questions: QuestionIndex
+        self, encoder: Encoder, catalog: Catalog, follower: IndexSync, questions: QuestionIndex
     ) -> None:
         self._encoder, self._catalog, self._follower = encoder, catalog, follower
         self._questions = questions
 
     def keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Keys int64 [q, k] of the images nearest to vectors float32 [q, dim], best first; -1 for none."""
-        return self._follower.follow().search(vectors, k).keys
+        return self._follower.update().search(vectors, k).keys
 
-    def of_text(self, text: str, k: int) -> Found:
-        """The k images that best fit a text; ``score`` is the cosine similarity."""
-        return self._found(lambda: self._encoder.encode_text([text]), lambda vector: self._near(vector, k))
+    def search(
+        self,
+        queries: Sequence[str | Image],
+        k: int,
+        *,
+        expansion: Fusion | None = None,
+        bank: QueryBank | None = None,
+    ) -> list[Found]:
+        """Find the candidates of q queries in one pass through encoder and index.
 
-    def of_image(self, image: Image, k: int) -> Found:
-        """The k images most like an image; ``score`` is the cosine similarity."""
-        return self._found(lambda: self._encoder.encode_image([image]), lambda vector: self._near(vector, k))
-
-    def expanded(self, text: str, k: int, expansion: Fusion) -> Found:
-        """The k images that best fit a text by themselves and by the questions kept for them.
-
-        Raises:
-            InvalidInputError: no questions are kept, or as :func:`~zsqretrieval.search.expansion.join`.
-        """
-        if not len(self._questions):
-            raise InvalidInputError(
-                "this album keeps no questions to search; make some with Retriever.generate_questions() or "
-                "`zsq questions ALBUM`, or leave expand out"
-            )
-
-        def near(vector: NDArray[np.float32]) -> tuple[list[Record], list[Hit]]:
-            alike = self.keys(vector, k)[0]
-            asked = self._questions.nearest(vector, k)
-            keys = np.concatenate([alike[alike >= 0], asked])
-            found = compare(self._catalog, keys, vector, expansion)[:k]
-            return [one.record for one in found], [_compared_hit(one) for one in found]
-
-        return self._found(lambda: self._encoder.encode_text([text]), near)
-
-    def normalized(self, found: Found, bank: QueryBank) -> Found:
-        """What was found, without what its images get from any question; images gone meanwhile are left out.
+        Args:
+            queries: texts or images.
+            k: candidates per query, >= 1; fewer when the album is smaller.
+            expansion: combines similarities to images and to their stored questions; None for images alone.
+            bank: normalises the scores.
 
         Raises:
+            InvalidInputError: the album has no questions to expand with, or as
+                :func:`~zsqretrieval.search.expansion.join`.
             IntegrityError: a vector is damaged.
         """
+        if expansion is not None and not len(self._questions):
+            raise InvalidInputError(
+                "this album has no stored questions to search; make some with Retriever.questions.generate() "
+                "or `zsq questions ALBUM`, or leave expand out"
+            )
         begin = time.perf_counter()
-        keys = [record.key for record in found.records]
-        with self._catalog.reading():
-            present = self._catalog.known_keys(keys)
-            there = [n for n, key in enumerate(keys) if key in present]
-            vectors = self._catalog.vectors([keys[n] for n in there])
-        scores = bank.normalized([found.hits[n].score for n in there], vectors)
-        order = [(there[place], float(scores[place])) for place in best_first(scores)]
-        hits = tuple(
-            replace(hit, score=score, scores={**hit.scores, NORMALIZED: score})
-            for hit, score in ((found.hits[n], score) for n, score in order)
-        )
-        timings = {**found.timings, NORMALIZED: time.perf_counter() - begin}
-        return Found([found.records[n] for n, _ in order], hits, timings)
-
-    def _found(
-        self,
-        encode: Callable[[], NDArray[np.float32]],
-        near: Callable[[NDArray[np.float32]], tuple[list[Record], list[Hit]]],
-    ) -> Found:
-        begin = time.perf_counter()
-        vector = encode()
+        vectors = self._encode(queries)
         encoded = time.perf_counter()
-        records, hits = near(vector)
-        timings = {"encode": encoded - begin, FIRST_STAGE: time.perf_counter() - encoded}
-        return Found(records, tuple(hits), timings)
+        found = (
+            self._nearest(vectors, k)
+            if expansion is None
+            else [self._expanded(vector[None], k, expansion) for vector in vectors]
+        )
+        searched = time.perf_counter()
+        timings = {"encode": encoded - begin, FIRST_STAGE: searched - encoded}
+        if bank is not None:
+            found = [self._normalized(one, bank) for one in found]
+            timings[NORMALIZED] = time.perf_counter() - searched
+        shares = {step: seconds / max(len(queries), 1) for step, seconds in timings.items()}
+        return [
+            Found([record for record, _ in one], tuple(hit for _, hit in one), dict(shares)) for one in found
+        ]
 
-    def _near(self, vector: NDArray[np.float32], k: int) -> tuple[list[Record], list[Hit]]:
+    def _encode(self, queries: Sequence[str | Image]) -> NDArray[np.float32]:
+        """Encode texts in one call and images in another: float32 [q, dim]."""
+        vectors = np.empty((len(queries), self._encoder.dim), np.float32)
+        texts = {n: query for n, query in enumerate(queries) if isinstance(query, str)}
+        images = {n: query for n, query in enumerate(queries) if not isinstance(query, str)}
+        if texts:
+            vectors[list(texts)] = self._encoder.encode_text(list(texts.values()))
+        if images:
+            vectors[list(images)] = self._encoder.encode_image(list(images.values()))
+        return vectors
+
+    def _nearest(self, vectors: NDArray[np.float32], k: int) -> list[_Candidates]:
         while True:
-            position = self._catalog.position
-            neighbors = self._follower.follow().search(vector, k)
-            found = neighbors.keys[0] >= 0
+            position = self._catalog.log.position
+            neighbors = self._follower.update().search(vectors, k)
+            there = neighbors.keys >= 0  # [q, k]
             try:
-                records = self._catalog.records(neighbors.keys[0][found])
+                records = iter(self._catalog.records(neighbors.keys[there]))
             except InvalidInputError as error:  # a hit was removed between the two steps: search again
-                if position == self._catalog.position:
+                if position == self._catalog.log.position:
                     raise IntegrityError(f"index and catalog of this album disagree: {error}") from error
-            else:
-                return records, list(map(_hit, records, neighbors.scores[0][found].tolist()))
+                continue
+            return [
+                [(record := next(records), _hit(record, score)) for score in scores[row].tolist()]
+                for scores, row in zip(neighbors.scores, there, strict=True)
+            ]
+
+    def _expanded(self, vector: NDArray[np.float32], k: int, expansion: Fusion) -> _Candidates:
+        by_image = self.keys(vector, k)[0]
+        by_question = self._questions.nearest(vector, k)
+        keys = np.concatenate([by_image[by_image >= 0], by_question])
+        found = compare(self._catalog, keys, vector, expansion)[:k]
+        return [(one.record, _compared_hit(one)) for one in found]
+
+    def _normalized(self, found: _Candidates, bank: QueryBank) -> _Candidates:
+        """Normalise scores by the bank and sort again; images removed meanwhile are left out."""
+        with self._catalog.reading():
+            present = self._catalog.known_keys([record.key for record, _ in found])
+            kept = [(record, hit) for record, hit in found if record.key in present]
+            vectors = self._catalog.log.get([record.key for record, _ in kept])
+        scores = bank.normalized([hit.score for _, hit in kept], vectors)
+        return [
+            (kept[n][0], replace(kept[n][1], score=score, scores={**kept[n][1].scores, NORMALIZED: score}))
+            for n, score in ((n, float(scores[n])) for n in best_first(scores))
+        ]
 
 
 def _hit(record: Record, score: float) -> Hit:

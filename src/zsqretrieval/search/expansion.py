@@ -19,20 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.album.sync import Follower
+from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.presets import empty_like, new_index
+from zsqretrieval.plugins import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index
-from zsqretrieval.search.fusion import FIRST_STAGE, Fusion, WeightedSum, best_first, fuse, standardized
+from zsqretrieval.search.fusion import FIRST_STAGE, Fusion, best_first, fuse, standardized
 
-__all__ = ["ALIKE", "EXPANSION", "Compared", "QuestionIndex", "best_questions", "compare", "join"]
-
-EXPANSION = WeightedSum(0.05)
-"""How similarities to images and to questions are joined unless a search says otherwise.
-
-The weight is the best of those tried with the mini models on Flickr8k dev, and the smallest: more is worse
-there (``docs/questions.md``). A generator that asks better deserves more.
-"""
+__all__ = ["ALIKE", "Compared", "QuestionIndex", "best_questions", "compare", "join"]
 
 ALIKE = 1e-6
 """Images whose similarities differ by no more than this look alike: float32 vectors tell no more."""
@@ -56,23 +49,23 @@ class QuestionIndex:
 
     def __init__(self, catalog: Catalog, encoder: Encoder, like: Index, album: Path | None) -> None:
         self._catalog, self._encoder, self._like, self._album = catalog, encoder, like, album
-        self._follower: Follower | None = None
+        self._follower: IndexSync | None = None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Number of questions."""
         return len(self._catalog.questions)
 
-    def _opened(self) -> Follower:
+    def _opened(self) -> IndexSync:
         with self._lock:
             if self._follower is None:
                 log = self._catalog.questions.log
                 configurable = isinstance(self._like, Configurable)
                 empty = empty_like(self._like) if configurable else new_index("exact", self._encoder)
                 self._follower = (
-                    Follower(self._catalog, log, empty, name=_NAME)
+                    IndexSync(self._catalog, log, empty, name=_NAME)
                     if self._album is None
-                    else Follower.load(
+                    else IndexSync.load(
                         self._catalog, log, self._encoder, self._album, name=_NAME, empty=empty
                     )
                 )
@@ -88,7 +81,7 @@ class QuestionIndex:
         Returns:
             int64 [at most k], keys of images, no two the same, best first.
         """
-        index = self._opened().follow()
+        index = self._opened().update()
         depth = k
         while True:  # an image has several questions, so more of these are needed than of images
             found = index.search(vector, depth).keys[0]
@@ -155,7 +148,7 @@ def compare(
     with catalog.reading():
         present = np.array(sorted(catalog.known_keys(np.unique(keys))), np.int64)
         records = catalog.records(present)
-        vectors = catalog.vectors(present)
+        vectors = catalog.log.get(present)
         kept = catalog.questions.kept(present)
     image = _cosines(vectors, vector)
     question, which = best_questions(present, kept.images, _cosines(kept.vectors, vector))

@@ -1,8 +1,8 @@
-"""Why an image was found: its answer to the question, and which words of the question it explains.
+"""Explanations of hits: the generator's answer, and which words of the question the image explains.
 
-A word is explained by an image when it is likelier with the image than without, by
-log P(word | image, words before) - log P(word | words before) in nats. Without an image means given pictures
-of nothing (:func:`~zsqretrieval.search.priors.null_images`), as for a :class:`~zsqretrieval.search.priors.Prior`.
+The gain of a word is log P(word | image, words before) - log P(word | words before) in nats. The second term
+is the mean over null images (:func:`~zsqretrieval.search.priors.null_images`), as in
+:class:`~zsqretrieval.search.priors.Prior`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.album.candidates import Viewer
+from zsqretrieval.album.candidates import Viewer, parts_by_size
 from zsqretrieval.album.catalog import Record
-from zsqretrieval.data.reopen import Reopener
+from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError
 from zsqretrieval.generators.checked import read_texts, write_texts
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
@@ -28,7 +28,7 @@ from zsqretrieval.types import Explanation, Hit, Image, ImageState
 __all__ = ["SAYS", "Word", "explain", "explain_hits", "words"]
 
 SAYS = 0.5
-"""Nats from which on a word counts as explained by an image, or spoken against, where people read."""
+"""Smallest gain, in nats and of either sign, that pages and the command line show beside a word."""
 
 _MAX_NEW_TOKENS = 24
 
@@ -38,8 +38,8 @@ class Word:
     """A word of a question.
 
     Attributes:
-        text: as the generator reads it.
-        gain: how much likelier the image makes it, in nats; below 0 where the image speaks against it.
+        text: the word in the generator's tokens.
+        gain: gain in nats; negative where the image makes the word less likely.
     """
 
     text: str
@@ -51,33 +51,29 @@ def explain_hits(
     question: str,
     hits: Sequence[Hit],
     records: Sequence[Record],
-    prompt: Prompt = PROMPTS["question"],
-    *,
-    batch_size: int = 16,
+    prompt: Prompt,
 ) -> tuple[Hit, ...]:
-    """Explain hits; one whose image cannot be shown has no explanation.
+    """Add explanations to hits; None for an image that cannot be opened.
 
     Args:
-        viewer: shows the images to the generator.
-        question: what was searched.
+        viewer: gives the generator the images.
+        question: the query.
         hits: n hits.
-        records: their images, n.
-        prompt: what the question continues.
-        batch_size: images shown together.
+        records: their n images.
+        prompt: text before the question.
 
     Raises:
-        InvalidInputError: the question is too long for the generator, or it writes no answers.
+        InvalidInputError: the question is too long for the generator, or the generator writes no text.
     """
     explained: list[Hit] = []
     with Reopener() as files:
-        for start in range(0, len(hits), batch_size):
-            some = hits[start : start + batch_size]
-            with viewer.showing(records[start : start + batch_size], files) as (generator, shown):
+        for part in parts_by_size(records):
+            with viewer.showing(records[part], files) as (generator, shown):
                 images = [one for one in shown if not isinstance(one, ImageError)]
-                found = iter(explain(generator, question, images, prompt=prompt, batch_size=batch_size))
+                found = iter(explain(generator, question, images, prompt=prompt))
             explained += [
                 hit if isinstance(one, ImageError) else replace(hit, explanation=next(found))
-                for hit, one in zip(some, shown, strict=True)
+                for hit, one in zip(hits[part], shown, strict=True)
             ]
     return tuple(explained)
 
@@ -91,23 +87,23 @@ def explain(
     answer_prompt: Prompt = PROMPTS["vqa"],
     batch_size: int = 16,
 ) -> list[Explanation]:
-    """Let images answer a question and say which of its words they explain.
+    """Explain images for a question.
 
     Args:
-        generator: reads them.
-        question: the question.
-        images: n images, or their states.
-        prompt: what the question continues; takes one image.
-        answer_prompt: what the answer continues; takes one image and the text ``question``.
-        batch_size: images read together.
+        generator: the language model.
+        question: the query.
+        images: n images or their cached features.
+        prompt: text before the question; takes one image.
+        answer_prompt: text before the answer; takes one image and the field ``question``.
+        batch_size: images computed together.
 
     Returns:
         n explanations, in the order given.
 
     Raises:
-        InvalidInputError: the question is too long for the generator, or it writes no answers.
+        InvalidInputError: the question is too long for the generator, or the generator writes no text.
         ImageError: an image cannot be decoded; names it.
-        ZsqError: the generator's numbers are broken; names the image.
+        ZsqError: the generator returned numbers that are not finite; names the image.
     """
     if not images:
         return []
@@ -131,10 +127,10 @@ def explain(
 
 
 def _mixed(token_log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Token by token, the even mixture of several conditions: nats, [conditions, T] -> [T].
+    """Mean over conditions, token by token: nats, [conditions, T] -> [T].
 
-    A condition counts as much as it has foreseen so far, so that the sum over tokens is the logarithm of the
-    mean probability of the whole text: that of :func:`~zsqretrieval.search.priors.log_prior`.
+    Conditions are weighted by their probability of the tokens before, so that the sum over tokens is the
+    logarithm of the mean probability of the whole text, as in :func:`~zsqretrieval.search.priors.log_prior`.
     """
     so_far = np.cumsum(token_log_probs, axis=1, dtype=np.float64)
     mixed = np.logaddexp.reduce(so_far, axis=0) - math.log(len(so_far))  # [T]
@@ -142,10 +138,10 @@ def _mixed(token_log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def words(explanation: Explanation) -> list[Word]:
-    """The words of an explained question, with the sum of what the image explains of their tokens.
+    """Group the tokens of an explained question into words, and add up their gains.
 
-    A token that begins with a space begins a word, and so does the first. Where no token begins with a space,
-    the tokenizer tells nothing of words, and each token is one.
+    A word begins at the first token and at every token that begins with a space. If no token does, each token
+    is a word.
     """
     spaced = any(token[:1].isspace() for token in explanation.tokens)
     found: list[Word] = []

@@ -1,7 +1,7 @@
 """Fusion: combine first-stage scores with re-ranking scores.
 
-A fusion is a pure function of two arrays of scores: :class:`RerankOnly`, :class:`WeightedSum`, :class:`Maximum`
-or :class:`ReciprocalRank`. ``docs/rerank.md`` says when which matters.
+A fusion is a pure function of two arrays of scores: :class:`RerankOnly`, :class:`WeightedSum`,
+:class:`Maximum` or :class:`ReciprocalRank`. ``docs/rerank.md`` says when which matters.
 """
 
 from __future__ import annotations
@@ -41,46 +41,45 @@ FUSED = "fused"
 
 @runtime_checkable
 class Fusion(Protocol):
-    """Joins the scores of two stages; anything with this member is one."""
+    """Combines the scores of two stages; any object with this method."""
 
     def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Join.
+        """Combine the scores of n candidates.
 
         Args:
-            first_stage: float64 [n], the candidates' cosine similarities, or what a
-                :class:`~zsqretrieval.search.query_bank.QueryBank` made of them, best first.
-            scores: float64 [n], what the scoring rule made of the same candidates.
+            first_stage: float64 [n], cosine similarities, normalised where a query bank is used; best
+                first.
+            scores: float64 [n], re-ranking scores of the same candidates.
 
         Returns:
-            float64 [n], in the same order; the ranking is sorted by it, highest first, and equal ones stay in
-            the order of the first stage.
+            float64 [n] in the same order, higher is better. Ties keep the order of the first stage.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RerankOnly:
-    """The scoring rule alone decides; the first stage has done its part by choosing the candidates."""
+    """Rank by the re-ranking score alone; the first stage only selects the candidates."""
 
     def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``scores`` as they are."""
+        """Return ``scores`` unchanged."""
         return np.array(scores, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedSum:
-    """First stage plus ``weight`` times the score.
+    """First-stage score plus ``weight`` times the re-ranking score.
 
     Attributes:
-        weight: 0 is the first stage alone, large is the score alone.
-        scale: ``"standardized"`` compares deviations: both are first brought to mean 0 and standard deviation
-            1 over the candidates of the question (all equal ones to 0), so that a weight carries over between
-            models, questions of different lengths, and sum and mean. ``"raw"`` takes the numbers as they are:
-            the weight then has a unit, cosine per nat, and has to be tuned for a pair of models.
+        weight: 0 ranks by the first stage alone.
+        scale: ``"standardized"`` first brings both to mean 0 and standard deviation 1 over the candidates of
+            the query (0 where all are equal), so that a weight carries over between models, questions of
+            different lengths, and sum and mean. ``"raw"`` adds the numbers as they are: the weight then has
+            the unit cosine per nat and must be tuned for a pair of models.
         first_stage_scale: factor of the first stage when the scale is raw, such as CLIP's 100.
 
     Raises:
-        InvalidInputError: a weight that is negative or not finite, or no such scale.
+        InvalidInputError: a weight is negative or not finite, or the scale is unknown.
     """
 
     weight: float = 1.0
@@ -92,10 +91,12 @@ class WeightedSum:
             raise InvalidInputError(f"scale must be 'standardized' or 'raw', not {self.scale!r}")
         check_amounts(weight=self.weight, first_stage_scale=self.first_stage_scale)
         if self.scale == "standardized" and self.first_stage_scale != 1:
-            raise InvalidInputError("first_stage_scale is lost in standardizing; it needs scale='raw'")
+            raise InvalidInputError(
+                "first_stage_scale has no effect with scale='standardized'; use scale='raw'"
+            )
 
     def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum."""
+        """Add the scores."""
         if self.scale == "standardized":
             return standardized(first_stage) + self.weight * standardized(scores)
         return self.first_stage_scale * np.asarray(first_stage, np.float64) + self.weight * np.asarray(scores)
@@ -103,15 +104,14 @@ class WeightedSum:
 
 @dataclass(frozen=True, slots=True)
 class Maximum:
-    """The better one of both scores: a candidate that either stage is sure of comes first.
+    """Maximum of both scores: a candidate with a high score in either stage comes first.
 
     Attributes:
-        shift: added to the second score before the two are compared; large is the second score alone.
-        scale: as for :class:`WeightedSum`. ``"raw"`` compares the numbers as they are, so that ``shift`` is
-            in their unit and has to be tuned for a pair of models.
+        shift: added to the re-ranking score before the comparison.
+        scale: as for :class:`WeightedSum`; with ``"raw"``, ``shift`` is in nats and must be tuned.
 
     Raises:
-        InvalidInputError: the shift is not finite, or no such scale.
+        InvalidInputError: the shift is not finite, or the scale is unknown.
     """
 
     shift: float = 0.0
@@ -123,7 +123,7 @@ class Maximum:
         check_numbers(shift=self.shift)
 
     def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The maximum."""
+        """Take the maximum."""
         if self.scale == "standardized":
             first_stage, scores = standardized(first_stage), standardized(scores)
         return np.maximum(first_stage, np.asarray(scores, np.float64) + self.shift)
@@ -131,12 +131,12 @@ class Maximum:
 
 @dataclass(frozen=True, slots=True)
 class ReciprocalRank:
-    """The sum of 1 / (constant + rank) over both rankings (Cormack et al., SIGIR 2009); ranks begin at 1.
+    """Sum of 1 / (constant + rank) over both rankings (Cormack et al., SIGIR 2009); ranks begin at 1.
 
-    It looks at ranks only, so neither scales nor a weight have to be known.
+    It uses ranks only, so it needs neither scales nor a weight.
 
     Attributes:
-        constant: how little the very first ranks count more than the next.
+        constant: larger values flatten the difference between the first ranks.
 
     Raises:
         InvalidInputError: the constant is negative or not finite.
@@ -148,20 +148,20 @@ class ReciprocalRank:
         check_amounts(constant=self.constant)
 
     def fuse(self, first_stage: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum; at most ``2 / (constant + 1)``."""
+        """Add the reciprocal ranks; at most ``2 / (constant + 1)``."""
         return 1 / (self.constant + _ranks(first_stage)) + 1 / (self.constant + _ranks(scores))
 
 
 def fuse(
     fusion: Fusion, first_stage: NDArray[np.float64], scores: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Let a fusion join two stages, and make sure that what it says can be sorted.
+    """Apply a fusion and check its answer.
 
     Returns:
         float64 [n]; empty for no candidates.
 
     Raises:
-        InvalidInputError: it gave something else, or nan.
+        InvalidInputError: the fusion returned another shape, or nan.
     """
     if not len(scores):
         return np.empty(0)
@@ -169,18 +169,18 @@ def fuse(
     if fused.shape != scores.shape or np.isnan(fused).any():
         raise InvalidInputError(
             f"the fusion {fusion!r} gave {fused.tolist()} for {len(scores)} candidates; "
-            "it must give one number for each, and none of them nan"
+            "it must give one number per candidate, without nan"
         )
     return fused
 
 
 def best_first(fused: ArrayLike) -> NDArray[np.intp]:
-    """The order of a ranking: int [n] positions, highest first, equal ones as they stand."""
+    """Sort positions by score, highest first; ties keep their order. int [n]."""
     return np.argsort(-np.asarray(fused, np.float64), kind="stable")
 
 
 def standardized(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scores brought to mean 0 and standard deviation 1; all 0 where they are equal. float64 [n]."""
+    """Scale scores to mean 0 and standard deviation 1; all 0 where they are equal. float64 [n]."""
     exact = np.asarray(values, np.float64)
     spread = np.ptp(exact) if exact.size else 0.0
     if spread == 0:

@@ -1,4 +1,4 @@
-"""The other direction: which of some texts fits an image best. No album has a part in it."""
+"""Image-to-text retrieval: rank texts for an image. Needs no album."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_sequence, check_text
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.presets import LazyGenerator
+from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
-from zsqretrieval.search.fusion import FIRST_STAGE, FUSED, Fusion, best_first, fuse
+from zsqretrieval.search.fusion import FIRST_STAGE, FUSED, RerankOnly, best_first, fuse
 from zsqretrieval.search.priors import Prior, log_prior
-from zsqretrieval.search.scoring import Likelihood, Scoring, score_texts
+from zsqretrieval.search.rerank import Rerank
+from zsqretrieval.search.scoring import Likelihood, Scoring, score_pairs
 from zsqretrieval.types import Image, ImageState, Progress
 
 __all__ = ["TextHit", "TextRanking", "rank_texts"]
@@ -28,9 +29,9 @@ class TextHit:
 
     Attributes:
         text: the text.
-        index: its place in what was given.
-        score: the score the ranking is sorted by; higher is better.
-        scores: the score of every stage by name.
+        index: its position in the list that was given.
+        score: score that the ranking is sorted by; higher is better.
+        scores: score of every stage by name.
     """
 
     text: str
@@ -44,9 +45,9 @@ class TextRanking(Sequence[TextHit]):
     """Texts for one image, best first; a sequence of :class:`TextHit`.
 
     Attributes:
-        query: the source of the image.
+        query: source of the image.
         hits: the texts, best first.
-        timings: seconds spent per stage, by the stage's name.
+        timings: seconds by stage.
     """
 
     query: str
@@ -70,27 +71,33 @@ def rank_texts(
     texts: Sequence[str],
     k: int | None,
     *,
-    scoring: Scoring | None,
+    how: Rerank | None,
     prior: Prior | Literal["auto"] | None,
-    fusion: Fusion,
-    batch_size: int,
     progress: Progress | None,
 ) -> TextRanking:
-    """Rank texts for an image; see :meth:`zsqretrieval.retriever.Retriever.search_texts`."""
-    _check(texts)
-    prior = _prior(prior, scoring)
+    """Rank texts for an image; see :meth:`zsqretrieval.retriever.Retriever.rank_texts`.
+
+    The fusion of ``how`` is the re-ranking score alone unless it names one; its ``candidates`` has no effect.
+    """
+    check_sequence(texts, "texts")
+    for n, text in enumerate(texts):
+        check_text(text, f"text {n}")
+    rule = None if how is None else how.scoring
+    if rule is not None and not isinstance(rule, Scoring):
+        raise InvalidInputError(f"texts are ranked by a scoring rule such as Likelihood(), not {rule!r}")
+    prior = _prior(prior, rule)
     begin = time.perf_counter()
-    cosine = encoder.encode_text(texts) @ encoder.encode_image([image])[0]
+    cosine = encoder.encode_text(texts) @ encoder.encode_image([image])[0]  # [n]
     timings = {"encode": time.perf_counter() - begin}
     scores = {FIRST_STAGE: cosine.astype(np.float64)}
     order = best_first(cosine)
-    if scoring is not None and generator is not None and len(texts):
+    if how is not None and rule is not None and generator is not None and len(texts):
         with generator.using() as made:
             begin = time.perf_counter()
-            scores |= _judge(made, scoring, prior, image, texts, batch_size, progress)
-            timings[scoring.name] = time.perf_counter() - begin
-        last = scores["corrected" if prior else scoring.name]
-        fused = fuse(fusion, scores[FIRST_STAGE][order], last[order])  # which is promised this order
+            scores |= _scores(made, rule, prior, image, texts, how.batch_size, progress)
+            timings[rule.name] = time.perf_counter() - begin
+        last = scores["corrected" if prior else rule.name]
+        fused = fuse(how.fusion or RerankOnly(), scores[FIRST_STAGE][order], last[order])  # best first
         scores[FUSED] = np.empty(len(texts))
         scores[FUSED][order] = fused
         order = order[best_first(fused)]
@@ -107,54 +114,41 @@ def rank_texts(
     )
 
 
-def _judge(
+def _scores(
     generator: Generator,
-    scoring: Scoring,
+    rule: Scoring,
     prior: Prior | None,
     image: Image,
     texts: Sequence[str],
     batch_size: int,
     progress: Progress | None,
 ) -> dict[str, NDArray[np.float64]]:
-    """What the generator makes of each text, by name."""
-    nulls = prior.null_images if prior else ()
-    total = len(texts) * (1 + len(nulls))
-
-    def onward(before: int) -> Progress | None:
-        return progress and (lambda done, _: progress(before + done, total))
-
-    shown, *blank = _seen_once(generator, [image, *nulls])
-    scores = score_texts(generator, scoring, shown, texts, batch_size=batch_size, progress=onward(0))
-    if prior is None or not isinstance(scoring, Likelihood):
-        return {scoring.name: scores}
-    anyway = log_prior(generator, scoring, blank, texts, batch_size=batch_size, progress=onward(len(texts)))
-    return {scoring.name: scores, "prior": anyway, "corrected": scores - prior.alpha * anyway}
+    """Generator scores of n texts by name, each float64 [n]."""
+    shown, *blank = _with_features(generator, [image, *(prior.null_images if prior else ())])
+    scores = score_pairs(
+        generator, rule, texts, [shown] * len(texts), batch_size=batch_size, progress=progress
+    )
+    if prior is None or not isinstance(rule, Likelihood):
+        return {rule.name: scores}
+    log_priors = log_prior(generator, rule, blank, texts, batch_size=batch_size, progress=progress)
+    return {rule.name: scores, "prior": log_priors, "corrected": scores - prior.alpha * log_priors}
 
 
-def _seen_once(generator: Generator, images: Sequence[Image]) -> list[Image | ImageState]:
-    """Many texts will be scored for each image: as its state, where the generator makes states."""
+def _with_features(generator: Generator, images: Sequence[Image]) -> list[Image | ImageState]:
+    """Compute the features of images once, where the generator can: every text uses them again."""
     if not isinstance(generator, ImageStates):
         return list(images)
-    states = generator.image_states(images)
     return [
         ImageState(state, generator.fingerprint, image.source)
-        for state, image in zip(states, images, strict=True)
+        for state, image in zip(generator.image_states(images), images, strict=True)
     ]
 
 
-def _check(texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
-        raise InvalidInputError(f"texts is one text, {texts!r}; give a list of texts")
-    check_sequence(texts, "texts")
-    for n, text in enumerate(texts):
-        check_text(text, f"text {n}")
-
-
-def _prior(prior: Prior | Literal["auto"] | None, scoring: Scoring | None) -> Prior | None:
+def _prior(prior: Prior | Literal["auto"] | None, rule: Scoring | None) -> Prior | None:
     if prior == "auto":
-        return Prior() if isinstance(scoring, Likelihood) else None
+        return Prior() if isinstance(rule, Likelihood) else None
     if prior is not None and not isinstance(prior, Prior):
-        raise InvalidInputError(f"prior must be one such as Prior(alpha=0.8), 'auto' or None, not {prior!r}")
-    if prior is not None and not isinstance(scoring, Likelihood):
-        raise InvalidInputError(f"a prior corrects a Likelihood, and nothing else, not {scoring!r}")
+        raise InvalidInputError(f"prior must be Prior(...), 'auto' or None, not {prior!r}")
+    if prior is not None and not isinstance(rule, Likelihood):
+        raise InvalidInputError(f"a prior corrects the scoring rule Likelihood only, not {rule!r}")
     return prior

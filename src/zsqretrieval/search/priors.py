@@ -19,7 +19,7 @@ __all__ = ["Prior", "log_prior", "null_images"]
 
 
 def null_images(count: int = 3, *, seed: int = 0) -> tuple[Image, ...]:
-    """Pictures of nothing: one mid-grey, the others Gaussian noise around it; 224 x 224, always the same.
+    """Make images without content: one mid-grey, the others Gaussian noise; 224 x 224, always the same.
 
     Raises:
         InvalidInputError: ``count`` < 1.
@@ -36,18 +36,18 @@ def null_images(count: int = 3, *, seed: int = 0) -> tuple[Image, ...]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior:
-    """Corrects the likelihood of a text for how likely it is whatever the image shows.
+    """Correction of a likelihood for how likely the text is with any image.
 
     The score becomes log P(text | image) - alpha * log P(text), after VisualGPTScore (Lin et al., arXiv
-    2306.01879), where log P(text) is the likelihood given a null image, averaged over a few of them.
+    2306.01879), where P(text) is the probability given a null image, averaged over a few of them.
 
     Attributes:
-        alpha: how much of the prior is taken away, in [0, 1]. The paper tunes it to 0.82 on COCO, 0.72 on
+        alpha: share of the prior that is subtracted, in [0, 1]. The paper tunes it to 0.82 on COCO, 0.72 on
             Flickr30k and 0.67 on ImageNet.
-        null_images: pictures of nothing in particular; :func:`null_images` unless given.
+        null_images: images without content, one or more.
 
     Raises:
-        InvalidInputError: alpha is out of range, or there is no null image.
+        InvalidInputError: alpha is out of range, or ``null_images`` is empty or holds anything but images.
     """
 
     alpha: float = 0.8
@@ -59,10 +59,9 @@ class Prior:
             raise InvalidInputError(f"alpha must lie between 0 and 1, not {self.alpha}")
         if not self.null_images:
             raise InvalidInputError("a prior needs at least one null image")
-        if strange := [one for one in self.null_images if not isinstance(one, Image)]:
+        if wrong := [one for one in self.null_images if not isinstance(one, Image)]:
             raise InvalidInputError(
-                "null_images must be Image records, which zsqretrieval.data.images.as_image makes, not "
-                f"{strange[0]!r}"
+                f"null_images must be records of zsqretrieval.data.images.as_image, not {wrong[0]!r}"
             )
 
 
@@ -75,21 +74,21 @@ def log_prior(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
-    """Estimate log P(text): the average of P(text | null image), in log space.
+    """Estimate log P(text) as the logarithm of the mean of P(text | null image).
 
     Args:
-        generator: reads the null images.
-        likelihood: the rule; what its aggregate is, is done to the estimate as well.
-        images: the null images, or their states.
+        generator: the language model.
+        likelihood: the scoring rule; with ``aggregate="mean"`` the estimate is per token, too.
+        images: null images or their cached features.
         texts: n texts.
-        batch_size: texts scored between two calls of ``progress``.
-        progress: told how far it is, over all images; may raise to stop.
+        batch_size: pairs computed together.
+        progress: called between batches; may raise to stop.
 
     Returns:
         float64 [n], in nats, or nats per token.
 
     Raises:
-        ImageError, InvalidInputError, ZsqError: as :func:`score_texts`.
+        ImageError, InvalidInputError, ZsqError: as :func:`~zsqretrieval.search.scoring.score_pairs`.
     """
     found = pair_likelihoods(
         generator,
@@ -100,7 +99,7 @@ def log_prior(
         progress=progress,
     )
     given = [one for (one,) in found]
-    sums = [one.sum for one in given]  # probabilities are averaged, and no means of their logarithms
+    sums = [one.sum for one in given]  # the mean is over probabilities, not over their logarithms
     averaged = np.logaddexp.reduce(np.reshape(sums, (len(images), len(texts)))) - math.log(len(images))
     if likelihood.aggregate == "mean":
         averaged /= [len(one) for one in given[: len(texts)]]

@@ -19,13 +19,7 @@ from zsqretrieval._util.checks import check_amounts, check_sequence, check_text
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.protocols import Encoder
 
-__all__ = ["SCALE", "STRENGTH", "QueryBank"]
-
-SCALE = 20.0
-"""The inverse temperature unless told otherwise; chosen on Flickr8k dev, as the strength (docs/rerank.md)."""
-
-STRENGTH = 0.5
-"""How much of the hubness is taken away unless told otherwise."""
+__all__ = ["QueryBank"]
 
 _TOGETHER = 2**22  # similarities computed at once
 
@@ -51,8 +45,8 @@ class QueryBank:
 
     vectors: NDArray[np.float32]
     fingerprint: str
-    scale: float = SCALE
-    strength: float = STRENGTH
+    scale: float
+    strength: float
 
     def __post_init__(self) -> None:
         check_amounts(scale=self.scale, strength=self.strength)
@@ -67,9 +61,7 @@ class QueryBank:
         object.__setattr__(self, "vectors", _unit(given, "question of the bank"))
 
     @classmethod
-    def from_texts(
-        cls, encoder: Encoder, texts: Sequence[str], *, scale: float = SCALE, strength: float = STRENGTH
-    ) -> Self:
+    def from_texts(cls, encoder: Encoder, texts: Sequence[str], *, scale: float, strength: float) -> Self:
         """Make a bank of texts, such as the questions of yesterday.
 
         Args:

@@ -1,43 +1,217 @@
-"""Re-ranking: order the candidates of the first stage by their fused scores."""
+"""Re-ranking: score the candidates of the first stage, and order them by their fused scores.
+
+candidates --Scoring rule (generator) or Reranker--> scores --Fusion--> order
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from zsqretrieval.search.fusion import FUSED, Fusion, best_first, fuse
-from zsqretrieval.types import Hit
+from zsqretrieval._util.checks import check_counts
+from zsqretrieval.album.candidates import Viewer, open_image, parts_by_size
+from zsqretrieval.album.catalog import Record
+from zsqretrieval.data.sources import Reopener
+from zsqretrieval.errors import ImageError, InvalidInputError, ZsqError
+from zsqretrieval.plugins import check_part
+from zsqretrieval.search.fusion import FUSED, Fusion, RerankOnly, best_first, fuse
+from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo, score_pairs
+from zsqretrieval.types import Hit, Image, Progress
 
-__all__ = ["rerank"]
+__all__ = ["CANDIDATES", "Rerank", "RerankLike", "Reranker", "reorder", "score_candidates"]
+
+CANDIDATES = 100
+"""Candidates of a search that re-ranks, expands or normalises, unless :class:`Rerank` says otherwise."""
 
 
-def rerank(hits: Sequence[Hit], name: str, scores: NDArray[np.float64], fusion: Fusion) -> tuple[Hit, ...]:
-    """Put the hits of the first stage in a new order.
+@runtime_checkable
+class Reranker(Protocol):
+    """A model that scores images for a question without a generator: a cross-encoder, a server."""
 
-    Args:
-        hits: n hits by the score of the first stage, best first.
-        name: of the scoring rule.
-        scores: float64 [n], its scores; nan for a hit that it could not judge.
-        fusion: joins both.
+    def score(self, question: str, images: Sequence[Image]) -> ArrayLike:
+        """Score n images, not decoded: float [n], higher is better."""
+        ...
 
-    Returns:
-        The hits, best first, with the scores of every stage. Those that could not be judged come last, with
-        the score -inf; if that is all of them, the hits are as they were.
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """How to re-rank the candidates of a search.
+
+    Attributes:
+        scoring: a scoring rule for the generator, such as ``Likelihood()`` or ``YesNo()``; or a
+            :class:`Reranker`.
+        fusion: combines first-stage and re-ranking scores; None takes the calibration's for a scoring rule,
+            and the re-ranking score alone for a :class:`Reranker`.
+        candidates: how many images are scored, >= 1.
+        batch_size: images scored together, >= 1; does not change the result.
 
     Raises:
-        InvalidInputError: as :func:`fuse`.
+        InvalidInputError: a part is not of its kind, or a number is below 1.
     """
-    judged = np.flatnonzero(~np.isnan(scores))
-    if not len(judged):
+
+    scoring: Scoring | Reranker = Likelihood()  # noqa: RUF009  # frozen
+    fusion: Fusion | None = None
+    candidates: int = CANDIDATES
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scoring, type) or not isinstance(self.scoring, Scoring | Reranker):
+            raise InvalidInputError(
+                "re-ranking takes 'likelihood', 'yes_no', a rule such as Likelihood(), an object with "
+                f"score(question, images), Rerank(...) or None, not {self.scoring!r}"
+            )
+        if self.fusion is not None:
+            check_part("fusion", self.fusion)
+        check_counts(candidates=self.candidates, batch_size=self.batch_size)
+
+    @classmethod
+    def of(cls, rerank: RerankLike, *, generator: bool) -> Rerank | None:
+        """Turn the argument of a search into a Rerank.
+
+        Args:
+            rerank: see :data:`RerankLike`.
+            generator: whether there is a generator; ``"auto"`` means ``"likelihood"`` with one, None without.
+
+        Raises:
+            InvalidInputError: anything else.
+        """
+        if rerank is None or isinstance(rerank, Rerank):
+            return rerank
+        if isinstance(rerank, str):
+            if rerank == "auto":
+                return cls() if generator else None
+            rule = {Likelihood.name: Likelihood(), YesNo.name: YesNo()}.get(rerank, rerank)
+            return cls(rule)  # type: ignore[arg-type]  # refused there
+        return cls(rerank)
+
+    @property
+    def name(self) -> str:
+        """Name of the score in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>`."""
+        return str(getattr(self.scoring, "name", type(self.scoring).__name__))
+
+    @property
+    def needs_generator(self) -> bool:
+        """Whether the scores come from the generator."""
+        return isinstance(self.scoring, Scoring)
+
+    def fusion_or(self, calibrated: Fusion) -> Fusion:
+        """The fusion to use, given the calibration's."""
+        return self.fusion or (calibrated if self.needs_generator else RerankOnly())
+
+
+RerankLike: TypeAlias = "Rerank | Scoring | Reranker | Literal['auto', 'likelihood', 'yes_no'] | None"
+"""The argument ``rerank`` of a search: a name, a scoring rule, a re-ranker, all settings, or None."""
+
+
+def score_candidates(
+    how: Rerank,
+    viewer: Viewer | None,
+    question: str,
+    records: Sequence[Record],
+    *,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
+    """Score candidates for a question, all in one call of the generator unless their files are very large.
+
+    Args:
+        how: the scoring.
+        viewer: gives the generator its inputs; None will do for a :class:`Reranker`.
+        question: the query.
+        records: n candidates.
+        progress: called between batches; may raise to stop.
+
+    Returns:
+        float64 [n], higher is better; nan for images that cannot be opened, which a RuntimeWarning names.
+
+    Raises:
+        InvalidInputError, ZsqError: as :func:`~zsqretrieval.search.scoring.score_pairs`.
+    """
+    scores = np.full(len(records), np.nan)
+    unavailable: list[ImageError] = []
+    with Reopener() as files:
+        for part in parts_by_size(records):
+            if isinstance(how.scoring, Scoring):
+                assert viewer is not None
+                with viewer.showing(records[part], files) as (generator, inputs):
+                    images = [one for one in inputs if not isinstance(one, ImageError)]
+                    found = score_pairs(
+                        generator,
+                        how.scoring,
+                        [question] * len(images),
+                        images,
+                        batch_size=how.batch_size,
+                        progress=_of_part(progress, part, len(records)),
+                    )
+            else:
+                inputs = [open_image(files, record) for record in records[part]]
+                found = _ask_reranker(how, question, [one for one in inputs if isinstance(one, Image)])
+            available = np.array([not isinstance(one, ImageError) for one in inputs])
+            scores[part][available] = found
+            unavailable += [one for one in inputs if isinstance(one, ImageError)]
+    if unavailable:
+        names = "; ".join(map(str, unavailable[:3])) + ("; ..." if len(unavailable) > 3 else "")
+        warnings.warn(
+            f"{len(unavailable)} of {len(records)} candidates cannot be opened and rank last, in the "
+            f"order of the first stage: {names}. Cache image features (states='disk') for images that are "
+            "not files or do not stay in place",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return scores
+
+
+def _of_part(progress: Progress | None, part: slice, candidates: int) -> Progress | None:
+    """Report the generator's progress in one part as a number of candidates."""
+    if progress is None:
+        return None
+
+    def report(step: str, done: int, total: int | None) -> None:
+        progress(step, part.start + (part.stop - part.start) * done // (total or 1), candidates)
+
+    return report
+
+
+def _ask_reranker(how: Rerank, question: str, images: Sequence[Image]) -> NDArray[np.float64]:
+    """Call a re-ranker and check its answer."""
+    assert isinstance(how.scoring, Reranker)
+    scores = np.asarray(how.scoring.score(question, images), np.float64) if images else np.empty(0)
+    if scores.shape != (len(images),) or not np.isfinite(scores).all():
+        raise ZsqError(
+            f"the re-ranker {how.name} gave scores of shape {list(scores.shape)} for {len(images)} images, "
+            "or numbers that are not finite; it must give one finite number per image"
+        )
+    return scores
+
+
+def reorder(hits: Sequence[Hit], name: str, scores: NDArray[np.float64], fusion: Fusion) -> tuple[Hit, ...]:
+    """Order the hits of the first stage by their fused scores.
+
+    Args:
+        hits: n hits by first-stage score, best first.
+        name: name of the re-ranking score.
+        scores: float64 [n], re-ranking scores; nan for a hit that has none.
+        fusion: combines both.
+
+    Returns:
+        The hits, best first, with the scores of every stage. Hits without a re-ranking score come last with
+        the score -inf; if no hit has one, the hits are returned unchanged.
+
+    Raises:
+        InvalidInputError: as :func:`~zsqretrieval.search.fusion.fuse`.
+    """
+    scored = np.flatnonzero(~np.isnan(scores))
+    if not len(scored):
         return tuple(hits)
     first_stage = np.array([hit.score for hit in hits])
     fused = np.full(len(hits), -np.inf)
-    fused[judged] = fuse(fusion, first_stage[judged], scores[judged])
+    fused[scored] = fuse(fusion, first_stage[scored], scores[scored])
     ranked = [replace(hit, score=float(score)) for hit, score in zip(hits, fused, strict=True)]
-    for n in judged:
+    for n in scored:
         stages = {**ranked[n].scores, name: float(scores[n]), FUSED: float(fused[n])}
         ranked[n] = replace(ranked[n], scores=stages)
     return tuple(ranked[n] for n in best_first(fused))

@@ -1,8 +1,8 @@
 """Scoring rules: turn the generator's likelihoods into one score per text and image.
 
 :class:`Likelihood` is UPR (arXiv 2204.07496) carried from passages to images; :class:`YesNo` asks whether the
-image shows what the text says. :func:`score_pairs` scores any texts for any images in one call of the generator,
-so that its engine plans all of them together.
+image shows what the text says. :func:`score_pairs` scores any texts for any images in one call of the
+generator, so that its engine plans all of them together.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Likelihood", "Pair", "Scoring", "YesNo", "pair_likelihoods", "score_
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """A text whose likelihood after a context is asked for; its leading space belongs to it."""
+    """A context and the continuation whose likelihood is needed; the leading space belongs to the text."""
 
     context: Context
     continuation: str
@@ -35,33 +35,33 @@ class Pair:
 
 @runtime_checkable
 class Scoring(Protocol):
-    """A rule that turns likelihoods into a score; anything with these three members is one."""
+    """A rule that turns the likelihoods of a few pairs into one score; any object with these members."""
 
     @property
     def name(self) -> str:
-        """Names the score in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>` and the stage in timings."""
+        """Name of the score in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>` and in timings."""
         ...
 
     def pairs(self, question: str, image: Image | ImageState) -> Sequence[Pair]:
-        """What to ask the generator about one image; one pair or more."""
+        """The pairs to score for one image, one or more."""
         ...
 
     def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
-        """The score of one image, finite, higher is better, from the likelihoods of its pairs in order."""
+        """The score of one image from the likelihoods of its pairs, in order: finite, higher is better."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """The log-likelihood of the question given the image: UPR (Sachan et al., arXiv 2204.07496).
+    """Log-likelihood of the question given the image: UPR (Sachan et al., arXiv 2204.07496).
 
     Attributes:
-        prompt: what the question continues; takes one image and no texts.
+        prompt: text before the question; takes one image and no other field.
         aggregate: ``"sum"`` gives log P(question | image) in nats; ``"mean"`` divides it by the number of
             tokens. For one question that is the same order; docs/rerank.md says where they differ.
 
     Raises:
-        InvalidInputError: the prompt takes anything else, or there is no such aggregate.
+        InvalidInputError: the prompt takes other fields, or the aggregate is unknown.
     """
 
     prompt: Prompt = PROMPTS["question"]
@@ -74,18 +74,18 @@ class Likelihood:
             raise InvalidInputError(f"aggregate must be 'sum' or 'mean', not {self.aggregate!r}")
 
     def pairs(self, question: str, image: Image | ImageState) -> list[Pair]:
-        """The question after the prompt."""
+        """One pair: the question after the prompt."""
         return [Pair(self.prompt.context(image), f" {question.strip()}")]
 
     def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
-        """Its log-likelihood: at most 0."""
+        """The log-likelihood, at most 0."""
         (one,) = likelihoods
         return one.sum if self.aggregate == "sum" else one.mean
 
 
 @dataclass(frozen=True, slots=True)
 class YesNo:
-    """Whether the image shows what the question says: the log-odds of yes against no.
+    """Log-odds of yes against no, when asked whether the image shows what the question says.
 
     The score is log P(yes) - log P(no) in nats, which is monotone in the probability
     P(yes) / (P(yes) + P(no)) of VQAScore (Lin et al., arXiv 2404.01291), given by :meth:`probability`, and
@@ -93,12 +93,12 @@ class YesNo:
     verbalisers add up; wording moves results by points, so try some.
 
     Attributes:
-        prompt: takes one image and the text ``question``.
-        yes: continuations that mean yes, leading space included.
+        prompt: takes one image and the field ``question``.
+        yes: continuations that mean yes, with their leading space.
         no: continuations that mean no.
 
     Raises:
-        InvalidInputError: the prompt takes anything else, or a verbaliser is missing, repeated or empty.
+        InvalidInputError: the prompt takes other fields, or a verbaliser is missing, repeated or empty.
     """
 
     prompt: Prompt = PROMPTS["yes_no"]
@@ -113,12 +113,12 @@ class YesNo:
         object.__setattr__(self, "no", no)
 
     def pairs(self, question: str, image: Image | ImageState) -> list[Pair]:
-        """Every verbaliser after the same context."""
+        """One pair per verbaliser, after the same context."""
         context = self.prompt.context(image, question=question.strip())
         return [Pair(context, word) for word in (*self.yes, *self.no)]
 
     def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
-        """The log-odds of yes."""
+        """The log-odds of yes, in nats."""
         sums = np.array([one.sum for one in likelihoods])
         count = len(self.yes)
         return float(np.logaddexp.reduce(sums[:count]) - np.logaddexp.reduce(sums[count:]))
@@ -159,7 +159,7 @@ def score_pairs(
     """
     found = pair_likelihoods(generator, scoring, texts, images, batch_size=batch_size, progress=progress)
     scores = np.array([scoring.score(one) for one in found], np.float64)
-    for wrong in np.flatnonzero(~np.isfinite(scores)):
+    for wrong in np.flatnonzero(~np.isfinite(scores)).tolist():
         raise InvalidInputError(
             f"{texts[wrong]!r} given {images[wrong].source}: the scoring rule {scoring.name!r} gave "
             f"{scores[wrong]} for finite likelihoods; it must give a finite number"

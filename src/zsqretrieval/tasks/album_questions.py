@@ -1,10 +1,10 @@
-"""Asking all images of an album, and keeping the questions that lead back to them.
+"""Questions stored for the images of an album, filtered by a round trip through the first stage.
 
-    images --generate_questions--> questions --encoder--> vectors --search--> rank of own image: kept?
+    images --generate_questions--> questions --encoder--> vectors --search--> rank of own image --> kept?
 
-A generator also writes what is not in the image, and what is in every image. Both hurt an index. So a
-question is kept when searching it finds its own image among the first ``top_k``: the consistency filter of
-doc2query-- (Gospodinov et al., arXiv 2301.03266) and PreMIR (arXiv 2508.17079), the first stage as judge.
+A generator also writes questions that the image does not answer, and questions that fit every image. Both
+harm an index. So a question is kept only if searching for it finds its own image among the first ``top_k``:
+the consistency filter of doc2query-- (Gospodinov et al., arXiv 2301.03266) and PreMIR (arXiv 2508.17079).
 """
 
 from __future__ import annotations
@@ -14,28 +14,37 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import index
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval.album.candidates import Viewer
-from zsqretrieval.album.catalog import Catalog
-from zsqretrieval.album.questions import Judgement, NewQuestion, Recipe
+from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.questions import Judgement, NewQuestion, Recipe, StoredQuestion, StyleFacts
 from zsqretrieval.data.loader import Skipped
-from zsqretrieval.data.reopen import Reopener
-from zsqretrieval.errors import ImageError
+from zsqretrieval.data.sources import Reopener
+from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.tasks.english import normalized
-from zsqretrieval.tasks.questions import Question, Style, check_sampling, check_style, generate_questions
+from zsqretrieval.tasks.questions import (
+    STYLES,
+    Question,
+    Style,
+    check_sampling,
+    check_style,
+    generate_questions,
+)
 from zsqretrieval.types import Progress
 
-__all__ = ["FilterReport", "QuestionsReport", "ask_images", "judge_again", "own_ranks"]
+__all__ = ["AlbumQuestions", "FilterReport", "QuestionsReport", "own_ranks"]
 
 Search: TypeAlias = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
 """The first stage: keys int64 [q, k] of the images nearest to vectors float32 [q, dim], best first."""
+
+_New: TypeAlias = list[NewQuestion]  # in the class, `list` is a method
 
 _CHUNK = 512  # records looked up at once
 T = TypeVar("T")
@@ -43,14 +52,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class QuestionsReport:
-    """What became of the images of an album; every one is counted exactly once.
+    """Counts of :meth:`AlbumQuestions.generate`; every image counts once.
 
     Attributes:
-        asked: how many were asked now.
-        known: how many had been asked in the same way before.
-        skipped: those that cannot be shown to the generator, with the reason.
-        questions: how many questions are new.
-        kept: how many of these are kept.
+        asked: images that questions were written for.
+        known: images that had been asked with the same settings before.
+        skipped: images that cannot be opened, with the reason.
+        questions: new questions.
+        kept: new questions that passed the round trip.
         seconds: time taken.
     """
 
@@ -64,11 +73,11 @@ class QuestionsReport:
 
 @dataclass(frozen=True, slots=True)
 class FilterReport:
-    """What became of the questions of an album.
+    """Counts of :meth:`AlbumQuestions.filter`.
 
     Attributes:
-        questions: how many there are.
-        kept: how many of them are kept now.
+        questions: all questions.
+        kept: questions that are kept now.
         seconds: time taken.
     """
 
@@ -77,202 +86,241 @@ class FilterReport:
     seconds: float
 
 
-def ask_images(
-    catalog: Catalog,
-    viewer: Viewer,
-    encoder: Encoder,
-    search: Search,
-    *,
-    n: int,
-    style: str | Style,
-    answers: bool,
-    top_k: int | None,
-    temperature: float,
-    seed: int,
-    max_new_tokens: int,
-    batch_size: int,
-    progress: Progress | None,
-) -> QuestionsReport:
-    """Ask every image that was not asked in this way yet, and write the questions down batch by batch.
-
-    With the same seed, the same images in the same batches are asked the same: a draw is named by the seed
-    and the place of its image in the batch. Other batches, because of another ``batch_size`` or because some
-    images were asked already, draw others.
+@final
+class AlbumQuestions:
+    """The stored questions of an album; a retriever has it as ``retriever.questions``.
 
     Args:
-        catalog: the images; takes the questions.
-        viewer: shows them to the generator.
-        encoder: makes the questions' vectors.
+        catalog: stores the questions.
+        encoder: encodes them.
         search: the first stage, for the round trip.
-        n: the most questions of one image.
-        style: a name or a style of one's own.
-        answers: whether the generator answers as well.
-        top_k: how far the own image may stand from the top; None keeps every question.
-        temperature: of the sampling.
-        seed: of the sampling.
-        max_new_tokens: length limit.
-        batch_size: images shown together.
-        progress: told after every batch how many images are dealt with, and of how many; may raise to stop.
-
-    Raises:
-        InvalidInputError: ``n``, ``top_k`` or ``batch_size`` < 1, or as
-            :func:`~zsqretrieval.tasks.questions.generate_questions`. Earlier batches stay.
-        AlbumError: the disk is full or the album is locked; earlier batches stay.
+        viewer: gives the generator the images; None without a generator.
     """
-    begin = time.perf_counter()
-    style = check_style(style, answers=answers)
-    check_sampling(n, temperature, seed, max_new_tokens)
-    check_counts(batch_size=batch_size)
-    check_counts(or_none=True, top_k=top_k)
-    # What is written down are plain numbers, though NumPy's are welcome.
-    n, max_new_tokens, batch_size = index(n), index(max_new_tokens), index(batch_size)
-    top_k = None if top_k is None else index(top_k)
-    seed = seed if seed is None else index(seed)
-    recipe = Recipe(
-        style=style.name,
-        prompts=tuple(prompt.template for prompt in style.prompts),
-        answer_prompt=PROMPTS["vqa"].template if answers else None,
-        generator=viewer.generator.get().fingerprint,
-        encoder=encoder.fingerprint,
-        n=n,
-        temperature=float(temperature),
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-    )
-    asked = known = questions = kept = 0
-    skipped: list[Skipped] = []
 
-    def told() -> None:
-        if progress is not None:
-            done = asked + known + len(skipped)
-            progress(done, max(done, len(catalog)))
+    def __init__(self, catalog: Catalog, encoder: Encoder, search: Search, viewer: Viewer | None) -> None:
+        self._catalog, self._encoder, self._search, self._viewer = catalog, encoder, search, viewer
 
-    with Reopener() as files:
-        for chunk in _batches(catalog.iter_records(), _CHUNK):
-            before = catalog.questions.asked(recipe, [record.key for record in chunk])
-            known += len(before)
-            for batch in _batches(iter([one for one in chunk if one.key not in before]), batch_size):
-                with viewer.showing(batch, files) as (generator, shown):
-                    seen = {
-                        record.key: one
-                        for record, one in zip(batch, shown, strict=True)
-                        if not isinstance(one, ImageError)
-                    }
-                    written = generate_questions(
-                        generator,
-                        list(seen.values()),
-                        n,
-                        style=style,
-                        answers=answers,
-                        temperature=temperature,
-                        seed=seed,
-                        max_new_tokens=max_new_tokens,
-                        batch_size=batch_size,
-                    )
-                made = _judged(catalog, encoder, search, list(seen), written, top_k)
-                new, found = catalog.questions.write(recipe, made)
-                questions, kept, asked = questions + new, kept + found, asked + len(seen)
-                skipped += [Skipped(one.source, one.reason) for one in shown if isinstance(one, ImageError)]
-                told()
-            told()
-    return QuestionsReport(asked, known, tuple(skipped), questions, kept, time.perf_counter() - begin)
+    def generate(
+        self,
+        n: int = 3,
+        *,
+        style: str | Style = "questions",
+        answers: bool = False,
+        top_k: int | None = 10,
+        temperature: float = 0.7,
+        seed: int = 0,
+        max_new_tokens: int = 24,
+        batch_size: int = 16,
+        progress: Progress | None = None,
+    ) -> QuestionsReport:
+        """Write questions about every image, and keep those that lead back to it.
 
+        Each batch is on disk before the next begins. Images that were asked with the same settings by the
+        same generator are not asked again, so an interrupted call, or one after more images were added, can
+        be repeated. A question is kept if the first stage, searching for it, finds its own image among the
+        first ``top_k`` of the album as it is now; after the album has grown, :meth:`filter` judges all
+        questions again.
 
-def _judged(
-    catalog: Catalog,
-    encoder: Encoder,
-    search: Search,
-    images: Sequence[int],
-    written: Sequence[Sequence[Question]],
-    top_k: int | None,
-) -> dict[int, list[NewQuestion]]:
-    """The questions of images with their vectors, after the round trip."""
-    flat = [(image, one) for image, some in zip(images, written, strict=True) for one in some]
-    vectors, judgements = _round_trip(
-        catalog, encoder, search, [one.text for _, one in flat], [image for image, _ in flat], top_k
-    )
-    made: dict[int, list[NewQuestion]] = {image: [] for image in images}
-    for (image, one), vector, judgement in zip(flat, vectors, judgements, strict=True):
-        made[image].append(
-            NewQuestion(
-                text=one.text,
-                form=normalized(one.text),
-                answer=one.answer,
-                prompt=one.prompt,
-                log_likelihood=one.log_likelihood,
-                tokens=one.tokens,
-                judgement=judgement,
-                vector=vector,
+        Args:
+            n: questions per image at most, >= 1.
+            style: a name in :data:`zsqretrieval.tasks.questions.STYLES`, or a style of your own.
+            answers: also store the generator's answer to each question.
+            top_k: lowest rank of the own image, >= 1; None keeps every question. Has no effect on images
+                asked before.
+            temperature: sampling temperature.
+            seed: sampling seed. A draw is named by the seed and the image's position in its batch, so the
+                same images in the same batches get the same questions.
+            max_new_tokens: length limit of a question and of an answer, in tokens.
+            batch_size: images per batch; another size draws other questions.
+            progress: called after every batch with the number of images; may raise to stop.
+
+        Raises:
+            InvalidInputError: there is no generator, or it writes no text; unknown style, or answers to a
+                style without questions; ``n``, ``top_k`` or ``batch_size`` < 1. Earlier batches stay.
+            AlbumError: the disk is full or the album is locked; earlier batches stay.
+        """
+        begin = time.perf_counter()
+        if self._viewer is None:
+            raise InvalidInputError(
+                "writing questions needs a generator, and this retriever has none: pass one to Retriever or "
+                "Retriever.open"
             )
+        style = check_style(style, answers=answers)
+        check_sampling(n, temperature, seed, max_new_tokens)
+        check_counts(batch_size=batch_size)
+        check_counts(or_none=True, top_k=top_k)
+        recipe = Recipe(  # plain numbers, since NumPy's are accepted but not JSON
+            style=style.name,
+            prompts=tuple(prompt.template for prompt in style.prompts),
+            answer_prompt=PROMPTS["vqa"].template if answers else None,
+            generator=self._viewer.generator.get().fingerprint,
+            encoder=self._encoder.fingerprint,
+            n=index(n),
+            temperature=float(temperature),
+            seed=index(seed),
+            max_new_tokens=index(max_new_tokens),
         )
-    return made
+        asked = known = questions = kept = 0
+        skipped: list[Skipped] = []
+        with Reopener() as files:
+            for chunk in _batches(self._catalog.iter_records(), _CHUNK):
+                before = self._catalog.questions.asked(recipe, [record.key for record in chunk])
+                known += len(before)
+                waiting = [record for record in chunk if record.key not in before]
+                for batch in _batches(iter(waiting), index(batch_size)):
+                    written, failed = self._write(batch, files, recipe, style, answers, index(batch_size))
+                    made = self._filtered(written, None if top_k is None else index(top_k))
+                    new, passed = self._catalog.questions.write(recipe, made)
+                    questions, kept, asked = questions + new, kept + passed, asked + len(written)
+                    skipped += failed
+                    self._report(progress, asked + known + len(skipped))
+                self._report(progress, asked + known + len(skipped))
+        return QuestionsReport(asked, known, tuple(skipped), questions, kept, time.perf_counter() - begin)
 
+    def _write(
+        self,
+        batch: Sequence[Record],
+        files: Reopener,
+        recipe: Recipe,
+        style: Style,
+        answers: bool,
+        batch_size: int,
+    ) -> tuple[dict[int, tuple[Question, ...]], Sequence[Skipped]]:
+        """Questions by image key, and the images that cannot be opened."""
+        assert self._viewer is not None
+        with self._viewer.showing(batch, files) as (generator, shown):
+            opened = {
+                record.key: one
+                for record, one in zip(batch, shown, strict=True)
+                if not isinstance(one, ImageError)
+            }
+            written = generate_questions(
+                generator,
+                list(opened.values()),
+                recipe.n,
+                style=style,
+                answers=answers,
+                temperature=recipe.temperature,
+                seed=recipe.seed,
+                max_new_tokens=recipe.max_new_tokens,
+                batch_size=batch_size,
+            )
+        failed = [Skipped(one.source, one.reason) for one in shown if isinstance(one, ImageError)]
+        return dict(zip(opened, written, strict=True)), failed
 
-def judge_again(
-    catalog: Catalog,
-    encoder: Encoder,
-    search: Search,
-    *,
-    top_k: int | None,
-    batch_size: int,
-    progress: Progress | None,
-) -> FilterReport:
-    """Search every question once more, in the album as it is now, and keep those that find their image.
-
-    Args:
-        catalog: the questions.
-        encoder: makes their vectors.
-        search: the first stage.
-        top_k: how far the own image may stand from the top; None keeps every question.
-        batch_size: questions searched together.
-        progress: told after every batch how many questions are done; may raise to stop.
-
-    Raises:
-        InvalidInputError: ``top_k`` or ``batch_size`` < 1.
-        AlbumError: the disk is full or the album is locked; earlier batches stay.
-    """
-    begin = time.perf_counter()
-    check_counts(batch_size=batch_size)
-    check_counts(or_none=True, top_k=top_k)
-    top_k, batch_size = None if top_k is None else index(top_k), index(batch_size)
-    total = sum(facts.questions for facts in catalog.questions.styles())
-    done = kept = 0
-    for batch in catalog.questions.batches(batch_size):
-        texts, images = [one.text for one in batch], [one.image for one in batch]
-        vectors, judgements = _round_trip(catalog, encoder, search, texts, images, top_k)
-        keys = [one.key for one in batch]
-        catalog.questions.judge(
-            dict(zip(keys, judgements, strict=True)), dict(zip(keys, vectors, strict=True))
+    def _filtered(self, written: dict[int, tuple[Question, ...]], top_k: int | None) -> dict[int, _New]:
+        """Questions by image key with their vectors and the result of the round trip."""
+        flat = [(image, one) for image, some in written.items() for one in some]
+        vectors, judgements = self._round_trip(
+            [one.text for _, one in flat], [image for image, _ in flat], top_k
         )
-        kept += sum(one.kept for one in judgements)
-        done += len(batch)
+        made: dict[int, _New] = {image: [] for image in written}
+        for (image, one), vector, judgement in zip(flat, vectors, judgements, strict=True):
+            made[image].append(
+                NewQuestion(
+                    text=one.text,
+                    form=normalized(one.text),
+                    answer=one.answer,
+                    prompt=one.prompt,
+                    log_likelihood=one.log_likelihood,
+                    tokens=one.tokens,
+                    judgement=judgement,
+                    vector=vector,
+                )
+            )
+        return made
+
+    def _round_trip(
+        self, texts: Sequence[str], images: Sequence[int], top_k: int | None
+    ) -> tuple[NDArray[np.float32], Sequence[Judgement]]:
+        """Encode questions and search for them: vectors float32 [q, dim], and whether each is kept."""
+        vectors = self._encoder.encode_text(texts)
+        gallery = len(self._catalog)
+        if top_k is None or not texts:
+            return vectors, [Judgement(None, None, gallery, kept=True)] * len(texts)
+        ranks = own_ranks(self._search(vectors, top_k), np.array(images, np.int64))
+        return vectors, [Judgement(int(rank) or None, top_k, gallery, kept=bool(rank)) for rank in ranks]
+
+    def _report(self, progress: Progress | None, done: int) -> None:
         if progress is not None:
-            progress(done, max(done, total))
-    return FilterReport(done, kept, time.perf_counter() - begin)
+            progress("writing questions", done, max(done, len(self._catalog)))
 
+    def filter(
+        self, top_k: int | None = 10, *, batch_size: int = 64, progress: Progress | None = None
+    ) -> FilterReport:
+        """Repeat the round trip for every question in the album as it is now. Needs no generator.
 
-def _round_trip(
-    catalog: Catalog,
-    encoder: Encoder,
-    search: Search,
-    texts: Sequence[str],
-    images: Sequence[int],
-    top_k: int | None,
-) -> tuple[NDArray[np.float32], list[Judgement]]:
-    """The vectors of questions, and whether they find the images they were asked of."""
-    vectors = encoder.encode_text(texts)
-    gallery = len(catalog)
-    if top_k is None or not texts:
-        return vectors, [Judgement(None, None, gallery, kept=True)] * len(texts)
-    ranks = own_ranks(search(vectors, top_k), np.array(images, np.int64))
-    return vectors, [Judgement(int(rank) or None, top_k, gallery, kept=bool(rank)) for rank in ranks]
+        Questions that were not kept are judged as well, and may be kept now.
+
+        Args:
+            top_k: lowest rank of the own image, >= 1; None keeps every question.
+            batch_size: questions searched together, >= 1.
+            progress: called after every batch with the number of questions; may raise to stop.
+
+        Raises:
+            InvalidInputError: ``top_k`` or ``batch_size`` < 1.
+            AlbumError: the disk is full or the album is locked; earlier batches stay.
+        """
+        begin = time.perf_counter()
+        check_counts(batch_size=batch_size)
+        check_counts(or_none=True, top_k=top_k)
+        top_k = None if top_k is None else index(top_k)
+        total = sum(facts.questions for facts in self.styles())
+        done = kept = 0
+        for batch in self._catalog.questions.batches(index(batch_size)):
+            vectors, judgements = self._round_trip(
+                [one.text for one in batch], [one.image for one in batch], top_k
+            )
+            keys = [one.key for one in batch]
+            self._catalog.questions.judge(
+                dict(zip(keys, judgements, strict=True)), dict(zip(keys, vectors, strict=True))
+            )
+            kept += sum(one.kept for one in judgements)
+            done += len(batch)
+            if progress is not None:
+                progress("filtering questions", done, max(done, total))
+        return FilterReport(done, kept, time.perf_counter() - begin)
+
+    def list(self, id: str | None = None) -> Iterator[StoredQuestion]:
+        """Iterate over all questions, oldest first, or over those of one image, likeliest first.
+
+        Raises:
+            InvalidInputError: no image has that id.
+        """
+        if id is None:
+            return (one for batch in self._catalog.questions.batches() for one in batch)
+        record = self._catalog.find(id)
+        if record is None:
+            raise InvalidInputError(
+                f"no image of this album has the id {id!r}; Retriever.records() lists the images"
+            )
+        return iter(self._catalog.questions.of([record.key]))
+
+    def styles(self) -> Sequence[StyleFacts]:
+        """Count the questions and images of each style."""
+        return self._catalog.questions.styles()
+
+    def remove(self, style: str | None = None) -> int:
+        """Remove all questions, or those of one style; returns how many. The images can then be asked again.
+
+        An image that loses a question may also be asked again in the other styles, since a text that two
+        styles have in common is stored once.
+
+        Raises:
+            InvalidInputError: unknown style; lists those in :data:`zsqretrieval.tasks.questions.STYLES` and
+                in the album.
+        """
+        known = sorted({*STYLES, *(facts.style for facts in self.styles())})
+        if style is not None and style not in known:
+            raise InvalidInputError(f"there is no style {style!r}; choose from {', '.join(known)}")
+        return self._catalog.questions.remove(style)
 
 
 def own_ranks(found: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each question's own image stands.
+    """Rank of each question's own image.
 
     Args:
-        found: int64 [q, k], keys of images, best first.
+        found: int64 [q, k], image keys, best first.
         own: int64 [q], key of the own image.
 
     Returns:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zsqretrieval.data.images import read_webdataset
+from zsqretrieval.data.sources import read_webdataset
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets.dataset import Dataset
 from zsqretrieval.evaluation.datasets.judgments import Judgments, read_judgments

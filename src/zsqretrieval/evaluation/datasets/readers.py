@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zsqretrieval.data.images import read_webdataset, walk
+from zsqretrieval.data.sources import read_webdataset, walk
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MissingDependencyError
 from zsqretrieval.evaluation.datasets.dataset import (
     ALT_TEXT,

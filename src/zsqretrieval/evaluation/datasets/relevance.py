@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from zsqretrieval.data.images import walk
+from zsqretrieval.data.sources import walk
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets.dataset import (
     EXPERT_QUERY,

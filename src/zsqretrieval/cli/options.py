@@ -1,0 +1,222 @@
+"""Options that several commands share, and the parts and albums that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from zsqretrieval.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from zsqretrieval.album.candidates import StatesMode
+    from zsqretrieval.presets import Preset
+    from zsqretrieval.retriever import Retriever
+    from zsqretrieval.search.rerank import Rerank
+
+__all__ = [
+    "Album",
+    "AsJson",
+    "Candidates",
+    "EncoderWeights",
+    "Fusions",
+    "GeneratorPreset",
+    "GeneratorWeights",
+    "HowFused",
+    "HowReranked",
+    "Reranks",
+    "States",
+    "Weight",
+    "caches_features",
+    "open_album",
+    "preset_with",
+    "read_lines",
+    "rerank_of",
+]
+
+
+class Reranks(str, Enum):
+    """Scoring rules, named as their scores."""
+
+    LIKELIHOOD = "likelihood"
+    YES_NO = "yes_no"
+    NONE = "none"
+
+
+class Fusions(str, Enum):
+    """Ways to combine the scores of generator and first stage."""
+
+    WEIGHTED_SUM = "weighted-sum"
+    RECIPROCAL_RANK = "reciprocal-rank"
+    RERANK_ONLY = "rerank-only"
+
+
+class States(str, Enum):
+    """Where image features are cached; in memory they would end with the command."""
+
+    DISK = "disk"
+    NONE = "none"
+
+
+Album = Annotated[Path, typer.Argument(metavar="ALBUM", help="Directory of the album.")]
+Candidates = Annotated[int, typer.Option(min=1, help="First-stage candidates that the generator scores.")]
+HowReranked = Annotated[
+    Reranks | None,
+    typer.Option("--rerank", help="How to re-rank.", show_default="likelihood, if there is a generator"),
+]
+HowFused = Annotated[
+    Fusions | None,
+    typer.Option(help="How to combine both scores.", show_default="the preset's or the album's"),
+]
+Weight = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Combine them by a weighted sum with this weight of the generator.",
+        show_default="1 with --fusion weighted-sum",
+    ),
+]
+GeneratorPreset = Annotated[
+    str | None, typer.Option("--preset", help="Use this preset's generator and calibration, not the album's.")
+]
+EncoderWeights = Annotated[
+    Path | None, typer.Option(help="Local file or folder with the encoder's weights, not the preset's.")
+]
+GeneratorWeights = Annotated[
+    Path | None, typer.Option(help="Local file or folder with the generator's weights, not the preset's.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+
+def rerank_of(
+    candidates: int, rerank: Reranks | None, fusion: Fusions | None, weight: float | None
+) -> Rerank | Literal["auto"] | None:
+    """Turn the options into the argument ``rerank`` of :meth:`zsqretrieval.retriever.Retriever.search`."""
+    from zsqretrieval.search.fusion import ReciprocalRank, RerankOnly, WeightedSum
+    from zsqretrieval.search.rerank import CANDIDATES, Rerank
+    from zsqretrieval.search.scoring import Likelihood, YesNo
+
+    if weight is not None and fusion not in (None, Fusions.WEIGHTED_SUM):
+        raise typer.BadParameter(f"--weight belongs to --fusion weighted-sum, not to {fusion.value}")
+    if rerank is Reranks.NONE:
+        if fusion is not None or weight is not None:
+            raise typer.BadParameter("--rerank none has nothing to combine; leave --fusion and --weight out")
+        return None
+    if rerank is None and fusion is None and weight is None and candidates == CANDIDATES:
+        return "auto"
+    fusions = {
+        None: None if weight is None else WeightedSum(weight),
+        Fusions.WEIGHTED_SUM: WeightedSum(1.0 if weight is None else weight),
+        Fusions.RECIPROCAL_RANK: ReciprocalRank(),
+        Fusions.RERANK_ONLY: RerankOnly(),
+    }
+    rule = YesNo() if rerank is Reranks.YES_NO else Likelihood()
+    return Rerank(rule, fusion=fusions[fusion], candidates=candidates)
+
+
+def preset_with(
+    name: str,
+    *,
+    index: str | None = None,
+    encoder_weights: Path | None = None,
+    generator_weights: Path | None = None,
+) -> Preset:
+    """The preset of a name with another index or local weights.
+
+    Raises:
+        InvalidInputError: no such preset, no such path, or a part that takes no local weights.
+    """
+    from zsqretrieval.presets import preset_named
+
+    preset = preset_named(name)
+    return preset.variant(
+        index=index,
+        encoder_config=_encoder_config(preset, encoder_weights),
+        generator_config=_generator_config(preset, generator_weights),
+    )
+
+
+def _encoder_config(preset: Preset, weights: Path | None) -> Mapping[str, Any]:
+    """Settings that load the encoder's weights from a folder or file."""
+    if weights is None:
+        return {}
+    path = str(_existing(weights).absolute())
+    if preset.encoder == "clip":  # a folder says which architecture it holds
+        return {"name": f"local-dir:{path}", "pretrained": None} if weights.is_dir() else {"pretrained": path}
+    if preset.encoder == "mini":
+        return {"weights": path}
+    raise InvalidInputError(f"the encoder {preset.encoder!r} takes no --encoder-weights")
+
+
+def _generator_config(preset: Preset, weights: Path | None) -> Mapping[str, Any]:
+    """Settings that load the generator's weights from a folder or file."""
+    if weights is None:
+        return {}
+    setting = {"mini": "weights", "kosmos": "name", "vlm": "name_or_path"}.get(preset.generator or "")
+    if setting is None:
+        raise InvalidInputError(
+            f"the generator {preset.generator!r} takes no --generator-weights; choose another preset"
+        )
+    return {setting: str(_existing(weights).absolute())}
+
+
+def _existing(weights: Path) -> Path:
+    if not weights.exists():
+        raise InvalidInputError(f"{weights}: no such file or folder of weights")
+    return weights
+
+
+def caches_features(preset: Preset) -> bool:
+    """Whether the preset's generator can cache image features; loads no weights."""
+    from zsqretrieval import plugins
+
+    name = preset.generator
+    return name is not None and hasattr(plugins.load("generator", name), "image_states")
+
+
+def open_album(
+    path: Path,
+    *,
+    preset: str | None = None,
+    generator_weights: Path | None = None,
+    needs_generator: bool = False,
+    states: StatesMode | Literal["auto"] = "auto",
+) -> Retriever:
+    """Open an album; a preset with a generator replaces the album's generator and calibration.
+
+    Raises:
+        typer.BadParameter: local weights without a preset.
+        InvalidInputError: a generator is needed and the preset has none.
+    """
+    from zsqretrieval.retriever import Retriever
+
+    if preset is None:
+        if generator_weights is not None:
+            raise typer.BadParameter("--generator-weights needs the --preset whose weights they are")
+        return Retriever.open(path, states=states)
+    chosen = preset_with(preset, generator_weights=generator_weights)
+    generator = chosen.make_generator()
+    if generator is None:
+        if needs_generator:
+            raise InvalidInputError(f"the preset {preset!r} has no generator; choose one with a generator")
+        return Retriever.open(path, states=states)
+    return Retriever.open(path, generator=generator, calibration=chosen.calibration, states=states)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read a file of texts, one a line; empty lines are left out.
+
+    Raises:
+        InvalidInputError: the file cannot be read, is not UTF-8, or has no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidInputError(f"{path} cannot be read: {reason}") from error
+    if not (texts := [line.strip() for line in lines if line.strip()]):
+        raise InvalidInputError(f"{path} holds no text; write one question a line")
+    return texts

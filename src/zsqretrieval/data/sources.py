@@ -1,0 +1,350 @@
+"""Image sources: folders, tars, patterns and files, listed without decoding; and reopening by source.
+
+Listing never looks at pixels, so one broken image cannot stop the listing of a million. Decoding reports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tarfile
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, final
+
+from PIL import Image as PILImage
+from typing_extensions import Self
+
+from zsqretrieval.data.images import ImageLike, as_image, decode, digest, path_text, read_bytes
+from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
+from zsqretrieval.types import Image
+
+__all__ = ["IMAGE_SUFFIXES", "Reopener", "open_images", "read_webdataset", "walk"]
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+        *(".avif", ".heic", ".heif"),
+    }
+)
+"""File name endings of images, in lower case."""
+
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image]:
+    """List the images of a source, without decoding any.
+
+    Args:
+        source: a folder (its images, see :func:`walk`, then the tars in it and in its subfolders; links to
+            folders are not followed for tars); a ``.tar``, ``.tar.gz`` or ``.tgz`` file (see
+            :func:`read_webdataset`); a glob pattern of folders, tars and image files; any other path, bytes,
+            PIL image or record as one image; or an iterable of these.
+
+    Yields:
+        Records in a stable order. A path that does not exist is listed too; decoding it raises an ImageError.
+
+    Raises:
+        InvalidInputError: a pattern matches nothing, or an item is not an image.
+        IntegrityError: a tar is damaged.
+    """
+    if isinstance(source, (bytes, PILImage.Image, Image)):
+        yield as_image(source)
+    elif isinstance(source, (str, os.PathLike)):
+        if source == "":  # which Path takes for the current folder
+            raise InvalidInputError("an image path is empty; the current folder is '.'")
+        yield from _open_path(Path(source))
+    elif hasattr(source, "read"):  # iterating would give its lines
+        raise InvalidInputError(f"{source!r} is an open file; give its path, or the bytes that read() gives")
+    elif isinstance(source, Iterable):
+        for one in source:
+            yield from open_images(one)
+    else:
+        yield as_image(source)  # raises
+
+
+def _open_path(path: Path) -> Iterator[Image]:
+    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on paths that cannot be examined
+        yield from walk(path)
+        yield from read_webdataset(_tars(path))
+    elif _is_tar(path) and not _is_pattern(path):
+        yield from read_webdataset([path])
+    elif _is_pattern(path):
+        base = Path(path.anchor)
+        found = sorted(base.glob(str(path.relative_to(base))), key=lambda match: match.parts)
+        if not found:
+            raise InvalidInputError(f"no file matches {path}")
+        for match in found:
+            if match.is_dir() or _is_tar(match) or match.suffix.lower() in IMAGE_SUFFIXES:
+                yield from _open_path(match)
+    else:
+        yield as_image(path)
+
+
+def _tars(folder: Path) -> Iterator[Path]:
+    """The tars below a folder, sorted by folder. :func:`walk` reports the folders that cannot be listed."""
+    for above, folders, files in os.walk(folder.absolute()):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(above, name) for name in sorted(files) if _is_tar(Path(name)) and name[0] != ".")
+
+
+def _is_pattern(path: Path) -> bool:
+    return any(mark in str(path) for mark in "*?[") and not os.path.exists(path)  # noqa: PTH110
+
+
+def _is_tar(path: Path) -> bool:
+    return path.name.lower().endswith(_TAR_SUFFIXES)
+
+
+# --- folders --------------------------------------------------------------------------------------------
+
+
+def walk(folder: str | os.PathLike[str]) -> Iterator[Image]:
+    """List the images of a folder and its subfolders, without decoding any.
+
+    Takes files named like an image (:data:`IMAGE_SUFFIXES`, in any case) and skips hidden files and folders. Follows
+    links, but visits every real folder once, so loops of links end. A ``.txt`` file of the same stem beside an
+    image is its caption. A folder that cannot be listed is yielded as if it were an image, so that decoding
+    reports it by name.
+
+    Yields:
+        Records whose ``id`` is the path from ``folder``, with ``/`` on every system, and whose ``source`` is
+        the full path; sorted by name within each folder, by code point, on every system and in every locale.
+
+    Raises:
+        InvalidInputError: ``folder`` is not a folder.
+    """
+    root = Path(folder).absolute()
+    if not root.is_dir():
+        raise InvalidInputError(f"{root} is not a folder")
+    return _walk(root, "", set())
+
+
+def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[Image]:
+    try:
+        status = folder.stat()
+        with os.scandir(folder) as listing:
+            entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError:
+        yield Image(content=folder, source=path_text(folder), id=path_text(prefix.rstrip("/")) or None)
+        return
+    if (status.st_dev, status.st_ino) in visited:
+        return
+    visited.add((status.st_dev, status.st_ino))
+    names = {entry.name for entry in entries}
+    for entry in entries:
+        path = folder / entry.name
+        if _is_folder(entry):
+            yield from _walk(path, f"{prefix}{entry.name}/", visited)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            text = path.with_suffix(".txt")
+            yield Image(
+                content=path,
+                source=path_text(path),
+                id=path_text(prefix + entry.name),
+                caption=_read_caption(text) if text.name in names else None,
+            )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _read_caption(path: Path) -> str | None:
+    try:
+        return _caption(path.read_bytes())
+    except OSError as error:  # keep the image
+        reason = error.strerror or error
+        warnings.warn(
+            f"{path_text(path)}: the caption cannot be read: {reason}", RuntimeWarning, stacklevel=2
+        )
+        return None
+
+
+def _caption(text: bytes) -> str | None:
+    return text.decode("utf-8-sig", errors="replace").strip() or None
+
+
+# --- tars -----------------------------------------------------------------------------------------------
+
+
+def read_webdataset(tar_paths: Iterable[str | os.PathLike[str]]) -> Iterator[Image]:
+    """List the images of tar files in the layout of img2dataset and WebDataset.
+
+    Neighbouring members whose names agree up to the first dot of the last path component are one sample:
+    ``{key}.jpg`` (or another of :data:`IMAGE_SUFFIXES`; the first one counts), ``{key}.txt`` its caption,
+    ``{key}.json`` its metadata, whose ``caption`` is used if there is no text file. In a sample without such an
+    image, images with further dots in their names are listed separately (``IMG.1.png``). Samples without an
+    image are skipped. Metadata that cannot be read causes a RuntimeWarning.
+
+    Args:
+        tar_paths: the tars, read in this order; ``.tar.gz`` works as well.
+
+    Yields:
+        Records that hold the encoded bytes; ``id`` is ``{name of the tar without suffix}/{key}`` and
+        ``source`` is ``{path of the tar}#{member}``.
+
+    Raises:
+        IntegrityError: a tar is cut short, damaged, or not a tar; names it. The samples before the damage have
+            been yielded.
+        InvalidInputError: a tar does not exist or cannot be opened.
+    """
+    for tar_path in tar_paths:
+        path = Path(tar_path).absolute()
+        stem = path.name[: -len(next((s for s in _TAR_SUFFIXES if path.name.lower().endswith(s)), ""))]
+        key, sample = "", dict[str, tuple[str, bytes]]()
+        for name, content in _members(path):
+            folder, slash, base = name.rpartition("/")
+            member_key, _, extension = base.partition(".")
+            member_key = folder + slash + member_key
+            if member_key != key:
+                yield from _sample(path, stem, key, sample)
+                key, sample = member_key, {}
+            sample.setdefault(extension.lower(), (name, content))
+        yield from _sample(path, stem, key, sample)
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every plain file in a tar, in order; raises if the tar has no proper end."""
+    try:
+        with tarfile.open(path, "r:gz" if path.name.lower().endswith("gz") else "r:") as tar:
+            for member in tar:
+                name = member.name.removeprefix("./")
+                file = tar.extractfile(member) if member.isreg() else None
+                if file is not None and not name.rpartition("/")[2].startswith("."):
+                    yield path_text(name), file.read()
+            # tarfile takes a damaged header for the end; the real end is a block of zeros.
+            assert tar.fileobj is not None
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}")
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise IntegrityError(f"{path_text(path)}: not a whole tar file: {error}; fetch it again") from error
+    except OSError as error:
+        if error.errno is None:  # gzip's own errors have no errno
+            raise IntegrityError(f"{path_text(path)}: not a whole tar file: {error}") from error
+        raise InvalidInputError(f"{path_text(path)}: cannot be read: {error.strerror}") from error
+
+
+def _sample(path: Path, stem: str, key: str, sample: Mapping[str, tuple[str, bytes]]) -> Iterator[Image]:
+    images = [member for extension, member in sample.items() if f".{extension}" in IMAGE_SUFFIXES]
+    if not images:
+        dotted = [member for member in sample.values() if Path(member[0]).suffix.lower() in IMAGE_SUFFIXES]
+        for name, content in dotted:
+            yield Image(content, f"{path_text(path)}#{name}", id=f"{path_text(stem)}/{name}")
+        return
+    name, content = images[0]
+    metadata = _metadata(path, *sample["json"]) if "json" in sample else {}
+    caption = _caption(sample["txt"][1]) if "txt" in sample else metadata.get("caption")
+    yield Image(
+        content=content,
+        source=f"{path_text(path)}#{name}",
+        id=f"{path_text(stem)}/{key}",
+        caption=caption if isinstance(caption, str) else None,
+        metadata=metadata,
+    )
+
+
+def _metadata(path: Path, name: str, content: bytes) -> dict[str, Any]:
+    try:
+        # Python writes NaN and Infinity, which are not JSON, for missing numbers.
+        metadata = json.loads(content, parse_constant=lambda _: None)
+        if not isinstance(metadata, dict):
+            raise ValueError(f"not an object but {type(metadata).__name__}")
+    except (ValueError, RecursionError) as error:  # keep the image
+        where = f"{path_text(path)}#{name}"
+        warnings.warn(f"{where}: the metadata cannot be read: {error}", RuntimeWarning, stacklevel=2)
+        return {}
+    return metadata
+
+
+# --- reopening ------------------------------------------------------------------------------------------
+
+
+@final
+class Reopener:
+    """Reopens stored images: files, and members of tars as ``path#member``. For one thread.
+
+    Tars stay open until the block ends. A member of a ``.tar.gz`` is slow: everything before it is decompressed.
+    """
+
+    def __init__(self) -> None:
+        self._tars: dict[str, tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for tar, _ in self._tars.values():
+            tar.close()
+
+    def open(self, source: str, sha256: str | None = None) -> Image:
+        """Read the encoded bytes of an image, and verify its digest.
+
+        Args:
+            source: as in :attr:`Record.source <zsqretrieval.album.catalog.Record.source>`.
+            sha256: digest by :func:`~zsqretrieval.data.images.digest`; None accepts any image.
+
+        Raises:
+            ImageError: the image is missing, was never a file, or has changed.
+        """
+        content = self._read(source)
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            # An image that was added as a PIL image has the digest of its pixels.
+            if digest(decode(Image(content, source))) != sha256:
+                raise ImageError(source, "has changed since it was added; add it again")
+        return Image(content, source)
+
+    def _read(self, source: str) -> bytes:
+        whole = _file(source)
+        path, mark, member = source.partition("#")
+        archive = _file(path)
+        while mark and archive is None:  # a path may contain "#"
+            further, mark, member = member.partition("#")
+            path = f"{path}#{further}"
+            archive = _file(path)
+        if whole is not None or archive is None:
+            return read_bytes(Image(Path(whole or source), source))
+        try:
+            tar, members = self._tar(archive)
+            if member not in members:
+                raise ImageError(source, "no such member")
+            file = tar.extractfile(members[member])
+            return file.read() if file else b""
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            raise ImageError(source, f"cannot be read: {error}") from error
+
+    def _tar(self, path: str) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
+        if path not in self._tars:
+            tar = tarfile.open(path)  # noqa: SIM115  # closed by __exit__
+            members: dict[str, tarfile.TarInfo] = {}
+            self._tars[path] = tar, members
+            with contextlib.suppress(
+                tarfile.TarError, EOFError, zlib.error
+            ):  # keep the members before damage
+                for member in tar:
+                    if member.isreg():
+                        members[path_text(member.name.removeprefix("./"))] = member
+        return self._tars[path]
+
+
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+def _file(path: str) -> str | None:
+    """The file whose :func:`~zsqretrieval.data.images.path_text` is ``path``; None when it does not exist."""
+    escaped = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(path))
+    names = dict.fromkeys((path, os.fsdecode(escaped)))  # mostly the same name twice
+    # Path.is_file raises on folders without permission.
+    return next((one for one in names if os.path.isfile(one)), None)  # noqa: PTH113

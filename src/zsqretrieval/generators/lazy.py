@@ -1,0 +1,72 @@
+"""A generator that is loaded on first use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast, final
+
+from typing_extensions import Self
+
+from zsqretrieval import plugins
+from zsqretrieval.protocols import Generator
+
+__all__ = ["LazyGenerator"]
+
+
+@final
+class LazyGenerator:
+    """A generator that is loaded on first use, so that work without it loads no weights.
+
+    Args:
+        plugin: plugin name.
+        config: its settings; missing ones take the generator's defaults.
+    """
+
+    def __init__(self, plugin: str, config: Mapping[str, Any] | None = None) -> None:
+        self._plugin, self._config = plugin, dict(config or {})
+        self._made: Generator | None = None
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(cls, generator: Generator) -> Self:
+        """Wrap a generator that exists already.
+
+        Raises:
+            InvalidInputError: it is not a generator.
+        """
+        plugins.check_part("generator", generator)
+        part = plugins.describe("generator", generator) or {"plugin": "", "config": {}}
+        lazy = cls(part["plugin"], part["config"])
+        lazy._made = generator
+        return lazy
+
+    @property
+    def part(self) -> dict[str, Any] | None:
+        """The description that rebuilds it (JSON); None when it is not a plugin with settings."""
+        return {"plugin": self._plugin, "config": self._config} if self._plugin else None
+
+    @property
+    def made(self) -> Generator | None:
+        """The generator, if it is loaded."""
+        return self._made
+
+    def get(self) -> Generator:
+        """Load the generator on the first call, and return it.
+
+        Raises:
+            InvalidInputError: no installed package offers the plugin.
+            WeightsError: its weights cannot be found.
+        """
+        if self._made is None:
+            with self._lock:
+                if self._made is None:
+                    self._made = cast(Generator, plugins.create("generator", self._plugin, self._config))
+        return self._made
+
+    @contextmanager
+    def using(self) -> Iterator[Generator]:
+        """Lend the generator to one thread at a time: one call keeps all cores busy."""
+        with self._lock:
+            yield self.get()

@@ -26,7 +26,7 @@ from markupsafe import Markup, escape
 from zsqretrieval.evaluation.metrics import break_ties
 from zsqretrieval.evaluation.report.conclusions import SIGNIFICANT, answer, summary
 from zsqretrieval.evaluation.report.figures import figures
-from zsqretrieval.evaluation.report.tables import Table, software, tables
+from zsqretrieval.evaluation.report.tables import Table, frame_of, software, tables
 from zsqretrieval.evaluation.results import Results
 from zsqretrieval.evaluation.run import shallow
 from zsqretrieval.evaluation.trec import write_qrels, write_run
@@ -115,13 +115,14 @@ def write_verdict(results: Results, path: Path, *, command: str, published: Path
         write_runs(results, folder, depth=_DEPTH, suffix=".gz")
         linked = results.table["run"].where(results.table["run"].isna(), results.table["run"] + ".gz")
         results = replace(results, table=results.table.assign(run=linked))
+    written = results.to_json()
+    results = Results.from_json(written)  # so that the page is exactly that of the rounded numbers
     drawn = {name: one for name, one in figures(results).items() if not name.startswith("reliability")}
-    _write_figures(drawn, folder)
-    write_whole(folder / "numbers.json", [results.to_json()])
     others = None if published is None else json.loads(published.read_text(encoding="utf-8"))
-    write_whole(
-        path, [render(results, "verdict.md", figures=drawn, place=f"{folder.name}/", published=others)]
-    )
+    page = render(results, "verdict.md", figures=drawn, place=f"{folder.name}/", published=others)
+    _write_figures(drawn, folder)
+    write_whole(folder / "numbers.json", [written])
+    write_whole(path, [page])
 
 
 def render(
@@ -166,6 +167,7 @@ def render(
         "cell": markdown_cell,
         "code": lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))),
         "markdown": lambda frame: _markdown(frame, place),
+        "frame": lambda rows: frame_of({name: str(cell) for name, cell in row.items()} for row in rows),
     }
     page = templates.get_template(f"{template}.j2").render(
         answer=answer(results),
@@ -176,8 +178,7 @@ def render(
         alternatives=software(facts["alternatives"]) if facts.get("alternatives") else None,
         pictures=pictures,
         place=place,
-        published=published
-        and {**published, "recall": pd.DataFrame(published["recall"]).fillna("").astype(str)},
+        published=published,
         reproduce=reproduce,
         significant=SIGNIFICANT,
     )

@@ -1,4 +1,4 @@
-"""The verdict that is in the docs: every recall is that of the run file it names."""
+"""The verdict in the docs: rendered from its numbers, and every recall is that of its run file."""
 
 from __future__ import annotations
 
@@ -7,48 +7,45 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-PAGE = Path(__file__).parents[1] / "docs" / "verdict.md"
-ROW = re.compile(r"^\| (?P<cells>.+) \| \[run\]\((?P<run>verdict/runs/[^)]+)\) \|$", re.M)
+from zsqretrieval.evaluation.report import answer, write_verdict
+from zsqretrieval.evaluation.report.tables import records
+from zsqretrieval.evaluation.results import Results
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "verdict.md").read_text(encoding="utf-8")
+RESULTS = Results.from_json((DOCS / "verdict" / "numbers.json").read_text(encoding="utf-8"))
 
 
-def rows_of_recalls() -> list[tuple[str, bool, dict[int, float]]]:
-    """Of every row with a run file its place, whether it is of a sample, and the recalls told, by depth."""
-    found = []
-    header: list[str] = []
-    for line in PAGE.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
-        if "R@1" in cells:
-            header = cells
-        if row := ROW.match(line):
-            told = {
-                int(name[2:]): float(cell.split(" (")[0])
-                for name, cell in zip(header, cells, strict=False)
-                if name.startswith("R@")
-            }
-            found.append((row["run"], "queries" in header, told))
-    return found
+def test_page_is_rendered_from_its_numbers(tmp_path: Path) -> None:
+    again = tmp_path / "verdict.md"
+    published = DOCS / "data" / "published.json"
+    write_verdict(RESULTS, again, command=RESULTS.facts["command"], published=published)
+    assert again.read_text() == PAGE
+    drawn = {path.name for path in (tmp_path / "verdict" / "figures").iterdir()}
+    assert drawn == {path.name for path in (DOCS / "verdict" / "figures").iterdir()}
+
+
+def test_page_opens_with_three_sentences_and_a_table() -> None:
+    said = answer(RESULTS)
+    assert len(said) == 3
+    assert PAGE.startswith(
+        f"# Does question generation find images, and at what cost?\n\n{chr(10).join(said)}\n\n| "
+    )
+    assert f"on {RESULTS.facts['measured']}" in PAGE
+    for place in re.findall(r"\]\((verdict/[^)]+)\)", PAGE):
+        assert (DOCS / place).is_file(), place
 
 
 def lines(path: Path) -> list[list[str]]:
     return [line.split() for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
 
 
-def test_there_is_a_verdict() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert re.match(r"# .+\n\n\*\*Joined with the first stage: .+\*\*", text)
-    assert len(ROWS) > 40
-    for place in re.findall(r"\]\((verdict/[^)]+)\)", text):
-        assert (PAGE.parent / place).is_file(), place
-
-
-ROWS = rows_of_recalls()
-
-
-@pytest.mark.parametrize(("place", "sample", "told"), ROWS, ids=[place for place, _, _ in ROWS])
-def test_a_recall_is_that_of_its_run(place: str, sample: bool, told: dict[int, float]) -> None:
-    run = PAGE.parent / place
+def recalls(place: str, sample: bool, depths: list[int]) -> dict[str, float]:
+    """R@k of a run file; of the queries of the ablations only, if it is compared with them there."""
+    run = DOCS / "verdict" / place
     folder = run.parent.parent if run.parent.name == "ablations" else run.parent
     relevant = defaultdict(set)
     for query, _, item, grade in lines(folder / "qrels.txt.gz"):
@@ -57,36 +54,47 @@ def test_a_recall_is_that_of_its_run(place: str, sample: bool, told: dict[int, f
     ranked = defaultdict(list)
     for query, _, item, rank, score, _ in lines(run):
         ranked[query].append((int(rank), float(score), item))
-    if sample:  # whole systems are compared there with what lacks a part, on the queries of the latter
+    if sample:
         asked = {query for query, *_ in lines(next((folder / "ablations").iterdir()))}
         ranked = defaultdict(list, {query: ranked[query] for query in asked})
     assert {len(answers) for answers in ranked.values()} == {10}
-    for depth, percent in told.items():
-        found = 0
-        for query, answers in ranked.items():
-            assert [score for _, score, _ in answers] == sorted((s for _, s, _ in answers), reverse=True)
-            found += bool(relevant[query] & {item for rank, _, item in answers if rank <= depth})
-        assert round(100 * found / len(ranked), 1) == pytest.approx(percent, abs=0.051), (depth, place)
+    for answers in ranked.values():
+        assert [score for _, score, _ in answers] == sorted((score for _, score, _ in answers), reverse=True)
+    return {
+        f"R@{depth}": sum(
+            bool(relevant[query] & {item for rank, _, item in answers if rank <= depth})
+            for query, answers in ranked.items()
+        )
+        / len(ranked)
+        for depth in depths
+    }
 
 
-MEASURED = {
-    *("R@1", "R@5", "R@10", "MRR", "at 1", "at 10", "ceiling", "ceiling, %", "tau", "ms", "per second"),
-    *("ms a query", "queries/s", "R@10 predicted", "measured", "off, 95 %", "candidates needed"),
-    *("seconds", "times ours"),
-}
-NOT_MEASURED = ("What reading them costs by Kosmos-2", "Published, and not ours")
+LINKED = RESULTS.table[RESULTS.table["run"].notna() & RESULTS.table["measure"].str.startswith("R@")]
+GROUPS = [
+    pytest.param(rows, id=f"{group}-{place}") for (group, place), rows in LINKED.groupby(["group", "run"])
+]
+
+
+@pytest.mark.parametrize("rows", GROUPS)
+def test_recall_is_that_of_its_run_file(rows: pd.DataFrame) -> None:
+    first = rows.iloc[0]
+    depths = [int(name[2:]) for name in rows["measure"]]
+    found = recalls(first["run"], first["group"] == "ablations", depths)
+    assert f"(verdict/{first['run']})" in PAGE
+    for row in records(rows):
+        assert found[row["measure"]] == pytest.approx(row["value"], abs=1e-9), (row["run"], row["measure"])
+
+
+def test_every_recall_has_a_run_file() -> None:
+    recalled = RESULTS.table[RESULTS.table["group"].isin(["systems", "ablations"])]
+    assert set(recalled[recalled["run"].isna()]["system"]) <= {"chance"}
+    assert len(GROUPS) > 40
 
 
 def test_what_was_measured_has_an_interval() -> None:
-    seen = set()
-    for section in PAGE.read_text(encoding="utf-8").split("\n## "):
-        rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
-        if section.startswith(NOT_MEASURED) or not rows:
-            continue
-        header, *body = rows
-        for row in body:
-            for name, cell in zip(header, row, strict=False):
-                if name in MEASURED and cell.strip():
-                    assert re.search(r"\d to [+-]?\d", cell), (section.splitlines()[0], name, row)
-                    seen.add(name)
-    assert seen == MEASURED
+    without = RESULTS.table[RESULTS.table["low"].isna()]
+    assert set(without["measure"]) <= {"predicted", "observed", "tied", "flops", "size", "R@1"}
+    assert set(without[without["measure"] == "R@1"]["system"]) == {"chance"}
+    for row in records(RESULTS.table.dropna(subset=["value", "low"])):
+        assert row["low"] - 1e-9 <= row["value"] <= row["high"] + 1e-9, row

@@ -124,9 +124,9 @@ def test_a_damaged_row_is_computed_anew(damage, tmp_path: Path) -> None:
     cached = CachedEncoder(inner := Counting(), path)
     expected = cached.encode_text(["a"])
     store = sqlite3.connect(path)
-    ((vector,),) = store.execute("SELECT vector FROM vectors").fetchall()
+    ((vector,),) = store.execute("SELECT value FROM cache").fetchall()
     with store:
-        store.execute("UPDATE vectors SET vector = ?", (damage(vector),))
+        store.execute("UPDATE cache SET value = ?", (damage(vector),))
     store.close()
     for _ in range(2):
         assert np.array_equal(cached.encode_text(["a"]), expected)

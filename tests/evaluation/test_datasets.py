@@ -93,19 +93,19 @@ def made(
         ({"images": ()}, "toy: the gallery is empty"),
         ({"queries": (), "qrels": {}}, "toy: there are no queries"),
         ({"images": ("a", "")}, "file 1 has no id"),
-        ({"images": ("a", "b", "a")}, "file 2: the image 'a' stands there twice, first at file 0"),
-        ({"queries": (("q", "x"), ("q", "y"))}, r"toy.txt:2: the query 'q' stands there twice, .* toy.txt:1"),
+        ({"images": ("a", "b", "a")}, "file 2: the image 'a' is repeated, first at file 0"),
+        ({"queries": (("q", "x"), ("q", "y"))}, r"toy.txt:2: the query 'q' is repeated, .* toy.txt:1"),
         ({"queries": (("q", " "),)}, "toy.txt:1: the text of query 'q' is blank"),
         (
             {"qrels": {"q": {"a": 1, "z": 1}}},
-            r"toy.txt:1: query 'q' is to find the image 'z', .*\(2 images\)",
+            r"toy.txt:1: the image 'z' of query 'q' is not .*\(2 images\)",
         ),
         ({"qrels": {"q": {"a": 0}}}, "toy.txt:1: query 'q' has no relevant image"),
         ({"qrels": {}}, "toy.txt:1: query 'q' has no relevant image"),
-        ({"qrels": {"q": {"a": 1}, "p": {"a": 1}}}, "the qrels name the query 'p', which is not there"),
+        ({"qrels": {"q": {"a": 1}, "p": {"a": 1}}}, "the qrels name the unknown query 'p'"),
         ({"queries": (("", "x"),), "qrels": {"": {"a": 1}}}, "toy.txt:1: a query has no id"),
-        ({"qrels": {"q": {"a": 1}, "": {"a": 1}}}, "the qrels name the query '', which is not there"),
-        ({"qrels": {"q": {"a": 1, "": 1}}}, "toy.txt:1: query 'q' is to find the image '', which is not"),
+        ({"qrels": {"q": {"a": 1}, "": {"a": 1}}}, "the qrels name the unknown query ''"),
+        ({"qrels": {"q": {"a": 1, "": 1}}}, "toy.txt:1: the image '' of query 'q' is not"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_its_place(wrong: dict[str, Any], message: str) -> None:
@@ -194,7 +194,7 @@ def test_karpathy_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"nowhere.json is missing.*caption_datasets.zip"):
         read_karpathy(tmp_path / "nowhere.json", images)
     (images / "val2014/3.jpg").unlink()
-    with pytest.raises(InvalidInputError, match=r"dataset_coco.json, image 2: names the image .*3.jpg"):
+    with pytest.raises(InvalidInputError, match=r"dataset_coco.json, image 2: the image .*3.jpg is missing"):
         read_karpathy(path, images)
     document = json.loads(path.read_text())
     del document["images"][0]["sentences"][1]["raw"]
@@ -293,11 +293,11 @@ def test_a_folder_of_your_own(tmp_path: Path) -> None:
     }
     for line, message in [
         ('{"image": "tom.png", "caption": "x"}', "captions.jsonl:1: the image 'tom.png' is not in"),
-        ('{"image": "jerry.png"}', "captions.jsonl:1: says nothing about 'jerry.png'"),
-        ('{"image": "jerry.png", "captions": [3]}', "captions.jsonl:1: 'captions' holds 3"),
-        ('{"image": "jerry.png", "captions": ["x", 0]}', "captions.jsonl:1: 'captions' holds 0"),
-        ('{"image": "jerry.png", "questions": [null]}', "captions.jsonl:1: 'questions' holds None"),
-        ('{"image": "jerry.png", "captions": "x"}', "captions.jsonl:1: 'captions' is 'x', which is no list"),
+        ('{"image": "jerry.png"}', "captions.jsonl:1: 'jerry.png' has no caption"),
+        ('{"image": "jerry.png", "captions": [3]}', "captions.jsonl:1: 'captions' contains 3"),
+        ('{"image": "jerry.png", "captions": ["x", 0]}', "captions.jsonl:1: 'captions' contains 0"),
+        ('{"image": "jerry.png", "questions": [null]}', "captions.jsonl:1: 'questions' contains None"),
+        ('{"image": "jerry.png", "captions": "x"}', "captions.jsonl:1: 'captions' is 'x', not list"),
         ("[]", "captions.jsonl:1: not an object but list"),
         ('\n{"image": ', "captions.jsonl:2: broken JSON"),
     ]:
@@ -305,7 +305,7 @@ def test_a_folder_of_your_own(tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match=message):
             read_folder(tmp_path)
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(InvalidInputError, match="no UTF-8 text at byte 0"):
+    with pytest.raises(InvalidInputError, match="not UTF-8 at byte 0"):
         read_folder(tmp_path)
 
 
@@ -418,7 +418,7 @@ def test_inquire_in_part_and_graded(tmp_path: Path) -> None:
     data = read_inquire(folder, images, partial=True)
     assert [query.id for query in data.queries] == ["13"]
     assert data.notes == (
-        "1 relevant pairs and 1 queries left out: their images are not among the 2 searched",
+        "1 relevant pairs and 1 queries left out: their images are not among the 2 of the gallery",
     )
     annotations = folder / "inquire_annotations.csv"
     annotations.write_text("query_id,image_path,relevance\n13,a.jpg,2\n13,b.jpg,0\n21,a.jpg,1\n")
@@ -452,7 +452,7 @@ def test_retvqa(tmp_path: Path) -> None:
     data = read_retvqa(path, images)
     assert texts(data)["17"][:2] == ("Do both have a tail?", "human question")
     assert data.qrels == {"17": {"3": 0, "1": 1, "2": 1}}
-    with pytest.raises(InvalidInputError, match=r"question 18: names the image .*404.jpg"):
+    with pytest.raises(InvalidInputError, match=r"question 18: the image .*404.jpg is missing"):
         read_retvqa(path, images, "val")
     with pytest.raises(
         InvalidInputError, match=r"no questions of the split 'train'; it has \['test', 'val'\]"
@@ -478,7 +478,7 @@ def test_chatir(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="dialogue 0: has the rounds 0 to 2, but not 3"):
         read_chatir(path, tmp_path, rounds=[3])
     write_json(space, ["unlabeled2017/1.jpg"])
-    with pytest.raises(InvalidInputError, match=r"dialogue 1: query '1@0' is to find .* not in the gallery"):
+    with pytest.raises(InvalidInputError, match=r"dialogue 1: the image .* of query '1@0' is not in the gallery"):
         read_chatir(path, tmp_path, space)
 
 

@@ -1,14 +1,19 @@
-"""What captions tell, by rule."""
+"""Answers of simulated users."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
 
+import numpy as np
 import pytest
 
-from zsqretrieval.errors import ImageError
+from zsqretrieval.dialog.oracle import Interview
 from zsqretrieval.evaluation.simulated_user import DONT_KNOW, CaptionUser, GeneratorUser
 from zsqretrieval.tasks.english import is_unknown
+from zsqretrieval.types import Hit, Image, LogLikelihood
 
 CAPTIONS = (
     "A man in a red shirt is riding a bike on the beach .",
@@ -27,12 +32,12 @@ CAPTIONS = (
         ("is there a cat?", "no"),
         ("is it?", DONT_KNOW),
         ("how many dogs are there?", "two"),
-        ("how many men are there?", "one"),  # by the article
+        ("how many men are there?", "one"),  # from the article
         ("how many cats are there?", DONT_KNOW),
         ("what color is the shirt?", "red"),
         ("what colour is the dog?", "brown"),
         ("what color is the bike?", DONT_KNOW),
-        ("where is this?", "on the beach"),  # two of three; and a shirt is no place
+        ("where is this?", "on the beach"),  # two of three; a shirt is not a place
         ("what is the man doing?", "riding a bike on the beach"),
         ("what are the dogs doing?", "running through the water"),
         ("what is the person doing?", "riding a bike on the beach"),
@@ -42,7 +47,7 @@ CAPTIONS = (
         ("why?", DONT_KNOW),
     ],
 )
-def test_captions_tell(question: str, answer: str) -> None:
+def test_answer_comes_from_the_captions(question: str, answer: str) -> None:
     assert CaptionUser(CAPTIONS).answer(question) == answer
 
 
@@ -55,43 +60,36 @@ def test_captions_tell(question: str, answer: str) -> None:
         ("a boy in the rain", "what is the boy wearing?", DONT_KNOW),
     ],
 )  # fmt: skip
-def test_phrases_end_where_they_end(caption: str, question: str, answer: str) -> None:
+def test_answer_ends_with_its_phrase(caption: str, question: str, answer: str) -> None:
     assert CaptionUser([caption]).answer(question) == answer
 
 
-def test_nothing_is_known_of_an_image_without_captions() -> None:
+def test_image_without_captions_gives_dont_know() -> None:
     user = CaptionUser(())
     for question in ("where is this?", "what is the man doing?", "how many dogs are there?"):
         assert user.answer(question) == DONT_KNOW
     assert is_unknown(DONT_KNOW)
 
 
-def test_the_generator_says_what_it_sees() -> None:
-    from zsqretrieval.dialog.oracle import Interview
-    from zsqretrieval.types import Hit, Image, LogLikelihood
+class OneImage:
+    """Shows one image to a generator that prefers yes and knows one place."""
 
-    class Seer:
-        fingerprint = "seer"
+    fingerprint = "seer"
 
-        def log_likelihood(self, contexts, continuations, *, batch_size=16):  # type: ignore[no-untyped-def]
-            likely = {" yes": 0.3, " no": 0.2}
-            return [LogLikelihood(("x",), _log(likely[text])) for text in continuations]
+    def showing(self, hits: Sequence[Hit]) -> Any:
+        return nullcontext((self, [Image(b"", "x") for _ in hits]))
 
-        def generate(self, contexts, *, n=1, **settings):  # type: ignore[no-untyped-def]
-            return [["On a Boat." if "where" in context[1] else ""] for context in contexts]
+    def log_likelihood(self, contexts: Any, continuations: Sequence[str], **_: Any) -> list[LogLikelihood]:
+        chances = {" yes": 0.3, " no": 0.2}
+        return [
+            LogLikelihood(("x",), np.array([math.log(chances[text])], np.float32)) for text in continuations
+        ]
 
-    def _log(p: float):  # type: ignore[no-untyped-def]
-        import numpy as np
+    def generate(self, contexts: Any, **_: Any) -> list[list[str]]:
+        return [["On a Boat." if "where" in context[1] else ""] for context in contexts]
 
-        return np.array([math.log(p)], np.float32)
 
-    class OneImage:
-        def showing(self, hits):  # type: ignore[no-untyped-def]
-            import contextlib
-
-            shown: list[Image | ImageError] = [Image(b"", "x") for _ in hits]
-            return contextlib.nullcontext((Seer(), shown))
-
+def test_generator_answers_polar_questions_by_likelihood_and_others_by_text() -> None:
     user = GeneratorUser(Interview(OneImage()), Hit(1, "x", "x", 0.0, {}))  # type: ignore[arg-type]
     assert user.answer("is there a boat?") == "yes"
     assert user.answer("where is this?") == "on a boat"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_vlms
 import torch
+from benchmarks.scoring import naive_log_likelihood
 from safetensors.torch import load_file, save_file
 from tiny_kosmos import tiny_kosmos, tiny_model, tiny_processor
 from tokenizers import Tokenizer
@@ -20,7 +21,6 @@ from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 from zsqretrieval import plugins
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError, WeightsError
-from zsqretrieval.evaluation.scoring_bench import naive_log_likelihood
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.protocols import Configurable, ImageStates
 from zsqretrieval.testing import GeneratorCase, generator_checks, parametrize_checks

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.index import bench_index
+from benchmarks.synthetic import cliplike
 from index_data import vectors
 
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError
-from zsqretrieval.evaluation.index_bench import bench_index
-from zsqretrieval.evaluation.synthetic import cliplike
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.protocols import Configurable, FilteredIndex

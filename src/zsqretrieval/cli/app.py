@@ -14,18 +14,11 @@ import typer
 from typer.core import TyperGroup
 
 from zsqretrieval.cli.album import index, info, remove, search
-from zsqretrieval.cli.bench import bench_encoder_command, bench_index_command, bench_scoring_command
-from zsqretrieval.cli.bench_alternatives import bench_alternatives_command
-from zsqretrieval.cli.bench_dialog import bench_dialog_command
-from zsqretrieval.cli.bench_expand import bench_expand_command
-from zsqretrieval.cli.bench_gallery import bench_gallery_command
-from zsqretrieval.cli.bench_rerank import bench_rerank_command
 from zsqretrieval.cli.chat import chat
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.evaluate import evaluate
 from zsqretrieval.cli.questions import questions
-from zsqretrieval.cli.verdict import verdict_command
 from zsqretrieval.errors import ZsqError
 
 __all__ = ["Commands", "app", "main", "root"]
@@ -93,18 +86,6 @@ app.command("chat")(chat)
 app.command("info")(info)
 app.command("remove")(remove)
 app.command("evaluate")(evaluate)
-app.command("verdict")(verdict_command)
-
-_bench = typer.Typer(no_args_is_help=True, help="Measure how well the parts do.")
-_bench.command("alternatives")(bench_alternatives_command)
-_bench.command("encoder")(bench_encoder_command)
-_bench.command("expand")(bench_expand_command)
-_bench.command("gallery")(bench_gallery_command)
-_bench.command("index")(bench_index_command)
-_bench.command("dialog")(bench_dialog_command)
-_bench.command("rerank")(bench_rerank_command)
-_bench.command("scoring")(bench_scoring_command)
-app.add_typer(_bench, name="bench")
 
 
 def main() -> None:

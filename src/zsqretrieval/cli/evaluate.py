@@ -1,176 +1,454 @@
-"""``zsq evaluate``: a whole comparison on a data set, with its report."""
+"""``zsq evaluate``: measure systems on a data set and write a report, or the verdict page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import PlainTable, emit_json, notice, say, show, stage_bars
-from zsqretrieval.cli.opening import new_encoder, new_generator
-from zsqretrieval.cli.reading import (
-    AsJson,
-    BenchPreset,
-    EncoderWeights,
-    GeneratorWeights,
-    command_line,
-    told_interval,
-)
+from zsqretrieval.cli.console import PlainTable, emit_json, notice, printable, say, show
+from zsqretrieval.cli.options import AsJson, EncoderWeights, GeneratorWeights, preset_with
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = ["DATASET", "evaluate"]
+if TYPE_CHECKING:
+    from zsqretrieval.evaluation.datasets import Dataset
+    from zsqretrieval.evaluation.results import Results
+    from zsqretrieval.evaluation.settings import Settings
+    from zsqretrieval.presets import Preset
+    from zsqretrieval.protocols import Encoder, Generator
+    from zsqretrieval.search.fusion import Fusion
+    from zsqretrieval.types import Progress
 
-DATASET = (
-    "kind:path, or a folder that tells its kind: shards:FOLDER, flickr8k:FOLDER, "
+__all__ = ["command_line", "evaluate"]
+
+_DATASET = (
+    "kind:path, or a folder whose kind is recognised: shards:FOLDER, flickr8k:FOLDER, "
     "flickr:CAPTIONS,IMAGES,[LIST], karpathy:FILE.json,IMAGES, coco:FILE.json,IMAGES, laion:FOLDER, "
     "inquire:FOLDER,IMAGES, retvqa:FILE.json,IMAGES, chatir:FILE.json,IMAGES,[SEARCH_SPACE.json], "
     "folder:FOLDER."
 )
-"""Help of the argument that names a data set."""
+_SYSTEMS = (
+    "likelihood, yes_no, fused, expanded, fused+expanded; with a query bank: normalized, normalized+fused; "
+    "ablations: no_image, shuffled, wording, mean, prior, pixels; first_stage alone; or all."
+)
+_LINE = 60.0  # seconds between two lines of progress without a terminal
+_PREFIXES = 1 << 30  # bytes of the prefix cache: dialogs score every image with every question
+
+
+class Template(str, Enum):
+    """What is written."""
+
+    REPORT = "report"
+    VERDICT = "verdict"
+
+
+class Expansions(str, Enum):
+    """Ways to combine similarities to images and to questions."""
+
+    WEIGHTED_SUM = "weighted-sum"
+    MAXIMUM = "maximum"
+    RECIPROCAL_RANK = "reciprocal-rank"
+
+
+class Users(str, Enum):
+    """Simulated users of dialogs."""
+
+    GENERATOR = "generator"
+    CAPTIONS = "captions"
 
 
 def evaluate(
     ctx: typer.Context,
-    dataset: Annotated[str, typer.Argument(help=DATASET)],
-    report: Annotated[Path, typer.Option(help="Folder of the report; the same command goes on there.")],
+    dataset: Annotated[str, typer.Argument(help=_DATASET)],
+    report: Annotated[Path, typer.Option(help="Folder of the report; for the verdict, the page, .md.")],
     systems: Annotated[
-        str,
+        str | None,
+        typer.Option(help=_SYSTEMS, show_default="likelihood,yes_no,fused,expanded, if there is a generator"),
+    ] = None,
+    template: Annotated[Template, typer.Option(help="Which pages to write.")] = Template.REPORT,
+    work: Annotated[
+        Path | None,
         typer.Option(
-            help="clip, likelihood, yesno, fused, expand; with a query bank: normalized, normalized_fused; "
-            "what takes a part away: no_image, shuffled, wording, mean, prior, pixels; or all."
+            help="Folder of the cache, from which the same command continues.", show_default="REPORT/work"
         ),
-    ] = "clip,likelihood,yesno,fused,expand",
-    preset: BenchPreset = "mini",
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Preset of encoder, index, generator and calibration.")] = "mini",
+    encoder: Annotated[str | None, typer.Option(help="Encoder plugin, not the preset's.")] = None,
+    encoder_config: Annotated[str | None, typer.Option(help="Its settings, a JSON object.")] = None,
+    index: Annotated[str | None, typer.Option(help="Index plugin whose size is measured.")] = None,
+    generator: Annotated[
+        str | None, typer.Option(help="Generator plugin, not the preset's; none for the first stage alone.")
+    ] = None,
+    generator_config: Annotated[str | None, typer.Option(help="Its settings, a JSON object.")] = None,
+    encoder_weights: EncoderWeights = None,
+    generator_weights: GeneratorWeights = None,
     split: Annotated[
-        str | None, typer.Option(help="Split to measure.", show_default="test, where there are splits")
+        str | None, typer.Option(help="Split to measure.", show_default="test, if there are splits")
     ] = None,
     forms: Annotated[
         str | None,
         typer.Option(
             help="Forms of the texts, such as caption,question/which,question/is-there,question/what.",
-            show_default="those there are, and question/which of captions",
+            show_default="those of the data set, and question/which from captions",
         ),
     ] = None,
-    directions: Annotated[str, typer.Option(help="Who looks for whom.")] = "text-to-image,image-to-text",
+    directions: Annotated[
+        str, typer.Option(help="Retrieval directions.")
+    ] = "text-to-image,image-to-text",
     queries: Annotated[
         int | None,
-        typer.Option(min=1, help="Queries of each form and direction, taken evenly.", show_default="all"),
+        typer.Option(
+            min=1, help="Queries of each form and direction.", show_default="1000; 100 below 200 images"
+        ),
     ] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="Candidates read for each query.")] = 50,
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates re-ranked for each query.")] = 50,
     curve_candidates: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Candidates read for the curve of texts that look for images.",
-            show_default="--candidates",
+            min=1, help="Candidates scored for the text-to-image curve by depth.", show_default="--candidates"
         ),
     ] = None,
     weight: Annotated[
         float | None,
         typer.Option(min=0, help="Weight of the generator in the fusion.", show_default="the preset's"),
     ] = None,
-    alpha: Annotated[
-        float, typer.Option(min=0, max=1, help="How much of a text's prior is taken away.")
-    ] = 0.8,
-    tune_on: Annotated[
-        str | None, typer.Option(help="Split of the same data set to choose weight and alpha on.")
+    expansion: Annotated[
+        Expansions | None,
+        typer.Option(help="How images and questions are combined.", show_default="the preset's"),
     ] = None,
-    tune_queries: Annotated[
-        int, typer.Option(min=1, help="Queries of each form and direction to tune on.")
-    ] = 300,
-    ablation_queries: Annotated[
-        int, typer.Option(min=1, help="Queries of each form and direction that what lacks a part is asked.")
-    ] = 300,
-    questions: Annotated[int, typer.Option(min=1, help="Questions of an image for expand, at most.")] = 3,
+    alpha: Annotated[float, typer.Option(min=0, max=1, help="Share of a text's prior to subtract.")] = 0.8,
+    tune_on: Annotated[
+        str | None, typer.Option(help="Other split of the data set to tune fusions, expansion and alpha on.")
+    ] = None,
+    tune_queries: Annotated[int, typer.Option(min=1, help="Queries of each kind to tune on.")] = 300,
+    ablation_queries: Annotated[int, typer.Option(min=1, help="Queries of each kind for ablations.")] = 300,
+    questions: Annotated[int, typer.Option(min=1, help="Questions of an image for expanded, at most.")] = 3,
+    style: Annotated[str, typer.Option(help="Style of these questions.")] = "questions",
     bank: Annotated[int, typer.Option(min=1, help="Texts of an image for the query bank, at most.")] = 4,
-    encoder_weights: EncoderWeights = None,
-    generator_weights: GeneratorWeights = None,
-    human: Annotated[
-        bool, typer.Option(help="Compare scores with human ratings, where they lie beside the data set.")
-    ] = True,
+    bank_scale: Annotated[
+        float | None, typer.Option(min=0, help="Its inverse temperature.", show_default="the preset's")
+    ] = None,
+    bank_strength: Annotated[
+        float | None, typer.Option(min=0, help="Share of hubness to subtract.", show_default="the preset's")
+    ] = None,
+    dialogs: Annotated[int, typer.Option(min=0, help="Clarifying dialogs to simulate.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Questions of a dialog.")] = 5,
+    user: Annotated[
+        Users, typer.Option(help="Who answers: the generator itself, or people's captions.")
+    ] = Users.CAPTIONS,
+    gallery_sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure recall by gallery size, with the images of the other splits: sizes such as "
+            "100,1000, or auto.",
+            show_default="not measured",
+        ),
+    ] = None,
+    human: Annotated[bool, typer.Option(help="Compare with human ratings next to the data set.")] = True,
     cost: Annotated[bool, typer.Option(help="Measure times and arithmetic.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    published: Annotated[
+        Path | None, typer.Option(help="JSON of published numbers for the verdict.")
+    ] = None,
+    alternatives: Annotated[
+        Path | None, typer.Option(help="JSON of python -m benchmarks.alternatives for the verdict.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs the generator computes together.")] = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what finds the images of a data set, and write a report with run files and figures."""
-    from zsqretrieval.evaluation.opening import open_dataset, open_judgments
-    from zsqretrieval.evaluation.plan import Plan, choose_directions, choose_systems, with_weight
-    from zsqretrieval.evaluation.report import WORK, write_report
-    from zsqretrieval.evaluation.study import run_study
-    from zsqretrieval.presets import preset_fusion, preset_index
+    """Measure retrieval systems on a data set, and write a report with run files and figures."""
+    from zsqretrieval.evaluation.datasets import open_dataset, open_judgments
+    from zsqretrieval.evaluation.experiment import evaluate as run
+    from zsqretrieval.evaluation.report import write_report, write_verdict
+    from zsqretrieval.evaluation.settings import Settings, choose_directions, with_forms, with_weight
+    from zsqretrieval.evaluation.systems import choose_systems
 
     if tune_on is not None and weight is not None:
         raise InvalidInputError("--tune-on chooses the weight and --weight gives it; use one of them")
-    if report.exists() and not report.is_dir():
+    if template is Template.VERDICT and (report.suffix != ".md" or work is None):
+        raise InvalidInputError("the verdict is a Markdown page: give --report a name in .md, and --work")
+    if template is Template.REPORT and report.exists() and not report.is_dir():
         raise InvalidInputError(f"{report} is a file; a report is a folder")
-    fusion = preset_fusion(preset)
-    plan = Plan(
-        systems=choose_systems(systems.split(",")),
+    for page in filter(None, (published, alternatives)):
+        json.loads(page.read_text(encoding="utf-8"))
+    chosen = _parts(
+        preset_with(
+            preset, index=index, encoder_weights=encoder_weights, generator_weights=generator_weights
+        ),
+        encoder, _object("--encoder-config", encoder_config), generator,
+        _object("--generator-config", generator_config),
+    )  # fmt: skip
+    calibration = chosen.calibration
+    names = systems if systems is not None else "likelihood,yes_no,fused,expanded" if chosen.generator else ""
+    settings = Settings(
+        systems=choose_systems(names.split(",")),
         directions=choose_directions(directions.split(",")),
         queries=queries,
         candidates=candidates,
         curve_candidates=curve_candidates,
-        fusion=fusion if weight is None else with_weight(fusion, weight),
-        fusion_from=f"of the preset {preset}" if weight is None else "given",
+        fusion=calibration.fusion if weight is None else with_weight(calibration.fusion, weight),
+        expansion=calibration.expansion if expansion is None else _expansion(expansion),
         alpha=alpha,
+        origin=f"of the preset {preset}" if weight is None else "given",
         questions=questions,
+        style=style,
         bank=bank,
+        bank_scale=calibration.bank_scale if bank_scale is None else bank_scale,
+        bank_strength=calibration.bank_strength if bank_strength is None else bank_strength,
         ablation_queries=ablation_queries,
         tuning_queries=tune_queries,
         batch_size=batch_size,
         seed=seed,
     )
-    data = open_dataset(dataset, split)
+    sizes = _sizes(gallery_sizes)
+    data = with_forms(
+        open_dataset(dataset, split),
+        None if forms is None else [form.strip().replace("-", " ") for form in forms.split(",")],
+    )
     tuning = None if tune_on is None else open_dataset(dataset, tune_on)
-    encoder = new_encoder(preset, weights=encoder_weights)
-    generator = new_generator(preset, weights=generator_weights)
-    with stage_bars(lines=True) as progress:
-        study = run_study(
-            encoder,
-            generator,
-            data,
-            plan,
-            work=report / WORK,
-            forms=None if forms is None else [form.strip().replace("-", " ") for form in forms.split(",")],
-            tune_on=tuning,
-            judgments=open_judgments(dataset, split, data) if human else (),
-            index=preset_index(preset, encoder) if cost else None,
-            cost=cost,
-            progress=progress,
-        )
-    facts = write_report(study, report, command=command_line(ctx))
-    if as_json:
-        emit_json(facts)
+    settings = settings.fitting(data)
+    judgments = open_judgments(dataset, split, data) if human else ()
+    if settings.queries is not None:
+        notice(f"{data.name}: {settings.queries} queries of each form and direction, a fixed sample")
+    folder = work if work is not None else report / "work"
+    parts = _Made(chosen, dialogs > 0)
+    with _one_bar() as progress:
+        results = run(
+            data, parts.encoder, parts.generator, settings,
+            work=folder, tune_on=tuning, judgments=judgments,
+            index=parts.index() if cost else None, cost=cost, progress=progress, notice=notice,
+        )  # fmt: skip
+        more = _More(dataset, split, data, settings, parts, folder, progress)
+        if sizes is not None:
+            results = more.scaling(results, sizes, batch_size)
+        if dialogs:
+            results = more.dialogs(results, dialogs, rounds, user.value)
+    results.facts["presets"] = {"preset": preset}
+    if alternatives is not None:
+        results.facts["alternatives"] = json.loads(alternatives.read_text(encoding="utf-8"))
+    command = command_line(ctx)
+    if template is Template.VERDICT:
+        write_verdict(results, report, command=command, published=published)
+        notice(f"verdict: {report.absolute()}")
     else:
-        _tell(facts)
+        write_report(results, report, command=command)
         notice(f"report: {(report / 'report.html').absolute()}")
+    if as_json:
+        emit_json(json.loads(results.to_json()))
+    else:
+        _show(results)
 
 
-def _tell(facts: Mapping[str, Any]) -> None:
-    for sentence in facts["answers"]:
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def _object(option: str, text: str | None) -> dict[str, Any]:
+    """Parse the settings of a plugin."""
+    try:
+        found = {} if text is None else json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f"{option}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"{option} must be a JSON object, not {text}")
+    return found
+
+
+def _parts(
+    preset: Preset,
+    encoder: str | None,
+    encoder_config: dict[str, Any],
+    generator: str | None,
+    generator_config: dict[str, Any],
+) -> Preset:
+    """The preset with other plugins and settings; its calibration holds only for its own pair."""
+    from zsqretrieval.presets import Calibration
+
+    own = preset
+    if encoder is not None and encoder != preset.encoder:
+        preset = replace(preset, encoder=encoder, encoder_config={})
+    if generator == "none":
+        preset = replace(preset, generator=None, generator_config={})
+    elif generator is not None and generator != preset.generator:
+        preset = replace(preset, generator=generator, generator_config={})
+    if (preset.encoder, preset.generator) != (own.encoder, own.generator):
+        preset = replace(preset, calibration=Calibration())
+    return replace(
+        preset,
+        encoder_config={**preset.encoder_config, **encoder_config},
+        generator_config={**preset.generator_config, **generator_config},
+    )
+
+
+class _Made:
+    """The parts of a preset; the encoder and the generator are made once."""
+
+    def __init__(self, preset: Preset, prefixes: bool) -> None:
+        self._preset = preset
+        if prefixes and preset.generator in ("mini", "kosmos"):
+            config = {"prefix_cache_bytes": _PREFIXES, **preset.generator_config}
+            self._preset = replace(preset, generator_config=config)
+        self.calibration = preset.calibration
+        self.encoder: Encoder = preset.make_encoder()
+        lazy = self._preset.make_generator()
+        self.generator: Generator | None = None if lazy is None else lazy.get()
+
+    def index(self) -> Any:
+        """An empty index for the encoder's vectors."""
+        from zsqretrieval import plugins
+
+        index = plugins.load("index", self._preset.index)
+        return index(self.encoder.dim, fingerprint=self.encoder.fingerprint)
+
+
+def _expansion(kind: Expansions) -> Fusion:
+    from zsqretrieval.search.fusion import Maximum, ReciprocalRank, WeightedSum
+
+    kinds: dict[Expansions, Fusion] = {
+        Expansions.WEIGHTED_SUM: WeightedSum(0.05),
+        Expansions.MAXIMUM: Maximum(),
+        Expansions.RECIPROCAL_RANK: ReciprocalRank(),
+    }
+    return kinds[kind]
+
+
+def _sizes(text: str | None) -> list[int] | None:
+    """Parse ``auto`` (an empty list) or sizes."""
+    if text is None or text == "auto":
+        return None if text is None else []
+    try:
+        return [int(size) for size in text.split(",")]
+    except ValueError:
+        raise InvalidInputError(f"--gallery-sizes must be auto or integers, not {text!r}") from None
+
+
+# --- gallery sizes and dialogs ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _More:
+    """Measurements that need a bench of their own, with the queries of the report."""
+
+    argument: str
+    split: str | None
+    data: Dataset
+    settings: Settings
+    parts: _Made
+    work: Path
+    progress: Progress
+
+    def scaling(self, results: Results, sizes: list[int], batch_size: int) -> Results:
+        """Add recall by gallery size; the images of the other splits are distractors."""
+        from zsqretrieval.evaluation.datasets import open_distractors
+        from zsqretrieval.evaluation.scaling import measure_scaling
+        from zsqretrieval.evaluation.systems import LIKELIHOOD
+
+        gallery = (*self.data.gallery, *open_distractors(self.argument, self.split))
+        depth = self.settings.candidates
+        with self._bench(replace(self.data, gallery=gallery)) as bench:
+            rows, facts = measure_scaling(
+                bench, self.data.forms[0],
+                queries=self.settings.queries, sizes=sizes,
+                scoring=LIKELIHOOD if self.settings.systems else None, fusion=self.settings.fusion,
+                candidates=max(100, depth), depths=sorted({min(10, depth), depth}), seed=self.settings.seed,
+            )  # fmt: skip
+        return results.plus(rows, scaling=facts)
+
+    def dialogs(self, results: Results, count: int, rounds: int, user: Any) -> Results:
+        """Add clarifying dialogs with simulated users."""
+        from zsqretrieval.evaluation.dialogs import measure_dialogs
+
+        tuned = self.parts.calibration
+        with self._bench(self.data) as bench:
+            rows, facts = measure_dialogs(
+                bench, self.data.forms[0], dialogs=count, rounds=rounds, user=user,
+                scale=tuned.dialog_scale, temper=tuned.dialog_temper, reread=tuned.dialog_reread,
+                calibrate=not (self.split or "test").startswith("test"), seed=self.settings.seed,
+            )  # fmt: skip
+        return results.plus(rows, dialogs=facts)
+
+    @contextmanager
+    def _bench(self, dataset: Dataset) -> Iterator[Any]:
+        from zsqretrieval._util.cache import Cache
+        from zsqretrieval.evaluation.scores import Bench
+
+        def step(name: str, done: float, total: int) -> None:
+            self.progress(name, round(done), total)
+
+        with closing(Cache(self.work / "cache.sqlite")) as cache:
+            yield Bench(self.parts.encoder, self.parts.generator, dataset, self.settings, cache, step)
+
+
+# --- output -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _one_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """One progress bar over everything, labelled with the current step; without a terminal, a line a minute."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    last = begun = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("")
+
+        def report(step: str, done: int, total: int | None) -> None:
+            nonlocal last
+            now = time.monotonic()
+            bar.update(task, completed=done, total=total, description=printable(step))
+            if not console.is_terminal and total and done and now - last >= _LINE:
+                last = now
+                left = (now - begun) * (total - done) / done / 60
+                notice(f"{100 * done / total:.0f} %, about {left:.0f} minutes left: {step}")
+
+        yield report
+
+
+def command_line(ctx: typer.Context) -> str:
+    """The command as it was given, with the defaults written out."""
+    parameters = {parameter.name or "": parameter for parameter in ctx.command.params}
+    words = ["zsq", *ctx.command_path.split()[1:]]
+    words += [str(ctx.params[name]) for name, one in parameters.items() if one.param_type_name == "argument"]
+    for name, one in parameters.items():
+        value = ctx.params.get(name)
+        if one.param_type_name != "option" or value is None or name == "as_json":
+            continue
+        if isinstance(value, bool):
+            words.append((one.opts if value else one.secondary_opts)[0])
+        else:
+            words += [one.opts[0], str(value.value if isinstance(value, Enum) else value)]
+    return shlex.join(words)
+
+
+def _show(results: Results) -> None:
+    """Print the recalls of all systems."""
+    from zsqretrieval.evaluation.report import answer
+
+    for sentence in answer(results):
         say(sentence)
     numbers = ("R@1", "95 %", "R@10", "MRR", "p (Holm)", "ms")
     table = PlainTable("direction", "form", "system", *numbers, numbers=numbers)
-    spent = {(one["what"], one["depth"]): one["seconds"] for one in (facts["cost"] or {}).get("systems", ())}
-    deepest = min(facts["plan"]["candidates"], facts["dataset"]["images"])
-    for part in facts["parts"]:
-        by_text = part["direction"] == "text to image"
-        rows: dict[str, dict[str, Any]] = {}
-        for one in part["results"]:
-            rows.setdefault(one["system"], {})[one["measure"]] = one
-        for system, found in rows.items():
-            first, against = found["R@1"], found["R@1"]["against"]
-            sure = told_interval(100 * end for end in first["interval"])
-            seconds = spent.get((system, deepest), spent.get((system, 0))) if by_text else None
-            table.add_row(
-                part["direction"],
-                part["form"],
-                system,
-                *(sure if name == "95 %" else f"{100 * found[name]['mean']:.1f}" for name in numbers[:4]),
-                "" if against is None else f"{against['p_holm']:.2g}",
-                "" if seconds is None else f"{1000 * seconds:.3g}",
-            )  # fmt: skip
+    times = results.select("cost", form="system", measure="time")
+    for (direction, form, system), rows in results.select("systems").groupby(
+        ["direction", "form", "system"], sort=False
+    ):
+        found = {one["measure"]: one for one in rows.to_dict("records")}
+        first = found["R@1"]
+        spent = times[times["system"] == system]["value"] if direction == "text to image" else ()
+        table.add_row(
+            direction, form, system, f"{100 * first['value']:.1f}",
+            f"{100 * first['low']:.1f} to {100 * first['high']:.1f}",
+            *(f"{100 * found[name]['value']:.1f}" if name in found else "" for name in ("R@10", "MRR")),
+            f"{first['p']:.2g}" if first["p"] == first["p"] else "",
+            f"{max(spent):.3g}" if len(spent) else "",
+        )  # fmt: skip
     show(table)

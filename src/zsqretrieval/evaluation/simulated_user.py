@@ -1,43 +1,30 @@
-"""Somebody who means one image and answers questions about it, so that dialogs can be measured.
-
-:class:`GeneratorUser` looks at the image with a generator; :class:`CaptionUser` never sees it and knows what
-people wrote about it. The caption that began the dialog must not be among those: it has been said already.
-"""
+"""Simulated users of dialogs: they answer questions about a target image, by a generator or from captions."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Protocol, final
+from typing import final
 
 from zsqretrieval.dialog.oracle import Interview
 from zsqretrieval.tasks.english import is_polar, names, stem, things, topic, words
 from zsqretrieval.types import Hit
 
-__all__ = ["DONT_KNOW", "CaptionUser", "GeneratorUser", "SimulatedUser"]
+__all__ = ["DONT_KNOW", "CaptionUser", "GeneratorUser"]
 
 DONT_KNOW = "don't know"
 
 
-class SimulatedUser(Protocol):
-    """Answers questions about the image that is meant."""
-
-    def answer(self, question: str) -> str:
-        """A short answer; :data:`DONT_KNOW` when there is none to give."""
-        ...
-
-
 @final
 class GeneratorUser:
-    """Answers what a generator answers about the image.
+    """Answers by a generator: yes-or-no questions by the likelier answer, others by greedy decoding.
 
-    A question of yes or no by what is likelier, any other by the likeliest words. When the same generator
-    asks, the two are of one mind, mistakes included: what is measured then is how well questions are chosen.
+    If the same generator asks, the two share their mistakes, and only the choice of questions is measured.
 
     Args:
         interview: asks the generator.
-        target: the image that is meant.
+        target: the target image.
     """
 
     def __init__(self, interview: Interview, target: Hit) -> None:
@@ -45,7 +32,7 @@ class GeneratorUser:
         self._target = target
 
     def answer(self, question: str) -> str:
-        """What the generator says; that it does not know when it says nothing."""
+        """The generator's answer; :data:`DONT_KNOW` if it is empty."""
         if is_polar(question):
             ((yes, no),) = self._interview.log_verdicts(question, [self._target])
             return "yes" if yes > no else "no"
@@ -72,26 +59,26 @@ _CLAUSE = re.compile(r"\b(?:while|and|as|is|are|wearing|with)\b|[,.;]")
 _WORN = re.compile(r"\b(?:wearing|dressed in) ((?:\w+ ){0,4}\w+)")
 _NOT_DOING = _set("wearing something nothing building morning evening string king ring wing spring during")
 _LEADING = _set("a an the his her their its some to in on at with of by near into for from two three")
-_MOST = 7  # words of what somebody is doing
+_MOST = 7  # words of an action
 
 
 @final
 class CaptionUser:
-    """Answers what captions say of the image, by rule.
+    """Answers from captions, by rules, without seeing the image.
 
-    - Is there ...? "yes" when all content words of the question stand in the captions, in any form ("person"
-      for any word for one), else "no": people name what matters.
-    - How many ...? The number that stands before the thing; one, when there are articles only.
-    - What color ...? The colour before the thing.
-    - Where ...? A place: what follows "in the", "on a" and the like, no clothes.
-    - What is ... doing? What follows the one who does it, from a word in -ing to the end of the clause.
-    - What is ... wearing? What follows "wearing".
+    - Is there ...? "yes" if all content words of the question are in the captions, in any form ("person" for
+      any word for a person), else "no": people mention what matters.
+    - How many ...? The number before the noun; one if there are only articles.
+    - What color ...? The colour before the noun.
+    - Where ...? A place: the noun phrase after "in the", "on a" and the like, unless it is clothing.
+    - What is ... doing? From the first word in -ing after the noun to the end of the clause.
+    - What is ... wearing? The words after "wearing".
 
-    Of several, the one that most captions say, then the first. To everything else, and when no caption tells,
-    it does not know.
+    Of several answers, the one in most captions, then the first. :data:`DONT_KNOW` to other questions, and if
+    no caption has an answer.
 
     Args:
-        captions: what is known of the image.
+        captions: of the image, without the one that began the dialog.
     """
 
     def __init__(self, captions: Sequence[str]) -> None:
@@ -99,15 +86,15 @@ class CaptionUser:
         self._known = frozenset(stem(word) for caption in captions for word in words(caption))
 
     def answer(self, question: str) -> str:
-        """What the captions say."""
+        """The answer of the captions."""
         kind, asked = topic(question)
-        if kind == "polar":
-            return self._is_there(asked)
+        if kind == "polar" and asked:
+            return "yes" if all(names(self._known, thing) for thing in asked) else "no"
         if kind == "how many":
-            said = self._before(asked, _NUMBERS, reach=2)
-            return _commonest(said or ["one" for _ in self._before(asked, _ARTICLES, reach=2)])
+            said = self._before(asked, _NUMBERS)
+            return _commonest(said or ["one" for _ in self._before(asked, _ARTICLES)])
         if "color" in asked:
-            return _commonest(self._before(asked - {"color"}, _COLORS, reach=2))
+            return _commonest(self._before(asked - {"color"}, _COLORS))
         if "wearing" in asked:
             return _commonest(_cut(found) for one in self._captions for found in _WORN.findall(one))
         if "doing" in asked:
@@ -116,24 +103,19 @@ class CaptionUser:
             return self._where()
         return DONT_KNOW
 
-    def _is_there(self, asked: frozenset[str]) -> str:
-        if not asked:
-            return DONT_KNOW
-        return "yes" if all(names(self._known, thing) for thing in asked) else "no"
-
-    def _before(self, asked: frozenset[str], wanted: frozenset[str], *, reach: int) -> list[str]:
-        """The wanted words that stand shortly before a thing that was asked about."""
+    def _before(self, asked: frozenset[str], wanted: frozenset[str]) -> list[str]:
+        """The wanted words, one or two words before a noun of the question."""
         found = []
         for caption in self._captions:
             said = words(caption)
             for place, word in enumerate(said):
-                if any(names({stem(word)}, one) for one in asked):
-                    near = [stem(one) for one in said[max(place - reach, 0) : place]]
+                if _is_one_of(word, asked):
+                    near = [stem(one) for one in said[max(place - 2, 0) : place]]
                     found += [one for one in near if one in wanted][-1:]
         return found
 
     def _where(self) -> str:
-        """The phrase about the place that most captions name."""
+        """The phrase of the place that most captions mention."""
         places: list[tuple[str, str]] = []
         for caption in self._captions:
             for phrase in _PLACED.findall(caption):
@@ -146,32 +128,28 @@ class CaptionUser:
         return next(_until(phrase, common) for head, phrase in places if head == common)
 
     def _doing(self, asked: frozenset[str]) -> list[str]:
+        """The action after the first noun of the question, of every caption with one."""
         found = []
         for caption in self._captions:
             said = re.findall(r"[\w'-]+|[,.;]", caption)
-            begins = next(
-                (n for n, word in enumerate(said) if any(names({stem(word)}, one) for one in asked)), None
-            )
-            if begins is None:
-                continue
-            verb = next(
-                (
-                    n
-                    for n, word in enumerate(said[begins + 1 :], begins + 1)
-                    if word.endswith("ing")
-                    and len(word) > 4
-                    and word not in _NOT_DOING
-                    and said[n - 1] not in _LEADING  # "in a swimming pool"
-                ),
-                None,
-            )
-            if verb is not None:
-                found.append(_cut(" ".join(said[verb:])))
+            nouns = [n for n, word in enumerate(said) if _is_one_of(word, asked)]
+            verbs = [
+                n
+                for n, word in enumerate(said)
+                if re.fullmatch(r".{2,}ing", word)
+                and word not in _NOT_DOING
+                and said[n - 1] not in _LEADING  # "in a swimming pool"
+            ]
+            found += [_cut(" ".join(said[n:])) for n in verbs if nouns and n > nouns[0]][:1]
         return found
 
 
+def _is_one_of(word: str, asked: frozenset[str]) -> bool:
+    return any(names({stem(word)}, one) for one in asked)
+
+
 def _cut(text: str) -> str:
-    """What is said up to the end of the clause, not too long, and not ending within a phrase."""
+    """The words up to the end of the clause, at most seven, not ending within a phrase."""
     said = _CLAUSE.split(text, maxsplit=1)[0].split()[:_MOST]
     while said and said[-1] in _LEADING:
         said.pop()
@@ -179,7 +157,7 @@ def _cut(text: str) -> str:
 
 
 def _until(phrase: str, head: str) -> str:
-    """A phrase up to its head."""
+    """The phrase up to its head."""
     said = phrase.split()
     return " ".join(said[: next(n for n, word in enumerate(said) if stem(word) == head) + 1])
 

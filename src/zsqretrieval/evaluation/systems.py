@@ -1,432 +1,255 @@
-"""Systems beyond one scoring rule: what expands the gallery, and what takes a part away to see what it did.
+"""The systems of an evaluation, as a list: each makes a run from the cached scores of a :class:`Part`.
 
-Each answers what :class:`~zsqretrieval.evaluation.runs.System` asks for. The ablations are built so that they
-differ from the system they belong to in nothing else: the same candidates, the same generator, the same
-texts.
+A system is one entry of :data:`SYSTEMS`, a few lines long. The first stage is not in the list: it is always
+measured, has the name of its encoder, and every system is compared with it. An ablation differs from the
+system that it is compared with in one thing: same candidates, same generator, same texts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.datasets import Dataset
-from zsqretrieval.evaluation.progress import Progress, encode_in_parts
-from zsqretrieval.evaluation.remembered import Remembered
-from zsqretrieval.evaluation.runs import Run, System
-from zsqretrieval.evaluation.score_matrix import Seen, score_matrix
-from zsqretrieval.generators.prompts import PROMPTS, Prompt
-from zsqretrieval.protocols import Encoder, Generator
-from zsqretrieval.search.expansion import EXPANSION, best_questions, join
-from zsqretrieval.search.fusion import Fusion, best_first
-from zsqretrieval.search.priors import null_images
-from zsqretrieval.search.query_bank import SCALE, STRENGTH, QueryBank
-from zsqretrieval.search.scoring import Likelihood, Pair, Scoring, YesNo
-from zsqretrieval.tasks.questions import Style, check_style, generate_questions
-from zsqretrieval.types import Image, ImageState, LogLikelihood
-
-__all__ = [
-    "WORDINGS",
-    "ExpandSystem",
-    "GalleryQuestions",
-    "NoImage",
-    "NormalizedSystem",
-    "Shuffled",
-    "ask_gallery",
-    "bank_of",
-    "log_priors",
-    "token_counts",
-]
-
-WORDINGS: Mapping[str, Scoring] = MappingProxyType(
-    {
-        "likelihood: captioning": Likelihood(PROMPTS["captioning"]),
-        "likelihood: ask": Likelihood(PROMPTS["ask"]),
-        "likelihood: upr": Likelihood(Prompt("<image>Please write a question based on this picture.")),
-        "yes_no: question": YesNo(Prompt('<image>Question: does this picture show "{question}"? Answer:')),
-        "yes_no: vqascore": YesNo(
-            Prompt('<image>Does this figure show "{question}"? Please answer yes or no. Answer:')
-        ),
-    }
+from zsqretrieval.evaluation.run import (
+    DIRECTIONS,
+    Direction,
+    Run,
+    fused_run,
+    prior_corrected,
+    rerank_depth,
+    shallow,
 )
-"""Other wordings of the two rules, by the name of the rule and a word for the wording. ``upr`` is the prompt
-of arXiv 2204.07496 with "passage" replaced; ``vqascore`` that of arXiv 2404.01291."""
+from zsqretrieval.evaluation.scores import Part
+from zsqretrieval.generators.prompts import PROMPTS, Prompt
+from zsqretrieval.search.fusion import Fusion
+from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo
 
-_ASKED = 100  # images whose questions are written and kept together
+__all__ = ["CHECKS", "FIRST_STAGE", "SYSTEMS", "WORDINGS", "Choice", "System", "choose_systems", "options"]
 
+FIRST_STAGE = "first_stage"
+"""What the first stage is called on the command line."""
 
-# --- question expansion -----------------------------------------------------------------------------------
+LIKELIHOOD, YES_NO = Likelihood(), YesNo()
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GalleryQuestions:
-    """What the images of a gallery were asked, and kept.
-
-    Attributes:
-        texts: m questions.
-        owners: int64 [m], position of each one's image in the gallery.
-        vectors: float32 [m, D].
-        generated: how many were written; those that do not lead back to their image were dropped.
-    """
-
-    texts: tuple[str, ...]
-    owners: NDArray[np.int64]
-    vectors: NDArray[np.float32]
-    generated: int
-
-
-def ask_gallery(
-    encoder: Encoder,
-    generator: Generator,
-    images: Sequence[Image],
-    *,
-    shown: Sequence[Image | ImageState] | None = None,
-    n: int = 3,
-    style: str | Style = "questions",
-    top_k: int = 10,
-    temperature: float = 0.7,
-    seed: int = 0,
-    batch_size: int = 16,
-    work: Path | None = None,
-    progress: Progress | None = None,
-) -> GalleryQuestions:
-    """Ask every image, and keep the questions that find it again.
-
-    Args:
-        encoder: makes the vectors, and is the judge.
-        generator: writes.
-        images: the gallery.
-        shown: what the generator is given in place of the images.
-        n: questions of an image, at most.
-        style: what is written.
-        top_k: a question is kept when its own image is among so many.
-        temperature: of the sampling.
-        seed: of the sampling.
-        batch_size: contexts computed together.
-        work: folder that keeps what was written, to go on where an interrupted run was; made when missing.
-        progress: told how far it is.
-
-    Raises:
-        InvalidInputError: ``n`` or ``top_k`` < 1, no such style, or a generator that writes nothing.
-        ImageError: an image cannot be decoded; names it.
-    """
-    style = check_style(style)
-    if n < 1 or top_k < 1:
-        raise InvalidInputError(f"n={n}, top_k={top_k}; both must be at least 1")
-    shown = images if shown is None else shown
-    written: list[Sequence[str]] = []
-    with ExitStack() as stack:
-        known: Any = {}
-        if work is not None:
-            Path(work).mkdir(parents=True, exist_ok=True)
-            recipe = repr([generator.fingerprint, style, n, temperature, seed])
-            known = stack.enter_context(Remembered(Path(work) / "questions.sqlite", recipe))
-        for start in range(0, len(images), _ASKED):
-            part = slice(start, start + _ASKED)
-            # What is drawn for an image depends on those drawn with it, so they are known together.
-            name = (hashlib.sha256(repr([digest(image) for image in images[part]]).encode()).hexdigest(),)
-            if name not in known:
-                made = generate_questions(
-                    generator, shown[part], n, style=style, temperature=temperature, seed=seed,
-                    batch_size=batch_size,
-                )  # fmt: skip
-                known[name] = [[one.text for one in some] for some in made]
-                if isinstance(known, Remembered):
-                    known.keep()
-            written += known[name]
-            if progress is not None:
-                progress("asking images", len(written), len(images))
-    texts = [text for some in written for text in some]
-    owners = np.repeat(np.arange(len(images)), [len(some) for some in written]).astype(np.int64)
-    gallery = encode_in_parts(encoder.encode_image, images, "encoding images")
-    vectors = encode_in_parts(encoder.encode_text, texts, "encoding texts")
-    kept = np.zeros(len(texts), bool)
-    for n_text, (vector, owner) in enumerate(zip(vectors, owners, strict=True)):
-        similarity = gallery @ vector
-        kept[n_text] = (similarity >= similarity[owner]).sum() <= top_k  # a tie counts against it
-    chosen = np.flatnonzero(kept)
-    return GalleryQuestions(tuple(texts[i] for i in chosen), owners[chosen], vectors[chosen], len(texts))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExpandSystem:
-    """A first stage that compares the query with the questions of the images as well.
-
-    The images nearest to the query and those whose questions are nearest are compared in both ways, and
-    :func:`zsqretrieval.search.expansion.join` makes one score of both, as a search of an album does.
-
-    Attributes:
-        encoder: makes the vectors.
-        questions: of the gallery.
-        expansion: joins both similarities.
-        candidates: how many images either way finds.
-    """
-
-    encoder: Encoder
-    questions: GalleryQuestions
-    expansion: Fusion = EXPANSION
-    candidates: int = 100
-    name: ClassVar[str] = "expand"
-
-    def run(self, dataset: Dataset, first: Run, *, progress: Progress | None = None) -> Run:
-        """Search; the candidates are its own.
-
-        Raises:
-            InvalidInputError: images look for texts, which were asked nothing.
-        """
-        if first.direction != "text to image":
-            raise InvalidInputError("question expansion is of images that are searched; here they search")
-        gallery = encode_in_parts(self.encoder.encode_image, dataset.gallery, "encoding images")
-        texts = {query.id: query.text for query in dataset.queries}
-        asking = encode_in_parts(
-            self.encoder.encode_text, [texts[id] for id in first.queries], "encoding texts"
-        )
-        place = {item: n for n, item in enumerate(first.items)}
-        width = min(2 * self.candidates, len(gallery))
-        found = np.full((len(asking), width), -1, np.int64)
-        scores = np.full(found.shape, np.nan)
-        for row, (query, vector) in enumerate(zip(first.queries, asking, strict=True)):
-            relevant = np.zeros(len(gallery), bool)
-            relevant[[place[item] for item, grade in dataset.qrels[query].items() if grade > 0]] = True
-            items, joined = self.search(gallery, vector, last=relevant)
-            found[row, : len(items)], scores[row, : len(items)] = items, joined
-            if progress is not None and (row + 1) % 100 == 0:
-                progress("searching questions", row + 1, len(asking))
-        return replace(first, name=self.name, candidates=found, scores=scores)
-
-    def search(
-        self,
-        gallery: NDArray[np.float32],
-        vector: NDArray[np.float32],
-        *,
-        last: NDArray[np.bool_] | None = None,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Answer one query.
-
-        Args:
-            gallery: float32 [n, D], the images.
-            vector: float32 [D], the query.
-            last: bool [n]; of equally similar images these come last.
-
-        Returns:
-            Positions int64 [k] in the gallery and joined scores float64 [k], best first.
-        """
-        image = (gallery @ vector).astype(np.float64)
-        own = (self.questions.vectors @ vector).astype(np.float64)
-        question, _ = best_questions(np.arange(len(gallery)), self.questions.owners, own)
-        behind = np.zeros(len(gallery), bool) if last is None else last
-        asked = np.lexsort((behind, -np.where(np.isnan(question), -np.inf, question)))[: self.candidates]
-        near = np.lexsort((behind, -image))[: self.candidates]
-        pool = np.union1d(near, asked[~np.isnan(question[asked])])
-        pool = pool[np.lexsort((behind[pool], -image[pool]))]
-        joined = join(self.expansion, image[pool], question[pool])
-        order = best_first(joined)
-        return pool[order].astype(np.int64), joined[order]
-
-
-# --- query bank -------------------------------------------------------------------------------------------
-
-
-def bank_of(
-    written: GalleryQuestions, fingerprint: str, *, scale: float = SCALE, strength: float = STRENGTH
-) -> QueryBank:
-    """The query bank of what the images of a gallery were asked.
-
-    Args:
-        written: the questions.
-        fingerprint: of the encoder that made their vectors.
-        scale: of the bank.
-        strength: of the bank.
-
-    Raises:
-        InvalidInputError: no question was kept, or a number is out of range.
-    """
-    if not written.texts:
-        raise InvalidInputError(
-            f"none of {written.generated} texts that the generator wrote leads back to its image, so there "
-            "is no query bank; measure without"
-        )
-    return QueryBank(written.vectors, fingerprint, scale, strength)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NormalizedSystem:
-    """The first stage without what an image gets from any question, as a search with a bank has it.
-
-    Attributes:
-        encoder: makes the vectors.
-        bank: of questions.
-    """
-
-    encoder: Encoder
-    bank: QueryBank
-    name: ClassVar[str] = "normalized"
-
-    def run(self, dataset: Dataset, first: Run, *, progress: Progress | None = None) -> Run:
-        """Take it away from the scores of the candidates.
-
-        Raises:
-            InvalidInputError: images look for texts.
-        """
-        if first.direction != "text to image":
-            raise InvalidInputError("a query bank is of images that are searched; here they search")
-        gallery = encode_in_parts(self.encoder.encode_image, dataset.gallery, "encoding images")
-        taken = self.bank.taken(gallery)[first.candidates]
-        scores = np.where(first.candidates >= 0, first.scores - taken, np.nan)
-        return replace(first, name=self.name, scores=scores)
-
-
-# --- what texts are like by themselves --------------------------------------------------------------------
-
-
-def log_priors(
-    generator: Generator,
-    likelihood: Likelihood,
-    texts: Sequence[str],
-    *,
-    images: Sequence[Image] = (),
-    batch_size: int = 64,
-    work: Path | None = None,
-    progress: Progress | None = None,
-) -> NDArray[np.float64]:
-    """How likely texts are of no image in particular: :func:`zsqretrieval.search.priors.log_prior`, resumable.
-
-    Args:
-        generator: reads the null images.
-        likelihood: the rule, whose aggregate has to be the sum.
-        texts: n texts.
-        images: pictures of nothing; :func:`~zsqretrieval.search.priors.null_images` when empty.
-        batch_size: pairs computed together.
-        work: folder that keeps scores.
-        progress: told how far it is.
-
-    Returns:
-        float64 [n], in nats.
-
-    Raises:
-        InvalidInputError: the aggregate is the mean.
-        ZsqError: as :func:`~zsqretrieval.evaluation.score_matrix.score_matrix`.
-    """
-    if likelihood.aggregate != "sum":
-        raise InvalidInputError("probabilities are averaged over null images, so the aggregate must be 'sum'")
-    nothing = images or null_images()
-    every = np.tile(np.arange(len(nothing), dtype=np.int64), (len(texts), 1))
-    given = score_matrix(
-        generator, likelihood, texts, nothing, every,
-        shown=Seen(generator, nothing), batch_size=batch_size, work=work, progress=progress,
-    )  # fmt: skip
-    priors: NDArray[np.float64] = np.logaddexp.reduce(given, axis=1) - math.log(len(nothing))
-    return priors
+_T2I: tuple[Direction, ...] = ("text to image",)
+_I2T: tuple[Direction, ...] = ("image to text",)
 
 
 @dataclass(frozen=True, slots=True)
-class _Length:
-    """A rule whose score is the length of the text in tokens."""
+class Choice:
+    """The parameters that an evaluation measures with.
 
-    likelihood: Likelihood = field(default_factory=Likelihood)
-    name: ClassVar[str] = "tokens"
+    Attributes:
+        fusion: of the systems that are not in ``fusions``.
+        expansion: combines similarities to images and to questions.
+        alpha: share of a text's prior that is subtracted, image to text.
+        origin: ``given``, a preset, or the split they were tuned on.
+        fusions: tuned fusions by system and direction.
+        sweep: what was tried: ``direction``, ``system``, ``parameter``, ``value``, and the means over the
+            forms of ``R@1``, ``R@5`` and ``R@10``.
+    """
 
-    def pairs(self, question: str, image: Image | ImageState) -> list[Pair]:
-        return self.likelihood.pairs(question, image)
+    fusion: Fusion
+    expansion: Fusion
+    alpha: float
+    origin: str
+    fusions: Mapping[tuple[str, Direction], Fusion] = field(default_factory=dict)
+    sweep: tuple[Mapping[str, Any], ...] = ()
 
-    def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
-        return float(len(likelihoods[0]))
+    def fusion_of(self, system: str, direction: Direction) -> Fusion:
+        """The fusion of a system."""
+        return self.fusions.get((system, direction), self.fusion)
+
+    def to_json(self, systems: Iterable[str]) -> dict[str, Any]:
+        """All parameters; fusions of these systems as Python writes them."""
+        fusions = {
+            name: {way: repr(self.fusion_of(name, way)) for way in SYSTEMS[name].directions}
+            for name in systems
+            if SYSTEMS[name].tunes == "fusion"
+        }
+        return {
+            "fusion": fusions,
+            "expansion": repr(self.expansion),
+            "alpha": self.alpha,
+            "origin": self.origin,
+            "sweep": [dict(one) for one in self.sweep],
+        }
 
 
-def token_counts(
-    generator: Generator,
-    likelihood: Likelihood,
-    texts: Sequence[str],
-    *,
-    batch_size: int = 64,
-    work: Path | None = None,
-) -> NDArray[np.float64]:
-    """The length of texts in tokens, which is what parts ``"sum"`` from ``"mean"``.
+@dataclass(frozen=True, slots=True)
+class System:
+    """A system to measure.
 
-    Args:
-        generator: tokenises.
-        likelihood: the rule.
-        texts: n texts.
-        batch_size: pairs computed together.
-        work: folder that keeps them.
+    Attributes:
+        about: one line for reports.
+        make: makes the run from a part, the parameters and the number of candidates. A re-ranking system
+            returns scores of the first candidates; the others stay below them.
+        needs: what is computed for it: ``likelihood``, ``yes_no``, ``prior``, ``questions``, ``bank``,
+            ``extra`` (pairs of its own).
+        directions: in which it can be measured.
+        reranks: whether it scores candidates of the first stage, so a curve by depth can be drawn.
+        tunes: the parameter that is tuned with this system.
+        base: for an ablation, the system it is compared with.
+        option: name on the command line if it differs; several systems may share one.
+    """
+
+    about: str
+    make: Callable[[Part, Choice, int], Run]
+    needs: tuple[str, ...] = ()
+    directions: tuple[Direction, ...] = DIRECTIONS
+    reranks: bool = True
+    tunes: Literal["fusion", "expansion", "alpha"] | None = None
+    base: str | None = None
+    option: str | None = None
+
+    def run(self, name: str, part: Part, choice: Choice, depth: int) -> Run:
+        """The run over all candidates of the first stage, of which ``depth`` are re-ranked."""
+        run = self.make(part, choice, depth)
+        if self.reranks:
+            run = rerank_depth(part.first, run, depth)
+        return replace(run, name=name)
+
+
+def _likelihood(part: Part, choice: Choice, depth: int) -> Run:
+    return part.scored(LIKELIHOOD, depth)
+
+
+def corrected(part: Part, choice: Choice, depth: int) -> Run:
+    """Likelihoods to be fused: minus the prior of the text, image to text, where it changes the order."""
+    run = part.scored(LIKELIHOOD, depth)
+    return prior_corrected(run, part.priors, choice.alpha) if part.direction == "image to text" else run
+
+
+def _fused(part: Part, choice: Choice, depth: int) -> Run:
+    fusion = choice.fusion_of("fused", part.direction)
+    return fused_run(shallow(part.first, depth), corrected(part, choice, depth), fusion)
+
+
+def _fused_expanded(part: Part, choice: Choice, depth: int) -> Run:
+    expanded = part.expanded(choice.expansion)
+    read = shallow(expanded, depth)
+    scored = part.score(read, LIKELIHOOD, "scoring expanded candidates")
+    fused = fused_run(read, scored, choice.fusion_of("fused+expanded", part.direction))
+    return rerank_depth(expanded, fused, depth)
+
+
+def _fused_normalized(part: Part, choice: Choice, depth: int) -> Run:
+    fusion = choice.fusion_of("normalized+fused", part.direction)
+    return fused_run(shallow(part.normalized(), depth), corrected(part, choice, depth), fusion)
+
+
+def _no_image(part: Part, choice: Choice, depth: int) -> Run:
+    run = shallow(part.first, depth)
+    scores = part.priors[:, None] if part.direction == "text to image" else part.priors[run.candidates]
+    return replace(run, scores=np.where(run.candidates >= 0, scores, np.nan))
+
+
+def _mean(part: Part, choice: Choice, depth: int) -> Run:
+    mean = part.per_token(corrected(part, choice, depth))
+    return fused_run(shallow(part.first, depth), mean, choice.fusion_of("fused: mean", part.direction))
+
+
+def _no_prior(part: Part, choice: Choice, depth: int) -> Run:
+    fusion = choice.fusion_of("fused", part.direction)
+    return fused_run(shallow(part.first, depth), part.scored(LIKELIHOOD, depth), fusion)
+
+
+WORDINGS: Mapping[str, Scoring] = {
+    "likelihood: captioning": Likelihood(PROMPTS["captioning"]),
+    "likelihood: ask": Likelihood(PROMPTS["ask"]),
+    "likelihood: upr": Likelihood(Prompt("<image>Please write a question based on this picture.")),
+    "yes_no: question": YesNo(Prompt('<image>Question: does this picture show "{question}"? Answer:')),
+    "yes_no: vqascore": YesNo(
+        Prompt('<image>Does this figure show "{question}"? Please answer yes or no. Answer:')
+    ),
+}
+"""Other prompts of the two rules. ``upr`` is the prompt of arXiv 2204.07496 with "passage" replaced;
+``vqascore`` that of arXiv 2404.01291."""
+
+
+def _wording(scoring: Scoring) -> System:
+    return System(
+        "another prompt",
+        lambda part, choice, depth: part.scored(scoring, depth),
+        ("extra",),
+        base=scoring.name,
+        option="wording",
+    )
+
+
+SYSTEMS: Mapping[str, System] = {
+    "likelihood": System("log P(text | image)", _likelihood, ("likelihood",)),
+    "likelihood - prior": System(
+        "the likelihood minus a share of the text's prior", corrected, ("likelihood", "prior"), _I2T,
+        tunes="alpha", option="likelihood",
+    ),
+    "yes_no": System(
+        "log-odds of yes", lambda part, choice, depth: part.scored(YES_NO, depth), ("yes_no",)
+    ),
+    "fused": System("first stage and likelihood", _fused, ("likelihood", "prior"), tunes="fusion"),
+    "expanded": System(
+        "first stage over images and their generated questions",
+        lambda part, choice, depth: part.expanded(choice.expansion),
+        ("questions",), _T2I, reranks=False, tunes="expansion",
+    ),
+    "fused+expanded": System(
+        "likelihood of the candidates of the expanded first stage, fused", _fused_expanded,
+        ("questions", "likelihood", "extra"), _T2I, reranks=False, tunes="fusion",
+    ),
+    "normalized": System(
+        "first stage minus each image's similarity to a bank of generated queries",
+        lambda part, choice, depth: part.normalized(), ("bank",), _T2I, reranks=False,
+    ),
+    "normalized+fused": System(
+        "normalised first stage and likelihood", _fused_normalized, ("bank", "likelihood"), _T2I,
+        tunes="fusion",
+    ),
+    "no_image": System(
+        "the likelihood given null images only: the language model alone", _no_image, ("prior",),
+        base="likelihood",
+    ),
+    "shuffled": System(
+        "the likelihood given another image of the gallery in place of each",
+        lambda part, choice, depth: part.shuffled(LIKELIHOOD, depth), ("extra",), base="likelihood",
+    ),
+    **{name: _wording(scoring) for name, scoring in WORDINGS.items()},
+    "fused: mean": System(
+        "the likelihood per token in place of the sum", _mean, ("prior",), tunes="fusion", base="fused",
+        option="mean",
+    ),
+    "fused: no prior": System(
+        "without subtracting the prior of the texts", _no_prior, (), _I2T, base="fused", option="prior"
+    ),
+}  # fmt: skip
+"""All systems by name, the ablations last."""
+
+CHECKS: Mapping[str, str] = {"pixels": "likelihoods from pixels against those from cached image features"}
+"""Checks that are asked for like a system."""
+
+
+def options() -> tuple[str, ...]:
+    """The names that :func:`choose_systems` takes, in the order of the list."""
+    named = (system.option or name for name, system in SYSTEMS.items())
+    return (FIRST_STAGE, *dict.fromkeys(named), *CHECKS)
+
+
+def choose_systems(names: Iterable[str]) -> tuple[str, ...]:
+    """Parse names of systems as people write them: ``yes-no`` is ``yes_no``, ``all`` everything.
 
     Returns:
-        float64 [n], whole numbers >= 1.
+        Names of :data:`SYSTEMS` and :data:`CHECKS` in their order, without the first stage.
+
+    Raises:
+        InvalidInputError: a name is unknown; lists the names.
     """
-    (grey,) = null_images(1)
-    only = np.zeros((len(texts), 1), np.int64)
-    return score_matrix(
-        generator, _Length(likelihood), texts, [grey], only, batch_size=batch_size, work=work
-    )[:, 0]
-
-
-# --- ablations --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NoImage:
-    """The likelihood of a text without the image: what the language model alone believes.
-
-    Where texts look for images, all images get the same score: it cannot rank. Where images look for texts,
-    every image gets the same ranking, that of the likeliest texts.
-
-    Attributes:
-        priors: log P(text) by the id of the text, as :func:`log_priors` gives it.
-    """
-
-    priors: Mapping[str, float]
-    name: ClassVar[str] = "no_image"
-
-    def run(self, dataset: Dataset, first: Run, *, progress: Progress | None = None) -> Run:
-        """Give every candidate the prior of the text."""
-        if first.direction == "text to image":
-            column = np.array([self.priors[query] for query in first.queries])[:, None]
-            scores = np.broadcast_to(column, first.scores.shape)
-        else:
-            scores = np.array([self.priors[item] for item in first.items])[first.candidates]
-        return replace(first, name=self.name, scores=np.where(first.candidates >= 0, scores, np.nan))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Shuffled:
-    """A system that is shown another image of the gallery in the place of each: what is left needs no image.
-
-    Attributes:
-        inner: the system, which scores what ``first`` names.
-        seed: of which image stands for which; none for itself.
-    """
-
-    inner: System
-    seed: int = 0
-    name: ClassVar[str] = "shuffled"
-
-    def run(self, dataset: Dataset, first: Run, *, progress: Progress | None = None) -> Run:
-        """Let the inner system score the other images, and report it of the candidates.
-
-        Raises:
-            InvalidInputError: the gallery has a single image.
-        """
-        ids = [str(image.id) for image in dataset.gallery]
-        if len(ids) < 2:
-            raise InvalidInputError(f"{dataset.name} has a single image, which cannot stand for another")
-        circle = np.random.default_rng(self.seed).permutation(len(ids))
-        other = {ids[one]: ids[next_one] for one, next_one in zip(circle, np.roll(circle, 1), strict=True)}
-        if first.direction == "text to image":
-            place = {item: n for n, item in enumerate(first.items)}
-            stands_for = np.array([place[other[item]] for item in first.items])
-            swapped = np.where(first.candidates >= 0, stands_for[first.candidates], -1)
-            asked = replace(first, candidates=swapped)
-        else:
-            asked = replace(first, queries=tuple(other[query] for query in first.queries))
-        return replace(first, name=self.name, scores=self.inner.run(dataset, asked, progress=progress).scores)
+    asked = {name.strip().replace("-", "_") for name in names} - {""}
+    if strange := sorted(asked - {*options(), "all"}):
+        raise InvalidInputError(
+            f"there is no system {strange[0]!r}; choose from {', '.join(options())}, or all"
+        )
+    known = {name: system.option or name for name, system in SYSTEMS.items()} | {one: one for one in CHECKS}
+    return tuple(name for name, option in known.items() if option in asked or "all" in asked)

@@ -1,8 +1,12 @@
-"""Run files and qrels in the formats of TREC, so that anybody's trec_eval can check a number.
+"""Run files and qrels in the formats of TREC, so that any trec_eval can check the numbers.
 
 A run file has a line ``query Q0 item rank score system`` for every candidate, qrels ``query 0 item grade``.
-Blanks part the columns, so a blank within an id is written as ``%20``, and ``%`` as ``%25``. Files whose name
-ends in ``.gz`` are compressed.
+A blank within an id is written as ``%20``, and ``%`` as ``%25``. Files ending in ``.gz`` are compressed.
+
+    runs/{direction}/{form}/qrels.txt
+    runs/{direction}/{form}/{system}.run
+    runs/{direction}/{form}/ablations/{system}.run     on the queries of the ablations
+    runs/agreement/{ratings}.tsv                       scores of the pairs that people rated, in their order
 """
 
 from __future__ import annotations
@@ -19,25 +23,48 @@ import numpy as np
 
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Qrels, Task
-from zsqretrieval.evaluation.measures import is_falling
-from zsqretrieval.evaluation.runs import Direction, Run
+from zsqretrieval.evaluation.metrics import is_falling
+from zsqretrieval.evaluation.run import Direction, Run
 from zsqretrieval.evaluation.writing import write_whole
 
-__all__ = ["read_qrels", "read_run", "write_qrels", "write_run"]
+__all__ = [
+    "qrels_path",
+    "ratings_path",
+    "read_qrels",
+    "read_run",
+    "run_path",
+    "write_qrels",
+    "write_run",
+]
+
+
+def run_path(direction: str, form: str, system: str, *, ablation: bool = False) -> str:
+    """Path of a run file from the folder of the report, with slashes."""
+    folder = "/ablations" if ablation else ""
+    return f"runs/{_file_name(direction)}/{_file_name(form)}{folder}/{_file_name(system)}.run"
+
+
+def qrels_path(direction: str, form: str) -> str:
+    """Path of the qrels of a direction and form."""
+    return f"runs/{_file_name(direction)}/{_file_name(form)}/qrels.txt"
+
+
+def ratings_path(ratings: str) -> str:
+    """Path of the scores of rated pairs."""
+    return f"runs/agreement/{_file_name(ratings)}.tsv"
 
 
 def write_run(run: Run, path: Path) -> None:
-    """Write a run file; a crash leaves the former file, or none.
+    """Write a run file atomically.
 
     Args:
-        run: best first, and without ties in single precision, as
-            :func:`~zsqretrieval.evaluation.measures.break_ties` makes it: in trec_eval the names of images
-            would decide ties.
+        run: best first and without ties in single precision, as
+            :func:`~zsqretrieval.evaluation.metrics.break_ties` returns it; trec_eval would break ties by id.
         path: the file.
 
     Raises:
-        InvalidInputError: the run has ties, or is not sorted; names a query. Or it has no name.
-        OSError: the disk refuses.
+        InvalidInputError: the run has ties, is not sorted, or has no name; names a query.
+        OSError: the file cannot be written.
     """
     falling = is_falling(run)
     if not falling.all():
@@ -46,12 +73,12 @@ def write_run(run: Run, path: Path) -> None:
             f"run {run.name!r}, query {query!r}: scores tie or do not fall; pass the run through break_ties"
         )
     if not run.name:
-        raise InvalidInputError("the run has no name, which is the last column of its file")
-    system = _written(run.name)
+        raise InvalidInputError("the run has no name; it is the last column of the file")
+    system = _escaped(run.name)
     write_whole(
         path,
         (
-            f"{_written(query)} Q0 {_written(run.items[candidate])} {rank} {score!r} {system}\n"
+            f"{_escaped(query)} Q0 {_escaped(run.items[candidate])} {rank} {score!r} {system}\n"
             for query, candidates, scores in zip(
                 run.queries, run.candidates, run.scores.tolist(), strict=True
             )
@@ -62,19 +89,19 @@ def write_run(run: Run, path: Path) -> None:
 
 
 def read_run(path: Path, task: Task, direction: Direction = "text to image") -> Run:
-    """Read a run file, by whatever system.
+    """Read a run file of any system.
 
     Args:
-        path: the file. Its scores rank; its column of ranks is not looked at, as trec_eval has it.
-        task: whose queries and items it has to be about.
+        path: the file. Its scores rank; the column of ranks is ignored, as in trec_eval.
+        task: queries and items that the file may name.
         direction: of the task.
 
     Returns:
-        A run of all queries of the task; one that the file does not have was answered by nothing.
+        A run of all queries of the task; a query that the file lacks has no candidates.
 
     Raises:
-        InvalidInputError: the file cannot be read, a line is malformed, a score is no finite number, an id is
-            unknown or stands there twice. Names the line and the query.
+        InvalidInputError: the file cannot be read, a line is malformed, a score is not finite, or an id is
+            unknown or repeated. Names the line and the query.
     """
     path = Path(path)
     known = {item: n for n, item in enumerate(task.items)}
@@ -87,11 +114,11 @@ def read_run(path: Path, task: Task, direction: Direction = "text to image") -> 
         if item not in known:
             raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} is not in {task.name}")
         if known[item] in answers[query]:
-            raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} stands there twice")
+            raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} is repeated")
         answers[query][known[item]] = _score(columns[4], f"{place}: query {query!r}: item {item!r}")
         own = unquote(columns[5])
         if name and own != name:
-            raise InvalidInputError(f"{place}: is of the system {own!r}, the lines before of {name!r}")
+            raise InvalidInputError(f"{place}: the system is {own!r}, in the lines before {name!r}")
         name = own
     k = max(map(len, answers.values()))
     candidates = np.full((len(answers), k), -1, np.int64)
@@ -106,22 +133,18 @@ def _score(text: str, place: str) -> float:
     try:
         score = float(text)
     except ValueError:
-        raise InvalidInputError(f"{place}: the score {text!r} is no number") from None
+        score = math.nan
     if not math.isfinite(score):
-        raise InvalidInputError(f"{place}: the score is {text}; the scorer that wrote it is broken")
+        raise InvalidInputError(f"{place}: the score {text!r} is not a finite number")
     return score
 
 
 def write_qrels(qrels: Qrels, path: Path) -> None:
-    """Write qrels; a crash leaves the former file, or none.
-
-    Raises:
-        OSError: the disk refuses.
-    """
+    """Write qrels atomically."""
     write_whole(
         path,
         (
-            f"{_written(query)} 0 {_written(item)} {grade}\n"
+            f"{_escaped(query)} 0 {_escaped(item)} {grade}\n"
             for query, answers in qrels.items()
             for item, grade in answers.items()
         ),
@@ -133,36 +156,33 @@ def read_qrels(path: Path, task: Task | None = None) -> dict[str, dict[str, int]
 
     Args:
         path: the file.
-        task: when given, no other queries and items than its own may be named.
+        task: when given, only its queries and items may be named.
 
     Raises:
-        InvalidInputError: the file cannot be read, a line is malformed, a pair stands there twice, or an id
-            is unknown. Names the line.
+        InvalidInputError: the file cannot be read, a line is malformed, a pair is repeated, or an id is
+            unknown. Names the line.
     """
     queries, items = (set(task.queries), set(task.items)) if task else (None, None)
     qrels: dict[str, dict[str, int]] = {}
     for place, columns in _rows(Path(path), 4, "query 0 item grade"):
         query, item = unquote(columns[0]), unquote(columns[2])
         if queries is not None and query not in queries:
-            raise InvalidInputError(f"{place}: the query {query!r} is not there")
+            raise InvalidInputError(f"{place}: the query {query!r} is unknown")
         if items is not None and item not in items:
-            raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} is not there")
+            raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} is unknown")
         answers = qrels.setdefault(query, {})
         if item in answers:
-            raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} stands there twice")
+            raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} is repeated")
         if not re.fullmatch(r"[+-]?\d+", columns[3]):
-            raise InvalidInputError(f"{place}: query {query!r}: the grade {columns[3]!r} is no whole number")
+            raise InvalidInputError(f"{place}: query {query!r}: the grade {columns[3]!r} is not an integer")
         answers[item] = int(columns[3])
     return qrels
 
 
 def _rows(path: Path, count: int, columns: str) -> Iterator[tuple[str, list[str]]]:
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as file
-        ):
+        with opened(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 row = line.split()
                 if row and len(row) != count:
@@ -172,11 +192,15 @@ def _rows(path: Path, count: int, columns: str) -> Iterator[tuple[str, list[str]
                 if row:
                     yield f"{path.name}:{number}", row
     except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path}: no UTF-8 text: {error.reason}") from error
+        raise InvalidInputError(f"{path}: not UTF-8: {error.reason}") from error
     except (OSError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or error  # those of gzip have no number
+        why = getattr(error, "strerror", None) or error  # errors of gzip have no strerror
         raise InvalidInputError(f"{path}: cannot be read: {why}") from error
 
 
-def _written(id: str) -> str:
+def _escaped(id: str) -> str:
     return re.sub(r"[%\s]", lambda blank: quote(blank[0]), id)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")

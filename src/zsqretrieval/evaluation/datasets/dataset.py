@@ -1,9 +1,14 @@
-"""What every data set is, whatever its files look like: a gallery, queries, and which images answer them."""
+"""A data set: gallery, queries and relevant images; and file helpers whose errors name the line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,30 +16,35 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Image
 
-__all__ = ["ALT_TEXT", "CAPTION", "HUMAN_QUESTION", "Dataset", "Qrels", "Query", "Task"]
+__all__ = ["ALT_TEXT", "CAPTION", "EXPERT_QUERY", "HUMAN_QUESTION", "Dataset", "Qrels", "Query", "Task"]
+
+_T = TypeVar("_T")
 
 Qrels = Mapping[str, Mapping[str, int]]
-"""Query id -> item id -> grade, as TREC has it; 0 is judged and not relevant, absent is not judged."""
+"""Query id -> item id -> grade, as in TREC: 0 is judged and not relevant, a missing item is not judged."""
 
 CAPTION = "caption"
-"""Form of a query that is a sentence about an image, as somebody wrote it."""
+"""Form of a query that is a person's sentence about an image."""
 
 HUMAN_QUESTION = "human question"
 """Form of a query that a person asked."""
 
 ALT_TEXT = "alt text"
-"""Form of a query that is the text a web page had in place of the image."""
+"""Form of a query that is the alternative text of an image on a web page."""
+
+EXPERT_QUERY = "expert query"
+"""Form of INQUIRE's queries: phrases of naturalists, such as "a male mandarin duck in breeding plumage"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One text that looks for images.
+    """A text query.
 
     Attributes:
         id: its name in run files and qrels.
-        text: what is asked.
-        form: what kind of text it is, for instance :data:`CAPTION`; results are reported per form.
-        source: where it was read, as error messages should name it.
+        text: the query.
+        form: kind of text, for instance :data:`CAPTION`; results are reported per form.
+        source: file and line for error messages.
     """
 
     id: str
@@ -45,14 +55,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """One direction of a data set, by ids alone: all that measuring needs.
+    """One direction of a data set, by ids: all that measuring needs.
 
     Attributes:
         name: of the data set, and the direction.
         queries: q ids.
-        items: n ids of what is ranked.
+        items: n ids of the ranked items.
         qrels: of exactly these queries.
-        clusters: int64 [q]; queries of one cluster are not independent of one another.
+        clusters: int64 [q]; queries of one cluster are not independent.
         forms: the form of each query, q of them.
     """
 
@@ -66,19 +76,18 @@ class Task:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Images, texts that look for them, and who belongs to whom.
+    """Images, text queries, and the relevant images of each query.
 
     Attributes:
-        name: as reports should call it, for instance ``flickr8k test``.
-        gallery: the images searched, each with an id of its own.
+        name: for reports, for instance ``flickr8k test``.
+        gallery: the images, each with its own id.
         queries: the texts.
         qrels: query id -> image id -> grade; every query has an image of grade 1 or more.
-        notes: what a reader of the numbers should know about how the data were read.
+        notes: caveats of the data for reports.
 
     Raises:
-        InvalidInputError: the gallery is empty, an image or a query has no id, there are no queries, an id
-            stands there twice, a query is blank or has no relevant image, or the qrels name what is not
-            there. Names the place in the file where that is known.
+        InvalidInputError: the gallery is empty, there are no queries, an id is missing or repeated, a query
+            is blank or has no relevant image, or the qrels name an unknown id. Names the line if known.
     """
 
     name: str
@@ -89,9 +98,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not self.gallery:
-            raise InvalidInputError(f"{self.name}: the gallery is empty, so nothing can be found in it")
+            raise InvalidInputError(f"{self.name}: the gallery is empty")
         if not self.queries:
-            raise InvalidInputError(f"{self.name}: there are no queries, so there is nothing to measure")
+            raise InvalidInputError(f"{self.name}: there are no queries")
         seen: dict[str, str] = {}
         for image in self.gallery:
             if not image.id:
@@ -107,15 +116,15 @@ class Dataset:
             self._check_answers(query, seen)
         for id in self.qrels:
             if id not in places:
-                raise InvalidInputError(f"{self.name}: the qrels name the query {id!r}, which is not there")
+                raise InvalidInputError(f"{self.name}: the qrels name the unknown query {id!r}")
 
     def _check_answers(self, query: Query, images: Mapping[str, str]) -> None:
         answers = self.qrels.get(query.id, {})
         for id in answers:
             if id not in images:
                 raise InvalidInputError(
-                    f"{query.source}: query {query.id!r} is to find the image {id!r}, which is not in the "
-                    f"gallery of {self.name} ({len(images)} images); are these images of another split?"
+                    f"{query.source}: the image {id!r} of query {query.id!r} is not in the gallery of "
+                    f"{self.name} ({len(images)} images); are these images of another split?"
                 )
         if not any(grade > 0 for grade in answers.values()):
             raise InvalidInputError(
@@ -124,7 +133,7 @@ class Dataset:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """The forms of the queries, each once, in order of appearance."""
+        """The forms of the queries in order of appearance."""
         return tuple(dict.fromkeys(query.form for query in self.queries))
 
     def of_form(self, *forms: str) -> Dataset:
@@ -140,12 +149,12 @@ class Dataset:
         return self._with(query for query in self.queries if query.form in forms)
 
     def sample(self, count: int, *, seed: int = 0) -> Dataset:
-        """The same gallery with fewer queries of each form, always the same ones.
+        """The same gallery with a sample of the queries of each form.
 
         Args:
-            count: how many queries of each form; all where there are fewer. Every cluster asks once before
-                any asks twice, and which clusters ask is the same for all forms, as far as they have them.
-            seed: of the draw.
+            count: queries of each form; all if there are fewer. Every cluster gives one query before any
+                gives two, and all forms sample the same clusters as far as they have them.
+            seed: of the sample.
 
         Raises:
             InvalidInputError: ``count`` < 1.
@@ -170,7 +179,7 @@ class Dataset:
         return replace(self, queries=kept, qrels={query.id: self.qrels[query.id] for query in kept})
 
     def text_to_image(self) -> Task:
-        """Texts look for images. Queries with the same relevant images are one cluster."""
+        """Text-to-image task. Queries with the same relevant images are one cluster."""
         numbers: dict[frozenset[str], int] = {}
         clusters: list[int] = []
         for query in self.queries:
@@ -186,15 +195,15 @@ class Dataset:
         )
 
     def image_to_text(self) -> Task:
-        """Images look for their texts, all of one form; an image that no text belongs to does not ask.
+        """Image-to-text task with texts of one form; images without a text are no queries.
 
         Raises:
-            InvalidInputError: the texts have several forms, so an image would find one text in many guises.
+            InvalidInputError: the texts have several forms, so variants of one text would compete.
         """
         if len(self.forms) > 1:
             raise InvalidInputError(
-                f"{self.name} has texts of the forms {', '.join(self.forms)}; an image looks among texts of "
-                "one form: choose it by of_form"
+                f"{self.name} has texts of the forms {', '.join(self.forms)}; image to text needs one form: "
+                "choose it by of_form"
             )
         texts: dict[str, dict[str, int]] = {}
         for query in self.queries:
@@ -214,5 +223,82 @@ class Dataset:
 
 def _once(seen: dict[str, str], what: str, id: str, source: str) -> None:
     if id in seen:
-        raise InvalidInputError(f"{source}: the {what} {id!r} stands there twice, first at {seen[id]}")
+        raise InvalidInputError(f"{source}: the {what} {id!r} is repeated, first at {seen[id]}")
     seen[id] = source
+
+
+# --- reading files ---------------------------------------------------------------------------------------
+
+
+def found(path: Path, what: str, origin: str) -> Path:
+    """Return the path, or raise an error that names its content and publisher."""
+    path = Path(path)
+    if not path.exists():
+        raise InvalidInputError(f"{path} is missing: {what}. Nothing is downloaded; get it from {origin}")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file, without byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path}: not UTF-8 at byte {error.start}; convert the file") from error
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Non-blank lines, each after its place, ``file:number``."""
+    # Not splitlines, which also splits at characters that captions contain, such as U+0085 and U+2028.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield f"{path.name}:{number}", line.rstrip("\r")
+
+
+def json_value(text: str, place: str) -> Any:
+    """Parse JSON; errors name the place."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f"{place}: broken JSON: {error}") from error
+
+
+def field(record: Any, name: str, kind: type[_T], place: str) -> _T:
+    """A field of a JSON object, of the required type."""
+    if not isinstance(record, Mapping):
+        raise InvalidInputError(f"{place}: not an object but {type(record).__name__}")
+    if name not in record:
+        raise InvalidInputError(f"{place}: has no {name!r}, only {', '.join(map(str, record)) or 'nothing'}")
+    value = record[name]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InvalidInputError(f"{place}: {name!r} is {value!r}, not {kind.__name__}")
+    return value
+
+
+def table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a CSV file with a header, each after its place; ``columns`` are required."""
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        header = [name.strip() for name in rows.fieldnames or ()]
+        if missing := [name for name in columns if name not in header]:
+            raise InvalidInputError(
+                f"{path.name}:1: has no column {missing[0]!r}, only {', '.join(header) or 'nothing'}"
+            )
+        rows.fieldnames = header
+        for row in rows:
+            place = f"{path.name}:{rows.line_num}"
+            if short := [name for name in columns if row[name] is None]:
+                raise InvalidInputError(f"{place}: the row ends before the column {short[0]!r}")
+            yield place, row
+    except csv.Error as error:
+        raise InvalidInputError(f"{path.name}:{rows.reader.line_num}: broken CSV: {error}") from error
+
+
+def image_file(path: Path, id: str, place: str, origin: str) -> Image:
+    """The record of an image file, which must exist."""
+    if not path.is_file():
+        raise InvalidInputError(
+            f"{place}: the image {path} is missing. Nothing is downloaded; get the images from {origin}"
+        )
+    return Image(content=path.absolute(), source=str(path.absolute()), id=id)

@@ -1,42 +1,46 @@
-"""Queries that several images answer: INQUIRE's expert queries, and questions in the manner of RETVQA."""
+"""Readers of INQUIRE, RETVQA and ChatIR: expert queries, questions, and dialogues."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from zsqretrieval.data.sources import walk
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.datasets._files import field, found, image_file, json_value, read_text, table
-from zsqretrieval.evaluation.datasets.dataset import HUMAN_QUESTION, Dataset, Query
+from zsqretrieval.evaluation.datasets.dataset import (
+    EXPERT_QUERY,
+    HUMAN_QUESTION,
+    Dataset,
+    Query,
+    field,
+    found,
+    image_file,
+    json_value,
+    read_text,
+    table,
+)
 from zsqretrieval.types import Image
 
-__all__ = ["EXPERT_QUERY", "read_inquire", "read_retvqa"]
-
-EXPERT_QUERY = "expert query"
-"""Form of INQUIRE's queries: phrases of naturalists, such as "a male mandarin duck in breeding plumage"."""
+__all__ = ["read_chatir", "read_inquire", "read_retvqa"]
 
 _INQUIRE = "github.com/inquire-benchmark/INQUIRE (data/README.md; the images are iNaturalist 2024)"
 _RETVQA = "the authors of RETVQA (arXiv 2306.16713; the images are Visual Genome's)"
+_CHATIR = "github.com/levymsn/ChatIR (dialogues/, ChatIR_Protocol/); the images are COCO's unlabeled2017"
 
 
 def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bool = False) -> Dataset:
     """Read INQUIRE (Vendrow et al., NeurIPS 2024) from its CSV files.
 
-    ``inquire_queries_{split}.csv`` with ``query_id`` and ``query_text``, ``inquire_annotations.csv`` with
-    ``query_id`` and ``image_path``, a row for every relevant pair; a column ``relevance`` of whole numbers is
-    read where there is one. Columns as in the repository's ``data/inquire`` and ``src/eval_fullrank.py``.
-
-    INQUIRE's mAP@50 divides by min(50, relevant images): that is the measure ``APmin@50``, not ``AP@50``.
+    ``inquire_queries_{split}.csv`` with ``query_id`` and ``query_text``; ``inquire_annotations.csv`` with
+    ``query_id`` and ``image_path``, a row for every relevant pair, and optionally ``relevance``, an integer.
+    INQUIRE's mAP@50 divides by min(50, relevant images): that is the measure ``APmin@50``, not ``mAP@50``.
 
     Args:
-        folder: where the CSV files are.
-        images: the folder searched. An ``image_path`` is a path from it, or a file name found once in it.
+        folder: of the CSV files.
+        images: the gallery. An ``image_path`` is a path from it, or a file name that occurs once in it.
         split: ``val`` or ``test``.
-        partial: the folder holds some of the images only: pairs outside it are left out, and queries that
-            nothing is left of. Numbers are then no INQUIRE-Fullrank; the notes say how many were left out.
-
-    Returns:
-        Images named by their path from ``images``.
+        partial: the folder holds only some of the images: pairs outside it are left out, and queries without
+            a remaining pair. The numbers are then not INQUIRE-Fullrank; the notes count what was left out.
 
     Raises:
         InvalidInputError: a file or split is missing, a row is malformed, or names an unknown image. Names
@@ -69,15 +73,15 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
             outside += 1
         else:
             raise InvalidInputError(
-                f"{place}: the image {path!r} is not in {images}, or not by one name; fetch the rest from "
-                f"{_INQUIRE}, or pass partial=True"
+                f"{place}: the image {path!r} is not in {images}, or its name is ambiguous; fetch the rest "
+                f"from {_INQUIRE}, or pass partial=True"
             )
     notes: tuple[str, ...] = ()
     if outside:
         kept = [query for query in queries if any(grade > 0 for grade in qrels[query.id].values())]
         notes = (
             f"{outside} relevant pairs and {len(queries) - len(kept)} queries left out: their images are not "
-            f"among the {len(gallery)} searched",
+            f"among the {len(gallery)} of the gallery",
         )
         queries = kept
     answers_of = {query.id: qrels[query.id] for query in queries}
@@ -85,31 +89,24 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
 
 
 def _grade(relevance: str | None, place: str) -> int:
-    if relevance is None:
-        return 1
     try:
-        return int(relevance)
+        return 1 if relevance is None else int(relevance)
     except ValueError:
-        raise InvalidInputError(f"{place}: the relevance {relevance!r} is no whole number") from None
+        raise InvalidInputError(f"{place}: the relevance {relevance!r} is not an integer") from None
 
 
 def read_retvqa(questions: Path, images: Path, split: str = "test") -> Dataset:
-    """Read questions that name the images which answer them, and others which do not.
+    """Read questions with the images that answer them and images that do not.
 
     The format of ``retvqa_release_v1.json``: question id -> ``question``, ``answer``, ``split``, ``pos_imgs``
-    and ``neg_imgs``, lists of image ids; files are ``{id}.jpg``. Read off the code of its users
-    (Harshkw/RetVQA-MiBart-Fusion).
-
-    In the paper every question has a pool of its own, some 25 images. Here the images of all questions of the
-    split are one gallery, which is harder; those named as negative are judged 0, all others not at all.
+    and ``neg_imgs``, lists of image ids; files are ``{id}.jpg``. In the paper every question has its own pool
+    of some 25 images; here the images of all questions of the split are one gallery, which is harder. Images
+    named as negative are judged 0, all others not at all.
 
     Args:
         questions: the JSON file.
         images: the folder of images.
         split: ``train``, ``val`` or ``test``.
-
-    Returns:
-        Images named by id, queries by question id.
 
     Raises:
         InvalidInputError: a file or split is missing, or a record is malformed. Names the record.
@@ -117,9 +114,7 @@ def read_retvqa(questions: Path, images: Path, split: str = "test") -> Dataset:
     path = found(Path(questions), "questions with their images", _RETVQA)
     document = json_value(read_text(path), path.name)
     if not isinstance(document, dict):
-        raise InvalidInputError(
-            f"{path.name}: not an object of questions by id but {type(document).__name__}"
-        )
+        raise InvalidInputError(f"{path.name}: not an object of questions by id")
     gallery: dict[str, Image] = {}
     queries, qrels, splits = [], {}, set()
     for id, record in document.items():
@@ -140,3 +135,67 @@ def read_retvqa(questions: Path, images: Path, split: str = "test") -> Dataset:
             f"{path.name} has no questions of the split {split!r}; it has {sorted(splits)}"
         )
     return Dataset(f"{path.stem} {split}", tuple(gallery.values()), tuple(queries), qrels)
+
+
+def read_chatir(
+    dialogs: Path,
+    images: Path,
+    search_space: Path | None = None,
+    *,
+    rounds: Sequence[int] | None = None,
+    separator: str = ", ",
+) -> Dataset:
+    """Read the dialogues of ChatIR (Levy et al., NeurIPS 2023).
+
+    A JSON list, as ``dialogues/VisDial_v1.0_queries_val.json``, of::
+
+        {"img": "unlabeled2017/000000185565.jpg", "dialog": [caption, "question? answer", ...]}
+
+    The query of round r, named ``{dialogue}@{round}``, is the caption and the first r questions with their
+    answers, joined as in the benchmark's ``eval.py``; its form is ``dialog/r``. The benchmark's Hits@10 of
+    round r counts a dialogue when any round up to r was a hit: the running maximum of ``R@10`` within each
+    dialogue.
+
+    Args:
+        dialogs: the JSON file.
+        images: the folder that the paths start from.
+        search_space: ``Search_Space_val_50k.json``, the list of the gallery. Without it the gallery is the
+            images of the dialogues, which is far easier; the notes say so.
+        rounds: which rounds; all of the first dialogue when None.
+        separator: between the parts of a query.
+
+    Raises:
+        InvalidInputError: a file is missing, a record is malformed, a dialogue is shorter than a round, or
+            its image is not in the gallery. Names the record.
+    """
+    path = found(Path(dialogs), "dialogues", _CHATIR)
+    records = json_value(read_text(path), path.name)
+    if not isinstance(records, list):
+        raise InvalidInputError(f"{path.name}: not a list of dialogues but {type(records).__name__}")
+    queries, qrels = [], {}
+    targets: dict[str, str] = {}
+    for number, record in enumerate(records):
+        place = f"{path.name}, dialogue {number}"
+        image, parts = field(record, "img", str, place), field(record, "dialog", list, place)
+        targets.setdefault(image, place)
+        rounds = range(len(parts)) if rounds is None else rounds
+        for r in rounds:
+            if not 0 <= r < len(parts):
+                raise InvalidInputError(f"{place}: has the rounds 0 to {len(parts) - 1}, but not {r}")
+            text = separator.join(map(str, parts[: r + 1]))
+            queries.append(Query(f"{number}@{r}", text, f"dialog/{r}", place))
+            qrels[queries[-1].id] = {image: 1}
+    notes: tuple[str, ...] = ()
+    searched = targets
+    if search_space is None:
+        notes = (f"the gallery is the {len(targets)} images of the dialogues, not ChatIR's 50,000",)
+    else:
+        listing = found(Path(search_space), "the list of the gallery", _CHATIR)
+        names = json_value(read_text(listing), listing.name)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InvalidInputError(f"{listing.name}: not a list of paths")
+        searched = {name: f"{listing.name}, image {n}" for n, name in enumerate(names)}
+    gallery: list[Image] = [
+        image_file(Path(images) / name, name, place, _CHATIR) for name, place in searched.items()
+    ]
+    return Dataset(path.stem, tuple(gallery), tuple(queries), qrels, notes)

@@ -1,0 +1,239 @@
+"""Time of the scoring engine's routes against scoring pair by pair, in one process.
+
+python -m benchmarks.scoring --candidates 100 --json
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch.nn.functional import pad
+
+from benchmarks.output import command_line, progress_bar, run, write_results
+from benchmarks.random_models import PROMPT, WORDS, random_kosmos
+from zsqretrieval.data.images import decode
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.generators.kosmos import Kosmos1Generator
+from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
+
+__all__ = ["RouteBench", "ScoringBench", "bench_scoring", "naive_log_likelihood"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteBench:
+    """One way to score one question against all candidates.
+
+    Attributes:
+        seconds: for all candidates; median over rounds.
+        max_abs_diff: largest difference of a log-likelihood (a sum) from the naive route, in nats.
+    """
+
+    seconds: float
+    max_abs_diff: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringBench:
+    """All routes for one question and K images, with random weights.
+
+    Attributes:
+        routes: ``naive``: one forward pass of transformers per pair, from pixels, with logits at every
+            position; ``batched``: :meth:`log_likelihood` from pixels; ``states``: from image states;
+            ``kv``: with the keys and values of every image cached from an earlier question.
+        speedup: seconds of ``naive`` divided by those of the fastest other route.
+        candidates: K.
+        question_tokens: tokens of the question.
+        dtype: of the computation.
+        vision_layers: layers of the vision tower; 24 in the published model.
+        text_layers: layers of the decoder; 24 in the published model.
+        threads: number of torch threads.
+        rounds: timings of each route, which take turns.
+        naive_pairs: pairs that the naive route scored.
+        batch_size: of the routes that batch.
+    """
+
+    routes: dict[str, RouteBench]
+    speedup: float
+    candidates: int
+    question_tokens: int
+    dtype: str
+    vision_layers: int
+    text_layers: int
+    threads: int
+    rounds: int
+    naive_pairs: int
+    batch_size: int
+
+
+def bench_scoring(
+    generator: Kosmos1Generator,
+    *,
+    candidates: int = 100,
+    question_tokens: int = 30,
+    rounds: int = 3,
+    naive_pairs: int = 24,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ScoringBench:
+    """Time every route on one question and K noise images.
+
+    The routes take turns, so all run under the same load. Before every turn the naive route, whose cost per
+    pair does not depend on the number of pairs, scores a few more candidates. Its time is the median cost of
+    a pair times K, and the other routes are compared with its scores of these candidates.
+
+    Args:
+        generator: a model whose vocabulary has :data:`~benchmarks.random_models.WORDS`.
+        candidates: K.
+        question_tokens: length of the question.
+        rounds: timings of every route.
+        naive_pairs: candidates that the naive route scores in all, at most K.
+        batch_size: pairs computed together.
+        seed: of the images and the question.
+        progress: called after every turn.
+
+    Raises:
+        InvalidInputError: a number is below 1, or ``naive_pairs`` exceeds ``candidates``.
+    """
+    if min(rounds, question_tokens, batch_size, naive_pairs) < 1 or naive_pairs > candidates:
+        raise InvalidInputError(
+            f"{candidates} candidates, {naive_pairs} scored naively, {question_tokens} question tokens, "
+            f"{rounds} rounds, batches of {batch_size}: all must be at least 1, the second at most the first"
+        )
+    random = np.random.default_rng(seed)
+    noise = random.integers(0, 256, (candidates, 224, 224, 3), dtype=np.uint8)
+    images = [Image(PILImage.fromarray(pixels), f"noise {i}") for i, pixels in enumerate(noise)]
+    question = " ".join(WORDS[n] for n in random.integers(0, len(WORDS), question_tokens))
+    pixels: list[Context] = [(image, PROMPT) for image in images]
+    stored: list[Context] = [
+        (ImageState(value, generator.fingerprint, image.source), PROMPT)
+        for value, image in zip(generator.image_states(images, batch_size=batch_size), images, strict=True)
+    ]
+    caching = Kosmos1Generator(
+        generator.model, generator.processor, config=generator.config, prefix_cache_bytes=2**40
+    )
+    caching.log_likelihood(stored, ["w0"] * candidates, batch_size=batch_size)  # an earlier question
+
+    def score(scorer: Kosmos1Generator, contexts: Sequence[Context]) -> list[float]:
+        found = scorer.log_likelihood(contexts, [question] * candidates, batch_size=batch_size)
+        return [one.sum for one in found]
+
+    ways: dict[str, Callable[[], list[float]]] = {
+        "batched": lambda: score(generator, pixels),
+        "states": lambda: score(generator, stored),
+        "kv": lambda: score(caching, stored),
+    }
+    sums: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in ("naive", *ways)}
+    naive: dict[int, float] = {}  # candidate -> sum
+    turns = [name for _ in range(rounds) for name in ways]
+    for turn, name in enumerate(turns):
+        for i in range(turn, naive_pairs, len(turns)):
+            begin = time.perf_counter()
+            naive[i] = naive_log_likelihood(generator, images[i], PROMPT, question).sum
+            seconds["naive"].append((time.perf_counter() - begin) * candidates)
+        begin = time.perf_counter()
+        sums[name] = ways[name]()
+        seconds[name].append(time.perf_counter() - begin)
+        if progress is not None:
+            progress("scoring", turn + 1, len(turns))
+    median = {name: float(np.median(times)) for name, times in seconds.items()}
+    routes = {"naive": RouteBench(median["naive"], 0.0)} | {
+        name: RouteBench(median[name], max(abs(found[i] - expected) for i, expected in naive.items()))
+        for name, found in sums.items()
+    }
+    config = generator.model.config
+    return ScoringBench(
+        routes=routes,
+        speedup=median["naive"] / min(median[name] for name in sums),
+        candidates=candidates,
+        question_tokens=question_tokens,
+        dtype=str(generator.model.dtype).removeprefix("torch."),
+        vision_layers=config.vision_config.num_hidden_layers,
+        text_layers=config.text_config.layers,
+        threads=torch.get_num_threads(),
+        rounds=rounds,
+        naive_pairs=naive_pairs,
+        batch_size=batch_size,
+    )
+
+
+def naive_log_likelihood(
+    generator: Kosmos1Generator, image: Image, prompt: str, continuation: str
+) -> LogLikelihood:
+    """Score one pair with transformers alone: the baseline of the other routes.
+
+    The processor of transformers lays out image and prompt, the model runs from the pixels, and logits are
+    computed at every position.
+
+    Args:
+        generator: gives model and processor.
+        image: stands before the prompt.
+        prompt: stands before the continuation.
+        continuation: the text to score; a space is put before it.
+    """
+    processor, model = generator.processor, generator.model
+    inputs = processor(
+        images=decode(image), text=prompt, num_image_tokens=generator.state_shape[0], return_tensors="pt"
+    )
+    tokens = processor.tokenizer(f" {continuation}", add_special_tokens=False, return_tensors="pt").input_ids
+    T = tokens.shape[1]
+    with torch.inference_mode():
+        logits = model(
+            pixel_values=inputs.pixel_values.to(model.device, model.dtype),
+            input_ids=torch.cat([inputs.input_ids, tokens], dim=1).to(model.device),
+            image_embeds_position_mask=pad(inputs.image_embeds_position_mask, (0, T)).to(model.device),
+        ).logits  # [1, prefix + T, V]
+        log_probs = logits[0, -T - 1 : -1].float().log_softmax(dim=1).cpu()  # [T, V]
+    names = tuple(processor.tokenizer.convert_ids_to_tokens(tokens[0].tolist()))
+    return LogLikelihood(names, log_probs.gather(1, tokens.T)[:, 0].numpy())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = command_line(
+        "scoring",
+        "Time the routes of the scoring engine against scoring pair by pair, on Kosmos with random weights.",
+        candidates=(100, "Images to score."),
+        question_tokens=(30, "Length of the question."),
+        vision_layers=(2, "Layers of the vision tower; published: 24."),
+        text_layers=(2, "Layers of the decoder; published: 24."),
+        rounds=(3, "Timings of each route."),
+        batch_size=(32, "Pairs computed together."),
+    )
+    parser.add_argument("--dtype", default="bfloat16", help="of weights and computation [default: bfloat16]")
+    given = parser.parse_args(arguments)
+    with progress_bar("scoring") as progress:
+        bench = bench_scoring(
+            random_kosmos(given.vision_layers, given.text_layers, dtype=given.dtype),
+            candidates=given.candidates,
+            question_tokens=given.question_tokens,
+            rounds=given.rounds,
+            naive_pairs=min(24, given.candidates),
+            batch_size=given.batch_size,
+            progress=progress,
+        )
+    naive = bench.routes["naive"].seconds
+    write_results(
+        asdict(bench),
+        ("route", "seconds", "speedup", "max. difference, nats"),
+        [
+            (name, f"{one.seconds:.2f}", f"{naive / one.seconds:.1f}", f"{one.max_abs_diff:.1g}")
+            for name, one in bench.routes.items()
+        ],
+        [
+            f"One question of {bench.question_tokens} tokens, {bench.candidates} images; Kosmos at full "
+            f"width, {bench.vision_layers} + {bench.text_layers} layers, {bench.dtype}, "
+            f"{bench.threads} threads"
+        ],
+        as_json=given.json,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,199 @@
+"""Data sets by one argument, ``kind:path``, as the command line names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zsqretrieval.data.sources import read_webdataset
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.evaluation.datasets.dataset import Dataset
+from zsqretrieval.evaluation.datasets.judgments import Judgments, read_judgments
+from zsqretrieval.evaluation.datasets.readers import (
+    read_coco,
+    read_flickr,
+    read_folder,
+    read_karpathy,
+    read_laion,
+    read_shards,
+)
+from zsqretrieval.evaluation.datasets.relevance import read_chatir, read_inquire, read_retvqa
+from zsqretrieval.types import Image
+
+__all__ = ["KINDS", "Kind", "open_dataset", "open_distractors", "open_judgments"]
+
+_FLICKR8K = "Flickr8k.token.txt"
+_SHARDED = ("flickr8k", "shards")
+_SPLIT = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of data set.
+
+    Attributes:
+        paths: the paths behind the colon, separated by commas; optional ones in brackets.
+        holds: what they hold.
+        read: reads the data set from the paths and the split, which is empty if there are no splits.
+        splits: whether the files distinguish splits.
+    """
+
+    paths: str
+    holds: str
+    read: Callable[[Sequence[Path], str], Dataset]
+    splits: bool = True
+
+
+def _flickr8k_texts(folder: Path) -> Path | None:
+    """Folder of the makers' captions; None for a folder of shards."""
+    return next((one for one in (folder, folder / "Flickr8k_text") if (one / _FLICKR8K).is_file()), None)
+
+
+def _read_flickr8k(paths: Sequence[Path], split: str) -> Dataset:
+    (folder,) = paths
+    texts = _flickr8k_texts(folder)
+    if texts is None:
+        return read_shards(folder, split)
+    names = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images")  # the first as in the archive
+    images = next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
+    return read_flickr(texts / _FLICKR8K, images, texts / f"Flickr_8k.{split}Images.txt")
+
+
+def _read_flickr_files(paths: Sequence[Path], split: str) -> Dataset:
+    listed = [Path(str(path).replace("{split}", split)) for path in paths[2:]]
+    return read_flickr(paths[0], paths[1], *listed)
+
+
+KINDS: Mapping[str, Kind] = {
+    "shards": Kind(
+        "FOLDER",
+        "WebDataset shards {split}-*.tar with captions",
+        lambda paths, split: read_shards(paths[0], split),
+    ),
+    "flickr8k": Kind("FOLDER", "Flickr8k as published, or as shards {split}-*.tar", _read_flickr8k),
+    "flickr": Kind(
+        "CAPTIONS,IMAGES,[LIST]",
+        "Flickr8k or Flickr30k in the original formats; {split} in LIST is filled in",
+        _read_flickr_files,
+    ),
+    "karpathy": Kind(
+        "FILE.json,IMAGES",
+        "COCO or Flickr in the splits of Karpathy",
+        lambda paths, split: read_karpathy(paths[0], paths[1], split),
+    ),
+    "coco": Kind(
+        "FILE.json,IMAGES",
+        "COCO captions as published, such as captions_val2017.json",
+        lambda paths, _: read_coco(*paths),
+        splits=False,
+    ),
+    "laion": Kind(
+        "FOLDER", "a slice of LAION by img2dataset", lambda paths, _: read_laion(paths[0]), splits=False
+    ),
+    "inquire": Kind(
+        "FOLDER,IMAGES",
+        "INQUIRE's CSV files and images",
+        lambda paths, split: read_inquire(paths[0], paths[1], split),
+    ),
+    "retvqa": Kind(
+        "FILE.json,IMAGES",
+        "questions with the images that answer them",
+        lambda paths, split: read_retvqa(paths[0], paths[1], split),
+    ),
+    "chatir": Kind(
+        "FILE.json,IMAGES,[SEARCH_SPACE.json]",
+        "dialogues of ChatIR",
+        lambda paths, _: read_chatir(*paths),
+        splits=False,
+    ),
+    "folder": Kind(
+        "FOLDER",
+        "your own images with a captions.jsonl",
+        lambda paths, _: read_folder(paths[0]),
+        splits=False,
+    ),
+}
+"""The kinds by name."""
+
+
+def open_dataset(argument: str, split: str | None = None) -> Dataset:
+    """Read the data set that an argument names.
+
+    Args:
+        argument: ``kind:path,path`` with a kind of :data:`KINDS`; or a folder whose content shows that it is
+            of the kind ``flickr8k``, ``shards``, ``folder`` or ``laion``.
+        split: which images; ``"test"`` if there are splits and None is given.
+
+    Raises:
+        InvalidInputError: no such kind, a wrong number of paths, a split where there are none, or a file
+            cannot be read; names the line.
+    """
+    name, given = _named(argument)
+    kind = KINDS[name]
+    if split is not None and not kind.splits:
+        raise InvalidInputError(
+            f"{argument!r}: a data set of the kind {name} has no splits, so no {split!r}; give the files of "
+            "that split instead"
+        )
+    if split is not None and name == "flickr" and not any("{split}" in str(path) for path in given[2:]):
+        raise InvalidInputError(
+            f"{argument!r}: nothing says which images are in the split {split!r}; write "
+            f"flickr:{kind.paths}, with {{split}} in the name of LIST"
+        )
+    return kind.read(given, (split or _SPLIT) if kind.splits else "")
+
+
+def open_judgments(argument: str, split: str | None, dataset: Dataset) -> tuple[Judgments, ...]:
+    """Read the human ratings next to a data set: those of Flickr8k's test split, if they are there.
+
+    Args:
+        argument: as for :func:`open_dataset`.
+        split: as for :func:`open_dataset`.
+        dataset: the result of :func:`open_dataset`.
+
+    Raises:
+        InvalidInputError: a line cannot be read; names it.
+    """
+    name, given = _named(argument)
+    if name not in _SHARDED or (split or _SPLIT) != _SPLIT:
+        return ()
+    return read_judgments(_flickr8k_texts(given[0]) or given[0], dataset)
+
+
+def open_distractors(argument: str, split: str | None) -> tuple[Image, ...]:
+    """Read the images of all other splits, if they are shards in the same folder; arguments as above."""
+    name, given = _named(argument)
+    shards = sorted(given[0].glob("*.tar")) if name in _SHARDED else []
+    others = [path for path in shards if not path.name.startswith(f"{split or _SPLIT}-")]
+    return tuple(read_webdataset(others)) if others else ()
+
+
+def _named(argument: str) -> tuple[str, list[Path]]:
+    """Kind and paths of an argument."""
+    name, colon, rest = argument.partition(":")
+    if not colon or name not in KINDS:
+        name, rest = _recognized(argument), argument
+    paths = KINDS[name].paths
+    most = paths.count(",") + 1
+    # A folder of one's own may have a comma in its name.
+    given = [one for one in (rest.split(",") if most > 1 else [rest]) if one]
+    if not most - paths.count("[") <= len(given) <= most:
+        raise InvalidInputError(f"{argument!r} has {len(given)} paths; {name} needs {name}:{paths}")
+    return name, [Path(one) for one in given]
+
+
+def _recognized(argument: str) -> str:
+    folder = Path(argument)
+    if folder.is_dir():
+        if _flickr8k_texts(folder) is not None:
+            return "flickr8k"
+        if (folder / "captions.jsonl").is_file():
+            return "folder"
+        if any(folder.glob("*-*.tar")):
+            return "shards"
+        if any(folder.glob("*.tar")) or any(folder.glob("*.parquet")):
+            return "laion"
+    what = "is not a known kind of data set" if folder.exists() else "is neither a folder nor kind:path"
+    kinds = "; ".join(f"{name}:{kind.paths} ({kind.holds})" for name, kind in KINDS.items())
+    raise InvalidInputError(f"{argument!r} {what}; the kinds are {kinds}")

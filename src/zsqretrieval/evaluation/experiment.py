@@ -1,0 +1,446 @@
+"""An evaluation of systems on one data set.
+
+Dataset --Bench.part--> first stage --System.run--> {system: Run} --compare--> rows of the table
+--depths--> curves, --sample--> ablations
+another split --tune--> Choice, before anything is measured
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from zsqretrieval._util.cache import Cache
+from zsqretrieval.data.images import digest
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.evaluation.cost import cost_rows
+from zsqretrieval.evaluation.datasets import Dataset, Judgments
+from zsqretrieval.evaluation.estimate import Clock, estimate
+from zsqretrieval.evaluation.human import agreement_row
+from zsqretrieval.evaluation.metrics import (
+    MISSING,
+    break_ties,
+    first_place_reliability,
+    first_ranks,
+    measure,
+    tied_share,
+    yes_no_reliability,
+)
+from zsqretrieval.evaluation.results import Results, compare, curve_points, row, table_of
+from zsqretrieval.evaluation.run import Direction, Run, relevant, shallow
+from zsqretrieval.evaluation.scores import Bench, Part
+from zsqretrieval.evaluation.settings import Settings, with_forms
+from zsqretrieval.evaluation.stats import ClusterBootstrap
+from zsqretrieval.evaluation.systems import CHECKS, LIKELIHOOD, SYSTEMS, YES_NO, Choice
+from zsqretrieval.evaluation.trec import qrels_path, ratings_path, run_path
+from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
+from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, WeightedSum
+from zsqretrieval.search.scoring import score_pairs
+from zsqretrieval.types import Progress
+
+__all__ = ["ALPHAS", "GRID", "Rows", "check_leaks", "evaluate", "tune"]
+
+Rows = list[dict[str, Any]]
+
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Shares of the prior that are tried in tuning."""
+
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
+"""Weights of a weighted sum that are tried in tuning a fusion."""
+
+GRID: Mapping[type[Fusion], Sequence[Fusion]] = {
+    WeightedSum: [WeightedSum(weight) for weight in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)],
+    Maximum: [Maximum(shift) for shift in (-3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5)],
+    ReciprocalRank: [ReciprocalRank(constant) for constant in (0.0, 5.0, 20.0, 60.0, 200.0)],
+}
+"""Expansions that are tried in tuning, by kind."""
+
+_RECALLS = ("R@1", "R@5", "R@10")
+_CURVE = ("R@1", "R@5", "R@10", "MRR")
+_ABLATED = ("R@1", "R@10", "MRR")
+_EXAMPLES, _SHOWN = 4, 3  # examples won, and as many lost, of each form; images of an example
+_COMPARED = 20, 10  # queries and candidates of the pixels check
+
+
+def evaluate(
+    dataset: Dataset,
+    encoder: Encoder,
+    generator: Generator | None = None,
+    settings: Settings = Settings(),  # noqa: B008  # frozen
+    *,
+    work: Path | None = None,
+    forms: Sequence[str] | None = None,
+    tune_on: Dataset | None = None,
+    judgments: Sequence[Judgments] = (),
+    index: Index | None = None,
+    cost: bool = True,
+    progress: Progress | None = None,
+    notice: Callable[[str], object] | None = None,
+) -> Results:
+    """Measure systems on a data set.
+
+    Args:
+        dataset: as it was read.
+        encoder: the first stage, with exact search.
+        generator: scores the candidates and asks the images; None for the first stage alone.
+        settings: systems, samples and sizes.
+        work: folder of the cache, made when missing, from which an interrupted evaluation continues; None to
+            keep everything in memory.
+        forms: forms of the queries, as :func:`~zsqretrieval.evaluation.settings.with_forms` takes them.
+        tune_on: another split on which fusions, expansion and alpha are tuned: the best mean R@1 over the
+            forms, then R@5, then R@10, and of equal ones the first tried.
+        judgments: human ratings of pairs of the data set's images and captions.
+        index: an empty one, whose size on disk is measured.
+        cost: measure times and arithmetic.
+        progress: called with the step, the estimated seconds that are done, and those in total.
+        notice: called with the estimated time, in a sentence, before the long work begins.
+
+    Raises:
+        InvalidInputError: no such form; a system needs a generator and there is none; tuning on images that
+            are measured.
+        ZsqError: a score is not finite; names text and image.
+        OSError: ``work`` cannot be written to.
+    """
+    systems = [name for name in settings.systems if name not in CHECKS]
+    if settings.systems and generator is None:
+        raise InvalidInputError(f"the system {settings.systems[0]!r} needs a generator, and there is none")
+    dataset = with_forms(dataset, forms)
+    if tune_on is not None:
+        tune_on = with_forms(tune_on, dataset.forms)
+        check_leaks(dataset, tune_on)
+    choice = Choice(settings.fusion, settings.expansion, settings.alpha, settings.origin)
+    with closing(Cache(None if work is None else Path(work) / "cache.sqlite")) as cache:
+        clock = Clock(progress, cache)
+        bench = Bench(encoder, generator, dataset, settings, cache, clock)
+        benches = [bench]
+        if tune_on is not None:
+            # Curves, ablations and scores without a parameter are not needed for tuning.
+            reduced = replace(
+                settings,
+                systems=tuple(name for name in systems if SYSTEMS[name].tunes),
+                queries=settings.tuning_queries,
+                curve_candidates=None,
+            )
+            benches.insert(
+                0, Bench(encoder, generator, tune_on, reduced, cache, clock.labelled(tune_on.name))
+            )
+        clock.start(estimate(benches, clock, cost=cost), notice)
+        if tune_on is not None:
+            choice = tune(benches[0], choice)
+            clock.finish(f"{tune_on.name}: ")
+        results = Results(table_of([]), {}, dataset=dataset)
+        rows: Rows = []
+        facts: dict[str, Any] = {"examples": [], "probabilities": {}}
+        runs: dict[str, Run] = {}
+        qrels = {}
+        for direction in settings.directions:
+            for form in dataset.forms:
+                part = bench.part(direction, form, settings.queries)
+                qrels[qrels_path(direction, form)] = part.task.qrels
+                rows += _measure_part(part, systems, choice, runs, facts)
+                clock.finish(f"{direction}, {form}: ")
+        pairs = {ratings_path(one.name): _rated(bench, one, choice, rows) for one in judgments}
+        if cost:
+            rows += cost_rows(bench, encoder, choice, index)
+        results = replace(results, table=table_of(rows), runs=runs, qrels=qrels, ratings=pairs)
+        clock.finish("")
+        return replace(results, facts=_facts(bench, encoder, choice, systems) | facts)
+
+
+def check_leaks(dataset: Dataset, tune_on: Dataset) -> None:
+    """Refuse to tune on images that are measured, whatever their files are called.
+
+    Raises:
+        InvalidInputError: an image is in both data sets, byte for byte; names it.
+        ImageError: an image cannot be read.
+    """
+    measured = {digest(image) for image in dataset.gallery}
+    shared = [image.source for image in tune_on.gallery if digest(image) in measured]
+    if shared:
+        raise InvalidInputError(
+            f"{tune_on.name} and {dataset.name} share {len(shared)} images, such as {min(shared)}; "
+            "tune on another split, else the parameters have seen the answers"
+        )
+
+
+# --- one direction and form -------------------------------------------------------------------------------
+
+
+def _measure_part(
+    part: Part, systems: Sequence[str], choice: Choice, runs: dict[str, Run], facts: dict[str, Any]
+) -> Rows:
+    """Rows of all groups for one direction and form; the runs and facts are added to those given."""
+    settings, direction, form = part.bench.settings, part.direction, part.form
+    here = [name for name in systems if direction in SYSTEMS[name].directions]
+    complete = [name for name in here if SYSTEMS[name].base is None]
+    depth = settings.candidates
+    answers = [part.first, *(SYSTEMS[name].run(name, part, choice, depth) for name in complete)]
+    drawn = {"resamples": settings.resamples, "seed": settings.seed}
+    tested: dict[str, Any] = {**drawn, "permutations": settings.permutations}
+    rows = compare(
+        part.task, answers, baseline=part.first.name, measures=settings.measures, depth=depth, **tested
+    )
+    runs |= {run_path(direction, form, run.name): run for run in answers}
+    reranking = [name for name in complete if SYSTEMS[name].reranks]
+    rows += _curves(part, reranking, choice, ClusterBootstrap(part.task.clusters, **drawn))
+    rows += _calibration(part, reranking, choice, facts, drawn)
+    sampled = part.sample(settings.ablation_queries, depth)
+    for base in dict.fromkeys(base for name in here if (base := SYSTEMS[name].base) is not None):
+        ablations = [name for name in here if SYSTEMS[name].base == base]
+        compared = [SYSTEMS[name].run(name, sampled, choice, depth) for name in (base, *ablations)]
+        rows += compare(
+            sampled.task, compared,
+            baseline=base, group="ablations", measures=_ABLATED, depth=depth, **tested,
+        )  # fmt: skip
+        runs |= {run_path(direction, form, run.name, ablation=True): run for run in compared[1:]}
+    if len(here) > len(complete):
+        right = relevant(shallow(sampled.first, depth), sampled.task.qrels)
+        rows.append(
+            row("ablations", "chance", "R@1", right.mean(), form=form, direction=direction, depth=depth,
+                queries=len(right))
+        )  # fmt: skip
+    for one in rows:
+        ablation = one["group"] == "ablations" and one.get("baseline") is not None
+        if ablation or one["group"] == "systems":
+            one["run"] = run_path(direction, form, one["system"], ablation=ablation)
+    if direction == "text to image" and reranking:
+        name = "fused" if "fused" in reranking else reranking[-1]
+        facts["examples"] += _examples(part, answers[1 + complete.index(name)])
+    return rows
+
+
+def _curves(part: Part, reranking: Sequence[str], choice: Choice, bootstrap: ClusterBootstrap) -> Rows:
+    """Quality by number of re-ranked candidates, and the first-stage recall that limits it."""
+    settings, rows = part.bench.settings, Rows()
+    depths = settings.curve(part.direction, len(part.task.items))
+    for name in reranking:
+        for depth in depths:
+            run = SYSTEMS[name].run(name, part, choice, depth)
+            rows += curve_points("curve", run, part.task, depth, _CURVE, bootstrap)
+    for depth in depths:
+        if depth > 0 and reranking:
+            found = curve_points("ceiling", part.first, part.task, depth, [f"R@{depth}"], bootstrap)
+            rows += [one | {"measure": "ceiling"} for one in found]
+    return rows
+
+
+def _calibration(
+    part: Part, reranking: Sequence[str], choice: Choice, facts: dict[str, Any], drawn: Mapping[str, int]
+) -> Rows:
+    """Reliability of the scores as probabilities, and the share of tied candidates."""
+    settings, where = part.bench.settings, {"form": part.form, "direction": part.direction}
+    meaning = facts["probabilities"].setdefault(part.direction, {})
+    rows = Rows()
+    for name in (part.first.name, *reranking):
+        if name == part.first.name:
+            run, scale = shallow(part.first, settings.candidates), _logit_scale(choice, part.direction)
+        else:
+            run, scale = SYSTEMS[name].make(part, choice, settings.candidates), 1.0
+            rows.append(row("reliability", name, "tied", tied_share(run), queries=len(run.queries), **where))
+        if name == "yes_no":
+            found = yes_no_reliability(run, part.task, **drawn)
+            meaning[name] = "P(yes) of every candidate"
+        else:
+            found = first_place_reliability(run, part.task, scale=scale, **drawn)
+            times = f", scores times {scale:g}" if scale != 1 else ""
+            meaning[name] = f"softmax of the first candidate{times}"
+        low, high = found.interval
+        rows.append(
+            row("reliability", name, "calibration error", found.error, low=low, high=high,
+                queries=found.observations, **where)
+        )  # fmt: skip
+        for n, one in enumerate(found.bins):
+            low, high = one.interval or (np.nan, np.nan)
+            of_bin = {"depth": n, "queries": one.observations, **where}
+            rows.append(row("reliability", name, "predicted", one.predicted, **of_bin))
+            rows.append(row("reliability", name, "observed", one.observed, low=low, high=high, **of_bin))
+    return rows
+
+
+def _logit_scale(choice: Choice, direction: Direction) -> float:
+    """Factor from cosine to logit: that of the fusion, else CLIP's 100."""
+    fusion = choice.fusion_of("fused", direction)
+    raw = isinstance(fusion, WeightedSum) and fusion.scale == "raw"
+    return fusion.first_stage_scale if isinstance(fusion, WeightedSum) and raw else 100.0
+
+
+def _examples(part: Part, run: Run) -> list[dict[str, Any]]:
+    """The queries whose reciprocal rank rises most over the first stage, and falls most."""
+    qrels = part.task.qrels
+    ranked = [break_ties(one, qrels) for one in (part.first, run)]
+    ranks = [first_ranks(one.scores, relevant(one, qrels)) for one in ranked]
+    inverse = [np.where(one == MISSING, 0.0, 1 / (1.0 + one)) for one in ranks]
+    change = inverse[1] - inverse[0]
+    order = np.argsort(-change, kind="stable")
+
+    def example(outcome: str, n: int) -> dict[str, Any]:
+        query = run.queries[n]
+        before, after = (None if one[n] == MISSING else int(one[n]) + 1 for one in ranks)
+        first = [[one.items[place] for place in one.candidates[n, :_SHOWN] if place >= 0] for one in ranked]
+        return {
+            "direction": part.direction, "form": part.form, "outcome": outcome, "query": query,
+            "text": part.query_texts[n], "system": run.name, "before": before, "after": after,
+            "relevant": [item for item, grade in qrels[query].items() if grade > 0],
+            "first_before": first[0], "first_after": first[1],
+        }  # fmt: skip
+
+    won = [example("won", n) for n in order[:_EXAMPLES].tolist() if change[n] > 0]
+    return won + [example("lost", n) for n in order[::-1][:_EXAMPLES].tolist() if change[n] < 0]
+
+
+# --- the whole data set -----------------------------------------------------------------------------------
+
+
+def _rated(bench: Bench, judged: Judgments, choice: Choice, rows: Rows) -> Any:
+    """Scores of the pairs that people rated, a column a system; the correlations are added to ``rows``.
+
+    Captions are compared with each other, so the likelihood stands with and without its prior, and the
+    corrected one is fused, over all pairs at once, with the fusion of image to text.
+    """
+    settings, places = bench.settings, judged.images.tolist()
+    texts = list(dict.fromkeys(judged.captions))
+    of_text = np.array([{text: n for n, text in enumerate(texts)}[text] for text in judged.captions])
+    vectors = bench.encode_texts(texts)[of_text]
+    first = (bench.gallery[judged.images].astype(np.float64) * vectors).sum(axis=1)
+    scores: dict[str, NDArray[np.float64]] = {bench.name: first}
+    step = f"{judged.name}: scoring by"
+    if {"likelihood", "fused"} & {*settings.systems}:
+        likelihood = bench.pair_scores(LIKELIHOOD, judged.captions, places, f"{step} likelihood")
+        without = likelihood - choice.alpha * bench.log_priors(texts, f"{judged.name}: prior")[of_text]
+        if "likelihood" in settings.systems:
+            scores |= {"likelihood": likelihood, "likelihood - prior": without}
+        if "fused" in settings.systems:
+            scores["fused"] = choice.fusion_of("fused", settings.directions[-1]).fuse(first, without)
+    if "yes_no" in settings.systems:
+        scores["yes_no"] = bench.pair_scores(YES_NO, judged.captions, places, f"{step} yes_no")
+    for name, own in scores.items():
+        if np.ptp(own):  # constant scores have no rank correlation
+            rows.append(agreement_row(judged, name, own, resamples=settings.resamples, seed=settings.seed))
+    ids = [str(bench.dataset.gallery[place].id) for place in places]
+    return pd.DataFrame({"image": ids, **scores})
+
+
+def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str]) -> dict[str, Any]:
+    dataset, settings = bench.dataset, bench.settings
+    checks: dict[str, Any] = {}
+    if "text to image" in settings.directions:
+        if any("questions" in SYSTEMS[name].needs for name in systems):
+            asked = bench.questions(settings.style, settings.questions)
+            checks["questions"] = {"generated": asked.generated, "kept": len(asked.texts)}
+        if any("bank" in SYSTEMS[name].needs for name in systems):
+            asked = bench.questions("search", settings.bank)
+            checks["query bank"] = {"generated": asked.generated, "kept": len(asked.texts)}
+    if "pixels" in settings.systems and isinstance(bench.generator, ImageStates):
+        checks["pixels"] = _pixels_check(bench)
+    fingerprints = {"encoder": encoder.fingerprint}
+    if systems:
+        fingerprints["generator"] = bench.generator.fingerprint
+    written = {**asdict(settings), "fusion": repr(settings.fusion), "expansion": repr(settings.expansion)}
+    return {
+        "dataset": {
+            "name": dataset.name,
+            "images": len(dataset.gallery),
+            "forms": {form: _count(dataset, form, settings) for form in dataset.forms},
+            "notes": list(dataset.notes),
+        },
+        "first_stage": bench.name,
+        "settings": {name: list(one) if isinstance(one, tuple) else one for name, one in written.items()},
+        "fingerprints": fingerprints,
+        "choice": choice.to_json(systems),
+        "ablations": {name: SYSTEMS[name].about for name in systems if SYSTEMS[name].base},
+        "checks": checks,
+    }
+
+
+def _count(dataset: Dataset, form: str, settings: Settings) -> int:
+    count = sum(query.form == form for query in dataset.queries)
+    return min(count, settings.queries or count)
+
+
+def _pixels_check(bench: Bench) -> dict[str, Any]:
+    """Differences of likelihoods from pixels and from cached image features, for a few pairs."""
+    queries, candidates = _COMPARED
+    form = bench.dataset.forms[0]
+    part = bench.part("text to image", form, queries)
+    first = shallow(part.first, candidates)
+    by_features = part.score(first, LIKELIHOOD, "pixels check")
+    gallery = bench.dataset.gallery
+    texts = [text for text in part.query_texts for _ in range(first.candidates.shape[1])]
+    from_pixels = score_pairs(
+        bench.generator, LIKELIHOOD, texts, [gallery[n] for n in first.candidates.ravel()]
+    )
+    by_pixels = from_pixels.reshape(first.candidates.shape)
+    orders = [np.argsort(-scores, axis=1, kind="stable") for scores in (by_features.scores, by_pixels)]
+    return {
+        "form": form,
+        "pairs": int(first.candidates.size),
+        "largest_difference": float(np.abs(by_features.scores - by_pixels).max()),
+        "largest_score": float(np.abs(by_pixels).max()),
+        "queries": len(first.queries),
+        "queries_in_another_order": int((orders[0] != orders[1]).any(axis=1).sum()),
+    }
+
+
+# --- tuning -----------------------------------------------------------------------------------------------
+
+
+def tune(bench: Bench, choice: Choice) -> Choice:
+    """Choose the parameters that do best on the data set of a bench.
+
+    The best is the best mean over the forms of R@1, then of R@5, then of R@10, and of equal ones the first,
+    which has the smallest weight. Alpha is chosen for the likelihood alone, before the fusions.
+
+    Args:
+        bench: of the split to tune on; each of its systems with a parameter is tuned.
+        choice: stays where nothing is tuned.
+
+    Raises:
+        InvalidInputError: the fusion has no weight, or the expansion no known parameter.
+    """
+    settings, sweep = bench.settings, list[Mapping[str, Any]]()
+    if not isinstance(settings.fusion, WeightedSum):
+        raise InvalidInputError(f"only a WeightedSum has a weight to tune, not {settings.fusion!r}")
+    weighted = [replace(settings.fusion, weight=weight) for weight in WEIGHTS]
+    first = {"alpha": 0, "expansion": 1, "fusion": 2}
+    ordered = sorted(settings.systems, key=lambda name: first[str(SYSTEMS[name].tunes)])
+    for direction in settings.directions:
+        parts = [bench.part(direction, form, settings.queries) for form in bench.dataset.forms]
+        for name in ordered:
+            system = SYSTEMS[name]
+            if direction not in system.directions:
+                continue
+            if system.tunes == "alpha":
+                tried = [replace(choice, alpha=alpha) for alpha in ALPHAS]
+                values: Sequence[object] = ALPHAS
+            elif system.tunes == "expansion":
+                grid = next((one for kind, one in GRID.items() if isinstance(choice.expansion, kind)), None)
+                if grid is None:
+                    raise InvalidInputError(f"the expansion {choice.expansion!r} has no parameter to tune")
+                tried = [replace(choice, expansion=one) for one in grid]
+                values = grid
+            else:
+                tried = [replace(choice, fusions={**choice.fusions, (name, direction): w}) for w in weighted]
+                values = weighted
+            found = [_mean_recalls(parts, name, one, settings) for one in tried]
+            sweep += [
+                {"direction": direction, "system": name, "parameter": system.tunes, "value": str(value),
+                 **dict(zip(_RECALLS, recalls, strict=True))}
+                for value, recalls in zip(values, found, strict=True)
+            ]  # fmt: skip
+            choice = tried[max(range(len(tried)), key=lambda n: (found[n], -n))]
+    return replace(choice, origin=f"tuned for R@1 on {bench.dataset.name}", sweep=tuple(sweep))
+
+
+def _mean_recalls(parts: Sequence[Part], name: str, choice: Choice, settings: Settings) -> list[float]:
+    recalls = []
+    for part in parts:
+        run = SYSTEMS[name].make(part, choice, settings.candidates)
+        recalls.append([float(one.mean()) for one in measure(run, part.task.qrels, _RECALLS).values()])
+    return [round(float(mean), 12) for mean in np.mean(recalls, axis=0)]

@@ -1,0 +1,332 @@
+"""Measures of a run, by query: ir-measures over trec_eval, and the calibration of scores.
+
+Some names mean what papers on image retrieval mean by them, which differs from TREC:
+
+==============  ==================  =========================================================================
+here            ir-measures         definition
+==============  ==================  =========================================================================
+``R@k``         ``Success@k``       1 if anything relevant is among the first k, else 0: the recall of CLIP
+                                    papers and CLIP_benchmark. For an image with five captions, any of them
+                                    counts.
+``Recall@k``    ``R@k``             the share of the relevant items among the first k. The same as ``R@k``
+                                    if one item is relevant.
+``MRR``         ``RR``              1 / rank of the first relevant item, 0 if no candidate is relevant.
+``nDCG@k``      ``nDCG@k``          gains are the grades.
+``mAP@k``       ``AP@k``            average precision, divided by the number of relevant items.
+``APmin@k``     --                  the same divided by min(k, relevant items), as in INQUIRE. The same as
+                                    ``mAP@k`` unless more than k items are relevant.
+==============  ==================  =========================================================================
+
+ir-measures parses any other measure of trec_eval: ``P@5``, ``Rprec``, ``AP(rel=2)``, ...
+
+Tie rule, the only one of the evaluation: of equal scores, the item of the lower grade comes first. trec_eval
+would compare in single precision and break ties by document id. A constant score therefore gets the lowest
+recall that any tie-breaking could give.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError
+from zsqretrieval.evaluation.datasets import Qrels, Task
+from zsqretrieval.evaluation.run import Run, relevant
+from zsqretrieval.evaluation.stats import ClusterBootstrap
+
+__all__ = [
+    "MEASURES",
+    "MISSING",
+    "Bin",
+    "Reliability",
+    "break_ties",
+    "check_measures",
+    "first_place_reliability",
+    "first_ranks",
+    "is_falling",
+    "measure",
+    "reliability",
+    "tied_share",
+    "yes_no_reliability",
+]
+
+MEASURES = ("R@1", "R@5", "R@10", "R@100", "MRR", "nDCG@10", "mAP@50")
+"""Default measures."""
+
+MISSING = np.iinfo(np.int64).max
+"""Rank of a query without a relevant candidate."""
+
+_OURS = {"R": "Success", "Recall": "R", "mAP": "AP", "APmin": "AP"}
+_LARGEST = 1e37  # the end of single precision, in which trec_eval compares
+_FEWEST = 10  # observations of a bin
+
+
+def first_ranks(scores: NDArray[Any], right: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Rank of the first relevant candidate of each query, from 0, by the tie rule above.
+
+    ``R@k`` is the share of ranks below k.
+
+    Args:
+        scores: [q, k], higher is better; nan for no candidate.
+        right: bool [q, k], the relevant candidates.
+
+    Returns:
+        int64 [q]; :data:`MISSING` if no candidate is relevant.
+    """
+    best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
+    ranks = ((scores >= best) & ~right).sum(axis=1)
+    return np.where(right.any(axis=1), ranks, MISSING).astype(np.int64)
+
+
+def check_measures(measures: Sequence[str]) -> None:
+    """Check names of measures before anything is computed.
+
+    Raises:
+        InvalidInputError: a name is unknown, not a measure of trec_eval, or has a cutoff below 1.
+        MissingDependencyError: ir-measures is not installed.
+    """
+    for name in measures:
+        _parse(name)
+
+
+def measure(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> dict[str, NDArray[np.float64]]:
+    """Measure every query of a run.
+
+    Args:
+        run: q queries; candidates in any order.
+        qrels: of exactly the run's queries.
+        measures: names, as in the table above.
+
+    Returns:
+        By name, float64 [q] in the order of ``run.queries``, in [0, 1]. A query without candidates gets 0.
+
+    Raises:
+        MismatchError: the queries of run and qrels differ; names one.
+        InvalidInputError: as :func:`check_measures`.
+        MissingDependencyError: ir-measures is not installed.
+    """
+    if different := sorted(set(run.queries) ^ set(qrels)):
+        side = "the qrels lack" if different[0] in run.queries else "the run lacks"
+        raise MismatchError(
+            f"run {run.name!r}: {side} the query {different[0]!r}; both need the same queries"
+        )
+    parsed = {name: _parse(name) for name in measures}
+    judged = {query: dict(qrels[query]) for query in run.queries}
+    falling = break_ties(run, qrels)
+    ranked: dict[str, dict[str, float]] = {}
+    for query, candidates, scores in zip(run.queries, falling.candidates, falling.scores, strict=True):
+        there = candidates >= 0
+        ranked[query] = {
+            run.items[position]: float(score)
+            for position, score in zip(candidates[there], scores[there], strict=True)
+        }
+    row = {query: n for n, query in enumerate(run.queries)}
+    values = {measured: np.zeros(len(row)) for measured in parsed.values()}
+    for one in _ir_measures().pytrec_eval.evaluator(set(values), judged).iter_calc(ranked):
+        values[one.measure][row[one.query_id]] = one.value
+    relevant_items = np.array([sum(grade > 0 for grade in one.values()) for one in judged.values()], float)
+    return {name: values[measured] * _rescaling(name, relevant_items) for name, measured in parsed.items()}
+
+
+def break_ties(run: Run, qrels: Qrels) -> Run:
+    """Sort every row best first by the tie rule, with scores that fall strictly even in single precision.
+
+    A score changes by no more than is needed to separate it from its neighbour, so trec_eval measures the
+    same from the file.
+
+    Args:
+        run: in any order.
+        qrels: grades. An item without one counts as grade 0; of equal grades, the first in the row stays
+            first. Queries without qrels keep the order of equal scores.
+
+    Raises:
+        InvalidInputError: a score is too large for single precision; names the query.
+    """
+    grades = np.zeros(run.candidates.shape)
+    position = {item: n for n, item in enumerate(run.items)}
+    grade_of = np.zeros(len(run.items))
+    for row, query in enumerate(run.queries):
+        judged = {position[item]: grade for item, grade in qrels.get(query, {}).items() if item in position}
+        grade_of[list(judged)] = list(judged.values())
+        grades[row] = np.where(run.candidates[row] >= 0, grade_of[run.candidates[row]], 0)
+        grade_of[list(judged)] = 0
+    there = run.candidates >= 0
+    beyond = np.where(there, np.abs(run.scores), 0) > _LARGEST
+    if beyond.any():
+        query = run.queries[int(np.argwhere(beyond)[0][0])]
+        raise InvalidInputError(
+            f"run {run.name!r}, query {query!r}: a score is beyond {_LARGEST}, the range of single "
+            "precision; scale the scores"
+        )
+    order = np.lexsort((grades, np.where(there, -run.scores, np.inf)), axis=-1)
+    candidates = np.take_along_axis(run.candidates, order, 1)
+    scores = np.take_along_axis(run.scores, order, 1).astype(np.float32)
+    for column in range(1, scores.shape[1]):
+        below = np.nextafter(scores[:, column - 1], np.float32(-np.inf))
+        scores[:, column] = np.minimum(scores[:, column], below)
+    return replace(run, candidates=candidates, scores=scores.astype(np.float64))
+
+
+def is_falling(run: Run) -> NDArray[np.bool_]:
+    """Whether the scores of a query are sorted and differ in single precision; bool [q]."""
+    scores, there = run.scores.astype(np.float32), run.candidates >= 0
+    falls = scores[:, 1:] < scores[:, :-1]
+    fine = ~there[:, 1:] | (there[:, :-1] & falls)  # no candidate stands behind a missing one
+    return np.asarray(fine.all(axis=1))
+
+
+def tied_share(run: Run) -> float:
+    """Share of the candidates whose score another candidate of the same query has as well."""
+    tied = 0
+    for scores in run.scores:
+        _, counts = np.unique(scores[np.isfinite(scores)], return_counts=True)
+        tied += int(counts[counts > 1].sum())
+    return tied / max(int(np.isfinite(run.scores).sum()), 1)
+
+
+def _parse(name: str) -> Any:
+    ir_measures = _ir_measures()
+    ours = re.fullmatch(r"(R|Recall|mAP|APmin)@(\d+)", name)
+    theirs = f"{_OURS[ours[1]]}@{ours[2]}" if ours else {"MRR": "RR"}.get(name, name)
+    try:
+        parsed = ir_measures.parse_measure(theirs)
+        parsed.validate_params()
+    except (ValueError, NameError, SyntaxError) as error:
+        raise InvalidInputError(f"measure {name!r} is unknown: {error}") from error
+    except AssertionError as error:
+        raise InvalidInputError(f"measure {name!r} has no valid cutoff; try R@10") from error
+    for what, number in parsed.params.items():
+        if what in ("cutoff", "rel") and not 1 <= number < 2**31:  # trec_eval exits on a cutoff of 0
+            raise InvalidInputError(f"measure {name!r}: {what} must be from 1 to {2**31 - 1}, not {number}")
+    if not ir_measures.pytrec_eval.supports(parsed):
+        raise InvalidInputError(f"measure {name!r} is not one of trec_eval's")
+    return parsed
+
+
+def _rescaling(name: str, relevant_items: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Factor from average precision over all relevant items to INQUIRE's; ones for other measures."""
+    own = re.fullmatch(r"APmin@(\d+)", name)
+    if own is None:
+        return np.ones(len(relevant_items))
+    return np.maximum(relevant_items, 1) / np.clip(relevant_items, 1, int(own[1]))
+
+
+def _ir_measures() -> Any:
+    try:
+        import ir_measures
+    except ImportError as error:
+        raise MissingDependencyError(
+            "ir_measures", "measuring a run", "pip install 'zsqretrieval[evaluation]'"
+        ) from error
+    return ir_measures
+
+
+# --- calibration ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Observations of similar predicted probability.
+
+    Attributes:
+        observations: number of them.
+        predicted: mean probability.
+        observed: share that is true.
+        interval: of that share; None if a draw of the bootstrap has no observation of the bin.
+    """
+
+    observations: int
+    predicted: float
+    observed: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Calibration of a system's probabilities.
+
+    Attributes:
+        observations: number of them.
+        bins: by rising probability.
+        error: expected calibration error, in [0, 1]. It is biased upward with few observations.
+        interval: of the error.
+    """
+
+    observations: int
+    bins: tuple[Bin, ...]
+    error: float
+    interval: tuple[float, float]
+
+
+def yes_no_reliability(run: Run, task: Task, **drawn: int) -> Reliability:
+    """Compare P(yes) of every candidate with its relevance; scores are log-odds. ``drawn`` as below."""
+    there = run.candidates >= 0
+    predicted = 0.5 + 0.5 * np.tanh(run.scores[there] / 2)  # the logistic function, without overflow
+    clusters = np.broadcast_to(task.clusters[:, None], there.shape)[there]
+    return reliability(predicted, relevant(run, task.qrels)[there], clusters, **drawn)
+
+
+def first_place_reliability(run: Run, task: Task, *, scale: float = 1.0, **drawn: int) -> Reliability:
+    """Compare the softmax probability of the first candidate with its relevance.
+
+    Args:
+        run: logits. Of equal scores an irrelevant candidate comes first.
+        task: relevance and clusters.
+        scale: factor of the scores, such as CLIP's 100 for cosines.
+        drawn: ``bins``, ``resamples``, ``seed``.
+    """
+    logits = np.where(run.candidates >= 0, scale * run.scores, -np.inf)
+    best = logits.max(axis=1)
+    predicted = 1 / np.exp(logits - best[:, None]).sum(axis=1)
+    true = (relevant(run, task.qrels) | (logits < best[:, None])).all(axis=1)
+    return reliability(predicted, true, task.clusters, **drawn)
+
+
+def reliability(
+    predicted: NDArray[np.float64],
+    true: NDArray[np.bool_],
+    clusters: NDArray[np.int64],
+    *,
+    bins: int = 10,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Reliability:
+    """Compare predicted probabilities with outcomes, in bins of equally many observations.
+
+    Equal-mass bins (Nguyen and O'Connor, EMNLP 2015) are never empty; the expected calibration error is the
+    weighted mean of the bins' gaps (Naeini et al., AAAI 2015).
+
+    Args:
+        predicted: float64 [n], in [0, 1].
+        true: bool [n].
+        clusters: int64 [n].
+        bins: at most; fewer if there are not ten observations for each, or probabilities are equal.
+        resamples: draws of the bootstrap.
+        seed: of the draws.
+
+    Raises:
+        InvalidInputError: there are no observations, ``bins`` < 1, or a value is not a probability.
+    """
+    if bins < 1 or not len(predicted) or not ((predicted >= 0) & (predicted <= 1)).all():
+        raise InvalidInputError(f"{bins} bins of {len(predicted)} observations, not all of them in [0, 1]")
+    bins = max(min(bins, len(predicted) // _FEWEST), 1)
+    edges = np.unique(np.quantile(predicted, np.linspace(0, 1, bins + 1)[1:-1]))
+    _, of_bin = np.unique(np.searchsorted(edges, predicted, side="left"), return_inverse=True)
+    bootstrap = ClusterBootstrap(clusters, resamples=resamples, seed=seed)
+    found = []
+    members = [of_bin == n for n in range(of_bin.max() + 1)]
+    for mine in members:
+        with np.errstate(invalid="ignore"):
+            interval = bootstrap.interval(lambda hits, size: hits / size, 1.0 * (mine & true), 1.0 * mine)
+        shares = float(predicted[mine].mean()), float(true[mine].mean())
+        found.append(Bin(int(mine.sum()), *shares, interval if math.isfinite(sum(interval)) else None))
+    # The gap of a bin, weighted by its size, is a mean over all observations; the error is the sum of these.
+    gaps = [np.where(mine, predicted - true, 0.0) for mine in members]
+    interval = bootstrap.interval(lambda *means: np.abs(means).sum(axis=0), *gaps)
+    return Reliability(len(predicted), tuple(found), float(sum(abs(gap.mean()) for gap in gaps)), interval)

@@ -1,0 +1,242 @@
+"""Runs: the candidates and scores of one system for every query, and arithmetic on them.
+
+first stage  --scores of the same candidates--> Run --fused_run--> Run
+Run          --rerank_depth--> all candidates, those re-ranked first
+Run          --shallow, some_rows--> fewer candidates, fewer queries
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.evaluation.datasets import Dataset, Task
+from zsqretrieval.search.fusion import Fusion, fuse
+
+__all__ = [
+    "DIRECTIONS",
+    "Direction",
+    "Run",
+    "exact_search",
+    "fused_run",
+    "prior_corrected",
+    "relevant",
+    "rerank_depth",
+    "shallow",
+    "some_queries",
+    "some_rows",
+    "task_of",
+]
+
+Direction: TypeAlias = Literal["text to image", "image to text"]
+
+DIRECTIONS: tuple[Direction, ...] = ("text to image", "image to text")
+"""Retrieval directions."""
+
+_ROWS = 256  # queries whose similarities are in memory together
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """The candidates of one system for all queries of a task.
+
+    Attributes:
+        name: of the system.
+        queries: q ids.
+        items: n ids of the gallery, or of the texts where images are the queries.
+        candidates: int64 [q, k], positions in ``items``, none twice in a row; -1 for no candidate.
+        scores: float64 [q, k], higher is better; nan for no candidate. Rows need no order: the scores rank.
+        direction: text to image, or image to text.
+
+    Raises:
+        InvalidInputError: shapes differ, a position is out of range or twice in a row, or a score is not
+            finite. Names the query and the item.
+    """
+
+    name: str
+    queries: tuple[str, ...]
+    items: tuple[str, ...]
+    candidates: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    direction: Direction = "text to image"
+
+    def __post_init__(self) -> None:
+        shape = self.candidates.shape
+        if len(shape) != 2 or self.scores.shape != shape or shape[0] != len(self.queries):
+            raise InvalidInputError(
+                f"run {self.name!r}: {len(self.queries)} queries, candidates {shape} and scores "
+                f"{self.scores.shape}; both must be [queries, k]"
+            )
+        if not np.issubdtype(self.candidates.dtype, np.integer):
+            raise InvalidInputError(f"run {self.name!r}: candidates are {self.candidates.dtype}, not int64")
+        ordered = np.sort(self.candidates, axis=1)
+        outside = (self.candidates < -1) | (self.candidates >= len(self.items))
+        twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+        broken = ~np.isfinite(self.scores) & (self.candidates >= 0)
+        if outside.any():
+            row, column = np.argwhere(outside)[0]
+            self._refuse(row, f"no candidate {self.candidates[row, column]} among {len(self.items)} items")
+        if twice.any():
+            row, column = np.argwhere(twice)[0]
+            self._refuse(row, f"the item {self.items[ordered[row, column]]!r} is a candidate twice")
+        if broken.any():
+            row, column = np.argwhere(broken)[0]
+            item, score = self.items[self.candidates[row, column]], self.scores[row, column]
+            self._refuse(row, f"the score of {item!r} is {score}, one of {broken.sum()} that are not finite")
+
+    def _refuse(self, row: int, why: str) -> None:
+        raise InvalidInputError(f"run {self.name!r}, query {self.queries[row]!r}: {why}")
+
+
+def task_of(dataset: Dataset, direction: Direction) -> Task:
+    """Return the task of a data set in one direction.
+
+    Raises:
+        InvalidInputError: image to text with texts of several forms.
+    """
+    return dataset.text_to_image() if direction == "text to image" else dataset.image_to_text()
+
+
+def relevant(run: Run, qrels: Mapping[str, Mapping[str, int]]) -> NDArray[np.bool_]:
+    """Whether each candidate is relevant, bool [q, k]; False for no candidate."""
+    place = {item: n for n, item in enumerate(run.items)}
+    found = np.zeros(run.candidates.shape, bool)
+    for row, query in enumerate(run.queries):
+        right = [place[item] for item, grade in qrels[query].items() if grade > 0]
+        found[row] = np.isin(run.candidates[row], right)
+    return found
+
+
+def exact_search(
+    queries: NDArray[np.float32],
+    items: NDArray[np.float32],
+    task: Task,
+    *,
+    k: int,
+    name: str,
+    direction: Direction,
+) -> Run:
+    """Compare every query with every item and keep the k best.
+
+    Equal similarities are ordered against the system: the relevant item comes last.
+
+    Args:
+        queries: float32 [q, D], in the order of ``task.queries``.
+        items: float32 [n, D], in the order of ``task.items``.
+        task: ids and relevance.
+        k: candidates of a query; all items if there are fewer.
+        name: of the run.
+        direction: of the task.
+
+    Returns:
+        Cosine similarities, best first.
+    """
+    position = {item: n for n, item in enumerate(task.items)}
+    found = np.empty((len(queries), min(k, len(items))), np.int64)
+    scores = np.empty(found.shape)
+    for start in range(0, len(queries), _ROWS):
+        similarity = queries[start : start + _ROWS] @ items.T  # [rows, n]
+        right = np.zeros(similarity.shape, bool)
+        for row, query in enumerate(task.queries[start : start + _ROWS]):
+            right[row, [position[item] for item, grade in task.qrels[query].items() if grade > 0]] = True
+        best = np.lexsort((right, -similarity), axis=-1)[:, : found.shape[1]]
+        found[start : start + _ROWS] = best
+        scores[start : start + _ROWS] = np.take_along_axis(similarity, best, 1)
+    return Run(name, task.queries, task.items, found, scores, direction)
+
+
+def fused_run(first: Run, scored: Run, fusion: Fusion, name: str = "fused") -> Run:
+    """Fuse the scores of two runs over the same candidates, query by query.
+
+    Args:
+        first: the first stage.
+        scored: other scores of the same candidates.
+        fusion: combines them.
+        name: of the new run.
+
+    Raises:
+        MismatchError: the candidates differ.
+        InvalidInputError: as :func:`zsqretrieval.search.fusion.fuse`.
+    """
+    _same_candidates(first, scored)
+    scores = np.full(first.scores.shape, np.nan)
+    for row, there in enumerate(first.candidates >= 0):
+        columns = np.flatnonzero(there)
+        columns = columns[np.argsort(-first.scores[row, columns], kind="stable")]  # fusions expect best first
+        scores[row, columns] = fuse(fusion, first.scores[row, columns], scored.scores[row, columns])
+    return replace(first, name=name, scores=scores)
+
+
+def rerank_depth(first: Run, scored: Run, depth: int) -> Run:
+    """The ranking if only the first ``depth`` candidates had been re-ranked.
+
+    Args:
+        first: the first stage, best first.
+        scored: scores of its candidates, or of the first few of them.
+        depth: candidates re-ranked; 0 is the first stage itself.
+
+    Returns:
+        A run with the name of ``scored``: re-ranked candidates in the order of ``scored``, below them the
+        others in the order of ``first``. Its scores are whole numbers; scores that were equal stay equal.
+
+    Raises:
+        MismatchError: the candidates differ.
+        InvalidInputError: ``depth`` < 0, or more than were scored although there are more.
+    """
+    width = scored.candidates.shape[1]
+    if not depth >= 0 or width < min(depth, first.candidates.shape[1]):
+        raise InvalidInputError(f"run {scored.name!r} has {width} scored candidates, not {depth}")
+    _same_candidates(shallow(first, width), scored)
+    levels = np.full(first.scores.shape, np.nan)
+    for row, there in enumerate(first.candidates >= 0):
+        columns = np.flatnonzero(there)
+        read, left = columns[:depth], columns[depth:]
+        levels[row, read] = np.unique(scored.scores[row, read], return_inverse=True)[1]  # from 0
+        behind = np.unique(first.scores[row, left], return_inverse=True)[1]
+        levels[row, left] = behind - len(columns)  # below 0
+    return replace(scored, candidates=first.candidates, scores=levels)
+
+
+def prior_corrected(run: Run, log_priors: NDArray[np.float64], alpha: float) -> Run:
+    """Subtract ``alpha`` times the prior of each text, float64 [n], from the scores of an image-to-text run.
+
+    Text to image, one text is scored for many images, and its prior changes no order.
+    """
+    return replace(run, name=f"{run.name} - prior", scores=run.scores - alpha * log_priors[run.candidates])
+
+
+def shallow(run: Run, depth: int) -> Run:
+    """The run with the first ``depth`` candidates of every query."""
+    return replace(run, candidates=run.candidates[:, :depth], scores=run.scores[:, :depth])
+
+
+def some_rows(run: Run, rows: NDArray[np.int64]) -> Run:
+    """The run of some of its queries; int64 [r], their positions."""
+    queries = tuple(run.queries[row] for row in rows)
+    return replace(run, queries=queries, candidates=run.candidates[rows], scores=run.scores[rows])
+
+
+def some_queries(task: Task, rows: NDArray[np.int64]) -> Task:
+    """The task with some of its queries and all items; int64 [r], their positions."""
+    queries = tuple(task.queries[row] for row in rows)
+    return replace(
+        task,
+        queries=queries,
+        qrels={query: task.qrels[query] for query in queries},
+        clusters=task.clusters[rows],
+        forms=tuple(task.forms[row] for row in rows),
+    )
+
+
+def _same_candidates(first: Run, scored: Run) -> None:
+    same = (first.queries, first.items, first.direction) == (scored.queries, scored.items, scored.direction)
+    if not (same and np.array_equal(first.candidates, scored.candidates)):
+        raise MismatchError(
+            f"the runs {first.name!r} and {scored.name!r} differ in queries, items or candidates; "
+            "only scores of the same candidates can be combined"
+        )

@@ -1,0 +1,486 @@
+"""Cached vectors, scores and questions of one data set; everything that models compute for an evaluation.
+
+    Bench   one data set: gallery vectors [N, D], image features, questions, scores of text-image pairs
+    Part    one direction and form of it: first stage [q, K], scores of its candidates
+
+All results go to one :class:`~zsqretrieval._util.cache.Cache`, pair by pair, so an interrupted evaluation
+continues, and another choice of systems or candidates computes only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsqretrieval import plugins
+from zsqretrieval._util.cache import Cache, cache_key
+from zsqretrieval.data.images import digest
+from zsqretrieval.encoders.cached import CachedEncoder
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.evaluation.datasets import Dataset, Task
+from zsqretrieval.evaluation.metrics import first_ranks
+from zsqretrieval.evaluation.run import (
+    Direction,
+    Run,
+    exact_search,
+    shallow,
+    some_queries,
+    some_rows,
+    task_of,
+)
+from zsqretrieval.evaluation.settings import Settings
+from zsqretrieval.protocols import Encoder, Generator, ImageStates
+from zsqretrieval.search.expansion import best_questions, join
+from zsqretrieval.search.fusion import Fusion, best_first
+from zsqretrieval.search.priors import null_images
+from zsqretrieval.search.query_bank import QueryBank
+from zsqretrieval.search.scoring import Likelihood, Pair, Scoring, score_pairs
+from zsqretrieval.tasks.questions import check_style, generate_questions
+from zsqretrieval.types import Image, ImageState, LogLikelihood
+
+__all__ = ["Bench", "Part", "Questions", "encoder_name", "sample_rows"]
+
+Step = Callable[[str, float, int], object]
+"""Called with the name of a step, the items done, and the total."""
+
+_BLOCK = 2000  # pairs scored between two writes to the cache
+_TOGETHER = 100  # images or texts encoded, seen or asked between two writes
+_DEEP = 100  # candidates of the first stage at least: R@100
+_EITHER = 100  # images that each half of an expanded search finds
+
+
+def encoder_name(encoder: Encoder) -> str:
+    """Name of an encoder for people: its plugin, and the model of its config, such as ``clip ViT-B-32``."""
+    name = plugins.name_of("encoder", encoder) or type(encoder).__name__
+    model = getattr(encoder, "config", {}).get("name")
+    return f"{name} {model}" if isinstance(model, str) else name
+
+
+def sample_rows(count: int, some: int, seed: int) -> NDArray[np.int64]:
+    """Positions of ``some`` of ``count`` items, rising; all if there are no more."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:some]).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Questions:
+    """Questions of a gallery that a search leads back to their image.
+
+    Attributes:
+        texts: m questions.
+        owners: int64 [m], position of the image of each.
+        vectors: float32 [m, D].
+        generated: number of questions before the filter.
+    """
+
+    texts: tuple[str, ...]
+    owners: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    generated: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Length:
+    """A scoring rule whose score is the length of the text in tokens."""
+
+    likelihood: Likelihood = field(default_factory=Likelihood)
+    name: ClassVar[str] = "tokens"
+
+    def pairs(self, question: str, image: Image | ImageState) -> list[Pair]:
+        return self.likelihood.pairs(question, image)
+
+    def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
+        return float(len(likelihoods[0]))
+
+
+@final
+class Bench:
+    """The vectors, scores and questions of one data set.
+
+    Args:
+        encoder: the first stage.
+        generator: scores and asks; None if no system needs it.
+        dataset: with all forms to be measured.
+        settings: samples and sizes.
+        cache: keeps what is computed.
+        step: progress.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        generator: Generator | None,
+        dataset: Dataset,
+        settings: Settings,
+        cache: Cache,
+        step: Step,
+    ) -> None:
+        self.encoder, self._generator = CachedEncoder(encoder, cache), generator
+        self.dataset, self.settings, self.cache, self.step = dataset, settings, cache, step
+        self.name = encoder_name(encoder)
+        self._features: dict[int, Image | ImageState] = {}
+        self._questions: dict[tuple[str, int], Questions] = {}
+
+    @property
+    def generator(self) -> Generator:
+        """The generator.
+
+        Raises:
+            InvalidInputError: there is none.
+        """
+        if self._generator is None:
+            raise InvalidInputError("a system needs a generator; name one, or measure the first stage alone")
+        return self._generator
+
+    # --- vectors ---
+
+    @cached_property
+    def gallery(self) -> NDArray[np.float32]:
+        """Vectors of the images, float32 [N, D]."""
+        return self._encode(self.encoder.encode_image, self.dataset.gallery, "encoding images")
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """Digests of the images."""
+        return [digest(image) for image in self.dataset.gallery]
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of texts, float32 [n, D]."""
+        return self._encode(self.encoder.encode_text, texts, "encoding texts")
+
+    def _encode(
+        self, encode: Callable[[Any], NDArray[np.float32]], items: Sequence[Any], step: str
+    ) -> NDArray[np.float32]:
+        rows = [np.empty((0, self.encoder.dim), np.float32)]
+        for start in range(0, len(items), _TOGETHER):
+            rows.append(encode(items[start : start + _TOGETHER]))
+            self.step(step, min(start + _TOGETHER, len(items)), len(items))
+        return np.concatenate(rows)
+
+    # --- scores of pairs ---
+
+    def shown(self, places: Iterable[int]) -> list[Image | ImageState]:
+        """The images at these positions as the generator takes them: cached features if it makes some."""
+        wanted = list(places)
+        missing = [place for place in dict.fromkeys(wanted) if place not in self._features]
+        gallery, generator = self.dataset.gallery, self.generator
+        if not isinstance(generator, ImageStates):
+            return [gallery[place] for place in wanted]
+        for start in range(0, len(missing), _TOGETHER):
+            some = missing[start : start + _TOGETHER]
+            values = generator.image_states([gallery[n] for n in some], batch_size=16)
+            for n, value in zip(some, values, strict=True):
+                self._features[n] = ImageState(value, generator.fingerprint, gallery[n].source)
+            self.step("image features", len(self._features), len(gallery))
+        return [self._features[place] for place in wanted]
+
+    def pair_scores(
+        self, scoring: Scoring, texts: Sequence[str], places: Sequence[int], step: str
+    ) -> NDArray[np.float64]:
+        """Scores of n texts, each for the image at a position of the gallery; float64 [n].
+
+        Raises:
+            ImageError, InvalidInputError, ZsqError: as :func:`~zsqretrieval.search.scoring.score_pairs`.
+        """
+        digests = [self.digests[place] for place in places]
+        return self._scores(scoring, texts, digests, lambda some: self.shown(places[n] for n in some), step)
+
+    def _scores(
+        self,
+        scoring: Scoring,
+        texts: Sequence[str],
+        digests: Sequence[str],
+        show: Callable[[Sequence[int]], Sequence[Image | ImageState]],
+        step: str,
+    ) -> NDArray[np.float64]:
+        rule = f"{self.generator.fingerprint} {scoring!r}"
+        keys = [cache_key("score", rule, *pair) for pair in zip(texts, digests, strict=True)]
+        known = self.cache.get_many(keys)
+        missing = list({key: n for n, key in enumerate(keys) if key not in known}.values())
+        missing.sort(key=lambda n: digests[n])  # texts of one image share its prefix
+        done = len(keys) - len(missing)
+
+        def tell(_: str, scored: int, total: int | None) -> None:
+            self.step(step, done + len(some) * scored / (total or math.inf), len(keys))
+
+        for start in range(0, len(missing), _BLOCK):
+            some = missing[start : start + _BLOCK]
+            scores = score_pairs(
+                self.generator, scoring, [texts[n] for n in some], show(some),
+                batch_size=self.settings.batch_size, progress=tell,
+            )  # fmt: skip
+            made = {keys[n]: struct.pack("<d", one) for n, one in zip(some, scores.tolist(), strict=True)}
+            self.cache.put_many(made)
+            known |= made
+            done += len(some)
+        self.step(step, len(keys), len(keys))
+        return np.array([struct.unpack("<d", known[key])[0] for key in keys], np.float64)
+
+    def log_priors(self, texts: Sequence[str], step: str = "prior") -> NDArray[np.float64]:
+        """Log P(text) of n texts, averaged over null images; float64 [n], in nats."""
+        given = self._null_scores(Likelihood(), texts, null_images(), step)
+        priors: NDArray[np.float64] = np.logaddexp.reduce(given, axis=0) - math.log(len(given))
+        return priors
+
+    def token_counts(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Lengths of n texts in tokens; float64 [n]."""
+        return self._null_scores(_Length(), texts, null_images(1), "token counts")[0]
+
+    def _null_scores(
+        self, scoring: Scoring, texts: Sequence[str], nothing: Sequence[Image], step: str
+    ) -> NDArray[np.float64]:
+        """Scores of texts for null images, float64 [null images, n]."""
+        pairs = [(image, text) for image in nothing for text in texts]
+        scores = self._scores(
+            scoring,
+            [text for _, text in pairs],
+            [name for name in map(digest, nothing) for _ in texts],
+            lambda some: [pairs[n][0] for n in some],
+            step,
+        )
+        return np.reshape(scores, (len(nothing), len(texts)))
+
+    # --- questions ---
+
+    def questions(self, style: str, n: int) -> Questions:
+        """Generate up to n questions for every image and keep those whose search finds the image.
+
+        Raises:
+            InvalidInputError: the generator writes no texts, or no such style.
+        """
+        if (style, n) not in self._questions:
+            self._questions[style, n] = self._round_trip(self._generate(style, n))
+        return self._questions[style, n]
+
+    def _generate(self, style: str, n: int) -> list[list[str]]:
+        one, settings = check_style(style), self.settings
+        recipe = repr([self.generator.fingerprint, one, n, settings.temperature, settings.seed])
+        count, step = len(self.dataset.gallery), f"asking images: {style}"
+        written: list[list[str]] = []
+        for start in range(0, count, _TOGETHER):
+            places = range(start, min(start + _TOGETHER, count))
+            # The sampled texts of an image depend on the images sampled with it, so they are cached together.
+            key = cache_key("questions", recipe, *(self.digests[place] for place in places))
+            value = self.cache.get_many([key]).get(key)
+            if value is None:
+                made = generate_questions(
+                    self.generator, self.shown(places), n,
+                    style=one, temperature=settings.temperature, seed=settings.seed,
+                )  # fmt: skip
+                value = json.dumps([[question.text for question in some] for some in made]).encode()
+                self.cache.put_many({key: value})
+            written += json.loads(value)
+            self.step(step, len(written), count)
+        return written
+
+    def _round_trip(self, written: Sequence[Sequence[str]]) -> Questions:
+        texts = [text for some in written for text in some]
+        owners = np.repeat(np.arange(len(written)), [len(some) for some in written]).astype(np.int64)
+        vectors = self.encode_texts(texts)
+        kept = np.zeros(len(texts), bool)
+        for start in range(0, len(texts), _TOGETHER):
+            own = slice(start, start + _TOGETHER)
+            right = np.arange(len(written)) == owners[own, None]  # [some, N]
+            kept[own] = first_ranks(vectors[own] @ self.gallery.T, right) < self.settings.top_k
+        chosen = np.flatnonzero(kept)
+        return Questions(tuple(texts[n] for n in chosen), owners[chosen], vectors[chosen], len(texts))
+
+    def query_bank(self) -> QueryBank:
+        """The query bank of the gallery's questions.
+
+        Raises:
+            InvalidInputError: no question was kept.
+        """
+        settings = self.settings
+        written = self.questions("search", settings.bank)
+        if not written.texts:
+            raise InvalidInputError(
+                f"no search with the {written.generated} generated texts finds its image, so there is no "
+                "query bank; measure without the systems that need one"
+            )
+        return QueryBank(
+            written.vectors, self.encoder.fingerprint, settings.bank_scale, settings.bank_strength
+        )
+
+    def expanded_search(
+        self, vector: NDArray[np.float32], expansion: Fusion, last: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Search images and questions with one query, as an album does.
+
+        Args:
+            vector: float32 [D].
+            expansion: combines similarities to images and to questions.
+            last: bool [N], images that come last among equal ones.
+
+        Returns:
+            Positions int64 [k] and scores float64 [k], best first.
+        """
+        asked = self.questions(self.settings.style, self.settings.questions)
+        image = (self.gallery @ vector).astype(np.float64)
+        own = (asked.vectors @ vector).astype(np.float64)
+        question, _ = best_questions(np.arange(len(image)), asked.owners, own)
+        behind = np.zeros(len(image), bool) if last is None else last
+        by_question = np.lexsort((behind, -np.where(np.isnan(question), -np.inf, question)))[:_EITHER]
+        by_image = np.lexsort((behind, -image))[:_EITHER]
+        pool = np.union1d(by_image, by_question[~np.isnan(question[by_question])])
+        pool = pool[np.lexsort((behind[pool], -image[pool]))]
+        joined = join(expansion, image[pool], question[pool])
+        order = best_first(joined)
+        return pool[order].astype(np.int64), joined[order]
+
+    # --- parts ---
+
+    def part(self, direction: Direction, form: str, queries: int | None) -> Part:
+        """Run the first stage in one direction with texts of one form.
+
+        Args:
+            direction: of the retrieval.
+            form: of the texts.
+            queries: size of the sample; all when None. Image to text, the sampled images search all texts.
+        """
+        # Samples are drawn form by form, so another form changes nothing about this one.
+        data, settings = self.dataset.of_form(form), self.settings
+        if direction == "text to image" and queries is not None:
+            data = data.sample(queries, seed=settings.seed)
+        task = task_of(data, direction)
+        texts = self.encode_texts([query.text for query in data.queries])
+        asking, searched = texts, self.gallery
+        if direction == "image to text":
+            place = {str(image.id): n for n, image in enumerate(data.gallery)}
+            asking, searched = self.gallery[[place[query] for query in task.queries]], texts
+            if queries is not None:
+                rows = sample_rows(len(task.queries), queries, settings.seed)
+                asking, task = asking[rows], some_queries(task, rows)
+        deepest = settings.deepest(direction)
+        first = exact_search(
+            asking, searched, task, k=max(deepest, _DEEP), name=self.name, direction=direction
+        )
+        return Part(self, data, form, task, first, deepest)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One direction and form.
+
+    Attributes:
+        bench: of the data set.
+        data: the data set with the texts of this form.
+        form: of the texts.
+        task: queries, items and relevance.
+        first: the first stage, best first.
+        deepest: number of its candidates that are scored.
+        label: of the steps of a sampled part.
+    """
+
+    bench: Bench
+    data: Dataset
+    form: str
+    task: Task
+    first: Run
+    deepest: int
+    label: str = ""
+    _scored: dict[str, Run] = field(default_factory=dict)
+
+    @property
+    def direction(self) -> Direction:
+        """Of the retrieval."""
+        return self.first.direction
+
+    def step(self, what: str) -> str:
+        """Name of a step for progress."""
+        return f"{self.direction}, {self.form}: {self.label}{what}"
+
+    def sample(self, count: int, depth: int) -> Part:
+        """The part with fewer queries, of which fewer candidates are scored."""
+        rows = sample_rows(len(self.task.queries), count, self.bench.settings.seed)
+        task, first = some_queries(self.task, rows), some_rows(self.first, rows)
+        return Part(self.bench, self.data, self.form, task, first, depth, "ablations: ")
+
+    def scored(self, scoring: Scoring, depth: int) -> Run:
+        """Scores of the first ``depth`` candidates of the first stage by a rule."""
+        if repr(scoring) not in self._scored:
+            run = self.score(shallow(self.first, self.deepest), scoring, f"scoring by {scoring.name}")
+            self._scored[repr(scoring)] = run
+        return shallow(self._scored[repr(scoring)], depth)
+
+    def score(self, run: Run, scoring: Scoring, what: str) -> Run:
+        """Scores of the candidates of any run with this part's items, and images or texts as queries."""
+        there = run.candidates >= 0
+        rows, candidates = np.nonzero(there)[0], run.candidates[there]
+        if self.direction == "text to image":
+            texts, places = [self.query_texts[row] for row in rows], candidates
+        else:
+            texts = [self.data.queries[n].text for n in candidates]
+            place = {str(image.id): n for n, image in enumerate(self.data.gallery)}
+            places = np.array([place[query] for query in run.queries], np.int64)[rows]
+        scores = np.full(run.candidates.shape, np.nan)
+        scores[there] = self.bench.pair_scores(scoring, texts, places.tolist(), self.step(what))
+        return replace(run, name=scoring.name, scores=scores)
+
+    @cached_property
+    def query_texts(self) -> list[str]:
+        """Texts of the queries, text to image."""
+        texts = {query.id: query.text for query in self.data.queries}
+        return [texts[query] for query in self.task.queries]
+
+    @cached_property
+    def priors(self) -> NDArray[np.float64]:
+        """Log priors of the texts: of the queries text to image [q], of the items image to text [n]."""
+        by_text = self.direction == "text to image"
+        texts = self.query_texts if by_text else [query.text for query in self.data.queries]
+        return self.bench.log_priors(texts, self.step("prior"))
+
+    def per_token(self, run: Run) -> Run:
+        """Scores divided by the length of their text in tokens."""
+        if self.direction == "text to image":
+            counts = self.bench.token_counts(self.query_texts)[:, None]
+        else:
+            lengths = self.bench.token_counts([query.text for query in self.data.queries])
+            counts = lengths[run.candidates]
+        return replace(run, scores=run.scores / counts)
+
+    def expanded(self, expansion: Fusion) -> Run:
+        """Search images and their questions; the candidates are its own."""
+        vectors = self.bench.encode_texts(self.query_texts)
+        place = {item: n for n, item in enumerate(self.task.items)}
+        width = min(2 * _EITHER, len(place))
+        found = np.full((len(vectors), width), -1, np.int64)
+        scores = np.full(found.shape, np.nan)
+        for row, (query, vector) in enumerate(zip(self.task.queries, vectors, strict=True)):
+            right = np.zeros(len(place), bool)
+            right[[place[item] for item, grade in self.task.qrels[query].items() if grade > 0]] = True
+            items, joined = self.bench.expanded_search(vector, expansion, right)
+            found[row, : len(items)], scores[row, : len(items)] = items, joined
+        return replace(self.first, name="expanded", candidates=found, scores=scores)
+
+    def normalized(self) -> Run:
+        """The first stage minus the hubness that the query bank finds in each image."""
+        taken = self.bench.query_bank().taken(self.bench.gallery)[self.first.candidates]
+        return replace(self.first, name="normalized", scores=self.first.scores - taken)
+
+    def shuffled(self, scoring: Scoring, depth: int) -> Run:
+        """Scores of the candidates if the generator sees another image of the gallery in place of each.
+
+        Raises:
+            InvalidInputError: the gallery has a single image.
+        """
+        run, count = shallow(self.first, depth), len(self.data.gallery)
+        if count < 2:
+            raise InvalidInputError(f"{self.data.name} has a single image; no other can replace it")
+        circle = np.random.default_rng(self.bench.settings.seed).permutation(count)
+        other = np.empty(count, np.int64)  # no image stands for itself
+        other[circle] = np.roll(circle, 1)
+        if self.direction == "text to image":
+            swapped = replace(run, candidates=np.where(run.candidates >= 0, other[run.candidates], -1))
+        else:
+            ids = [str(image.id) for image in self.data.gallery]
+            place = {id: n for n, id in enumerate(ids)}
+            swapped = replace(run, queries=tuple(ids[other[place[query]]] for query in run.queries))
+        return replace(run, scores=self.score(swapped, scoring, "shuffled").scores)

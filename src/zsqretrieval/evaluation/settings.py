@@ -1,0 +1,165 @@
+"""Settings of an evaluation: systems, queries, candidates, samples, and defaults that fit a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from zsqretrieval._util.checks import check_amounts, check_counts
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.evaluation.datasets import CAPTION, Dataset
+from zsqretrieval.evaluation.metrics import MEASURES, check_measures
+from zsqretrieval.evaluation.query_forms import QUESTION_RULES, question_form, with_questions
+from zsqretrieval.evaluation.run import DIRECTIONS, Direction
+from zsqretrieval.search.fusion import Fusion, WeightedSum
+
+__all__ = ["Settings", "choose_directions", "with_forms", "with_weight"]
+
+_COUNTS = (
+    *("candidates", "questions", "bank", "top_k", "ablation_queries", "tuning_queries"),
+    *("batch_size", "resamples", "permutations", "timed_queries"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an evaluation measures.
+
+    Attributes:
+        systems: names from :data:`~zsqretrieval.evaluation.systems.SYSTEMS`, without the first stage, which
+            is always measured.
+        directions: of :data:`~zsqretrieval.evaluation.run.DIRECTIONS`.
+        queries: queries of each form and direction; all when None.
+        candidates: candidates re-ranked for each query.
+        curve_candidates: text to image, candidates scored for the curve of quality by depth, if more.
+        depths: depths of the curve.
+        fusion: combines first-stage scores and likelihoods.
+        expansion: combines similarities to images and to their questions.
+        alpha: share of a text's prior that is subtracted, image to text.
+        origin: where fusion, expansion and alpha come from.
+        questions: questions of an image for the expansion, at most.
+        style: style of these questions.
+        temperature: of their sampling.
+        bank: texts of an image for the query bank, at most.
+        bank_scale: inverse temperature of the query bank.
+        bank_strength: share of the hubness that the query bank subtracts.
+        top_k: a question is kept if a search with it finds its image among the first ``top_k``.
+        measures: names from :mod:`~zsqretrieval.evaluation.metrics`.
+        ablation_queries: queries of each form and direction for the ablations.
+        tuning_queries: queries of each form and direction of the split that parameters are tuned on.
+        timed_queries: queries timed one at a time.
+        batch_size: pairs the generator computes together.
+        resamples: draws of the bootstrap.
+        permutations: of the permutation test.
+        seed: of every draw.
+
+    Raises:
+        InvalidInputError: a direction or measure is unknown, or a number is out of range.
+        MissingDependencyError: ir-measures is not installed.
+    """
+
+    systems: tuple[str, ...] = ("likelihood", "yes_no", "fused", "expanded")
+    directions: tuple[Direction, ...] = DIRECTIONS
+    queries: int | None = None
+    candidates: int = 50
+    curve_candidates: int | None = None
+    depths: tuple[int, ...] = (0, 5, 10, 20, 50, 100)
+    fusion: Fusion = field(default_factory=WeightedSum)
+    expansion: Fusion = field(default_factory=lambda: WeightedSum(0.05))
+    alpha: float = 0.8
+    origin: str = "given"
+    questions: int = 3
+    style: str = "questions"
+    temperature: float = 0.7
+    bank: int = 4
+    bank_scale: float = 20.0
+    bank_strength: float = 0.5
+    top_k: int = 10
+    measures: tuple[str, ...] = MEASURES
+    ablation_queries: int = 300
+    tuning_queries: int = 300
+    timed_queries: int = 10
+    batch_size: int = 64
+    resamples: int = 2000
+    permutations: int = 9999
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.directions or set(self.directions) - set(DIRECTIONS):
+            raise InvalidInputError(f"directions must be some of {DIRECTIONS}, not {self.directions}")
+        check_counts(or_none=True, queries=self.queries, curve_candidates=self.curve_candidates)
+        check_counts(**{name: getattr(self, name) for name in _COUNTS})
+        check_counts(0, seed=self.seed)
+        for depth in self.depths:
+            check_counts(0, depths=depth)
+        check_amounts(alpha=self.alpha, temperature=self.temperature)
+        if self.alpha > 1:
+            raise InvalidInputError(f"alpha must be between 0 and 1, not {self.alpha}")
+        check_measures(self.measures)
+
+    def deepest(self, direction: Direction) -> int:
+        """Candidates scored for the curve."""
+        further = self.curve_candidates if direction == "text to image" else None
+        return max(self.candidates, further or 0)
+
+    def curve(self, direction: Direction, items: int) -> list[int]:
+        """Depths of the curve for so many items."""
+        deepest = min(self.deepest(direction), items)
+        reranked = min(self.candidates, deepest)
+        return sorted({depth for depth in self.depths if depth < deepest} | {reranked, deepest})
+
+    def fitting(self, dataset: Dataset) -> Settings:
+        """Smaller samples for a small data set: fewer queries, fewer timed queries.
+
+        ``queries`` becomes 1,000, or 100 for less than 200 images, if it is None and there are more.
+        """
+        small = len(dataset.gallery) < 200
+        limit = 100 if small else 1000
+        most = max(sum(query.form == form for query in dataset.queries) for form in dataset.forms)
+        queries = limit if self.queries is None and most > limit else self.queries
+        return replace(self, queries=queries, timed_queries=5 if small else self.timed_queries)
+
+
+def choose_directions(names: Iterable[str]) -> tuple[Direction, ...]:
+    """Parse directions as people write them, with blanks or hyphens.
+
+    Raises:
+        InvalidInputError: a direction is unknown.
+    """
+    asked = {name.strip().replace("-", " ") for name in names}
+    if strange := sorted(asked - set(DIRECTIONS)):
+        raise InvalidInputError(f"there is no direction {strange[0]!r}; choose from {', '.join(DIRECTIONS)}")
+    return tuple(direction for direction in DIRECTIONS if direction in asked)
+
+
+def with_weight(fusion: Fusion, weight: float) -> WeightedSum:
+    """The fusion with another weight; a plain weighted sum if the fusion has none.
+
+    Raises:
+        InvalidInputError: the weight is negative or not finite.
+    """
+    return replace(fusion, weight=weight) if isinstance(fusion, WeightedSum) else WeightedSum(weight)
+
+
+def with_forms(dataset: Dataset, forms: Sequence[str] | None = None) -> Dataset:
+    """Return the data set with queries of these forms; questions are made from captions as needed.
+
+    Args:
+        dataset: as it was read.
+        forms: such as ``caption`` and ``question/which``. When None, the forms of the data set, and
+            ``question/which`` if it has captions.
+
+    Raises:
+        InvalidInputError: a form is unknown; lists those the data set can have.
+    """
+    rules = {question_form(rule): rule for rule in QUESTION_RULES}
+    possible = (*dataset.forms, *(rules if CAPTION in dataset.forms else ()))
+    if forms is None:
+        forms = (*dataset.forms, *([question_form("which")] if CAPTION in dataset.forms else ()))
+    if strange := [form for form in forms if form not in possible]:
+        raise InvalidInputError(
+            f"{dataset.name} has no queries of the form {strange[0]!r}; it has {', '.join(possible)}"
+        )
+    if made := [rules[form] for form in forms if form in rules and form not in dataset.forms]:
+        dataset = with_questions(dataset, made)
+    return dataset.of_form(*forms)

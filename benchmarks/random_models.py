@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zsqretrieval._util.torch import resolve_dtype
-from zsqretrieval._util.torch import ensure_torchvision
+from zsqretrieval._util.torch import ensure_torchvision, resolve_dtype
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 
 __all__ = ["PROMPT", "WORDS", "random_clip", "random_kosmos"]

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from zsqretrieval.errors import InvalidInputError, MismatchError
-from zsqretrieval.evaluation.datasets import Dataset, Query
 from zsqretrieval.evaluation.measures import measure
 from zsqretrieval.evaluation.runs import (
     Direction,
@@ -26,6 +23,9 @@ from zsqretrieval.evaluation.runs import (
     some_rows,
     task_of,
 )
+
+from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.evaluation.datasets import Dataset, Query
 from zsqretrieval.search.fusion import RerankOnly, WeightedSum
 from zsqretrieval.search.scoring import Likelihood, YesNo
 from zsqretrieval.types import Context, Image, LogLikelihood

@@ -72,7 +72,12 @@ class Asker:
 
 
 def bench_of(
-    dataset: Dataset, encoder: Any, generator: Any, cache: Cache | None = None, step: Any = None, **settings: Any
+    dataset: Dataset,
+    encoder: Any,
+    generator: Any,
+    cache: Cache | None = None,
+    step: Any = None,
+    **settings: Any,
 ) -> Bench:
     """A bench in memory unless a cache is given."""
     return Bench(

@@ -80,7 +80,9 @@ def evaluate(
             help="Folder of the cache, from which the same command continues.", show_default="REPORT/work"
         ),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Preset of encoder, index, generator and calibration.")] = "mini",
+    preset: Annotated[
+        str, typer.Option(help="Preset of encoder, index, generator and calibration.")
+    ] = "mini",
     encoder: Annotated[str | None, typer.Option(help="Encoder plugin, not the preset's.")] = None,
     encoder_config: Annotated[str | None, typer.Option(help="Its settings, a JSON object.")] = None,
     index: Annotated[str | None, typer.Option(help="Index plugin whose size is measured.")] = None,
@@ -100,9 +102,7 @@ def evaluate(
             show_default="those of the data set, and question/which from captions",
         ),
     ] = None,
-    directions: Annotated[
-        str, typer.Option(help="Retrieval directions.")
-    ] = "text-to-image,image-to-text",
+    directions: Annotated[str, typer.Option(help="Retrieval directions.")] = "text-to-image,image-to-text",
     queries: Annotated[
         int | None,
         typer.Option(
@@ -154,9 +154,7 @@ def evaluate(
     ] = None,
     human: Annotated[bool, typer.Option(help="Compare with human ratings next to the data set.")] = True,
     cost: Annotated[bool, typer.Option(help="Measure times and arithmetic.")] = True,
-    published: Annotated[
-        Path | None, typer.Option(help="JSON of published numbers for the verdict.")
-    ] = None,
+    published: Annotated[Path | None, typer.Option(help="JSON of published numbers for the verdict.")] = None,
     alternatives: Annotated[
         Path | None, typer.Option(help="JSON of python -m benchmarks.alternatives for the verdict.")
     ] = None,

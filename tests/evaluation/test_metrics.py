@@ -302,7 +302,11 @@ def test_a_failed_write_leaves_the_former_file(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("candidates", "values", "message"),
     [
-        ([[0, 1]], [[1, NAN]], "run 'toy', query 'q0': the score of 'b' is nan, one of 1 that are not finite"),
+        (
+            [[0, 1]],
+            [[1, NAN]],
+            "run 'toy', query 'q0': the score of 'b' is nan, one of 1 that are not",
+        ),
         ([[0, 1]], [[-np.inf, np.inf]], "run 'toy', query 'q0': the score of 'a' is -inf, one of 2"),
         ([[0, 6]], [[1, 2]], "query 'q0': no candidate 6 among 6 items"),
         ([[2, 2]], [[1, 2]], "query 'q0': the item 'c' is a candidate twice"),

@@ -106,10 +106,14 @@ def test_candidates_are_scored_once_and_cached(way: Direction, tmp_path: Path) -
     for generator in generators:
         with Cache(tmp_path / "cache.sqlite") as cache:
             step = lambda *one: steps.append(one)  # noqa: E731
-            part = bench_of(pictured(), Plane(), generator, cache, step, candidates=3).part(way, "caption", None)
+            part = bench_of(pictured(), Plane(), generator, cache, step, candidates=3).part(
+                way, "caption", None
+            )
             run = part.scored(Likelihood(), 2)
         assert run.name == "likelihood" and np.array_equal(run.candidates, part.first.candidates[:, :2])
-        names = {query.id: number(query.text) for query in pictured().queries} | {f"i{n}": n for n in range(4)}
+        names = {query.id: number(query.text) for query in pictured().queries} | {
+            f"i{n}": n for n in range(4)
+        }
         for row, query in enumerate(run.queries):
             expected = [-abs(names[query] - names[run.items[item]]) for item in run.candidates[row]]
             assert run.scores[row].tolist() == expected
@@ -288,7 +292,9 @@ def test_expansion_finds_images_by_their_questions(monkeypatch: pytest.MonkeyPat
 
 
 def test_fused_systems_fuse_what_their_names_say() -> None:
-    part = bench_of(pictured(), Plane(6.0), Asker(), candidates=3, top_k=4).part("text to image", "caption", None)
+    part = bench_of(pictured(), Plane(6.0), Asker(), candidates=3, top_k=4).part(
+        "text to image", "caption", None
+    )
     likelihood = part.scored(Likelihood(), 2)
     expected = rerank_depth(part.first, fused_run(shallow(part.first, 2), likelihood, WeightedSum(0.5)), 2)
     fused = SYSTEMS["fused"].run("fused", part, CHOICE, 2)
@@ -300,7 +306,9 @@ def test_fused_systems_fuse_what_their_names_say() -> None:
     np.testing.assert_array_equal(both.scores, joined.scores)
     own = replace(CHOICE, fusions={("fused", "text to image"): WeightedSum(0.0)})
     first = SYSTEMS["fused"].run("fused", part, own, 2)
-    assert np.array_equal(np.argsort(-first.scores, kind="stable"), np.argsort(-part.first.scores, kind="stable"))
+    assert np.array_equal(
+        np.argsort(-first.scores, kind="stable"), np.argsort(-part.first.scores, kind="stable")
+    )
 
 
 def test_normalization_subtracts_the_hubness_of_each_image() -> None:

@@ -1,4 +1,4 @@
-"""A data set on a plane: images at angles 0, 10, 20, 30; texts that name their image; parts that know both."""
+"""A data set on a plane: images at angles 0, 10, 20, 30, and texts that name their image."""
 
 from __future__ import annotations
 
@@ -72,7 +72,12 @@ class Asker:
 
 
 def bench_of(
-    dataset: Dataset, encoder: Any, generator: Any, cache: Cache | None = None, step: Any = None, **settings: Any
+    dataset: Dataset,
+    encoder: Any,
+    generator: Any,
+    cache: Cache | None = None,
+    step: Any = None,
+    **settings: Any,
 ) -> Bench:
     """A bench in memory unless a cache is given."""
     return Bench(

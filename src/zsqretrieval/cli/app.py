@@ -18,7 +18,6 @@ from zsqretrieval.cli.chat import chat
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.evaluate import evaluate
-from zsqretrieval.cli.models import models_list, models_pull
 from zsqretrieval.cli.questions import questions
 from zsqretrieval.errors import ZsqError
 
@@ -88,10 +87,6 @@ app.command("info")(info)
 app.command("remove")(remove)
 app.command("evaluate")(evaluate)
 
-_models = typer.Typer(no_args_is_help=True, help="Fetch the weights of the embedded models ahead of time.")
-_models.command("list")(models_list)
-_models.command("pull")(models_pull)
-app.add_typer(_models, name="models")
 
 def main() -> None:
     """Run ``zsq``."""

@@ -80,7 +80,9 @@ def evaluate(
             help="Folder of the cache, from which the same command continues.", show_default="REPORT/work"
         ),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Preset of encoder, index, generator and calibration.")] = "mini",
+    preset: Annotated[
+        str, typer.Option(help="Preset of encoder, index and generator.")
+    ] = "mini",
     encoder: Annotated[str | None, typer.Option(help="Encoder plugin, not the preset's.")] = None,
     encoder_config: Annotated[str | None, typer.Option(help="Its settings, a JSON object.")] = None,
     index: Annotated[str | None, typer.Option(help="Index plugin whose size is measured.")] = None,
@@ -100,9 +102,7 @@ def evaluate(
             show_default="those of the data set, and question/which from captions",
         ),
     ] = None,
-    directions: Annotated[
-        str, typer.Option(help="Retrieval directions.")
-    ] = "text-to-image,image-to-text",
+    directions: Annotated[str, typer.Option(help="Retrieval directions.")] = "text-to-image,image-to-text",
     queries: Annotated[
         int | None,
         typer.Option(
@@ -154,9 +154,7 @@ def evaluate(
     ] = None,
     human: Annotated[bool, typer.Option(help="Compare with human ratings next to the data set.")] = True,
     cost: Annotated[bool, typer.Option(help="Measure times and arithmetic.")] = True,
-    published: Annotated[
-        Path | None, typer.Option(help="JSON of published numbers for the verdict.")
-    ] = None,
+    published: Annotated[Path | None, typer.Option(help="JSON of published numbers for the verdict.")] = None,
     alternatives: Annotated[
         Path | None, typer.Option(help="JSON of python -m benchmarks.alternatives for the verdict.")
     ] = None,
@@ -391,7 +389,7 @@ class _More:
 
 @contextmanager
 def _one_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """One progress bar over everything, labelled with the current step; without a terminal, a line a minute."""
+    """One progress bar over everything; without a terminal, a line a minute."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -445,7 +443,7 @@ def _show(results: Results) -> None:
         first = found["R@1"]
         spent = times[times["system"] == system]["value"] if direction == "text to image" else ()
         table.add_row(
-            direction, form, system, f"{100 * first['value']:.1f}",
+            str(direction), str(form), str(system), f"{100 * first['value']:.1f}",
             f"{100 * first['low']:.1f} to {100 * first['high']:.1f}",
             *(f"{100 * found[name]['value']:.1f}" if name in found else "" for name in ("R@10", "MRR")),
             f"{first['p']:.2g}" if first["p"] == first["p"] else "",

@@ -34,7 +34,7 @@ from torch import Tensor
 from benchmarks.output import command_line, progress_bar, run, write_results
 from benchmarks.random_models import PROMPT, WORDS, random_clip, random_kosmos
 from benchmarks.scoring import naive_log_likelihood
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.kosmos import Kosmos1Generator
@@ -305,7 +305,7 @@ def _caption_ways(
         "transformers": loop,
         _OURS: lambda: _engine(generator, contexts, question, batch_size),
     }
-    ensure_importable()
+    ensure_torchvision()
     try:
         from rerankers.models.upr import UPRRanker
     except ImportError:
@@ -362,7 +362,7 @@ def _first_stage_ways(
             encoder.encode_text(texts, batch_size=batch_size),
         )
     }
-    ensure_importable()
+    ensure_torchvision()
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:

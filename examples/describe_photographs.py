@@ -1,21 +1,17 @@
-"""Let a generator describe photographs, ask about them and answer; prints a Markdown table.
+"""Captions, questions and answers of a generator for photographs; prints a Markdown table.
 
-    python examples/describe_photographs.py --data PATH/TO/flickr8k --split dev --count 20
+    python examples/describe_photographs.py --data flickr8k:PATH --split dev --count 20
 
-The first photographs of a split, unselected: what a person wrote, and what the generator writes.
+The first photographs of a split, unselected, each with a person's caption and the generator's texts.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-from pathlib import Path
 
 from zsqretrieval import plugins
-from zsqretrieval.evaluation.encoder_bench import read_captioned
-from zsqretrieval.generators.prompts import PROMPTS, Prompt
-
-ASK = Prompt("<image>A question about this picture:")
+from zsqretrieval.evaluation.datasets import open_dataset
+from zsqretrieval.generators.prompts import PROMPTS
 
 
 def main() -> None:
@@ -23,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of WebDataset shards")
+    parser.add_argument("--data", required=True, help="data set, as for zsq evaluate")
     parser.add_argument("--split", default="dev")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--generator", default="mini", help="plugin name")
@@ -31,21 +27,25 @@ def main() -> None:
     args = parser.parse_args()
 
     generator = plugins.create("generator", args.generator, {})
-    samples = list(itertools.islice(read_captioned(args.data, args.split), args.count))
-    images = [sample.image for sample in samples]
+    dataset = open_dataset(args.data, args.split)
+    images = dataset.gallery[: args.count]
+    human = {  # the first caption of each image
+        image: query.text for query in reversed(dataset.queries) for image in dataset.qrels[query.id]
+    }
     captions = generator.generate([PROMPTS["captioning"].context(image) for image in images])
-    questions = generator.generate([ASK.context(image) for image in images], temperature=0.7, seed=args.seed)
+    asked = [PROMPTS["ask"].context(image) for image in images]
+    questions = generator.generate(asked, temperature=0.7, seed=args.seed)
     answers = generator.generate(
         [
-            PROMPTS["vqa"].context(image, question=asked[0])
-            for image, asked in zip(images, questions, strict=True)
+            PROMPTS["vqa"].context(image, question=question[0])
+            for image, question in zip(images, questions, strict=True)
         ]
     )
-    print("| | a person wrote | the generator writes | it asks | and answers |")  # noqa: T201
+    print("| | human caption | generated caption | question | answer |")  # noqa: T201
     print("|---|---|---|---|---|")  # noqa: T201
-    rows = zip(samples, captions, questions, answers, strict=True)
-    for number, (sample, caption, question, answer) in enumerate(rows, 1):
-        cells = (sample.captions[0].strip(), caption[0], question[0], answer[0])
+    rows = zip(images, captions, questions, answers, strict=True)
+    for number, (image, caption, question, answer) in enumerate(rows, 1):
+        cells = (human[image.id or ""].strip(), caption[0], question[0], answer[0])
         print(f"| {number} | {' | '.join(cell.replace('|', '/') for cell in cells)} |")  # noqa: T201
 
 

@@ -1,10 +1,10 @@
-"""Let a generator take a Raven-style test; prints a Markdown table.
+"""Give a generator a Raven-style test; prints a Markdown table.
 
-    python examples/raven.py                            # 50 matrices of each layout, made by rule
-    python examples/raven.py --save FOLDER              # and keeps them as pictures and items.jsonl
-    python examples/raven.py --data FOLDER              # a test of your own in that format
+    python examples/raven.py                            # 50 generated matrices of each layout
+    python examples/raven.py --save FOLDER              # also writes them as pictures and items.jsonl
+    python examples/raven.py --data FOLDER              # your own test in that format
 
-An accuracy stands beside its 95 % interval and the probability p that guessing does as well.
+Accuracies come with a 95 % interval and the probability p that guessing is as accurate or more.
 """
 
 # ruff: noqa: T201
@@ -40,7 +40,7 @@ def row(name: str, accuracy: Accuracy, ties: object) -> None:
 
 
 def main() -> None:
-    """Print one row for each number of context images, and all of them."""
+    """Print one row for each number of context images, and one for all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

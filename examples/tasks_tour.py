@@ -1,9 +1,9 @@
-"""Walk through all that a generator can do by prompt; prints Markdown.
+"""All tasks of :mod:`zsqretrieval.tasks` with one generator; prints Markdown.
 
     python examples/tasks_tour.py
 
-The photographs ship with scikit-image and scikit-learn, texts and shapes are drawn here; so it runs
-offline with the mini generator. Nothing is selected: what a small model gets wrong is printed as well.
+The photographs ship with scikit-image and scikit-learn, texts and shapes are drawn here, so it runs offline
+with the mini generator. Nothing is selected: the mistakes of a small model are printed as well.
 """
 
 # ruff: noqa: T201
@@ -30,8 +30,8 @@ from zsqretrieval.tasks import (
     recognize,
     render_text,
 )
+from zsqretrieval.tasks.choice import SENTIMENT_QUESTION, SENTIMENTS
 from zsqretrieval.tasks.raven_matrices import Panel, draw_panel
-from zsqretrieval.tasks.sentiment import LABELS, QUESTION
 from zsqretrieval.types import Image
 
 NAMES = {
@@ -56,7 +56,7 @@ QUESTIONS = {
     "rocket": "where is the rocket?",
     "photographer": "what is the man holding?",
 }
-# Names that mean nothing, so that only the words about them can help.
+# Names without a meaning, so that only their descriptions can help.
 MADE_UP = {
     "dax": "an animal with fur, whiskers and pointed ears",
     "wug": "a vehicle with an engine and two wheels",
@@ -121,7 +121,7 @@ def verdicts(choices: Sequence[Choice], answers: Sequence[str]) -> str:
 
 
 def writing(generator: Generator, photos: dict[str, Image]) -> None:
-    """Captions, answers, and answers after a description."""
+    """Captions, answers, and answers by a chain of thought."""
     images, questions = [photos[id] for id in QUESTIONS], list(QUESTIONS.values())
     head("Captions and answers", "photograph", "caption", "question", "answer")
     answers = answer(generator, images, questions)
@@ -133,7 +133,7 @@ def writing(generator: Generator, photos: dict[str, Image]) -> None:
 
 
 def recognition(generator: Generator, photos: dict[str, Image]) -> None:
-    """Classes by name, then by made-up names and descriptions."""
+    """Classification by names, then by made-up names with descriptions."""
     head("Twelve photographs, twelve names", "photograph", "likeliest name", "P", "margin in nats")
     found = classify(generator, [photos[id] for id in NAMES], list(NAMES.values()))
     for id, one in zip(NAMES, found, strict=True):
@@ -154,17 +154,17 @@ def recognition(generator: Generator, photos: dict[str, Image]) -> None:
 
 
 def opinions(generator: Generator) -> None:
-    """Sentiment of texts that are pictures."""
+    """Sentiment of texts in pictures."""
     head("Twenty opinions, drawn as pictures", "way", "result")
     answers = [label for label, texts in OPINIONS.items() for _ in texts]
     images = [render_text(text) for texts in OPINIONS.values() for text in texts]
     row("direct", verdicts(classify_sentiment(generator, images), answers))
-    slowly = choose_step_by_step(generator, images, QUESTION, LABELS)
+    slowly = choose_step_by_step(generator, images, SENTIMENT_QUESTION, SENTIMENTS)
     row("chain of thought", verdicts(slowly, answers))
 
 
 def shots(generator: Generator) -> None:
-    """Drawn shapes, with examples in front."""
+    """Classification of drawn shapes with few-shot examples."""
     head("Thirty drawn shapes of three kinds", "examples per kind", "result")
     panels = {
         (shape, size, colour): Image(draw_panel(Panel(1, size, shape, colour)), f"{name} {size}, {colour}")

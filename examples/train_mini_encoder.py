@@ -5,22 +5,22 @@
 ``--data`` is a folder of WebDataset shards named ``train-*.tar`` and ``dev-*.tar`` (``{key}.jpg`` and
 ``{key}.json`` with the list ``captions``). The test split is never opened here; judge the result with
 
-    zsq bench encoder --data PATH/TO/flickr8k --encoder-weights mini.safetensors
+    zsq evaluate flickr8k:PATH/TO/flickr8k --report OUT --generator none --encoder-weights mini.safetensors
 
-Four steps, each of which leaves a file in ``--work`` and is not repeated when the script is started again:
+Each of the four steps writes a file to ``--work``; a restarted script skips the steps that are done:
 
-1. the frozen trunks of both towers over several augmented views of every image and two wordings of every
-   caption (the caption, and a question or a few key words made of it);
-2. ``heads``: a head on each tower's own top, as a start for the next step;
-3. ``tuned``: copies of the tops together with those heads, at a lower rate;
-4. ``own``: other heads on the own tops, from another seed and on the captions as they are. Two heads that
-   were drawn and taught differently make different mistakes, so together they do better than either.
+1. features: the frozen trunks of both towers for several augmented views of every image and two wordings of
+   every caption (the caption, and a question or a few key words made from it);
+2. ``heads``: a head on each tower's tuned top, as a start for the next step;
+3. ``tuned``: the tuned tops together with those heads, at a lower rate;
+4. ``own``: other heads on the original tops, from another seed and on the captions without rewording. The two
+   pairs of heads make different mistakes, so their sum is better than either.
 
-Weights are averaged over the last two thirds of a step.
+The weights of a step are a running average over its last two thirds.
 
-The loss is CLIP's symmetric cross entropy over a batch; a part of the target is spread over captions of like
-meaning, since "a dog runs" is no wrong caption for another running dog. Deterministic under ``--seed`` for a
-given number of threads and version of torch. Took an hour and a quarter on two busy cores.
+The loss is CLIP's symmetric cross entropy over a batch. A part of the target is spread over captions of
+similar meaning, since "a dog runs" is not wrong for another running dog. Deterministic under ``--seed`` for a
+given number of threads and version of torch. Takes an hour and a quarter on two busy cores.
 """
 
 from __future__ import annotations
@@ -36,37 +36,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image as PILImage
 from PIL import ImageEnhance
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from zsqretrieval._util import torchvision as _torchvision
 from zsqretrieval.data.images import decode
-from zsqretrieval.evaluation.encoder_bench import read_captioned, recalls
-from zsqretrieval.mini.weights import (
-    EFFICIENTNET_LITE2,
-    MINILM_CONFIG,
-    MINILM_TOKENIZER,
-    MINILM_WEIGHTS,
-    fetch,
-)
-
-_torchvision.ensure_importable()
-
-import torch  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from timm.data import ImageNetInfo  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.functional import normalize  # noqa: E402
-
-from zsqretrieval.mini.efficientnet import IMAGE_SIZE, likely_names, scale_pixels  # noqa: E402
-from zsqretrieval.mini.towers import (  # noqa: E402
-    HEAD_DIM,
-    AttentionPool,
-    ImageTower,
-    TextTower,
-    join,
-)
+from zsqretrieval.data.sources import read_webdataset
+from zsqretrieval.mini.efficientnet import IMAGE_SIZE, likely_names, scale_pixels
+from zsqretrieval.mini.encoder import HEAD_DIM, AttentionPool, ImageTower, TextTower, join
+from zsqretrieval.mini.weights import read_base_weights
+from zsqretrieval.types import Image
 
 log = logging.getLogger("train_mini_encoder")
 
@@ -92,15 +75,15 @@ SHARES = tuple(share / 100 for share in range(0, 55, 5))
 
 @dataclass(frozen=True)
 class Phase:
-    """How long and how fast one step of training is."""
+    """Length and learning rates of one step of training."""
 
     name: str
     steps: int
     batch: int
     head_rate: float
-    base_rate: float  # of the tuned tops; 0 leaves them frozen
+    base_rate: float  # for the tuned tops; 0 freezes them
     reworded: float  # share of the captions that are reworded
-    own: bool = False  # train the heads on the own tops, from another seed
+    own: bool = False  # train the heads on the original tops, from another seed
 
 
 PHASES = (
@@ -109,13 +92,22 @@ PHASES = (
     Phase("own", steps=450, batch=512, head_rate=5e-4, base_rate=0.0, reworded=0.0, own=True),
 )
 DROPOUT = 0.35
-SOFT = 0.15  # part of the target that goes to captions of like meaning
+SOFT = 0.15  # part of the target that is spread over captions of similar meaning
 WEIGHT_DECAY = 0.1
 INITIAL_SCALE = 30.0
 AVERAGING = 0.03
 
 
-# --- views and wordings -----------------------------------------------------------------------------------
+# --- images, captions, views and wordings -----------------------------------------------------------------
+
+
+def captioned(data: Path, split: str) -> Iterator[tuple[Image, list[str]]]:
+    """Images of the shards ``{split}-*.tar`` with their captions."""
+    shards = sorted(data.glob(f"{split}-*.tar"))
+    if not shards:
+        raise SystemExit(f"{data} has no shards {split}-*.tar; give a folder of WebDataset shards")
+    for image in read_webdataset(shards):
+        yield image, image.metadata["captions"]
 
 
 def augmented(image: PILImage.Image, view: int, index: int) -> np.ndarray:
@@ -140,7 +132,7 @@ def augmented(image: PILImage.Image, view: int, index: int) -> np.ndarray:
 
 
 def reworded(caption: str, random: np.random.Generator) -> str:
-    """The caption as a question, or as the key words somebody would type."""
+    """The caption as a question, or as key words."""
     plain = caption.strip().rstrip(".").strip()
     if random.random() < 0.6:
         return QUESTIONS[random.integers(len(QUESTIONS))].format(plain[:1].lower() + plain[1:])
@@ -148,12 +140,12 @@ def reworded(caption: str, random: np.random.Generator) -> str:
     return " ".join(words) or plain
 
 
-# --- step 1: the frozen halves ----------------------------------------------------------------------------
+# --- step 1: features of the frozen trunks ----------------------------------------------------------------
 
 
 def image_features(tower: ImageTower, data: Path, split: str, views: int, work: Path) -> None:
     """Write the grids of every view, float16 [n, 208, 9, 9], and the classes of view 0, float16 [n, 1000]."""
-    images = [decode(sample.image) for sample in read_captioned(data, split)]
+    images = [decode(image) for image, _ in captioned(data, split)]
     low = copy.deepcopy(tower).to(torch.bfloat16)
     for view in range(views):
         path = work / f"{split}-grid-{view}.npy"
@@ -198,14 +190,14 @@ def text_features(tower: TextTower, tokenizer: Tokenizer, texts: list[str], path
 
 
 def save(path: Path, array: np.ndarray) -> None:
-    """Write a file that is either whole or absent."""
+    """Write a file atomically."""
     temporary = path.with_suffix(".part.npy")
     np.save(temporary, array)
     temporary.replace(path)
 
 
 class Texts:
-    """Random access to what :func:`text_features` wrote."""
+    """Random access to the files of :func:`text_features`."""
 
     def __init__(self, path: Path) -> None:
         self.length = np.load(path.with_suffix(".length.npy"))
@@ -228,7 +220,7 @@ class Texts:
 
 
 class Model(nn.Module):
-    """The parts of both towers that are trained, and the logarithm of the logit scale."""
+    """Both towers, and the logarithm of the logit scale."""
 
     def __init__(self, image_tower: ImageTower, text_tower: TextTower) -> None:
         super().__init__()
@@ -236,7 +228,7 @@ class Model(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
     def heads(self, own: bool) -> list[nn.Module]:
-        """The heads on the own or on the tuned tops."""
+        """The heads on the original or on the tuned tops."""
         return [tower.own_head if own else tower.tuned_head for tower in (self.image, self.text)]
 
     def base(self) -> list[nn.Parameter]:
@@ -244,12 +236,12 @@ class Model(nn.Module):
         return [*self.image.tuned_top.parameters(), *self.text.tuned_layers.parameters()]
 
     def renew_own_heads(self) -> None:
-        """Start the heads on the own tops from the present state of the random stream."""
+        """Draw the heads on the original tops anew from the global random stream."""
         self.image.own_head = AttentionPool(1280, HEAD_DIM, dropout=DROPOUT)
         self.text.own_head = AttentionPool(384, HEAD_DIM, dropout=DROPOUT)
 
     def dropping_out(self, own: bool) -> None:
-        """Training mode, but for the CNN's batch statistics and for what is not trained."""
+        """Set training mode, except for the CNN's batch statistics and for frozen parts."""
         self.eval()
         for part in self.heads(own) if own else [*self.heads(own), self.text.tuned_layers]:
             part.train()
@@ -264,7 +256,7 @@ class Model(nn.Module):
         return text.by_own_head(text.own(hidden, mask), mask) if own else text.by_tuned_head(hidden, mask)
 
     def trained_parts(self) -> dict[str, Tensor]:
-        """What the package ships, by name."""
+        """The tensors that the package ships, by name."""
         parts = ("tuned_top.", "tuned_layers.", "tuned_head.", "own_head.")
         wanted = tuple(f"{tower}.{part}" for tower in ("image", "text") for part in parts)
         return {name: value for name, value in self.state_dict().items() if name.startswith(wanted)}
@@ -334,7 +326,7 @@ def train(model: Model, phase: Phase, work: Path, seed: int) -> None:
 
 
 def shuffled(n: int, size: int, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """Batches of different indices below n, each index once per round."""
+    """Batches of distinct indices below n, each index once per round."""
     waiting = np.empty(0, int)
     while True:
         if len(waiting) < size:
@@ -355,10 +347,13 @@ class Dev:
     known_images: Tensor
     known_texts: Tensor
 
-    def recalls(self, share: float) -> dict[str, dict[str, float]]:
-        """What the encoder would reach with this weight of the knowledge part."""
+    def recalls(self, share: float) -> dict[str, float]:
+        """Text-to-image R@k in percent with this weight of the knowledge part; a tie counts as a miss."""
         images, texts = join(self.images, self.known_images, share), join(self.texts, self.known_texts, share)
-        return recalls((images @ texts.T).numpy(), CAPTIONS)
+        similarity = (images @ texts.T).numpy()  # [n, n * CAPTIONS]
+        caption = np.arange(similarity.shape[1])
+        rank = (similarity >= similarity[caption // CAPTIONS, caption]).sum(0) - 1
+        return {f"R@{k}": round(float(100 * (rank < k).mean()), 2) for k in (1, 5, 10)}
 
 
 def encode_dev(model: Model, work: Path, facts: dict[str, Tensor]) -> Dev:
@@ -388,7 +383,9 @@ def encode_dev(model: Model, work: Path, facts: dict[str, Tensor]) -> Dev:
 
 
 def knowledge(text_tower: TextTower, tokenizer: Tokenizer, work: Path) -> dict[str, Tensor]:
-    """Class names as sentence vectors, and what an average image and an average caption look like."""
+    """Sentence vectors of the class names, and the means of images and captions in that space."""
+    from timm.data import ImageNetInfo  # after the towers made torchvision importable
+
     info = ImageNetInfo()
     names = [info.index_to_description(index, detailed=False) for index in range(1000)]
     text_features(text_tower, tokenizer, names, work / "class-names")
@@ -403,13 +400,13 @@ def knowledge(text_tower: TextTower, tokenizer: Tokenizer, work: Path) -> dict[s
 
 
 def choose_share(dev: Dev) -> tuple[float, dict[str, dict[str, float]]]:
-    """The largest weight of the knowledge part within half a point of the best on dev, and its recalls there.
+    """The largest weight of the knowledge part within half a point of the best on dev, and its recalls.
 
-    Dev shows the same kind of photographs as the training data; the knowledge part is for all others.
+    Dev has the same kind of photographs as the training data; the knowledge part is for all others.
     """
     measured = {}
     for share in SHARES:
-        measured[share] = dev.recalls(share)["t2i"]
+        measured[share] = dev.recalls(share)
         log.info("share %.2f: dev t2i %s", share, measured[share])
     mean = {share: sum(recall.values()) / len(recall) for share, recall in measured.items()}
     chosen = max(share for share in SHARES if mean[share] >= max(mean.values()) - 0.5)
@@ -417,7 +414,7 @@ def choose_share(dev: Dev) -> tuple[float, dict[str, dict[str, float]]]:
 
 
 def write_trained(parts: dict[str, Tensor], out: Path, recipe: dict[str, object]) -> None:
-    """Write what the package ships, in half precision, with how it was made."""
+    """Write the tensors in half precision, with the recipe as metadata."""
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in parts.items()}
     if not all(torch.isfinite(value).all() for value in tensors.values()):
         raise SystemExit("a weight does not fit into half precision")
@@ -428,7 +425,7 @@ def write_trained(parts: dict[str, Tensor], out: Path, recipe: dict[str, object]
 
 
 def arguments(description: str | None, data: str) -> argparse.Namespace:
-    """Read the options of a training script, begin to log, and make the folder it works in."""
+    """Read the options of a training script, start logging, and make the work folder."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -443,21 +440,18 @@ def arguments(description: str | None, data: str) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run what has not been run yet."""
+    """Run the steps that are not done yet."""
     args = arguments(__doc__, "folder of train-*.tar and dev-*.tar")
-    cnn, bert, config, vocabulary = fetch(
-        (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER)
-    )
+    base = read_base_weights()
     torch.manual_seed(args.seed)
-    image_tower = ImageTower(torch.load(cnn, weights_only=True), dropout=DROPOUT).eval()
-    text_tower = TextTower(config, load_file(bert), dropout=DROPOUT).eval()
-    tokenizer = Tokenizer.from_file(str(vocabulary))
-    tokenizer.no_padding()
+    image_tower = ImageTower(base, dropout=DROPOUT).eval()
+    text_tower = TextTower(base, dropout=DROPOUT).eval()
+    tokenizer = base.tokenizer
     tokenizer.enable_truncation(40)
 
     for split, views in (("dev", 1), ("train", VIEWS)):
         image_features(image_tower, args.data, split, views, args.work)
-        captions = [caption for sample in read_captioned(args.data, split) for caption in sample.captions]
+        captions = [caption for _, some in captioned(args.data, split) for caption in some]
         random = np.random.default_rng(args.seed)
         wordings = [reworded(caption, random) for caption in captions] if split == "train" else []
         text_features(text_tower, tokenizer, captions + wordings, args.work / f"{split}-texts")
@@ -468,7 +462,7 @@ def main() -> None:
         path = args.work / f"{phase.name}.pt"
         if path.exists():
             model.load_state_dict(torch.load(path, weights_only=True))
-            log.info("%s: done before", phase.name)
+            log.info("%s: already done", phase.name)
         else:
             train(model, phase, args.work, args.seed)
             torch.save(model.state_dict(), path)

@@ -5,20 +5,20 @@
 ``--data`` is a folder of WebDataset shards named ``train-*.tar`` and ``dev-*.tar`` (``{key}.jpg`` and
 ``{key}.json`` with the list ``captions``). The test split is never opened here; judge the result with
 
-    zsq bench rerank --data PATH/TO/flickr8k --generator-weights mini.safetensors
+    zsq evaluate flickr8k:PATH/TO/flickr8k --report OUT --generator-weights mini.safetensors
 
-Steps, each of which leaves a file in ``--work`` and is not repeated when the script is started again:
+Each step writes a file to ``--work``; a restarted script skips the steps that are done:
 
-1. the frozen lower layers of the image network over several augmented views of every image, as for the mini
-   encoder (the files of ``train_mini_encoder.py`` are used when they are there);
+1. features: the frozen lower layers of the vision model for several augmented views of every image, as for
+   the mini encoder (files of ``train_mini_encoder.py`` in ``--work`` are used);
 2. ``read``: next-token prediction of captions, of questions made from them by rule, and of answers;
-3. ``rank``: the same, and for every question the image it was asked of against five that look alike:
-   maximum mutual information training (Mao et al., arXiv 1511.02283), whose loss is -log of the posterior
-   P(image | question) that the likelihoods imply under a uniform prior, so that the model stays a language
-   model; and whether an image shows what a caption of its own, or of one that looks alike, says.
+3. ``rank``: the same, and for every question its image against five similar ones: maximum mutual information
+   training (Mao et al., arXiv 1511.02283), whose loss is -log of the posterior P(image | question) that the
+   likelihoods imply under a uniform prior, so that the model remains a language model; and whether an image
+   shows a caption, its own or that of a similar image.
 
-Weights are averaged over the last two thirds of a phase; the average so far is kept every 200 steps, to look
-at. Deterministic under ``--seed`` for a given number of threads and version of torch.
+The weights of a phase are a running average over its last two thirds, saved every 200 steps. Deterministic
+under ``--seed`` for a given number of threads and version of torch.
 """
 
 from __future__ import annotations
@@ -39,41 +39,42 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from train_mini_encoder import CAPTIONS, STOP_WORDS, VIEWS, arguments, image_features, write_trained
-from zsqretrieval.evaluation.encoder_bench import read_captioned
+from train_mini_encoder import (
+    CAPTIONS,
+    STOP_WORDS,
+    VIEWS,
+    arguments,
+    captioned,
+    image_features,
+    write_trained,
+)
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.mini.encoder import MiniEncoder
-from zsqretrieval.mini.halves import MiniModel
-from zsqretrieval.mini.weights import (
-    EFFICIENTNET_LITE2,
-    MINILM_CONFIG,
-    MINILM_TOKENIZER,
-    MINILM_WEIGHTS,
-    fetch,
-)
+from zsqretrieval.mini.generator import MiniModel
+from zsqretrieval.mini.weights import read_base_weights
 
 log = logging.getLogger("train_mini_generator")
 
 ENCODER_WEIGHTS = Path(__file__).parents[1] / "src/zsqretrieval/mini/encoder.safetensors"
 CLS, SEP, MASK = 101, 102, 103
-GROUP = 6  # images that look alike and are told apart by one another's questions
+GROUP = 6  # similar images that compete for one another's questions
 NEIGHBOURS = 60
 ASK = "A question about this picture:"
 
 
 @dataclass(frozen=True)
 class Phase:
-    """How long and how fast one step of training is."""
+    """Length, learning rates and texts of one step of training."""
 
     name: str
     steps: int
     images: int  # per batch
-    texts: int  # per image, beside the question it is told apart by
+    texts: int  # per image, besides the question of the ranking loss
     ranking: bool
-    new_rate: float  # of what starts from nothing: resampler and head
+    new_rate: float  # of the resampler and the head, which start untrained
     language_rate: float
-    top_rate: float  # of the image network's upper layers
-    mix: tuple[float, float, float]  # of texts: captions, what somebody might type, questions and answers
+    top_rate: float  # of the vision model's upper layers
+    mix: tuple[float, float, float]  # shares of captions, of queries, of questions and answers
 
 
 PHASES = (
@@ -83,7 +84,7 @@ PHASES = (
           mix=(0.45, 0.0, 0.55)),
 )  # fmt: skip
 WARM_UP = 40
-MASKED = 0.1  # share of the words read that are replaced by [MASK]
+MASKED = 0.1  # share of the input tokens that are replaced by [MASK]
 WEIGHT_DECAY = 0.05
 AVERAGING = 0.02
 LENGTHS = 3  # classes of texts by their length
@@ -155,7 +156,7 @@ def plain(caption: str) -> str:
 
 
 def query(caption: str, random: np.random.Generator) -> str:
-    """What somebody might type to find the picture: the caption, a question, or a few key words."""
+    """A query for the picture: the caption, a question, or a few key words."""
     text = plain(caption)
     if random.random() < 0.6:
         return text
@@ -165,7 +166,7 @@ def query(caption: str, random: np.random.Generator) -> str:
 
 
 def answered(captions: Sequence[str], random: np.random.Generator) -> list[tuple[str, str]]:
-    """Questions that an image's captions settle, with their answers."""
+    """Questions that an image's captions answer, with the answers."""
     found: list[tuple[str, str]] = []
     words = [set(re.findall(r"[a-z]+", caption.lower())) for caption in captions]
     for caption in map(plain, captions):
@@ -195,7 +196,7 @@ def answered(captions: Sequence[str], random: np.random.Generator) -> list[tuple
 
 
 def there(thing: str) -> str:
-    """Ask whether there is one."""
+    """The question whether there is such a thing."""
     if thing in MASS:
         return f"is there {thing}?"
     if thing in MANY or (thing.endswith("s") and thing not in ("dress", "bus")):
@@ -216,7 +217,7 @@ class Writer:
     """Draws the texts of a batch."""
 
     space = ""
-    """What a continuation begins with; word pieces have none."""
+    """First character of a continuation; word pieces have none."""
 
     def __init__(self, tokenizer: Tokenizer, captions: list[list[str]], random: np.random.Generator) -> None:
         self._tokenizer = tokenizer
@@ -237,11 +238,11 @@ class Writer:
         return self._captions[image][self._random.integers(CAPTIONS)]
 
     def question(self, image: int) -> Text:
-        """What an image is told apart by."""
+        """A query as the text of the ranking loss."""
         return self._after(PROMPTS["question"].template, query(self.caption(image), self._random), ends=False)
 
     def judgement(self, image: int, other: int) -> Text:
-        """Whether an image shows what a caption says: one of its own, or of another image of the group."""
+        """Whether an image shows a caption, its own or that of another image of the group."""
         shown = image if self._random.random() < 0.5 else other
         return self._after(
             PROMPTS["yes_no"].template,
@@ -251,7 +252,7 @@ class Writer:
         )
 
     def text(self, image: int, mix: Sequence[float]) -> Text:
-        """Any of the things the model is to say."""
+        """A caption, a query, or a question with its answer."""
         kind = self._random.choice(3, p=mix)
         if kind == 0:
             return self._after(PROMPTS["captioning"].template, plain(self.caption(image)))
@@ -267,7 +268,7 @@ class Writer:
         return self._after(ASK, telling[self._random.integers(len(telling))])
 
     def vocabulary(self) -> Tensor:
-        """All tokens these texts are made of."""
+        """All tokens of these texts."""
         texts = [caption.lower() for captions in self._captions for caption in captions]
         texts += [
             *QUESTIONS,
@@ -292,7 +293,7 @@ def log_probs(
 ) -> tuple[Tensor, Tensor]:
     """Score texts, ``len(texts) / B`` for each of B images, in the order of the images.
 
-    Texts of like length go together: padding would be half of what is computed.
+    Texts of similar length form a batch; otherwise half of the computation would be padding.
 
     Returns:
         The sum over each continuation [len(texts)], and one number for every token predicted.
@@ -404,7 +405,7 @@ def train(model: MiniModel, phase: Phase, writer: Writer, near: np.ndarray, work
 
 
 def to_training(model: nn.Module) -> None:
-    """Training mode, in which the image network keeps the statistics it came with."""
+    """Set training mode, except for the batch statistics of the vision model."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -412,7 +413,7 @@ def to_training(model: nn.Module) -> None:
 
 
 def share_of_rate(step: int, steps: int) -> float:
-    """What a step has of the full learning rate: a warm-up, and half a cosine down to 2 %."""
+    """Learning rate of a step as a share of the full one: warm-up, then half a cosine down to 2 %."""
     return min(1, (step + 1) / WARM_UP) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
 
 
@@ -430,7 +431,7 @@ def ranking_loss(
 
 
 def parameter_groups(model: MiniModel, phase: Phase) -> list[dict[str, object]]:
-    """What is trained, at three rates; word embeddings and the lower image network stay as they are."""
+    """Trained parameters at three rates; word embeddings and the lower vision model are frozen."""
     model.requires_grad_(False)
     trained = model.trained()
     rates = {"eyes.tuned_top.": phase.top_rate, "language.bert.": phase.language_rate, "": phase.new_rate}
@@ -443,7 +444,7 @@ def parameter_groups(model: MiniModel, phase: Phase) -> list[dict[str, object]]:
 
 
 def alike(near: np.ndarray, images: int, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """Batches of groups; the first of each group goes round all images, the others look like it."""
+    """Batches of groups: an image, each once per round, and images similar to it."""
     waiting: list[int] = []
     while True:
         groups = []
@@ -455,10 +456,10 @@ def alike(near: np.ndarray, images: int, random: np.random.Generator) -> Iterato
 
 
 def neighbours(data: Path, work: Path) -> np.ndarray:
-    """For every training image those that the mini encoder finds most like it, int [n, NEIGHBOURS]."""
+    """The most similar training images of every training image, by the mini encoder, int [n, NEIGHBOURS]."""
     path = work / "train-near.npy"
     if not path.exists():
-        images = [sample.image for sample in read_captioned(data, "train")]
+        images = [image for image, _ in captioned(data, "train")]
         vectors = MiniEncoder.from_pretrained().encode_image(images)
         similarity = vectors @ vectors.T
         np.fill_diagonal(similarity, -np.inf)
@@ -467,32 +468,26 @@ def neighbours(data: Path, work: Path) -> np.ndarray:
 
 
 def main() -> None:
-    """Run what has not been run yet."""
+    """Run the steps that are not done yet."""
     args = arguments(__doc__, "folder of train-*.tar")
-    cnn, bert, config, vocabulary = fetch(
-        (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER)
-    )
-    tokenizer = Tokenizer.from_file(str(vocabulary))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    base, minilm, encoder = torch.load(cnn, weights_only=True), load_file(bert), load_file(ENCODER_WEIGHTS)
+    base, encoder = read_base_weights(), load_file(ENCODER_WEIGHTS)
     weights: dict[str, Tensor] | None = None
     for phase in PHASES:
         torch.manual_seed(args.seed)
-        model = MiniModel(base, config, minilm, attention="eager")
+        model = MiniModel(base, attention="eager")
         if weights is None:
             start_from_encoder(model, encoder)
             image_features(model.eyes.eval(), args.data, "train", VIEWS, args.work)
-            captions = [list(sample.captions) for sample in read_captioned(args.data, "train")]
+            captions = [some for _, some in captioned(args.data, "train")]
             near = neighbours(args.data, args.work)
         else:
             model.load_trained(weights)
         path = args.work / f"generator-{phase.name}.pt"
         if path.exists():
             weights = torch.load(path, weights_only=True)
-            log.info("%s: done before", phase.name)
+            log.info("%s: already done", phase.name)
             continue
-        writer = Writer(tokenizer, captions, np.random.default_rng(args.seed))
+        writer = Writer(base.tokenizer, captions, np.random.default_rng(args.seed))
         train(model, phase, writer, near, args.work, args.seed)
         weights = {name: value.clone() for name, value in model.trained().items()}
         torch.save(weights, path)
@@ -501,7 +496,7 @@ def main() -> None:
 
 
 def start_from_encoder(model: MiniModel, encoder: dict[str, Tensor]) -> None:
-    """Take over what the mini encoder has learned to see, and its names of classes."""
+    """Copy the tuned top and the class names of the mini encoder."""
     prefix = "image.tuned_top."
     top = {name.removeprefix(prefix): value for name, value in encoder.items() if name.startswith(prefix)}
     model.eyes.tuned_top.load_state_dict(top)

@@ -1,14 +1,14 @@
-"""Turn Tux Paint's photographic stamps into a captioned test set that no model here was trained on.
+"""Make a captioned test set of Tux Paint's photographic stamps, on which no model here was trained.
 
 The stamps are cut-out photographs (and a few drawings) of animals, food, clothes, vehicles and so on, each
-with one line that names it ("A marmot."). They ship with Linux distributions, under their own free licences:
+with its name in one line ("A marmot."). They ship with Linux distributions, under their own free licences:
 
     apt-get install tuxpaint-stamps-default
     python examples/zero_shot_stamps.py /usr/share/tuxpaint/stamps OUT
-    zsq bench encoder --data OUT
+    zsq evaluate shards:OUT --generator none --report REPORT
 
-Drawings and symbols are left out, and of several stamps with one and the same line only the first is kept.
-Writes ``OUT/test-00000.tar``, one sample a stamp: ``{key}.png`` and ``{key}.txt``.
+Drawings and symbols are left out, and so are all but the first of several stamps with the same line. Writes
+``OUT/test-00000.tar``, one sample a stamp: ``{key}.png`` and ``{key}.txt``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def stamps(folder: Path) -> Iterator[tuple[str, bytes, str]]:
         path = image.relative_to(folder)
         if DRAWN.intersection(path.parts) or "cartoon" in image.stem or not line.exists():
             continue
-        # The first line is English; translations follow, each behind the name of its language.
+        # The first line is English; translations follow, each after the name of its language.
         english = line.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip()
         if english and english not in seen:
             seen.add(english)

@@ -36,12 +36,12 @@ def test_the_library_imports_none_of_its_dependencies() -> None:
     assert "zsqretrieval" in seen
 
 
-@pytest.mark.parametrize("module", ["types", "errors", "protocols", "plugins", "weights"])
+@pytest.mark.parametrize("module", ["types", "errors", "protocols", "plugins", "presets"])
 def test_the_foundations_import_nothing_heavy(module: str) -> None:
     assert not imported_by(f"import zsqretrieval.{module}") & set(HEAVY)
 
 
-@pytest.mark.parametrize("module", ["encoders.clip", "encoders.cached", "images"])
+@pytest.mark.parametrize("module", ["encoders.clip", "encoders.cached", "data.images", "cli.app"])
 def test_what_reads_images_imports_no_model_library(module: str) -> None:
     assert not imported_by(f"import zsqretrieval.{module}") & (set(HEAVY) - {"PIL"})
 

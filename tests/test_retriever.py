@@ -76,7 +76,7 @@ def hnsw() -> HNSWIndex:
     return HNSWIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint, threads=1)
 
 
-def load(path: Path, **parts: Any) -> Retriever:
+def opened(path: Path, **parts: Any) -> Retriever:
     return Retriever.open(path, **{"encoder": ENCODER, **parts})
 
 
@@ -360,7 +360,7 @@ def test_what_came_before_a_damaged_tar_is_kept(retriever: Retriever, tmp_path: 
 
 def test_progress_and_batches(retriever: Retriever) -> None:
     sizes: list[int] = []
-    seen: list[int] = []
+    seen: list[tuple[str, int, int | None]] = []
 
     class Counting(ToyEncoder):
         def encode_image(self, images: Any, *, batch_size: int = 32) -> Any:
@@ -369,20 +369,20 @@ def test_progress_and_batches(retriever: Retriever) -> None:
 
     with Retriever(Counting(), exact()) as counting:
         images = [record(n, n) for n in range(10)]
-        counting.add([*images, b"", images[0]], batch_size=4, progress=seen.append)
-        assert sizes == [4, 4, 2] and seen == [4, 8, 12]
-        report = counting.add(images, batch_size=5, progress=seen.append)
-        assert sizes == [4, 4, 2] and seen[3:] == [5, 10] and report.known == 10
+        counting.add([*images, b"", images[0]], batch_size=4, progress=lambda *news: seen.append(news))
+        assert sizes == [4, 4, 2] and seen == [("adding images", n, None) for n in (4, 8, 12)]
+        report = counting.add(images, batch_size=5, progress=lambda *news: seen.append(news))
+        assert sizes == [4, 4, 2] and [done for _, done, _ in seen[3:]] == [5, 10] and report.known == 10
 
 
 def test_an_interrupted_add_keeps_its_batches_and_can_be_repeated(filled: Path) -> None:
     images = [record(n, n) for n in range(100, 110)]
 
-    def interrupt(done: int) -> None:
+    def interrupt(step: str, done: int, total: int | None) -> None:
         if done == 6:
             raise KeyboardInterrupt
 
-    with load(filled) as retriever:
+    with opened(filled) as retriever:
         with pytest.raises(KeyboardInterrupt):
             retriever.add(images, batch_size=3, progress=interrupt)
         everything = {str(n): n for n in range(40)}
@@ -413,7 +413,7 @@ def test_an_index_interrupted_in_the_middle_is_made_anew(
         expected = {"0": 0, "1": 1, "2": 22, "3": 3, "4": 4, "7": 7}
         check(retriever, expected)
         retriever.save()
-    with load(album) as again:
+    with opened(album) as again:
         check(again, expected)
 
 
@@ -427,7 +427,7 @@ def test_an_interrupted_index_that_cannot_be_made_anew(album: Path, monkeypatch:
         with pytest.raises(AlbumError, match="ToyIndex was interrupted"):
             retriever.search("red")
         retriever.save(album)
-    with load(album, index=exact()) as again:
+    with opened(album, index=exact()) as again:
         check(again, {"1": 1})
 
 
@@ -483,10 +483,31 @@ def test_an_empty_album_answers_with_nothing(make: Any) -> None:
         assert len(retriever.search("red")) == 0
 
 
-@pytest.mark.parametrize("question", ["", "  \n", None, ["red"], b"red"])
-def test_a_question_has_to_say_something(retriever: Retriever, question: Any) -> None:
-    with pytest.raises(InvalidInputError, match="the question must be a text"):
-        retriever.search(question)
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("", "the question must be"),
+        ("  \n", "the question must be"),
+        (["red", ""], "the question must be"),
+        (None, "must be a path, encoded bytes"),
+        (b"red", "not an image"),
+        ([None], "must be a path, encoded bytes"),
+    ],
+)
+def test_query_that_is_neither_text_nor_image_is_refused(
+    retriever: Retriever, query: Any, message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        retriever.search(query)
+
+
+def test_list_of_queries_gives_the_rankings_of_each(retriever: Retriever) -> None:
+    retriever.add([Image(plain(colour), "drawn", id=colour) for colour in ("red", "green", "blue")])
+    queries = ["a red thing", plain("blue"), "green"]
+    found = retriever.search(queries, 2)
+    assert [ranking.hits for ranking in found] == [retriever.search(one, 2).hits for one in queries]
+    assert [ranking.query for ranking in found] == ["a red thing", "<PIL image>", "green"]
+    assert retriever.search([]) == []
 
 
 def test_what_cannot_be_searched_for(retriever: Retriever, tmp_path: Path) -> None:
@@ -552,7 +573,7 @@ def test_parts_that_do_not_belong_together(album: Path) -> None:
     full.add(np.array([1]), np.ones((1, ENCODER.dim), np.float32))
     for index, error, message in [
         (ExactIndex(8), MismatchError, "the index has dim 8, the encoder 16"),
-        (ExactIndex(16, fingerprint="abc"), MismatchError, "'abc', but the encoder here is 'toy-encoder-1'"),
+        (ExactIndex(16, fingerprint="abc"), MismatchError, "'abc', but this encoder is 'toy-encoder-1'"),
         (full, InvalidInputError, "holds 1 vectors already"),
     ]:
         with pytest.raises(error, match=message):
@@ -560,14 +581,14 @@ def test_parts_that_do_not_belong_together(album: Path) -> None:
     assert not album.exists()
     Retriever(ENCODER, exact(), path=album).close()
     with pytest.raises(MismatchError, match="the index has dim 8"):
-        load(album, index=ExactIndex(8))
+        opened(album, index=ExactIndex(8))
 
 
 def test_an_index_of_unknown_fingerprint_comes_back(album: Path) -> None:
     with Retriever(ENCODER, ExactIndex(ENCODER.dim), path=album) as retriever:
         retriever.add(record(1, 1))
         retriever.save()
-    with load(album) as again:
+    with opened(album) as again:
         check(again, {"1": 1})
 
 
@@ -612,9 +633,7 @@ def test_parts_are_restored_by_name(album: Path) -> None:
             assert isinstance(again.index, HNSWIndex) and again.index.config["M"] == 7
             check(again, {str(n): n for n in range(5)})
             again.save()
-    with pytest.raises(
-        MismatchError, match="made with encoder 'painter-5', but the encoder here is 'painter-6'"
-    ):
+    with pytest.raises(MismatchError, match="made with encoder 'painter-5', but this encoder is 'painter-6'"):
         Retriever.open(album, encoder=Painter(6))
     with Retriever.open(album, encoder=Painter(5), index=ExactIndex(16)) as other:
         check(other, {str(n): n for n in range(5)})
@@ -637,15 +656,27 @@ def test_a_plugin_that_is_gone_is_named(album: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("painter")
 def test_presets(album: Path) -> None:
-    with Retriever.open(album, "mini") as retriever:
-        assert isinstance(retriever.index, HNSWIndex) and retriever.path == album
-        assert retriever.index.fingerprint == retriever.encoder.fingerprint
-    with Retriever.from_preset("mini", index="exact") as retriever:
+    bare = PRESETS["mini"].variant(generator=None)
+    for _ in range(2):  # makes the album, then opens it
+        with Retriever.open(album, bare) as retriever:
+            assert isinstance(retriever.index, HNSWIndex) and retriever.path == album
+            assert retriever.index.fingerprint == retriever.encoder.fingerprint
+            retriever.add(record(1, 1))
+            assert len(retriever) == 1
+    with Retriever.from_preset(bare.variant(index="exact")) as retriever:
         assert isinstance(retriever.index, ExactIndex) and retriever.path is None
-    with pytest.raises(InvalidInputError, match="no preset 'maxi'; choose from mini, clip"):
-        Retriever.from_preset("maxi")
+    for wrong, message in (("maxi", "no preset 'maxi'; choose from mini, clip"), (None, "no preset None")):
+        with pytest.raises(InvalidInputError, match=message):
+            Retriever.from_preset(wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="no index is named 'flat'"):
-        Retriever.from_preset(index="flat")
+        Retriever.from_preset(bare.variant(index="flat"))
+    with pytest.raises(
+        MismatchError, match=r"made with the encoder mini \{'shade': 0\}, not with the preset's clip"
+    ):
+        Retriever.open(album, "clip")
+    with pytest.raises(InvalidInputError, match="holds no album yet"):
+        Retriever.open(album.parent / "new", bare, encoder=ENCODER)
+    assert not (album.parent / "new").exists()
 
 
 def test_presets_name_settings_that_exist() -> None:
@@ -667,9 +698,9 @@ def test_parts_that_are_no_plugins_have_to_be_given(album: Path) -> None:
     with pytest.raises(AlbumError, match=r"an encoder that is not a plugin.*Retriever.open\(path, encoder="):
         Retriever.open(album)
     with pytest.raises(AlbumError, match=r"an index that is not a plugin.*Retriever.open\(path, index="):
-        load(album)
+        opened(album)
     for index in (ToyIndex(16), exact()):
-        with load(album, index=index) as again:
+        with opened(album, index=index) as again:
             assert again.index is index
             check(again, {str(n): n for n in range(3)})
 
@@ -682,7 +713,7 @@ def test_what_was_added_is_there_without_a_save(album: Path) -> None:
         retriever.add([record(n, n) for n in range(5)])
         retriever.remove("2")
         assert repr(retriever) == f"Retriever(ToyEncoder, HNSWIndex, in {album})"
-    with load(album) as again:
+    with opened(album) as again:
         check(again, {"0": 0, "1": 1, "3": 3, "4": 4})
     assert snapshots(album) == []
 
@@ -691,18 +722,18 @@ def test_a_saved_index_is_loaded_and_not_built(filled: Path, monkeypatch: pytest
     added: list[int] = []
     real = HNSWIndex.add
     monkeypatch.setattr(HNSWIndex, "add", lambda i, k, v: (added.extend(k.tolist()), real(i, k, v))[1])
-    with load(filled) as retriever:
+    with opened(filled) as retriever:
         check(retriever, {str(n): n for n in range(40)})
         assert added == []
         retriever.add([record(n, n) for n in range(40, 45)])
         retriever.remove([str(n) for n in range(10)])
     added.clear()
-    with load(filled) as again:  # the snapshot is older than that
+    with opened(filled) as again:  # the snapshot is older than that
         check(again, {str(n): n for n in range(10, 45)})
         assert added == [41, 42, 43, 44, 45]
         again.save()
     added.clear()
-    with load(filled) as again:
+    with opened(filled) as again:
         check(again, {str(n): n for n in range(10, 45)})
         assert added == []
 
@@ -721,9 +752,9 @@ def test_an_album_in_memory_moves_to_a_path(album: Path, monkeypatch: pytest.Mon
         retriever.remove("0")
         retriever.save()
         retriever.save(album)
-        with pytest.raises(AlbumError, match="lives in"):
+        with pytest.raises(AlbumError, match="this album is in"):
             retriever.save(album.parent / "other")
-        with load(album) as seen_by_another:
+        with opened(album) as seen_by_another:
             check(seen_by_another, {"1": 1, "2": 2, "3": 3})
     with Retriever(ENCODER, exact()) as other:
         other.add(record(9, 9))
@@ -736,14 +767,14 @@ def test_an_album_in_memory_moves_to_a_path(album: Path, monkeypatch: pytest.Mon
 
 def test_where_no_album_is_and_where_one_is_already(album: Path) -> None:
     with pytest.raises(AlbumError, match="not an album"):
-        load(album)
+        opened(album)
     assert not album.exists()
     Retriever(ENCODER, path=album).close()
     with pytest.raises(AlbumError, match="exists already"):
         Retriever(ENCODER, path=album)
     file = album.parent / "file"
     file.touch()
-    with pytest.raises(AlbumError, match="no directory can be made"):
+    with pytest.raises(AlbumError, match="cannot make the directory"):
         Retriever(ENCODER, path=file)
 
 
@@ -752,7 +783,7 @@ def test_an_album_whose_making_was_cut_short_can_be_made_again(album: Path) -> N
     (album / "catalog.sqlite").touch()
     with Retriever(ENCODER, path=album) as retriever:
         retriever.add(record(1, 1))
-    with load(album) as again:
+    with opened(album) as again:
         check(again, {"1": 1})
 
 
@@ -797,22 +828,22 @@ def damage_type(folder: Path) -> None:
     [damage_manifest, damage_bit, damage_length, damage_kind, damage_type, shutil.rmtree],
 )
 def test_a_damaged_index_is_rebuilt_with_a_warning(filled: Path, damage: Any) -> None:
-    with load(filled) as retriever:
+    with opened(filled) as retriever:
         answers = [retriever.search(question).hits for question in ("red", "green")]
     damage(*snapshots(filled))
     for _ in range(2):  # until it is saved
         with pytest.warns(RuntimeWarning, match="is damaged and is rebuilt from the catalog") as caught:
-            retriever = load(filled)
+            retriever = opened(filled)
         assert caught[0].filename == __file__
         with retriever:
             check(retriever, {str(n): n for n in range(40)})
             again = [retriever.search(question).hits for question in ("red", "green")]
             assert [[h.id for h in hits] for hits in again] == [[h.id for h in hits] for hits in answers]
     with pytest.warns(RuntimeWarning):
-        retriever = load(filled)
+        retriever = opened(filled)
     with retriever:
         retriever.save()
-    with load(filled) as healed:
+    with opened(filled) as healed:
         check(healed, {str(n): n for n in range(40)})
     assert len(snapshots(filled)) == 1
 
@@ -827,7 +858,7 @@ def test_a_damaged_catalog_is_an_error(filled: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of the index that is gone
             with pytest.raises(IntegrityError):
-                load(filled)
+                opened(filled)
 
 
 def test_flipped_bytes_anywhere_are_an_error_or_no_matter(filled: Path) -> None:
@@ -842,7 +873,7 @@ def test_flipped_bytes_anywhere_are_an_error_or_no_matter(filled: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             try:
-                with load(filled) as retriever:
+                with opened(filled) as retriever:
                     retriever.search("red")
                     ids(retriever)
             except ZsqError:
@@ -854,7 +885,7 @@ def test_leftovers_of_killed_saves_are_swept_away(filled: Path) -> None:
     leftover = filled / "index-0123abcd"
     shutil.copytree(current, leftover)
     (filled / "index-cards").mkdir()
-    with load(filled) as retriever:
+    with opened(filled) as retriever:
         retriever.save()
     remaining = snapshots(filled)
     assert leftover not in remaining and current not in remaining and len(remaining) == 2
@@ -869,13 +900,13 @@ def test_a_failed_save_leaves_the_former_one(filled: Path, monkeypatch: pytest.M
         (path / "half").touch()
         raise OSError(28, "No space left on device")
 
-    with load(filled) as retriever:
+    with opened(filled) as retriever:
         retriever.add(record(50, 50))
         monkeypatch.setattr(HNSWIndex, "save", fail)
         with pytest.raises(OSError, match="No space"):
             retriever.save()
     assert snapshots(filled) == before
-    with load(filled) as again:
+    with opened(filled) as again:
         check(again, {str(n): n for n in [*range(40), 50]})
 
 
@@ -883,7 +914,7 @@ def test_a_failed_save_leaves_the_former_one(filled: Path, monkeypatch: pytest.M
 
 
 def test_two_retrievers_on_one_album_see_each_other(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with load(filled) as one, load(filled, index=exact()) as other:
+    with opened(filled) as one, opened(filled, index=exact()) as other:
         one.add([record(n, n) for n in range(40, 50)])
         check(other, {str(n): n for n in range(50)})
         other.remove([str(n) for n in range(20)])
@@ -896,14 +927,14 @@ def test_two_retrievers_on_one_album_see_each_other(filled: Path, monkeypatch: p
         one.save()
         assert len(snapshots(filled)) == 1
     monkeypatch.delattr(HNSWIndex, "add")  # the last save left nothing to be added
-    with load(filled) as again:
+    with opened(filled) as again:
         check(again, {**{str(n): n for n in range(20, 50)}, "45": 145, "60": 60})
 
 
 def test_a_hit_removed_while_searching_is_searched_past(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with load(filled) as one, load(filled) as other:
+    with opened(filled) as one, opened(filled) as other:
         best = [hit.id for hit in one.search("red", k=6)]
         real = HNSWIndex.search
 
@@ -972,14 +1003,14 @@ def test_searching_while_adding_and_removing(album: Path, make: Any) -> None:
         assert searches > 3
         expected = {str(n): n for n in [*range(1000, 1010), *range(90)] if n >= 1000 or n % 3}
         check(retriever, expected)
-    with load(album) as again:
+    with opened(album) as again:
         check(again, expected)
 
 
 def test_the_same_images_added_by_many_at_once_are_added_once(album: Path) -> None:
     images = [record(n, n) for n in range(40)]
     reports: list[AddReport] = []
-    with Retriever(ENCODER, exact(), path=album) as one, load(album) as other:
+    with Retriever(ENCODER, exact(), path=album) as one, opened(album) as other:
         run(*(lambda r=r: reports.append(r.add(images, batch_size=4)) for r in (one, one, other, other)))
         added = [id for report in reports for id in report.added]
         assert sorted(added) == sorted(str(n) for n in range(40))
@@ -992,14 +1023,14 @@ def test_loading_while_others_save_finds_a_whole_index(filled: Path) -> None:
     done = threading.Event()
 
     def save() -> None:
-        with load(filled) as retriever:
+        with opened(filled) as retriever:
             while not done.is_set():
                 retriever.save()
 
     def read() -> None:
         try:
             for _ in range(40):
-                load(filled).close()  # a warning of a damaged index would be an error here
+                opened(filled).close()  # a warning of a damaged index would be an error here
         finally:
             done.set()
 
@@ -1019,7 +1050,7 @@ def test_moving_to_a_path_while_others_add_loses_nothing(album: Path) -> None:
             retriever.save(album)
 
         run(lambda: add(0), lambda: add(100), save)
-    with load(album) as again:
+    with opened(album) as again:
         check(again, {str(n): n for n in [*range(25), *range(100, 125)]})
 
 
@@ -1101,7 +1132,7 @@ class AlbumMachine(RuleBasedStateMachine):
     @rule(make=st.sampled_from([None, exact, hnsw]))
     def reopen(self, make: Any) -> None:
         self.retriever.close()
-        self.retriever = load(self.album, index=make and make())
+        self.retriever = opened(self.album, index=make and make())
 
     @precondition(lambda self: self.retriever.path and snapshots(self.album))
     @rule()
@@ -1109,13 +1140,13 @@ class AlbumMachine(RuleBasedStateMachine):
         self.retriever.close()
         shutil.rmtree(*snapshots(self.album))
         with pytest.warns(RuntimeWarning):
-            self.retriever = load(self.album)
+            self.retriever = opened(self.album)
         self.retriever.save()
 
     @precondition(lambda self: self.retriever.path)
     @rule()
     def change_places_with_another_process(self) -> None:
-        self.other = self.other or load(self.album, index=exact())
+        self.other = self.other or opened(self.album, index=exact())
         self.retriever, self.other = self.other, self.retriever
 
     @invariant()
@@ -1133,7 +1164,7 @@ class AlbumMachine(RuleBasedStateMachine):
 
 
 TestAlbumMachine = AlbumMachine.TestCase
-TestAlbumMachine.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestAlbumMachine.settings = settings(max_examples=12, stateful_step_count=25)
 
 
 # --- sudden death
@@ -1191,8 +1222,9 @@ for line in sys.stdin:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [exact, hnsw])
-def test_sudden_death_loses_nothing_that_was_acknowledged(album: Path, make: Any) -> None:
+def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, slow: bool) -> None:
     Retriever(ENCODER, make(), path=album).close()
     generator = random.Random(7)
     expected: dict[str, int] = {}
@@ -1201,7 +1233,7 @@ def test_sudden_death_loses_nothing_that_was_acknowledged(album: Path, make: Any
     nursery = subprocess.Popen([sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert nursery.stdin is not None and nursery.stdout is not None
     with nursery:
-        for turn in range(50):
+        for turn in range(200 if slow else 12):
             diary = album.parent / f"{turn}.jsonl"
             order = [str(album), str(diary), turn * 100_000, turn]
             nursery.stdin.write(json.dumps(order).encode() + b"\n")
@@ -1226,7 +1258,7 @@ def test_sudden_death_loses_nothing_that_was_acknowledged(album: Path, make: Any
                     del expected[id]
             deaths["adding" if adding else "removing" if removing else "saving"] += 1
 
-            with load(album) as survivor:  # a warning of a damaged index would be an error here
+            with opened(album) as survivor:  # a warning of a damaged index would be an error here
                 present = set(ids(survivor))
                 # What was under way is done or not done, as a whole; everything else is as acknowledged.
                 assert present - expected.keys() in (set(), adding)
@@ -1237,7 +1269,7 @@ def test_sudden_death_loses_nothing_that_was_acknowledged(album: Path, make: Any
                     survivor.save()
                     assert len(snapshots(album)) == 1
         nursery.stdin.close()
-    assert min(deaths.values()) > 0 and acknowledged > 20
+    assert acknowledged > 20 and (not slow or min(deaths.values()) > 0)
 
 
 def test_retriever_imports_no_model_library() -> None:
@@ -1254,13 +1286,13 @@ def test_retriever_imports_no_model_library() -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"encoder": "mini"}, r"the encoder is the text 'mini'.*from_preset"),
-        ({"encoder": ToyEncoder}, "the encoder is the class ToyEncoder; give an object"),
-        ({"encoder": 3}, "3 is no encoder: it has no dim, fingerprint, encode_image, encode_text"),
-        ({"index": "hnsw"}, "the index is the text 'hnsw'"),
-        ({"index": object()}, "is no index: it has no dim, fingerprint, search"),
-        ({"generator": "mini"}, "the generator is the text 'mini'"),
-        ({"generator": ENCODER}, "is no generator: it has no log_likelihood"),
+        ({"encoder": "mini"}, r"the encoder is the string 'mini'.*from_preset"),
+        ({"encoder": ToyEncoder}, "the encoder is the class ToyEncoder; pass an instance"),
+        ({"encoder": 3}, "3 is not an encoder: it has no dim, fingerprint, encode_image, encode_text"),
+        ({"index": "hnsw"}, "the index is the string 'hnsw'"),
+        ({"index": object()}, "is not an index: it has no dim, fingerprint, search"),
+        ({"generator": "mini"}, "the generator is the string 'mini'"),
+        ({"generator": ENCODER}, "is not a generator: it has no log_likelihood"),
     ],
 )
 def test_parts_that_are_none_are_named(parts: Any, message: str) -> None:

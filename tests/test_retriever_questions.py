@@ -25,8 +25,9 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
+from zsqretrieval.presets import PRESETS, Calibration
 from zsqretrieval.retriever import Retriever
-from zsqretrieval.search.expansion import ALIKE, EXPANSION, best_questions, join
+from zsqretrieval.search.expansion import ALIKE, best_questions, join
 from zsqretrieval.search.explain import Word, explain, words
 from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, RerankOnly, WeightedSum, best_first
 from zsqretrieval.search.priors import log_prior, null_images
@@ -104,11 +105,11 @@ def ids(hits: Sequence[Hit]) -> list[str]:
 
 def test_questions_that_find_their_image_are_kept(pictures: Path) -> None:
     asker = Asker()
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int | None]] = []
     with made(asker) as retriever:
         retriever.add(pictures)
         report = retriever.questions.generate(
-            2, answers=True, top_k=1, batch_size=4, progress=lambda *done: told.append(done)
+            2, answers=True, top_k=1, batch_size=4, progress=lambda _, *done: told.append(done)
         )
         assert (report.asked, report.known, report.skipped) == (6, 0, ()) and report.seconds > 0
         assert report.questions == 12 and 6 <= report.kept < 12, (
@@ -139,9 +140,7 @@ def test_questions_that_find_their_image_are_kept(pictures: Path) -> None:
                 "max_new_tokens": 24,
             }
         assert {one.id for one in retriever.questions.list("red.png")} == {"red.png"}
-        with pytest.raises(
-            InvalidInputError, match=r"no image 'pink\.png' in the album in memory; .*records\(\) lists"
-        ):
+        with pytest.raises(InvalidInputError, match=r"has the id 'pink\.png'; .*records\(\) lists"):
             retriever.questions.list("pink.png")
 
 
@@ -163,7 +162,7 @@ def test_the_same_work_is_done_once(pictures: Path, album: Path) -> None:
             ("questions", 7),
             ("search", 7),
         ]
-        with pytest.raises(InvalidInputError, match=r"no style 'serach'; there are .*questions, search"):
+        with pytest.raises(InvalidInputError, match=r"no style 'serach'; choose from .*questions, search"):
             retriever.questions.remove("serach")
         assert retriever.questions.remove("captions") == 0, "of which there might have been some"
         assert retriever.questions.remove() > 0 and list(retriever.questions.list()) == []
@@ -173,7 +172,7 @@ def test_the_same_work_is_done_once(pictures: Path, album: Path) -> None:
 def test_an_interrupted_run_goes_on_where_it_was(pictures: Path, album: Path) -> None:
     asker = Asker()
 
-    def stop(done: int, total: int) -> None:
+    def stop(step: str, done: int, total: int | None) -> None:
         if done >= 4:
             raise KeyboardInterrupt
 
@@ -194,14 +193,15 @@ def test_an_interrupted_run_goes_on_where_it_was(pictures: Path, album: Path) ->
 KILLED = """
 import sys
 from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.presets import PRESETS, Calibration
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 
 encoder = ToyEncoder()
 with Retriever(encoder, ExactIndex(encoder.dim), ToyGenerator(), path=sys.argv[1]) as retriever:
     retriever.add(sys.argv[2])
-    retriever.generate_questions(
-        2, style="captions", top_k=None, batch_size=1, progress=lambda done, total: print(done, flush=True)
+    retriever.questions.generate(
+        2, style="captions", top_k=None, batch_size=1, progress=lambda _, done, total: print(done, flush=True)
     )
 """
 
@@ -268,7 +268,7 @@ def test_an_image_removed_meanwhile_is_passed_over(pictures: Path) -> None:
                 return super().generate(contexts, **settings)
 
         other = made(Removing())
-        retriever._viewer = other._viewer
+        retriever.questions._viewer = other._viewer
         report = retriever.questions.generate()
         assert {one.id for one in retriever.questions.list()} == {f"{name}.png" for name in NAMES} - {
             "red.png"
@@ -282,8 +282,8 @@ def test_filtering_again_judges_by_the_album_as_it_is(pictures: Path) -> None:
         retriever.add(pictures / "red.png")
         assert retriever.questions.generate(top_k=1).kept == 2, "alone, any question leads to it"
         retriever.add(pictures)
-        told: list[tuple[int, int]] = []
-        report = retriever.questions.filter(1, batch_size=1, progress=lambda *done: told.append(done))
+        told: list[tuple[int, int | None]] = []
+        report = retriever.questions.filter(1, batch_size=1, progress=lambda _, *done: told.append(done))
         assert (report.questions, report.kept) == (2, 1) and told == [(1, 2), (2, 2)]
         judged = {one.text: one.judgement for one in retriever.questions.list()}
         assert judged["is there a red thing?"].kept and judged["is there a red thing?"].gallery == 6
@@ -298,11 +298,14 @@ def test_what_cannot_be_done_is_said(pictures: Path) -> None:
     alone = Retriever(ENCODER, ExactIndex(ENCODER.dim))
     alone.add(pictures)
     for call, message in (
-        (lambda: alone.questions.generate(), "writing questions needs a generator, and there is none"),
+        (
+            lambda: alone.questions.generate(),
+            "writing questions needs a generator, and this retriever has none",
+        ),
         (lambda: alone.search("red", explain=True), "explain=True needs a generator"),
         (
             lambda: alone.search("red", expand=True),
-            r"keeps no questions to search; make some with .*`zsq quest",
+            r"no stored questions to search; .*`zsq quest",
         ),
     ):
         with pytest.raises(InvalidInputError, match=message):
@@ -320,8 +323,6 @@ def test_what_cannot_be_done_is_said(pictures: Path) -> None:
             with pytest.raises(InvalidInputError, match="must be at least 1, not 0"):
                 retriever.questions.filter(**settings)
         retriever.questions.generate()
-        with pytest.raises(InvalidInputError, match="expansion must be one such as"):
-            retriever.search("red", expand=True, expansion="max")  # type: ignore[arg-type]
 
 
 def test_numbers_of_numpy_are_numbers(pictures: Path, album: Path) -> None:
@@ -394,11 +395,13 @@ def test_a_question_leads_to_an_image_that_looks_otherwise(pictures: Path) -> No
         retriever.questions.generate(1, top_k=None)
         assert retriever.search("is it a zebra?", 1, rerank=None)[0].id != "white.png"
         for expansion in (RerankOnly(), Maximum(1.0), WeightedSum(5.0)):
-            (hit,) = retriever.search("is it a zebra?", 1, expand=True, expansion=expansion, rerank=None)
+            retriever.calibration = Calibration(expansion=expansion)
+            (hit,) = retriever.search("is it a zebra?", 1, expand=True, rerank=None)
             if expansion == RerankOnly():
                 assert hit.id == "white.png" and hit.matched_question == "is it a zebra?"
                 assert hit.scores["question_similarity"] == pytest.approx(1)
-        with_all = retriever.search("is it a zebra?", 6, expand=True, expansion=Maximum(1.0), rerank=None)
+        retriever.calibration = Calibration(expansion=Maximum(1.0))
+        with_all = retriever.search("is it a zebra?", 6, expand=True, rerank=None)
         assert with_all[0].id == "white.png"
 
 
@@ -411,7 +414,7 @@ def test_the_question_index_follows_the_album(pictures: Path, album: Path) -> No
         for each in (retriever, other):
             assert "red.png" not in ids(each.search("a red thing?", 6, expand=True, rerank=None))
         other.questions.remove()
-        with pytest.raises(InvalidInputError, match="no questions"):
+        with pytest.raises(InvalidInputError, match="no stored questions"):
             retriever.search("red", expand=True)
 
 
@@ -462,7 +465,7 @@ def similarities(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 EXPANSIONS: list[Fusion] = [
-    EXPANSION,
+    Calibration().expansion,
     WeightedSum(0.3),
     WeightedSum(2, scale="raw"),
     Maximum(),
@@ -554,7 +557,7 @@ def test_without_an_image_is_the_mean_probability_of_what_is_left() -> None:
     """Two pictures of nothing, of which the second foresees nothing: worked out by hand."""
 
     class TwoMinds(ToyGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
+        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
             return [
                 LogLikelihood(("a", "b"), np.log([[0.5, 0.5], [0.25, 0.125]], dtype=np.float32)[min(n, 1)])
                 for n in range(len(contexts))
@@ -589,16 +592,12 @@ def test_every_hit_that_can_be_shown_is_explained(pictures: Path, scoring: Any) 
     with made(toy) as retriever:
         retriever.add(pictures)
         (pictures / "green.png").unlink()
-        settings = {"k": 6, "scoring": scoring}
         if scoring is None:
-            ranking = retriever.search(
-                "the red thing ?", explain=True, **settings, rerank=Rerank(batch_size=2)
-            )
+            ranking = retriever.search("the red thing ?", 6, explain=True, rerank=None)
         else:
+            how = Rerank(scoring, batch_size=2)
             with pytest.warns(RuntimeWarning, match="1 of 6 candidates"):
-                ranking = retriever.search(
-                    "the red thing ?", explain=True, **settings, rerank=Rerank(batch_size=2)
-                )
+                ranking = retriever.search("the red thing ?", 6, explain=True, rerank=how)
         assert list(ranking.timings)[-1] == "explain" and len(ranking) == 6
         for hit in ranking:
             if hit.id == "green.png":
@@ -615,10 +614,9 @@ def test_every_hit_that_can_be_shown_is_explained(pictures: Path, scoring: Any) 
 # --- with a real model
 
 
-@pytest.mark.weights
 def test_the_mini_models_ask_answer_and_explain() -> None:
     photos = list(photographs())[:4]
-    with Retriever.from_preset("mini", index="exact", states="memory") as retriever:
+    with Retriever.from_preset(PRESETS["mini"].variant(index="exact"), states="memory") as retriever:
         retriever.add(photos)
         report = retriever.questions.generate(2, answers=True, top_k=4)
         asked = list(retriever.questions.list())
@@ -638,7 +636,7 @@ def test_the_mini_models_ask_answer_and_explain() -> None:
         assert said == text.replace(" ", "")
         assert hit.scores["likelihood"] == pytest.approx(hit.explanation.with_image.sum(), abs=0.2)
         assert "".join(word.text for word in words(hit.explanation)) == said
-    with Retriever.from_preset("mini", index="exact", states="memory") as retriever:
+    with Retriever.from_preset(PRESETS["mini"].variant(index="exact"), states="memory") as retriever:
         retriever.add(photos)
         retriever.questions.generate(2, answers=True, top_k=4)
         assert [(one.id, one.text, one.answer) for one in retriever.questions.list()] == [

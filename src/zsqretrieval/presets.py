@@ -14,6 +14,7 @@ from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.search.fusion import Fusion, WeightedSum
+from zsqretrieval.search.query_bank import SCALE, STRENGTH
 
 __all__ = ["PRESETS", "Calibration", "Preset", "preset_named"]
 
@@ -44,8 +45,8 @@ class Calibration:
 
     fusion: Fusion = field(default_factory=WeightedSum)
     expansion: Fusion = field(default_factory=lambda: WeightedSum(0.05))
-    bank_scale: float = 20.0
-    bank_strength: float = 0.5
+    bank_scale: float = SCALE
+    bank_strength: float = STRENGTH
     dialog_scale: float = 30.0
     dialog_temper: float = 0.6
     dialog_reread: float = 1.0

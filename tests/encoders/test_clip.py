@@ -1,4 +1,4 @@
-"""CLIPEncoder on a tiny random model that is saved the way open_clip saves models, and loaded back."""
+"""CLIPEncoder on a tiny random model, saved and loaded like open_clip's models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.data.images import decode
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError, WeightsError
@@ -35,7 +35,7 @@ from zsqretrieval.testing import encoder_checks
 from zsqretrieval.testing.pictures import paintings
 from zsqretrieval.types import Image
 
-ensure_importable()
+ensure_torchvision()
 import open_clip  # noqa: E402
 
 ARCHITECTURE = {
@@ -43,14 +43,14 @@ ARCHITECTURE = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
-# Not open_clip's defaults, so that a test can tell whether they were read.
+# different from open_clip's defaults, so that a test fails if they are not used
 PREPROCESS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear"}
 TEXTS = ["a dog", "a red boat on a lake", "", "what is this? " * 100]
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, as ``local-dir:`` takes it."""
+    """A folder with a tiny model for ``local-dir:``."""
     folder = tmp_path_factory.mktemp("tiny-clip")
     (folder / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": ARCHITECTURE, "preprocess_cfg": PREPROCESS})
@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = open_clip.CLIP(**ARCHITECTURE).state_dict()
     for name, value in state.items():
         if value.is_floating_point() and not name.endswith("attn_mask"):
-            # As wide as a trained model's, so that images and texts make a difference.
+            # as wide as a trained model's, so that images and texts change the vectors
             scale = 0.3 if value.ndim > 1 else 0.1
             norm = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
             state[name] = norm + scale * torch.randn(value.shape, generator=generator)
@@ -76,7 +76,7 @@ def encoder(folder: Path) -> CLIPEncoder:
 
 @pytest.fixture(scope="session")
 def architecture(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny architecture under a name of its own, as if open_clip shipped it."""
+    """The tiny architecture, registered in open_clip under its own name."""
     path = tmp_path_factory.mktemp("configs") / "zsq-tiny.json"
     path.write_text(json.dumps(ARCHITECTURE))
     open_clip.add_model_config(path)
@@ -86,7 +86,7 @@ def architecture(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -113,7 +113,7 @@ def test_contract(check: Callable[[Any], None], encoder: CLIPEncoder) -> None:
 # ---- what it computes
 
 
-def test_it_computes_what_open_clip_computes(folder: Path, encoder: CLIPEncoder) -> None:
+def test_vectors_equal_those_of_open_clip(folder: Path, encoder: CLIPEncoder) -> None:
     name = f"local-dir:{folder}"
     model, preprocess = open_clip.create_model_from_pretrained(name)
     tokenize = open_clip.get_tokenizer(name)
@@ -127,20 +127,16 @@ def test_it_computes_what_open_clip_computes(folder: Path, encoder: CLIPEncoder)
     assert encoder.dim == 16
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(max_size=20), max_size=6), batch_size=st.integers(1, 7))
-def test_the_batch_size_of_texts_changes_nothing(
-    encoder: CLIPEncoder, texts: list[str], batch_size: int
-) -> None:
+def test_batch_size_of_texts_changes_nothing(encoder: CLIPEncoder, texts: list[str], batch_size: int) -> None:
     together = encoder.encode_text(texts, batch_size=batch_size)
     assert together.shape == (len(texts), 16) and together.dtype == np.float32
     for row, text in zip(together, texts, strict=True):
         np.testing.assert_allclose(row, encoder.encode_text([text])[0], atol=1e-5)
 
 
-def test_the_model_never_sees_more_than_batch_size(
-    encoder: CLIPEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_do_not_exceed_batch_size(encoder: CLIPEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     for method in ("encode_image", "encode_text"):
         real = getattr(encoder._model, method)
@@ -155,7 +151,7 @@ def test_the_model_never_sees_more_than_batch_size(
     assert sizes == [3, 3, 1, 3, 1]
 
 
-def test_decoding_runs_ahead_but_not_away(encoder: CLIPEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_is_at_most_two_batches_ahead(encoder: CLIPEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million images must not be decoded before the first is encoded."""
     taken = 0
 
@@ -174,16 +170,16 @@ def test_decoding_runs_ahead_but_not_away(encoder: CLIPEncoder, monkeypatch: pyt
     assert all(4 * i <= count <= 4 * i + 9 for i, count in enumerate(seen, start=1))
 
 
-def test_a_long_text_is_cut_and_its_end_token_kept(encoder: CLIPEncoder) -> None:
+def test_long_text_is_cut_before_its_end_token(encoder: CLIPEncoder) -> None:
     words = "dog " * 200
     rows = encoder.encode_text([words, words + "cat", "dog " * 74, "dog " * 75])
     np.testing.assert_array_equal(rows[0], rows[1])
     np.testing.assert_allclose(rows[0], rows[3], atol=1e-6)
-    assert np.abs(rows[0] - rows[2]).max() > 1e-4, "75 words and two marks are what fits in 77"
+    assert np.abs(rows[0] - rows[2]).max() > 1e-4, "75 words, start and end token are 77 tokens"
 
 
 @pytest.mark.parametrize("size", [(4, 3000), (3000, 4), (1, 60_000)])
-def test_a_very_long_image_is_encoded_by_its_middle(
+def test_very_long_image_is_encoded_by_its_middle(
     encoder: CLIPEncoder, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ratios: list[float] = []
@@ -203,7 +199,7 @@ def test_a_very_long_image_is_encoded_by_its_middle(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_is_close(folder: Path, encoder: CLIPEncoder, precision: str) -> None:
+def test_half_precision_is_close_to_float32(folder: Path, encoder: CLIPEncoder, precision: str) -> None:
     half = CLIPEncoder.from_pretrained(f"local-dir:{folder}", device="cpu", precision=precision)
     for one, other in (
         (half.encode_image(paintings(4)), encoder.encode_image(paintings(4))),
@@ -212,27 +208,37 @@ def test_half_precision_is_close(folder: Path, encoder: CLIPEncoder, precision: 
         assert one.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-6)
         assert (one * other).sum(axis=1).min() > 0.995
-        assert np.abs(one - other).max() > 1e-6, "it was not computed in half precision"
+        assert np.abs(one - other).max() > 1e-6, "not computed in half precision"
     assert half.fingerprint != encoder.fingerprint
 
 
-def test_refusals(encoder: CLIPEncoder) -> None:
-    with pytest.raises(InvalidInputError, match=r"not one string; try \['a dog'\]"):
-        encoder.encode_text("a dog")
-    with pytest.raises(InvalidInputError, match=r"texts\[1\] must be a string, not int"):
-        encoder.encode_text(["a", 3])  # type: ignore[list-item]
-    for encode, items in ((encoder.encode_text, ["a"]), (encoder.encode_image, paintings(1))):
-        with pytest.raises(InvalidInputError, match="batch_size must be at least 1"):
-            encode(items, batch_size=0)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("texts", "settings", "message"),
+    [
+        ("a dog", {}, r"not one string; try \['a dog'\]"),
+        (["a", 3], {}, r"texts\[1\] must be a string, not int"),
+        (["a"], {"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_invalid_texts_are_refused(
+    encoder: CLIPEncoder, texts: Any, settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        encoder.encode_text(texts, **settings)
+
+
+def test_invalid_images_are_refused(encoder: CLIPEncoder) -> None:
+    with pytest.raises(InvalidInputError, match="batch_size must be at least 1"):
+        encoder.encode_image(paintings(1), batch_size=0)
     with pytest.raises(ImageError, match=r"holiday\.jpg"):
         encoder.encode_image([*paintings(3), Image(b"\xff\xd8 not really", "holiday.jpg"), *paintings(3)])
 
 
-# ---- where its weights come from
+# ---- sources of weights
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_checkpoint_file_gives_the_same_model(
+def test_checkpoint_file_gives_the_same_model(
     folder: Path, encoder: CLIPEncoder, architecture: str, suffix: str, tmp_path: Path
 ) -> None:
     path = tmp_path / f"checkpoint{suffix}"
@@ -244,14 +250,15 @@ def test_a_checkpoint_file_gives_the_same_model(
         )
     from_file = CLIPEncoder.from_pretrained(architecture, pretrained=path, device="cpu")
     np.testing.assert_array_equal(from_file.encode_text(TEXTS), encoder.encode_text(TEXTS))
-    # The folder has preprocessing of its own, the architecture open_clip's: another function.
+    # the preprocessing of the folder differs from open_clip's default
     assert np.abs(from_file.encode_image(paintings(1)) - encoder.encode_image(paintings(1))).max() > 1e-3
     assert from_file.fingerprint != encoder.fingerprint
     assert from_file.config["pretrained"] == str(path)
 
 
-def test_without_network(folder: Path, encoder: CLIPEncoder, tmp_path: Path) -> None:
-    """What is cached loads; what is not says what to do."""
+def test_without_network_cached_models_load_and_others_say_what_to_do(
+    folder: Path, encoder: CLIPEncoder, tmp_path: Path
+) -> None:
     repository = tmp_path / "models--org--tiny"
     commit = "0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(folder, repository / "snapshots" / commit)
@@ -292,23 +299,26 @@ class TestRefusedBeforeAnyDownload:
         with pytest.raises(MismatchError, match="leave out force_quick_gelu"):
             CLIPEncoder.from_pretrained("ViT-B-32", "laion2b_s34b_b79k", force_quick_gelu=True)
 
-    def test_unknown_names(self) -> None:
-        with pytest.raises(InvalidInputError, match=r"no model 'ViT-B32'; did you mean .*ViT-B-32"):
-            CLIPEncoder.from_pretrained("ViT-B32", "openai")
-        with pytest.raises(
-            InvalidInputError, match=r"no weights 'laion2b_s34b'.*did you mean laion2b_s34b_b79k"
-        ):
-            CLIPEncoder.from_pretrained("ViT-B-32", "laion2b_s34b")
-
-    def test_weights_have_to_be_named(self, architecture: str) -> None:
-        with pytest.raises(InvalidInputError, match=r"ViT-L-14 needs pretrained=.*openai"):
-            CLIPEncoder.from_pretrained("ViT-L-14")
-
-    def test_settings(self) -> None:
-        with pytest.raises(InvalidInputError, match="precision must be one of fp32, bf16, fp16, not 'int8'"):
-            CLIPEncoder.from_pretrained(precision="int8")
-        with pytest.raises(InvalidInputError, match="device 'abacus' cannot be used here"):
-            CLIPEncoder.from_pretrained(device="abacus")
+    @pytest.mark.parametrize(
+        ("name", "pretrained", "settings", "message"),
+        [
+            ("ViT-B32", "openai", {}, r"no model 'ViT-B32'; did you mean .*ViT-B-32"),
+            ("ViT-B-32", "laion2b_s34b", {}, r"no weights 'laion2b_s34b'.*did you mean laion2b_s34b_b79k"),
+            ("ViT-L-14", None, {}, r"ViT-L-14 needs pretrained=.*openai"),
+            (
+                "ViT-B-32",
+                None,
+                {"precision": "int8"},
+                "precision must be one of fp32, bf16, fp16, not 'int8'",
+            ),
+            ("ViT-B-32", None, {"device": "abacus"}, "device 'abacus' cannot be used here"),
+        ],
+    )
+    def test_unknown_name_or_setting(
+        self, name: str, pretrained: str | None, settings: dict[str, str], message: str
+    ) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            CLIPEncoder.from_pretrained(name, pretrained, **settings)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_gpu_that_is_not_there(self) -> None:
@@ -317,7 +327,7 @@ class TestRefusedBeforeAnyDownload:
 
 
 @pytest.mark.parametrize("name, tag", [("ViT-B-32-quickgelu", "openai"), ("ViT-B-32", "laion2b_s34b_b79k")])
-def test_matching_weights_are_asked_for(name: str, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matching_weights_are_downloaded(name: str, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise OSError("no route to host")
 
@@ -326,13 +336,13 @@ def test_matching_weights_are_asked_for(name: str, tag: str, monkeypatch: pytest
         CLIPEncoder.from_pretrained(name, tag)
 
 
-def test_missing_and_damaged_weights(folder: Path, architecture: str, tmp_path: Path) -> None:
+def test_missing_or_damaged_weights_are_refused(folder: Path, architecture: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no checkpoint file .*gone\.pt"):
         CLIPEncoder.from_pretrained(architecture, tmp_path / "gone.pt")
     with pytest.raises(WeightsError, match=r"no open_clip_config\.json"):
         CLIPEncoder.from_pretrained(f"local-dir:{tmp_path}")
     shutil.copy(folder / "open_clip_config.json", tmp_path)
-    with pytest.raises(WeightsError, match=r"could not be loaded.*incomplete"):  # never random in silence
+    with pytest.raises(WeightsError, match=r"could not be loaded.*incomplete"):
         CLIPEncoder.from_pretrained(f"local-dir:{tmp_path}")
     weights = (folder / "open_clip_model.safetensors").read_bytes()
     (tmp_path / "open_clip_model.safetensors").write_bytes(weights[:-100])
@@ -340,28 +350,30 @@ def test_missing_and_damaged_weights(folder: Path, architecture: str, tmp_path: 
         CLIPEncoder.from_pretrained(f"local-dir:{tmp_path}")
     with pytest.raises(WeightsError, match=r"AssertionError: text pos_embed.* of another model"):
         CLIPEncoder.from_pretrained("ViT-S-32-alt", folder / "open_clip_model.safetensors")
-    with pytest.raises(InvalidInputError, match="brings its own weights"):
+    with pytest.raises(InvalidInputError, match="has its own weights"):
         CLIPEncoder.from_pretrained(f"local-dir:{folder}", "openai")
 
 
-def test_random_weights_only_by_name(architecture: str, folder: Path) -> None:
+def test_random_weights_need_the_name_random(architecture: str, folder: Path) -> None:
     with pytest.raises(InvalidInputError, match="zsq-tiny needs pretrained="):
         CLIPEncoder.from_pretrained(architecture)
     before = torch.random.get_rng_state()
     one, same, other = (
         CLIPEncoder.from_pretrained(architecture, "random", device="cpu", seed=seed) for seed in (1, 1, 2)
     )
-    assert torch.equal(before, torch.random.get_rng_state()), "the caller's random numbers were disturbed"
+    assert torch.equal(before, torch.random.get_rng_state()), "the caller's random state changed"
     np.testing.assert_array_equal(one.encode_text(TEXTS), same.encode_text(TEXTS))
     assert one.fingerprint == same.fingerprint != other.fingerprint
     local = CLIPEncoder.from_pretrained(f"local-dir:{folder}", "random", device="cpu", seed=1)
     np.testing.assert_array_equal(one.encode_text(TEXTS), local.encode_text(TEXTS))
 
 
-# ---- its name and its settings
+# ---- fingerprint and settings
 
 
-def test_the_fingerprint_names_the_function(folder: Path, encoder: CLIPEncoder, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_everything_that_changes_vectors(
+    folder: Path, encoder: CLIPEncoder, tmp_path: Path
+) -> None:
     def changed(**sections: dict[str, Any]) -> str:
         shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
         config = json.loads((folder / "open_clip_config.json").read_text())
@@ -370,7 +382,7 @@ def test_the_fingerprint_names_the_function(folder: Path, encoder: CLIPEncoder, 
         (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
         return CLIPEncoder.from_pretrained(f"local-dir:{tmp_path}", device="cpu").fingerprint
 
-    assert changed() == encoder.fingerprint, "the folder's name does not matter"
+    assert changed() == encoder.fingerprint, "the path of the folder changed the fingerprint"
     names = {
         encoder.fingerprint,
         changed(preprocess_cfg={"mean": [0.5, 0.4, 0.31]}),
@@ -392,8 +404,10 @@ def test_the_fingerprint_names_the_function(folder: Path, encoder: CLIPEncoder, 
     assert CLIPEncoder.from_pretrained(f"local-dir:{tmp_path}").fingerprint not in names
 
 
-def test_a_tokenizer_of_its_own_counts_and_serves_many_threads(folder: Path, tmp_path: Path) -> None:
-    """A fast tokenizer from the folder itself, as multilingual models bring one."""
+def test_tokenizer_of_the_folder_changes_the_fingerprint_and_is_thread_safe(
+    folder: Path, tmp_path: Path
+) -> None:
+    """A fast tokenizer from the folder itself, as in multilingual models."""
 
     def with_vocabulary(*words: str) -> CLIPEncoder:
         target = tmp_path / words[0]
@@ -410,7 +424,7 @@ def test_a_tokenizer_of_its_own_counts_and_serves_many_threads(folder: Path, tmp
         return CLIPEncoder.from_pretrained(f"local-dir:{target}", device="cpu")
 
     one, other = with_vocabulary("A", "probe", "dogs"), with_vocabulary("probe", "dogs", "A")
-    assert one.fingerprint != other.fingerprint, "only the files of the tokenizer differ"
+    assert one.fingerprint != other.fingerprint, "the tokenizers differ"
     texts = ["A probe", "dogs"] * 20
     expected = one.encode_text(texts)
     fresh = CLIPEncoder.from_config(one.config)
@@ -419,7 +433,7 @@ def test_a_tokenizer_of_its_own_counts_and_serves_many_threads(folder: Path, tmp
             np.testing.assert_allclose(rows, expected, atol=1e-5)
 
 
-def test_it_is_rebuilt_from_its_config(
+def test_config_rebuilds_the_encoder(
     folder: Path, encoder: CLIPEncoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert isinstance(encoder, Configurable)
@@ -433,5 +447,5 @@ def test_it_is_rebuilt_from_its_config(
         CLIPEncoder.from_config({**encoder.config, "devise": "cpu"})
 
 
-def test_importing_it_imports_no_torch() -> None:
+def test_import_does_not_import_torch() -> None:
     assert run("import sys, zsqretrieval.encoders.clip; print('torch' in sys.modules)") == "False"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.weights
 def test_it_asks_about_every_photograph_that_is_meant(capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(__file__).parents[2] / "examples" / "ask_back.py"
     spec = importlib.util.spec_from_file_location("ask_back", path)

@@ -9,19 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from zsqretrieval._util.torchvision import ensure_importable
-from zsqretrieval.mini.weights import (
-    EFFICIENTNET_LITE2,
-    MINILM_CONFIG,
-    MINILM_TOKENIZER,
-    MINILM_WEIGHTS,
-    fetch,
-)
+from zsqretrieval._util.torch import ensure_torchvision
+from zsqretrieval.mini.generator import MiniModel
+from zsqretrieval.mini.weights import read_base_weights
 
-ensure_importable()
+ensure_torchvision()
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 SAID = ["a dog", "two dogs on the beach", "water", "a brown dog runs through the water"]
@@ -29,20 +23,13 @@ SAID = ["a dog", "two dogs on the beach", "water", "a brown dog runs through the
 
 @pytest.fixture
 def word_pieces() -> Tokenizer:
-    (file,) = fetch((MINILM_TOKENIZER,))
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    return read_base_weights().tokenizer
 
 
 @pytest.fixture
 def talker(compare_smollm2: ModuleType) -> Any:
-    from zsqretrieval.mini.halves import MiniModel
-
-    cnn, bert, config = fetch((EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG))
     torch.manual_seed(0)
-    eyes = MiniModel(torch.load(cnn, weights_only=True), config, load_file(bert)).eyes
+    eyes = MiniModel(read_base_weights()).eyes
     tiny = LlamaConfig(
         vocab_size=30522, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, initializer_range=0.2,
@@ -50,7 +37,7 @@ def talker(compare_smollm2: ModuleType) -> Any:
     return compare_smollm2.Talker(eyes, LlamaForCausalLM(tiny))
 
 
-def test_texts_that_share_a_row_are_scored_as_alone(
+def test_texts_in_one_row_score_as_alone(
     compare_smollm2: ModuleType, talker: Any, word_pieces: Tokenizer
 ) -> None:
     writer = compare_smollm2.Writer(word_pieces, [SAID], np.random.default_rng(0))
@@ -70,7 +57,7 @@ def test_texts_that_share_a_row_are_scored_as_alone(
     assert len(each) == 2 * sum(len(text.continuation) + text.ends for text in texts)
 
 
-def test_adapters_begin_as_nothing(compare_smollm2: ModuleType) -> None:
+def test_untrained_adapters_change_nothing(compare_smollm2: ModuleType) -> None:
     layer = torch.nn.Linear(6, 4)
     x = torch.randn(3, 6)
     adapted = compare_smollm2.LowRank(layer)
@@ -79,13 +66,13 @@ def test_adapters_begin_as_nothing(compare_smollm2: ModuleType) -> None:
     assert not torch.allclose(adapted(x), layer(x))
 
 
-def test_it_learns_and_judges(
+def test_training_lowers_the_nats_and_keeps_frozen_weights(
     compare_smollm2: ModuleType, talker: Any, word_pieces: Tokenizer, data: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(compare_smollm2, "VIEWS", 1)
     compare_smollm2.image_features(talker.eyes.eval(), data, "train", 1, tmp_path)
-    captions = [list(sample.captions) for sample in compare_smollm2.read_captioned(data, "train")]
+    captions = [some for _, some in compare_smollm2.captioned(data, "train")]
     writer = compare_smollm2.Writer(word_pieces, captions, np.random.default_rng(0))
     grid = np.load(tmp_path / "train-grid-0.npy")
     names = talker.eyes.names(torch.from_numpy(np.load(tmp_path / "train-classes.npy").astype(np.float32)))

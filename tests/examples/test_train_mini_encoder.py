@@ -39,7 +39,7 @@ def test_training_repeats_itself_and_the_encoder_loads_the_result(
     assert encoder.encode_text(["a red square"]).shape == (1, encoder.dim)
 
 
-def test_rewording_keeps_the_caption(train_mini_encoder: ModuleType) -> None:
+def test_rewording_keeps_the_words_of_the_caption(train_mini_encoder: ModuleType) -> None:
     random = np.random.default_rng(0)
     made = {train_mini_encoder.reworded("A dog runs on the beach .", random) for _ in range(60)}
     assert "dog runs beach" in made

@@ -1,4 +1,4 @@
-"""What a generator answers is checked before anybody uses it."""
+"""Answers of a generator are checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RED, BLUE = (Image(PILImage.new("RGB", (4, 4), name), source=f"{name}.png") for 
 CONTEXTS = [[RED, "What is it?"], ["Like this:", BLUE, RED]]
 
 
-def test_what_keeps_its_promise_is_passed_on() -> None:
+def test_valid_answers_are_returned_unchanged() -> None:
     assert write_texts(TOY, CONTEXTS, n=2, temperature=1.0, seed=3) == TOY.generate(
         CONTEXTS, n=2, max_new_tokens=24, temperature=1.0, seed=3
     )
@@ -28,7 +28,7 @@ def test_what_keeps_its_promise_is_passed_on() -> None:
     assert write_texts(TOY, []) == read_texts(TOY, [], []) == []
 
 
-def test_a_generator_that_only_scores_is_told_apart() -> None:
+def test_generator_without_text_generation_is_refused() -> None:
     class Mute:
         fingerprint = "mute"
         log_likelihood = TOY.log_likelihood
@@ -47,18 +47,18 @@ def test_a_generator_that_only_scores_is_told_apart() -> None:
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-def test_a_number_that_is_none_is_told_with_its_images(broken: float) -> None:
+def test_log_probability_that_is_not_finite_is_refused_with_its_images(broken: float) -> None:
     class Broken(ToyGenerator):
         def log_likelihood(self, contexts: Any, continuations: Any, **settings: Any) -> Any:
             found = super().log_likelihood(contexts, continuations)
             return [*found[:-1], LogLikelihood(("x",), np.array([broken], np.float32))]
 
-    told = rf"Broken gave {broken} as the log-probability of ' a dog' given blue\.png, red\.png; .*check_gen"
+    told = rf"Broken gave {broken} as the log-probability of ' a dog' given blue\.png, red\.png: .*check_gen"
     with pytest.raises(ZsqError, match=told):
         read_texts(Broken(), CONTEXTS, [" a cat", " a dog"])
 
 
-def test_too_few_or_too_many_are_told() -> None:
+def test_wrong_number_of_answers_is_refused() -> None:
     class Short(ToyGenerator):
         def log_likelihood(self, contexts: Any, continuations: Any, **settings: Any) -> Any:
             return super().log_likelihood(contexts[1:], continuations[1:])

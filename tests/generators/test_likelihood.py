@@ -1,4 +1,4 @@
-"""The engine: every route gives what the model says, and each does no more than it must."""
+"""The scoring engine: every route gives the model's log-probabilities, with the least computation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from exact_model import HEAD, D, ExactModel, ExactStates, V, log_probs
-from hypothesis import given, settings
+from exact_model import HEAD, IMAGES, D, ExactModel, ExactStates, Small, V, contexts, continuations, log_probs
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zsqretrieval.errors import WeightsError
@@ -22,11 +22,6 @@ from zsqretrieval.generators.engine.likelihood import (
     up_to_last_image,
 )
 
-tokens = st.integers(0, V - 1)
-images = st.sampled_from([tuple(range(-1 - 3 * i, -4 - 3 * i, -1)) for i in range(4)])  # three rows each
-segments = st.one_of(images, st.lists(tokens, min_size=1, max_size=4).map(tuple))
-contexts = st.lists(segments, max_size=3).map(lambda parts: (0, *(token for part in parts for token in part)))
-continuations = st.lists(tokens, min_size=1, max_size=6).map(tuple)
 pairs = st.lists(st.tuples(contexts, continuations), min_size=1, max_size=12)
 
 
@@ -47,28 +42,23 @@ def expect_right(found, some):
         np.testing.assert_allclose(one, log_probs(*pair), atol=2e-5)
 
 
-@settings(deadline=None)
 @given(pairs, st.integers(1, 9), st.integers(1, 80), st.sampled_from([0, 500, 10**9]))
-def test_any_pairs_in_any_batches_get_what_the_model_says(some, batch_size, token_budget, capacity):
+def test_any_pairs_in_any_batches_get_exact_log_probabilities(some, batch_size, token_budget, capacity):
     expect_right(score(some, batch_size=batch_size, token_budget=token_budget, capacity=capacity), some)
 
 
-@settings(deadline=None)
 @given(pairs, pairs, st.sampled_from([200, 2_000, 10**9]))
-def test_what_is_kept_between_calls_changes_nothing(first, second, capacity):
+def test_prefixes_kept_between_calls_change_nothing(first, second, capacity):
     prefixes = Prefixes(capacity)
     for some in (first, second, first):
         expect_right(score(some, prefixes=prefixes), some)
 
 
-def test_no_pairs():
+def test_no_pairs_give_no_scores():
     assert score([]) == []
 
 
-IMAGES = [tuple(range(-1 - 3 * i, -4 - 3 * i, -1)) for i in range(4)]
-
-
-def test_only_positions_that_predict_are_scored_and_the_last_token_is_not_read():
+def test_only_predicting_positions_are_scored_and_the_last_token_is_not_read():
     model = ExactModel()
     score([((0, 1, 2), (3, 4, 5)), ((5, 1), (2, 2, 2, 2))], model=model, batch_size=1)
     assert model.scored == 3 + 4
@@ -80,12 +70,12 @@ def test_a_context_with_many_continuations_is_read_once():
     context = (0, *IMAGES[0], 1, 2, 3)
     some = [(context, (1, i % V, i // V, 2)) for i in range(20)]
     expect_right(score(some, model=model, states=states), some)
-    assert model.read == 7 - 1 + 20 * 4  # its last token predicts, and is read with each continuation
+    assert model.read == 7 - 1 + 20 * 4  # the context's last token is read with each continuation
     assert sorted(states.asked) == [0, 1, 2]
     assert states.released == [context] * 20
 
 
-def test_texts_that_differ_in_their_last_token_are_read_once():
+def test_texts_that_differ_only_in_their_last_token_are_read_once():
     model, states = ExactModel(), ExactStates()
     context, other = (0, *IMAGES[0], 1, 2), (0, *IMAGES[1], 3)
     some = [(context, (3,)), (other, (1, 2)), (context, (4,)), (other, (1, 3)), (context, (3,))]
@@ -94,7 +84,7 @@ def test_texts_that_differ_in_their_last_token_are_read_once():
     assert sorted(states.released) == sorted([context] * 3 + [other] * 2)
 
 
-def test_contexts_that_begin_alike_share_all_they_have_in_common():
+def test_contexts_with_a_common_prefix_share_it():
     model = ExactModel()
     some = [((0, *IMAGES[0], 1, 2, 3, i), (4, 5)) for i in range(3)]
     expect_right(score(some, model=model), some)
@@ -108,7 +98,7 @@ def test_equal_pairs_are_scored_once():
     assert model.scored == 2
 
 
-def test_a_second_question_about_the_same_images_reads_only_what_follows_them():
+def test_second_question_about_the_same_images_reads_only_the_text():
     model, states, prefixes = ExactModel(), ExactStates(), Prefixes(10**9)
     first = [((0, *image, 1), (2, 3)) for image in IMAGES]
     second = [((0, *image, 4, 5), (6, 7, 1)) for image in IMAGES]
@@ -118,7 +108,7 @@ def test_a_second_question_about_the_same_images_reads_only_what_follows_them():
     assert (model.read, states.asked) == (4 * (2 + 2), [])
 
 
-def test_nothing_is_kept_between_calls_without_capacity():
+def test_without_capacity_nothing_is_kept_between_calls():
     model, prefixes = ExactModel(), Prefixes(0)
     some = [((0, *IMAGES[0], 1), (2,)), ((0, *IMAGES[0], 1), (3,))]
     counts = []
@@ -129,39 +119,27 @@ def test_nothing_is_kept_between_calls_without_capacity():
     assert counts[0] == counts[1]
 
 
-def test_the_oldest_are_forgotten_first():
+def test_least_recently_used_prefix_is_dropped_first():
     past = Past(torch.zeros(1, 2, 1, 5, 1))  # 40 bytes
     prefixes = Prefixes(100)
     for name in ("a", "b"):
         prefixes.put(name, past)
-    assert prefixes.get("a") is past  # now the youngest
+    assert prefixes.get("a") is past  # now the most recent
     prefixes.put("c", past)
     assert [prefixes.get(name) is past for name in ("a", "b", "c")] == [True, False, True]
     prefixes.put("huge", Past(torch.zeros(1, 2, 1, 50, 1)))
     assert prefixes.get("huge") is None and prefixes.get("a") is past
 
 
-class Small(ExactModel):
-    """Has memory for so many rows."""
-
-    room = 2
-
-    def forward(self, inputs_embeds, *rest):
-        if len(inputs_embeds) > self.room:
-            raise torch.OutOfMemoryError("no room")
-        return super().forward(inputs_embeds, *rest)
-
-
-@settings(deadline=None)
 @given(pairs, st.sampled_from([0, 10**9]))
-def test_batches_are_halved_until_they_fit(some, capacity):
+def test_batch_beyond_memory_is_halved_until_it_fits(some, capacity):
     states = ExactStates()
     expect_right(score(some, model=Small(), states=states, capacity=capacity), some)
-    assert sorted(states.released) == sorted(context for context, _ in some)  # each once, failures or not
+    assert sorted(states.released) == sorted(context for context, _ in some)  # each once, despite failures
 
 
 class Holding(ExactModel):
-    """Has memory for so many rows and pasts that are alive at once."""
+    """Has memory for ``room`` rows and pasts together."""
 
     def __init__(self, room, alive):
         super().__init__()
@@ -173,7 +151,7 @@ class Holding(ExactModel):
         return super().forward(inputs_embeds, *rest)
 
 
-def test_a_batch_that_failed_leaves_no_pasts_behind(monkeypatch):
+def test_failed_batch_keeps_no_pasts(monkeypatch):
     alive = weakref.WeakSet()
 
     class Counted:
@@ -189,25 +167,22 @@ def test_a_batch_that_failed_leaves_no_pasts_behind(monkeypatch):
     expect_right(score(some, model=Holding(8, alive), batch_size=16), some)
 
 
-def test_progress_is_told_and_may_stop_the_work():
-    some = [((i % V, i // V, 0), (1,)) for i in range(10)]
-    told = []
-    score(some, batch_size=4, progress=lambda done, total: told.append((done, total)))
-    assert told == [(4, 10), (8, 10), (10, 10)]
+def test_progress_counts_distinct_rows_and_can_cancel():
+    some = [((i % V, i // V, 0), (1,)) for i in range(10)] * 2
+    calls = []
+    score(some, batch_size=4, progress=lambda *call: calls.append(call))
+    assert calls == [("scoring", 4, 10), ("scoring", 8, 10), ("scoring", 10, 10)]
 
-    class StoppedError(Exception):
-        pass
-
-    def stop(done, total):
-        raise StoppedError
+    def cancel(*call):
+        raise KeyboardInterrupt
 
     model = ExactModel()
-    with pytest.raises(StoppedError):
-        score(some, model=model, batch_size=4, progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        score(some, model=model, batch_size=4, progress=cancel)
     assert model.scored == 4
 
 
-def test_numbers_that_are_none_are_an_error():
+def test_log_probabilities_that_are_not_finite_are_an_error():
     class Broken(ExactModel):
         def logits(self, hidden):
             return super().logits(hidden) * float("nan")
@@ -217,7 +192,7 @@ def test_numbers_that_are_none_are_an_error():
 
 
 class Rounding(ExactModel):
-    """Computes its logits in sixteen bits, as a layer of that dtype does; around 40, in quarters."""
+    """Computes logits in bfloat16, around 40, where they are multiples of 1/4."""
 
     dtype = torch.bfloat16
 
@@ -236,14 +211,14 @@ class Rounding(ExactModel):
 
 
 class Rounded(Rounding):
-    """Believes them."""
+    """Uses the rounded logits."""
 
     def logits_of(self, hidden, tokens):
         return self.logits(hidden).float().gather(1, tokens[:, None])[:, 0]
 
 
-def test_log_probabilities_are_not_rounded_with_the_logits():
-    """How much likelier one token is than another after many a context."""
+def test_16_bit_logits_do_not_round_the_log_probabilities():
+    """Differences of two tokens' log-probabilities over many contexts."""
     some = [((0, *image, i % V, i // V), (token,)) for i in range(40) for image in IMAGES for token in (1, 5)]
 
     def differences(model):
@@ -251,12 +226,12 @@ def test_log_probabilities_are_not_rounded_with_the_logits():
         return found[::2] - found[1::2]
 
     exact, rounding, rounded = (differences(model()) for model in (ExactModel, Rounding, Rounded))
-    unlikely = np.abs(exact) < 3  # else the total is all but one of the two
+    unlikely = np.abs(exact) < 3  # otherwise one of the two tokens dominates the total
     assert unlikely.sum() > 10
     assert np.abs(rounding - exact)[unlikely].mean() < np.abs(rounded - exact)[unlikely].mean() / 2
 
 
-def test_a_single_logit_is_that_of_the_layer():
+def test_single_logits_equal_those_of_the_layer():
     head, features = torch.nn.Linear(5, 7), torch.randn(4, 5)
     tokens = torch.tensor([6, 0, 3, 3])
     expected = head(features).gather(1, tokens[:, None])[:, 0]
@@ -265,7 +240,7 @@ def test_a_single_logit_is_that_of_the_layer():
     torch.testing.assert_close(logits_of(features, bare, tokens), bare(features)[torch.arange(4), tokens])
 
 
-def test_rows_with_pasts_of_different_lengths_are_read_as_if_alone():
+def test_rows_with_pasts_of_different_lengths_give_the_same_as_alone():
     model, states = ExactModel(), ExactStates()
     rows = [(0, 1, 2, 3, 4), (5,), (6, 7, 1)]
     pasts = read(model, rows, states, remember=True).pasts()
@@ -289,5 +264,5 @@ def test_rows_with_pasts_of_different_lengths_are_read_as_if_alone():
         ((-1, 3, -2, 4, 5), (-1, 3, -2)),
     ],
 )
-def test_the_beginning_ends_with_the_last_image_and_leaves_a_token(context, beginning):
+def test_prefix_ends_with_the_last_image_and_never_with_the_last_token(context, beginning):
     assert up_to_last_image(context) == beginning

@@ -19,7 +19,7 @@ TEXTS = st.text(st.sampled_from("ab {}<>") | st.sampled_from("éß\n\"'%$\\"), m
 )
 
 
-def test_a_context_is_what_the_template_says() -> None:
+def test_context_replaces_the_placeholders() -> None:
     assert PROMPTS["question"].context(PICTURE) == [PICTURE, "Question:"]
     assert PROMPTS["vqa"].context(OTHER, question="What is it?") == [
         OTHER,
@@ -30,7 +30,7 @@ def test_a_context_is_what_the_template_says() -> None:
     assert Prompt("").context() == [] and Prompt("{a}<image>").context(PICTURE, a="") == [PICTURE]
 
 
-def test_the_wording_is_kosmos_1s() -> None:
+def test_wording_is_that_of_kosmos_1() -> None:
     filled = {
         name: prompt.context(*[PICTURE] * prompt.images, **{field: field.upper() for field in prompt.fields})
         for name, prompt in PROMPTS.items()
@@ -65,7 +65,7 @@ def test_the_wording_is_kosmos_1s() -> None:
 
 
 @given(TEXTS, TEXTS)
-def test_what_a_person_writes_is_never_read_as_a_template(question: str, answer: str) -> None:
+def test_texts_are_inserted_literally(question: str, answer: str) -> None:
     prompt = Prompt("<image>Q{{ {question} }}A: {answer}.")
     image, text = prompt.context(PICTURE, question=question, answer=answer)
     assert image is PICTURE and text == f"Q{{ {question} }}A: {answer}."
@@ -74,7 +74,7 @@ def test_what_a_person_writes_is_never_read_as_a_template(question: str, answer:
 @given(
     st.lists(TEXTS, max_size=4), st.lists(st.sampled_from(["<image>", "{a}", "{b}", "{{", "}}"]), max_size=8)
 )
-def test_any_template_of_sound_parts_keeps_all_of_them_in_order(texts: list[str], marks: list[str]) -> None:
+def test_valid_template_keeps_all_parts_in_order(texts: list[str], marks: list[str]) -> None:
     plain = [text.replace("<image>", "").replace("{", "").replace("}", "") for text in texts]
     parts = [part for pair in zip([*plain, *[""] * 8], [*marks, *[""] * 8]) for part in pair]  # noqa: B905
     prompt = Prompt("".join(parts))
@@ -91,8 +91,8 @@ def test_any_template_of_sound_parts_keeps_all_of_them_in_order(texts: list[str]
 
 
 @pytest.mark.parametrize("template", ["{", "a } b", "{0}", "{a.b}", "{a!r}", "{a b}", "{}", "{{{", "{a"])
-def test_a_stray_brace_is_refused_where_it_stands(template: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"at \d+ that belongs to no \{name\}; double it"):
+def test_stray_brace_is_refused_with_its_position(template: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"at \d+ that is not part of a \{name\}; double it"):
         Prompt(template)
 
 
@@ -101,18 +101,20 @@ def test_a_stray_brace_is_refused_where_it_stands(template: str) -> None:
     [
         (0, {"question": "x"}, "takes 1 images, not 0"),
         (2, {"question": "x"}, "takes 1 images, not 2"),
-        (1, {}, "is given no question"),
+        (1, {}, "needs the field question"),
         (1, {"question": "x", "answer": "y"}, "has no field answer"),
-        (1, {"query": "x"}, "is given no question and has no field query"),
-        (1, {"question": None}, "question must be a text, not NoneType"),
+        (1, {"query": "x"}, "needs the field question and has no field query"),
+        (1, {"question": None}, "question must be a string, not NoneType"),
     ],
 )
-def test_what_does_not_fit_is_named(images: int, fields: dict[str, Any], message: str) -> None:
+def test_wrong_images_or_fields_are_refused_by_name(
+    images: int, fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InvalidInputError, match=message):
         PROMPTS["vqa"].context(*[PICTURE] * images, **fields)
 
 
-def test_solved_examples_stand_in_front() -> None:
+def test_few_shot_puts_solved_examples_first() -> None:
     vqa = PROMPTS["vqa"]
     shots = [Example(vqa.context(OTHER, question="Who?"), " A cat.")]
     assert few_shot(shots, vqa.context(PICTURE, question="What?")) == [
@@ -126,14 +128,14 @@ def test_solved_examples_stand_in_front() -> None:
     assert few_shot([], ["four", PICTURE]) == ["four", PICTURE]
 
 
-def test_prompts_are_values() -> None:
+def test_equal_templates_are_equal_prompts() -> None:
     assert Prompt("{a}<image>") == Prompt("{a}<image>") != Prompt("<image>{a}")
     assert len({Prompt("{a}"), Prompt("{a}")}) == 1 and repr(Prompt("{a}")) == "Prompt(template='{a}')"
     assert (PROMPTS["vqa"].images, PROMPTS["vqa"].fields) == (1, ("question",))
 
 
-def test_a_path_is_no_image() -> None:
-    """It would be read as a text, and scored without any image."""
+def test_path_in_place_of_an_image_is_refused() -> None:
+    """It would become part of the text, and the question would be scored without an image."""
     with pytest.raises(
         InvalidInputError, match=r"takes Image records and image states, not 'dog\.jpg'; .*as_image"
     ):

@@ -1,4 +1,4 @@
-"""Encoders with one bug each, the kind that gets shipped, and the checks that must catch it."""
+"""Encoders with one common bug each, and the checks that must find it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zsqretrieval.types import Image
 
 
 class BothWays(ToyEncoder):
-    """Passes the rows of images and of texts through one method, where the subclass's bug is."""
+    """Applies ``spoil`` of a subclass to the rows of images and texts."""
 
     def encode_image(self, images, *, batch_size=32):
         return self.spoil(super().encode_image(images), batch_size)

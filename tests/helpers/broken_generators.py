@@ -1,7 +1,8 @@
-"""Generators with one bug each, the kind that gets shipped, and the checks that must catch it."""
+"""Generators with one common bug each, and the checks that must find it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -12,10 +13,10 @@ from zsqretrieval.types import Image, ImageState, LogLikelihood
 
 
 class SpoiledScores(ToyGenerator):
-    """Passes every likelihood's log-probabilities through one method, where the subclass's bug is."""
+    """Applies ``spoil`` of a subclass to all log-probabilities."""
 
-    def log_likelihood(self, contexts, continuations, *, batch_size=16):
-        found = super().log_likelihood(contexts, continuations)
+    def log_likelihood(self, contexts, continuations, **settings):
+        found = super().log_likelihood(contexts, continuations, **settings)
         return [dataclasses.replace(one, token_log_probs=self.spoil(one.token_log_probs)) for one in found]
 
     def spoil(self, log_probs):
@@ -23,17 +24,19 @@ class SpoiledScores(ToyGenerator):
 
 
 class SpoiledContexts(ToyGenerator):
-    """Passes every context that is scored through one method, where the subclass's bug is."""
+    """Applies ``spoil`` of a subclass to all scored contexts."""
 
-    def log_likelihood(self, contexts, continuations, *, batch_size=16):
-        return super().log_likelihood([self.spoil(context) for context in contexts], continuations)
+    def log_likelihood(self, contexts, continuations, **settings):
+        return super().log_likelihood(
+            [self.spoil(context) for context in contexts], continuations, **settings
+        )
 
     def spoil(self, context):
         raise NotImplementedError
 
 
 class SpoiledTexts(ToyGenerator):
-    """Passes every batch of generated texts through one method, where the subclass's bug is."""
+    """Applies ``spoil`` of a subclass to all generated texts."""
 
     def generate(self, contexts, **settings):
         return self.spoil(super().generate(contexts, **settings))
@@ -328,6 +331,36 @@ class ExtendsContexts(ToyGenerator):
         return found
 
 
+class ReportsNothing(ToyGenerator):
+    caught_by = ("progress_reaches_the_total", "progress_can_cancel")
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16, progress=None):
+        return super().log_likelihood(contexts, continuations)
+
+
+class ReportsBeforeTheBatch(ToyGenerator):
+    """Calls ``progress`` when a pair begins, so that the last call is one short."""
+
+    caught_by = ("progress_reaches_the_total",)
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16, progress=None):
+        report = progress and (lambda step, done, total: progress(step, done - 1, total))
+        return super().log_likelihood(contexts, continuations, progress=report)
+
+
+class CannotBeCancelled(ToyGenerator):
+    """Takes the exception of ``progress`` for a failed report, and continues."""
+
+    caught_by = ("progress_can_cancel",)
+
+    def log_likelihood(self, contexts, continuations, *, batch_size=16, progress=None):
+        def report(*call):
+            with contextlib.suppress(Exception):
+                progress(*call)
+
+        return super().log_likelihood(contexts, continuations, progress=progress and report)
+
+
 # -- generation
 
 
@@ -498,7 +531,7 @@ class OneStateForAll(ToyStatesGenerator):
 
 
 class WritesWithoutLooking(ToyStatesGenerator):
-    caught_by = ("states_are_written_from",)
+    caught_by = ("generate_accepts_states",)
 
     def generate(self, contexts, **settings):
         return super().generate(

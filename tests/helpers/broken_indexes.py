@@ -1,4 +1,4 @@
-"""Indexes with one bug each, the kind that gets shipped, and the checks that must catch it."""
+"""Indexes with one common bug each, and the checks that must find it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zsqretrieval.types import Neighbors
 
 
 class SpoiledAnswers(ToyIndex):
-    """Passes every answer through one method, where the subclass's bug is."""
+    """Applies ``spoil`` of a subclass to all answers."""
 
     def search(self, vectors, k):
         found = super().search(vectors, k)

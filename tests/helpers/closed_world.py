@@ -1,4 +1,4 @@
-"""A gallery of numbered images and a generator whose every probability is written in a table."""
+"""A gallery of numbered images, and a generator with all probabilities in a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Table = Mapping[str, Mapping[str, Sequence[float]]]  # question -> answer -> P(a
 
 @dataclass
 class ClosedGenerator:
-    """Answers as its table says, and anything else alike; asks and describes what it is told to."""
+    """Answers by its table, with P = 0.5 for other questions; asks and describes as given."""
 
     table: Table
     asks: Sequence[Sequence[str]] = ()  # per image, likeliest first
@@ -29,11 +29,16 @@ class ClosedGenerator:
     longest: int = 80  # characters of a continuation
     pairs: list[tuple[int, str, str]] = field(default_factory=list)
     wrote: list[tuple[int, str]] = field(default_factory=list)
+    calls: int = 0  # of log_likelihood
 
     def log_likelihood(
-        self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
+        self, contexts: Sequence[Context], continuations: Sequence[str], **settings: Any
     ) -> list[LogLikelihood]:
-        return [self._score(*pair) for pair in zip(contexts, continuations, strict=True)]
+        self.calls += 1
+        found = [self._score(*pair) for pair in zip(contexts, continuations, strict=True)]
+        if progress := settings.get("progress"):
+            progress("scoring", len(found), len(found))
+        return found
 
     def _score(self, context: Context, text: str) -> LogLikelihood:
         image, prompt = context
@@ -63,12 +68,12 @@ class ClosedGenerator:
 
 @dataclass
 class World:
-    """Images 0, 1, ... whose cosine to every text is given; a text not listed is equally near to all."""
+    """Images 0, 1, ... with given cosine similarities to texts; 0 for a text not listed."""
 
     n: int
     generator: Any
     cosines: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    reads: int = 10_000  # characters, the rest is cut
+    reads: int = 10_000  # characters; the encoder truncates the rest
     removed: set[int] = field(default_factory=set)
     blind: set[int] = field(default_factory=set)
     stored: Mapping[int, tuple[str, ...]] = field(default_factory=dict)

@@ -1,25 +1,32 @@
-"""A language model in whole numbers: nothing is rounded, so nothing may depend on what else is in a batch."""
+"""A language model in whole numbers: without rounding, no result may depend on the batch."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 V, D = 8, 6
 _rng = np.random.default_rng(0)
 EMBEDDING = _rng.integers(-3, 4, (V, D)).astype(np.float32)
 HEAD = (_rng.integers(-3, 4, (V, D)) / 8).astype(np.float32)
-STATES = _rng.integers(-9, 10, (12, D)).astype(np.float32)  # what rows 0 ... 11 of the image states are
+STATES = _rng.integers(-9, 10, (12, D)).astype(np.float32)  # rows 0 ... 11 of the image states
+IMAGES = [tuple(range(-1 - 3 * i, -4 - 3 * i, -1)) for i in range(4)]  # three rows each
+
+tokens = st.integers(0, V - 1)
+segments = st.one_of(st.sampled_from(IMAGES), st.lists(tokens, min_size=1, max_size=4).map(tuple))
+contexts = st.lists(segments, max_size=3).map(lambda parts: (0, *(token for part in parts for token in part)))
+continuations = st.lists(tokens, min_size=1, max_size=6).map(tuple)
 
 
 class ExactModel:
-    """Its hidden state is the sum of (1 + position mod 3) * embedding / 2^(age mod 4) over all it has read.
+    """A hidden state is the sum of (1 + position mod 3) * embedding / 2^(age mod 4) up to its position.
 
-    Keys are the embeddings, values their weights: it sees nothing of the past but through the cache.
+    The cache holds the embeddings as keys and the positions as values.
 
     Attributes:
-        read: how many positions it was given to read, padding included.
-        scored: how many went through the vocabulary matrix.
+        read: number of positions computed, padding included.
+        scored: number of positions that went through the vocabulary matrix.
         largest: most rows in a batch.
     """
 
@@ -55,8 +62,19 @@ class ExactModel:
         return hidden @ torch.from_numpy(HEAD).T
 
 
+class Small(ExactModel):
+    """Has memory for ``room`` rows."""
+
+    room = 2
+
+    def forward(self, inputs_embeds, *rest):
+        if len(inputs_embeds) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return super().forward(inputs_embeds, *rest)
+
+
 class ExactStates:
-    """Rows of STATES; remembers what was asked for and what was released."""
+    """Rows of STATES; records the rows requested and the contexts released."""
 
     def __init__(self) -> None:
         self.asked, self.released = [], []
@@ -73,7 +91,7 @@ class ExactStates:
 
 
 def log_probs(context, continuation):
-    """What the model says, worked out one token at a time: float64 [len(continuation)]."""
+    """Expected log-probabilities, computed one token at a time: float64 [len(continuation)]."""
     row = [*context, *continuation]
     embeds = np.array([EMBEDDING[token] if token >= 0 else STATES[-1 - token] for token in row], np.float64)
     found = []

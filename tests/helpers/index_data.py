@@ -1,11 +1,13 @@
-"""Vectors for the index tests: small, clustered enough that a graph has something to do."""
+"""Vectors and indexes for the index tests: small, clustered, so that the graph is not trivial."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ranked", "unit", "vectors"]
+from zsqretrieval.indexes.hnsw import HNSWIndex
+
+__all__ = ["filled", "ranked", "self_recall", "unit", "vectors"]
 
 
 def unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -26,3 +28,13 @@ def ranked(
     scores = unit(queries).astype(np.float64) @ unit(gallery).astype(np.float64).T
     order = np.lexsort((np.broadcast_to(keys, scores.shape), -scores), axis=-1)[:, :k]
     return keys[order], np.take_along_axis(scores, order, axis=1)
+
+
+def filled(n: int = 400, dim: int = 32, **settings: int | str) -> HNSWIndex:
+    index = HNSWIndex(dim, **{"threads": 1, **settings})  # type: ignore[arg-type]
+    index.add(np.arange(n), vectors(n, dim))
+    return index
+
+
+def self_recall(index: HNSWIndex, keys: np.ndarray, rows: np.ndarray) -> float:
+    return float((index.search(rows, 1).keys[:, 0] == keys).mean())

@@ -1,8 +1,9 @@
-"""A generator whose probabilities are looked up in a table, so that results can be worked out by hand."""
+"""A generator with its probabilities in a table, for results computed by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
@@ -15,11 +16,11 @@ def picture(source: str) -> Image:
 
 
 class TableGenerator:
-    """Looks a pair up by the source of the last image in the context and the continuation.
+    """A generator whose likelihoods depend on the last image of the context and the continuation.
 
     Args:
         table: ``(source, continuation)`` -> the probabilities of the continuation's tokens.
-        write: what it writes after a context.
+        write: the text that it writes after a context.
     """
 
     fingerprint = "table"
@@ -31,11 +32,11 @@ class TableGenerator:
     ) -> None:
         self._table = table or {}
         self._write = write
-        self.contexts: list[list[str]] = []  # an image by its source, in angle brackets
+        self.contexts: list[list[str]] = []  # images as "<source>"
         self.limits: list[tuple[int, float]] = []
 
     def log_likelihood(
-        self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
+        self, contexts: Sequence[Context], continuations: Sequence[str], **_: Any
     ) -> list[LogLikelihood]:
         self.contexts += map(_readable, contexts)
         found = [
@@ -52,8 +53,7 @@ class TableGenerator:
         n: int = 1,
         max_new_tokens: int = 32,
         temperature: float = 0.0,
-        seed: int | None = None,
-        batch_size: int = 16,
+        **_: Any,
     ) -> list[list[str]]:
         self.contexts += map(_readable, contexts)
         self.limits.append((max_new_tokens, temperature))

@@ -7,11 +7,11 @@ import re
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from zsqretrieval._util.torchvision import ensure_importable
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.generators.kosmos import Kosmos1Generator
-from zsqretrieval.testing.generator import QUESTIONS, WORDS
+from zsqretrieval.testing.generator_case import QUESTIONS, WORDS
 
-ensure_importable()
+ensure_torchvision()
 from transformers import (  # noqa: E402
     CLIPImageProcessorPil,
     Kosmos2Config,

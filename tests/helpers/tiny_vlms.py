@@ -16,10 +16,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from zsqretrieval._util.torchvision import ensure_importable
-from zsqretrieval.testing.generator import QUESTIONS, WORDS
+from zsqretrieval._util.torch import ensure_torchvision
+from zsqretrieval.testing.generator_case import QUESTIONS, WORDS
 
-ensure_importable()
+ensure_torchvision()
 import transformers as hf  # noqa: E402
 from transformers.models.smolvlm import processing_smolvlm  # noqa: E402
 

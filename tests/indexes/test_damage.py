@@ -1,4 +1,4 @@
-"""Every file of a saved index, damaged in every way: an error that names it, never an answer."""
+"""Damage to every file of a saved index is an error that names the file."""
 
 from __future__ import annotations
 
@@ -26,8 +26,18 @@ def save(kind: Any, path: Path, n: int = 80) -> Any:
     return index
 
 
+def replace_keys(path: Path, write: Any) -> None:
+    """Write the key table anew, with a manifest that agrees."""
+    snapshot = storage.peek_snapshot(path)
+    content = {part: snapshot.file(part).read_bytes() for part in snapshot.files}
+    parts: dict[str, Any] = {
+        part: lambda file, data=data: file.write_bytes(data) for part, data in content.items()
+    }
+    storage.write_snapshot(path, snapshot.kind, snapshot.facts, {**parts, "keys.npy": write})
+
+
 @KINDS
-def test_truncation_flips_and_absence(kind: Any, tmp_path: Path) -> None:
+def test_truncated_flipped_or_absent_file_is_refused(kind: Any, tmp_path: Path) -> None:
     save(kind, tmp_path / "good")
     generator = np.random.default_rng(0)
     for file in sorted((tmp_path / "good").iterdir()):
@@ -50,7 +60,7 @@ def test_truncation_flips_and_absence(kind: Any, tmp_path: Path) -> None:
 
 
 @KINDS
-def test_swapped_files_of_two_saves(kind: Any, tmp_path: Path) -> None:
+def test_files_of_another_save_are_refused(kind: Any, tmp_path: Path) -> None:
     save(kind, tmp_path / "a")
     save(kind, tmp_path / "b", n=81)
     ours, theirs = (storage.peek_snapshot(tmp_path / name).file("keys.npy") for name in "ab")
@@ -60,7 +70,7 @@ def test_swapped_files_of_two_saves(kind: Any, tmp_path: Path) -> None:
 
 
 @KINDS
-def test_another_dim_encoder_or_kind(kind: Any, tmp_path: Path) -> None:
+def test_another_dim_encoder_or_kind_is_refused(kind: Any, tmp_path: Path) -> None:
     save(kind, tmp_path)
     with pytest.raises(MismatchError, match=r"dim 16.*dim 32"):
         kind.load(tmp_path, dim=32)
@@ -85,36 +95,24 @@ def test_another_dim_encoder_or_kind(kind: Any, tmp_path: Path) -> None:
     ],
     ids=["repeated", "negative", "no such row", "row before the first", "floating", "flat"],
 )
-def test_a_forged_key_table(kind: Any, tmp_path: Path, pairs: np.ndarray) -> None:
+def test_forged_key_table_is_refused(kind: Any, tmp_path: Path, pairs: np.ndarray) -> None:
     save(kind, tmp_path)
-    snapshot = storage.peek_snapshot(tmp_path)
-    content = {part: snapshot.file(part).read_bytes() for part in snapshot.files if part != "keys.npy"}
-    parts: dict[str, Any] = {
-        part: lambda file, data=data: file.write_bytes(data) for part, data in content.items()
-    }
-    parts["keys.npy"] = storage.array_part(pairs)
-    storage.write_snapshot(tmp_path, snapshot.kind, snapshot.facts, parts)
+    replace_keys(tmp_path, storage.array_part(pairs))
     with pytest.raises(IntegrityError, match="key table"):
         kind.load(tmp_path)
 
 
 @KINDS
-def test_a_pickle_in_place_of_an_array_is_not_opened(kind: Any, tmp_path: Path) -> None:
+def test_pickle_in_place_of_an_array_is_refused(kind: Any, tmp_path: Path) -> None:
     save(kind, tmp_path)
-    snapshot = storage.peek_snapshot(tmp_path)
-    content = {part: snapshot.file(part).read_bytes() for part in snapshot.files if part != "keys.npy"}
-    parts: dict[str, Any] = {
-        part: lambda file, data=data: file.write_bytes(data) for part, data in content.items()
-    }
-    parts["keys.npy"] = lambda file: np.array([{}], dtype=object).dump(file)
-    storage.write_snapshot(tmp_path, snapshot.kind, snapshot.facts, parts)
+    replace_keys(tmp_path, lambda file: np.array([{}], dtype=object).dump(file))
     with pytest.raises(IntegrityError, match="no array"):
         kind.load(tmp_path)
 
 
 @KINDS
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs a user whom permissions bind")
-def test_a_directory_that_may_not_be_written(kind: Any, tmp_path: Path) -> None:
+def test_save_to_a_read_only_directory_keeps_the_old_state(kind: Any, tmp_path: Path) -> None:
     index = save(kind, tmp_path / "album")
     (tmp_path / "album").chmod(0o500)
     try:
@@ -126,7 +124,7 @@ def test_a_directory_that_may_not_be_written(kind: Any, tmp_path: Path) -> None:
 
 
 @KINDS
-def test_a_file_in_place_of_the_directory(kind: Any, tmp_path: Path) -> None:
+def test_file_in_place_of_the_directory_is_refused(kind: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match="exists"):
         kind(16).save(tmp_path / "file")

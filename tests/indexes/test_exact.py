@@ -24,13 +24,13 @@ def filled(n: int = 300, dim: int = 32) -> ExactIndex:
     return index
 
 
-def test_keeps_the_contracts() -> None:
+def test_index_has_the_members_of_its_protocols() -> None:
     assert isinstance(filled(), FilteredIndex)
     assert isinstance(filled(), Configurable)
 
 
 @pytest.mark.parametrize("k", [1, 10, 299, 300, 500])
-def test_equals_the_definition(k: int) -> None:
+def test_search_equals_the_definition(k: int) -> None:
     gallery, queries = vectors(300), vectors(40, seed=1)
     keys = np.random.default_rng(3).permutation(1000)[:300]
     index = ExactIndex(32)
@@ -51,7 +51,7 @@ def test_equals_the_definition(k: int) -> None:
     row_block=st.integers(1, 9),
     seed=st.integers(0, 99),
 )
-def test_ties_fall_to_the_smaller_key_whatever_the_blocks(
+def test_ties_are_ranked_by_key_for_any_block_size(
     coordinates: list[tuple[int, int]], k: int, row_block: int, seed: int
 ) -> None:
     gallery = np.array(coordinates, np.float32)
@@ -70,7 +70,7 @@ def test_ties_fall_to_the_smaller_key_whatever_the_blocks(
         assert (np.diff(row_scores[: len(wanted)]) <= 0).all()
 
 
-def test_the_order_of_addition_does_not_matter() -> None:
+def test_order_of_addition_changes_no_answer() -> None:
     gallery, queries = vectors(200), vectors(10, seed=5)
     gallery[50:150] = gallery[50]  # many ties
     order = np.random.default_rng(0).permutation(200)
@@ -81,7 +81,7 @@ def test_the_order_of_addition_does_not_matter() -> None:
     np.testing.assert_array_equal(one.search(queries, 120).keys, other.search(queries, 120).keys)
 
 
-def test_search_among_is_search_over_that_part() -> None:
+def test_search_among_equals_the_definition_over_those_keys() -> None:
     gallery, queries = vectors(300), vectors(20, seed=2)
     gallery[100:200] = gallery[7]
     index = ExactIndex(32)
@@ -95,7 +95,7 @@ def test_search_among_is_search_over_that_part() -> None:
     assert (index.search_among(queries, 3, np.array([], np.int64)).keys == -1).all()
 
 
-def test_memory_of_a_removed_half_is_given_back() -> None:
+def test_removal_of_most_vectors_frees_memory() -> None:
     index = filled(300)
     index.remove(np.arange(200))
     assert len(index) == 100
@@ -103,7 +103,7 @@ def test_memory_of_a_removed_half_is_given_back() -> None:
     assert index.search(vectors(300)[250:251], 1).keys[0, 0] == 250
 
 
-def test_pickles_and_copies(tmp_path: Path) -> None:
+def test_pickled_and_copied_indexes_are_independent(tmp_path: Path) -> None:
     index = filled()
     index.remove(np.array([3]))
     for twin in (pickle.loads(pickle.dumps(index)), copy.deepcopy(index)):
@@ -113,7 +113,7 @@ def test_pickles_and_copies(tmp_path: Path) -> None:
     assert len(index) == 299
 
 
-def test_config_rebuilds_and_strangers_are_refused() -> None:
+def test_config_rebuilds_and_bad_settings_are_refused() -> None:
     assert ExactIndex.from_config(filled().config).config == {"dim": 32, "fingerprint": "f"}
     with pytest.raises(InvalidInputError, match="exactly"):
         ExactIndex.from_config({"dim": 32, "fingerprint": "", "ef": 5})
@@ -122,7 +122,7 @@ def test_config_rebuilds_and_strangers_are_refused() -> None:
             ExactIndex(dim)  # type: ignore[arg-type]
 
 
-def test_callers_arrays_are_neither_changed_nor_kept() -> None:
+def test_arrays_of_the_caller_are_neither_changed_nor_shared() -> None:
     given_vectors = 3 * vectors(5)
     before = given_vectors.copy()
     index = ExactIndex(32)

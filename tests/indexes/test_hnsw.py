@@ -1,9 +1,10 @@
-"""HNSWIndex: recall, settings, dependency, and what one search sees."""
+"""HNSWIndex: recall, settings, dependency, and searches during an addition."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.protocols import Configurable, FilteredIndex
 
 
-def test_keeps_the_contracts() -> None:
+def test_index_has_the_members_of_its_protocols() -> None:
     assert isinstance(HNSWIndex(4), FilteredIndex)
     assert isinstance(HNSWIndex(4), Configurable)
 
@@ -43,7 +44,7 @@ def test_scores_are_cosines_best_first() -> None:
     assert (found.scores <= 1).all()
 
 
-def test_config_rebuilds() -> None:
+def test_config_rebuilds_the_index() -> None:
     index = HNSWIndex(8, M=5, ef_construction=50, ef=33, fingerprint="f", seed=3, threads=2)
     assert HNSWIndex.from_config(index.config).config == index.config
     with pytest.raises(InvalidInputError, match="exactly"):
@@ -62,12 +63,12 @@ def test_config_rebuilds() -> None:
         {"ef": "9"},
     ],
 )
-def test_settings_out_of_range(settings: dict[str, int]) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(InvalidInputError, match=f"{next(iter(settings))} must be an integer"):
         HNSWIndex(8, **settings)  # type: ignore[arg-type]
 
 
-def test_ef_can_be_changed_and_is_checked() -> None:
+def test_ef_changes_the_recall_and_is_checked() -> None:
     index = HNSWIndex(16, M=2, threads=1)
     index.add(np.arange(2500), vectors(2500, 16))
     queries = vectors(100, 16, seed=1)
@@ -84,7 +85,7 @@ def test_ef_can_be_changed_and_is_checked() -> None:
     assert index.ef == 400
 
 
-def test_without_hnswlib_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_hnswlib_names_the_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hnswlib", None)
     with pytest.raises(MissingDependencyError) as caught:
         HNSWIndex(8)
@@ -92,16 +93,14 @@ def test_without_hnswlib_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -
         assert part in str(caught.value)
 
 
-def test_importing_the_module_does_not_import_hnswlib() -> None:
+def test_module_does_not_import_hnswlib() -> None:
     code = (
         "import sys, zsqretrieval.indexes.hnsw; sys.exit('hnswlib' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_search_is_not_held_up_by_a_long_addition() -> None:
-    import threading
-
+def test_searches_run_between_the_pieces_of_a_long_addition() -> None:
     index = HNSWIndex(64, ef_construction=400, threads=1)
     index.add(np.arange(100), vectors(100, 64))
     rows = vectors(3000, 64, seed=2, rank=40)
@@ -117,7 +116,7 @@ def test_a_search_is_not_held_up_by_a_long_addition() -> None:
     assert len(index) == 3100
 
 
-def test_saved_while_searched_and_loaded_equal(tmp_path: Path) -> None:
+def test_loaded_index_gives_equal_answers(tmp_path: Path) -> None:
     index = HNSWIndex(32)
     rows = np.vstack([vectors(500), vectors(100)])
     index.add(np.arange(600), rows)

@@ -1,4 +1,4 @@
-"""Both indexes against a dictionary, through any sequence of operations."""
+"""Both indexes against a dictionary, over random sequences of operations; long ones with --slow."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from index_data import vectors
 
 from zsqretrieval.errors import InvalidInputError
@@ -17,7 +24,7 @@ from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 
 DIM = 6
-POOL = vectors(24, DIM, rank=6)  # few vectors, so that identical ones meet often
+POOL = vectors(24, DIM, rank=6)  # few vectors, so that identical ones are frequent
 QUERIES = vectors(4, DIM, seed=1, rank=6)
 
 keys_and_vectors = st.lists(
@@ -99,14 +106,8 @@ class IndexMachine(RuleBasedStateMachine):
             np.testing.assert_allclose(own, -np.sort(-scores)[:m], atol=1e-5)
 
 
-class ExactMachine(IndexMachine):
-    kind = ExactIndex
-
-
-class HNSWMachine(IndexMachine):
-    kind = HNSWIndex
-
-
-TestExact = ExactMachine.TestCase
-TestHNSW = HNSWMachine.TestCase
-TestExact.settings = TestHNSW.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+@pytest.mark.parametrize("examples", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("index", [ExactIndex, HNSWIndex])
+def test_index_agrees_with_a_dictionary(index: Any, examples: int) -> None:
+    machine = type("Machine", (IndexMachine,), {"kind": index})
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=20))

@@ -1,4 +1,4 @@
-"""The lock of the indexes: who waits, who is let in, and that nobody is forgotten."""
+"""The lock of the indexes: order of arrival, and waiting threads that are interrupted."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from zsqretrieval.indexes.lock import SharedLock
 
-SOON = 10.0  # seconds; what is to happen happens long before
+SOON = 10.0  # seconds; far more than any wait takes
 
 
 class Interruptible(threading.Condition):
-    """Waiting in one thread ends with Ctrl-C, of which no other thread is told."""
+    """A condition whose wait raises KeyboardInterrupt in one thread, without a notice to the others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_whoever_stops_waiting_lets_the_next_one_in(exclusive: bool) -> None:
+def test_interrupted_waiter_lets_the_next_one_in(exclusive: bool) -> None:
     lock, condition = SharedLock(), Interruptible()
     lock._changed = condition
     entered = threading.Event()
@@ -56,7 +56,7 @@ def test_whoever_stops_waiting_lets_the_next_one_in(exclusive: bool) -> None:
             entered.set()
 
     waiting = []
-    # A writer waits for the one that reads; a reader behind it could go in as soon as the writer gives up.
+    # A writer waits for a reader; the reader behind the writer may enter as soon as the writer gives up.
     with lock.shared() if exclusive else lock.exclusive():
         waiting.append(started(gives_up, "interrupted"))
         until(lambda: len(lock._queue) == 1)
@@ -71,10 +71,10 @@ def test_whoever_stops_waiting_lets_the_next_one_in(exclusive: bool) -> None:
     assert entered.is_set() and not lock._queue
     done = started(lambda: lock.exclusive().__enter__())
     done.join(SOON)
-    assert not done.is_alive(), "nobody holds it any more"
+    assert not done.is_alive(), "the lock is free"
 
 
-def test_readers_share_and_nobody_overtakes_a_writer() -> None:
+def test_readers_share_and_do_not_overtake_a_writer() -> None:
     lock, order = SharedLock(), list[str]()
 
     def writes() -> None:

@@ -1,4 +1,4 @@
-"""What neither index lets in, and that a refusal changes nothing."""
+"""Arguments that both indexes refuse; a refusal changes nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ BAD_VECTORS = {
 
 
 @pytest.mark.parametrize("case", BAD_VECTORS)
-def test_bad_vectors(index: Any, case: str) -> None:
+def test_bad_vectors_are_refused(index: Any, case: str) -> None:
     bad, message = BAD_VECTORS[case]
     before = state(index)
     with pytest.raises(InvalidInputError, match=message):
@@ -76,7 +76,7 @@ BAD_ADDITIONS = {
 
 
 @pytest.mark.parametrize("case", BAD_ADDITIONS)
-def test_bad_keys_to_add(index: Any, case: str) -> None:
+def test_bad_keys_to_add_are_refused(index: Any, case: str) -> None:
     keys, message = BAD_ADDITIONS[case]
     before = state(index)
     with pytest.raises(InvalidInputError, match=message):
@@ -88,7 +88,7 @@ def test_bad_keys_to_add(index: Any, case: str) -> None:
     ("keys", "message"),
     [([10, 11], "key 11 is not stored"), ([10, 10], "more than once"), ([-1], "negative")],
 )
-def test_bad_keys_to_remove(index: Any, keys: list[int], message: str) -> None:
+def test_bad_keys_to_remove_are_refused(index: Any, keys: list[int], message: str) -> None:
     before = state(index)
     with pytest.raises(InvalidInputError, match=message):
         index.remove(np.array(keys))
@@ -96,12 +96,12 @@ def test_bad_keys_to_remove(index: Any, keys: list[int], message: str) -> None:
 
 
 @pytest.mark.parametrize("k", [0, -3, 1.5, None, True, "2"])
-def test_bad_k(index: Any, k: Any) -> None:
+def test_bad_k_is_refused(index: Any, k: Any) -> None:
     with pytest.raises(InvalidInputError, match="k must be an integer"):
         index.search(GOOD, k)
 
 
-def test_nothing_is_something_one_may_pass(index: Any) -> None:
+def test_empty_arrays_are_accepted(index: Any) -> None:
     before = state(index)
     index.add(np.empty(0, np.int64), np.empty((0, DIM), np.float32))
     index.remove(np.empty(0, np.int64))
@@ -112,7 +112,7 @@ def test_nothing_is_something_one_may_pass(index: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [ExactIndex, HNSWIndex])
-def test_an_empty_index_answers_with_padding(kind: Any) -> None:
+def test_empty_index_returns_padding(kind: Any) -> None:
     found = kind(DIM).search(GOOD, 4)
     assert (found.keys == -1).all()
     assert np.isnan(found.scores).all()

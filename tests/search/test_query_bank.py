@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.fusion import RerankOnly, WeightedSum
+from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
@@ -142,7 +142,7 @@ def retriever(tmp_path: Path) -> Retriever:
 
 
 def test_a_search_takes_the_hubness_away(retriever: Retriever) -> None:
-    bank = retriever.query_bank(["a red thing", "red", "something red"], strength=1.0)
+    bank = QueryBank.from_texts(ENCODER, ["a red thing", "red", "something red"], strength=1.0)
     assert bank.fingerprint == ENCODER.fingerprint
     plain = retriever.search("red or blue", 6, rerank=None)
     found = retriever.search("red or blue", 6, bank=bank, rerank=None)
@@ -160,7 +160,7 @@ def test_a_search_takes_the_hubness_away(retriever: Retriever) -> None:
 
 
 def test_more_than_k_are_normalized(retriever: Retriever) -> None:
-    bank = retriever.query_bank(["a red thing", "red"], strength=1.0)
+    bank = QueryBank.from_texts(ENCODER, ["a red thing", "red"], strength=1.0)
     whole = retriever.search("red or blue", 6, bank=bank, rerank=None)
     assert retriever.search("red or blue", 2, bank=bank, rerank=None)[0].id == whole[0].id != "red.png"
     few = retriever.search("red", 1, bank=bank, rerank=None)
@@ -168,7 +168,7 @@ def test_more_than_k_are_normalized(retriever: Retriever) -> None:
 
 
 def test_what_is_normalized_is_what_is_joined(retriever: Retriever) -> None:
-    bank = retriever.query_bank(["a red thing", "red"], strength=1.0)
+    bank = QueryBank.from_texts(ENCODER, ["a red thing", "red"], strength=1.0)
     alone = retriever.search("red or blue", 6, bank=bank, rerank=None)
     joined = retriever.search(
         "red or blue", 6, bank=bank, rerank=Rerank(fusion=WeightedSum(0.0, scale="raw"))
@@ -188,7 +188,7 @@ class Writer(ToyGenerator):
 
 
 def test_the_questions_of_the_album_are_a_bank(retriever: Retriever) -> None:
-    with pytest.raises(InvalidInputError, match=r"no questions of the style 'search'.*--style search"):
+    with pytest.raises(InvalidInputError, match=r"no kept questions of the style 'search'.*--style search"):
         retriever.query_bank()
     writing = Retriever(ENCODER, generator=Writer())
     writing.add(record.source for record in retriever.records())
@@ -213,7 +213,7 @@ def test_banks_that_do_not_fit_are_refused(retriever: Retriever) -> None:
     other = QueryBank(vectors(2, dim=ENCODER.dim), "another")
     with pytest.raises(MismatchError, match=r"'another'.*query_bank"):
         retriever.search("red", bank=other)
-    with pytest.raises(InvalidInputError, match="bank must be made by"):
+    with pytest.raises(InvalidInputError, match="bank must be a QueryBank of"):
         retriever.search("red", bank=["red"])  # type: ignore[arg-type]
 
 
@@ -221,14 +221,14 @@ def test_an_image_that_goes_meanwhile_is_left_out(
     retriever: Retriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank = retriever.query_bank(["red"])
-    inside = retriever._first_stage.of_text
+    inside = retriever._first_stage._nearest
 
-    def found(text: str, k: int) -> Any:
-        answer = inside(text, k)
+    def found(queries: Any, k: int) -> Any:
+        answer = inside(queries, k)
         retriever.remove("red.png")
         return answer
 
-    monkeypatch.setattr(retriever._first_stage, "of_text", found)
+    monkeypatch.setattr(retriever._first_stage, "_nearest", found)
     hits = retriever.search("red", 6, bank=bank)
     assert len(hits) == 5 and "red.png" not in {hit.id for hit in hits}
 

@@ -18,7 +18,7 @@ from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, RerankOnly, WeightedSum, best_first
 from zsqretrieval.search.priors import Prior, log_prior, null_images
-from zsqretrieval.search.scoring import Likelihood, Pair, Scoring, YesNo, score_images, score_texts
+from zsqretrieval.search.scoring import Likelihood, Pair, Scoring, YesNo, score_pairs
 from zsqretrieval.testing.toys import ToyGenerator
 from zsqretrieval.types import Image, LogLikelihood
 
@@ -32,14 +32,22 @@ def said(*log_probs: float) -> LogLikelihood:
     return LogLikelihood(tuple("x" * len(log_probs)), np.array(log_probs, np.float32))
 
 
+def score_images(generator: Any, rule: Any, question: str, images: Any, **settings: Any) -> np.ndarray:
+    return score_pairs(generator, rule, [question] * len(images), images, **settings)
+
+
+def score_texts(generator: Any, rule: Any, image: Image, texts: Any, **settings: Any) -> np.ndarray:
+    return score_pairs(generator, rule, texts, [image] * len(texts), **settings)
+
+
 class Counting(ToyGenerator):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[int] = []
 
-    def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
+    def log_likelihood(self, contexts: Any, continuations: Any, **settings: Any) -> Any:
         self.calls.append(len(contexts))
-        return super().log_likelihood(contexts, continuations, batch_size=batch_size)
+        return super().log_likelihood(contexts, continuations, **settings)
 
 
 # --- scoring rules
@@ -105,7 +113,7 @@ def test_yes_and_no_by_the_toy() -> None:
         (lambda: WeightedSum(-1), "weight must be a finite number of at least 0"),
         (lambda: WeightedSum(math.nan), "weight must be"),
         (lambda: WeightedSum(scale="log"), "'standardized' or 'raw', not 'log'"),  # type: ignore[arg-type]
-        (lambda: WeightedSum(first_stage_scale=100), "lost in standardizing"),
+        (lambda: WeightedSum(first_stage_scale=100), "has no effect with scale"),
         (lambda: ReciprocalRank(-1), "constant must be"),
         (lambda: Maximum(math.inf), "shift must be a finite number"),
         (lambda: Maximum(scale="log"), "'standardized' or 'raw', not 'log'"),  # type: ignore[arg-type]
@@ -124,26 +132,25 @@ def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_batches_and_progress(batch_size: int) -> None:
-    generator, seen = Counting(), list[tuple[int, int]]()
+def test_all_pairs_go_to_the_generator_in_one_call(batch_size: int) -> None:
+    generator, seen = Counting(), list[tuple[int, int | None]]()
     rule = YesNo()
     scores = score_images(
-        generator, rule, "red", IMAGES, batch_size=batch_size, progress=lambda *news: seen.append(news)
+        generator, rule, "red", IMAGES, batch_size=batch_size, progress=lambda _, *news: seen.append(news)
     )
     assert scores == pytest.approx(score_images(GENERATOR, rule, "red", IMAGES))
-    assert seen == {1: [(n, 6) for n in range(1, 7)], 4: [(4, 6), (6, 6)], 100: [(6, 6)]}[batch_size]
-    assert generator.calls == {1: [2] * 6, 4: [8, 4], 100: [12]}[batch_size]
+    assert generator.calls == [12] and seen[-1] == (12, 12) and seen == sorted(seen)
 
 
 def test_progress_may_stop_the_work() -> None:
     generator = Counting()
 
-    def stop(done: int, total: int) -> None:
+    def stop(step: str, done: int, total: int | None) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         score_images(generator, Likelihood(), QUESTION, IMAGES, batch_size=2, progress=stop)
-    assert generator.calls == [2]
+    assert generator.calls == [6]
 
 
 def test_nothing_to_score() -> None:
@@ -152,22 +159,20 @@ def test_nothing_to_score() -> None:
     assert score_texts(generator, Likelihood(), IMAGES[0], []).shape == (0,)
     assert log_prior(generator, Likelihood(), null_images(), []).shape == (0,)
     assert generator.calls == []
-    with pytest.raises(InvalidInputError, match="batch_size must be at least 1"):
-        score_images(generator, Likelihood(), QUESTION, IMAGES, batch_size=0)
 
 
 @pytest.mark.parametrize("broken", [math.nan, -math.inf])
 def test_a_broken_generator_is_named_with_the_image(broken: float) -> None:
     class Broken(ToyGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
+        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
             return [said(-1, broken if context[0] is IMAGES[2] else -1) for context in contexts]
 
     gave = r"the generator Broken gave -?(nan|inf) as the log-probability of"
-    with pytest.raises(ZsqError, match=rf"{gave} ' {re.escape(QUESTION)}' given blue; .*check_gen"):
+    with pytest.raises(ZsqError, match=rf"{gave} ' {re.escape(QUESTION)}' given blue: .*check_gen"):
         score_images(Broken(), Likelihood(), QUESTION, IMAGES)
-    with pytest.raises(ZsqError, match=f"{gave} ' red bus' given blue;"):
+    with pytest.raises(ZsqError, match=f"{gave} ' red bus' given blue:"):
         score_texts(Broken(), Likelihood(), IMAGES[2], ["red bus"])
-    with pytest.raises(ZsqError, match=f"{gave} ' red bus' given blue;"):
+    with pytest.raises(ZsqError, match=f"{gave} ' red bus' given blue:"):
         log_prior(Broken(), Likelihood(), IMAGES, ["red bus"])
 
 
@@ -177,16 +182,16 @@ def test_a_broken_rule_is_named_with_the_image(broken: float) -> None:
         def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
             return broken
 
-    named = rf"^'{re.escape(QUESTION)}' given red: the scoring 'likelihood' gave {broken} for"
+    named = rf"^'{re.escape(QUESTION)}' given red: the scoring rule 'likelihood' gave {broken} for"
     with pytest.raises(InvalidInputError, match=named):
         score_images(GENERATOR, Broken(), QUESTION, IMAGES)
-    with pytest.raises(InvalidInputError, match=r"^'red bus' given red: the scoring"):
+    with pytest.raises(InvalidInputError, match=r"^'red bus' given red: the scoring rule"):
         score_texts(GENERATOR, Broken(), IMAGES[0], ["red bus"])
 
 
 def test_a_generator_that_answers_too_little_is_an_error() -> None:
     class Short(ToyGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
+        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
             return super().log_likelihood(contexts, continuations)[:-1]
 
     with pytest.raises(ZsqError, match="Short gave 5 likelihoods for 6 pairs"):
@@ -378,7 +383,7 @@ def test_the_prior_averages_probabilities_over_null_images(aggregate: Any) -> No
 
 def test_the_prior_of_texts_too_unlikely_for_a_float() -> None:
     class Sceptic(ToyGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
+        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
             return [said(-900.0, -900.0 - 2 * (context[0] is IMAGES[1])) for context in contexts]
 
     prior = log_prior(Sceptic(), Likelihood(), IMAGES[:2], ["x"])
@@ -393,16 +398,16 @@ def test_the_prior_takes_away_what_is_likely_of_any_picture() -> None:
 
 
 def test_texts_are_scored_in_order_with_progress() -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int | None]] = []
     scores = score_texts(
-        GENERATOR, Likelihood(), IMAGES[2], TEXTS, batch_size=3, progress=lambda *news: seen.append(news)
+        GENERATOR, Likelihood(), IMAGES[2], TEXTS, batch_size=3, progress=lambda _, *news: seen.append(news)
     )
     direct = GENERATOR.log_likelihood([[IMAGES[2], "Question:"]] * 4, [f" {text}" for text in TEXTS])
-    assert scores.tolist() == [one.sum for one in direct] and seen == [(3, 4), (4, 4)]
+    assert scores.tolist() == [one.sum for one in direct] and seen[-1] == (4, 4)
     log_prior(
-        GENERATOR, Likelihood(), null_images(2), TEXTS, batch_size=5, progress=lambda *n: seen.append(n)
+        GENERATOR, Likelihood(), null_images(2), TEXTS, batch_size=5, progress=lambda _, *n: seen.append(n)
     )
-    assert seen[2:] == [(5, 8), (8, 8)]
+    assert seen[-1] == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -413,15 +418,15 @@ def test_texts_are_scored_in_order_with_progress() -> None:
         (lambda: Maximum("1"), "shift must be a finite number, not '1'"),
         (lambda: ReciprocalRank(None), "constant must be"),
         (lambda: Prior(alpha="0.8"), "alpha must be a finite number"),
-        (lambda: Prior(null_images=("grey.png",)), "null_images must be Image records.*'grey.png'"),
+        (lambda: Prior(null_images=("grey.png",)), "null_images must be records of .*'grey.png'"),
         (lambda: Likelihood("Question:"), r"the prompt must be a Prompt, such as .*, not 'Question:'"),
         (lambda: YesNo("is it?"), "the prompt must be a Prompt"),
         (
-            lambda: score_images(ToyGenerator(), Likelihood(), "red", "red.png"),
+            lambda: score_pairs(GENERATOR, Likelihood(), ["red"], "red.png"),
             "images must be a list, not str",
         ),
         (
-            lambda: score_texts(ToyGenerator(), Likelihood(), null_images(1)[0], "red"),
+            lambda: score_pairs(GENERATOR, Likelihood(), "red", null_images(1)),
             "texts must be a list, not str",
         ),
     ],

@@ -22,7 +22,7 @@ TABLE = {
 }
 
 
-def test_numbers_by_hand() -> None:
+def test_scores_posterior_and_margin_by_hand() -> None:
     of_cat, of_dog = choose(TableGenerator(TABLE), [[CAT, "It is a"], [DOG, "It is a"]], ["cat", " big dog "])
     assert of_cat.options == ("cat", "big dog")
     assert of_cat.scores == pytest.approx(np.log([0.6, 0.2]), abs=1e-6)
@@ -31,7 +31,7 @@ def test_numbers_by_hand() -> None:
     assert of_dog.posterior == pytest.approx([0.1 / 0.145, 0.045 / 0.145]) and of_dog.best == "cat"
 
 
-def test_the_mean_forgives_a_long_name() -> None:
+def test_mean_favours_long_options() -> None:
     (of_dog,) = choose(TableGenerator(TABLE), [[DOG]], ["cat", "big dog"], aggregate="mean")
     assert of_dog.scores == pytest.approx([np.log(0.1), np.log(0.045) / 2], abs=1e-6)
     assert of_dog.best == "big dog"  # sqrt(0.045) = 0.21 > 0.1
@@ -47,7 +47,7 @@ def test_posterior_margin_and_best_agree(scores: list[float]) -> None:
     assert choice.best in (None, choice.options[int(np.argmax(scores))])
 
 
-def test_a_tie_is_nobodys() -> None:
+def test_tie_has_no_best_option_and_counts_as_wrong() -> None:
     tie = Choice(("a", "b"), np.array([-1.0, -1.0]))
     assert (tie.best, tie.margin) == (None, 0.0)
     sure = Choice(("a", "b"), np.array([-1.0, -2.0]))
@@ -62,8 +62,8 @@ def test_a_tie_is_nobodys() -> None:
         (["a"], "1 options given; give at least 2"),
         (["a", "b", " a"], "the option 'a' is given twice"),
         ("ab", "options must be a sequence of texts, not 'ab'"),
-        (["a", None], "options must be texts; number 1 is NoneType"),
-        (["a", " "], "options must say something; number 1 is ' '"),
+        (["a", None], "options must be non-empty strings; number 1 is None"),
+        (["a", " "], "options must be non-empty strings; number 1 is ' '"),
     ],
 )
 def test_bad_options_are_named(options: Any, message: str) -> None:
@@ -71,13 +71,13 @@ def test_bad_options_are_named(options: Any, message: str) -> None:
         choose(TableGenerator(TABLE), [[CAT]], options)
 
 
-def test_bad_counts_are_named() -> None:
+def test_bad_counts_and_aggregates_are_named() -> None:
     one, other = Choice(("a", "b"), np.array([-1.0, -2.0])), Choice(("a", "c"), np.array([-1.0, -2.0]))
     for choices, answers, message in (
         ([], [], "no choices"),
         ([one], ["a", "b"], "1 choices for 2 answers"),
         ([one, other], ["a", "a"], "choice 1 is among"),
-        ([one], ["c"], "answer 0 is 'c', which is none of"),
+        ([one], ["c"], "answer 0 is 'c', which is not one of"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             count_correct(choices, answers)
@@ -85,13 +85,13 @@ def test_bad_counts_are_named() -> None:
         choose(TableGenerator(TABLE), [[CAT]], ["cat", "big dog"], aggregate="max")  # type: ignore[arg-type]
 
 
-def test_a_generator_that_breaks_its_promise_is_told() -> None:
+def test_generator_that_breaks_its_contract_is_named() -> None:
     class Short(TableGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
+        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
             return super().log_likelihood(contexts[:1], continuations[:1])
 
     class Lost(TableGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any:
+        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
             return [LogLikelihood(("x",), np.array([np.nan], np.float32))] * len(contexts)
 
     with pytest.raises(ZsqError, match="Short gave 1 likelihoods for 2 pairs"):

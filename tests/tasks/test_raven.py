@@ -1,4 +1,4 @@
-"""The Raven test: its reader, its writer, its score."""
+"""The Raven test: reader, writer and score."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def says(**probabilities: list[float]) -> dict[tuple[str, str], list[float]]:
     return {(f"{id} {n}", " Yes"): [p] for id, some in probabilities.items() for n, p in enumerate(some)}
 
 
-def test_the_candidate_with_the_likeliest_yes() -> None:
+def test_candidate_with_the_highest_probability_of_yes_is_chosen() -> None:
     generator = TableGenerator(
         says(
             a=[0.1, 0.2, 0.3, 0.25, 0.01, 0.29],  # 2
@@ -37,7 +37,7 @@ def test_the_candidate_with_the_likeliest_yes() -> None:
             d=[0.1, 0.1, 0.1, 0.1, 0.1, 0.2],  # 5
         )
     )
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, int, int | None]] = []
     score = score_raven(
         generator,
         [item("a", 3, 2), item("b", 4, 1), item("c", 8, 0), item("d", 3, 5)],
@@ -47,12 +47,12 @@ def test_the_candidate_with_the_likeliest_yes() -> None:
     assert [one.correct for one in score.answers] == [True, False, False, True]
     assert score.answers[0].log_probs == pytest.approx(np.log([0.1, 0.2, 0.3, 0.25, 0.01, 0.29]), abs=1e-6)
     assert (score.accuracy.correct, score.accuracy.total, score.accuracy.chance) == (2, 4, 1 / 6)
-    assert score.ties == 1 and told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert score.ties == 1 and told == [("scoring items", n, 4) for n in (1, 2, 3, 4)]
     # Two or more of four by guessing: 1 - (5/6)^4 - 4 (1/6) (5/6)^3.
     assert score.accuracy.p_value == pytest.approx(1 - (5 / 6) ** 4 - 4 / 6 * (5 / 6) ** 3)
 
 
-def test_the_pictures_are_shown_as_kosmos_1_sees_them() -> None:
+def test_contexts_follow_the_protocol_of_kosmos_1() -> None:
     generator = TableGenerator(says(a=[0.1] * 6))
     score_raven(generator, [item("a", 4)])
     assert generator.contexts == [
@@ -67,7 +67,7 @@ def test_the_pictures_are_shown_as_kosmos_1_sees_them() -> None:
     ]
 
 
-def test_the_toy_in_closed_form() -> None:
+def test_toy_generator_in_closed_form() -> None:
     """After "Is it correct?", 4 tokens, a candidate of colour c adds 4 sum(c) / 2^4 to the mass of all words.
 
     P(yes) = (1 + [yes = t mod 15] 3) / (18 + mass): the darker, the likelier.
@@ -92,7 +92,7 @@ def test_prompts_and_yes_are_parameters() -> None:
         score_raven(TableGenerator(table), [item("a", 4)], prompts={3: prompt})
 
 
-def test_no_test_at_all() -> None:
+def test_missing_and_bad_items_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="there are no items"):
         score_raven(TableGenerator(), [])
     with pytest.raises(InvalidInputError, match="two items have the id 'a'"):
@@ -106,7 +106,7 @@ def test_no_test_at_all() -> None:
 
 
 def folder(path: Path, **changes: Any) -> Path:
-    """A test of one item, with some of its fields changed, or left out where they are ``...``."""
+    """A test of one item with changed fields; ``...`` leaves a field out."""
     names = [f"{part}{n}.png" for part in ("context", "candidate") for n in range(6)]
     for number, name in enumerate(names):
         PILImage.new("RGB", (4, 4), (20 * number, 0, 0)).save(path / name)
@@ -116,7 +116,7 @@ def folder(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_folder_is_read(tmp_path: Path) -> None:
+def test_folder_is_read(tmp_path: Path) -> None:
     (found,) = read_raven(folder(tmp_path, metadata={"site": "example"}))
     assert (found.id, found.answer, found.metadata) == ("one", 2, {"site": "example"})
     assert [len(found.context), len(found.candidates)] == [4, 6]
@@ -128,13 +128,13 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"id": ...}, "line 2: the field 'id' is missing"),
-        ({"id": 7}, "line 2, field 'id': must be a text, not 7"),
+        ({"id": 7}, "line 2, field 'id': must be a non-empty string, not 7"),
         ({"answer": ...}, "line 2: the field 'answer' is missing"),
-        ({"answer": 2}, "line 2, field 'answer': 2 is none of the candidates"),
-        ({"answer": "context0.png"}, "field 'answer': 'context0.png' is none of the candidates"),
+        ({"answer": 2}, "line 2, field 'answer': 2 is not one of the candidates"),
+        ({"answer": "context0.png"}, "field 'answer': 'context0.png' is not one of the candidates"),
         (
             {"anwser": 1},
-            "line 2: unknown field 'anwser'; there are id, context, candidates, answer, metadata",
+            "line 2: unknown field 'anwser'; the fields are id, context, candidates, answer",
         ),
         ({"metadata": []}, r"line 2, field 'metadata': must be an object, not \[\]"),
         ({"context": "context0.png"}, "line 2, field 'context': must be a list of paths"),
@@ -147,21 +147,19 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
         ({"candidates": [f"candidate{n}.png" for n in range(5)]}, "line 2: item 'one' has 4 .* 5 candidates"),
     ],
 )
-def test_what_is_wrong_is_named_by_file_line_and_field(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_errors_name_file_line_and_field(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=f"items.jsonl, {message}" if "line" in message else message):
         read_raven(folder(tmp_path, **changes))
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"items.jsonl cannot be read as UTF-8 text"):
         read_raven(tmp_path)
     file = tmp_path / "items.jsonl"
     for content, message in (
         (b"", "items.jsonl has no items"),
         (b"\xff\xfe", "cannot be read as UTF-8 text"),
-        (b'{"id": "a",\n', "line 1, column 12: no JSON"),
+        (b'{"id": "a",\n', "line 1, column 12: not JSON"),
         (b"[]", "line 1: must be a JSON object, not list"),
     ):
         file.write_bytes(content)
@@ -169,18 +167,18 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             read_raven(tmp_path)
     line = (folder(tmp_path) / "items.jsonl").read_text().strip()
     file.write_text(f"{line}\n{line}\n")
-    with pytest.raises(InvalidInputError, match="line 2: the id 'one' is already that of line 1"):
+    with pytest.raises(InvalidInputError, match="line 2: the id 'one' is already in line 1"):
         read_raven(tmp_path)
 
 
-def test_an_image_that_is_none_is_named_when_it_is_read(tmp_path: Path) -> None:
+def test_broken_image_is_named_when_it_is_decoded(tmp_path: Path) -> None:
     items = read_raven(folder(tmp_path))
     (tmp_path / "candidate3.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"candidate3\.png"):
         score_raven(ToyGenerator(), items)
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_test_is_read_back(tmp_path: Path) -> None:
     items = read_raven(folder(tmp_path, metadata={"rule": "ä"}))
     again = [
         RavenItem("two/..", items[0].candidates[:3], items[0].candidates, 5),
@@ -194,21 +192,20 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     for one, other in zip(again, found, strict=True):
         for image, copy in zip(one.context + one.candidates, other.context + other.candidates, strict=True):
             assert np.array_equal(decode(image), decode(copy))
-    with pytest.raises(InvalidInputError, match="is there already"):
+    with pytest.raises(InvalidInputError, match="exists already"):
         write_raven(tmp_path / "new", again)
     with pytest.raises(InvalidInputError, match="their ids must differ"):
         write_raven(tmp_path / "newer", [*items, *items])
 
 
-def test_any_text_may_be_an_id(tmp_path: Path) -> None:
-    """JSON leaves these unescaped, and str.splitlines takes them for ends of lines."""
+def test_id_may_be_any_text(tmp_path: Path) -> None:
+    """JSON does not escape these, and str.splitlines splits at them."""
     ids = ["\u2028", "\u2029", "\x85", "\x0b", "\r", "\n", "\x1c"]
     write_raven(tmp_path, [item(f"a{id}b") for id in ids])
     assert [one.id for one in read_raven(tmp_path)] == [f"a{id}b" for id in ids]
 
 
-def test_a_folder_without_the_list_is_no_test_yet(tmp_path: Path) -> None:
-    """Writing that ends half-way leaves nothing that can be taken for a test, and can be done again."""
+def test_interrupted_write_leaves_no_test_and_can_be_repeated(tmp_path: Path) -> None:
     broken = item("a")
     bad = RavenItem("b", broken.context, (*broken.candidates[:5], Image(b"no image", "bad")), 0)
     with pytest.raises(ImageError, match="bad"):

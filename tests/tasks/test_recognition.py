@@ -1,4 +1,4 @@
-"""Recognition, few shots, sentiment: closed questions, with numbers by hand."""
+"""Classification, few-shot examples and sentiment, with numbers by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 from tables import TableGenerator, picture
@@ -23,7 +23,7 @@ from zsqretrieval.tasks import (
     recognize,
     render_text,
 )
-from zsqretrieval.tasks.sentiment import LABELS
+from zsqretrieval.tasks.choice import SENTIMENTS
 from zsqretrieval.testing.toys import ToyGenerator
 from zsqretrieval.types import Image
 
@@ -32,7 +32,7 @@ PATCHES = [Image(PILImage.new("RGB", (4, 4), colour), colour) for colour in ("re
 BIRD = picture("bird.png")
 
 
-def test_the_toy_recognises_colours_as_its_formula_says() -> None:
+def test_toy_classifies_colours_by_its_formula() -> None:
     """After an image and "The photo of the" (4 tokens, t = 5) red has 1 + 4 / 2^4, other colours 1.
 
     The word t mod 15 = 5 is "thing", no colour; so the three weights are 1.25, 1, 1 and their sum cancels.
@@ -50,7 +50,7 @@ def test_the_toy_recognises_colours_as_its_formula_says() -> None:
     assert (accuracy.correct, accuracy.total, accuracy.chance) == (2, 3, 1 / 3)
 
 
-def test_descriptions_stand_in_front() -> None:
+def test_descriptions_stand_before_the_image() -> None:
     table = {("bird.png", " downy woodpecker"): [0.2, 0.5], ("bird.png", " three toed woodpecker"): [0.3]}
     generator = TableGenerator(table)
     words = {
@@ -80,11 +80,11 @@ def test_descriptions_stand_in_front() -> None:
     [
         ({}, "bird", "0 classes given; give at least 2"),
         ({"a": "x"}, "bird", "1 classes given; give at least 2"),
-        ({"a": "x", "b": ""}, "bird", "descriptions must say something; number 1 is ''"),
-        ({"a": "x", 2: "y"}, "bird", "classes must be texts; number 1 is int"),
+        ({"a": "x", "b": ""}, "bird", "descriptions must be non-empty strings; number 1 is ''"),
+        ({"a": "x", 2: "y"}, "bird", "classes must be non-empty strings; number 1 is 2"),
         ({"a": "x", " a": "y"}, "bird", "the option 'a' is given twice"),
-        ({"a": "x", "b": "y"}, " ", "categories must say something"),
-        (["a", "b"], "bird", "descriptions must map names of classes to words, not list"),
+        ({"a": "x", "b": "y"}, " ", "categories must be non-empty strings"),
+        (["a", "b"], "bird", "descriptions must map class names to descriptions, not list"),
     ],
 )
 def test_bad_descriptions_are_named(descriptions: Any, category: str, message: str) -> None:
@@ -92,7 +92,7 @@ def test_bad_descriptions_are_named(descriptions: Any, category: str, message: s
         recognize(TableGenerator(), BIRD, descriptions, category=category)
 
 
-def test_no_images_and_bad_classes() -> None:
+def test_missing_images_and_bad_classes_are_refused() -> None:
     for images, classes, message in (
         ([], COLOURS, "there are no images"),
         (BIRD, [], "0 options given"),
@@ -105,7 +105,7 @@ def test_no_images_and_bad_classes() -> None:
 # --- few shots
 
 
-def test_shots_stand_in_front_and_count() -> None:
+def test_examples_stand_before_the_image_and_change_the_posterior() -> None:
     """Reading "the photo of the red" once more adds to red, and nothing to the others."""
     shots = labelled(PATCHES[0], ["red"])
     plain, shown = (classify(ToyGenerator(), PATCHES[2], COLOURS, examples=few)[0] for few in ((), shots))
@@ -115,9 +115,8 @@ def test_shots_stand_in_front_and_count() -> None:
     assert shown.posterior == pytest.approx(weights / weights.sum(), abs=1e-6)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from("abc"), min_size=3, max_size=30), st.integers(0, 3), st.integers(0, 5))
-def test_k_of_every_label(labels: list[str], k: int, seed: int) -> None:
+def test_k_shot_draws_k_of_every_label(labels: list[str], k: int, seed: int) -> None:
     images = [picture(f"{n}") for n in range(len(labels))]
     if k > min(labels.count(label) for label in labels):
         with pytest.raises(InvalidInputError, match=f"k={k}, but the label '.' has [0-9]+ images"):
@@ -132,17 +131,17 @@ def test_k_of_every_label(labels: list[str], k: int, seed: int) -> None:
     assert [shot.answer for shot in k_shot(images, labels, k, seed=seed)] == names
 
 
-def test_the_order_of_shots_is_drawn_too() -> None:
+def test_k_shot_draws_the_order() -> None:
     labels = ["a", "b"] * 6
     images = [picture(f"{n}") for n in range(12)]
     orders = {tuple(shot.answer for shot in k_shot(images, labels, 3, seed=seed)) for seed in range(20)}
     assert len(orders) > 5
 
 
-def test_bad_shots_are_named() -> None:
+def test_bad_examples_are_refused() -> None:
     for images, labels, k, message in (
         ([BIRD], ["a", "b"], 1, "2 labels for 1 images"),
-        ([BIRD], [""], 1, "labels must say something"),
+        ([BIRD], [""], 1, "labels must be non-empty strings"),
         ([BIRD], "a", 1, "labels must be a sequence of texts, not 'a'"),
         ([BIRD], ["a"], -1, "k must not be negative, but is -1"),
         ([], [], 1, "there are no images"),
@@ -154,7 +153,7 @@ def test_bad_shots_are_named() -> None:
 # --- sentiment
 
 
-def test_kosmos_1s_question_about_the_opinion() -> None:
+def test_sentiment_by_the_question_of_kosmos_1() -> None:
     good, bad = picture("good"), picture("bad")
     table = {
         ("good", " positive"): [0.09],
@@ -166,7 +165,7 @@ def test_kosmos_1s_question_about_the_opinion() -> None:
     found = classify_sentiment(generator, [good, bad])
     assert generator.contexts[0] == ["<good>", "Question: what is the sentiment of the opinion? Answer:"]
     assert [one.posterior[0] for one in found] == pytest.approx([0.9, 0.25])
-    assert count_correct(found, LABELS).correct == 2
+    assert count_correct(found, SENTIMENTS).correct == 2
     with pytest.raises(InvalidInputError, match="there are no images"):
         classify_sentiment(generator, [])
     with pytest.raises(InvalidInputError, match="has no field question"):
@@ -176,9 +175,8 @@ def test_kosmos_1s_question_about_the_opinion() -> None:
 ASCII = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
 @given(st.lists(ASCII, min_size=1, max_size=25), st.sampled_from([128, 448]))
-def test_a_text_is_drawn_black_on_white_inside_the_margin(words: list[str], side: int) -> None:
+def test_text_is_drawn_black_on_white_inside_the_margin(words: list[str], side: int) -> None:
     text = " ".join(words)
     pixels = np.asarray(decode(render_text(text, side=side)))
     assert pixels.shape == (side, side, 3)
@@ -190,7 +188,7 @@ def test_a_text_is_drawn_black_on_white_inside_the_margin(words: list[str], side
     assert np.array_equal(pixels, decode(render_text(text, side=side)))
 
 
-def test_different_texts_differ_and_short_ones_are_large() -> None:
+def test_pictures_differ_and_short_texts_are_large() -> None:
     def inked(text: str) -> int:
         rows = np.flatnonzero(np.any(np.asarray(decode(render_text(text)))[:, :, 0] < 128, axis=1))
         return int(rows[-1] - rows[0])
@@ -203,16 +201,16 @@ def test_different_texts_differ_and_short_ones_are_large() -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("", {}, "texts must say something"),
-        (None, {}, "texts must be texts; number 0 is NoneType"),
+        ("", {}, "texts must be non-empty strings; number 0 is ''"),
+        (None, {}, "texts must be non-empty strings; number 0 is None"),
         ("a猫", {}, "the font has no '猫', which is in the text 'a猫'"),
         ("a\tb", {}, r"the font has no '\\t'"),
         ("word " * 900, {}, "a text of 4499 characters does not fit into 448 x 448"),
         ("x" * 900, {}, "does not fit"),
         ("a", {"side": 63}, "side must be at least 64 pixels, not 63"),
-        ("a", {"font": "nowhere.ttf"}, "nowhere.ttf is not a font that can be read"),
+        ("a", {"font": "nowhere.ttf"}, "nowhere.ttf is not a readable font"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(text: Any, options: dict[str, Any], message: str) -> None:
+def test_bad_texts_sides_and_fonts_are_refused(text: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         render_text(text, **options)

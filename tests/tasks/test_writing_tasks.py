@@ -1,4 +1,4 @@
-"""Captioning, question answering, chain of thought: what is asked, and that answers come back in order."""
+"""Captioning, question answering and chain of thought: contexts, and the order of the answers."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CAT, DOG = picture("cat.png"), picture("dog.png")
 
 
 def named(context: Context) -> str:
-    """Writes which image it saw last, and how long the texts were."""
+    """Writes the source of the last image and the length of the texts."""
     last = [one.source for one in context if not isinstance(one, str)][-1]
     return f" {last}, {sum(len(one) for one in context if isinstance(one, str))} "
 
 
-def test_captions_follow_the_prompt() -> None:
+def test_captions_continue_the_prompt() -> None:
     generator = TableGenerator(write=named)
     assert caption(generator, [CAT, DOG], max_new_tokens=7) == ["cat.png, 11", "dog.png, 11"]
     assert generator.contexts == [["<cat.png>", "An image of"], ["<dog.png>", "An image of"]]
@@ -45,7 +45,7 @@ def test_captions_follow_the_prompt() -> None:
     assert generator.contexts[-1] == ["<cat.png>", "An image of a cat.\n", "<dog.png>", "An image of"]
 
 
-def test_whatever_can_stand_for_an_image_may_be_given(tmp_path: Path) -> None:
+def test_every_kind_of_image_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "red.png"
     PILImage.new("RGB", (3, 3), "red").save(path)
     state = ImageState(np.array([1, 0, 0], np.float32), ToyStatesGenerator.fingerprint, "red")
@@ -56,7 +56,7 @@ def test_whatever_can_stand_for_an_image_may_be_given(tmp_path: Path) -> None:
     assert caption(toy, (state, path), max_new_tokens=4) == caption(toy, [path] * 2, max_new_tokens=4)
 
 
-def test_one_question_for_all_or_one_for_each() -> None:
+def test_one_question_for_all_images_or_one_per_image() -> None:
     generator = TableGenerator(write=named)
     assert answer(generator, [CAT, DOG], " Who? ") == ["cat.png, 22", "dog.png, 22"]
     assert generator.contexts[0] == ["<cat.png>", "Question: Who? Answer:"]
@@ -71,8 +71,7 @@ def test_one_question_for_all_or_one_for_each() -> None:
     assert set(generator.limits) == {(16, 0.0)}
 
 
-def test_what_a_toy_writes_is_what_its_probabilities_say() -> None:
-    """Greedy means: each word is the likeliest after all before it."""
+def test_caption_of_a_toy_is_its_greedy_decoding() -> None:
     generator, blue = ToyGenerator(), Image(PILImage.new("RGB", (2, 2), "blue"), "blue")
     for image, text in zip([CAT, blue], caption(generator, [CAT, blue], max_new_tokens=5), strict=True):
         before: list[Any] = [image, "An image of"]
@@ -82,7 +81,7 @@ def test_what_a_toy_writes_is_what_its_probabilities_say() -> None:
             before.append(word)
 
 
-def test_two_passes() -> None:
+def test_answer_step_by_step_takes_two_passes() -> None:
     generator = TableGenerator(write=lambda context: " a cat " if len(context[-1]) == 34 else named(context))
     found = answer_step_by_step(
         generator, [CAT, DOG], ["Who?", "Is it?"], rationale_tokens=5, max_new_tokens=3
@@ -97,7 +96,7 @@ def test_two_passes() -> None:
     assert generator.limits == [(5, 0.0), (3, 0.0)]
 
 
-def test_a_choice_after_two_passes() -> None:
+def test_choose_step_by_step_scores_options_after_the_rationale() -> None:
     table = {("cat.png", " yes"): [0.3], ("cat.png", " no"): [0.1]}
     generator = TableGenerator(table, write=lambda _: "It purrs.")
     (found,) = choose_step_by_step(generator, CAT, "Is it a cat?", ["yes", "no"])
@@ -120,9 +119,9 @@ def test_a_choice_after_two_passes() -> None:
         ([], "Who?", "there are no images"),
         (7, "Who?", "an image must be a path"),
         ([CAT, None], "Who?", "an image must be a path"),
-        (CAT, "", "questions must say something; number 0 is ''"),
+        (CAT, "", "questions must be non-empty strings; number 0 is ''"),
         (CAT, None, "questions"),
-        (CAT, [3], "questions must be texts; number 0 is int"),
+        (CAT, [3], "questions must be non-empty strings; number 0 is 3"),
         (CAT, ["a", "b"], "2 questions for 1 images; give one, or one per image"),
     ],
 )
@@ -131,7 +130,7 @@ def test_bad_input_is_named(task: Callable[..., Any], images: Any, questions: An
         task(images, questions)
 
 
-def test_a_prompt_for_something_else_is_refused() -> None:
+def test_prompt_with_other_fields_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="takes 2 images, not 1"):
         caption(TableGenerator(), CAT, prompt=Prompt("<image><image>"))
     with pytest.raises(InvalidInputError, match="has no field question"):
@@ -140,12 +139,12 @@ def test_a_prompt_for_something_else_is_refused() -> None:
         caption(ToyGenerator(), CAT, max_new_tokens=0)
 
 
-def test_a_broken_image_is_named() -> None:
+def test_broken_image_is_named() -> None:
     with pytest.raises(ImageError, match="<bytes>"):
         caption(ToyGenerator(), [CAT, b"no image"])
 
 
-def test_a_generator_that_writes_too_little_is_told() -> None:
+def test_generator_that_writes_too_few_texts_is_named() -> None:
     class Silent(TableGenerator):
         def generate(self, contexts: Any, **_: Any) -> list[list[str]]:
             return [[] for _ in contexts]

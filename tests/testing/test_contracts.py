@@ -21,7 +21,7 @@ def test_hnsw_index(check):
 
 
 @pytest.mark.parametrize("kind", [ExactIndex, HNSWIndex])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(steps=operations)
 def test_any_operations_agree_with_the_model(kind, steps):
     play(kind(4), steps)

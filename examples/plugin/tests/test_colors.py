@@ -10,7 +10,7 @@ import pytest
 from PIL import Image as PILImage
 from zsqretrieval_colors import SHADES, ColorEncoder
 
-from zsqretrieval import (Retriever, plugins)
+from zsqretrieval import Retriever, plugins
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.testing import encoder_checks, parametrize_checks
 from zsqretrieval.types import Image

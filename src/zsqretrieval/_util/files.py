@@ -1,8 +1,8 @@
 """Durable files: atomic writes, folder locks, and snapshots, which are folders of verified files.
 
 A snapshot is a folder of data files and one ``manifest.json``. Each data file carries a part of its SHA-256
-digest in its name, so a new save writes its files beside the old ones. Replacing the manifest is the commit: a
-crash or a full disk before it keeps the old snapshot, after it the new one is valid.
+digest in its name, so a new save writes its files beside the old ones. Replacing the manifest is the commit:
+a crash or a full disk before it keeps the old snapshot, after it the new one is valid.
 
     graph-5f0c2a9be1d34c77.bin      data file, named by its content
     keys-9a41d5b07c22e6f8.npy
@@ -106,7 +106,8 @@ def sync_directory(path: Path) -> None:
 def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
     """Hold an advisory lock on a folder; the system frees it when the process dies.
 
-    Some platforms and file systems have no such lock. Two processes must not save to one folder at once there.
+    Some platforms and file systems have no such lock. Two processes must not save to one folder at once
+    there.
     """
     try:
         import fcntl

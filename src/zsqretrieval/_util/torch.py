@@ -1,24 +1,41 @@
-"""Which device a model runs on, and in which precision."""
+"""Devices and dtypes, digests of weights, and what loading models with transformers and open_clip needs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+import json
+import re
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.errors import InvalidInputError, MissingDependencyError, WeightsError
 
 if TYPE_CHECKING:
+    import hashlib
+
     import torch
 
-__all__ = ["DTYPES", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "DTYPES",
+    "add_tensors",
+    "check_complete",
+    "ensure_torchvision",
+    "missing_package",
+    "resolve_device",
+    "resolve_dtype",
+    "tokenizer_facts",
+]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def resolve_device(device: str | None) -> torch.device:
-    """The device of that name; the best there is for None.
+    """The device of that name; for None the first available of CUDA, MPS and CPU.
 
     Raises:
-        InvalidInputError: there is no such device here.
+        InvalidInputError: the device is not available.
     """
     import torch
 
@@ -36,13 +53,13 @@ def resolve_device(device: str | None) -> torch.device:
 def resolve_dtype(dtype: str | None, device: torch.device) -> tuple[str, torch.dtype]:
     """The dtype of that name; for None bfloat16 where the device has arithmetic for it, else float32.
 
-    That is CUDA from Ampere on, and CPUs with AMX or AVX512-BF16.
+    CUDA has it from Ampere on, CPUs with AMX or AVX512-BF16.
 
     Returns:
         Its name and torch's own.
 
     Raises:
-        InvalidInputError: it is none of :data:`DTYPES`.
+        InvalidInputError: it is not one of :data:`DTYPES`.
     """
     import torch
 
@@ -54,3 +71,101 @@ def resolve_dtype(dtype: str | None, device: torch.device) -> tuple[str, torch.d
         raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     kind: torch.dtype = getattr(torch, dtype)
     return dtype, kind
+
+
+# -- fingerprints
+
+
+def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Add names, dtypes, shapes and values of tensors to a digest, in the order of their names."""
+    import torch
+
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+    """The JSON-serialisable settings of a tokenizer that determine its tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {"vocab": tokenizer.get_vocab()}
+    facts = json.loads(backend.to_str())
+    return {key: fact for key, fact in facts.items() if key not in ("truncation", "padding")}  # set by calls
+
+
+# -- loading with transformers
+
+
+def check_complete(name: str, report: Mapping[str, Iterable[object]]) -> None:
+    """Refuse a model with missing weights, which transformers draws at random and only logs.
+
+    Args:
+        name: of the model.
+        report: loading info of ``from_pretrained(..., output_loading_info=True)``.
+
+    Raises:
+        WeightsError: weights are missing, or of another shape; names three of them.
+    """
+    if absent := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+        raise WeightsError(
+            f"{name} has no weights, or weights of another shape, for {', '.join(absent[:3])}"
+            f"{' and others' if len(absent) > 3 else ''}; fetch or save it again"
+        )
+
+
+def missing_package(error: ImportError, needed_for: str) -> MissingDependencyError:
+    """The library's error for an ImportError of transformers."""
+    package = error.name or next(iter(re.findall(r"`([\w-]+)`", str(error))), str(error))
+    return MissingDependencyError(package, needed_for, f"pip install {package}")
+
+
+# -- torchvision
+#
+# A CUDA build of torchvision cannot load its operators beside a CPU build of torch. Its import then fails
+# with "operator torchvision::nms does not exist", and so do open_clip, timm and the image models of
+# transformers (pytorch/vision#9085, pytorch/pytorch#157648). This library needs none of the operators: their
+# schemas without an implementation are enough.
+
+_OPERATORS = ("nms", "qnms")
+_MISSING_OPERATOR = re.compile(rf"operator torchvision::({'|'.join(_OPERATORS)}) does not exist")
+
+_lock = threading.Lock()
+_library: Any = None  # a torch.library.Library; the schemas live as long as this object
+
+
+def ensure_torchvision() -> None:
+    """Import torchvision; if operators are missing, declare their schemas and import it again.
+
+    Call it before importing open_clip, timm, or an image model of transformers. Without torchvision, or with
+    torchvision already imported, it does nothing. Repeated calls from any thread are safe.
+
+    Raises:
+        Exception: any other error of ``import torchvision``.
+    """
+    with _lock:
+        try:
+            importlib.import_module("torchvision")
+        except ModuleNotFoundError as error:
+            if error.name != "torchvision":
+                raise
+        except RuntimeError as error:
+            if not _MISSING_OPERATOR.search(str(error)):
+                raise
+            _declare_operators()
+            # the failed import left submodules behind
+            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+                del sys.modules[name]
+            importlib.import_module("torchvision")
+
+
+def _declare_operators() -> None:
+    global _library
+    if _library is None:
+        import torch
+
+        torch_library: Any = torch.library  # partly unannotated
+        library = torch_library.Library("torchvision", "FRAGMENT")
+        for operator in _OPERATORS:
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _library = library

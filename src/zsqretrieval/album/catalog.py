@@ -93,9 +93,9 @@ _RECORD = "key, id, source, width, height, bytes, digest, caption, metadata"
 class Catalog:
     """Records, vectors and questions of the images of an album; made by :meth:`create` or :meth:`open`.
 
-    Every method is atomic and may be called from any thread; other processes may read and write the file at the
-    same time. All methods raise :class:`~zsqretrieval.errors.AlbumError` when the file stays locked for longer than
-    the timeout, cannot be written, or the disk is full (nothing has changed then), and
+    Every method is atomic and may be called from any thread; other processes may read and write the file at
+    the same time. All methods raise :class:`~zsqretrieval.errors.AlbumError` when the file stays locked for
+    longer than the timeout, cannot be written, or the disk is full (nothing has changed then), and
     :class:`~zsqretrieval.errors.IntegrityError` when the file is damaged.
 
     Attributes:
@@ -105,13 +105,14 @@ class Catalog:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._dim, self._settings = self.get_meta("dim"), self.get_meta("settings")
-        if not isinstance(self._dim, int) or self._dim < 1 or not isinstance(self._settings, dict):
+        dim, self._settings = self.get_meta("dim"), self.get_meta("settings")
+        if not isinstance(dim, int) or dim < 1 or not isinstance(self._settings, dict):
             raise IntegrityError(f"{self._where}: its dim or settings are missing or damaged")
+        self._dim = dim
         self.log = VectorLog(
-            database, self._dim, vectors="vectors", numbered="images", removals="removals", what="image"
+            database, dim, vectors="vectors", numbered="images", removals="removals", what="image"
         )
-        self.questions = QuestionTable(database, self._dim)
+        self.questions = QuestionTable(database, dim)
 
     @classmethod
     def create(
@@ -274,7 +275,7 @@ class Catalog:
         return np.asarray(keys, dtype=np.int64)
 
     def _refuse_present(self, images: Sequence[NewImage], first: int) -> None:
-        """Name the id or digest that is in the catalog, below the key ``first``, or twice among the images."""
+        """Name an id or digest that occurs below the key ``first``, or twice among the images."""
         for name, values in (("id", [one.id for one in images]), ("digest", [one.digest for one in images])):
             for value, key in self._known(name, values).items():
                 if key < first:
@@ -346,7 +347,7 @@ class Catalog:
         return self._known("id", list(ids))
 
     def _known(self, column: str, values: Sequence[str]) -> dict[str, int]:
-        return dict(self._database.select(f"{column}, key", "images", column, values))  # type: ignore[arg-type]
+        return dict(self._database.select(f"{column}, key", "images", column, values))
 
     def find(self, id: str) -> Record | None:
         """The record of an id, or None."""
@@ -392,7 +393,8 @@ class Catalog:
             last = rows[-1][0]
 
     def _record(self, row: tuple[Any, ...]) -> Record:
-        return Record(*row[:-1], self._database.from_json(row[-1], f"metadata of image {row[0]}"))
+        values = (*row[:-1], self._database.from_json(row[-1], f"metadata of image {row[0]}"))
+        return Record(*values)
 
     # --- safety -----------------------------------------------------------------------------------------
 

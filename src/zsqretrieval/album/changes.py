@@ -1,7 +1,7 @@
 """The change log of stored vectors, by which an index is kept in step with the catalog.
 
-The catalog has two logs, for the vectors of images and of questions (:mod:`zsqretrieval.album.questions`). Each
-log is a table of vectors with rising keys and a table of removed keys.
+The catalog has two logs, for the vectors of images and of questions (:mod:`zsqretrieval.album.questions`).
+Each log is a table of vectors with rising keys and a table of removed keys.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class VectorLog:
         found = self._database.select("key, vector, crc32", self._vectors, "key", wanted)
         row_of = {row[0]: n for n, row in enumerate(found)}
         self.refuse_unknown(wanted, row_of)
-        return self.unpack(found)[[row_of[key] for key in wanted]]  # type: ignore[arg-type]
+        return self.unpack(found)[[row_of[key] for key in wanted]]
 
     def refuse_unknown(self, wanted: Sequence[int], present: Container[int]) -> None:
         """Raise InvalidInputError when a key is not present; names it."""

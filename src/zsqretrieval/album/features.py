@@ -6,8 +6,8 @@ found are always the right ones, whatever has changed in the catalog, and missin
     states-1f2e3d4c5b6a7980/                one generator
         9a41d5b07c22e6f8.safetensors        one batch, or several small ones merged by a sweep; written once
 
-A file has one tensor per image, named by the digest. Its metadata hold the CRC-32 of every tensor and their own
-SHA-256. Reading some images reads only their tensors.
+A file has one tensor per image, named by the digest. Its metadata hold the CRC-32 of every tensor and their
+own SHA-256. Reading some images reads only their tensors.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class StateStore:
                 leftover.unlink(missing_ok=True)
 
     def _to_merge(self, known: Callable[[list[str]], Container[str]]) -> list[tuple[str, int]]:
-        """Forget the features of removed images; the files to rewrite, and their number of remaining images."""
+        """Forget the features of removed images; returns files to rewrite, with their remaining images."""
         digests: dict[str, list[str]] = {file: [] for file in self._files}
         for digest, (file, _) in self._places.items():
             digests[file].append(digest)

@@ -29,13 +29,13 @@ class AlbumInfo:
         album: its directory.
         images: number of images.
         encoder: ``plugin`` and ``config`` (None if it is not a plugin), ``dim`` and ``fingerprint``.
-        index: ``plugin`` and ``config`` (None if it is not a plugin), ``saved``: whether there is a snapshot, and
-            ``up_to_date``: whether the snapshot holds exactly the images of the catalog.
+        index: ``plugin`` and ``config`` (None if it is not a plugin), ``saved``: whether there is a snapshot,
+            and ``up_to_date``: whether the snapshot holds exactly the images of the catalog.
         generator: ``plugin``, ``config``, and ``states``: ``"disk"``, ``"memory"`` or None; None without a
             generator, or if it is not a plugin.
         calibration: constants of the pair of models, as stored by the retriever; None if there are none.
-        states: cached image features, one entry per generator: ``fingerprint``, ``dtype``, ``images``: number of the
-            album's images with features, and ``bytes_on_disk``.
+        states: cached image features, one entry per generator: ``fingerprint``, ``dtype``, ``images``: number
+            of the album's images with features, and ``bytes_on_disk``.
         questions: one entry per style, see :class:`~zsqretrieval.album.questions.StyleFacts`.
         bytes_on_disk: size of ``catalog``, ``index`` (of images and of questions) and ``states``.
     """

@@ -132,10 +132,10 @@ class Adder:
 class _Plan:
     """The changes of one batch, worked out in memory; within a transaction of the catalog.
 
-    An id and a source together name one image at a time. A new image with the id and source of another replaces
-    it. A known image with the id and source of another takes its id; the other one loses its id, and is removed
-    unless a later image of the batch says where it is now. A known image whose file was moved takes the new
-    name if it is free.
+    An id and a source together name one image at a time. A new image with the id and source of another
+    replaces it. A known image with the id and source of another takes its id; the other one loses its id, and
+    is removed unless a later image of the batch says where it is now. A known image whose file was moved
+    takes the new name if it is free.
 
     Args:
         catalog: of the album.

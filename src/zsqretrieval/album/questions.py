@@ -266,28 +266,27 @@ class QuestionTable:
             made_by = self._database.value("SELECT id FROM recipes WHERE recipe = ?", (_recipe_text(recipe),))
             present = {key for (key,) in self._database.select("key", "images", "key", list(questions))}
             images = sorted(present - self.asked(recipe, list(questions)))
-            key_of = {
-                (image, form): key
-                for image, form, key in self._database.select(
-                    "image, form, key", "questions", "image", images
-                )
-            }
+            stored = self._database.select("image, form, key", "questions", "image", images)
+            key_of = {(image, form): key for image, form, key in stored}
             last = dict(self._database.rows("SELECT name, seq FROM sqlite_sequence")).get("questions", 0)
             new: list[tuple[int, int, NewQuestion]] = []  # key, key of the image, question
             answers: list[tuple[str | None, int]] = []  # of questions that are stored already
-            for image, one in ((image, one) for image in images for one in questions[image]):
-                if (image, one.form) in key_of:
-                    answers.append((one.answer, key_of[image, one.form]))
-                else:
-                    new.append((last + len(new) + 1, image, one))
-                    key_of[image, one.form] = new[-1][0]
+            for image in images:
+                for one in questions[image]:
+                    if (image, one.form) in key_of:
+                        answers.append((one.answer, key_of[image, one.form]))
+                    else:
+                        new.append((last + len(new) + 1, image, one))
+                        key_of[image, one.form] = new[-1][0]
             run.executemany("INSERT INTO asked VALUES (?, ?)", ((image, made_by) for image in images))
             run.executemany(
-                "INSERT INTO questions (key, image, recipe, prompt, text, form, answer, log_likelihood, tokens, "
-                "rank, top_k, gallery, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO questions (key, image, recipe, prompt, text, form, answer, log_likelihood, "
+                "tokens, rank, top_k, gallery, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    (key, image, made_by, one.prompt, one.text, one.form, one.answer)
-                    + (one.log_likelihood, one.tokens, *astuple(one.judgement))
+                    (
+                        *(key, image, made_by, one.prompt, one.text, one.form, one.answer),
+                        *(one.log_likelihood, one.tokens, *astuple(one.judgement)),
+                    )
                     for key, image, one in new
                 ),
             )
@@ -305,7 +304,7 @@ class QuestionTable:
         """
         with self._database.transaction("IMMEDIATE") as run:
             keys = list(judgements)
-            found = dict(self._database.select("key, text", "questions", "key", keys))  # type: ignore[arg-type]
+            found = dict(self._database.select("key, text", "questions", "key", keys))
             rows = self._database.select("question", "question_vectors", "question", keys)
             having = {key for (key,) in rows}
             run.executemany(
@@ -327,8 +326,9 @@ class QuestionTable:
     def remove(self, style: str | None = None) -> int:
         """Remove the questions of one style, or all; returns how many.
 
-        A question belongs to the recipe that wrote it first, though others may have written it too. So an image
-        that loses a question counts as not asked by any recipe, and gets it back when one of them runs again.
+        A question belongs to the recipe that wrote it first, though others may have written it too. So an
+        image that loses a question counts as not asked by any recipe, and gets it back when one of them runs
+        again.
         """
         with self._database.transaction("IMMEDIATE") as run:
             before = int(self._database.value("SELECT count(*) FROM questions"))
@@ -358,7 +358,7 @@ class QuestionTable:
         """Keys of images by the keys of vectors; only for vectors that are present."""
         column = "question_vectors.key"
         found = self._database.select(f"{column}, image", _WITH_VECTORS, column, key_list(vector_keys))
-        return dict(found)  # type: ignore[arg-type]
+        return dict(found)
 
     def kept(self, images: ArrayLike) -> KeptVectors:
         """The retained questions of images, by key of the question.
@@ -371,7 +371,7 @@ class QuestionTable:
         return KeptVectors(
             np.array([row[3] for row in rows], np.int64),
             tuple(row[4] for row in rows),
-            self.log.unpack([row[:3] for row in rows]),  # type: ignore[misc]
+            self.log.unpack([row[:3] for row in rows]),
         )
 
     def sample(self, style: str, size: int) -> NDArray[np.float32]:
@@ -431,8 +431,8 @@ class QuestionTable:
 
     def _stored(self, row: tuple[Any, ...]) -> StoredQuestion:
         rank, top_k, gallery, kept, recipe = row[8:]
-        judgement = Judgement(rank, top_k, gallery, bool(kept))
-        return StoredQuestion(*row[:8], judgement, self._recipe(recipe))
+        values = (*row[:8], Judgement(rank, top_k, gallery, bool(kept)), self._recipe(recipe))
+        return StoredQuestion(*values)
 
 
 def _recipe_text(recipe: Recipe) -> str:

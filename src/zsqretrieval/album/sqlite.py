@@ -94,9 +94,8 @@ class Database:
     def rows(self, query: str, arguments: Sequence[Any] = ()) -> list[Any]:
         """All rows of a statement."""
         with self._held() as run:
-            return run.execute(
-                query, arguments
-            ).fetchall()  # an unfinished cursor would block closing the file
+            # All at once: an unfinished cursor would block closing the file.
+            return run.execute(query, arguments).fetchall()
 
     def value(self, query: str, arguments: Sequence[Any] = ()) -> Any:
         """The first column of the first row of a statement."""
@@ -139,10 +138,13 @@ class Database:
         with self._lock:
             self.value("SELECT count(*) FROM sqlite_master")  # an error of this file must not name the target
             try:
-                with atomic_write(target) as temporary, translated(str(target)):
-                    with contextlib.closing(sqlite3.connect(temporary)) as copy:
-                        self.connection.backup(copy)
-                        copy.execute("PRAGMA journal_mode = DELETE")  # one file, no journal beside it
+                with (
+                    atomic_write(target) as temporary,
+                    translated(str(target)),
+                    contextlib.closing(sqlite3.connect(temporary)) as copy,
+                ):
+                    self.connection.backup(copy)
+                    copy.execute("PRAGMA journal_mode = DELETE")  # one file, no journal beside it
             except OSError as error:
                 raise AlbumError(f"{target} cannot be written: {error.strerror or error}") from error
 
@@ -153,7 +155,7 @@ class Database:
             yield
 
     def take_over(self, other: Database) -> None:
-        """Continue with the connection of ``other``, which must not be used afterwards; call within :meth:`held`."""
+        """Use the connection of ``other``, which must not be used any more; call within :meth:`held`."""
         with translated(self.where):
             self.connection.close()
         self.connection, self.where = other.connection, other.where

@@ -1,8 +1,9 @@
 """An index that is kept in step with a catalog, and its snapshots in the album's directory.
 
 The index only changes by the steps of the change log (:meth:`VectorLog.changes
-<zsqretrieval.album.changes.VectorLog.changes>`) of the images or of the questions: after an add, after loading,
-and after another process has written. A damaged snapshot is replaced by replaying the log from the beginning.
+<zsqretrieval.album.changes.VectorLog.changes>`) of the images or of the questions: after an add, after
+loading, and after another process has written. A damaged snapshot is replaced by replaying the log from the
+beginning.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from zsqretrieval.errors import ImageError, InvalidInputError, MissingDependencyError
 from zsqretrieval.types import Image
 
-__all__ = ["MAX_PIXELS", "ImageLike", "as_image", "decode", "digest", "path_text", "read_bytes"]
+__all__ = ["MAX_PIXELS", "ImageLike", "as_image", "decode", "digest", "path_text", "read_bytes", "trimmed"]
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | PILImage.Image | Image
 """An image argument: a path, encoded bytes, a PIL image, or an :class:`~zsqretrieval.types.Image` record."""
@@ -77,13 +77,17 @@ def as_image(
             f"an image must be a path, encoded bytes, a PIL image or an Image record, not {type(x).__name__}"
             " (convert an array with PIL.Image.fromarray)"
         )
-    given = {"id": id, "caption": caption, "metadata": metadata}
-    image = dataclasses.replace(image, **{name: one for name, one in given.items() if one is not None})
-    if not isinstance(image.metadata, Mapping):
+    metadata = image.metadata if metadata is None else metadata
+    if not isinstance(metadata, Mapping):
         raise InvalidInputError(
-            f"the metadata of {image.source} must be a mapping such as {{'year': 1999}}, not {image.metadata!r}"
+            f"the metadata of {image.source} must be a mapping such as {{'year': 1999}}, not {metadata!r}"
         )
-    return image
+    return dataclasses.replace(
+        image,
+        id=image.id if id is None else id,
+        caption=image.caption if caption is None else caption,
+        metadata=metadata,
+    )
 
 
 def path_text(path: str | bytes | os.PathLike[Any]) -> str:
@@ -122,8 +126,8 @@ def _heif(file: IO[bytes]) -> ImageFile:
     return opened(file)
 
 
-# Not PIL.Image.open: it also tries formats that run other programs (EPS), and its size limit is a process-wide
-# setting that warns before it refuses.
+# Not PIL.Image.open: it also tries formats that run other programs (EPS), and its size limit holds for the
+# whole process and warns before it refuses.
 _DECODERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[IO[bytes]], ImageFile]], ...] = (
     ("JPEG", lambda head: head.startswith(b"\xff\xd8\xff"), _Jpeg),
     ("PNG", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImageFile),
@@ -193,6 +197,18 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
                 encoded.draft(None, (size_hint, size_hint))
             # Decode before reading the orientation: in a PNG it may come after the pixels.
             return _upright(_to_rgb(encoded), encoded)
+
+
+def trimmed(picture: PILImage.Image) -> PILImage.Image:
+    """Cut the far ends off a picture whose sides are more than 16 : 1.
+
+    For models that resize the shorter side and crop the middle square: resizing all of a 1 x 10,000 strip
+    takes gigabytes.
+    """
+    width, height = picture.size
+    limit = 16 * min(width, height)
+    left, top = max(0, width - limit) // 2, max(0, height - limit) // 2
+    return picture.crop((left, top, width - left, height - top)) if left or top else picture
 
 
 @contextmanager
@@ -316,8 +332,8 @@ def _orientation(exif: bytes) -> int:
 def read_bytes(image: ImageLike) -> bytes:
     """The encoded bytes of an image.
 
-    A PIL image is decoded and encoded as PNG: the same image always gives the same bytes, and decoding them gives
-    exactly the same pixels.
+    A PIL image is decoded and encoded as PNG: the same image always gives the same bytes, and decoding them
+    gives exactly the same pixels.
 
     Raises:
         ImageError: the file cannot be read, or the PIL image not decoded.

@@ -99,7 +99,7 @@ class Loader:
         self._pool.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[list[NewImage]]:
-        """Read and hash the images, ``batch_size`` at a time; an error of ``images`` is raised after its batch."""
+        """Read and hash ``batch_size`` images at a time. An error of ``images`` comes after its batch."""
         for batch in self._batches():
             # A PIL image loads its file on first use, which must not happen in two threads at once.
             in_memory = any(isinstance(image.content, PILImage.Image) for image in batch)

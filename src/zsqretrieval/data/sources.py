@@ -6,7 +6,6 @@ Listing never looks at pixels, so one broken image cannot stop the listing of a 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -108,10 +107,10 @@ def _is_tar(path: Path) -> bool:
 def walk(folder: str | os.PathLike[str]) -> Iterator[Image]:
     """List the images of a folder and its subfolders, without decoding any.
 
-    Takes files named like an image (:data:`IMAGE_SUFFIXES`, in any case) and skips hidden files and folders. Follows
-    links, but visits every real folder once, so loops of links end. A ``.txt`` file of the same stem beside an
-    image is its caption. A folder that cannot be listed is yielded as if it were an image, so that decoding
-    reports it by name.
+    Takes files named like an image (:data:`IMAGE_SUFFIXES`, in any case) and skips hidden files and folders.
+    Follows links, but visits every real folder once, so loops of links end. A ``.txt`` file of the same stem
+    beside an image is its caption. A folder that cannot be listed is yielded as if it were an image, so that
+    decoding reports it by name.
 
     Yields:
         Records whose ``id`` is the path from ``folder``, with ``/`` on every system, and whose ``source`` is
@@ -182,9 +181,9 @@ def read_webdataset(tar_paths: Iterable[str | os.PathLike[str]]) -> Iterator[Ima
 
     Neighbouring members whose names agree up to the first dot of the last path component are one sample:
     ``{key}.jpg`` (or another of :data:`IMAGE_SUFFIXES`; the first one counts), ``{key}.txt`` its caption,
-    ``{key}.json`` its metadata, whose ``caption`` is used if there is no text file. In a sample without such an
-    image, images with further dots in their names are listed separately (``IMG.1.png``). Samples without an
-    image are skipped. Metadata that cannot be read causes a RuntimeWarning.
+    ``{key}.json`` its metadata, whose ``caption`` is used if there is no text file. In a sample without such
+    an image, images with further dots in their names are listed separately (``IMG.1.png``). Samples without
+    an image are skipped. Metadata that cannot be read causes a RuntimeWarning.
 
     Args:
         tar_paths: the tars, read in this order; ``.tar.gz`` works as well.
@@ -194,8 +193,8 @@ def read_webdataset(tar_paths: Iterable[str | os.PathLike[str]]) -> Iterator[Ima
         ``source`` is ``{path of the tar}#{member}``.
 
     Raises:
-        IntegrityError: a tar is cut short, damaged, or not a tar; names it. The samples before the damage have
-            been yielded.
+        IntegrityError: a tar is cut short, damaged, or not a tar; names it. The samples before the damage
+            have been yielded.
         InvalidInputError: a tar does not exist or cannot be opened.
     """
     for tar_path in tar_paths:
@@ -274,7 +273,8 @@ def _metadata(path: Path, name: str, content: bytes) -> dict[str, Any]:
 class Reopener:
     """Reopens stored images: files, and members of tars as ``path#member``. For one thread.
 
-    Tars stay open until the block ends. A member of a ``.tar.gz`` is slow: everything before it is decompressed.
+    Tars stay open until the block ends. A member of a ``.tar.gz`` is slow: everything before it is
+    decompressed.
     """
 
     def __init__(self) -> None:
@@ -299,12 +299,11 @@ class Reopener:
         Raises:
             ImageError: the image is missing, was never a file, or has changed.
         """
-        content = self._read(source)
-        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            # An image that was added as a PIL image has the digest of its pixels.
-            if digest(decode(Image(content, source))) != sha256:
-                raise ImageError(source, "has changed since it was added; add it again")
-        return Image(content, source)
+        image = Image(self._read(source), source)
+        # An image that was added as a PIL image has the digest of its pixels.
+        if sha256 not in (None, digest(image)) and sha256 != digest(decode(image)):
+            raise ImageError(source, "has changed since it was added; add it again")
+        return image
 
     def _read(self, source: str) -> bytes:
         whole = _file(source)
@@ -330,9 +329,7 @@ class Reopener:
             tar = tarfile.open(path)  # noqa: SIM115  # closed by __exit__
             members: dict[str, tarfile.TarInfo] = {}
             self._tars[path] = tar, members
-            with contextlib.suppress(
-                tarfile.TarError, EOFError, zlib.error
-            ):  # keep the members before damage
+            with contextlib.suppress(tarfile.TarError, EOFError, zlib.error):  # keep those before damage
                 for member in tar:
                     if member.isreg():
                         members[path_text(member.name.removeprefix("./"))] = member

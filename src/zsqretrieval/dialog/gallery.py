@@ -1,11 +1,7 @@
-"""An album as a dialog sees it: images that may go away while somebody thinks about an answer.
-
-    hits --present, similarities--> which are still there, and how near
-         --stored_questions-------> what they were asked before
-         --showing----------------> generator, and what it can be shown of each
+"""The images of an album as a dialog needs them, although images may be removed during the dialog.
 
 :class:`AlbumGallery` is the :class:`~zsqretrieval.dialog.oracle.Gallery` of a
-:class:`~zsqretrieval.retriever.Retriever`, which has it as ``retriever.gallery``.
+:class:`~zsqretrieval.retriever.Retriever`, which returns it as ``retriever.gallery``.
 """
 
 from __future__ import annotations
@@ -31,13 +27,13 @@ __all__ = ["AlbumGallery", "encoded_alike"]
 
 @final
 class AlbumGallery:
-    """The images of an album, for dialogs; a file that was replaced is another image.
+    """The images of an album, for dialogs; a replaced file counts as another image.
 
     Args:
-        encoder: makes the vectors.
-        catalog: the images, and their questions.
-        first_stage: finds them.
-        viewer: shows them to the generator.
+        encoder: encodes texts.
+        catalog: the images and their questions.
+        first_stage: finds candidates.
+        viewer: shows images to the generator.
     """
 
     def __init__(self, encoder: Encoder, catalog: Catalog, first_stage: FirstStage, viewer: Viewer) -> None:
@@ -45,33 +41,33 @@ class AlbumGallery:
         self._viewer = viewer
 
     def first_stage(self, text: str, k: int) -> tuple[Hit, ...]:
-        """As :meth:`zsqretrieval.dialog.oracle.Gallery.first_stage`."""
+        """The k images nearest to a text, best first."""
         return self._first_stage.search([text], k)[0].hits
 
     def similarities(self, texts: Sequence[str], hits: Sequence[Hit]) -> NDArray[np.float64]:
-        """As :meth:`zsqretrieval.dialog.oracle.Gallery.similarities`."""
-        asked = self._encoder.encode_text(texts)
+        """Cosine similarities float64 [t, n]; nan for a removed image."""
+        encoded = self._encoder.encode_text(texts)
         cosine = np.full((len(texts), len(hits)), np.nan)
         while True:
             here = self.present(hits)
             keys = [hit.key for hit, is_here in zip(hits, here, strict=True) if is_here]
             try:
                 vectors = self._catalog.log.get(keys)
-            except InvalidInputError:  # one was removed between the two steps: look again
+            except InvalidInputError:  # an image was removed between the two steps: look again
                 continue
-            cosine[:, here] = asked @ vectors.T
+            cosine[:, here] = encoded @ vectors.T
             return cosine
 
     def encoded_alike(self, texts: Sequence[str]) -> bool:
-        """As :meth:`zsqretrieval.dialog.oracle.Gallery.encoded_alike`."""
+        """Whether the encoder makes the same vector of all texts."""
         return encoded_alike(self._encoder, texts)
 
     def present(self, hits: Sequence[Hit]) -> NDArray[np.bool_]:
-        """As :meth:`zsqretrieval.dialog.oracle.Gallery.present`."""
+        """Which images are still in the album: bool [n]."""
         return np.array([record is not None for record in self._records(hits)], np.bool_)
 
     def _records(self, hits: Sequence[Hit]) -> list[Record | None]:
-        """The image of each hit; None where it is gone, or where this is another album."""
+        """The record of each hit; None where it was removed, or where this is another album."""
         with self._catalog.reading():
             known = self._catalog.known_keys([hit.key for hit in hits])
             found = {record.key: record for record in self._catalog.records(sorted(known))}
@@ -82,10 +78,9 @@ class AlbumGallery:
         ]
 
     def stored_questions(self, hits: Sequence[Hit]) -> list[tuple[str, ...]]:
-        """As :meth:`zsqretrieval.dialog.oracle.Gallery.stored_questions`: the kept ones.
+        """The retained questions of each image, without captions and key words.
 
-        Captions and key words are none, and a question that did not lead back to its image asks for what may
-        not be in it.
+        A question that the round-trip filter dropped may ask about something that is not in the image.
         """
         stored: dict[int, list[str]] = {hit.key: [] for hit in hits}
         for one in self._catalog.questions.of(list(stored)):
@@ -97,15 +92,15 @@ class AlbumGallery:
     def showing(
         self, hits: Sequence[Hit]
     ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
-        """As :meth:`zsqretrieval.dialog.oracle.Gallery.showing`."""
+        """The generator, and for each image its cached features, the image, or the reason for neither."""
         here = [record for record in self._records(hits) if record is not None]
         with Reopener() as files, self._viewer.showing(here, files) as (generator, shown):
             by_key = {record.key: one for record, one in zip(here, shown, strict=True)}
-            gone = "was removed from the album"
-            yield generator, [by_key.get(hit.key, ImageError(hit.source, gone)) for hit in hits]
+            removed = "was removed from the album"
+            yield generator, [by_key.get(hit.key, ImageError(hit.source, removed)) for hit in hits]
 
 
 def encoded_alike(encoder: Encoder, texts: Sequence[str]) -> bool:
-    """Whether an encoder makes the same of all texts, as it does of those that it cuts to one length."""
+    """Whether an encoder makes the same vector of all texts, as it does of texts that it truncates."""
     vectors = encoder.encode_text(texts)
     return bool(np.allclose(vectors, vectors[:1], rtol=0, atol=1e-5))

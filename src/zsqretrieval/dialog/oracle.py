@@ -1,75 +1,76 @@
-"""What a generator asks and answers about the images of a gallery; nothing is computed twice.
+"""Questions, captions, answers and likelihoods that a generator gives for the images of a gallery, cached.
 
-    hits --showing--> generator and image states --questions, captions--> texts by image
-                                                 --answers--> the likeliest answer of each image to a question
-                                                 --log_answers, log_text--> log P(text | image), one per image
+    hits --Gallery.showing--> generator, images --Interview--> questions, captions, answers    texts per image
+                                                          --> log P(text | image)    float64 [n, texts], nats
 
-A :class:`Gallery` is what a dialog needs of an album; :mod:`zsqretrieval.dialog.gallery` makes
-one of it.
+A dialog needs a :class:`Gallery`; :mod:`zsqretrieval.dialog.gallery` makes one of an album.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar, final, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from zsqretrieval._util.checks import check_verbalisers
-from zsqretrieval.dialog.posterior import log_normalized
 from zsqretrieval.errors import ImageError
 from zsqretrieval.generators.checked import read_texts, write_texts
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks.english import first_line, is_polar, tidy, tidy_question
-from zsqretrieval.types import Context, Hit, Image, ImageState
+from zsqretrieval.types import Context, Hit, Image, ImageState, Progress
 
 __all__ = ["POLAR_ANSWERS", "Gallery", "Interview", "Memory", "Wording"]
 
 POLAR_ANSWERS = ("yes", "no")
-"""The closed set of answers to a question of yes or no."""
+"""The answers to a yes/no question."""
 
 Memory: TypeAlias = MutableMapping[tuple[str, ...], Any]
-"""What a generator has said, by what it was asked about which image: numbers, texts and lists of texts."""
+"""A cache of the generator's output, by request and image: numbers, texts and lists of texts."""
+
+_DRAWS, _TEMPERATURE = 4, 0.7  # questions sampled for each image, beside the likeliest one
+_MAX_NEW_TOKENS = 20  # of a question, a caption or an answer
 
 T = TypeVar("T")
+_Name: TypeAlias = "tuple[str, ...]"
 _Shown: TypeAlias = "Image | ImageState"
 
 
 @runtime_checkable
 class Gallery(Protocol):
-    """Images that a dialog is about."""
+    """The images of a dialog."""
 
     def first_stage(self, text: str, k: int) -> Sequence[Hit]:
-        """The k images that best fit a text, best first; ``score`` is the cosine similarity."""
+        """The k images nearest to a text, best first; ``score`` is the cosine similarity."""
         ...
 
     def similarities(self, texts: Sequence[str], hits: Sequence[Hit]) -> NDArray[np.float64]:
-        """Cosine similarity of texts and images: float64 [t, n]; nan for an image that is gone."""
+        """Cosine similarities of texts and images: float64 [t, n]; nan for a removed image."""
         ...
 
     def encoded_alike(self, texts: Sequence[str]) -> bool:
-        """Whether the encoder makes the same of all texts, as it does of those that it cuts to one length."""
+        """Whether all texts have the same vector, as texts have that the encoder truncates to one length."""
         ...
 
     def present(self, hits: Sequence[Hit]) -> NDArray[np.bool_]:
-        """Which images are still there: bool [n]."""
+        """Which images are still in the gallery: bool [n]."""
         ...
 
     def stored_questions(self, hits: Sequence[Hit]) -> list[tuple[str, ...]]:
-        """The questions that are kept with each image, if any."""
+        """The retained questions of each image."""
         ...
 
     def showing(
         self, hits: Sequence[Hit]
     ) -> AbstractContextManager[tuple[Generator, list[Image | ImageState | ImageError]]]:
-        """The generator, and what it can be shown of each image: its state, itself, or why neither.
+        """The generator, and for each image its cached features, the image, or the reason for neither.
 
         Raises:
             InvalidInputError: there is no generator.
@@ -79,19 +80,19 @@ class Gallery(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """What the generator is told.
+    """The prompts and verbalisers of a dialog.
 
     Attributes:
         ask: continued by a question about the image.
         describe: continued by a caption.
         answer: continued by the answer to ``question``.
-        tell: continued by what somebody says of the image they mean.
-        yes: continuations of ``answer`` that mean yes, leading space included; their probabilities add up.
+        tell: continued by a description of the target image.
+        yes: continuations of ``answer`` that mean yes, with their leading space; their probabilities add up.
         no: the same for no.
 
     Raises:
-        InvalidInputError: a prompt takes other places than one image, and ``answer`` a ``question``; or a
-            verbaliser is missing, repeated or empty.
+        InvalidInputError: a prompt does not take one image (``answer``: and a ``question``), or a verbaliser
+            is missing, repeated or empty.
     """
 
     ask: Prompt = PROMPTS["ask"]
@@ -110,22 +111,35 @@ class Wording:
         object.__setattr__(self, "no", no)
 
 
+class _Request(NamedTuple):
+    """A context for any image, and the text after it whose likelihood is wanted."""
+
+    prompt: Prompt
+    question: str | None = None
+    said: str = ""  # the part of the answer that the context already contains
+    text: str = ""
+
+    def context(self, image: _Shown) -> Context:
+        fields = {} if self.question is None else {"question": self.question}
+        parts = self.prompt.context(image, **fields)
+        return [*parts[:-1], f"{parts[-1]}{self.said}"] if self.said else parts
+
+
 @final
 class Interview:
-    """Asks a generator about images, and remembers.
+    """Puts requests about images to a generator and caches the results.
 
-    An image that cannot be shown, because it has no state and its file is gone, has no text (``None``) and
-    no probability (nan); a RuntimeWarning names it once.
+    An image without cached features whose file is missing has no text (``None``) and no likelihood (nan); a
+    RuntimeWarning names it once. Every method raises ``InvalidInputError`` where the generator cannot write
+    or a text is too long for it, and ``ZsqError``, which names the image, where a likelihood is not finite.
 
     Args:
-        gallery: shows the images.
-        wording: what the generator is told.
-        memory: where its answers are kept; they belong to one gallery, generator and wording.
-        draws: questions drawn for each image.
-        temperature: of these draws.
-        max_new_tokens: most tokens of a question, a caption or an answer.
-        seed: of these draws.
-        batch_size: images shown together.
+        gallery: the images.
+        wording: the prompts.
+        memory: the cache; valid for one gallery, generator and wording.
+        seed: seed of the sampled questions.
+        batch_size: contexts, or pairs of context and text, that the generator computes together.
+        progress: called between the batches of likelihoods; may raise to stop.
     """
 
     def __init__(
@@ -134,40 +148,24 @@ class Interview:
         *,
         wording: Wording = Wording(),
         memory: Memory | None = None,
-        draws: int = 4,
-        temperature: float = 0.7,
-        max_new_tokens: int = 20,
         seed: int = 0,
         batch_size: int = 64,
+        progress: Progress | None = None,
     ) -> None:
-        self._gallery = gallery
-        self.wording = wording
+        self.gallery, self.wording = gallery, wording
         self._memory: Memory = {} if memory is None else memory
-        self._draws = draws
-        self._temperature = temperature
-        self._max_new_tokens = max_new_tokens
-        self._seed = seed
-        self._batch_size = batch_size
-        self._unseen: set[int] = set()
+        self._seed, self._batch_size, self._progress = seed, batch_size, progress
+        self._named: set[int] = set()  # keys of the images that a warning has named
 
     # --- texts --------------------------------------------------------------------------------------------
 
     def questions(self, hits: Sequence[Hit]) -> list[tuple[str, ...]]:
-        """What the generator asks about each image: the likeliest question first, then what it draws.
+        """Questions about each image: the likeliest one first, then the sampled ones."""
 
-        Each image draws with the same seed, by itself, so that its questions do not depend on the others.
-
-        Raises:
-            InvalidInputError: the generator cannot write.
-        """
-
-        def ask(generator: Generator, shown: Sequence[_Shown], _: Sequence[int]) -> list[tuple[str, ...]]:
-            contexts = [self.wording.ask.context(one) for one in shown]
-            likeliest = self._written(generator, contexts)
-            drawn = [
-                self._written(
-                    generator, [context], n=self._draws, temperature=self._temperature, seed=self._seed
-                )[0]
+        def ask(generator: Generator, contexts: list[Context], _: object) -> list[tuple[str, ...]]:
+            likeliest = self._write(generator, contexts)
+            drawn = [  # one call per image, so that its draws do not depend on the other images
+                self._write(generator, [context], n=_DRAWS, temperature=_TEMPERATURE, seed=self._seed)[0]
                 for context in contexts
             ]
             return [
@@ -175,181 +173,147 @@ class Interview:
                 for one, more in zip(likeliest, drawn, strict=True)
             ]
 
-        drawing = (self._draws, self._temperature, self._seed, self._max_new_tokens)
-        name = ("questions", *map(str, drawing))
-        found = self._remembered([(name, hit) for hit in hits], ask)
+        name = ("questions", *map(str, (_DRAWS, _TEMPERATURE, self._seed, _MAX_NEW_TOKENS)))
+        (found,) = self._cached({name: _Request(self.wording.ask)}, hits, ask)
         return [tuple(some or ()) for some in found]
 
     def captions(self, hits: Sequence[Hit]) -> list[str | None]:
-        """What the generator says each image shows, likeliest words first.
+        """A caption of each image by greedy decoding."""
+        name = ("caption", str(_MAX_NEW_TOKENS))
+        (found,) = self._cached({name: _Request(self.wording.describe)}, hits, self._first_lines)
+        return found
 
-        Raises:
-            InvalidInputError: the generator cannot write.
-        """
+    def answers(self, questions: Iterable[str], hits: Sequence[Hit]) -> list[list[str | None]]:
+        """For each question the answer of each image by greedy decoding; may be empty."""
+        requests: dict[_Name, _Request] = {
+            ("answer", str(_MAX_NEW_TOKENS), question): _Request(self.wording.answer, question)
+            for question in questions
+        }
+        return self._cached(requests, hits, self._first_lines)
 
-        def describe(generator: Generator, shown: Sequence[_Shown], _: Sequence[int]) -> list[str]:
-            contexts = [self.wording.describe.context(one) for one in shown]
-            return [tidy(first_line(text)) for (text,) in self._written(generator, contexts)]
+    def _first_lines(self, generator: Generator, contexts: list[Context], _: object) -> list[str]:
+        return [tidy(first_line(text)) for (text,) in self._write(generator, contexts)]
 
-        name = ("caption", str(self._max_new_tokens))
-        return self._remembered([(name, hit) for hit in hits], describe)
-
-    def answers(self, question: str, hits: Sequence[Hit]) -> list[str | None]:
-        """What the generator answers to a question about each image, likeliest words first; may be empty.
-
-        Raises:
-            InvalidInputError: the generator cannot write, or the question is too long for it.
-        """
-
-        def answer(generator: Generator, shown: Sequence[_Shown], _: Sequence[int]) -> list[str]:
-            contexts = [self.wording.answer.context(one, question=question) for one in shown]
-            return [tidy(first_line(text)) for (text,) in self._written(generator, contexts)]
-
-        name = ("answer", str(self._max_new_tokens), question)
-        return self._remembered([(name, hit) for hit in hits], answer)
-
-    def _written(self, generator: Generator, contexts: Sequence[Context], **settings: Any) -> list[list[str]]:
+    def _write(self, generator: Generator, contexts: list[Context], **sampling: Any) -> list[list[str]]:
         return write_texts(
-            generator, contexts, max_new_tokens=self._max_new_tokens, batch_size=self._batch_size, **settings
+            generator, contexts, max_new_tokens=_MAX_NEW_TOKENS, batch_size=self._batch_size, **sampling
         )
 
-    # --- probabilities ------------------------------------------------------------------------------------
+    # --- likelihoods --------------------------------------------------------------------------------------
 
-    def log_answers(self, question: str, answers: Sequence[str], hits: Sequence[Hit]) -> NDArray[np.float64]:
-        """Score answers: log P(answer | question, image) for each image and answer.
+    def log_answers(
+        self, asked: Sequence[tuple[str, Sequence[str]]], hits: Sequence[Hit]
+    ) -> list[NDArray[np.float64]]:
+        """Log P(answer | question, image) for several questions, in one call of the generator.
 
         Args:
-            question: the question. When it is one of yes or no, its answers ``"yes"`` and ``"no"`` are said
-                by the verbalisers of the wording.
-            answers: a texts.
+            asked: questions, each with a answers. The answers ``"yes"`` and ``"no"`` of a yes/no question
+                stand for the verbalisers of the wording.
             hits: n images.
 
         Returns:
-            float64 [n, a] in nats, each <= 0, not normalised over the answers; nan where an image cannot be
-            shown.
-
-        Raises:
-            InvalidInputError: a question and answer are too long for the generator.
-            ZsqError: the generator's numbers are broken; names the image.
+            For each question float64 [n, a] in nats, each <= 0, not normalised over the answers; nan for an
+            image that cannot be shown.
         """
-        verbalised = [self._verbalised(question, answer) for answer in answers]
-        continuations = list(dict.fromkeys(text for texts in verbalised for text in texts))
-        found = self._log_likelihoods(self.wording.answer, question, "", continuations, hits)
-        columns = [[continuations.index(text) for text in texts] for texts in verbalised]
+
+        def spellings(question: str, answer: str) -> tuple[str, ...]:
+            if is_polar(question) and answer in POLAR_ANSWERS:
+                return self.wording.yes if answer == "yes" else self.wording.no
+            return (f" {answer.strip()}",)
+
+        requests = [
+            [[_Request(self.wording.answer, question, text=text) for text in spellings(question, answer)]
+             for answer in answers]
+            for question, answers in asked
+        ]  # fmt: skip
+        found = self._log_likelihoods([one for some in requests for texts in some for one in texts], hits)
         with np.errstate(invalid="ignore"):  # nan stays nan
-            return np.stack([np.logaddexp.reduce(found[:, some], axis=1) for some in columns], axis=1)
+            return [
+                np.stack([np.logaddexp.reduce([found[one] for one in texts]) for texts in some], axis=1)
+                for some in requests
+            ]
 
     def log_verdicts(self, question: str, hits: Sequence[Hit]) -> NDArray[np.float64]:
-        """Score yes and no: log P(yes) and log P(no) to a question of yes or no, normalised over the two.
+        """Log P(yes) and log P(no) as the answer to a yes/no question, normalised over the two.
 
         Returns:
-            float64 [n, 2]; nan where an image cannot be shown.
-
-        Raises:
-            InvalidInputError, ZsqError: as :meth:`log_answers`.
+            float64 [n, 2]; nan for an image that cannot be shown.
         """
-        return log_normalized(self.log_answers(question, POLAR_ANSWERS, hits))
+        (found,) = self.log_answers([(question, POLAR_ANSWERS)], hits)
+        verdicts: NDArray[np.float64] = log_softmax(found, axis=-1)
+        return verdicts
 
     def log_text(
         self, text: str, hits: Sequence[Hit], *, question: str | None = None, said: str = ""
     ) -> NDArray[np.float64]:
-        """Score a text: log P(text | image), or given also a question and the beginning of its answer.
+        """Log P(text | image), or with a question log P(text | question, said, image).
 
         Args:
-            text: what is said; its leading space belongs to it.
+            text: the text with its leading space.
             hits: n images.
-            question: what it answers; None for what is said unasked.
-            said: what the answer began with.
+            question: the question that the text answers; None for a description.
+            said: the beginning of the answer, in front of the text.
 
         Returns:
-            float64 [n] in nats, each <= 0; nan where an image cannot be shown.
-
-        Raises:
-            InvalidInputError, ZsqError: as :meth:`log_answers`.
+            float64 [n] in nats, each <= 0; nan for an image that cannot be shown.
         """
         prompt = self.wording.tell if question is None else self.wording.answer
-        return self._log_likelihoods(prompt, question, said, [text], hits)[:, 0]
-
-    def _verbalised(self, question: str, answer: str) -> tuple[str, ...]:
-        if is_polar(question) and answer in POLAR_ANSWERS:
-            return self.wording.yes if answer == "yes" else self.wording.no
-        return (f" {answer.strip()}",)
+        request = _Request(prompt, question, said, text)
+        return self._log_likelihoods([request], hits)[request]
 
     def _log_likelihoods(
-        self, prompt: Prompt, question: str | None, said: str, texts: Sequence[str], hits: Sequence[Hit]
-    ) -> NDArray[np.float64]:
-        """float64 [n, t]."""
-        fields = {} if question is None else {"question": question}
+        self, requests: Iterable[_Request], hits: Sequence[Hit]
+    ) -> dict[_Request, NDArray[np.float64]]:
+        """float64 [n] for each request."""
 
-        def score(generator: Generator, shown: Sequence[_Shown], which: Sequence[int]) -> list[float]:
-            contexts = []
-            for one in shown:
-                context = prompt.context(one, **fields)
-                contexts.append([*context[:-1], f"{context[-1]}{said}"] if said else context)
-            continuations = [texts[i % len(texts)] for i in which]
-            read = read_texts(generator, contexts, continuations, batch_size=self._batch_size)
-            return [one.sum for one in read]
+        def score(generator: Generator, contexts: list[Context], texts: list[str]) -> list[float]:
+            found = read_texts(
+                generator, contexts, texts, batch_size=self._batch_size, progress=self._progress
+            )
+            return [one.sum for one in found]
 
-        name = ("log_likelihood", prompt.template, question or "", said)
-        found = self._remembered([((*name, text), hit) for hit in hits for text in texts], score)
-        sums = [math.nan if one is None else one for one in found]
-        return np.array(sums, np.float64).reshape(len(hits), len(texts))
+        names: dict[_Name, _Request] = {}
+        for one in requests:
+            names["log_likelihood", one.prompt.template, one.question or "", one.said, one.text] = one
+        found = np.array(self._cached(names, hits, score), np.float64)  # [requests, n]; None becomes nan
+        return dict(zip(names.values(), found, strict=True))
 
-    # --- memory -------------------------------------------------------------------------------------------
+    # --- cache --------------------------------------------------------------------------------------------
 
-    def _remembered(
+    def _cached(
         self,
-        asked: Sequence[tuple[tuple[str, ...], Hit]],
-        compute: Callable[[Generator, Sequence[_Shown], Sequence[int]], Sequence[T]],
-    ) -> list[T | None]:
-        """What was asked about each image, computed where it is not known; None where it cannot be shown.
+        requests: Mapping[_Name, _Request],
+        hits: Sequence[Hit],
+        compute: Callable[[Generator, list[Context], list[str]], Sequence[T]],
+    ) -> list[list[T | None]]:
+        """Results [requests][n]; computed in one call where the cache lacks them; None: cannot be shown."""
 
-        Args:
-            asked: the name of what is asked, and the image.
-            compute: does it, from the generator, what it is shown, and positions in ``asked``.
-        """
-        names = [(*name, str(hit.key)) for name, hit in asked]
-        missing = [i for i, name in enumerate(names) if name not in self._memory]
-        for batch in _batches(missing, [asked[i][1].key for i in missing], self._batch_size):
-            hits = {asked[i][1].key: asked[i][1] for i in batch}
-            with self._shown(list(hits.values())) as (generator, shown):
-                which = [i for i in batch if asked[i][1].key in shown]
-                if which:
-                    values = compute(generator, [shown[asked[i][1].key] for i in which], which)
-                    self._memory.update(zip([names[i] for i in which], values, strict=True))
-        return [self._memory.get(name) for name in names]
+        def key(name: _Name, hit: Hit) -> _Name:
+            return (*name, str(hit.key))
+
+        missing = [(name, hit) for hit in hits for name in requests if key(name, hit) not in self._memory]
+        if missing:
+            with self._showing({hit.key: hit for _, hit in missing}) as (generator, shown):
+                able = [(name, hit) for name, hit in missing if hit.key in shown]
+                contexts = [requests[name].context(shown[hit.key]) for name, hit in able]
+                values = compute(generator, contexts, [requests[name].text for name, _ in able])
+                self._memory.update(zip([key(*one) for one in able], values, strict=True))
+        return [[self._memory.get(key(name, hit)) for hit in hits] for name in requests]
 
     @contextlib.contextmanager
-    def _shown(self, hits: Sequence[Hit]) -> Iterator[tuple[Generator, dict[int, _Shown]]]:
-        with self._gallery.showing(hits) as (generator, shown):
-            seen, unseen = {}, []
-            for hit, one in zip(hits, shown, strict=True):
-                if not isinstance(one, ImageError):
-                    seen[hit.key] = one
-                elif hit.key not in self._unseen:
-                    self._unseen.add(hit.key)
-                    unseen.append(one)
-            if unseen:
-                named = "; ".join(map(str, unseen[:3])) + ("; ..." if len(unseen) > 3 else "")
+    def _showing(self, hits: Mapping[int, Hit]) -> Iterator[tuple[Generator, dict[int, _Shown]]]:
+        """The generator, and the images that it can be shown, by key."""
+        with self.gallery.showing(list(hits.values())) as (generator, shown):
+            found = dict(zip(hits, shown, strict=True))
+            missing = {key: one for key, one in found.items() if isinstance(one, ImageError)}
+            if new := [one for key, one in missing.items() if key not in self._named]:
+                self._named.update(missing)
+                named = "; ".join(map(str, new[:3])) + ("; ..." if len(new) > 3 else "")
                 warnings.warn(
-                    f"{len(unseen)} of the candidates cannot be shown to the generator, and keep the "
-                    f"probability they have: {named}. Keep image states (states='disk') of images that are "
-                    "not files, or do not stay",
+                    f"{len(new)} of the candidates cannot be shown to the generator and keep their "
+                    f"probability: {named}. Cache the features (states='disk') of images that do not stay "
+                    "files",
                     RuntimeWarning,
                     stacklevel=6,
                 )
-            yield generator, seen
-
-
-def _batches(positions: Sequence[int], keys: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Positions, at most ``size`` distinct keys at a time."""
-    batch: list[int] = []
-    inside: set[int] = set()
-    for position, key in zip(positions, keys, strict=True):
-        if key not in inside and len(inside) == size:
-            yield batch
-            batch, inside = [], set()
-        batch.append(position)
-        inside.add(key)
-    if batch:
-        yield batch
+            yield generator, {key: one for key, one in found.items() if not isinstance(one, ImageError)}

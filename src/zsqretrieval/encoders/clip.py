@@ -1,4 +1,4 @@
-"""CLIP (Radford et al., 2021, arXiv 2103.00020) and its descendants, through open_clip."""
+"""CLIP models (Radford et al., 2021, arXiv 2103.00020), through open_clip."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_settings
-from zsqretrieval._util.torch import resolve_device
-from zsqretrieval._util.torchvision import ensure_importable
-from zsqretrieval.data.images import decode
+from zsqretrieval._util.checks import check_counts, check_settings
+from zsqretrieval._util.torch import add_tensors, ensure_torchvision, resolve_device
+from zsqretrieval.data.images import decode, trimmed
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.types import Image
 
@@ -35,24 +34,23 @@ _RANDOM = "random"
 _PRECISIONS = ("fp32", "bf16", "fp16")
 _SETTINGS = ("name", "pretrained", "precision", "cache_dir", "force_quick_gelu", "seed")
 
-_DECODERS = 4  # threads that decode ahead of the model; Pillow lets go of the interpreter lock
-_LONGEST = 16  # sides ratio above which an image is trimmed before it is resized
+_DECODERS = 4  # threads that decode ahead of the model; Pillow releases the interpreter lock
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class CLIPEncoder:
-    """An :class:`~zsqretrieval.protocols.Encoder` over any model open_clip can build.
+    """An :class:`~zsqretrieval.protocols.Encoder` over any model of open_clip.
 
     Make one with :meth:`from_pretrained`. With ``precision="fp32"`` the batch size changes a vector by less
-    than 1e-5; in half precision some GPUs round batches of different sizes differently, beyond that.
+    than 1e-5; in half precision some GPUs round differently in batches of different sizes, by more.
 
     Args:
-        model: an open_clip model, on the device it is to run on.
-        preprocess: PIL RGB image to float tensor [3, H, W]: the model's own validation transform.
-        tokenize: list of n strings to int64 tensor [n, context length], cut where too long.
-        architecture: the model's configuration, as ``open_clip_config.json`` holds it under ``model_cfg``.
+        model: an open_clip model, on its device.
+        preprocess: PIL RGB image to float tensor [3, H, W]: the model's validation transform.
+        tokenize: list of n strings to int64 tensor [n, context length]; long texts are cut.
+        architecture: the model's configuration: ``model_cfg`` of ``open_clip_config.json``.
         config: the arguments of :meth:`from_pretrained` that rebuild this encoder.
     """
 
@@ -88,24 +86,21 @@ class CLIPEncoder:
         Args:
             name: an architecture of open_clip (``"ViT-B-32"``); or ``"local-dir:PATH"``, a folder with
                 ``open_clip_config.json`` and weights; or ``"hf-hub:ORG/NAME"``.
-            pretrained: the weights of an architecture: an open_clip tag, downloaded when not cached, or the
-                path of a checkpoint. ``"laion2b_s34b_b79k"`` when neither is named. A folder or hub
-                repository brings its own. ``"random"`` asks for random weights, for tests.
-            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first of these three there is.
-            precision: of the computation, ``"fp32"``, ``"bf16"`` or ``"fp16"``; vectors are float32 anyway.
-            cache_dir: where downloads are kept; None for open_clip's own choice.
-            force_quick_gelu: build the architecture with QuickGELU. OpenAI's weights need it, and so do
-                some others. For a tag it is checked; a checkpoint file does not tell, and loads without
-                complaint into the wrong activation.
+            pretrained: weights of an architecture: a tag of open_clip, downloaded when not cached, or the
+                path of a checkpoint. ``"laion2b_s34b_b79k"`` if neither ``name`` nor ``pretrained`` is given.
+                A folder or hub repository has its own weights. ``"random"`` is for tests.
+            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first available of these three.
+            precision: of the computation, ``"fp32"``, ``"bf16"`` or ``"fp16"``; vectors are always float32.
+            cache_dir: folder for downloads; None for open_clip's default.
+            force_quick_gelu: build the architecture with QuickGELU, which OpenAI's and some other weights
+                need. It is checked for a tag. A checkpoint file does not contain the activation, so a wrong
+                one loads without an error.
             seed: of random weights.
 
-        Returns:
-            The encoder.
-
         Raises:
-            InvalidInputError: an unknown architecture, tag, precision or device; names what there is.
+            InvalidInputError: an unknown architecture, tag, precision or device; names the known ones.
             MismatchError: the tag's weights were trained with another activation than the architecture's.
-            WeightsError: weights are missing, damaged, do not fit, or cannot be downloaded.
+            WeightsError: weights are missing, damaged, of another model, or cannot be downloaded.
             MissingDependencyError: open_clip cannot be imported.
         """
         open_clip = _import_open_clip()
@@ -123,7 +118,7 @@ class CLIPEncoder:
             )  # fmt: skip
             tokenize = open_clip.get_tokenizer(name, cache_dir=cache)
             architecture = _architecture(open_clip, name, cache)
-        except Exception as error:  # open_clip, huggingface_hub, safetensors and torch raise what they like
+        except Exception as error:  # open_clip, huggingface_hub, safetensors and torch raise various types
             raise WeightsError(_explain(name, weights, error)) from error
         if force_quick_gelu:
             architecture = {**architecture, "quick_gelu": True}
@@ -148,8 +143,6 @@ class CLIPEncoder:
 
         Computed on first use: about half a second for ViT-B-32.
         """
-        import torch
-
         digest = hashlib.sha256()
         settings = {
             "architecture": self._architecture,
@@ -158,9 +151,7 @@ class CLIPEncoder:
         }
         digest.update(json.dumps(settings, sort_keys=True).encode())
         probe = self._tokens(["A probe: 2 dogs' café, №7; 猫!"])
-        for key, value in sorted({**self._model.state_dict(), "tokenizer": probe}.items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        add_tensors(digest, {**self._model.state_dict(), "tokenizer": probe})
         return digest.hexdigest()
 
     @property
@@ -170,7 +161,7 @@ class CLIPEncoder:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Rebuild an encoder from :attr:`config`, on the device chosen automatically.
+        """Rebuild an encoder from :attr:`config`, on the default device.
 
         Raises:
             InvalidInputError: a setting is unknown.
@@ -195,10 +186,10 @@ class CLIPEncoder:
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
 
-        A text longer than the model's context (77 tokens for CLIP) is cut, and the end token kept.
+        A text longer than the model's context (77 tokens for CLIP) is cut before its end token.
 
         Raises:
-            InvalidInputError: ``texts`` is one string, holds something else than strings, or
+            InvalidInputError: ``texts`` is one string, contains something other than strings, or
                 ``batch_size`` is below 1.
         """
         if isinstance(texts, str):
@@ -217,8 +208,7 @@ class CLIPEncoder:
     ) -> NDArray[np.float32]:
         import torch
 
-        if batch_size < 1:
-            raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
+        check_counts(batch_size=batch_size)
         parameter = next(self._model.parameters())
         rows = [np.empty((0, self.dim), np.float32)]
         with torch.inference_mode():
@@ -231,11 +221,11 @@ class CLIPEncoder:
         """float32 [3, H, W]."""
         picture = decode(image)
         if self._model.visual.preprocess_cfg["resize_mode"] == "shortest":
-            picture = _trim(picture)
+            picture = trimmed(picture)
         return self._preprocess(picture)
 
     def _stack(self, pixels: list[torch.Tensor]) -> torch.Tensor:
-        """[b, 3, H, W] in the precision of the model, which does not cast by itself."""
+        """[b, 3, H, W] in the model's precision; the model does not cast its input."""
         import torch
 
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -247,7 +237,7 @@ class CLIPEncoder:
 
 
 def _import_open_clip() -> Any:
-    ensure_importable()
+    ensure_torchvision()
     try:
         import open_clip
     except ModuleNotFoundError as error:
@@ -258,17 +248,15 @@ def _import_open_clip() -> Any:
 
 
 def _resolve(open_clip: Any, name: str, pretrained: str | Path | None) -> tuple[str, str | None]:
-    """The name, and the tag or absolute path of its weights; None for a folder or repository with its own."""
+    """The name, and the tag or absolute path of the weights; None for a folder or repository."""
     if name.startswith((_LOCAL_DIR, _HUB)):
         if pretrained not in (None, _RANDOM):
-            raise InvalidInputError(
-                f"{name} brings its own weights; leave out pretrained={str(pretrained)!r}"
-            )
+            raise InvalidInputError(f"{name} has its own weights; leave out pretrained={str(pretrained)!r}")
         if name.startswith(_LOCAL_DIR):
             folder = Path(name.removeprefix(_LOCAL_DIR)).expanduser().absolute()
             if not (folder / "open_clip_config.json").is_file():
                 raise WeightsError(
-                    f"{folder} has no open_clip_config.json: it is not a folder of open_clip's"
+                    f"{folder} has no open_clip_config.json: it is not a model folder of open_clip"
                 )
             name = f"{_LOCAL_DIR}{folder}"
         return name, _RANDOM if pretrained else None
@@ -297,7 +285,7 @@ def _suggest(word: str, known: Sequence[str]) -> str:
 
 
 def _check_activation(open_clip: Any, name: str, weights: str | None, force_quick_gelu: bool) -> None:
-    """Refuse weights that were trained with another activation, before anything is downloaded."""
+    """Refuse weights that were trained with another activation, before any download."""
     tag = open_clip.get_pretrained_cfg(name, weights)
     if not tag:
         return
@@ -338,7 +326,7 @@ def _explain(name: str, weights: str | None, error: Exception) -> str:
         return f"{what}. The files are incomplete, damaged, or of another model: copy or export them again"
     return (
         f"{what}. Offline, load it on a machine with network and copy its cache here (cache_dir), or name "
-        "weights that are here: pretrained='/path/to/checkpoint' or name='local-dir:/path/to/folder'"
+        "local weights: pretrained='/path/to/checkpoint' or name='local-dir:/path/to/folder'"
     )
 
 
@@ -349,18 +337,6 @@ def _architecture(open_clip: Any, name: str, cache_dir: str | None) -> dict[str,
 
     path = download_pretrained_from_hf(name.removeprefix(_HUB), "open_clip_config.json", cache_dir=cache_dir)
     return dict(json.loads(Path(path).read_text(encoding="utf-8"))["model_cfg"])
-
-
-def _trim(image: PILImage.Image) -> PILImage.Image:
-    """Cut the far ends off a very long image.
-
-    For a model that resizes the shorter side and looks at the middle square: resizing all of a 1 x 10,000
-    strip on the way there would take gigabytes.
-    """
-    width, height = image.size
-    limit = _LONGEST * min(width, height)
-    left, top = max(0, width - limit) // 2, max(0, height - limit) // 2
-    return image.crop((left, top, width - left, height - top)) if left or top else image
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -377,7 +353,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def _map_ahead(
     pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], *, ahead: int
 ) -> Iterator[R]:
-    """``map`` in order, with up to ``ahead`` results computed before they are asked for."""
+    """``map`` in order, with up to ``ahead`` results computed in advance."""
     pending: deque[Future[R]] = deque()
     try:
         for item in items:

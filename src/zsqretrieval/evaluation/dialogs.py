@@ -25,7 +25,8 @@ from zsqretrieval._util.checks import check_counts
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.gallery import encoded_alike
 from zsqretrieval.dialog.oracle import Interview, Wording
-from zsqretrieval.dialog.policies import CaptionDialog, InformationGain, Policy, RandomQuestion, Turn, retold
+from zsqretrieval.dialog.evidence import Turn, dialog_text
+from zsqretrieval.dialog.policies import CaptionDialog, InformationGain, Policy, RandomQuestion
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.results import paired_rows
 from zsqretrieval.evaluation.scores import Bench
@@ -314,7 +315,7 @@ class _Host:
         after, keys = _log_p(dialog), list(before)
         prior = np.array([before[key] for key in keys])
         answers = np.array([after[key] for key in keys]) - prior
-        said, more = self.gallery.cosines([dialog.text, retold(self.gallery, dialog.text, dialog.history)])
+        said, more = self.gallery.cosines([dialog.text, dialog_text(self.gallery, dialog.text, dialog.history)])
         heard = self.settings["reread"] * self.settings["scale"] * (more - said)[keys]
         return prior + heard, answers - heard, keys.index(target.image)
 

@@ -1,7 +1,9 @@
-"""The two things a generator does, continuing and reading, with its answer checked before anybody uses it.
+"""Calls of a generator with checked answers: their number, and finite log-probabilities.
 
-contexts --write_texts--> texts
-contexts, continuations --read_texts--> log P(token | what stands before)
+A generator may be a plugin, so its answers are checked here, and only here.
+
+contexts                --write_texts--> texts
+contexts, continuations --read_texts--> log-likelihoods
 """
 
 from __future__ import annotations
@@ -26,22 +28,19 @@ def write_texts(
     seed: int | None = None,
     batch_size: int = 16,
 ) -> list[list[str]]:
-    """Let a generator continue contexts; see :meth:`zsqretrieval.protocols.Generator.generate`.
-
-    Returns:
-        n texts for every context.
+    """Generate texts; see :meth:`zsqretrieval.protocols.Generator.generate`.
 
     Raises:
-        InvalidInputError: it scores texts but writes none; or as there.
+        InvalidInputError: the generator cannot generate text; or as in ``generate``.
         ImageError: an image cannot be decoded; names it.
-        ZsqError: it wrote too few or too many texts.
+        ZsqError: the generator returned too few or too many texts.
     """
-    mute = InvalidInputError(
-        f"the generator {type(generator).__name__} scores texts but writes none, so it can neither ask nor "
-        "answer; give one that has generate(), such as that of the preset 'mini'"
+    cannot = InvalidInputError(
+        f"the generator {type(generator).__name__} scores texts but writes none, so it can neither "
+        "ask nor answer; use one with generate(), such as that of the preset 'mini'"
     )
     if not callable(getattr(generator, "generate", None)):
-        raise mute
+        raise cannot
     if not contexts:
         return []
     try:
@@ -54,7 +53,7 @@ def write_texts(
             batch_size=batch_size,
         )
     except NotImplementedError as error:
-        raise mute from error
+        raise cannot from error
     if [len(texts) for texts in written] != [n] * len(contexts):
         raise _broken(
             generator, f"wrote {sum(map(len, written))} texts for {len(contexts)} contexts, not {n} each"
@@ -70,15 +69,16 @@ def read_texts(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> list[LogLikelihood]:
-    """Let a generator read continuations; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`.
+    """Score pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`.
 
     Returns:
-        One for every context and its continuation; the sum of each is finite.
+        One likelihood per pair, with a finite sum.
 
     Raises:
-        InvalidInputError: a continuation is too long; or as there.
+        InvalidInputError: as in ``log_likelihood``.
         ImageError: an image cannot be decoded; names it.
-        ZsqError: it gave too few or too many, or a number that is none; names the image.
+        ZsqError: the generator returned too few or too many likelihoods, or one that is not finite; names the
+            image.
     """
     if not contexts:
         return []
@@ -94,6 +94,6 @@ def read_texts(
 
 def _broken(generator: Generator, what: str) -> ZsqError:
     return ZsqError(
-        f"the generator {type(generator).__name__} {what}; its weights are damaged, its numbers overflow, or "
-        "it breaks its contract: zsqretrieval.testing.check_generator tells"
+        f"the generator {type(generator).__name__} {what}: its weights are damaged, its numbers overflow, or "
+        "it breaks its contract; zsqretrieval.testing.check_generator checks that"
     )

@@ -1,7 +1,7 @@
 """Kosmos (Huang et al., 2023, arXiv 2302.14045; Peng et al., 2023, arXiv 2306.14824), through transformers.
 
-Kosmos-1's own weights were never published. Kosmos-2 was initialised from them and keeps the architecture, so
-its published weights are the default; docs/kosmos.md lists what differs.
+Kosmos-1's weights are not published. Kosmos-2 was initialised from them and keeps the architecture, so its
+published weights are the default; docs/kosmos.md lists the differences.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,38 +21,39 @@ from transformers import DynamicCache
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_settings
-from zsqretrieval._util.torch import resolve_device, resolve_dtype
-from zsqretrieval._util.torchvision import ensure_importable
-from zsqretrieval.data.images import decode
+from zsqretrieval._util.torch import (
+    add_tensors,
+    check_complete,
+    ensure_torchvision,
+    missing_package,
+    resolve_device,
+    resolve_dtype,
+    tokenizer_facts,
+)
+from zsqretrieval.data.images import decode, trimmed
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
 from zsqretrieval.generators.engine.likelihood import ENGINE, logits_of
-from zsqretrieval.generators.loading import check_complete, missing_package, tokenizer_facts
 from zsqretrieval.types import Image
-
-if TYPE_CHECKING:
-    from PIL import Image as PILImage
 
 __all__ = ["Kosmos1Generator"]
 
 _DEFAULT = "microsoft/kosmos-2-patch14-224"
-_FAMILY = "kosmos-2"  # as configurations call it
+_FAMILY = "kosmos-2"  # model_type of its configuration
 _SETTINGS = ("name", "dtype", "prefix_cache_bytes")
-# What the numbers depend on besides the weights and their shapes; the rest of a configuration may change its
-# defaults from one version of transformers to the next.
+# Settings that change the results, for the fingerprint. Others may get new defaults in new versions of
+# transformers.
 _TEXT_SETTINGS = ("attention_heads", "activation_function", "layer_norm_eps", "scale_embedding")
 _VISION_SETTINGS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "patch_size")
 _PIXEL_SETTINGS = ("do_", "size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
-_DECODERS = 4  # threads; Pillow lets go of the interpreter lock
-_LONGEST = 16  # sides ratio above which a picture is trimmed before it is resized
+_DECODERS = 4  # threads; Pillow releases the interpreter lock
 
 
 class Kosmos1Generator(InterleavedGenerator):
     """Kosmos as an :class:`~zsqretrieval.protocols.ImageStates` generator.
 
-    A context is read as Kosmos reads it: ``<s>``, then texts and images in their order, each image as
-    ``<image>``, the 64 latent tokens the resampler makes of it, ``</image>``. There is no ``<grounding>``,
-    which would ask for locations; write it into a text to have it.
+    A context becomes Kosmos' input: ``<s>``, then texts and images in order, each image as ``<image>``, its
+    64 latent tokens from the resampler, ``</image>``. Write ``<grounding>`` into a text to ask for locations.
 
     Make one with :meth:`from_pretrained`.
 
@@ -60,9 +61,8 @@ class Kosmos1Generator(InterleavedGenerator):
         model: a transformers ``Kosmos2ForConditionalGeneration``, on its device and in its dtype.
         processor: its ``Kosmos2Processor``.
         config: the arguments of :meth:`from_pretrained` that rebuild this generator.
-        prefix_cache_bytes: memory for what was read of contexts in earlier calls; see
-            :class:`~zsqretrieval.generators.engine.interleaved.InterleavedGenerator`. One image takes 12.6 MiB in
-            16 bits at full size.
+        prefix_cache_bytes: memory for keys and values between calls, as in ``InterleavedGenerator``. One
+            image takes 12.6 MiB in 16 bits at full size.
 
     Attributes:
         model: as given, in evaluation mode.
@@ -74,8 +74,8 @@ class Kosmos1Generator(InterleavedGenerator):
     ) -> None:
         self.model = model.eval()
         if model.device.type == "cpu":
-            # As fast here as the fused kernel, and it adds up in an order that hardly depends on how many
-            # positions are read at once: 16-bit numbers are much closer with and without a kept prefix.
+            # As fast on a CPU as the fused kernel, and its order of summation hardly depends on the number of
+            # positions: 16-bit scores with and without a kept prefix are much closer.
             model.text_model.set_attn_implementation("eager")
         self.processor = processor
         self._config = dict(config)
@@ -105,17 +105,16 @@ class Kosmos1Generator(InterleavedGenerator):
         """Load a model with its tokenizer and preprocessing.
 
         Args:
-            name: a hub repository, downloaded when not cached; or a folder, as :meth:`save_pretrained`
-                writes it.
+            name: a hub repository, downloaded when not cached; or a folder of :meth:`save_pretrained`.
             dtype: of the computation: ``"float32"``, ``"bfloat16"`` or ``"float16"``. None takes bfloat16
                 where the device has arithmetic for it (CUDA; CPUs with AMX or AVX512-BF16), else float32.
-            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first of these three there is.
+            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first available of these three.
             prefix_cache_bytes: see the class.
 
         Raises:
             InvalidInputError: an unknown dtype or device.
-            WeightsError: the model is not here and cannot be downloaded, or is incomplete, or another one.
-            MissingDependencyError: transformers needs another package for it; names it.
+            WeightsError: the model cannot be found or downloaded, is incomplete, or is of another family.
+            MissingDependencyError: transformers needs another package; names it.
         """
         target = resolve_device(device)
         dtype, torch_dtype = resolve_dtype(dtype, target)
@@ -127,7 +126,7 @@ class Kosmos1Generator(InterleavedGenerator):
             raise
         except ImportError as error:
             raise missing_package(error, f"Kosmos from {source}") from error
-        except Exception as error:  # transformers, huggingface_hub and safetensors raise what they like
+        except Exception as error:  # transformers, huggingface_hub and safetensors raise various types
             raise WeightsError(_explain(source, error)) from error
         config = {"name": source, "dtype": dtype, "prefix_cache_bytes": prefix_cache_bytes}
         return cls(model.to(target), processor, config=config, prefix_cache_bytes=prefix_cache_bytes)
@@ -157,17 +156,17 @@ class Kosmos1Generator(InterleavedGenerator):
                 if key.startswith(_PIXEL_SETTINGS)
             },
             "engine": ENGINE,
-            # but for the tags of locations, which the processor adds when it is loaded
+            # without the location tags, which the processor adds on loading
             "tokenizer": {**tokenizer_facts(self.processor.tokenizer), "added_tokens": None},
             "frame": [self._frame.start, self._frame.before_image, self._frame.after_image],
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         text = self.model.text_model
         tied = text.lm_head.weight is text.model.embed_tokens.weight
-        for key, value in sorted(self.model.state_dict().items()):
-            if not (tied and key == "text_model.lm_head.weight"):  # the token embedding again
-                digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        weights = dict(self.model.state_dict())
+        if tied:
+            del weights["text_model.lm_head.weight"]  # the token embedding again
+        add_tensors(digest, weights)
         return digest.hexdigest()
 
     @property
@@ -177,7 +176,7 @@ class Kosmos1Generator(InterleavedGenerator):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Rebuild a generator from :attr:`config`, on the device chosen automatically.
+        """Rebuild a generator from :attr:`config`, on the default device.
 
         Raises:
             InvalidInputError: a setting is unknown.
@@ -200,7 +199,7 @@ class Kosmos1Generator(InterleavedGenerator):
 
     def _see(self, images: Sequence[Image]) -> Tensor:
         with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
-            pictures = list(pool.map(lambda image: _trim(decode(image)), images))
+            pictures = list(pool.map(lambda image: trimmed(decode(image)), images))
         pixels = self.processor.image_processor(
             pictures, return_tensors="pt"
         ).pixel_values  # [n, 3, 224, 224]
@@ -232,7 +231,7 @@ class _KosmosText:
         return dtype
 
     def embed(self, ids: Tensor) -> Tensor:
-        embeds: Tensor = self._decoder.embed_tokens(ids)  # the decoder itself scales them by sqrt(D)
+        embeds: Tensor = self._decoder.embed_tokens(ids)  # the decoder scales them by sqrt(D)
         return embeds
 
     def forward(
@@ -245,9 +244,7 @@ class _KosmosText:
         hidden: Tensor = self._decoder(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            position_ids=position_ids
-            + self._decoder.embed_positions.padding_idx
-            + 1,  # fairseq counts from there
+            position_ids=position_ids + self._decoder.embed_positions.padding_idx + 1,  # as fairseq counts
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
@@ -262,18 +259,18 @@ class _KosmosText:
 
 
 def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    ensure_importable()
+    ensure_torchvision()
     import transformers
 
-    classes: Any = transformers  # whose stubs leave much out
+    classes: Any = transformers  # partly unannotated
     family = classes.AutoConfig.from_pretrained(source).model_type
     if family != _FAMILY:
-        raise WeightsError(f"{source} is a {family} model, not Kosmos; VLMGenerator may read it")
+        raise WeightsError(f"{source} is a {family} model, not Kosmos; try VLMGenerator")
     model, report = classes.Kosmos2ForConditionalGeneration.from_pretrained(
         source, dtype=dtype, output_loading_info=True
     )
     check_complete(source, report)
-    # Pillow resizes alike on every machine; torchvision, which may or may not be there, resizes otherwise.
+    # Pillow resizes alike on every machine; torchvision, which may be missing, resizes differently.
     image_processor = classes.CLIPImageProcessorPil.from_pretrained(source)
     return model, classes.Kosmos2Processor(image_processor, classes.AutoTokenizer.from_pretrained(source))
 
@@ -287,11 +284,3 @@ def _explain(source: str, error: Exception) -> str:
         f"{what}. With network, the repository {_DEFAULT} is downloaded once and cached. Offline, load it on "
         "a machine with network, write it with save_pretrained(folder), copy that here and name its path"
     )
-
-
-def _trim(picture: PILImage.Image) -> PILImage.Image:
-    """Cut the far ends off a very long picture: the model looks at the middle square only."""
-    width, height = picture.size
-    limit = _LONGEST * min(width, height)
-    left, top = max(0, width - limit) // 2, max(0, height - limit) // 2
-    return picture.crop((left, top, width - left, height - top)) if left or top else picture

@@ -1,12 +1,12 @@
-"""Prompts as data: every task that Kosmos-1 does is a text around images, and a continuation of it.
+"""Prompts as data: every task of Kosmos-1 is a text around images, and its continuation.
 
-A :class:`Prompt` is a template; filled in, it is a :data:`~zsqretrieval.types.Context` for a generator:
+A :class:`Prompt` is a template. With images and texts it becomes a :data:`~zsqretrieval.types.Context`:
 
     >>> PROMPTS["vqa"].context(photo, question="What is on the table?")
     [photo, 'Question: What is on the table? Answer:']
 
-The wording is that of the paper (arXiv 2302.14045) where it gives one. Wording moves results, so a prompt is
-always a parameter.
+The wording is that of the paper (arXiv 2302.14045) where it gives one. Wording changes results, so every
+prompt is a parameter.
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ _MARK = re.compile(r"<image>|\{\{|\}\}|\{([A-Za-z_][A-Za-z_0-9]*)\}|[{}]")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text with places for images and for texts.
+    """A text with placeholders for images and texts.
 
     Attributes:
-        template: ``<image>`` marks the place of an image, ``{name}`` that of a text; a brace of the text
-            itself is doubled.
-        images: how many images belong into it.
-        fields: the names of the texts that belong into it, in order of appearance.
+        template: ``<image>`` stands for an image, ``{name}`` for a text, and ``{{`` or ``}}`` for a brace.
+        images: number of images.
+        fields: names of the texts, in order of appearance.
 
     Raises:
-        InvalidInputError: a brace is neither part of a name nor doubled.
+        InvalidInputError: a brace is neither part of a placeholder nor doubled.
     """
 
     template: str
@@ -51,33 +50,32 @@ class Prompt:
         for mark in marks:
             if mark[0] in ("{", "}"):
                 raise InvalidInputError(
-                    f"the prompt {self.template!r} has a {mark[0]!r} at {mark.start()} that belongs to no "
-                    "{name}; double it to mean the brace itself"
+                    f"the prompt {self.template!r} has a {mark[0]!r} at {mark.start()} that is not part of a "
+                    "{name}; double it for a literal brace"
                 )
         object.__setattr__(self, "images", sum(mark[0] == _IMAGE for mark in marks))
         object.__setattr__(self, "fields", tuple(dict.fromkeys(mark[1] for mark in marks if mark[1])))
 
     def context(self, *images: Image | ImageState, **fields: str) -> list[Segment]:
-        """Fill it in.
+        """Replace the placeholders.
 
         Args:
-            images: the images, in the order of their places.
-            fields: the texts by name. They are inserted as they are: braces and ``<image>`` in them mean
-                nothing.
+            images: the images, in order.
+            fields: the texts by name. Braces and ``<image>`` in them are literal.
 
         Returns:
-            Texts and images in reading order; no text is empty, and no two texts are neighbours.
+            Texts and images in reading order, without empty or adjacent texts.
 
         Raises:
-            InvalidInputError: too few or too many images, something else in place of one, a field that is
-                missing or unknown, or one that is not a text.
+            InvalidInputError: a wrong number of images, something other than an image, a missing or unknown
+                field, or a field that is not a string.
         """
         if len(images) != self.images:
             raise InvalidInputError(
                 f"the prompt {self.template!r} takes {self.images} images, not {len(images)}"
             )
         for image in images:
-            if not isinstance(image, Image | ImageState):  # a path would be read as a text
+            if not isinstance(image, Image | ImageState):  # a path would become part of the text
                 raise InvalidInputError(
                     f"the prompt {self.template!r} takes Image records and image states, not {image!r:.80}; "
                     "zsqretrieval.data.images.as_image makes a record"
@@ -85,11 +83,11 @@ class Prompt:
         if fields.keys() != set(self.fields):
             missing, unknown = set(self.fields) - fields.keys(), fields.keys() - set(self.fields)
             wrong = [f"{what} {', '.join(sorted(names))}" for what, names in
-                     (("is given no", missing), ("has no field", unknown)) if names]  # fmt: skip
+                     (("needs the field", missing), ("has no field", unknown)) if names]  # fmt: skip
             raise InvalidInputError(f"the prompt {self.template!r} {' and '.join(wrong)}")
         for name, text in fields.items():
             if not isinstance(text, str):
-                raise InvalidInputError(f"{name} must be a text, not {type(text).__name__}")
+                raise InvalidInputError(f"{name} must be a string, not {type(text).__name__}")
         segments: list[Segment] = []
         following = iter(images)
         end = 0
@@ -105,10 +103,10 @@ class Prompt:
 
 
 def check_prompt(prompt: object, *fields: str, what: str = "the prompt") -> None:
-    """Make sure that a prompt takes one image and these texts.
+    """Check that a prompt takes one image and these texts.
 
     Raises:
-        InvalidInputError: it takes anything else, or is none.
+        InvalidInputError: it takes others, or is not a prompt.
     """
     if not isinstance(prompt, Prompt):
         raise InvalidInputError(
@@ -124,11 +122,11 @@ def check_prompt(prompt: object, *fields: str, what: str = "the prompt") -> None
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """A task and its solution, to be shown in front of another task.
+    """A solved task for a few-shot prompt.
 
     Attributes:
-        context: the task, as :meth:`Prompt.context` gives it.
-        answer: what a good answer continues it with, leading space included.
+        context: the task, made by :meth:`Prompt.context`.
+        answer: a good continuation, leading space included.
     """
 
     context: Context
@@ -136,16 +134,7 @@ class Example:
 
 
 def few_shot(examples: Iterable[Example], context: Context, *, separator: str = "\n") -> list[Segment]:
-    """Put solved examples in front of a task, as Kosmos-1 is shown a few shots.
-
-    Args:
-        examples: the examples, in order.
-        context: the task itself.
-        separator: stands after every example.
-
-    Returns:
-        One context.
-    """
+    """One context of solved examples, each followed by ``separator``, and the task."""
     segments: list[Segment] = []
     for example in examples:
         segments += [*example.context, example.answer, separator]
@@ -189,16 +178,15 @@ PROMPTS: Mapping[str, Prompt] = MappingProxyType(
 
 - ``captioning``: continued by a caption.
 - ``question``: continued by a question that the image answers: the prompt of UPR (arXiv 2204.07496) in
-  Kosmos-1's words. The likelihood of the person's question after it re-ranks images.
-- ``ask``: continued by a question that somebody might ask about the image.
+  Kosmos-1's words. Re-ranking scores the user's question after it.
+- ``ask``: continued by a question about the image.
 - ``vqa``: continued by an answer.
 - ``yes_no``: continued by ``" yes"`` or ``" no"``.
 - ``classification``: continued by the name of a class, as on ImageNet.
-- ``recognition``: continued by the name of a class; ``descriptions`` tell the classes apart in words,
-  ``category`` is what they have in common ("woodpecker").
-- ``chain_of_thought``: continued by a rationale, which goes into ``chain_of_thought_answer`` in front of the
-  question.
+- ``recognition``: continued by the name of a class; ``descriptions`` describes the classes, ``category`` is
+  their common name ("woodpecker").
+- ``chain_of_thought``: continued by a rationale, which precedes the question in ``chain_of_thought_answer``.
 - ``raven_3``, ``raven_4``, ``raven_8``: a matrix of images, then a candidate; continued by ``" Yes"``.
 
-``yes_no`` and ``ask`` are our own wording, and so is the place of the image in ``recognition``.
+The wording of ``yes_no`` and ``ask``, and the place of the image in ``recognition``, are ours.
 """

@@ -1,158 +1,243 @@
-"""What may enter an index. Every argument passes here before any state changes or native code runs."""
+"""Common part of the indexes: keys, locks, argument checks, snapshots, and exact top-k."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Container, Iterable, Mapping
-from typing import Any
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from typing_extensions import Self
 
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval._util.files import Snapshot, array_part, open_snapshot, read_array, write_snapshot
+from zsqretrieval.indexes.checks import (
+    check_addition,
+    check_config,
+    check_integer,
+    check_key_dtype,
+    check_keys,
+    check_removal,
+    unit_rows,
+)
+from zsqretrieval.indexes.keys import KeyTable, digest_rows
+from zsqretrieval.indexes.lock import SharedLock
+from zsqretrieval.types import Neighbors
 
-__all__ = [
-    "check_addition",
-    "check_config",
-    "check_integer",
-    "check_key_dtype",
-    "check_keys",
-    "check_removal",
-    "unit_rows",
-]
-
-_UNIT_TOLERANCE = 1e-6
-_BLOCK_ROWS = 4096
-
-
-def unit_rows(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
-    """Vectors as contiguous float32 [n, dim] rows of unit length.
-
-    Rows already of unit length (to 1e-6) keep every bit, so that what an index stores can be added again
-    and is recognised. Any floating dtype is accepted and becomes float32.
-
-    Raises:
-        InvalidInputError: not [n, dim], not floating, or a row that is zero, nan or infinite; names the row.
-    """
-    given = _as_array(vectors, "vectors")
-    if given.ndim != 2 or given.shape[1] != dim:
-        hint = "; for one vector pass vector[None, :]" if given.ndim == 1 else ""
-        raise InvalidInputError(f"vectors have shape {list(given.shape)}, this index needs [n, {dim}]{hint}")
-    if given.dtype.kind != "f":
-        raise InvalidInputError(f"vectors have dtype {given.dtype}, this index needs float32")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is refused as such
-        rows = np.ascontiguousarray(given, dtype=np.float32)
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = rows[start : start + _BLOCK_ROWS]
-        lengths = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
-        bad = ~np.isfinite(lengths) | (lengths == 0)
-        if bad.any():
-            position = int(np.argmax(bad))
-            what = (
-                "is zero: it has no direction" if lengths[position] == 0 else "has a value that is not finite"
-            )
-            raise InvalidInputError(
-                f"vector {start + position} of {len(rows)} {what}; "
-                "drop it, or look at the encoder or file it is from"
-            )
-        off = np.flatnonzero(np.abs(lengths - 1) > _UNIT_TOLERANCE)
-        if off.size:
-            if np.may_share_memory(rows, given):
-                rows = rows.copy()  # never write into the caller's array
-                block = rows[start : start + _BLOCK_ROWS]
-            block[off] = block[off] / lengths[off, None]
-    return rows
+__all__ = ["VectorIndex", "top_rows"]
 
 
-def check_keys(keys: ArrayLike) -> NDArray[np.int64]:
-    """Keys to be added or removed as int64 [n]: each at least 0, no repeats.
+class VectorIndex(ABC):
+    """An index of unit vectors that stores identical vectors once, with all their keys.
+
+    Its methods check every argument before any state changes or native code runs. The hooks of a subclass get
+    checked arguments: a writing hook runs in one thread at a time, next to searches in other threads; it
+    takes ``_lock.exclusive()`` for its changes, a search takes ``_lock.shared()``.
+
+    Args:
+        dim: length of the vectors.
+        fingerprint: fingerprint of their encoder; empty when unknown.
 
     Raises:
-        InvalidInputError: another shape or dtype, a negative key, or a repeated one; names it.
+        InvalidInputError: ``dim`` is not an integer >= 1.
     """
-    checked = check_key_dtype(keys)
-    if checked.size and checked.min() < 0:
-        raise InvalidInputError(f"key {checked.min()} is negative; keys are integers >= 0")
-    values, counts = np.unique(checked, return_counts=True)
-    if values.size < checked.size:
-        raise InvalidInputError(f"key {values[counts > 1][0]} is given more than once in one call")
-    return checked
+
+    _kind: ClassVar[str]
+    _settings: ClassVar[tuple[str, ...]]  # names of constructor arguments, each stored as ``_name``
+
+    def __init__(self, dim: int, fingerprint: str) -> None:
+        self._dim = check_integer("dim", dim)
+        self._fingerprint = str(fingerprint)
+        self._table = KeyTable()
+        self._lock = SharedLock()
+        self._writing = threading.Lock()  # held over a whole add, remove or save
+
+    # --- hooks
+
+    @abstractmethod
+    def _insert(self, keys: list[int], rows: NDArray[np.float32], digests: list[bytes]) -> None:
+        """Store unit rows [n, dim] under new keys, all or none."""
+
+    @abstractmethod
+    def _find(self, queries: NDArray[np.float32], k: int, keys: NDArray[np.int64] | None) -> Neighbors:
+        """Search all keys, or only those given."""
+
+    @abstractmethod
+    def _release(self, keys: list[int]) -> None:
+        """Remove stored keys; called with the lock held."""
+
+    @abstractmethod
+    def _compact(self) -> None:
+        """Drop the rows without keys."""
+
+    @abstractmethod
+    def _parts(self) -> dict[str, Callable[[Path], object]]:
+        """The files of a snapshot, next to the key table."""
+
+    @abstractmethod
+    def _restore(self, snapshot: Snapshot, pairs: NDArray[np.int64]) -> None:
+        """Fill an empty index from verified files and the pairs of a key table."""
+
+    # --- the contract: zsqretrieval.protocols.FilteredIndex and Configurable
+
+    @property
+    def dim(self) -> int:
+        """Length of every vector."""
+        return self._dim
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the encoder of the vectors; empty when unknown."""
+        return self._fingerprint
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Settings that rebuild the index, without its data."""
+        return {name: getattr(self, f"_{name}") for name in self._settings}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """An empty index with the settings of another's :attr:`config`.
+
+        Raises:
+            InvalidInputError: a setting is missing, unknown or out of range.
+        """
+        return cls(**check_config(config, cls._settings))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def add(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        """Store vectors under new keys; all of them or, after an error, none.
+
+        Args:
+            keys: int64 [n], each >= 0, no repeats, none already present.
+            vectors: float32 [n, dim], finite, not zero; stored at unit length.
+
+        Raises:
+            InvalidInputError: a condition above does not hold.
+            MemoryError: not enough memory.
+        """
+        rows = unit_rows(vectors, self._dim)
+        new_keys = check_keys(keys)
+        digests = digest_rows(rows)
+        with self._writing:
+            self._insert(check_addition(new_keys, len(rows), self._table), rows, digests)
+
+    def search(self, vectors: NDArray[np.float32], k: int) -> Neighbors:
+        """Find the k nearest stored vectors of each query.
+
+        Args:
+            vectors: float32 [q, dim], finite, not zero.
+            k: results per query, >= 1. More than ``len(self)`` is allowed and padded.
+
+        Returns:
+            keys int64 [q, k] and cosine scores float32 [q, k], best first, padded with -1 and nan.
+
+        Raises:
+            InvalidInputError: a wrong shape, a value that is not finite, a zero vector, or k < 1.
+        """
+        return self._find(unit_rows(vectors, self._dim), check_integer("k", k), None)
+
+    def search_among(self, vectors: NDArray[np.float32], k: int, keys: NDArray[np.int64]) -> Neighbors:
+        """Like :meth:`search`, restricted to ``keys``, int64 [n]; keys that are not stored are ignored.
+
+        Raises:
+            InvalidInputError: as :meth:`search`, or ``keys`` are not integers.
+        """
+        return self._find(unit_rows(vectors, self._dim), check_integer("k", k), check_key_dtype(keys))
+
+    def remove(self, keys: NDArray[np.int64]) -> None:
+        """Remove keys, int64 [n]; all of them or, after an error, none.
+
+        Raises:
+            InvalidInputError: a key is not present or repeated.
+        """
+        old_keys = check_keys(keys)
+        with self._writing:
+            removed = check_removal(old_keys, self._table)
+            with self._lock.exclusive():
+                self._release(removed)
+            if self._table.size - self._table.alive > self._table.alive:
+                self._compact()
+
+    def save(self, path: Path) -> None:
+        """Write a snapshot to the directory ``path``, atomically, replacing an earlier one.
+
+        Raises:
+            OSError: the disk refuses; the earlier snapshot is still valid.
+        """
+        with self._writing:
+            parts = self._parts()
+            pairs = self._table.pairs()
+            facts = {**self.config, "metric": "cosine", "count": len(pairs), "rows": self._table.size}
+            write_snapshot(path, self._kind, facts, {"keys.npy": array_part(pairs), **parts})
+
+    @classmethod
+    def load(cls, path: Path, *, dim: int | None = None, fingerprint: str | None = None) -> Self:
+        """Verify and load a snapshot.
+
+        Args:
+            path: the directory.
+            dim: required dim; None for any.
+            fingerprint: required encoder fingerprint; None for any.
+
+        Raises:
+            IntegrityError: missing, truncated or altered data.
+            MismatchError: another dim, encoder or kind of index; names both sides.
+            MissingDependencyError: a package that the index needs is not installed.
+        """
+        with open_snapshot(path, cls._kind, dim=dim, fingerprint=fingerprint, metric="cosine") as snapshot:
+            index = cls.from_config({name: snapshot.facts.get(name) for name in cls._settings})
+            index._restore(snapshot, read_array(snapshot.file("keys.npy")))
+        return index
 
 
-def check_key_dtype(keys: ArrayLike) -> NDArray[np.int64]:
-    """Any integers as int64 [n].
+def top_rows(
+    queries: NDArray[np.float32],
+    blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+    k: int,
+    keys: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k rows of highest inner product with each query.
 
-    Raises:
-        InvalidInputError: another shape, not integers, or beyond int64.
+    Args:
+        queries: float32 [q, dim], unit rows.
+        blocks: (row numbers int64 [b], their unit vectors float32 [b, dim]), together at least k rows.
+        k: rows per query.
+        keys: int64 [rows]; equal scores are ranked by ascending ``keys[row]``.
+
+    Returns:
+        Rows int64 [q, k] and scores float32 [q, k] in [-1, 1], best first.
     """
-    given = _as_array(keys, "keys")
-    if given.ndim != 1:
-        raise InvalidInputError(f"keys have shape {list(given.shape)}, they must be one row of integers [n]")
-    if given.size == 0:
-        return np.empty(0, np.int64)
-    if given.dtype.kind not in "iu":
-        raise InvalidInputError(f"keys have dtype {given.dtype}, they must be integers (int64)")
-    if given.dtype.kind == "u" and given.max() > np.iinfo(np.int64).max:
-        raise InvalidInputError(f"key {given.max()} does not fit into int64")
-    return given.astype(np.int64)
+    q = len(queries)
+    best_rows = np.full((q, k), -1, np.int64)
+    best = np.full((q, k), -np.inf, np.float32)
+    for rows, vectors in blocks:
+        scores = np.clip(queries @ vectors.T, -1, 1)  # [q, b]
+        hot = np.flatnonzero(scores.max(axis=1, initial=-np.inf) >= best[:, -1])  # may change
+        if not hot.size:
+            continue
+        chosen = _top_columns(scores[hot], k, keys[rows])  # [hot, min(k, b)]
+        merged_rows = np.hstack([best_rows[hot], rows[chosen]])
+        merged = np.hstack([best[hot], np.take_along_axis(scores[hot], chosen, axis=1)])
+        order = np.lexsort((keys[merged_rows], -merged), axis=-1)[:, :k]
+        best_rows[hot] = np.take_along_axis(merged_rows, order, axis=1)
+        best[hot] = np.take_along_axis(merged, order, axis=1)
+    return best_rows, best
 
 
-def check_addition(keys: NDArray[np.int64], vectors: int, stored: Container[int]) -> list[int]:
-    """Keys that may be added, given how many vectors come with them and what is stored.
-
-    Raises:
-        InvalidInputError: another number than of vectors, or a key that is stored already.
-    """
-    if len(keys) != vectors:
-        raise InvalidInputError(f"{len(keys)} keys came with {vectors} vectors; each vector needs one key")
-    added: list[int] = keys.tolist()
-    present = next((key for key in added if key in stored), None)
-    if present is not None:
-        raise InvalidInputError(f"key {present} is stored already; remove it first, or choose another key")
-    return added
-
-
-def check_removal(keys: NDArray[np.int64], stored: Container[int]) -> list[int]:
-    """Keys that may be removed, given what is stored.
-
-    Raises:
-        InvalidInputError: a key is not stored.
-    """
-    removed: list[int] = keys.tolist()
-    absent = next((key for key in removed if key not in stored), None)
-    if absent is not None:
-        raise InvalidInputError(f"key {absent} is not stored; nothing was removed")
-    return removed
-
-
-def check_config(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Settings, when they are exactly those named.
-
-    Raises:
-        InvalidInputError: one is missing or unknown.
-    """
-    if set(config) != set(names):
-        raise InvalidInputError(f"settings {sorted(config)} were given, exactly {sorted(names)} are needed")
-    return dict(config)
-
-
-def check_integer(name: str, value: Any, *, least: int = 1, most: int = 2**31 - 1) -> int:
-    """An integer setting within bounds (the upper one by default what C's int holds).
-
-    Raises:
-        InvalidInputError: not an integer, or out of bounds.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not least <= number <= most:
-        raise InvalidInputError(f"{name} must be an integer from {least} to {most}, not {value!r}")
-    return number
-
-
-def _as_array(values: ArrayLike, name: str) -> NDArray[Any]:
-    try:
-        return np.asarray(values)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InvalidInputError(f"{name} cannot be read as an array: {error}") from error
+def _top_columns(scores: NDArray[np.float32], k: int, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Columns of the k highest scores of each row, in any order; ties at the edge go to the smaller key."""
+    b = scores.shape[1]
+    if b <= k:
+        return np.broadcast_to(np.arange(b), scores.shape)
+    edge = np.partition(scores, b - k, axis=1)[:, b - k, None]
+    chosen = scores >= edge
+    for row in np.flatnonzero(chosen.sum(axis=1) > k):  # several scores equal the k-th
+        tied = np.flatnonzero(scores[row] == edge[row])
+        surplus = int(chosen[row].sum()) - k
+        chosen[row, tied[np.argsort(keys[tied])[len(tied) - surplus :]]] = False
+    return np.nonzero(chosen)[1].reshape(-1, k)

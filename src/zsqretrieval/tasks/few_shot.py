@@ -1,42 +1,51 @@
-"""Solved examples to show in front of a task, where nothing is trained: the model reads and imitates them.
+"""Prompting techniques without training: solved examples in front of a task, and chains of thought.
 
-The examples go into :func:`~zsqretrieval.tasks.recognition.classify`,
-:func:`~zsqretrieval.tasks.vqa.answer` and :func:`~zsqretrieval.tasks.captioning.caption` as ``examples=``,
-made with the same prompt as the task.
+Examples go into :func:`~zsqretrieval.tasks.choice.classify`, :func:`~zsqretrieval.tasks.writing.answer` and
+:func:`~zsqretrieval.tasks.writing.caption` as ``examples=``, made with the prompt of the task. A multimodal
+chain of thought has two passes, as in Kosmos-1 (arXiv 2302.14045, section 4.5): the generator writes a
+rationale, which then stands between the image and the question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.prompts import PROMPTS, Example, Prompt
-from zsqretrieval.tasks.writing import Pictures, listed, pictures, texts_for
+from zsqretrieval.protocols import Generator
+from zsqretrieval.tasks.choice import Choice, choose
+from zsqretrieval.tasks.writing import (
+    Aggregate,
+    Pictures,
+    check_texts,
+    image_records,
+    text_per_image,
+    write,
+)
+from zsqretrieval.types import Context
 
-__all__ = ["answered", "k_shot", "labelled"]
+__all__ = ["Reasoned", "answer_step_by_step", "answered", "choose_step_by_step", "k_shot", "labelled"]
 
 
 def labelled(
     images: Pictures, labels: Sequence[str], *, prompt: Prompt = PROMPTS["classification"]
 ) -> list[Example]:
-    """Examples of classification, or of captioning with its prompt.
+    """Examples for classification, or with its prompt for captioning, in the order given.
 
     Args:
         images: one image or n of them.
-        labels: the n names or captions.
-        prompt: that of the task; takes one image and no texts.
-
-    Returns:
-        n examples, in the order given.
+        labels: the n class names or captions.
+        prompt: the prompt of the task; takes one image and no texts.
 
     Raises:
-        InvalidInputError: there are no images, the numbers differ, or a label is no text or an empty one.
+        InvalidInputError: there are no images, the numbers differ, or a label is empty.
     """
-    seen = pictures(images)
-    names = texts_for(seen, listed(labels, "labels"), "labels")
-    return [Example(prompt.context(image), f" {name}") for image, name in zip(seen, names, strict=True)]
+    records = image_records(images)
+    names = text_per_image(records, check_texts(labels, "labels"), "labels")
+    return [Example(prompt.context(image), f" {name}") for image, name in zip(records, names, strict=True)]
 
 
 def k_shot(
@@ -47,17 +56,14 @@ def k_shot(
     seed: int = 0,
     prompt: Prompt = PROMPTS["classification"],
 ) -> list[Example]:
-    """Draw k examples of every label, in a random order, so that neither number nor order gives a hint.
+    """Draw k examples of every label, in a random order, so that neither number nor order is a hint.
 
     Args:
         images: n images to draw from.
-        labels: their names.
+        labels: their n class names.
         k: examples per label; 0 gives none.
-        seed: makes the draw repeatable.
-        prompt: that of the task; takes one image and no texts.
-
-    Returns:
-        k examples per label.
+        seed: seed of the draw.
+        prompt: the prompt of the task; takes one image and no texts.
 
     Raises:
         InvalidInputError: as :func:`labelled`; k is negative, or a label has fewer than k images.
@@ -84,25 +90,117 @@ def answered(
     *,
     prompt: Prompt = PROMPTS["vqa"],
 ) -> list[Example]:
-    """Examples of visual question answering.
+    """Examples for visual question answering, in the order given.
 
     Args:
         images: one image or n of them.
-        questions: one question for all images, or one for each.
+        questions: one question for all images, or one per image.
         answers: the n answers.
-        prompt: that of the task; takes one image and the text ``question``.
-
-    Returns:
-        n examples, in the order given.
+        prompt: the prompt of the task; takes one image and the text ``question``.
 
     Raises:
-        InvalidInputError: there are no images, the numbers differ, or a question or answer is no text or
-            an empty one.
+        InvalidInputError: there are no images, the numbers differ, or a question or answer is empty.
     """
-    seen = pictures(images)
-    asked = texts_for(seen, questions, "questions")
-    given = texts_for(seen, listed(answers, "answers"), "answers")
+    records = image_records(images)
+    asked = text_per_image(records, questions, "questions")
+    replies = text_per_image(records, check_texts(answers, "answers"), "answers")
     return [
         Example(prompt.context(image, question=question), f" {reply}")
-        for image, question, reply in zip(seen, asked, given, strict=True)
+        for image, question, reply in zip(records, asked, replies, strict=True)
+    ]
+
+
+# --- chain of thought -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoned:
+    """An answer, and the rationale of the first pass, which may be empty."""
+
+    rationale: str
+    answer: str
+
+
+def answer_step_by_step(
+    generator: Generator,
+    images: Pictures,
+    questions: str | Sequence[str],
+    *,
+    prompt: Prompt = PROMPTS["chain_of_thought"],
+    answer_prompt: Prompt = PROMPTS["chain_of_thought_answer"],
+    rationale_tokens: int = 64,
+    max_new_tokens: int = 16,
+    batch_size: int = 16,
+) -> list[Reasoned]:
+    """Answer questions about images in free text, in two passes of greedy decoding.
+
+    Args:
+        generator: writes the rationale, then the answer.
+        images: one image or n of them.
+        questions: one question for all images, or one per image.
+        prompt: the prompt of the first pass; takes one image and no texts.
+        answer_prompt: that of the second; takes one image and the texts ``rationale`` and ``question``.
+        rationale_tokens: maximum length of a rationale in tokens.
+        max_new_tokens: maximum length of an answer in tokens.
+        batch_size: images computed together.
+
+    Returns:
+        n rationales and answers.
+
+    Raises:
+        InvalidInputError, ImageError: as :func:`~zsqretrieval.tasks.writing.answer`.
+    """
+    rationales, contexts = _first_pass(
+        generator, images, questions, prompt, answer_prompt, rationale_tokens, batch_size
+    )
+    answers = write(generator, contexts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return [Reasoned(*pair) for pair in zip(rationales, answers, strict=True)]
+
+
+def choose_step_by_step(
+    generator: Generator,
+    images: Pictures,
+    questions: str | Sequence[str],
+    options: Sequence[str],
+    *,
+    prompt: Prompt = PROMPTS["chain_of_thought"],
+    answer_prompt: Prompt = PROMPTS["chain_of_thought_answer"],
+    rationale_tokens: int = 64,
+    aggregate: Aggregate = "sum",
+    batch_size: int = 16,
+) -> list[Choice]:
+    """Choose one of given answers, in two passes.
+
+    ``options`` and ``aggregate`` are as for :func:`~zsqretrieval.tasks.choice.choose`, the other arguments as
+    for :func:`answer_step_by_step`.
+
+    Returns:
+        n choices among the options.
+
+    Raises:
+        InvalidInputError, ImageError: as both.
+    """
+    _, contexts = _first_pass(
+        generator, images, questions, prompt, answer_prompt, rationale_tokens, batch_size
+    )
+    return choose(generator, contexts, options, aggregate=aggregate, batch_size=batch_size)
+
+
+def _first_pass(
+    generator: Generator,
+    images: Pictures,
+    questions: str | Sequence[str],
+    prompt: Prompt,
+    answer_prompt: Prompt,
+    rationale_tokens: int,
+    batch_size: int,
+) -> tuple[list[str], list[Context]]:
+    """The rationales, and the contexts of the second pass."""
+    records = image_records(images)
+    asked = text_per_image(records, questions, "questions")
+    contexts = [prompt.context(image) for image in records]
+    rationales = write(generator, contexts, max_new_tokens=rationale_tokens, batch_size=batch_size)
+    return rationales, [
+        answer_prompt.context(image, rationale=rationale, question=question)
+        for image, rationale, question in zip(records, rationales, asked, strict=True)
     ]

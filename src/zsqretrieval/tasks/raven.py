@@ -1,38 +1,38 @@
-"""The Raven IQ test as Kosmos-1 takes it: which candidate completes the pictures?
+"""The Raven IQ test in the protocol of Kosmos-1: choose the picture that completes a matrix.
 
-Each of six candidates is shown alone after the context, row by row and image by image, with the question "Is
-it correct?"; the one with the highest P("Yes") is chosen (arXiv 2302.14045, section 4.2). Guessing solves one
-item in six.
+    item: 3, 4 or 8 context images, 6 candidates --> 6 contexts --generator--> log P("Yes") [6] --> choice
 
-Items come from a folder (:func:`read_raven`) or out of :mod:`zsqretrieval.tasks.raven_matrices`.
+Each candidate stands alone after the context, image by image in reading order, with the question "Is it
+correct?"; the one with the highest P("Yes") is chosen (arXiv 2302.14045, section 4.2). Guessing solves one
+item in six. Items come from a folder (:func:`read_raven`) or from :mod:`zsqretrieval.tasks.raven_matrices`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.files import atomic_write
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks.accuracy import Accuracy
 from zsqretrieval.tasks.choice import single_best
-from zsqretrieval.tasks.writing import scored
-from zsqretrieval.types import Image
+from zsqretrieval.tasks.writing import log_likelihoods
+from zsqretrieval.types import Image, Progress
 
 __all__ = [
     "CANDIDATES",
     "RAVEN_PROMPTS",
-    "Progress",
     "RavenAnswer",
     "RavenItem",
     "RavenScore",
@@ -42,13 +42,10 @@ __all__ = [
 ]
 
 CANDIDATES = 6
-"""How many candidates an item has."""
+"""Candidates of an item."""
 
 RAVEN_PROMPTS: Mapping[int, Prompt] = MappingProxyType({n: PROMPTS[f"raven_{n}"] for n in (3, 4, 8)})
 """The prompt for each number of context images."""
-
-Progress: TypeAlias = Callable[[int, int], object]
-"""Called with the number of items done and of all; may raise to stop the work."""
 
 _ITEMS = "items.jsonl"
 _FIELDS = ("id", "context", "candidates", "answer")
@@ -59,14 +56,14 @@ class RavenItem:
     """One item of the test.
 
     Attributes:
-        id: names it.
-        context: its 3, 4 or 8 images, in reading order.
+        id: its name.
+        context: 3, 4 or 8 images, in reading order.
         candidates: six images.
-        answer: the position of the right one among them, from 0.
-        metadata: free JSON-serialisable facts, such as the rules it was made by.
+        answer: position of the right candidate, from 0.
+        metadata: JSON-serialisable, such as the rules of a generated matrix.
 
     Raises:
-        InvalidInputError: there are more or fewer images, or no such candidate.
+        InvalidInputError: the number of images is wrong, or there is no such candidate.
     """
 
     id: str
@@ -87,13 +84,13 @@ class RavenItem:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RavenAnswer:
-    """What a generator made of one item.
+    """The generator's answer to one item.
 
     Attributes:
-        id: of the item.
+        id: the id of the item.
         log_probs: float64 [6], log P("Yes") of every candidate, in nats.
-        choice: the position of the highest; None when another is as high.
-        answer: the position of the right one.
+        choice: position of the highest; None in a tie.
+        answer: position of the right one.
     """
 
     id: str
@@ -103,28 +100,24 @@ class RavenAnswer:
 
     @property
     def correct(self) -> bool:
-        """Whether the right one was chosen; a tie is a miss."""
+        """Whether the choice is right; a tie is wrong."""
         return self.choice == self.answer
 
 
 @dataclass(frozen=True, slots=True)
 class RavenScore:
-    """What a generator made of a test.
-
-    Attributes:
-        answers: one for each item, in order.
-    """
+    """The answers to a test, one for each item in order."""
 
     answers: tuple[RavenAnswer, ...]
 
     @property
     def accuracy(self) -> Accuracy:
-        """How many items were solved, beside chance, 1/6."""
+        """The solved items, with chance 1/6."""
         return Accuracy(sum(one.correct for one in self.answers), len(self.answers), 1 / CANDIDATES)
 
     @property
     def ties(self) -> int:
-        """How many items were missed because two candidates had the highest probability."""
+        """The number of items missed by a tie of two candidates."""
         return sum(one.choice is None for one in self.answers)
 
 
@@ -137,37 +130,37 @@ def score_raven(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> RavenScore:
-    """Let a generator take the test.
+    """Give a generator the test.
 
     Args:
-        generator: reads; its context must hold nine images and a little text.
+        generator: scores the candidates; its context must hold nine images and a little text.
         items: the test.
         prompts: by number of context images; each takes these images, then the candidate, and no texts.
-        yes: the continuation whose probability counts, leading space included.
-        batch_size: candidates that are read together.
-        progress: told how many items are done.
+        yes: the scored continuation, with its leading space.
+        batch_size: candidates computed together.
+        progress: called after every item; may raise to stop.
 
     Raises:
         InvalidInputError: there are no items, two have one id, ``prompts`` lacks one or takes other images,
             or ``yes`` is empty.
         ImageError: an image cannot be decoded; names it.
-        ZsqError: the generator gave a number that is none.
+        ZsqError: a likelihood is not finite; names the images.
     """
     if not items:
         raise InvalidInputError("there are no items; give one or more")
     ids = [item.id for item in items]
     if repeated := sorted({id for id in ids if ids.count(id) > 1}):
         raise InvalidInputError(f"two items have the id {repeated[0]!r}; every id must differ")
-    if lacking := sorted({len(item.context) for item in items} - prompts.keys()):
-        raise InvalidInputError(f"there is no prompt for {lacking[0]} context images among {sorted(prompts)}")
+    if missing := sorted({len(item.context) for item in items} - prompts.keys()):
+        raise InvalidInputError(f"no prompt for {missing[0]} context images among {sorted(prompts)}")
     answers = []
     for done, item in enumerate(items, 1):
         prompt = prompts[len(item.context)]
         contexts = [prompt.context(*item.context, candidate) for candidate in item.candidates]
-        log_probs = scored(generator, contexts, [yes] * CANDIDATES, batch_size=batch_size)
+        log_probs = log_likelihoods(generator, contexts, [yes] * CANDIDATES, batch_size=batch_size)
         answers.append(RavenAnswer(item.id, log_probs, single_best(log_probs), item.answer))
         if progress is not None:
-            progress(done, len(items))
+            progress("scoring items", done, len(items))
     return RavenScore(tuple(answers))
 
 
@@ -175,16 +168,13 @@ def score_raven(
 
 
 def read_raven(folder: str | os.PathLike[str]) -> list[RavenItem]:
-    """Read a test from a folder; ``docs/tasks.md`` describes the format.
-
-    Args:
-        folder: has ``items.jsonl``, one JSON object a line, and the images it names.
+    """Read a test from a folder with ``items.jsonl`` and its images, in the format of ``docs/tasks.md``.
 
     Returns:
-        The items, in order; images are found, not opened.
+        The items, in order; the images exist but are not opened.
 
     Raises:
-        InvalidInputError: the file cannot be read or a line is not such an item; names file, line and field.
+        InvalidInputError: the file cannot be read or a line is no item; names file, line and field.
     """
     file = Path(folder) / _ITEMS
     try:
@@ -199,47 +189,44 @@ def read_raven(folder: str | os.PathLike[str]) -> list[RavenItem]:
         item = _item(f"{file}, line {number}", Path(folder), line)
         if item.id in first:
             raise InvalidInputError(
-                f"{file}, line {number}: the id {item.id!r} is already that of line {first[item.id]}"
+                f"{file}, line {number}: the id {item.id!r} is already in line {first[item.id]}"
             )
         first[item.id] = number
         items.append(item)
     if not items:
-        raise InvalidInputError(f"{file} has no items; give one JSON object a line")
+        raise InvalidInputError(f"{file} has no items; write one JSON object a line")
     return items
 
 
 def _item(where: str, folder: Path, line: str) -> RavenItem:
     try:
-        facts = json.loads(line)
+        entry = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InvalidInputError(f"{where}, column {error.colno}: no JSON ({error.msg})") from error
-    if not isinstance(facts, dict):
-        raise InvalidInputError(f"{where}: must be a JSON object, not {type(facts).__name__}")
-    if missing := [name for name in _FIELDS if name not in facts]:
+        raise InvalidInputError(f"{where}, column {error.colno}: not JSON ({error.msg})") from error
+    if not isinstance(entry, dict):
+        raise InvalidInputError(f"{where}: must be a JSON object, not {type(entry).__name__}")
+    if missing := [name for name in _FIELDS if name not in entry]:
         raise InvalidInputError(f"{where}: the field {missing[0]!r} is missing")
-    if unknown := sorted(facts.keys() - {*_FIELDS, "metadata"}):
+    if unknown := sorted(entry.keys() - {*_FIELDS, "metadata"}):
         raise InvalidInputError(
-            f"{where}: unknown field {unknown[0]!r}; there are {', '.join(_FIELDS)}, metadata"
+            f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(_FIELDS)}, metadata"
         )
-    if not isinstance(facts["id"], str) or not facts["id"]:
-        raise InvalidInputError(f"{where}, field 'id': must be a text, not {facts['id']!r}")
-    metadata = facts.get("metadata", {})
+    if not isinstance(entry["id"], str) or not entry["id"]:
+        raise InvalidInputError(f"{where}, field 'id': must be a non-empty string, not {entry['id']!r}")
+    metadata = entry.get("metadata", {})
     if not isinstance(metadata, dict):
         raise InvalidInputError(f"{where}, field 'metadata': must be an object, not {metadata!r}")
-    names = _paths(where, "candidates", facts["candidates"])
+    names = _paths(where, "candidates", entry["candidates"])
     if len(set(names)) < len(names):
         raise InvalidInputError(f"{where}, field 'candidates': an image is named twice in {names}")
-    if facts["answer"] not in names:
-        raise InvalidInputError(f"{where}, field 'answer': {facts['answer']!r} is none of the candidates")
+    if entry["answer"] not in names:
+        raise InvalidInputError(f"{where}, field 'answer': {entry['answer']!r} is not one of the candidates")
     context, candidates = (
-        tuple(_found(where, part, folder, name) for name in paths)
-        for part, paths in (
-            ("context", _paths(where, "context", facts["context"])),
-            ("candidates", names),
-        )
+        tuple(_image(where, part, folder, name) for name in _paths(where, part, entry[part]))
+        for part in ("context", "candidates")
     )
     try:
-        return RavenItem(facts["id"], context, candidates, names.index(facts["answer"]), metadata)
+        return RavenItem(entry["id"], context, candidates, names.index(entry["answer"]), metadata)
     except InvalidInputError as error:
         raise InvalidInputError(f"{where}: {error}") from error
 
@@ -250,7 +237,7 @@ def _paths(where: str, part: str, value: object) -> list[str]:
     return value
 
 
-def _found(where: str, part: str, folder: Path, name: str) -> Image:
+def _image(where: str, part: str, folder: Path, name: str) -> Image:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise InvalidInputError(f"{where}, field {part!r}: {name!r} must be a path inside the folder")
@@ -261,23 +248,24 @@ def _found(where: str, part: str, folder: Path, name: str) -> Image:
 
 
 def write_raven(folder: str | os.PathLike[str], items: Sequence[RavenItem]) -> None:
-    """Write a test that :func:`read_raven` reads; the images become PNG files.
+    """Write a test for :func:`read_raven`, with PNG images.
+
+    ``items.jsonl`` is written last and at once, so a folder that has it is complete.
 
     Args:
-        folder: made when missing. ``items.jsonl`` is written last and at once, so a folder that has it is
-            complete.
-        items: one or more, of different ids.
+        folder: created when missing.
+        items: one or more, with different ids.
 
     Raises:
         InvalidInputError: there are no items, two have one id, or the folder has a test already.
         ImageError: an image cannot be decoded; names it.
-        OSError: the disk refuses.
+        OSError: the disk is full or not writable.
     """
     target = Path(folder)
     if not items or len({item.id for item in items}) < len(items):
-        raise InvalidInputError("there must be items, and their ids must differ")
+        raise InvalidInputError("give one item or more; their ids must differ")
     if (target / _ITEMS).exists():
-        raise InvalidInputError(f"{target / _ITEMS} is there already; give another folder, or remove it")
+        raise InvalidInputError(f"{target / _ITEMS} exists already; give another folder, or remove it")
     lines = []
     for number, item in enumerate(items, 1):
         shown = target / f"{number:04}"
@@ -288,8 +276,7 @@ def write_raven(folder: str | os.PathLike[str], items: Sequence[RavenItem]) -> N
             for name, image in zip(names[part], images, strict=True):
                 decode(image).save(target / name)
         answer = names["candidates"][item.answer]
-        facts = {"id": item.id, **names, "answer": answer, "metadata": dict(item.metadata)}
-        lines.append(json.dumps(facts, ensure_ascii=False))
-    unfinished = target / f"{_ITEMS}.unfinished"
-    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    unfinished.replace(target / _ITEMS)
+        entry = {"id": item.id, **names, "answer": answer, "metadata": dict(item.metadata)}
+        lines.append(json.dumps(entry, ensure_ascii=False))
+    with atomic_write(target / _ITEMS) as file:
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")

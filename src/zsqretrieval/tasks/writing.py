@@ -1,4 +1,10 @@
-"""What every task does with its input and with a generator: check the one, ask the other."""
+"""Captions and answers by greedy decoding, and the argument checks that all tasks share.
+
+    image                  --"An image of"-------------------> caption
+    image, question        --"Question: {question} Answer:"--> answer
+
+Examples (:mod:`zsqretrieval.tasks.few_shot`) may stand in front of both.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +17,104 @@ from numpy.typing import NDArray
 from zsqretrieval.data.images import ImageLike, as_image
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.checked import read_texts, write_texts
+from zsqretrieval.generators.prompts import PROMPTS, Example, Prompt, few_shot
 from zsqretrieval.protocols import Generator
-from zsqretrieval.types import Context, Image, ImageState
+from zsqretrieval.types import Context, Image, ImageState, Progress
 
-__all__ = ["Aggregate", "Pictures", "listed", "pictures", "scored", "texts_for", "written"]
+__all__ = [
+    "Aggregate",
+    "Pictures",
+    "answer",
+    "caption",
+    "check_texts",
+    "image_records",
+    "log_likelihoods",
+    "text_per_image",
+    "write",
+]
 
 Aggregate: TypeAlias = Literal["sum", "mean"]
-"""A log-likelihood in nats, or that divided by its number of tokens."""
+"""A log-likelihood in nats, or divided by its number of tokens."""
 
 Pictures: TypeAlias = ImageLike | ImageState | Sequence[ImageLike | ImageState]
-"""One image or several: paths, encoded bytes, PIL images, records, or states made by the generator."""
+"""One image or several: paths, encoded bytes, PIL images, records, or the generator's cached features."""
 
 
-def pictures(images: Pictures) -> list[Image | ImageState]:
-    """Describe one image or several, without opening any.
+def caption(
+    generator: Generator,
+    images: Pictures,
+    *,
+    examples: Sequence[Example] = (),
+    prompt: Prompt = PROMPTS["captioning"],
+    max_new_tokens: int = 32,
+    batch_size: int = 16,
+) -> list[str]:
+    """Describe images.
+
+    Args:
+        generator: writes the captions.
+        images: one image or n of them.
+        examples: solved examples in front of each image.
+        prompt: takes one image and no texts.
+        max_new_tokens: maximum length of a caption in tokens.
+        batch_size: images computed together.
+
+    Returns:
+        n captions in the order of the images, by greedy decoding (Kosmos-1 used beam search with 5 beams).
 
     Raises:
-        InvalidInputError: there are none, or one is no image.
+        InvalidInputError: there are no images, the prompt takes anything else, or a limit is out of range.
+        ImageError: an image cannot be decoded; names it.
+    """
+    contexts = [few_shot(examples, prompt.context(image)) for image in image_records(images)]
+    return write(generator, contexts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+
+
+def answer(
+    generator: Generator,
+    images: Pictures,
+    questions: str | Sequence[str],
+    *,
+    examples: Sequence[Example] = (),
+    prompt: Prompt = PROMPTS["vqa"],
+    max_new_tokens: int = 16,
+    batch_size: int = 16,
+) -> list[str]:
+    """Answer questions about images in free text (visual question answering).
+
+    Args:
+        generator: writes the answers.
+        images: one image or n of them.
+        questions: one question for all images, or one per image.
+        examples: solved examples in front of each question, as :func:`~zsqretrieval.tasks.few_shot.answered`
+            makes them.
+        prompt: takes one image and the text ``question``.
+        max_new_tokens: maximum length of an answer in tokens.
+        batch_size: questions computed together.
+
+    Returns:
+        n answers in the order of the images, by greedy decoding.
+
+    Raises:
+        InvalidInputError: as :func:`caption`; or a question is empty, or the number of questions is wrong.
+        ImageError: an image cannot be decoded; names it.
+    """
+    records = image_records(images)
+    contexts = [
+        few_shot(examples, prompt.context(image, question=question))
+        for image, question in zip(records, text_per_image(records, questions, "questions"), strict=True)
+    ]
+    return write(generator, contexts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+
+
+# --- shared by all tasks ----------------------------------------------------------------------------------
+
+
+def image_records(images: Pictures) -> list[Image | ImageState]:
+    """One image or several as records, not opened.
+
+    Raises:
+        InvalidInputError: there are none, or one is not an image.
     """
     several = [*images] if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
     if not several:
@@ -35,69 +122,58 @@ def pictures(images: Pictures) -> list[Image | ImageState]:
     return [one if isinstance(one, ImageState) else as_image(one) for one in several]
 
 
-def listed(texts: Sequence[str], what: str, *, least: int = 1) -> tuple[str, ...]:
-    """Strip texts that belong together.
-
-    Args:
-        texts: the texts.
-        what: what they are, in the plural, for the message.
-        least: how few of them make sense.
+def check_texts(texts: Sequence[str], what: str, *, least: int = 1) -> tuple[str, ...]:
+    """The stripped texts; ``what`` is their plural noun for the error message.
 
     Raises:
-        InvalidInputError: there are too few, or one of them is no text or an empty one.
+        InvalidInputError: there are fewer than ``least``, or one is not a non-empty string.
     """
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise InvalidInputError(f"{what} must be a sequence of texts, not {texts!r}")
     for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InvalidInputError(f"{what} must be texts; number {position} is {type(text).__name__}")
-        if not text.strip():
-            raise InvalidInputError(f"{what} must say something; number {position} is {text!r}")
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidInputError(f"{what} must be non-empty strings; number {position} is {text!r}")
     if len(texts) < least:
         raise InvalidInputError(f"{len(texts)} {what} given; give at least {least}")
     return tuple(text.strip() for text in texts)
 
 
-def texts_for(images: Sequence[object], texts: str | Sequence[str], what: str) -> tuple[str, ...]:
-    """One text for every image: the same for all, or a list of as many.
+def text_per_image(images: Sequence[object], texts: str | Sequence[str], what: str) -> tuple[str, ...]:
+    """One text for each image: the same for all, or a list of as many.
 
     Raises:
-        InvalidInputError: there are more or fewer of them, or one is no text or an empty one.
+        InvalidInputError: there are more or fewer texts than images, or one is not a non-empty string.
     """
-    several = listed([texts] * len(images) if isinstance(texts, str) else texts, what)
+    several = check_texts([texts] * len(images) if isinstance(texts, str) else texts, what)
     if len(several) != len(images):
         raise InvalidInputError(f"{len(several)} {what} for {len(images)} images; give one, or one per image")
     return several
 
 
-def scored(
+def write(
+    generator: Generator, contexts: Sequence[Context], *, max_new_tokens: int, batch_size: int
+) -> list[str]:
+    """Continue each context by greedy decoding; arguments and errors as the generator's ``generate``."""
+    found = write_texts(generator, contexts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return [text.strip() for (text,) in found]
+
+
+def log_likelihoods(
     generator: Generator,
     contexts: Sequence[Context],
     continuations: Sequence[str],
     *,
     aggregate: Aggregate = "sum",
     batch_size: int = 16,
+    progress: Progress | None = None,
 ) -> NDArray[np.float64]:
-    """Log-likelihoods of n pairs in nats, float64 [n].
+    """Log-likelihoods of n pairs in nats, float64 [n]; with "mean" per token.
 
     Raises:
-        InvalidInputError: there is no such aggregate.
-        ZsqError: the generator gave too few or too many of them, or a number that is none.
+        InvalidInputError: the aggregate is unknown, or a pair is too long for the generator.
+        ZsqError: the generator returned the wrong number of likelihoods, or one that is not finite.
     """
     if aggregate not in ("sum", "mean"):
         raise InvalidInputError(f"aggregate must be 'sum' or 'mean', not {aggregate!r}")
-    read = read_texts(generator, contexts, continuations, batch_size=batch_size)
-    return np.array([one.sum if aggregate == "sum" else one.mean for one in read], np.float64)
-
-
-def written(
-    generator: Generator, contexts: Sequence[Context], *, max_new_tokens: int, batch_size: int
-) -> list[str]:
-    """What the generator writes after each context, always taking the likeliest token.
-
-    Raises:
-        InvalidInputError: the generator writes none.
-        ZsqError: it wrote too few or too many texts.
-    """
-    found = write_texts(generator, contexts, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    return [text.strip() for (text,) in found]
+    found = read_texts(generator, contexts, continuations, batch_size=batch_size, progress=progress)
+    return np.array([one.sum if aggregate == "sum" else one.mean for one in found], np.float64)

@@ -1,11 +1,11 @@
 """Contract tests for your own encoder, index or generator.
 
-In a script, one line runs them all and reports every broken promise::
+In a script, one line runs all checks and reports every broken promise::
 
     check_index(MyIndex)
 
-In pytest, :func:`parametrize_checks` makes one case of each. ``docs/testing.md`` shows both.
-:mod:`zsqretrieval.testing.toys` has small exact parts for testing what is built on the protocols.
+In pytest, :func:`parametrize_checks` makes one test case of each check. ``docs/testing.md`` shows both.
+:mod:`zsqretrieval.testing.toys` has small exact parts for tests of code that uses the protocols.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a contract check is, how one is written, and the two front doors: a script's and pytest's."""
+"""Contract checks, and their two front ends: a script and pytest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Factory = TypeVar("Factory")
 
 
 class ContractError(AssertionError):
-    """An object does not keep its contract.
+    """An object breaks its contract.
 
     Attributes:
         failures: the error of every failed check, by the check's name.
@@ -40,9 +40,9 @@ class Check(Generic[Factory]):
     """One promise of a contract.
 
     Attributes:
-        name: what ``expected_failures`` and reports call it.
+        name: identifies it in ``expected_failures`` and reports.
         promise: the promise in one sentence.
-        verify: raises when the objects that the factory makes break the promise.
+        verify: raises if objects of the factory break the promise.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Check(Generic[Factory]):
     verify: Callable[[Factory], None]
 
     def __call__(self, factory: Factory) -> None:
-        """Verify the promise on what ``factory`` makes.
+        """Verify the promise on objects of ``factory``.
 
         Raises:
-            ContractError: the promise is broken, or the object raised where it should have worked.
+            ContractError: the promise is broken, or the object raised an error in a valid call.
         """
         try:
             self.verify(factory)
@@ -63,7 +63,7 @@ class Check(Generic[Factory]):
 
 
 def expect(condition: object, expected: str, got: object) -> None:
-    """Demand a condition; otherwise raise ``ContractError("Expected ...; got ...")``."""
+    """Check a condition; if it is false, raise ``ContractError("Expected ...; got ...")``."""
     if not condition:
         raise ContractError(f"Expected {expected}; got {_shortened(str(got))}.")
 
@@ -71,12 +71,12 @@ def expect(condition: object, expected: str, got: object) -> None:
 def expect_refusal(
     action: Callable[[], object], what: str, error: type[Exception] | tuple[type[Exception], ...] = ValueError
 ) -> Exception:
-    """Demand that ``action`` raises ``error``, and return what it raised.
+    """Check that ``action`` raises ``error``, and return the exception.
 
     Args:
-        action: the call that should be refused.
-        what: the offence, as a phrase ("a vector with nan").
-        error: the exception type or types that count as a refusal.
+        action: an invalid call.
+        what: the invalid input, as a phrase ("a vector with nan").
+        error: expected exception type or types.
     """
     types = error if isinstance(error, tuple) else (error,)
     names = " or ".join(each.__name__ for each in types)
@@ -122,17 +122,17 @@ def parametrize_checks(
 
     Args:
         checks: ``encoder_checks``, ``index_checks``, ``generator_checks``, or a part of one.
-        factory: what makes the objects under test: ``make_index(dim, fingerprint="")`` for an index,
-            a function without arguments for an encoder or a generator. It is called once per check
-            or more often, so cache what is slow to build (``functools.cache``).
-        expected_failures: reasons by check name. Such a check is a strict xfail: it must fail, and the
-            day it passes the entry has to go.
+        factory: makes the objects under test: ``make_index(dim, fingerprint="")`` for an index, a function
+            without arguments for an encoder or a generator. Each check calls it once or more, so cache
+            objects that are slow to build (``functools.cache``).
+        expected_failures: reasons by check name. Such a check is a strict xfail: once it passes, remove its
+            entry.
 
     Returns:
         A ``pytest.mark.parametrize`` decorator whose case ids are the names of the checks.
 
     Raises:
-        ValueError: ``expected_failures`` names a check that is not among ``checks``.
+        ValueError: ``expected_failures`` names an unknown check.
     """
     import pytest  # only this function needs it
 
@@ -151,7 +151,7 @@ def parametrize_checks(
 
 
 def promise_of(function: Callable[..., object]) -> str:
-    """First line of a check's docstring: the promise it verifies."""
+    """The promise of a check: the first line of its docstring."""
     return (function.__doc__ or "").strip().splitlines()[0]
 
 

@@ -1,4 +1,4 @@
-"""What every encoder must do, as small checks; the contract is :class:`zsqretrieval.protocols.Encoder`."""
+"""Checks of every encoder; the contract is :class:`zsqretrieval.protocols.Encoder`."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ __all__ = ["check_encoder", "encoder_checks"]
 EncoderFactory: TypeAlias = Callable[[], Encoder]
 
 SAME = 1e-5
-"""Largest difference in an entry that a batch size or a thread may make."""
+"""Largest difference in an entry between batch sizes or threads."""
 
 DIFFERENT = 1e-4
-"""Smallest difference in some entry that tells two vectors apart."""
+"""Smallest difference in some entry between different vectors."""
 
-# Lengths differ widely on purpose: padding is where batches go wrong.
+# very different lengths, because padding is a common source of errors
 TEXTS = (
     "a dog",
     "two children in red jackets are running through deep snow towards a wooden house",
@@ -59,7 +59,7 @@ _listed: list[Check[EncoderFactory]] = []
 
 
 def _check(function: Callable[[Encoder], None]) -> Callable[[Encoder], None]:
-    """List the function as a check; it is given one encoder."""
+    """List the function as a check of one encoder."""
     verify: Callable[[EncoderFactory], None] = lambda make_encoder: function(make_encoder())  # noqa: E731
     _listed.append(Check(function.__name__, promise_of(function), verify))
     return function
@@ -157,7 +157,7 @@ def different_texts_differ(encoder: Encoder) -> None:
 
 @_check
 def only_pixels_count(encoder: Encoder) -> None:
-    """An image's vector comes from its pixels, not from its source, id, caption or metadata."""
+    """An image's vector depends on its pixels, not on its source, id, caption or metadata."""
     one, other = encoded(painting(1)), encoded(painting(2))
     rows = encoder.encode_image(
         [
@@ -203,14 +203,14 @@ def colour_modes_agree(encoder: Encoder) -> None:
         "8-bit and 16-bit grey": (as_image(grey, "8-bit grey"), deep_grey),
     }
     for name, pair in twins.items():
-        # 16 bits to 8 may round by one level, quantising picks the nearest of 256 colours: not exactly equal
+        # not exactly equal: 16 bits to 8 may round by one level, and a palette has 256 colours
         one, other = encoder.encode_image(pair)
         _expect_same(one, other, name, tolerance=0.02)
 
 
 @_check
 def exif_turn_is_undone(encoder: Encoder) -> None:
-    """An image that a camera stored sideways or mirrored gets the vector of the upright image."""
+    """An image with an EXIF orientation gets the vector of the upright image."""
     upright = encoder.encode_image([as_image(painting(4), "upright painting")])
     for orientation in ORIENTATIONS:
         row = encoder.encode_image([turned(painting(4), orientation)])
@@ -272,7 +272,7 @@ def inputs_are_not_changed(encoder: Encoder) -> None:
 
 @_check
 def results_are_fresh(encoder: Encoder) -> None:
-    """A returned array is the caller's own: later calls do not change it, changing it changes no call."""
+    """Later calls do not change a returned array, and the caller may overwrite it."""
     calls: tuple[tuple[Any, Any, Any], ...] = (
         (encoder.encode_image, paintings(2), paintings(2, first_seed=10)),
         (encoder.encode_text, TEXTS[:2], TEXTS[2:4]),
@@ -289,7 +289,7 @@ def results_are_fresh(encoder: Encoder) -> None:
 
 @_check
 def threads_agree(encoder: Encoder) -> None:
-    """Concurrent calls give the rows that calls one after another give."""
+    """Concurrent calls and sequential calls give the same rows."""
     image_jobs = [paintings(2, first_seed=seed) for seed in range(8)]
     text_jobs = [TEXTS[i:] + TEXTS[:i] for i in range(len(TEXTS))]
     calls: tuple[tuple[Any, Any], ...] = (

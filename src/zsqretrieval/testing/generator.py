@@ -1,73 +1,41 @@
-"""What every generator must do, as small checks; the contract: :class:`zsqretrieval.protocols.Generator`."""
+"""Checks of every generator; the contract is :class:`zsqretrieval.protocols.Generator`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
 from zsqretrieval.errors import ImageError
-from zsqretrieval.protocols import Generator, ImageStates
-from zsqretrieval.testing.checks import Check, expect, expect_refusal, promise_of, run_checks
+from zsqretrieval.protocols import Generator
+from zsqretrieval.testing.checks import Check, expect, expect_refusal, run_checks
+from zsqretrieval.testing.generator_case import (
+    QUESTIONS,
+    WORDS,
+    GeneratorCase,
+    GeneratorFactory,
+    case_check,
+    expect_same,
+    five_contexts,
+    largest_gap,
+    score,
+)
+from zsqretrieval.testing.generator_states import state_checks
 from zsqretrieval.testing.pictures import paintings
-from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
+from zsqretrieval.types import Context, Image, LogLikelihood
 
 __all__ = ["GeneratorCase", "check_generator", "generator_checks"]
 
-
-@dataclass(frozen=True)
-class GeneratorCase:
-    """A generator, with what only its author knows about it.
-
-    Attributes:
-        generator: the generator under test.
-        vocabulary: every continuation of one token that there is, when the vocabulary is closed: their
-            probabilities must sum to 1. Empty when unknown: those of some words must not exceed 1.
-        split: texts (a, b) where the tokens of ``a + b`` are those of a, then those of b, for the chain
-            rule; None to try usual ones.
-        too_long: a text longer than the model's context length.
-        tolerance: how much a token's log-probability may differ by rounding, in nats. 16-bit arithmetic
-            needs about 0.05. A difference has to exceed ten times this to count as one.
-    """
-
-    generator: Generator
-    vocabulary: Sequence[str] = ()
-    split: tuple[str, str] | None = None
-    too_long: str = "what is the colour of " * 5_000
-    tolerance: float = 1e-4
-
-
-GeneratorFactory: TypeAlias = Callable[[], Generator | GeneratorCase]
+SPLITS = (("what is", " the colour"), ("what is ", "the colour"), ("what is", "the colour"), ("what", "?"))
 
 _listed: list[Check[GeneratorFactory]] = []
 
 
 def _check(function: Callable[[GeneratorCase], None]) -> Callable[[GeneratorCase], None]:
-    """List the function as a check; it is given one case."""
-
-    def verify(make_generator: GeneratorFactory) -> None:
-        made = make_generator()
-        function(made if isinstance(made, GeneratorCase) else GeneratorCase(made))
-
-    _listed.append(Check(function.__name__, promise_of(function), verify))
-    return function
-
-
-def _state_check(
-    function: Callable[[GeneratorCase, ImageStates], None],
-) -> Callable[[GeneratorCase, ImageStates], None]:
-    """List the function as a check that a generator without image states passes by having none."""
-
-    def verify(case: GeneratorCase) -> None:
-        if isinstance(case.generator, ImageStates):
-            function(case, case.generator)
-
-    verify.__name__, verify.__doc__ = function.__name__, function.__doc__
-    _check(verify)
+    """List the function as a check."""
+    _listed.append(case_check(function))
     return function
 
 
@@ -78,29 +46,6 @@ def check_generator(generator: Generator | GeneratorCase) -> None:
         ContractError: names each failed check, with what was expected and what was got.
     """
     run_checks(generator_checks, lambda: generator)
-
-
-QUESTIONS = (
-    "red",
-    "what is the colour of the picture?",
-    "is the thing blue?",
-    "what thing is in the picture, and is the colour of the thing red or green?",
-    "yes",
-)
-WORDS = ("what", "is", "the", "red", "green", "blue", "yes", "no", "dog", "a", "on", "house")
-SPLITS = (("what is", " the colour"), ("what is ", "the colour"), ("what is", "the colour"), ("what", "?"))
-
-
-def _contexts() -> list[Context]:
-    """Five contexts of different lengths, with none, one and two images, as long as QUESTIONS."""
-    red, green, blue, grey = paintings(4, first_seed=20)
-    return [
-        (red, "Question:"),
-        ("The picture:", green, "A question about the picture is:"),
-        ("Only text. Question:",),
-        (blue, "then", grey, "Question:"),
-        (grey,),
-    ]
 
 
 # -- likelihood --------------------------------------------------------------------------------------
@@ -115,15 +60,15 @@ def fingerprint_is_stable(case: GeneratorCase) -> None:
         isinstance(generator, Generator), "the members of the Generator protocol", type(generator).__name__
     )
     expect(type(before) is str and before, "fingerprint: a non-empty str", repr(before))
-    generator.log_likelihood(_contexts()[:1], QUESTIONS[:1])
-    generator.generate(_contexts()[:1], max_new_tokens=2)
+    generator.log_likelihood(five_contexts()[:1], QUESTIONS[:1])
+    generator.generate(five_contexts()[:1], max_new_tokens=2)
     expect(generator.fingerprint == before, f"the fingerprint {before!r} still", repr(generator.fingerprint))
 
 
 @_check
 def likelihoods_are_log_probabilities(case: GeneratorCase) -> None:
     """Each LogLikelihood has at least one token, each with a finite float32 log-probability <= 0."""
-    found = _score(case, _contexts(), QUESTIONS)
+    found = score(case, five_contexts(), QUESTIONS)
     for likelihood, question in zip(found, QUESTIONS, strict=True):
         expect(isinstance(likelihood, LogLikelihood), "a LogLikelihood", type(likelihood).__name__)
         tokens, log_probs = likelihood.tokens, likelihood.token_log_probs
@@ -139,10 +84,10 @@ def likelihoods_are_log_probabilities(case: GeneratorCase) -> None:
 
 @_check
 def next_token_probabilities_sum_to_one(case: GeneratorCase) -> None:
-    """Probabilities of different one-token continuations sum to 1 when they are all, else to no more."""
-    for context in _contexts():
+    """Probabilities of all one-token continuations sum to 1, of some of them to at most 1."""
+    for context in five_contexts():
         words = case.vocabulary or WORDS
-        found = _score(case, [context] * len(words), words)
+        found = score(case, [context] * len(words), words)
         longer = [word for word, one in zip(words, found, strict=True) if case.vocabulary and len(one) != 1]
         expect(not longer, "one token for each text of the vocabulary", f"more for {longer}")
         first = {one.tokens: float(np.exp(one.token_log_probs[0])) for one in found if len(one) == 1}
@@ -157,9 +102,9 @@ def next_token_probabilities_sum_to_one(case: GeneratorCase) -> None:
 @_check
 def chain_rule_holds(case: GeneratorCase) -> None:
     """Log P(ab | c) = log P(a | c) + log P(b | c, a), token by token."""
-    context = ("The picture:", paintings(1)[0])  # ends in an image, so that no token can span c and a
+    context = ("The picture:", paintings(1)[0])  # ends in an image, so that no token spans c and a
     for a, b in [case.split] if case.split else SPLITS:
-        whole, first, second = _score(case, [context, context, (*context, a)], [a + b, a, b])
+        whole, first, second = score(case, [context, context, (*context, a)], [a + b, a, b])
         if whole.tokens == first.tokens + second.tokens:
             parts = np.concatenate([first.token_log_probs, second.token_log_probs])
             gap = float(np.abs(whole.token_log_probs - parts).max())
@@ -168,24 +113,24 @@ def chain_rule_holds(case: GeneratorCase) -> None:
             )
             return
     tried = case.split or SPLITS
-    advice = "give GeneratorCase(generator, split=(a, b)) texts that do"
+    advice = "give some as GeneratorCase(generator, split=(a, b))"
     expect(False, f"texts a, b whose tokens are those of a + b ({advice})", f"none in {tried}")
 
 
 @_check
 def tokens_depend_on_the_continuation_only(case: GeneratorCase) -> None:
-    """The same continuation has the same tokens after every context, or likelihoods cannot be compared."""
-    found = _score(case, _contexts(), [QUESTIONS[1]] * 5)
+    """A continuation has the same tokens after every context, so that likelihoods can be compared."""
+    found = score(case, five_contexts(), [QUESTIONS[1]] * 5)
     sets = {one.tokens for one in found}
     expect(len(sets) == 1, f"the same tokens for {QUESTIONS[1]!r} after every context", sets)
 
 
 @_check
 def later_tokens_do_not_leak(case: GeneratorCase) -> None:
-    """What follows a token does not change the token's log-probability."""
-    context = _contexts()[0]
+    """Later tokens do not change a token's log-probability."""
+    context = five_contexts()[0]
     texts = ("what is the colour of the red house", "what is the colour of the dog", "what is the colour")
-    found = _score(case, [context] * 3, texts)
+    found = score(case, [context] * 3, texts)
     shared = 0
     while all(len(one) > shared for one in found) and len({one.tokens[shared] for one in found}) == 1:
         shared += 1
@@ -199,38 +144,38 @@ def later_tokens_do_not_leak(case: GeneratorCase) -> None:
 @_check
 def batch_size_changes_nothing(case: GeneratorCase) -> None:
     """Any ``batch_size`` gives the same log-probabilities."""
-    one_by_one = case.generator.log_likelihood(_contexts(), QUESTIONS, batch_size=1)
+    one_by_one = case.generator.log_likelihood(five_contexts(), QUESTIONS, batch_size=1)
     for batch_size in (2, 5, 8):
-        batched = case.generator.log_likelihood(_contexts(), QUESTIONS, batch_size=batch_size)
-        _expect_same(case, one_by_one, batched, f"batch_size 1 and {batch_size}")
+        batched = case.generator.log_likelihood(five_contexts(), QUESTIONS, batch_size=batch_size)
+        expect_same(case, one_by_one, batched, f"batch_size 1 and {batch_size}")
 
 
 @_check
 def padding_changes_nothing(case: GeneratorCase) -> None:
-    """A short pair gets the same log-probabilities alone as beside long ones."""
-    contexts, questions = _contexts(), list(QUESTIONS)
-    together = _score(case, contexts, questions)
+    """A pair gets the same log-probabilities alone and in a batch with longer pairs."""
+    contexts, questions = five_contexts(), list(QUESTIONS)
+    together = score(case, contexts, questions)
     for i in range(5):
-        alone = _score(case, contexts[i : i + 1], questions[i : i + 1])
-        _expect_same(case, alone, together[i : i + 1], f"pair {i} alone and among longer ones")
+        alone = score(case, contexts[i : i + 1], questions[i : i + 1])
+        expect_same(case, alone, together[i : i + 1], f"pair {i} alone and among longer ones")
 
 
 @_check
 def order_is_kept(case: GeneratorCase) -> None:
     """Answer i belongs to pair i: permuted pairs give permuted likelihoods."""
     order = [3, 0, 4, 2, 1]
-    contexts = _contexts()
-    straight = [_score(case, contexts[i : i + 1], QUESTIONS[i : i + 1])[0] for i in range(5)]
-    permuted = _score(case, [contexts[i] for i in order], [QUESTIONS[i] for i in order])
-    _expect_same(case, [straight[i] for i in order], permuted, f"pairs in the order {order}")
+    contexts = five_contexts()
+    straight = [score(case, contexts[i : i + 1], QUESTIONS[i : i + 1])[0] for i in range(5)]
+    permuted = score(case, [contexts[i] for i in order], [QUESTIONS[i] for i in order])
+    expect_same(case, [straight[i] for i in order], permuted, f"pairs in the order {order}")
 
 
 @_check
 def scoring_is_deterministic(case: GeneratorCase) -> None:
     """Scoring twice, with generation between, gives the same log-probabilities."""
-    first = _score(case, _contexts(), QUESTIONS)
-    case.generator.generate(_contexts()[:1], temperature=1.0, max_new_tokens=2)
-    _expect_same(case, first, _score(case, _contexts(), QUESTIONS), "pairs scored twice")
+    first = score(case, five_contexts(), QUESTIONS)
+    case.generator.generate(five_contexts()[:1], temperature=1.0, max_new_tokens=2)
+    expect_same(case, first, score(case, five_contexts(), QUESTIONS), "pairs scored twice")
 
 
 @_check
@@ -256,7 +201,7 @@ def text_matters(case: GeneratorCase) -> None:
 
 @_check
 def every_image_matters(case: GeneratorCase) -> None:
-    """Of several images each one counts, and so does their order."""
+    """Each of several images changes the log-probabilities, and so does their order."""
     one, two, three = paintings(3)
     contexts = [(one, "then", two, "Question:"), (two, "then", one, "Question:")]
     _expect_all_differ(case, contexts, "contexts with the same images in another order")
@@ -275,16 +220,16 @@ def no_pairs_give_no_likelihoods(case: GeneratorCase) -> None:
 
 @_check
 def empty_continuation_is_refused(case: GeneratorCase) -> None:
-    """A continuation without text is refused, wherever it stands."""
+    """An empty continuation is refused, in any position."""
     for questions in ([""], ["red", "", "blue"]):
-        contexts = _contexts()[: len(questions)]
+        contexts = five_contexts()[: len(questions)]
         _expect_refused(case, contexts, questions, f"the continuations {questions}")
 
 
 @_check
 def unequal_lengths_are_refused(case: GeneratorCase) -> None:
-    """As many continuations as contexts, or a ValueError."""
-    contexts = _contexts()
+    """Different numbers of contexts and continuations are a ValueError."""
+    contexts = five_contexts()
     for n_contexts, n_questions in ((2, 1), (1, 2), (0, 1), (1, 0)):
         what = f"{n_contexts} contexts and {n_questions} continuations"
         _expect_refused(case, contexts[:n_contexts], QUESTIONS[:n_questions], what)
@@ -293,7 +238,7 @@ def unequal_lengths_are_refused(case: GeneratorCase) -> None:
 @_check
 def over_long_continuation_is_not_cut(case: GeneratorCase) -> None:
     """A continuation beyond the context length is refused; a model without that limit reads all of it."""
-    context = _contexts()[0]
+    context = five_contexts()[0]
     texts = [
         case.too_long + " red",
         case.too_long + " green",
@@ -301,7 +246,7 @@ def over_long_continuation_is_not_cut(case: GeneratorCase) -> None:
         "green " + case.too_long,
     ]
     try:
-        found = _score(case, [context] * 4, texts)
+        found = score(case, [context] * 4, texts)
     except ValueError:
         return
     for i, place in ((0, "last"), (2, "first")):
@@ -320,12 +265,12 @@ def over_long_context_is_not_cut(case: GeneratorCase) -> None:
         (case.too_long, other),
     ]
     try:
-        found = _score(case, contexts, ["red"] * 4)
+        found = score(case, contexts, ["red"] * 4)
     except ValueError:
         return
     for i, place in ((0, "before"), (2, "after")):
         what = f"a ValueError, or an image that matters {place} a very long text"
-        expect(_gap(found[i], found[i + 1]) > 0, what, "equal log-probabilities for two images")
+        expect(largest_gap(found[i], found[i + 1]) > 0, what, "equal log-probabilities for two images")
 
 
 @_check
@@ -333,20 +278,58 @@ def broken_image_is_named(case: GeneratorCase) -> None:
     """An image that cannot be decoded raises ImageError naming it."""
     gone = Image(Path("no-such-folder") / "gone.png", "gone.png")
     for broken in (Image(b"this is no image", "notes-renamed.jpg"), gone):
-        contexts = [_contexts()[0], (paintings(1)[0], broken, "Question:")]
-        error = expect_refusal(partial(_score, case, contexts, QUESTIONS[:2]), "a broken image", ImageError)
+        contexts = [five_contexts()[0], (paintings(1)[0], broken, "Question:")]
+        error = expect_refusal(partial(score, case, contexts, QUESTIONS[:2]), "a broken image", ImageError)
         expect(broken.source in str(error), f"an error naming {broken.source!r}", repr(str(error)))
 
 
 @_check
 def inputs_are_not_changed(case: GeneratorCase) -> None:
     """Scoring and generating leave the caller's lists as they were."""
-    contexts, questions = [list(context) for context in _contexts()], list(QUESTIONS)
+    contexts, questions = [list(context) for context in five_contexts()], list(QUESTIONS)
     given = [list(context) for context in contexts]
     case.generator.log_likelihood(contexts, questions)
     case.generator.generate(contexts, max_new_tokens=2)
     expect(contexts == given, "the contexts unchanged", contexts)
     expect(questions == list(QUESTIONS), "the continuations unchanged", questions)
+
+
+@_check
+def progress_reaches_the_total(case: GeneratorCase) -> None:
+    """``log_likelihood`` calls ``progress(step, done, total)``; done rises, and ends at total."""
+    calls: list[tuple[str, int, int | None]] = []
+    case.generator.log_likelihood(
+        five_contexts(), QUESTIONS, batch_size=2, progress=lambda *call: calls.append(call)
+    )
+    expect(calls, "at least one call", "none")
+    for step in dict.fromkeys(name for name, _, _ in calls):
+        expect(type(step) is str and step, "a name of the step", repr(step))
+        done = [done for name, done, _ in calls if name == step]
+        totals = {total for name, _, total in calls if name == step}
+        expect(done == sorted(set(done)), f"a rising number of items done in {step!r}", done)
+        expect(
+            totals == {done[-1]}, f"one total in {step!r}, equal to the last number done", f"{done}, {totals}"
+        )
+
+
+@_check
+def progress_can_cancel(case: GeneratorCase) -> None:
+    """An exception of ``progress`` ends the call of ``log_likelihood``; the next call works as before."""
+    calls = 0
+
+    def cancel(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        raise _CancelledError
+
+    before = score(case, five_contexts(), QUESTIONS)
+    expect_refusal(
+        lambda: case.generator.log_likelihood(five_contexts(), QUESTIONS, batch_size=1, progress=cancel),
+        "a progress that raises",
+        _CancelledError,
+    )
+    expect(calls == 1, "no call of progress after it has raised", f"{calls} calls")
+    expect_same(case, before, score(case, five_contexts(), QUESTIONS), "pairs scored after a cancelled call")
 
 
 # -- generation --------------------------------------------------------------------------------------
@@ -356,7 +339,7 @@ def inputs_are_not_changed(case: GeneratorCase) -> None:
 def n_texts_per_context(case: GeneratorCase) -> None:
     """``generate`` returns one list of n strings per context, and [] for no contexts."""
     for n, temperature in ((1, 0.0), (3, 0.0), (3, 1.0)):
-        found = case.generator.generate(_contexts(), n=n, max_new_tokens=3, temperature=temperature)
+        found = case.generator.generate(five_contexts(), n=n, max_new_tokens=3, temperature=temperature)
         lengths = [len(texts) for texts in found]
         expect(lengths == [n] * 5, f"5 lists of {n} texts", f"lists of {lengths}")
         expect(all(isinstance(text, str) for texts in found for text in texts), "strings", found)
@@ -366,7 +349,7 @@ def n_texts_per_context(case: GeneratorCase) -> None:
 @_check
 def greedy_generation_is_deterministic(case: GeneratorCase) -> None:
     """At temperature 0 all n texts are equal, whatever the seed."""
-    for context in _contexts():
+    for context in five_contexts():
         found = [
             case.generator.generate([context], n=2, max_new_tokens=6, temperature=0.0, seed=seed)[0]
             for seed in (None, 1, 2)
@@ -378,7 +361,7 @@ def greedy_generation_is_deterministic(case: GeneratorCase) -> None:
 @_check
 def generation_order_is_kept(case: GeneratorCase) -> None:
     """Texts i belong to context i, in every batch size."""
-    contexts = _contexts()
+    contexts = five_contexts()
     alone = [case.generator.generate([context], max_new_tokens=4)[0] for context in contexts]
     for batch_size in (1, 2, 8):
         found = case.generator.generate(contexts[::-1], max_new_tokens=4, batch_size=batch_size)
@@ -404,26 +387,26 @@ def sampling_varies(case: GeneratorCase) -> None:
 @_check
 def max_new_tokens_is_respected(case: GeneratorCase) -> None:
     """No text has more tokens than asked for, and fewer tokens are a prefix of more, at temperature 0."""
-    for context in _contexts():
+    for context in five_contexts():
         long = case.generator.generate([context], max_new_tokens=6)[0][0]
         for limit in (1, 3):
             short = case.generator.generate([context], max_new_tokens=limit)[0][0]
             expect(long.startswith(short.rstrip()), f"a prefix of {long!r}", repr(short))
             if short.strip():
-                tokens = _score(case, [context], [short])[0].tokens
+                tokens = score(case, [context], [short])[0].tokens
                 expect(len(tokens) <= limit, f"at most {limit} tokens in {short!r}", tokens)
 
 
 @_check
 def greedy_token_is_the_likeliest(case: GeneratorCase) -> None:
-    """No word's first token is likelier than the first token that ``generate`` takes at temperature 0."""
-    for context in _contexts():
+    """At temperature 0 ``generate`` takes a first token that is at least as likely as those of some words."""
+    for context in five_contexts():
         chosen = case.generator.generate([context], max_new_tokens=1)[0][0]
         if not chosen.strip():
-            continue  # the model ends the text here; an end has no text to be scored
+            continue  # the model ends the text here, and an end token has no text to score
         rivals = tuple(case.vocabulary or WORDS)
-        # a tokeniser may tell "dog" from " dog", and generate may have stripped the space
-        found = _score(case, [context] * (2 + len(rivals)), [chosen, f" {chosen.lstrip()}", *rivals])
+        # "dog" and " dog" may be different tokens, and generate may have stripped the space
+        found = score(case, [context] * (2 + len(rivals)), [chosen, f" {chosen.lstrip()}", *rivals])
         first = [float(one.token_log_probs[0]) for one in found]
         best = int(np.argmax(first[2:]))
         what = f"{chosen!r}, which generate chose, to be the likeliest ({max(first[:2]):.4f})"
@@ -437,7 +420,7 @@ def greedy_token_is_the_likeliest(case: GeneratorCase) -> None:
 @_check
 def settings_out_of_range_are_refused(case: GeneratorCase) -> None:
     """``n`` < 1, ``max_new_tokens`` < 1 and a negative or nan temperature are refused."""
-    context = _contexts()[:1]
+    context = five_contexts()[:1]
     generate = case.generator.generate
     expect_refusal(lambda: generate(context, n=0), "n=0")
     expect_refusal(lambda: generate(context, max_new_tokens=0), "max_new_tokens=0")
@@ -448,9 +431,9 @@ def settings_out_of_range_are_refused(case: GeneratorCase) -> None:
 @_check
 def over_long_prompt_is_refused(case: GeneratorCase) -> None:
     """``generate`` refuses a context that is too long for ``log_likelihood``."""
-    context = (_contexts()[0][0], case.too_long)
+    context = (five_contexts()[0][0], case.too_long)
     try:
-        _score(case, [context], ["red"])
+        score(case, [context], ["red"])
     except ValueError:
         expect_refusal(
             lambda: case.generator.generate([context], max_new_tokens=1),
@@ -458,156 +441,27 @@ def over_long_prompt_is_refused(case: GeneratorCase) -> None:
         )
 
 
-# -- image states, of a generator that makes them ----------------------------------------------------
-
-
-@_state_check
-def image_states_are_as_described(case: GeneratorCase, generator: ImageStates) -> None:
-    """``image_states`` returns finite [n, *state_shape] of ``state_dtype``, a float, also for n = 0."""
-    dtype, shape = generator.state_dtype, tuple(generator.state_shape)
-    expect(np.issubdtype(dtype, np.floating), "state_dtype: a floating-point dtype", dtype)
-    for n in (3, 0):
-        states = generator.image_states(paintings(n))
-        expect(isinstance(states, np.ndarray), "an array", type(states).__name__)
-        expect(states.dtype == dtype, f"states of dtype {dtype}", states.dtype)
-        expect(states.shape == (n, *shape), f"states of shape {(n, *shape)}", states.shape)
-        expect(np.all(np.isfinite(states)), "finite states", states)
-
-
-@_state_check
-def state_stands_for_its_image(case: GeneratorCase, generator: ImageStates) -> None:
-    """States in place of images give the same log-probabilities, also of several images in one context."""
-    with_states = _in_states(generator, _contexts())
-    found = _score(case, with_states, QUESTIONS)
-    _expect_same(case, _score(case, _contexts(), QUESTIONS), found, "images and their states")
-
-
-@_state_check
-def states_are_written_from(case: GeneratorCase, generator: ImageStates) -> None:
-    """``generate`` takes states: the token it chooses is the likeliest by the images too."""
-    contexts = _contexts()
-    written = generator.generate(_in_states(generator, contexts), max_new_tokens=1)
-    expected = generator.generate(contexts, max_new_tokens=1)
-    for context, (one,), (other,) in zip(contexts, written, expected, strict=True):
-        if one != other and one.strip() and other.strip():  # a tie may fall either way
-            first = [float(each.token_log_probs[0]) for each in _score(case, [context] * 2, [one, other])]
-            gap = abs(first[0] - first[1])
-            expect(gap <= 2 * case.tolerance, f"{other!r}, or a token as likely", f"{one!r}, by {gap:.3g}")
-
-
-@_state_check
-def state_batch_size_changes_nothing(case: GeneratorCase, generator: ImageStates) -> None:
-    """States computed in any ``batch_size`` give the same log-probabilities."""
-    images = paintings(5, first_seed=20)
-    one_by_one = _score_states(case, generator, images, batch_size=1)
-    for batch_size in (2, 5, 8):
-        together = _score_states(case, generator, images, batch_size=batch_size)
-        _expect_same(case, one_by_one, together, f"states computed by {batch_size} and one by one")
-
-
-@_state_check
-def state_order_is_kept(case: GeneratorCase, generator: ImageStates) -> None:
-    """State i belongs to image i: permuted images give permuted states."""
-    images, order = paintings(5, first_seed=20), [3, 0, 4, 2, 1]
-    straight = [_score_states(case, generator, [image], batch_size=8)[0] for image in images]
-    permuted = _score_states(case, generator, [images[i] for i in order], batch_size=8)
-    _expect_same(case, [straight[i] for i in order], permuted, f"states of images in the order {order}")
-
-
-@_state_check
-def foreign_state_is_refused(case: GeneratorCase, generator: ImageStates) -> None:
-    """A state with the fingerprint of another generator is refused, and the error names the image."""
-    state = _states(generator, paintings(1))[0]
-    foreign = ImageState(state.values, f"not {state.fingerprint}", "notes-renamed.jpg")
-    error = expect_refusal(
-        partial(_score, case, [(foreign, "Question:")], QUESTIONS[:1]), "a state of another generator"
-    )
-    expect(foreign.source in str(error), f"an error naming {foreign.source!r}", repr(str(error)))
-
-
-@_state_check
-def misshapen_state_is_refused(case: GeneratorCase, generator: ImageStates) -> None:
-    """A state of another shape than ``state_shape`` is refused."""
-    state = _states(generator, paintings(1))[0]
-    for values in (state.values[None], state.values[:-1], np.concatenate([state.values] * 2)):
-        wrong = ImageState(values, state.fingerprint, state.source)
-        what = f"a state of shape {values.shape}"
-        expect_refusal(partial(_score, case, [(wrong, "Question:")], QUESTIONS[:1]), what)
-
-
-@_state_check
-def broken_image_has_no_state(case: GeneratorCase, generator: ImageStates) -> None:
-    """An image that cannot be decoded raises ImageError naming it, instead of a state."""
-    broken = Image(b"this is no image", "notes-renamed.jpg")
-    images = [*paintings(2), broken]
-    error = expect_refusal(lambda: generator.image_states(images), "a broken image", ImageError)
-    expect(broken.source in str(error), f"an error naming {broken.source!r}", repr(str(error)))
-
-
-generator_checks = tuple(_listed)
+generator_checks = (*_listed, *state_checks)
 """Every generator check; each takes a function without arguments that returns the generator or a case."""
 
 
-def _score(case: GeneratorCase, contexts: Sequence[Context], texts: Sequence[str]) -> list[LogLikelihood]:
-    found = case.generator.log_likelihood(contexts, texts)
-    expect(len(found) == len(texts), f"{len(texts)} likelihoods", len(found))
-    return found
-
-
-def _states(generator: ImageStates, images: Sequence[Image], batch_size: int = 16) -> list[ImageState]:
-    values = generator.image_states(images, batch_size=batch_size)
-    return [
-        ImageState(value, generator.fingerprint, image.source)
-        for value, image in zip(values, images, strict=True)
-    ]
-
-
-def _in_states(generator: ImageStates, contexts: Sequence[Context]) -> list[Context]:
-    """The contexts with the states of their images in place of these."""
-    images = [segment for context in contexts for segment in context if isinstance(segment, Image)]
-    state_of = dict(zip(images, _states(generator, images), strict=True))
-    return [
-        tuple(state_of[segment] if isinstance(segment, Image) else segment for segment in context)
-        for context in contexts
-    ]
-
-
-def _score_states(
-    case: GeneratorCase, generator: ImageStates, images: Sequence[Image], batch_size: int
-) -> list[LogLikelihood]:
-    states = _states(generator, images, batch_size)
-    return _score(case, [(state, "Question:") for state in states], [QUESTIONS[2]] * len(states))
+class _CancelledError(Exception):
+    pass
 
 
 def _sample(case: GeneratorCase, seed: int) -> list[list[str]]:
     # hot, so that a confident model varies too
-    return case.generator.generate(_contexts()[:2], n=8, max_new_tokens=6, temperature=2.0, seed=seed)
-
-
-def _gap(one: LogLikelihood, other: LogLikelihood) -> float:
-    """Largest difference of a log-probability; infinite when the tokens differ."""
-    if one.tokens != other.tokens or one.token_log_probs.shape != other.token_log_probs.shape:
-        return float("inf")
-    return float(np.abs(one.token_log_probs - other.token_log_probs).max())
-
-
-def _expect_same(
-    case: GeneratorCase, ones: Sequence[LogLikelihood], others: Sequence[LogLikelihood], what: str
-) -> None:
-    for one, other in zip(ones, others, strict=True):
-        gap = _gap(one, other)
-        got = f"{one.token_log_probs} and {other.token_log_probs} for {one.tokens}"
-        expect(gap <= case.tolerance, f"equal log-probabilities for {what}", got)
+    return case.generator.generate(five_contexts()[:2], n=8, max_new_tokens=6, temperature=2.0, seed=seed)
 
 
 def _expect_all_differ(case: GeneratorCase, contexts: Sequence[Context], what: str) -> None:
     question = "is the red thing in the picture?"
-    found = _score(case, contexts, [question] * len(contexts))
+    found = score(case, contexts, [question] * len(contexts))
     for i, one in enumerate(found):
         for other in found[:i]:
-            gap = _gap(one, other)
+            difference = largest_gap(one, other)
             expected = f"different log-probabilities of {question!r} for {what}"
-            expect(gap > 10 * case.tolerance, expected, f"a largest difference of {gap:.3g}")
+            expect(difference > 10 * case.tolerance, expected, f"a largest difference of {difference:.3g}")
 
 
 def _expect_refused(

@@ -1,25 +1,23 @@
-"""What every index must do, as small checks; the contract is :class:`zsqretrieval.protocols.Index`.
+"""Checks of every index; the contract is :class:`zsqretrieval.protocols.Index`.
 
-Every check makes its own indexes, so what is passed around is a factory ``make_index(dim, fingerprint="")``.
-What must be refused stands in :mod:`~zsqretrieval.testing.index_refusals`, the truth that answers are
-measured against in :mod:`~zsqretrieval.testing.index_model`.
+Every check makes its own indexes with a factory ``make_index(dim, fingerprint="")``. Checks of saving and
+loading are in :mod:`~zsqretrieval.testing.index_storage`, of refusals in
+:mod:`~zsqretrieval.testing.index_refusals`; the exact answers to compare with are in
+:mod:`~zsqretrieval.testing.index_model`.
 """
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
-from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.protocols import Index
-from zsqretrieval.testing.checks import Check, expect, expect_refusal, promise_of, run_checks
+from zsqretrieval.testing.checks import Check, expect, promise_of, run_checks
 from zsqretrieval.testing.index_model import (
+    DIM,
     TOLERANCE,
     IndexFactory,
     Keys,
@@ -29,23 +27,25 @@ from zsqretrieval.testing.index_model import (
     expect_true_answers,
     expect_true_scores,
     expect_well_formed,
+    filled,
+    keys_from,
     play,
     random_vectors,
     recall,
     saved_and_loaded,
+    vectors_of,
 )
 from zsqretrieval.testing.index_refusals import refusals
+from zsqretrieval.testing.index_storage import storage_checks
 from zsqretrieval.types import Neighbors
 
 __all__ = ["check_index", "index_checks"]
-
-DIM = 16
 
 _listed: list[Check[IndexFactory]] = []
 
 
 def _check(function: Callable[[IndexFactory], None]) -> Callable[[IndexFactory], None]:
-    """List the function as a check; it is given the factory."""
+    """List the function as a check."""
     _listed.append(Check(function.__name__, promise_of(function), function))
     return function
 
@@ -75,7 +75,7 @@ def new_index_is_empty(make_index: IndexFactory) -> None:
 @_check
 def answers_have_contract_types(make_index: IndexFactory) -> None:
     """``search`` returns Neighbors: int64 keys and float32 scores of shape [q, k]."""
-    index, _, vectors = _filled(make_index, 20)
+    index, _, vectors = filled(make_index, 20)
     for queries, k in ((3, 1), (3, 5), (1, 20), (3, 50), (0, 5)):
         expect_well_formed(index.search(vectors[:queries], k), queries, k, stored=20)
 
@@ -83,7 +83,7 @@ def answers_have_contract_types(make_index: IndexFactory) -> None:
 @_check
 def own_vector_is_nearest(make_index: IndexFactory) -> None:
     """Searching for a stored vector finds its key first, with a score of 1 to 1e-4."""
-    index, keys, vectors = _filled(make_index, 100)
+    index, keys, vectors = filled(make_index, 100)
     found = index.search(vectors, 5)
     expect(np.array_equal(found.keys[:, 0], keys), "every vector's own key first", found.keys[:, 0])
     gap = np.abs(found.scores[:, 0] - 1).max()
@@ -93,23 +93,23 @@ def own_vector_is_nearest(make_index: IndexFactory) -> None:
 @_check
 def scores_fall(make_index: IndexFactory) -> None:
     """Answers come best first: scores never rise along a row."""
-    index, _, _ = _filled(make_index, 100)
-    scores = index.search(_vectors(10, seed=1), 20).scores
+    index, _, _ = filled(make_index, 100)
+    scores = index.search(vectors_of(10, seed=1), 20).scores
     expect(np.all(np.diff(scores, axis=1) <= 0), "scores that never rise along a row", scores[0])
 
 
 @_check
 def scores_are_cosines(make_index: IndexFactory) -> None:
     """A score is the cosine similarity of query and stored vector to 1e-4, negative ones too."""
-    index, keys, vectors = _filled(make_index, 60)
-    queries = _vectors(10, seed=1)
+    index, keys, vectors = filled(make_index, 60)
+    queries = vectors_of(10, seed=1)
     expect_true_answers(index.search(queries, 60), queries, keys, vectors)
 
 
 @_check
 def length_of_vectors_does_not_matter(make_index: IndexFactory) -> None:
-    """Stored vectors and queries of any length count as their unit vectors, very long and short ones too."""
-    keys, vectors, queries = _keys(60), _vectors(60), _vectors(10, seed=1)
+    """Stored vectors and queries of any length count as unit vectors, even very long and short ones."""
+    keys, vectors, queries = keys_from(60), vectors_of(60), vectors_of(10, seed=1)
     lengths = np.logspace(-30, 30, 60, dtype=np.float32)[:, None]
     index = make_index(DIM)
     index.add(keys, vectors * lengths)
@@ -119,8 +119,8 @@ def length_of_vectors_does_not_matter(make_index: IndexFactory) -> None:
 @_check
 def too_large_k_is_padded(make_index: IndexFactory) -> None:
     """With k > len, all keys come first and the rest is padded with -1 and nan."""
-    index, keys, _ = _filled(make_index, 7)
-    found = index.search(_vectors(3, seed=1), 12)
+    index, keys, _ = filled(make_index, 7)
+    found = index.search(vectors_of(3, seed=1), 12)
     expect_well_formed(found, 3, 12, stored=7)
     for row in found.keys:
         expect(set(row[:7]) == set(keys), f"all of {keys} before the padding", row)
@@ -129,22 +129,22 @@ def too_large_k_is_padded(make_index: IndexFactory) -> None:
 @_check
 def empty_index_answers_padding(make_index: IndexFactory) -> None:
     """An index without vectors answers every query with -1 and nan only."""
-    expect_well_formed(make_index(DIM).search(_vectors(2), 3), 2, 3, stored=0)
+    expect_well_formed(make_index(DIM).search(vectors_of(2), 3), 2, 3, stored=0)
 
 
 @_check
 def no_queries_give_no_rows(make_index: IndexFactory) -> None:
     """Searching [0, dim] gives [0, k], from an empty index too."""
-    expect_well_formed(make_index(DIM).search(_vectors(0), 4), 0, 4, stored=0)
-    index, _, _ = _filled(make_index, 5)
-    expect_well_formed(index.search(_vectors(0), 4), 0, 4, stored=5)
+    expect_well_formed(make_index(DIM).search(vectors_of(0), 4), 0, 4, stored=0)
+    index, _, _ = filled(make_index, 5)
+    expect_well_formed(index.search(vectors_of(0), 4), 0, 4, stored=5)
 
 
 @_check
 def queries_do_not_affect_each_other(make_index: IndexFactory) -> None:
     """Queries asked one by one, together, and in another order get the same answers."""
-    index, _, _ = _filled(make_index, 200)
-    queries = _vectors(12, seed=1)
+    index, _, _ = filled(make_index, 200)
+    queries = vectors_of(12, seed=1)
     together = index.search(queries, 10)
     turned_round = index.search(queries[::-1], 10)
     for i, query in enumerate(queries):
@@ -159,7 +159,7 @@ def queries_do_not_affect_each_other(make_index: IndexFactory) -> None:
 def inputs_are_not_changed(make_index: IndexFactory) -> None:
     """``add``, ``search`` and ``remove`` leave the caller's arrays as they were."""
     index = make_index(DIM)
-    keys, vectors, queries = _keys(20), 3 * _vectors(20), 3 * _vectors(5, seed=1)
+    keys, vectors, queries = keys_from(20), 3 * vectors_of(20), 3 * vectors_of(5, seed=1)
     gone = keys[:4].copy()
     copies = [array.copy() for array in (keys, vectors, queries, gone)]
     index.add(keys, vectors)
@@ -172,10 +172,10 @@ def inputs_are_not_changed(make_index: IndexFactory) -> None:
 
 @_check
 def index_keeps_its_own_copy(make_index: IndexFactory) -> None:
-    """Arrays given to ``add`` and returned by ``search`` are the caller's, to keep or to overwrite."""
+    """The caller may overwrite arrays given to ``add`` and returned by ``search``."""
     index = make_index(DIM)
-    keys, vectors, queries = _keys(20), _vectors(20), _vectors(5, seed=1)
-    # unit vectors are the tempting case: nothing has to be scaled, so nothing need be copied
+    keys, vectors, queries = keys_from(20), vectors_of(20), vectors_of(5, seed=1)
+    # unit vectors need no scaling, so an index may forget to copy them
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     given_keys, given_vectors = keys.copy(), vectors.copy()
     index.add(given_keys, given_vectors)
@@ -190,8 +190,8 @@ def index_keeps_its_own_copy(make_index: IndexFactory) -> None:
 
 @_check
 def memory_layout_does_not_matter(make_index: IndexFactory) -> None:
-    """Strided, Fortran-ordered and read-only arrays are read as what they show."""
-    keys, vectors, queries = _keys(30), _vectors(30), _vectors(5, seed=1)
+    """Strided, Fortran-ordered and read-only arrays give the same answers."""
+    keys, vectors, queries = keys_from(30), vectors_of(30), vectors_of(5, seed=1)
     wide = np.zeros((60, 2 * DIM), np.float32)
     wide[::2, ::2] = vectors
     frozen_keys, frozen_vectors = keys.copy(), vectors.copy()
@@ -211,7 +211,7 @@ def memory_layout_does_not_matter(make_index: IndexFactory) -> None:
 def large_keys_are_exact(make_index: IndexFactory) -> None:
     """Keys up to 2**63 - 1 come back exactly, also after save and load; 0 is a key like any other."""
     keys = np.array([0, 2**31, 2**53 + 1, 2**62, 2**62 + 1, 2**63 - 1], np.int64)
-    vectors = _vectors(len(keys))
+    vectors = vectors_of(len(keys))
     index = make_index(DIM)
     index.add(keys, vectors)
     for answering in (index, saved_and_loaded(index)):
@@ -225,17 +225,17 @@ def large_keys_are_exact(make_index: IndexFactory) -> None:
 @_check
 def adding_and_removing_nothing_is_allowed(make_index: IndexFactory) -> None:
     """Empty batches are neither an error nor a change, on an empty index too."""
-    for index in (make_index(DIM), _filled(make_index, 5)[0]):
+    for index in (make_index(DIM), filled(make_index, 5)[0]):
         size = len(index)
-        index.add(_keys(0), _vectors(0))
-        index.remove(_keys(0))
+        index.add(keys_from(0), vectors_of(0))
+        index.remove(keys_from(0))
         expect(len(index) == size, f"len {size}", len(index))
 
 
 @_check
 def grows_to_thousands(make_index: IndexFactory) -> None:
     """Batches of all sizes add up to thousands of vectors, each found by itself."""
-    keys, vectors = _keys(3000), _vectors(3000)
+    keys, vectors = keys_from(3000), vectors_of(3000)
     index = make_index(DIM)
     for batch in np.split(np.arange(3000), [1, 2, 10, 500, 1500, 2999]):
         index.add(keys[batch], vectors[batch])
@@ -247,8 +247,8 @@ def grows_to_thousands(make_index: IndexFactory) -> None:
 
 @_check
 def removed_keys_never_return(make_index: IndexFactory) -> None:
-    """After ``remove``, len has fallen and no search returns the removed keys, nor misses the others."""
-    index, keys, vectors = _filled(make_index, 60)
+    """After ``remove``, len is smaller, and searches find all other keys but never the removed ones."""
+    index, keys, vectors = filled(make_index, 60)
     index.remove(keys[::2])
     expect(len(index) == 30, "len 30 after removing 30 of 60", len(index))
     for k in (5, 60):
@@ -257,18 +257,18 @@ def removed_keys_never_return(make_index: IndexFactory) -> None:
 
 @_check
 def removed_key_can_return_with_another_vector(make_index: IndexFactory) -> None:
-    """A removed key can be added again, and then stands for its new vector only."""
-    index, keys, vectors = _filled(make_index, 30)
+    """A removed key can be added again with a new vector, which replaces the old one."""
+    index, keys, vectors = filled(make_index, 30)
     index.remove(keys[:10])
-    changed = np.concatenate([_vectors(10, seed=5), vectors[10:]])
+    changed = np.concatenate([vectors_of(10, seed=5), vectors[10:]])
     index.add(keys[:10], changed[:10])
     expect_true_answers(index.search(vectors, 30), vectors, keys, changed)
 
 
 @_check
 def everything_can_be_removed(make_index: IndexFactory) -> None:
-    """An index emptied by ``remove`` is an empty index, and can be filled again."""
-    index, keys, vectors = _filled(make_index, 30)
+    """An index emptied by ``remove`` answers like a new one, and can be filled again."""
+    index, keys, vectors = filled(make_index, 30)
     index.remove(keys)
     expect(len(index) == 0, "len 0", len(index))
     expect_well_formed(index.search(vectors[:2], 3), 2, 3, stored=0)
@@ -283,131 +283,6 @@ def random_operations_agree_with_a_model(make_index: IndexFactory) -> None:
         play(make_index(DIM), _random_operations(np.random.default_rng(seed), 60))
 
 
-# -- keeping -----------------------------------------------------------------------------------------
-
-
-@_check
-def save_and_load_keep_every_answer(make_index: IndexFactory) -> None:
-    """A loaded index has the same dim, fingerprint, len and answers; so has the saved one, still."""
-    index, keys, _ = _filled(make_index, 200, fingerprint="encoder 1")
-    index.remove(keys[::5])
-    queries = _vectors(20, seed=1)
-    before = index.search(queries, 10)
-    loaded = saved_and_loaded(index)
-    facts = (loaded.dim, loaded.fingerprint, len(loaded))
-    expect(facts == (DIM, "encoder 1", 160), f"dim, fingerprint, len {(DIM, 'encoder 1', 160)}", facts)
-    expect_same_answers(before, loaded.search(queries, 10), "an index and its loaded copy")
-    expect_same_answers(before, index.search(queries, 10), "an index before and after saving it")
-
-
-@_check
-def empty_index_can_be_saved(make_index: IndexFactory) -> None:
-    """An empty index survives save and load, and can be filled afterwards."""
-    loaded = saved_and_loaded(make_index(DIM, fingerprint="encoder 1"))
-    facts = (loaded.dim, loaded.fingerprint, len(loaded))
-    expect(facts == (DIM, "encoder 1", 0), f"dim, fingerprint, len {(DIM, 'encoder 1', 0)}", facts)
-    expect_well_formed(loaded.search(_vectors(2), 3), 2, 3, stored=0)
-    loaded.add(_keys(3), _vectors(3))
-    expect_true_answers(loaded.search(_vectors(2, seed=1), 3), _vectors(2, seed=1), _keys(3), _vectors(3))
-
-
-@_check
-def loaded_index_goes_on_working(make_index: IndexFactory) -> None:
-    """A loaded index takes further adds and removes, and refuses keys it already has."""
-    index, keys, vectors = _filled(make_index, 40)
-    loaded = saved_and_loaded(index)
-    expect_refusal(lambda: loaded.add(keys[:1], vectors[:1]), "a key added before saving")
-    new_keys, new_vectors = _keys(300, first=100), _vectors(300, seed=5)
-    loaded.add(new_keys, new_vectors)
-    loaded.remove(keys[:30])
-    expect(len(loaded) == 310, "len 310", len(loaded))
-    queries = _vectors(5, seed=1)
-    all_keys, all_vectors = np.append(keys[30:], new_keys), np.concatenate([vectors[30:], new_vectors])
-    expect_true_answers(loaded.search(queries, 10), queries, all_keys, all_vectors)
-
-
-@_check
-def save_replaces_an_earlier_save(make_index: IndexFactory) -> None:
-    """Saving to the same directory again leaves the new state only."""
-    index, keys, vectors = _filled(make_index, 50)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "index"
-        index.save(path)
-        index.remove(keys[:45])
-        index.save(path)
-        loaded = type(index).load(path)
-        expect(len(loaded) == 5, "len 5, as saved last", len(loaded))
-        expect_true_answers(loaded.search(vectors, 5), vectors, keys[45:], vectors[45:])
-
-
-@_check
-def load_refuses_missing_directory(make_index: IndexFactory) -> None:
-    """Loading from nowhere, or from an empty directory, is an IntegrityError."""
-    kind = type(make_index(DIM))
-    with tempfile.TemporaryDirectory() as folder:
-        nowhere = Path(folder) / "nowhere"
-        expect_refusal(lambda: kind.load(nowhere), "a missing directory", IntegrityError)
-        expect_refusal(lambda: kind.load(Path(folder)), "an empty directory", IntegrityError)
-
-
-@_check
-def load_refuses_missing_file(make_index: IndexFactory) -> None:
-    """A save that has lost any one of its files is an IntegrityError."""
-    with _save(make_index) as (kind, path):
-        for file in _files(path):
-            content = file.read_bytes()
-            file.unlink()
-            expect_refusal(lambda: kind.load(path), f"a save without {file.name}", IntegrityError)
-            file.write_bytes(content)
-
-
-@_check
-def load_refuses_truncated_file(make_index: IndexFactory) -> None:
-    """A save of which any file was cut short is refused, wherever the cut is."""
-    with _save(make_index) as (kind, path):
-        for file in _files(path):
-            content = file.read_bytes()
-            # not the last byte alone: a text may do without its closing line break
-            for size in sorted({0, len(content) // 2, max(len(content) - 2, 0)}):
-                file.write_bytes(content[:size])
-                what = f"{file.name} cut from {len(content)} to {size} bytes"
-                expect_refusal(lambda: kind.load(path), what, (IntegrityError, MismatchError))
-            file.write_bytes(content)
-
-
-@_check
-def load_refuses_flipped_bit(make_index: IndexFactory) -> None:
-    """A save of which any file has one wrong bit is refused, wherever the bit is."""
-    with _save(make_index) as (kind, path):
-        for file in _files(path):
-            content = file.read_bytes()
-            for position in np.unique(np.linspace(0, len(content) - 1, 12).astype(int)):
-                damaged = bytearray(content)
-                damaged[position] ^= 1
-                file.write_bytes(damaged)
-                what = f"{file.name} with a bit flipped in byte {position} of {len(content)}"
-                expect_refusal(lambda: kind.load(path), what, (IntegrityError, MismatchError))
-            file.write_bytes(content)
-
-
-@_check
-def load_refuses_other_dim(make_index: IndexFactory) -> None:
-    """Loading with another ``dim`` is a MismatchError; with the right one it loads."""
-    with _save(make_index) as (kind, path):
-        expect(kind.load(path, dim=DIM).dim == DIM, f"an index of dim {DIM}", "another")
-        expect_refusal(lambda: kind.load(path, dim=DIM + 1), f"dim {DIM + 1} for {DIM}", MismatchError)
-
-
-@_check
-def load_refuses_other_fingerprint(make_index: IndexFactory) -> None:
-    """Loading for another encoder's fingerprint is a MismatchError; for the right one it loads."""
-    with _save(make_index) as (kind, path):
-        loaded = kind.load(path, fingerprint="encoder 1")
-        expect(loaded.fingerprint == "encoder 1", "the fingerprint 'encoder 1'", repr(loaded.fingerprint))
-        what = "the fingerprint 'encoder 2' for 'encoder 1'"
-        expect_refusal(lambda: kind.load(path, fingerprint="encoder 2"), what, MismatchError)
-
-
 # -- quality and concurrency -------------------------------------------------------------------------
 
 
@@ -416,14 +291,14 @@ def recall_is_high(make_index: IndexFactory) -> None:
     """Recall@10 on clustered vectors is at least 0.95 against brute force."""
     vectors, queries = _clustered(2000), _clustered(100, seed=1)
     index = make_index(vectors.shape[1])
-    index.add(_keys(2000), vectors)
-    _expect_recall(index, _keys(2000), vectors, queries)
+    index.add(keys_from(2000), vectors)
+    _expect_recall(index, keys_from(2000), vectors, queries)
 
 
 @_check
 def recall_stays_high_after_removals(make_index: IndexFactory) -> None:
     """Recall@10 is still at least 0.95 after two thirds of the vectors were removed."""
-    vectors, queries, keys = _clustered(1500), _clustered(100, seed=1), _keys(1500)
+    vectors, queries, keys = _clustered(1500), _clustered(100, seed=1), keys_from(1500)
     index = make_index(vectors.shape[1])
     index.add(keys, vectors)
     kept = keys % 3 == 0
@@ -434,7 +309,7 @@ def recall_stays_high_after_removals(make_index: IndexFactory) -> None:
 @_check
 def identical_vectors_do_no_harm(make_index: IndexFactory) -> None:
     """With 40 % identical vectors the others keep their recall, and all the identical keys can be found."""
-    vectors, queries, keys = _clustered(1000), _clustered(60, seed=1), _keys(1000)
+    vectors, queries, keys = _clustered(1000), _clustered(60, seed=1), keys_from(1000)
     same = np.random.default_rng(2).permutation(1000) < 400
     vectors[same] = vectors[same][0]
     index = make_index(vectors.shape[1])
@@ -448,8 +323,8 @@ def identical_vectors_do_no_harm(make_index: IndexFactory) -> None:
 
 @_check
 def searching_while_adding_is_safe(make_index: IndexFactory) -> None:
-    """Searches during adds in another thread find what was there before, and nothing that is not."""
-    keys, vectors = _keys(1500), _vectors(1500)
+    """Searches during adds in another thread find all earlier vectors, and only stored ones."""
+    keys, vectors = keys_from(1500), vectors_of(1500)
     index = make_index(DIM)
     index.add(keys[:100], vectors[:100])
     errors: list[Exception] = []
@@ -487,8 +362,8 @@ def searching_while_adding_is_safe(make_index: IndexFactory) -> None:
 @_check
 def threads_agree(make_index: IndexFactory) -> None:
     """Concurrent searches give the answers that searches one after another give."""
-    index, _, _ = _filled(make_index, 500)
-    jobs = [_vectors(5, seed=seed) for seed in range(1, 25)]
+    index, _, _ = filled(make_index, 500)
+    jobs = [vectors_of(5, seed=seed) for seed in range(1, 25)]
     serial = [index.search(job, 10) for job in jobs]
     with ThreadPoolExecutor(4) as pool:
         concurrent = list(pool.map(lambda job: index.search(job, 10), jobs))
@@ -496,30 +371,15 @@ def threads_agree(make_index: IndexFactory) -> None:
         expect_same_answers(one, other, "serial and concurrent searches")
 
 
-index_checks = (*_listed, *refusals)
+index_checks = (*_listed, *storage_checks, *refusals)
 """Every index check; each takes ``make_index(dim, fingerprint="")``."""
 
 
-def _keys(n: int, first: int = 0) -> Keys:
-    return np.arange(first, first + n, dtype=np.int64)
-
-
-def _vectors(n: int, seed: int = 0) -> Vectors:
-    return random_vectors(n, DIM, seed)
-
-
 def _clustered(n: int, seed: int = 0) -> Vectors:
-    """Float32 [n, 32] around 40 centres, which every seed shares."""
+    """Float32 [n, 32] around 40 centres, the same for every seed."""
     rng = np.random.default_rng(seed)
     centres = random_vectors(40, 32, seed=1000)
     return centres[rng.integers(0, 40, n)] + 0.4 * rng.standard_normal((n, 32), np.float32)
-
-
-def _filled(make_index: IndexFactory, n: int, fingerprint: str = "") -> tuple[Index, Keys, Vectors]:
-    """An index of ``n`` random vectors under the keys 0 to n - 1, with what it holds."""
-    index, keys, vectors = make_index(DIM, fingerprint=fingerprint), _keys(n), _vectors(n)
-    index.add(keys, vectors)
-    return index, keys, vectors
 
 
 def _expect_recall(index: Index, keys: Keys, vectors: Vectors, queries: Vectors) -> None:
@@ -530,7 +390,7 @@ def _expect_recall(index: Index, keys: Keys, vectors: Vectors, queries: Vectors)
 
 
 def _random_operations(rng: np.random.Generator, n: int) -> Iterator[Operation]:
-    """Operations on few keys and vectors, so that repeats, refusals and re-additions are common."""
+    """Operations on few keys and vectors, which make repeats, refusals and re-additions common."""
     for _ in range(n):
         keys = tuple(int(key) for key in rng.integers(0, 40, rng.integers(1, 5)))
         seed, k = int(rng.integers(8)), int(rng.integers(1, 50))
@@ -543,18 +403,3 @@ def _random_operations(rng: np.random.Generator, n: int) -> Iterator[Operation]:
         else:
             yield Operation("remove", keys[:1])
     yield Operation("search", seed=1, k=50)
-
-
-@contextmanager
-def _save(make_index: IndexFactory) -> Iterator[tuple[type[Index], Path]]:
-    """The class, and the directory where an index of 50 vectors of "encoder 1" was saved."""
-    with tempfile.TemporaryDirectory() as folder:
-        index, _, _ = _filled(make_index, 50, fingerprint="encoder 1")
-        path = Path(folder) / "index"
-        index.save(path)
-        yield type(index), path
-
-
-def _files(path: Path) -> list[Path]:
-    """The files of a save that hold anything (an empty lock file may go missing unnoticed)."""
-    return sorted(file for file in path.rglob("*") if file.is_file() and file.stat().st_size > 0)

@@ -1,4 +1,4 @@
-"""The truth an index is measured against: a dictionary of vectors and a matrix product."""
+"""Exact answers to compare an index with: a dictionary of vectors and a matrix product."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from zsqretrieval.testing.checks import expect, expect_refusal
 from zsqretrieval.types import Neighbors
 
 __all__ = [
+    "DIM",
     "TOLERANCE",
     "IndexFactory",
     "Keys",
@@ -26,14 +27,20 @@ __all__ = [
     "expect_true_answers",
     "expect_true_scores",
     "expect_well_formed",
+    "filled",
+    "keys_from",
     "play",
     "random_vectors",
     "recall",
     "saved_and_loaded",
+    "vectors_of",
 ]
 
 Keys: TypeAlias = NDArray[np.int64]
 Vectors: TypeAlias = NDArray[np.float32]
+
+DIM = 16
+"""Length of the vectors in most checks."""
 
 TOLERANCE = 1e-4
 """Largest error of a cosine score."""
@@ -52,6 +59,23 @@ def random_vectors(n: int, dim: int, seed: int = 0) -> Vectors:
     return np.random.default_rng(seed).standard_normal((n, dim), np.float32)
 
 
+def keys_from(n: int, first: int = 0) -> Keys:
+    """``n`` consecutive keys."""
+    return np.arange(first, first + n, dtype=np.int64)
+
+
+def vectors_of(n: int, seed: int = 0) -> Vectors:
+    """Random vectors, float32 [n, DIM]."""
+    return random_vectors(n, DIM, seed)
+
+
+def filled(make_index: IndexFactory, n: int, fingerprint: str = "") -> tuple[Index, Keys, Vectors]:
+    """An index of ``n`` random vectors under the keys 0 to n - 1, its keys and its vectors."""
+    index, keys, vectors = make_index(DIM, fingerprint=fingerprint), keys_from(n), vectors_of(n)
+    index.add(keys, vectors)
+    return index, keys, vectors
+
+
 def cosines(queries: Vectors, vectors: Vectors) -> NDArray[np.float64]:
     """Cosine similarity of every query and every vector, float64 [q, n]."""
     q, v = queries.astype(np.float64), vectors.astype(np.float64)
@@ -61,7 +85,7 @@ def cosines(queries: Vectors, vectors: Vectors) -> NDArray[np.float64]:
 
 
 def expect_well_formed(found: Neighbors, q: int, k: int, stored: int) -> None:
-    """Demand the types and shapes of the contract, and min(k, stored) neighbours before the padding."""
+    """Check types, shapes, and that min(k, stored) neighbours come before the padding."""
     for name, array, dtype in (("keys", found.keys, np.int64), ("scores", found.scores, np.float32)):
         expect(isinstance(array, np.ndarray), f"{name} as a numpy array", type(array).__name__)
         expect(array.dtype == dtype, f"{name} of dtype {np.dtype(dtype)}", array.dtype)
@@ -75,7 +99,7 @@ def expect_well_formed(found: Neighbors, q: int, k: int, stored: int) -> None:
 
 
 def expect_true_scores(found: Neighbors, queries: Vectors, keys: Keys, vectors: Vectors) -> None:
-    """Demand that every answer is one of ``keys``, once per row, falling, with its true cosine."""
+    """Check that answers are ``keys``, unique in a row, with true and falling cosines."""
     column = {int(key): j for j, key in enumerate(keys)}
     truth = cosines(queries, vectors)
     for i, (row, scores) in enumerate(zip(found.keys, found.scores, strict=True)):
@@ -90,7 +114,7 @@ def expect_true_scores(found: Neighbors, queries: Vectors, keys: Keys, vectors: 
 
 
 def expect_true_answers(found: Neighbors, queries: Vectors, keys: Keys, vectors: Vectors) -> None:
-    """Demand true scores, and that they are the best there are; for few vectors, where all can be seen."""
+    """Check that the scores are true and the best possible; only for few vectors."""
     k = found.keys.shape[1]
     expect_well_formed(found, len(queries), k, stored=len(keys))
     expect_true_scores(found, queries, keys, vectors)
@@ -100,7 +124,7 @@ def expect_true_answers(found: Neighbors, queries: Vectors, keys: Keys, vectors:
 
 
 def expect_same_answers(one: Neighbors, other: Neighbors, what: str) -> None:
-    """Demand equal keys, and scores equal up to rounding."""
+    """Check that keys are equal, and scores up to rounding."""
     same_keys = np.array_equal(one.keys, other.keys)
     expect(same_keys, f"equal keys for {what}", f"{one.keys} and {other.keys}")
     same_scores = np.allclose(one.scores, other.scores, rtol=0, atol=1e-5, equal_nan=True)
@@ -122,7 +146,7 @@ def recall(found: Neighbors, queries: Vectors, keys: Keys, vectors: Vectors) -> 
 
 
 def saved_and_loaded(index: Index) -> Any:
-    """What :meth:`~zsqretrieval.protocols.Index.load` reads after ``index`` was saved."""
+    """The index after saving and loading it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index"
         index.save(path)
@@ -131,7 +155,7 @@ def saved_and_loaded(index: Index) -> Any:
 
 @dataclass(frozen=True)
 class Operation:
-    """One step in the life of an index; what is invalid for the state it meets must be refused.
+    """One operation on an index; the index must refuse it if it is invalid in its current state.
 
     Attributes:
         kind: add the keys, remove them, search, or save and load.
@@ -147,10 +171,10 @@ class Operation:
 
 
 def play(index: Index, operations: Iterable[Operation]) -> None:
-    """Perform ``operations`` on an empty index and on a dictionary of vectors, and compare after each.
+    """Perform ``operations`` on an empty index and on a dictionary of vectors, and compare after each one.
 
     Raises:
-        ContractError: the index refused what is valid, accepted what is not, or answered otherwise.
+        ContractError: the index refused what is valid, accepted what is not, or gave other answers.
     """
     model: dict[int, Vectors] = {}
     for operation in operations:

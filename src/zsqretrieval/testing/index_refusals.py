@@ -1,4 +1,4 @@
-"""What an index must refuse, with a ValueError and without any trace: one check per offence."""
+"""Invalid calls that an index must refuse with a ValueError and without any change: one check per call."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from zsqretrieval.testing.checks import Check, expect, expect_refusal
 from zsqretrieval.testing.index_model import (
+    DIM,
     IndexFactory,
     Keys,
     Vectors,
@@ -20,8 +21,6 @@ from zsqretrieval.testing.index_model import (
 
 __all__ = ["refusals"]
 
-DIM = 16
-
 STORED_KEYS = np.arange(12, dtype=np.int64)
 STORED_VECTORS = random_vectors(12, DIM)
 NEW_KEYS = np.arange(100, 104, dtype=np.int64)
@@ -29,7 +28,7 @@ NEW_VECTORS = random_vectors(4, DIM, seed=2)
 
 
 def _last_row(value: float, columns: slice) -> Callable[[Vectors], Vectors]:
-    """Spoil the last row only: the good rows before it tempt an index to keep them."""
+    """Change the last row only, so that an index may wrongly keep the valid rows before it."""
 
     def spoil(vectors: Vectors) -> Vectors:
         spoiled = np.array(vectors)
@@ -64,7 +63,7 @@ BAD_K = {"a k of zero": 0, "a negative k": -1}
 
 
 def _refusal(method: str, offence: str, *arguments: object) -> Check[IndexFactory]:
-    """A check that the call on a filled index is a ValueError, after which everything is as before."""
+    """A check that the call on a filled index raises ValueError and changes nothing."""
 
     def verify(make_index: IndexFactory) -> None:
         index = make_index(DIM)
@@ -74,7 +73,7 @@ def _refusal(method: str, offence: str, *arguments: object) -> Check[IndexFactor
         expect_refusal(partial(getattr(index, method), *arguments), f"{offence} in {method}")
         expect(len(index) == 12, "len 12 after the refusal", len(index))
         expect_same_answers(before, index.search(queries, 20), "a search before and after the refusal")
-        # nor may a hidden trace stand in the way of the good rows of the refused batch
+        # the valid rows of the refused batch can still be added
         index.add(NEW_KEYS, NEW_VECTORS)
         index.remove(STORED_KEYS[:6])
         keys = np.concatenate([STORED_KEYS[6:], NEW_KEYS])
@@ -99,4 +98,4 @@ def _refusals() -> Iterator[Check[IndexFactory]]:
 
 
 refusals = tuple(_refusals())
-"""One check per offence; each takes ``make_index``."""
+"""One check per invalid call; each takes ``make_index``."""

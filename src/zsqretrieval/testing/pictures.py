@@ -1,4 +1,4 @@
-"""Pictures the checks show to encoders and generators: small, distinct, without any symmetry."""
+"""Small, distinct pictures without symmetry, for checks of encoders and generators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zsqretrieval.types import Image
 
 __all__ = ["ORIENTATIONS", "as_image", "colour_modes", "encoded", "painting", "paintings", "turned"]
 
-# EXIF orientation -> what the camera did to the upright picture before storing it; viewers undo it.
+# EXIF orientation -> how the camera changed the upright picture before storing it; viewers undo it.
 # Source: the Exif standard (JEITA CP-3451), tag 0x0112, "Orientation".
 ORIENTATIONS = {
     2: PILImage.Transpose.FLIP_LEFT_RIGHT,
@@ -53,7 +53,7 @@ def as_image(picture: PILImage.Image, source: str, format: str = "PNG") -> Image
 
 
 def turned(picture: PILImage.Image, orientation: int) -> Image:
-    """The picture as a camera held at ``orientation`` (2 to 8) stores it: transposed, with an EXIF tag."""
+    """The picture transposed by the EXIF ``orientation`` (2 to 8), with the tag."""
     exif = PILImage.Exif()
     exif[0x0112] = orientation
     stored = picture.transpose(ORIENTATIONS[orientation])
@@ -61,7 +61,7 @@ def turned(picture: PILImage.Image, orientation: int) -> Image:
 
 
 def colour_modes() -> dict[str, Image]:
-    """One painting in the colour modes and formats that albums are full of, by a phrase for each."""
+    """One painting in common colour modes and formats, by description."""
     picture = painting(7)
     grey = picture.convert("L")
     clear = picture.copy()

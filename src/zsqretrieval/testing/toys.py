@@ -1,7 +1,4 @@
-"""Encoder, index and generator small enough to compute by hand; they keep their contracts in full.
-
-For tests of what is built on the three protocols: no weights, no waiting, and every number is known.
-"""
+"""A small encoder, index and generator for tests: no weights, and every number can be computed by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from typing_extensions import Self
 
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
-from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Neighbors
+from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Neighbors, Progress
 
 __all__ = ["ToyEncoder", "ToyGenerator", "ToyIndex", "ToyStatesGenerator"]
 
@@ -36,7 +33,7 @@ COLOURS = {
 
 
 class ToyEncoder:
-    """Sees the mean colour of each quarter of an image, and in a text the names of :data:`COLOURS`.
+    """Encodes the mean colour of each quarter of an image, and the names of :data:`COLOURS` in a text.
 
     Before scaling to unit length a vector is the four colours minus mid-grey (12 numbers), then four more:
     for an image 0.1, for a text the first four bytes of its SHA-256 digest scaled to [0, 0.2]. So "a red
@@ -67,7 +64,7 @@ class ToyEncoder:
 
 
 class ToyIndex:
-    """All keys and vectors in two arrays, compared one and all.
+    """Brute-force search over two arrays of keys and vectors.
 
     Args:
         dim: length of every vector.
@@ -77,7 +74,7 @@ class ToyIndex:
     def __init__(self, dim: int, fingerprint: str = "") -> None:
         self._dim = dim
         self._fingerprint = fingerprint
-        # Replaced as a pair and never written to, so that a search needs no lock.
+        # replaced as a pair and never modified, so that a search needs no lock
         self._rows = np.empty(0, np.int64), np.empty((0, dim), np.float32)
         self._writing = threading.Lock()
 
@@ -185,9 +182,9 @@ class ToyIndex:
 
 
 class ToyGenerator:
-    r"""A language model of 15 words whose every probability can be worked out by hand.
+    r"""A language model of 15 words, with a memory that decays from left to right.
 
-    It reads left to right and remembers with decay. Before the first segment the memory :math:`h`, one
+    Before the first segment the memory :math:`h`, one
     entry per word, is zero. A token halves all of :math:`h`, then adds 1 to its own entry; an image halves
     :math:`h`, then adds 4 times its mean red, green and blue, in [0, 1], to the entries of the words red,
     green and blue. After t tokens and images
@@ -195,7 +192,7 @@ class ToyGenerator:
     .. math:: P(v) = (1 + h_v + 3\,[v = t \bmod V]) \,/\, (V + 3 + \sum_u h_u)
 
     so an image, the text so far, its order and its length all count. A text is lower-cased and split
-    into words and punctuation marks; any that is not in :attr:`vocabulary` is read as ``<unk>``.
+    into words and punctuation marks; those that are not in :attr:`vocabulary` become ``<unk>``.
     Generation ends after ``?``.
 
     Args:
@@ -212,17 +209,24 @@ class ToyGenerator:
         self._max_tokens = max_tokens
 
     def log_likelihood(
-        self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
+        self,
+        contexts: Sequence[Context],
+        continuations: Sequence[str],
+        *,
+        batch_size: int = 16,
+        progress: Progress | None = None,
     ) -> list[LogLikelihood]:
         """Score n pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`."""
         if len(contexts) != len(continuations):
             raise InvalidInputError(
                 f"{len(contexts)} contexts for {len(continuations)} continuations; give one of each per pair"
             )
-        return [
-            self._score(context, text, pair)
-            for pair, (context, text) in enumerate(zip(contexts, continuations, strict=True))
-        ]
+        found = []
+        for pair, (context, text) in enumerate(zip(contexts, continuations, strict=True)):
+            found.append(self._score(context, text, pair))
+            if progress is not None:
+                progress("scoring", len(found), len(contexts))
+        return found
 
     def generate(
         self,
@@ -255,7 +259,7 @@ class ToyGenerator:
         return [self.vocabulary.index(word if word in self.vocabulary else "<unk>") for word in words]
 
     def _read(self, context: Context, name: str) -> list[NDArray[np.float64]]:
-        """What each token and image adds to the memory: float64 [V] each."""
+        """The additions of each token and image to the memory: float64 [V] each."""
         segments: list[NDArray[np.float64]] = []
         for segment in context:
             if isinstance(segment, str):
@@ -273,8 +277,8 @@ class ToyGenerator:
         return segments
 
     def _recall(self, state: ImageState) -> NDArray[np.float64]:
-        """Mean red, green and blue of the image that a state was made of."""
-        raise MismatchError(f"{state.source}: this model makes and reads no image states")
+        """Mean red, green and blue of a state's image."""
+        raise MismatchError(f"{state.source}: this model has no image states")
 
     def _added(self, token: int) -> NDArray[np.float64]:
         added = np.zeros(len(self.vocabulary))
@@ -316,7 +320,7 @@ class ToyGenerator:
 
 
 class ToyStatesGenerator(ToyGenerator):
-    """A :class:`ToyGenerator` that can see once and read often: :class:`zsqretrieval.protocols.ImageStates`.
+    """A :class:`ToyGenerator` with image states; see :class:`zsqretrieval.protocols.ImageStates`.
 
     The state of an image is its mean red, green and blue, in [0, 1].
     """

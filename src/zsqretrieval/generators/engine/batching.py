@@ -1,17 +1,14 @@
-"""Deciding what is computed together: batches by token budget, halved when memory runs out."""
+"""Batches by token budget, halved when memory runs out."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TypeAlias
 
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval._util.checks import check_counts
+from zsqretrieval.types import Progress
 
-__all__ = ["Progress", "plan_batches", "run_batches"]
-
-Progress: TypeAlias = Callable[[int, int], object]
-"""Called between batches with the number of items done and of all; may raise to stop the work."""
+__all__ = ["plan_batches", "run_batches"]
 
 
 def plan_batches(
@@ -21,16 +18,15 @@ def plan_batches(
     token_budget: int,
     groups: Sequence[Hashable] | None = None,
 ) -> list[list[int]]:
-    """Group items so that little is padded and no batch is too big.
+    """Group items of similar length, so that batches are small enough and have little padding.
 
-    Items are sorted by length, longest first: should memory not suffice, that shows at once.
+    Items are sorted by length, longest first, so that a lack of memory shows in the first batch.
 
     Args:
         lengths: tokens of each item.
         batch_size: most items in a batch, >= 1.
-        token_budget: most tokens in a batch, padding included; an item longer than that goes alone.
-        groups: which group each item belongs to; items of one group stay next to each other, in one batch
-            or in batches that follow one another. None when that does not matter.
+        token_budget: most tokens in a batch, padding included; a longer item gets a batch of its own.
+        groups: group of each item. Items of one group stay together: in one batch, or in consecutive ones.
 
     Returns:
         Batches of positions in ``lengths``; every position once.
@@ -38,10 +34,7 @@ def plan_batches(
     Raises:
         InvalidInputError: ``batch_size`` or ``token_budget`` < 1.
     """
-    if batch_size < 1:
-        raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
-    if token_budget < 1:
-        raise InvalidInputError(f"token_budget must be at least 1, not {token_budget}")
+    check_counts(batch_size=batch_size, token_budget=token_budget)
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     if groups is not None:
         rank: dict[Hashable, int] = {}  # groups by their longest item
@@ -61,17 +54,20 @@ def plan_batches(
 
 
 def run_batches(
-    batches: Iterable[list[int]], step: Callable[[list[int]], None], progress: Progress | None = None
-) -> int:
-    """Run ``step`` on every batch; a batch that does not fit into memory is halved and tried again.
+    name: str,
+    batches: Iterable[list[int]],
+    step: Callable[[list[int]], None],
+    progress: Progress | None = None,
+) -> None:
+    """Run ``step`` on every batch; halve and retry a batch that does not fit into memory.
+
+    Once a batch has failed, no later batch is larger than its halves.
 
     Args:
+        name: of the work, for ``progress``.
         batches: positions, as :func:`plan_batches` groups them.
-        step: computes one batch and keeps the result itself; called again for parts of a batch that failed.
-        progress: told how far it is, between batches.
-
-    Returns:
-        The largest size of a batch that is known to fit, or not known not to.
+        step: computes one batch and stores the result; called again for parts of a batch that failed.
+        progress: called after each batch with the number of items done and the total; may raise to cancel.
 
     Raises:
         MemoryError, RuntimeError: a single item does not fit (as torch reports it).
@@ -81,7 +77,7 @@ def run_batches(
     largest = max(map(len, waiting), default=1)
     while waiting:
         batch = waiting.popleft()
-        if len(batch) > largest:  # one of this size has failed
+        if len(batch) > largest:
             waiting.extendleft([batch[largest:], batch[:largest]])
             continue
         try:
@@ -95,21 +91,20 @@ def run_batches(
         if fits:
             done += len(batch)
             if progress is not None:
-                progress(done, total)
-        else:  # not in the handler, whose traceback keeps the failed batch's tensors alive
+                progress(name, done, total)
+        else:  # outside the handler, because the traceback keeps the failed batch's tensors alive
             largest = (len(batch) + 1) // 2
             waiting.appendleft(batch)
             _release_memory()
-    return largest
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Torch has a class of its own for an accelerator's memory, and plain RuntimeErrors for the host's."""
+    """Whether torch ran out of memory: OutOfMemoryError on an accelerator, a RuntimeError on the host."""
     import torch
 
-    words = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "out of memory" in words or "not enough memory" in words or "can't allocate memory" in words
+    message = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in message for words in ("out of memory", "not enough memory", "can't allocate memory")
     )
 
 

@@ -1,4 +1,4 @@
-"""Writing on: the likeliest next token, or one drawn at random, again and again."""
+"""Greedy and sampled decoding."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsqretrieval.generators.engine.batching import Progress, plan_batches, run_batches
+from zsqretrieval.generators.engine.batching import plan_batches, run_batches
 from zsqretrieval.generators.engine.likelihood import TOKEN_BUDGET, LanguageModel, States, Tokens, read
+from zsqretrieval.types import Progress
 
 __all__ = ["continue_contexts"]
 
@@ -32,32 +33,32 @@ def continue_contexts(
     """Continue each context n times.
 
     A text ends before a token of ``stop``, after ``max_new_tokens``, or where the model's context is full.
-    Every text has a stream of random numbers of its own, named by seed, context and draw, so that a draw does
-    not depend on what else is in the batch. At temperature 0 all n texts of a context are the same one.
+    Every text has its own random stream, seeded by ``seed``, context and draw, so that a draw does not depend
+    on its batch. At temperature 0 all n texts of a context are equal.
 
     Args:
         model: the model.
         contexts: contexts, each not empty and shorter than the model's context length.
-        states: the image states the contexts refer to.
+        states: image states of the contexts.
         n: texts per context, >= 1.
         max_new_tokens: most tokens of a text, >= 1.
-        temperature: divides the logits before a token is drawn; 0 takes the likeliest.
-        seed: >= 0; None draws anew each time.
+        temperature: divides the logits before sampling; 0 takes the likeliest token.
+        seed: >= 0; None for a random one.
         stop: tokens that end a text.
         batch_size: most texts computed together.
-        progress: told how many contexts are done, between batches; may raise to stop.
+        progress: called after each batch with ``"generating"`` and the number of texts; may raise to cancel.
 
     Returns:
-        n continuations per context, without the token that ended them.
+        n continuations per context, without their end token.
     """
     draws = n if temperature > 0 else 1
     entropy = secrets.randbits(64) if seed is None else seed
-    found: dict[int, Tokens] = {}  # text d of context i under i * draws + d
+    found: dict[int, Tokens] = {}  # key i * draws + d: text d of context i
 
     def step(batch: list[int]) -> None:
         limits = [min(max_new_tokens, model.max_tokens - len(contexts[text // draws])) for text in batch]
         streams = [np.random.default_rng([entropy, *divmod(text, draws)]) for text in batch]
-        places: dict[int, int] = {}  # of contexts, each read once, in the reading
+        places: dict[int, int] = {}  # row of each distinct context in the reading
         rows = [places.setdefault(text // draws, len(places)) for text in batch]
         written = _continue(
             model, [contexts[i] for i in places], states, rows, limits, temperature, streams, stop
@@ -71,12 +72,8 @@ def continue_contexts(
         token_budget=TOKEN_BUDGET,
     )
 
-    def told(done: int, total: int) -> None:
-        if progress is not None:
-            progress(done // draws, total // draws)
-
     with torch.inference_mode():
-        run_batches(batches, step, told)
+        run_batches("generating", batches, step, progress)
     return [[found[i * draws + d] for d in range(draws)] * (n // draws) for i in range(len(contexts))]
 
 
@@ -90,7 +87,7 @@ def _continue(
     streams: Sequence[np.random.Generator],
     stop: Collection[int],
 ) -> list[Tokens]:
-    """Texts side by side, each of which continues one of the contexts: ``rows`` says which."""
+    """Decode a batch of texts; text b continues ``contexts[rows[b]]``."""
     reading = read(model, contexts, states, remember=True)
     cache, device = reading.cache, reading.hidden.device
     assert cache is not None
@@ -99,7 +96,7 @@ def _continue(
     position = torch.tensor(reading.lengths, device=device)[of]
     hidden, mask = reading.hidden[of, position - 1], reading.mask[of]  # [B, D] and [B, P]
     texts: list[list[int]] = [[] for _ in rows]
-    alive = list(range(len(rows)))  # the texts that rows of cache, hidden, mask and position belong to
+    alive = list(range(len(rows)))  # text of each row of cache, hidden, mask and position
     while True:
         tokens = _choose(model.logits(hidden), temperature, [streams[text] for text in alive])
         going = []
@@ -124,7 +121,7 @@ def _continue(
 
 
 def _choose(logits: Tensor, temperature: float, streams: Sequence[np.random.Generator]) -> list[int]:
-    """The next token of each row: logits [B, V]."""
+    """The next token of each row, from logits [B, V]."""
     if temperature == 0:
         return [int(token) for token in logits.argmax(dim=1)]
     cumulated: NDArray[np.float64] = (

@@ -1,12 +1,13 @@
-"""From texts and images to what the scoring engine reads, and back: what our generators have in common."""
+"""Base class of the library's generators: lays out texts and images as tokens for the engine."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,21 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsqretrieval._util.checks import check_sequence, check_text
+from zsqretrieval._util.checks import check_counts, check_sequence, check_text
 from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError, MismatchError
-from zsqretrieval.generators.engine.batching import Progress, plan_batches, run_batches
+from zsqretrieval.generators.engine.batching import plan_batches, run_batches
 from zsqretrieval.generators.engine.decoding import continue_contexts
 from zsqretrieval.generators.engine.likelihood import LanguageModel, Prefixes, Tokens, score_pairs
-from zsqretrieval.generators.engine.pruning import best_first
-from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
+from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
 
-__all__ = ["Frame", "InterleavedGenerator", "TopK"]
+__all__ = ["Frame", "InterleavedGenerator"]
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The tokens of a context that stand for no text.
+    """Special tokens of a context.
 
     Attributes:
         start: at the beginning of every context.
@@ -43,74 +43,51 @@ class Frame:
     stop: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TopK:
-    """The k contexts after which a continuation is likeliest.
-
-    Attributes:
-        positions: their places among the contexts given, best first; equal ones in the order given.
-        log_likelihoods: their likelihoods, in the same order.
-        tokens_scored: tokens of the continuation that were scored, over all contexts.
-        tokens_in_full: how many scoring every context in full would have taken.
-    """
-
-    positions: tuple[int, ...]
-    log_likelihoods: tuple[LogLikelihood, ...]
-    tokens_scored: int
-    tokens_in_full: int
-
-    @property
-    def saving(self) -> float:
-        """Share of the continuation's tokens that did not have to be scored, in [0, 1]."""
-        return 1 - self.tokens_scored / self.tokens_in_full if self.tokens_in_full else 0.0
-
-
 class InterleavedGenerator(ABC):
     """A :class:`~zsqretrieval.protocols.ImageStates` generator over a language model that reads embeddings.
 
-    A subclass supplies the model, the tokenizer and the seeing part; this class lays texts and images out as
-    one row of tokens and states, and hands it to the engine.
+    A subclass supplies the language model, the tokenizer and the vision part. This class lays out texts and
+    images as one row of tokens and states, and hands all rows of a call to the engine.
 
-    Every text, of a context or a continuation, is tokenised on its own, with one space before it when it does
-    not begin with white space: that is how it would stand in running text, and it makes the tokens of a
-    continuation the same after every context.
+    Every text, of a context or a continuation, is tokenised on its own, with one space before it unless it
+    begins with white space, as it would stand in running text. So the tokens of a continuation are the same
+    after every context.
 
     Args:
         model: the language model.
-        frame: tokens around texts and images.
+        frame: special tokens around texts and images.
         state_shape: (tokens, D) of one image's state.
-        prefix_cache_bytes: how much memory the keys and values of contexts may take between calls, so that a
-            second question about the same images is cheaper; 0 keeps none.
+        prefix_cache_bytes: memory for the keys and values of contexts between calls, which make a second
+            question about the same images cheaper; 0 keeps none.
     """
 
     def __init__(
         self, model: LanguageModel, frame: Frame, state_shape: tuple[int, int], *, prefix_cache_bytes: int = 0
     ) -> None:
-        if prefix_cache_bytes < 0:
-            raise InvalidInputError(f"prefix_cache_bytes must be at least 0, not {prefix_cache_bytes}")
+        check_counts(0, prefix_cache_bytes=prefix_cache_bytes)
         self._language = model
         self._frame = frame
         self._state_shape = state_shape
         self._prefixes = Prefixes(prefix_cache_bytes)
 
-    # -- what a subclass supplies
+    # -- supplied by a subclass
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Names the model; changes whenever its probabilities would."""
+        """Identifies the model; changes whenever its probabilities would."""
 
     @abstractmethod
     def _tokenize(self, text: str) -> Sequence[int]:
-        """Tokens of a text, without any that begin or end a sequence."""
+        """Tokens of a text, without those that begin or end a sequence."""
 
     @abstractmethod
     def _token_texts(self, tokens: Sequence[int]) -> tuple[str, ...]:
-        """What each token stands for, as a person would read it."""
+        """The readable text of each token."""
 
     @abstractmethod
     def _detokenize(self, tokens: Sequence[int]) -> str:
-        """The text that tokens spell."""
+        """The text of a row of tokens."""
 
     @abstractmethod
     def _see(self, images: Sequence[Image]) -> Tensor:
@@ -143,25 +120,27 @@ class InterleavedGenerator(ABC):
     ) -> list[LogLikelihood]:
         """Score n pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`.
 
-        Each distinct image is seen once per call, equal beginnings of contexts are read once, and a batch
-        that does not fit into memory is halved.
+        Give it all pairs at once: the engine sorts them into batches of similar length, encodes each distinct
+        image once, computes equal beginnings of contexts once, and halves a batch that does not fit into
+        memory. Image states exist only while a batch still needs them.
 
         Args:
             contexts: n contexts of interleaved text, images and image states.
             continuations: n texts, not empty.
-            batch_size: most pairs computed together; does not change the result but by rounding.
-            progress: told how many rows are done and of how many, between batches; may raise to stop the
-                work. Equal pairs are one row, and so are pairs that differ in their last token alone.
+            batch_size: most pairs computed together; does not change the result beyond rounding.
+            progress: called after each batch with ``"scoring"``, the number of rows done and the total; may
+                raise to cancel. Equal pairs are one row, and so are pairs that differ only in their last
+                token.
 
         Returns:
             n likelihoods in nats, in the order given.
 
         Raises:
             InvalidInputError: lengths differ, a continuation is empty, a pair exceeds :attr:`max_tokens`, a
-                context holds something else than texts and images, or ``batch_size`` < 1.
+                context contains something other than texts and images, or ``batch_size`` < 1.
             MismatchError: an image state was made by another generator, or has another shape.
             ImageError: an image cannot be decoded; names it.
-            WeightsError: a probability is not a number: damaged weights, or too narrow a dtype.
+            WeightsError: a probability is not finite: damaged weights, or too narrow a dtype.
         """
         check_sequence(contexts, "contexts")
         check_sequence(continuations, "continuations")
@@ -169,69 +148,17 @@ class InterleavedGenerator(ABC):
             raise InvalidInputError(
                 f"{len(contexts)} contexts for {len(continuations)} continuations; give one of each per pair"
             )
-        _check_batch_size(batch_size)
-        texts = [self._continuation(text, f"continuation {i}") for i, text in enumerate(continuations)]
-        laid, states = self._lay_out(contexts)
-        for i, (context, text) in enumerate(zip(laid, texts, strict=True)):
-            self._check_length(len(context), len(text), f"pair {i}")
+        tokenize = self._text_tokens()
+        texts = [self._continuation(text, i, tokenize) for i, text in enumerate(continuations)]
+        rows, states = self._lay_out(contexts, tokenize)
+        for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
+            self._check_length(len(row), len(text), f"pair {i}")
         scored = score_pairs(
-            self._language, laid, texts, states,
+            self._language, rows, texts, states,
             prefixes=self._prefixes, batch_size=batch_size, progress=progress,
         )  # fmt: skip
-        return [
-            LogLikelihood(self._token_texts(text), log_probs)
-            for text, log_probs in zip(texts, scored, strict=True)
-        ]
-
-    def top_k(
-        self,
-        contexts: Sequence[Context],
-        continuation: str,
-        k: int,
-        *,
-        block: int = 4,
-        batch_size: int = 16,
-        progress: Progress | None = None,
-    ) -> TopK:
-        """Find the k contexts after which one continuation is likeliest, without scoring all of them in full.
-
-        Exact: log-probabilities are never positive, so what a context has lost it cannot win back. One that
-        can no longer enter the top k is dropped. The result is that of :meth:`log_likelihood`, sorted by sum;
-        only contexts whose sums differ by no more than rounding may change places.
-
-        Args:
-            contexts: n contexts.
-            continuation: the text, not empty.
-            k: how many to find; all n if more.
-            block: tokens scored before contexts are compared again.
-            batch_size: most contexts computed together.
-            progress: told how many contexts are finished or dropped, and of how many; may raise to stop.
-
-        Returns:
-            The best k, with what was saved.
-
-        Raises:
-            InvalidInputError: ``k``, ``block`` or ``batch_size`` < 1; else as :meth:`log_likelihood`.
-            MismatchError, ImageError: as :meth:`log_likelihood`.
-        """
-        if k < 1 or block < 1:
-            raise InvalidInputError(f"k={k}, block={block}; both must be at least 1")
-        _check_batch_size(batch_size)
-        text = self._continuation(continuation, "the continuation")
-        laid, states = self._lay_out(contexts)
-        for i, context in enumerate(laid):
-            self._check_length(len(context), len(text), f"context {i} with the continuation")
-        best, tokens_scored = best_first(
-            self._language, laid, text, k, states,
-            prefixes=self._prefixes, block=block, batch_size=batch_size, progress=progress,
-        )  # fmt: skip
-        tokens = self._token_texts(text)
-        return TopK(
-            positions=tuple(position for position, _ in best),
-            log_likelihoods=tuple(LogLikelihood(tokens, log_probs) for _, log_probs in best),
-            tokens_scored=tokens_scored,
-            tokens_in_full=len(set(laid)) * len(text),
-        )
+        names = {text: self._token_texts(text) for text in set(texts)}
+        return [LogLikelihood(names[text], log_probs) for text, log_probs in zip(texts, scored, strict=True)]
 
     def generate(
         self,
@@ -247,32 +174,36 @@ class InterleavedGenerator(ABC):
         """Continue each context; see :meth:`zsqretrieval.protocols.Generator.generate`.
 
         A text ends with the model's end token, after ``max_new_tokens``, or where the context is full. With a
-        seed, a text depends on its context, its place in ``contexts`` and its number, not on the batch size.
+        seed, a text depends on its context, its position in ``contexts`` and its number, not on the batch
+        size. ``progress`` is called after each batch with ``"generating"`` and the number of texts.
 
         Raises:
             InvalidInputError: a context fills :attr:`max_tokens`, or a setting is out of range.
             MismatchError, ImageError: as :meth:`log_likelihood`.
         """
+        check_sequence(contexts, "contexts")
         if n < 1 or max_new_tokens < 1 or not 0 <= temperature < float("inf"):
             raise InvalidInputError(
                 f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}; the first two must be "
                 "at least 1, the temperature a number of at least 0"
             )
-        if seed is not None and seed < 0:
-            raise InvalidInputError(f"seed must be at least 0, or None, not {seed}")
-        _check_batch_size(batch_size)
-        laid, states = self._lay_out(contexts)
-        for i, context in enumerate(laid):
-            self._check_length(len(context), 1, f"context {i} and one new token")
+        check_counts(0, or_none=True, seed=seed)
+        rows, states = self._lay_out(contexts, self._text_tokens())
+        for i, row in enumerate(rows):
+            self._check_length(len(row), 1, f"context {i} and one new token")
         continued = continue_contexts(
-            self._language, laid, states,
+            self._language, rows, states,
             n=n, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
             stop=self._frame.stop, batch_size=batch_size, progress=progress,
         )  # fmt: skip
         return [[self._detokenize(tokens) for tokens in texts] for texts in continued]
 
-    def image_states(self, images: Sequence[Image], *, batch_size: int = 16) -> NDArray[Any]:
-        """Run the seeing part; see :meth:`zsqretrieval.protocols.ImageStates.image_states`.
+    def image_states(
+        self, images: Sequence[Image], *, batch_size: int = 16, progress: Progress | None = None
+    ) -> NDArray[Any]:
+        """Run the vision part; see :meth:`zsqretrieval.protocols.ImageStates.image_states`.
+
+        ``progress`` is called after each batch with ``"encoding images"``.
 
         Raises:
             ImageError: an image cannot be decoded; names it.
@@ -281,72 +212,75 @@ class InterleavedGenerator(ABC):
         found = np.empty((len(images), *self.state_shape), self.state_dtype)
 
         def step(batch: list[int]) -> None:
-            states = self._see([images[i] for i in batch])
-            found[batch] = states.to(_torch_dtype(self.state_dtype)).cpu().numpy()
+            states = self._see([images[i] for i in batch])  # [b, *state_shape]
+            found[batch] = states.to(getattr(torch, self.state_dtype.name)).cpu().numpy()
 
+        batches = plan_batches([1] * len(images), batch_size=batch_size, token_budget=len(images) + 1)
         with torch.inference_mode():
-            run_batches(
-                plan_batches([1] * len(images), batch_size=batch_size, token_budget=len(images) + 1), step
-            )
+            run_batches("encoding images", batches, step, progress)
         return found
 
-    # -- laying out
+    # -- layout
 
-    def _continuation(self, text: str, name: str) -> Tokens:
-        check_text(text, name)
-        tokens = tuple(self._tokenize(_spaced(text)))
-        if not tokens:
+    def _text_tokens(self) -> Callable[[str], Tokens]:
+        """Tokenise with one space in front; each distinct text of a call once."""
+        return cache(lambda text: tuple(self._tokenize(text if text[:1].isspace() else f" {text}")))
+
+    def _continuation(self, text: str, i: int, tokenize: Callable[[str], Tokens]) -> Tokens:
+        check_text(text, f"continuation {i}")
+        if not (tokens := tokenize(text)):
             raise InvalidInputError(
-                f"{name} has no tokens: {text!r}; a text without tokens has no likelihood"
+                f"continuation {i} has no tokens: {text!r}; a text without tokens has no likelihood"
             )
         return tokens
 
-    def _lay_out(self, contexts: Sequence[Context]) -> tuple[list[Tokens], _Sights]:
-        """Contexts as the engine reads them, and the images they refer to, each distinct one once."""
-        check_sequence(contexts, "contexts")
+    def _lay_out(
+        self, contexts: Sequence[Context], tokenize: Callable[[str], Tokens]
+    ) -> tuple[list[Tokens], _CallStates]:
+        """The contexts as rows for the engine, and the states of their distinct images."""
         numbers: dict[Image | ImageState, int] = {}
-        laid = []
+        rows = []
         for i, context in enumerate(contexts):
             if isinstance(context, str):
                 raise InvalidInputError(f"context {i} is one string, not a sequence; try [{context!r}]")
             check_sequence(context, f"context {i}")
-            tokens = list(self._frame.start)
+            row = list(self._frame.start)
             for segment in context:
                 if isinstance(segment, str):
                     if segment.strip():
                         check_text(segment, f"a text of context {i}")
-                        tokens += self._tokenize(_spaced(segment))
+                        row += tokenize(segment)
                 elif not isinstance(segment, Image | ImageState):
                     raise InvalidInputError(
-                        f"context {i} holds a {type(segment).__name__}; it may hold texts, ImageStates, and "
+                        f"context {i} contains a {type(segment).__name__}; give texts, ImageStates, and "
                         "Images, which zsqretrieval.data.images.as_image makes"
                     )
                 else:
-                    if isinstance(segment, ImageState):
+                    if isinstance(segment, ImageState) and segment not in numbers:
                         self._check_state(segment)
                     first = numbers.setdefault(segment, len(numbers)) * self.state_shape[0]
-                    tokens += self._frame.before_image
-                    tokens += range(-1 - first, -1 - first - self.state_shape[0], -1)
-                    tokens += self._frame.after_image
-            if not tokens:
+                    row += self._frame.before_image
+                    row += range(-1 - first, -1 - first - self.state_shape[0], -1)
+                    row += self._frame.after_image
+            if not row:
                 raise InvalidInputError(f"context {i} is empty; give it a text or an image to continue from")
-            laid.append(tuple(tokens))
-        return laid, _Sights(self, list(numbers), laid)
+            rows.append(tuple(row))
+        return rows, _CallStates(self, list(numbers), rows)
 
     def _check_state(self, state: ImageState) -> None:
         if state.fingerprint != self.fingerprint:
             raise MismatchError(
-                f"the state of {state.source} was made by the generator {state.fingerprint!r}, and this is "
+                f"the state of {state.source} was made by generator {state.fingerprint!r}, and this is "
                 f"{self.fingerprint!r}: make it again with image_states, or give the image itself"
             )
         if state.values.shape != self.state_shape:
             raise MismatchError(
-                f"the state of {state.source} has shape {state.values.shape}; this generator's have "
+                f"the state of {state.source} has shape {state.values.shape}; this generator needs "
                 f"{self.state_shape}"
             )
         if not np.isfinite(state.values).all():
             raise InvalidInputError(
-                f"the state of {state.source} holds numbers that are not finite; make it again with "
+                f"the state of {state.source} contains numbers that are not finite; make it again with "
                 "image_states, or give the image itself"
             )
 
@@ -358,8 +292,12 @@ class InterleavedGenerator(ABC):
             )
 
 
-class _Sights:
-    """The image states of one call; see :class:`~zsqretrieval.generators.engine.likelihood.States`."""
+class _CallStates:
+    """Image states of one call; see :class:`~zsqretrieval.generators.engine.likelihood.States`.
+
+    An image is decoded and encoded when a batch first needs it. Its state is dropped after the last context
+    that contains it.
+    """
 
     def __init__(
         self,
@@ -371,23 +309,23 @@ class _Sights:
         self._images = images
         self._size = generator.state_shape[0]
         self._needed = Counter(image for context in contexts for image in self._images_of(context))
-        self._seen: dict[int, Tensor] = {}
+        self._states: dict[int, Tensor] = {}
         self._digests: dict[int, str] = {}
 
     def __call__(self, rows: Tensor) -> Tensor:
         numbers = rows // self._size
         wanted = sorted(set(numbers.tolist()))
-        missing = [number for number in wanted if number not in self._seen]
+        missing = [number for number in wanted if number not in self._states]
         pictures = [number for number in missing if isinstance(self._images[number], Image)]
         if pictures:
             seen = self._generator._see([self._images[number] for number in pictures])
-            self._seen.update(zip(pictures, seen, strict=True))
+            self._states.update(zip(pictures, seen, strict=True))
         for number in missing:
             if isinstance(image := self._images[number], ImageState):
-                self._seen[number] = torch.from_numpy(np.array(image.values))
+                self._states[number] = torch.from_numpy(np.array(image.values))
         states = torch.stack(
-            [self._seen[number].to(rows.device, self._generator._language.dtype) for number in wanted]
-        )
+            [self._states[number].to(rows.device, self._generator._language.dtype) for number in wanted]
+        )  # [images, tokens, D]
         places = torch.searchsorted(torch.tensor(wanted, device=rows.device), numbers)
         return states[places, rows % self._size]
 
@@ -399,8 +337,8 @@ class _Sights:
     def release(self, contexts: Iterable[Tokens]) -> None:
         for context in contexts:
             self._needed.subtract(self._images_of(context))
-        for number in [number for number in self._seen if self._needed[number] <= 0]:
-            del self._seen[number]
+        for number in [number for number in self._states if self._needed[number] <= 0]:
+            del self._states[number]
 
     def _images_of(self, context: Tokens) -> set[int]:
         return {(-1 - token) // self._size for token in context if token < 0}
@@ -414,16 +352,3 @@ class _Sights:
                 else hashlib.blake2b(np.ascontiguousarray(image.values).data, digest_size=32).hexdigest()
             )
         return self._digests[number]
-
-
-def _spaced(text: str) -> str:
-    return text if text[:1].isspace() else f" {text}"
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
-
-
-def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
-    return torch.float16 if dtype == np.float16 else torch.float32

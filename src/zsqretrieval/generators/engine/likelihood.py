@@ -1,18 +1,18 @@
 """The scoring engine: log P(continuation | context) under any language model that reads embeddings.
 
-What is scored is numbers already. A context is a tuple of ints in reading order: an entry >= 0 is a token; an
-entry -1 - r stands for row r of the image states of the call, laid end to end. So equal contexts are equal
-tuples, and "the same image first" is a common prefix. :mod:`zsqretrieval.generators.engine.interleaved` makes such
-tuples of texts and images.
+The engine works on numbers. A context is a tuple of ints in reading order: an entry >= 0 is a token; an entry
+-1 - r is row r of the call's image states, laid end to end. So equal contexts are equal tuples, and contexts
+that begin with the same image have a common prefix. :mod:`zsqretrieval.generators.engine.interleaved` makes
+these tuples from texts and images.
 
-A model is anything with the members of :class:`LanguageModel`. The engine decides the rest:
+A model has the members of :class:`LanguageModel`. The engine saves computation:
 
-- pairs that share their beginning share its computation: it is read once, its keys and values are kept for
-  as long as a pair still needs them, and only what follows is read per pair;
-- pairs are batched by token budget and padded on the right, positions counting from each row's own beginning,
-  so that no number depends on what else is in the batch but by rounding;
-- the last token of a continuation is never read, and only the positions that predict a continuation's tokens
-  go through the vocabulary matrix.
+- pairs with a common prefix share it: the model reads it once, its keys and values are kept until the last of
+  these pairs is scored, and each pair adds only its own rest;
+- pairs are batched by token budget and padded on the right, and positions count from the start of each row,
+  so that batching changes a score only by rounding;
+- the last token of a continuation is not read, and only positions that predict a token of the continuation go
+  through the vocabulary matrix.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from zsqretrieval.errors import WeightsError
-from zsqretrieval.generators.engine.batching import Progress, plan_batches, run_batches
+from zsqretrieval.generators.engine.batching import plan_batches, run_batches
+from zsqretrieval.types import Progress
 
 __all__ = [
     "ENGINE",
@@ -54,14 +55,13 @@ Tokens: TypeAlias = tuple[int, ...]
 """A context or a continuation: tokens (>= 0) and rows of image states (-1 - row), in reading order."""
 
 ENGINE = 2
-"""Version of how log-probabilities are computed; part of the fingerprints of generators that use this."""
+"""Version of the computation of log-probabilities; part of the fingerprints of generators that use it."""
 
 TOKEN_BUDGET = 4096
 """Most positions computed together, padding included; a batch of 16 stays below it up to 256 tokens."""
 
-_HEAD_ROWS = (
-    512  # positions that go through the vocabulary matrix at once: 133 MB of float32 logits at V = 65,037
-)
+# Positions that go through the vocabulary matrix at once: 133 MB of float32 logits at V = 65,037.
+_HEAD_ROWS = 512
 
 
 class LanguageModel(Protocol):
@@ -69,17 +69,17 @@ class LanguageModel(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """Context length: most positions it reads, image positions included."""
+        """Context length in positions, those of images included."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the weights."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """Dtype of the computation."""
         ...
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -121,27 +121,27 @@ class LanguageModel(Protocol):
 
 
 class States(Protocol):
-    """The image states of one call: computed when asked for, forgotten when no context needs them."""
+    """The image states of one call: computed when first needed, dropped after the last use."""
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Rows of all states laid end to end: int64 [n] to [n, D]."""
         ...
 
     def name(self, tokens: Tokens) -> Hashable:
-        """What ``tokens`` are called beyond this call: equal for equal tokens and equal images."""
+        """A key for ``tokens`` that outlives the call: equal for equal tokens and equal images."""
         ...
 
     def release(self, contexts: Iterable[Tokens]) -> None:
-        """These contexts have been read, each as often as it stands here; none will be read again."""
+        """Mark contexts as scored, once per occurrence; they will not be read again."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Past:
-    """What a model remembers of one row.
+    """The keys and values of one row.
 
     Attributes:
-        values: [layers, 2, heads, P, D / heads]: keys and values of P positions.
+        values: [layers, 2, heads, P, D / heads], for P positions.
     """
 
     values: Tensor
@@ -151,10 +151,10 @@ class Past:
 
 
 class Prefixes:
-    """Keys and values of beginnings that were read lately, bounded in bytes; the oldest go first.
+    """Least-recently-used cache of prefixes' keys and values, bounded in bytes.
 
     Args:
-        capacity: bytes. At 0 nothing outlives a call.
+        capacity: bytes; 0 keeps nothing between calls.
     """
 
     def __init__(self, capacity: int = 0) -> None:
@@ -163,13 +163,13 @@ class Prefixes:
         self._bytes = 0
 
     def get(self, name: Hashable) -> Past | None:
-        """The past of that name, if it is still here."""
+        """The past of that name, or None."""
         if (past := self._kept.get(name)) is not None:
             self._kept.move_to_end(name)
         return past
 
     def put(self, name: Hashable, past: Past) -> None:
-        """Keep a past; it may push out others, and is not kept when it is larger than the capacity."""
+        """Keep a past and drop the oldest beyond the capacity; a past larger than that is not kept."""
         if name in self._kept or past.values.nbytes > self.capacity:
             return
         self._kept[name] = past
@@ -178,7 +178,7 @@ class Prefixes:
             self._bytes -= self._kept.popitem(last=False)[1].values.nbytes
 
     def fetch(self, model: LanguageModel, heads: Sequence[Tokens], states: States) -> dict[Tokens, Past]:
-        """The pasts of distinct beginnings; those that are not here are read, together."""
+        """The pasts of distinct prefixes; the model reads the missing ones in one batch."""
         names = [states.name(head) if self.capacity else None for head in heads]
         found = {head: self.get(name) for head, name in zip(heads, names, strict=True)}
         if missing := [head for head, past in found.items() if past is None]:
@@ -191,13 +191,13 @@ class Prefixes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """What a model made of a batch of rows.
+    """The model's output for a batch of rows.
 
     Attributes:
-        hidden: last hidden states [B, T, D] of what was read now; beyond a row's length they mean nothing.
-        lengths: how many positions of each row were read now.
-        mask: bool [B, P + T]: which positions of the cache hold something.
-        cache: keys and values, padded as the mask says; None unless they were to be remembered.
+        hidden: last hidden states [B, T, D] of the new positions; undefined beyond a row's length.
+        lengths: number of new positions of each row.
+        mask: bool [B, P + T]: positions of the cache that are not padding.
+        cache: keys and values, padded as in ``mask``; None unless ``remember`` was set.
     """
 
     hidden: Tensor
@@ -206,7 +206,7 @@ class Reading:
     cache: DynamicCache | None
 
     def pasts(self) -> list[Past]:
-        """What to remember of each row, without padding."""
+        """The past of each row, without padding."""
         assert self.cache is not None
         cached: Any = self.cache.layers
         layers = [torch.stack((layer.keys, layer.values)) for layer in cached]
@@ -227,9 +227,9 @@ def read(
     Args:
         model: the model, B rows at a time.
         feeds: B rows to read, each not empty.
-        states: where image rows come from.
-        pasts: what each row follows; empty when all begin here.
-        remember: keep keys and values of all that was read.
+        states: image states.
+        pasts: the past of each row; empty when no row has one.
+        remember: keep the keys and values.
     """
     device = model.device
     lengths = [len(feed) for feed in feeds]
@@ -267,18 +267,18 @@ def _join(pasts: Sequence[Past], P: int) -> DynamicCache:
 def log_probs_of(
     model: LanguageModel, reading: Reading, targets: Sequence[tuple[int, Tokens]]
 ) -> list[NDArray[np.float32]]:
-    """Log-probabilities of tokens that the last positions of rows predict.
+    """Log-probabilities of the tokens that the last positions of rows predict.
 
     Args:
-        model: the model that read.
-        reading: B rows.
-        targets: rows, and for each the tokens predicted by its last positions, one by each.
+        model: the model.
+        reading: its output for B rows.
+        targets: (row, tokens): the last ``len(tokens)`` positions of the row predict these tokens.
 
     Returns:
         For each target float32 [tokens], in nats.
 
     Raises:
-        WeightsError: one of them is not finite.
+        WeightsError: a log-probability is not finite.
     """
     B, T, D = reading.hidden.shape
     device = reading.hidden.device
@@ -302,7 +302,7 @@ def log_probs_of(
 
 
 def check_finite(log_probs: NDArray[np.float32], dtype: torch.dtype) -> None:
-    """Look at what a model computed in a dtype.
+    """Refuse log-probabilities that are not finite.
 
     Raises:
         WeightsError: a log-probability is not finite.
@@ -310,7 +310,7 @@ def check_finite(log_probs: NDArray[np.float32], dtype: torch.dtype) -> None:
     if not np.isfinite(log_probs).all():
         raise WeightsError(
             f"the model computed log-probabilities that are not finite, in {dtype}: its weights are "
-            "damaged, or its numbers outgrow that dtype; try float32"
+            "damaged, or its numbers overflow that dtype; try float32"
         )
 
 
@@ -326,10 +326,10 @@ def log_softmax_of(logits: Tensor, tokens: Tensor, exact: Tensor | None = None) 
         float32 [N], in nats.
     """
     own, largest = logits.gather(1, tokens[:, None])[:, 0], logits.amax(dim=1, keepdim=True)
-    # Log-sum-exp in place: to allocate what torch's own keeps in between takes longer than to compute it.
+    # log-sum-exp in place: torch's own allocates temporaries, which takes longer than the computation
     total = logits.sub_(largest).exp_().sum(dim=1).log() + largest[:, 0]
     if exact is not None:
-        # The total holds the rounded logit; it goes, and the exact one comes in its place.
+        # replace the rounded logit in the total by the exact one
         total = total + torch.log1p(torch.exp(exact - total) - torch.exp(own - total))
         own = exact
     return (own - total).clamp(max=0)  # rounding may leave a certain token above 0
@@ -339,8 +339,8 @@ def logits_of(features: Tensor, head: torch.nn.Linear, tokens: Tensor) -> Tensor
     """Single logits of a linear layer in float32, for :meth:`LanguageModel.logits_of`.
 
     Args:
-        features: [N, D], what the layer is applied to.
-        head: to V tokens.
+        features: [N, D], the layer's input.
+        head: the layer, D to V.
         tokens: int64 [N].
 
     Returns:
@@ -361,23 +361,23 @@ def score_pairs(
     token_budget: int = TOKEN_BUDGET,
     progress: Progress | None = None,
 ) -> list[NDArray[np.float32]]:
-    """Score n pairs by the cheapest exact route for each.
+    """Score n pairs, each by its cheapest exact route.
 
-    A context that no other shares anything with is read together with its continuation. Contexts that are
-    equal up to their last image share what they have in common. Continuations of one context that differ in
-    their last token alone, such as yes and no, are read as one row, because that token is never read. With
-    room in ``prefixes``, what goes up to the last image is kept for later calls as well.
+    A context that shares nothing with another is read together with its continuation. Contexts that are equal
+    up to their last image share their common prefix. Continuations of one context that differ only in their
+    last token, such as yes and no, are one row, because that token is not read. With room in ``prefixes``,
+    contexts up to their last image are also kept for later calls.
 
     Args:
         model: the model.
         contexts: n contexts, each not empty.
         continuations: n continuations, each not empty.
-        states: the image states the contexts refer to.
-        prefixes: what was read in earlier calls.
+        states: image states of the contexts.
+        prefixes: cache of earlier calls.
         batch_size: most rows computed together.
         token_budget: most positions computed together.
-        progress: told how many distinct rows are done, between batches (texts that differ in their last token
-            alone are one row); may raise to stop.
+        progress: called after each batch with ``"scoring"`` and the number of distinct rows; may raise to
+            cancel. Texts that differ only in their last token are one row.
 
     Returns:
         For each pair float32 [len(continuation)]: log-probabilities in nats.
@@ -394,7 +394,7 @@ def score_pairs(
 
     def step(batch: list[int]) -> None:
         shared = [heads[i] for i in batch if heads[i]]
-        for head in kept.keys() - set(shared):  # left by a batch that did not fit: its parts are smaller
+        for head in kept.keys() - set(shared):  # left by a batch that did not fit; its parts need fewer
             del kept[head]
         if missing := [head for head in dict.fromkeys(shared) if head not in kept]:
             kept.update(prefixes.fetch(model, missing, states))
@@ -422,14 +422,14 @@ def score_pairs(
         )
     ]
     with torch.inference_mode():
-        run_batches(batches, step, progress)
+        run_batches("scoring", batches, step, progress)
     return [found[pair] for pair in zip(contexts, continuations, strict=True)]
 
 
 def _heads(contexts: Sequence[Tokens], *, persistent: bool) -> list[Tokens]:
-    """What is read of each context ahead of the rest, because it is shared; () where nothing is.
+    """The shared prefix of each context, or ().
 
-    Contexts that are equal up to their last image share the longest beginning they have in common.
+    Contexts that are equal up to their last image share their longest common prefix.
     """
     stems = [up_to_last_image(context) for context in contexts]
     if persistent:
@@ -444,15 +444,15 @@ def _heads(contexts: Sequence[Tokens], *, persistent: bool) -> list[Tokens]:
 
 
 def up_to_last_image(context: Tokens) -> Tokens:
-    """The beginning of a context, its last image included; all of it where there is none.
+    """The context up to and including its last image; all of it where there is none.
 
-    The last token of the context is never in it: it predicts the first token of the continuation.
+    It never includes the context's last token, which predicts the first token of the continuation.
     """
     ends = [i + 1 for i, token in enumerate(context) if token < 0]
     return context[: min(ends[-1] if ends else len(context), len(context) - 1)]
 
 
 def _common_beginning(rows: Sequence[Tokens]) -> Tokens:
-    first, last = min(rows), max(rows)  # what these two share, all between them share
+    first, last = min(rows), max(rows)  # the prefix that these two share, all rows share
     unlike = (i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
     return first[: next(unlike, len(first))]

@@ -1,4 +1,4 @@
-"""From interleaved text and images to the tensors of a vision-language model, and from many to a batch."""
+"""From interleaved text and images to the input tensors of a vision-language model, and to batches."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image as PILImage
 
-__all__ = ["Prompt", "Reader", "collate", "has_chat_template"]
+__all__ = ["ModelInputs", "Reader", "collate", "has_chat_template"]
 
 Segment: TypeAlias = "str | Image"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prompt:
-    """One context as tensors.
+class ModelInputs:
+    """One context as the model's input tensors.
 
     Attributes:
-        tokens: what is said of each token, by name: integer [1, n, ...]; ``input_ids`` among them.
-        images: everything else, by name: pixels and what belongs to them, images along the first axis.
+        tokens: tensors with one entry per token, by name: integer [1, n, ...]; ``input_ids`` is one of them.
+        images: pixels and their metadata, by name, images along the first axis.
     """
 
     tokens: dict[str, torch.Tensor]
@@ -37,36 +37,36 @@ class Prompt:
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """Equal for prompts whose images can be stacked along the first axis."""
+        """Equal for inputs whose images can be stacked along the first axis."""
         tensors = [*self.tokens.items(), *self.images.items()]
         return tuple((name, *value.shape[2 if name in self.tokens else 1 :]) for name, value in tensors)
 
-    def followed_by(self, ids: Sequence[int], family: Family) -> Prompt:
-        """The prompt with the tokens ``ids`` of a continuation after it."""
+    def followed_by(self, ids: Sequence[int], family: Family) -> ModelInputs:
+        """These inputs followed by the tokens ``ids`` of a continuation."""
         import torch
 
         follow = {"attention_mask": 1, **family.following}
         tokens = {}
         for name, value in self.tokens.items():
-            if value.ndim > 2:  # which images a token may look at: those the last one could
+            if value.ndim > 2:  # the images a token attends to: the same as for the last token
                 more = value[:, -1:].expand(-1, len(ids), *value.shape[2:])
             else:
                 more = torch.full((1, len(ids)), follow.get(name, 0), dtype=value.dtype)
             tokens[name] = torch.cat([value, more], dim=1)
         tokens["input_ids"][0, len(self) :] = torch.tensor(ids)
-        return Prompt(tokens, self.images)
+        return ModelInputs(tokens, self.images)
 
 
 def collate(
-    prompts: Sequence[Prompt], *, pad: int, side: str, device: Any, dtype: Any
+    prompts: Sequence[ModelInputs], *, pad: int, side: str, device: Any, dtype: Any
 ) -> dict[str, torch.Tensor]:
-    """Stack prompts of one shape.
+    """Stack inputs of one shape.
 
     Args:
-        prompts: B prompts.
-        pad: the token to pad with.
-        side: where, ``"left"`` or ``"right"``.
-        device: where the tensors go.
+        prompts: B inputs.
+        pad: padding token.
+        side: of the padding, ``"left"`` or ``"right"``.
+        device: of the result.
         dtype: of the pixels.
 
     Returns:
@@ -90,17 +90,17 @@ def collate(
 
 
 class Reader:
-    """Reads contexts and continuations the way a family does.
+    """Converts contexts and continuations to the inputs of one family, and tokens back to text.
 
     Args:
         processor: the family's processor.
         config: the model's configuration.
-        family: what is known of the family.
-        encoder_decoder: whether continuations go to a decoder of their own.
+        family: the family's settings.
+        encoder_decoder: whether continuations go to a separate decoder.
         chat: whether a context becomes the user's turn of a conversation.
 
     Raises:
-        InvalidInputError: ``chat`` is asked for and the processor has no chat template for images.
+        InvalidInputError: ``chat`` is set and the processor has no chat template for images.
     """
 
     def __init__(
@@ -116,24 +116,24 @@ class Reader:
             )
         self._written = family.layout.image(processor, config) if family.layout else ""
         self._reserved = self._placeholders()
-        self._orders: dict[tuple[bool, ...], bool] = {}  # of texts and images: whether the template keeps it
+        self._orders: dict[tuple[bool, ...], bool] = {}  # order of texts and images: kept by the template?
         lead = self._answer_lead() if chat else "" if encoder_decoder else family.lead
         self._spaced = lead == " "
-        # some tokenizers write the space in front of a text themselves, and would write it twice
+        # some tokenizers add a space in front of a text, and would add a second one
         self._marks = str(self._tokenizer.convert_ids_to_tokens(self._ids("a"))[0]).startswith("▁")
         self._lead = "" if self._marks and self._spaced else lead
 
-    def prompt(self, context: Context, name: str) -> Prompt:
-        """The tensors of a context.
+    def prompt(self, context: Context, name: str) -> ModelInputs:
+        """The inputs of a context.
 
         Args:
             context: text and images in reading order.
-            name: what an error should call it.
+            name: of the context, for errors.
 
         Raises:
-            InvalidInputError: it is no sequence of strings and images, is empty, contains the model's own
+            InvalidInputError: it is not a sequence of strings and images, is empty, contains the model's
                 image token as text, or the chat template cannot keep its order.
-            MismatchError: it holds an image state.
+            MismatchError: it contains an image state.
             ImageError: an image cannot be decoded.
         """
         segments = self._segments(context, name)
@@ -145,10 +145,10 @@ class Reader:
         return prompt
 
     def continuation(self, text: str, name: str) -> list[int]:
-        """The tokens of a continuation; they depend on it alone.
+        """The tokens of a continuation, which depend on nothing else.
 
         Raises:
-            InvalidInputError: it is not a string, has no tokens, or contains the model's own image token.
+            InvalidInputError: it is not a string, has no tokens, or contains the model's image token.
         """
         if not isinstance(text, str):
             raise InvalidInputError(f"{name} must be a string, not {type(text).__name__}")
@@ -167,7 +167,7 @@ class Reader:
         return ids
 
     def shown(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """Each token as text, with the space in front that it stands for."""
+        """Each token as text, with its leading space."""
         pieces = map(str, self._tokenizer.convert_ids_to_tokens(list(ids)))
         texts = [self._tokenizer.decode([one], clean_up_tokenization_spaces=False) for one in ids]
         return tuple(
@@ -176,9 +176,9 @@ class Reader:
         )
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of generated tokens, without special tokens, as :meth:`continuation` would take it.
+        """The text of generated tokens, as :meth:`continuation` takes it.
 
-        Without white space after it, and without what stands before it anyway.
+        Without special tokens, trailing white space, and the space that :meth:`continuation` adds.
         """
         text = self._tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -191,7 +191,7 @@ class Reader:
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def _segments(self, context: Context, name: str) -> list[Segment]:
-        """The context with texts that meet joined into one."""
+        """The context, with adjacent texts joined."""
         if isinstance(context, str | bytes) or not isinstance(context, Sequence):
             raise InvalidInputError(
                 f"{name} must be a sequence of strings and images, not {type(context).__name__}"
@@ -200,8 +200,8 @@ class Reader:
         for segment in context:
             if isinstance(segment, ImageState):
                 raise MismatchError(
-                    f"{name} has an image state of {segment.source}, and this generator makes and reads no "
-                    "image states; give it the image"
+                    f"{name} has an image state of {segment.source}, and this generator has no image states; "
+                    "give it the image"
                 )
             if isinstance(segment, str):
                 self._check_reserved(segment, name)
@@ -213,7 +213,7 @@ class Reader:
                 segments.append(segment)
             else:
                 raise InvalidInputError(
-                    f"{name} holds a {type(segment).__name__}; a context holds strings and Image records"
+                    f"{name} contains a {type(segment).__name__}; give strings and Image records"
                 )
         return segments
 
@@ -227,13 +227,13 @@ class Reader:
         for token in self._reserved:
             if token in text:
                 raise InvalidInputError(
-                    f"{name} contains {token!r}, which this model takes for an image; leave it out, and put "
-                    "images into the context as Image records"
+                    f"{name} contains {token!r}, which stands for an image in this model; leave it out, and "
+                    "put images into the context as Image records"
                 )
 
-    # -- prompts that this class writes ------------------------------------------------------------------
+    # -- inputs that this class writes -------------------------------------------------------------------
 
-    def _write(self, segments: list[Segment], pictures: list[PILImage.Image]) -> Prompt:
+    def _write(self, segments: list[Segment], pictures: list[PILImage.Image]) -> ModelInputs:
         import torch
 
         layout = self._family.layout
@@ -245,12 +245,14 @@ class Reader:
         rows = layout.write(self._tokenizer, self._written * leading, _joined(rest))
         tokens = {name: torch.tensor([row]) for name, row in rows.items()}
         if not pictures:
-            return Prompt(tokens, {})
-        return Prompt(tokens, dict(self._processor.image_processor(images=pictures, return_tensors="pt")))
+            return ModelInputs(tokens, {})
+        return ModelInputs(
+            tokens, dict(self._processor.image_processor(images=pictures, return_tensors="pt"))
+        )
 
-    # -- prompts that the processor writes ---------------------------------------------------------------
+    # -- inputs that the processor writes ----------------------------------------------------------------
 
-    def _process(self, segments: list[Segment], pictures: list[PILImage.Image], name: str) -> Prompt:
+    def _process(self, segments: list[Segment], pictures: list[PILImage.Image], name: str) -> ModelInputs:
         import torch
 
         text = self._conversation(segments, name) if self._chat else self._line(segments)
@@ -273,7 +275,7 @@ class Reader:
             for key, value in tensors.items()
             if key not in of_images and tuple(value.shape[:2]) == (1, n)
         }
-        return Prompt(tokens, {key: value for key, value in tensors.items() if key not in tokens})
+        return ModelInputs(tokens, {key: value for key, value in tensors.items() if key not in tokens})
 
     def _line(self, segments: list[Segment]) -> str:
         image = self._family.image or str(self._processor.image_token)
@@ -282,27 +284,27 @@ class Reader:
     def _conversation(self, segments: list[Segment], name: str) -> str:
         if not self._keeps_order(tuple(isinstance(segment, str) for segment in segments)):
             raise InvalidInputError(
-                f"{name}: the chat template of this model does not keep text and images in the order "
-                "given (many put images first); put the images first, or load it with chat=False"
+                f"{name}: the chat template of this model changes the order of text and images (many put "
+                "images first); put the images first, or load it with chat=False"
             )
         return self._turn([segment if isinstance(segment, str) else None for segment in segments])
 
     def _keeps_order(self, texts: tuple[bool, ...]) -> bool:
-        """Whether the template writes texts (True) and images (False) in this order."""
+        """Whether the template keeps this order of texts (True) and images (False)."""
         if texts not in self._orders:
-            # Words that no template has of its own: a question might stand in one by chance.
+            # marks that no template contains; a question might occur in one by chance
             marks = [f"zq{number}xj" if is_text else None for number, is_text in enumerate(texts)]
             image = str(self._processor.image_token)
             self._orders[texts] = _in_order([mark or image for mark in marks], self._turn(marks))
         return self._orders[texts]
 
     def _turn(self, segments: Sequence[str | None]) -> str:
-        """A user's turn of texts and, where there is None, images, up to where an answer begins."""
+        """A user's turn of texts and images (None), up to the beginning of the answer."""
         parts = [{"type": "image"} if one is None else {"type": "text", "text": one} for one in segments]
         return self._render([{"role": "user", "content": parts}], add_generation_prompt=True)
 
     def _answer_lead(self) -> str:
-        """The white space that the template puts before an assistant's words."""
+        """The white space that the template puts before the assistant's words."""
         user: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": "zebra"}]}
         prompt = self._render([user], add_generation_prompt=True)
         answer = {**user, "role": "assistant"}
@@ -315,7 +317,7 @@ class Reader:
             return str(
                 self._processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
             )
-        except Exception as error:  # templates are programs, and raise what they like
+        except Exception as error:  # templates are programs and raise various types
             raise InvalidInputError(
                 f"the chat template of this model cannot write a user's turn of text and images: {error}; "
                 "load it with chat=False"
@@ -323,7 +325,7 @@ class Reader:
 
 
 def _in_order(parts: Sequence[str], text: str) -> bool:
-    """Whether the parts stand in the text one after another."""
+    """Whether the text contains the parts in this order."""
     place = 0
     for part in parts:
         found = text.find(part, place)
@@ -334,12 +336,12 @@ def _in_order(parts: Sequence[str], text: str) -> bool:
 
 
 def has_chat_template(processor: Any, family: Family) -> bool:
-    """Whether the processor can write conversations with images."""
+    """Whether the processor has a chat template for images."""
     return family.layout is None and getattr(processor, "chat_template", None) is not None
 
 
 def _joined(texts: Sequence[str]) -> str:
-    """The texts in one line, a space between two that bring none."""
+    """Join texts, with a space between two that have no white space there."""
     line = ""
     for text in texts:
         needs = line and text and not line[-1].isspace() and not text[0].isspace()

@@ -1,4 +1,4 @@
-"""What a family of vision-language models needs to be known about it: one row each."""
+"""Table of vision-language model families: one row each."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from zsqretrieval.errors import InvalidInputError
 __all__ = ["FAMILIES", "REFUSED", "Family", "Layout", "family_of"]
 
 Rows: TypeAlias = dict[str, list[int]]
-"""One integer per token: ``input_ids``, ``attention_mask`` and what else the model wants of each token."""
+"""One integer per token: ``input_ids``, ``attention_mask`` and other inputs of the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A prompt written token by token, for a family whose processor takes one image before the text only.
+    """Prompt layout for a family whose processor takes only one image before the text.
 
-    Where a context is one image and then a text, the prompt is exactly the processor's own.
+    For a context of one image and one text, the prompt equals the processor's.
 
     Attributes:
-        image: the placeholder tokens of one image, as text; given the processor and the model's config.
-        write: the prompt's rows; given the tokenizer, the images that lead, and the text and images after.
-        without_images: the shapes of the tensors of zeros, by name, that the model wants in place of pixels
-            when no prompt of a batch has an image; given the model's config.
+        image: (processor, config) -> placeholder tokens of one image, as text.
+        write: (tokenizer, leading images, following text and images) -> the prompt's rows.
+        without_images: config -> shapes, by name, of the zero tensors that replace pixels when no prompt of a
+            batch has an image.
     """
 
     image: Callable[[Any, Any], str]
@@ -34,17 +34,16 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one family reads contexts.
+    """Input format of one family.
 
     Attributes:
-        name: what people call it.
-        image: how a plain prompt writes an image; None where the processor's image token is enough.
-        layout: None where the processor puts images wherever their placeholders stand.
-        lead: what stands between a plain prompt and the text that follows it.
-        following: what the tokens of a continuation have in tensors that say something of each token,
-            by the tensor's name; 0 in those not named.
-        batched: whether prompts may share a batch.
-        pads_to_generate: whether prompts of different lengths may share a batch when text is generated.
+        name: common name.
+        image: text of an image in a plain prompt; None for the processor's image token.
+        layout: None where the processor accepts images anywhere.
+        lead: text between a plain prompt and its continuation.
+        following: value of a continuation's tokens in per-token tensors, by the tensor's name; 0 elsewhere.
+        batched: whether several prompts may share a batch.
+        pads_to_generate: whether prompts of different lengths may share a batch in generation.
     """
 
     name: str
@@ -65,7 +64,7 @@ def _plain(tokenizer: Any, text: str) -> list[int]:
 
 
 def _write_blip2(tokenizer: Any, leading: str, rest: str) -> Rows:
-    # the tokenizer adds OPT's beginning or T5's end; images stand before either
+    # the tokenizer adds OPT's start token or T5's end token; images come before either
     return _rows(_plain(tokenizer, leading) + list(tokenizer(rest).input_ids))
 
 
@@ -82,7 +81,7 @@ def _write_kosmos2(tokenizer: Any, leading: str, rest: str) -> Rows:
     space = " " if leading and rest else ""
     ids = _plain(tokenizer, f"{tokenizer.bos_token}{leading}{space}{rest}")
     image = tokenizer.convert_tokens_to_ids("<image>")
-    # the first of a run of <image> opens the image, the others hold its place
+    # the first of a run of <image> opens the image, the others are its placeholders
     slots = [int(before == here == image) for before, here in zip([-1, *ids], ids, strict=False)]
     return {**_rows(ids), "image_embeds_position_mask": slots}
 
@@ -115,22 +114,22 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3": Family("Gemma 3"),  # its token types mark images, so text stays 0
     "idefics3": Family("Idefics3"),
     "internvl": Family("InternVL"),
-    # transformers counts padding among the positions once the cache is in use
+    # with a cache, transformers counts padding as positions
     "kosmos-2": Family("Kosmos-2", layout=_KOSMOS2, pads_to_generate=False),
     "llava": Family("LLaVA"),
     "mllama": Family("Llama 3.2 Vision"),
-    # with type 0 a token joins the prefix, where every token sees every other
+    # tokens of type 0 belong to the prefix, which has bidirectional attention
     "paligemma": Family("PaliGemma", layout=_PALIGEMMA, lead="", following={"token_type_ids": 1}),
     "qwen2_5_vl": Family("Qwen2.5-VL", image=_QWEN_IMAGE),
     "qwen2_vl": Family("Qwen2-VL", image=_QWEN_IMAGE),
     "qwen3_vl": Family("Qwen3-VL", image=_QWEN_IMAGE),
     "smolvlm": Family("SmolVLM"),
 }
-"""Families that are tested, by the ``model_type`` of their configuration."""
+"""Tested families, by the ``model_type`` of their configuration."""
 
-_ONE_IMAGE = "it reads exactly one image and keeps it beside the text, so a context has no place in it"
-_NO_PROMPT = "its prompt is drawn or classified, not read as tokens that a continuation could follow"
-_NOT_CAUSAL = "it does not write from left to right, so a text has no log-probability token by token"
+_ONE_IMAGE = "it takes exactly one image beside the text, so it cannot read an interleaved context"
+_NO_PROMPT = "its prompt is rendered or classified, not read as tokens that a continuation could follow"
+_NOT_CAUSAL = "it does not generate from left to right, so tokens have no conditional log-probabilities"
 
 REFUSED: Mapping[str, str] = {
     "blip": _ONE_IMAGE,
@@ -145,14 +144,14 @@ REFUSED: Mapping[str, str] = {
     "udop": "it wants the places of the words on a page",
     "vision-encoder-decoder": _NO_PROMPT,
 }
-"""Families that cannot be scored this way, with the reason."""
+"""Families that cannot be scored, with the reason."""
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a configuration's ``model_type``; any that is not tested is taken one pair at a time.
+    """The family of a configuration's ``model_type``; an untested one is scored one pair at a time.
 
     Raises:
-        InvalidInputError: models of this family cannot be scored; says why.
+        InvalidInputError: models of this family cannot be scored; gives the reason.
     """
     if model_type in REFUSED:
         raise InvalidInputError(

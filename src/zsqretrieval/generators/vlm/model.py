@@ -14,24 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_sequence, check_settings
-from zsqretrieval._util.torch import DTYPES, resolve_device
-from zsqretrieval.errors import InvalidInputError, WeightsError
-from zsqretrieval.generators.engine.batching import Progress, plan_batches, run_batches
-from zsqretrieval.generators.loading import tokenizer_facts
-from zsqretrieval.generators.vlm.chat_format import Prompt, Reader, collate, has_chat_template
+from zsqretrieval._util.checks import check_counts, check_sequence, check_settings
+from zsqretrieval._util.torch import DTYPES, add_tensors, resolve_device, tokenizer_facts
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.generators.engine.batching import plan_batches, run_batches
+from zsqretrieval.generators.vlm.chat_format import ModelInputs, Reader, collate, has_chat_template
 from zsqretrieval.generators.vlm.families import family_of
-from zsqretrieval.generators.vlm.head import hidden_behind, keep_head_input_contiguous, watched_head
+from zsqretrieval.generators.vlm.load_check import check_scores
 from zsqretrieval.generators.vlm.loading import (
-    forget_generation_settings,
     forward_options,
+    hidden_behind,
     import_transformers,
     is_encoder_decoder,
     load,
+    prepare,
     resolve,
     special_tokens,
+    watched_head,
 )
-from zsqretrieval.types import Context, Image, LogLikelihood
+from zsqretrieval.types import Context, LogLikelihood, Progress
 
 if TYPE_CHECKING:
     import torch
@@ -45,20 +46,20 @@ _WINDOW = 8  # batches whose images are in memory at once
 class VLMGenerator:
     """A :class:`~zsqretrieval.protocols.Generator` over any image-text-to-text model of transformers.
 
-    Make one with :meth:`from_pretrained`. In float32 neither the batch size nor the order of the pairs
-    changes a token's log-probability by more than 1e-4; in 16 bits, by the rounding of the model.
+    Make one with :meth:`from_pretrained`. In float32 the batch size and the order of the pairs change a
+    token's log-probability by at most 1e-4; in 16 bits, by the rounding of the model.
 
     Args:
-        model: the model, on the device it is to run on.
+        model: the model, on its device.
         processor: its processor.
-        chat: whether a context becomes the user's turn of a conversation, and what follows it the start of
-            the assistant's; None where the processor has a chat template.
+        chat: whether a context becomes the user's turn of a conversation and its continuation the beginning
+            of the assistant's; None to do so if the processor has a chat template.
         token_budget: most tokens in a batch, padding and images included.
         config: the arguments of :meth:`from_pretrained` that rebuild this generator.
 
     Raises:
-        InvalidInputError: the model's family cannot be scored, or has no chat template though one is asked
-            for.
+        InvalidInputError: the model's family cannot be scored, or ``chat`` is set and there is no chat
+            template.
     """
 
     def __init__(
@@ -70,8 +71,7 @@ class VLMGenerator:
         token_budget: int = 8192,
         config: Mapping[str, Any],
     ) -> None:
-        if token_budget < 1:
-            raise InvalidInputError(f"token_budget must be at least 1, not {token_budget}")
+        check_counts(token_budget=token_budget)
         self._model = model.eval()
         self._processor = processor
         self._config = dict(config)
@@ -82,8 +82,7 @@ class VLMGenerator:
         self._reader = Reader(processor, model.config, self._family, self._encoder_decoder, self._chat)
         self._pad, self._start, self._ends = special_tokens(model, processor.tokenizer)
         self._options = forward_options(model)
-        keep_head_input_contiguous(model)
-        forget_generation_settings(model)
+        prepare(model)
 
     @classmethod
     def from_pretrained(
@@ -100,25 +99,21 @@ class VLMGenerator:
         """Load a model with its processor, and check that it can be scored.
 
         Args:
-            name_or_path: a folder that ``save_pretrained`` wrote, or a name on the Hugging Face hub, which
-                is downloaded when not cached. Code of the repository's own is never run.
-            dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for the checkpoint's own.
-            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first of these three there is.
-            chat: whether contexts become the user's turn of a conversation; None where the processor has a
-                chat template.
-            token_budget: most tokens in a batch, padding and images included.
+            name_or_path: a folder of ``save_pretrained``, or a name on the Hugging Face hub, downloaded when
+                not cached. A repository's own code is never run.
+            dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for the checkpoint's.
+            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first available of these three.
+            chat: as in the class.
+            token_budget: as in the class.
             revision: branch, tag or commit on the hub; None for the newest.
-            self_check: score two short texts after an image of the library's own, in four small forward
-                passes, and refuse the model where a later token changes an earlier one's log-probability,
-                the image makes no difference, or padding does.
-
-        Returns:
-            The generator.
+            self_check: run four small forward passes, and refuse the model if a later token changes an
+                earlier one's log-probability, if another image changes nothing, or if padding changes
+                something. :func:`zsqretrieval.testing.check_generator` checks much more.
 
         Raises:
-            WeightsError: the model is not there, cannot be fetched, or its weights are damaged, incomplete
-                or of another shape.
-            InvalidInputError: it is no image-text-to-text model, its family cannot be scored or fails the
+            WeightsError: the model cannot be found or downloaded, or its weights are damaged, incomplete or
+                of another shape.
+            InvalidInputError: it is not an image-text-to-text model, its family cannot be scored or fails the
                 check, or a setting is wrong.
             MissingDependencyError: its processor needs a package that is not installed.
         """
@@ -136,7 +131,7 @@ class VLMGenerator:
         }
         generator = cls(model.to(target), processor, chat=chat, token_budget=token_budget, config=config)
         if self_check:
-            generator._check_itself(name)
+            check_scores(generator, name)
         return generator
 
     @property
@@ -146,7 +141,7 @@ class VLMGenerator:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Rebuild a generator from :attr:`config`, on the device chosen automatically.
+        """Rebuild a generator from :attr:`config`, on the default device.
 
         Raises:
             InvalidInputError: a setting is unknown or ``name_or_path`` missing.
@@ -161,10 +156,8 @@ class VLMGenerator:
     def fingerprint(self) -> str:
         """SHA-256 over weights, architecture, processor, tokenizer, dtype, ``chat``, engine; not the device.
 
-        Computed on first use: it reads all weights once.
+        Computed on first use, from all weights.
         """
-        import torch
-
         from zsqretrieval.generators.engine.likelihood import ENGINE
 
         settings = {
@@ -177,9 +170,7 @@ class VLMGenerator:
         digest = hashlib.sha256()
         digest.update(json.dumps(_without_origin(settings), sort_keys=True, default=str).encode())
         digest.update(json.dumps(tokenizer_facts(self._processor.tokenizer), sort_keys=True).encode())
-        for key, value in sorted(self._model.state_dict().items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        add_tensors(digest, self._model.state_dict())
         return digest.hexdigest()
 
     def log_likelihood(
@@ -194,15 +185,16 @@ class VLMGenerator:
 
         Args:
             contexts: n contexts of interleaved text and images.
-            continuations: n texts. One that begins without a space gets the white space that stands between
-                prompt and answer in this family; one that begins with it is taken as it is.
-            batch_size: most pairs computed together.
-            progress: told how many pairs are done, between batches; may raise to stop.
+            continuations: n texts. One that begins without a space gets the white space that this family has
+                between prompt and answer; one that begins with it is unchanged.
+            batch_size: most pairs computed together. The images of 8 batches are in memory at once.
+            progress: called after each batch with ``"scoring"``, the number of pairs done and n; may raise to
+                cancel.
 
         Raises:
             InvalidInputError: lengths differ, a continuation is empty, a pair exceeds the model's context
                 length, a text contains the model's image token, or the family cannot keep a context's order.
-            MismatchError: a context holds an image state; this class makes none.
+            MismatchError: a context contains an image state; this class has none.
             ImageError: an image cannot be decoded; names it.
         """
         check_sequence(contexts, "contexts")
@@ -221,12 +213,12 @@ class VLMGenerator:
             for i in window:
                 self._check_length(prompts[i], len(answers[i]), f"pair {i}")
 
-            def step(batch: list[int], prompts: Mapping[int, Prompt] = prompts) -> None:
+            def step(batch: list[int], prompts: Mapping[int, ModelInputs] = prompts) -> None:
                 scores = self._score([prompts[i] for i in batch], [answers[i] for i in batch])
                 found.update(zip(batch, scores, strict=True))
 
             batches = self._plan(prompts, {i: len(answers[i]) for i in window}, batch_size)
-            run_batches(batches, step, _shifted(progress, window.start, len(contexts)))
+            run_batches("scoring", batches, step, _over_all(progress, window.start, len(contexts)))
         return [LogLikelihood(self._reader.shown(answer), found[i]) for i, answer in enumerate(answers)]
 
     def generate(
@@ -238,17 +230,19 @@ class VLMGenerator:
         temperature: float = 0.0,
         seed: int | None = None,
         batch_size: int = 16,
+        progress: Progress | None = None,
     ) -> list[list[str]]:
         """Continue each context; see :meth:`zsqretrieval.protocols.Generator.generate`.
 
-        The checkpoint's own generation settings (penalties, forbidden repeats, sampling) are not used; only
-        its end tokens are. Every text has a random stream of its own, named by ``seed``, the context's
-        position and the text's, so the batch size does not change what is drawn.
+        Of the checkpoint's generation settings (penalties, forbidden repeats, sampling) only the end tokens
+        are used. Every text has its own random stream, seeded by ``seed`` and the positions of context and
+        text, so the batch size does not change the texts. ``progress`` is called after each batch with
+        ``"generating"`` and the number of texts.
 
         Raises:
             InvalidInputError: a setting is out of range, or a context with ``max_new_tokens`` after it
                 exceeds the model's context length.
-            MismatchError: a context holds an image state; this class makes none.
+            MismatchError: a context contains an image state; this class has none.
             ImageError: an image cannot be decoded; names it.
         """
         check_sequence(contexts, "contexts")
@@ -260,34 +254,39 @@ class VLMGenerator:
         contexts = list(contexts)
         entropy = np.random.SeedSequence(seed).entropy
         draws = n if temperature > 0 else 1
-        texts: dict[int, str] = {}  # text d of context i under i * draws + d
+        texts: dict[int, str] = {}  # key i * draws + d: text d of context i
         for window in _windows(len(contexts), batch_size):
             prompts = self._read(contexts, window)
             for i in window:
                 self._check_length(prompts[i], max_new_tokens, f"context {i}")
             rows = {i * draws + d: prompts[i] for i in window for d in range(draws)}
 
-            def step(batch: list[int], rows: Mapping[int, Prompt] = rows) -> None:
+            def step(batch: list[int], rows: Mapping[int, ModelInputs] = rows) -> None:
                 seeds = [_stream(entropy, *divmod(row, draws)) for row in batch]
                 sampler = _Sampler(temperature, seeds) if temperature > 0 else None
                 written = self._continue([rows[row] for row in batch], max_new_tokens, sampler)
                 texts.update(zip(batch, written, strict=True))
 
             batches = self._plan(rows, dict.fromkeys(rows, max_new_tokens), batch_size, generate=True)
-            run_batches(batches, step)
+            run_batches(
+                "generating", batches, step, _over_all(progress, window.start * draws, len(contexts) * draws)
+            )
         return [[texts[i * draws + d] for d in range(draws)] * (n // draws) for i in range(len(contexts))]
 
-    # -- prompts -----------------------------------------------------------------------------------------
+    # -- inputs ------------------------------------------------------------------------------------------
 
-    def _read(self, contexts: Sequence[Context], window: range) -> dict[int, Prompt]:
-        """The prompts of a window; a context that comes again is read once."""
-        read: dict[int, Prompt] = {}
+    def _read(self, contexts: Sequence[Context], window: range) -> dict[int, ModelInputs]:
+        """The inputs of a window; equal contexts are converted once."""
+        read: dict[object, ModelInputs] = {}
+        found = {}
         for i in window:
-            if id(contexts[i]) not in read:
-                read[id(contexts[i])] = self._reader.prompt(contexts[i], f"context {i}")
-        return {i: read[id(contexts[i])] for i in window}
+            key = _identity(contexts[i])
+            if key not in read:
+                read[key] = self._reader.prompt(contexts[i], f"context {i}")
+            found[i] = read[key]
+        return found
 
-    def _check_length(self, prompt: Prompt, more: int, name: str) -> None:
+    def _check_length(self, prompt: ModelInputs, more: int, name: str) -> None:
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         needed = max(len(prompt), more) if self._encoder_decoder else len(prompt) + more
         if limit is not None and needed > limit:
@@ -299,13 +298,13 @@ class VLMGenerator:
 
     def _plan(
         self,
-        prompts: Mapping[int, Prompt],
+        prompts: Mapping[int, ModelInputs],
         more: Mapping[int, int],
         batch_size: int,
         *,
         generate: bool = False,
     ) -> list[list[int]]:
-        """Batches of keys of ``prompts``, of one shape each."""
+        """Batches of keys of ``prompts``, each of one shape."""
         one_length = generate and not self._family.pads_to_generate
         kinds: dict[object, list[int]] = {}
         for key, prompt in prompts.items():
@@ -320,10 +319,10 @@ class VLMGenerator:
             )
         ]
 
-    def _collate(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+    def _collate(self, prompts: Sequence[ModelInputs]) -> dict[str, torch.Tensor]:
         import torch
 
-        # an encoder counts its positions from the first column, a decoder continues at the last
+        # an encoder counts positions from the first column, a decoder continues after the last
         side = "right" if self._encoder_decoder else "left"
         place = {"device": self._model.device, "dtype": self._model.dtype}
         batch = collate(prompts, pad=self._pad, side=side, **place)
@@ -334,7 +333,9 @@ class VLMGenerator:
 
     # -- the model ---------------------------------------------------------------------------------------
 
-    def _score(self, prompts: Sequence[Prompt], answers: Sequence[list[int]]) -> list[NDArray[np.float32]]:
+    def _score(
+        self, prompts: Sequence[ModelInputs], answers: Sequence[list[int]]
+    ) -> list[NDArray[np.float32]]:
         """Log-probability of every token of every answer: float32 [T] each."""
         import torch
 
@@ -375,7 +376,7 @@ class VLMGenerator:
         check_finite(found, logits.dtype)
         return found
 
-    def _continue(self, prompts: Sequence[Prompt], limit: int, sampler: _Sampler | None) -> list[str]:
+    def _continue(self, prompts: Sequence[ModelInputs], limit: int, sampler: _Sampler | None) -> list[str]:
         """One text for each prompt."""
         import torch
 
@@ -398,60 +399,19 @@ class VLMGenerator:
         n = batch["input_ids"].shape[1]
         if self._encoder_decoder:
             out = out[:, 1:]
-        elif torch.equal(out[:, :n], batch["input_ids"]):  # some families give back the prompt, some do not
+        elif torch.equal(out[:, :n], batch["input_ids"]):  # some families return the prompt too
             out = out[:, n:]
         return [self._reader.text(self._until_end(row)) for row in out.tolist()]
 
     def _until_end(self, ids: list[int]) -> list[int]:
         return ids[: next((i for i, one in enumerate(ids) if one in self._ends), len(ids))]
 
-    # -- the check on loading ----------------------------------------------------------------------------
-
-    def _check_itself(self, name: str) -> None:
-        """Refuse a model whose log-probabilities are not those of a text after a context.
-
-        Raises:
-            InvalidInputError: what is wrong, with the family's name.
-        """
-        import torch
-
-        what = f"{name} is a {self._model.config.model_type} model and cannot be scored by this class: "
-        try:
-            seen, other = (self._reader.prompt((_plaid(shift), "Question:"), "the check") for shift in (0, 7))
-            longer = self._reader.prompt((_plaid(0), "The picture is shown here. Question:"), "the check")
-            text = self._reader.continuation("what is the colour of the house?", "the check") * 2
-            changed = [*text[:-1], next((one for one in text if one != text[-1]), text[-1] - 1)]
-            scores = self._score([seen], [text])[0]
-            swapped = self._score([seen], [changed])[0]
-            unlike = self._score([other], [text])[0]
-            beside = self._score([seen, longer], [text, text])[0] if self._family.batched else scores
-        except (InvalidInputError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except WeightsError as error:
-            raise InvalidInputError(
-                f"{what}its log-probabilities are not finite; try another dtype"
-            ) from error
-        except Exception as error:  # a model's code may raise anything
-            raise InvalidInputError(
-                f"{what}it failed on an image and a question: {type(error).__name__}: {error}"
-            ) from error
-        # one shape, so that rounding is the same, against different shapes
-        exact, rounded = (1e-4, 1e-3) if self._model.dtype == torch.float32 else (1e-2, 1.0)
-        if not all(np.isfinite(one).all() for one in (scores, swapped, unlike, beside)):
-            raise InvalidInputError(f"{what}its log-probabilities are not finite; try another dtype")
-        if np.abs(scores[:-1] - swapped[:-1]).max() > exact:
-            raise InvalidInputError(f"{what}later tokens change the log-probabilities of earlier ones")
-        if np.array_equal(scores, unlike):
-            raise InvalidInputError(f"{what}another image changes nothing")
-        if np.abs(scores - beside).max() > rounded:
-            raise InvalidInputError(f"{what}padding changes its log-probabilities")
-
 
 class _Sampler:
-    """Draws the next token of every row from a random stream of its own.
+    """Samples the next token of every row from its own random stream.
 
-    Adding Gumbel noise to logits / temperature and taking the largest is a draw from their softmax (Gumbel,
-    1954); transformers' greedy decoding then takes the largest.
+    The largest of logits / temperature plus Gumbel noise is a sample of their softmax (Gumbel, 1954);
+    transformers' greedy decoding then takes the largest.
     """
 
     def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
@@ -461,7 +421,7 @@ class _Sampler:
         self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Logits float32 [B, V] to logits of which the largest is the draw."""
+        """Add the noise to logits, float32 [B, V]."""
         import torch
 
         waits = [torch.empty(scores.shape[-1]).exponential_(generator=stream) for stream in self._streams]
@@ -472,24 +432,30 @@ class _Sampler:
 
 
 def _without_origin(settings: Any) -> Any:
-    """Nested settings without what says where they were loaded from and by which version."""
+    """Nested settings without the place and the version they were loaded from."""
     if isinstance(settings, Mapping):
         origin = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash"}
         return {key: _without_origin(value) for key, value in settings.items() if key not in origin}
     return settings
 
 
+def _identity(context: Context) -> object:
+    """Equal for contexts of equal texts and the same image records."""
+    if isinstance(context, str) or not isinstance(context, Sequence):
+        return id(context)  # refused by the reader
+    return tuple(segment if isinstance(segment, str) else id(segment) for segment in context)
+
+
 def _windows(n: int, batch_size: int) -> list[range]:
-    """Parts of range(n) whose images are decoded together."""
-    if batch_size < 1:
-        raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
+    """Parts of range(n) whose images are in memory together."""
+    check_counts(batch_size=batch_size)
     step = _WINDOW * batch_size
     return [range(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
-    """Progress over all windows from that over one."""
-    return None if progress is None else lambda done, _: progress(before + done, total)
+def _over_all(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Progress over all windows, for the batches of one window."""
+    return None if progress is None else lambda name, done, _: progress(name, before + done, total)
 
 
 def _stream(entropy: Any, context: int, draw: int) -> int:
@@ -501,7 +467,7 @@ def _stream(entropy: Any, context: int, draw: int) -> int:
 def _decoder_inputs(
     answers: Sequence[list[int]], start: int | None, pad: int, device: Any
 ) -> dict[str, torch.Tensor]:
-    """Each answer behind the start token and without its last, padded on the right: int64 [B, T]."""
+    """The start token and each answer without its last token, padded on the right: int64 [B, T]."""
     import torch
 
     longest = max(map(len, answers))
@@ -511,12 +477,3 @@ def _decoder_inputs(
         "decoder_input_ids": torch.tensor(rows, device=device),
         "decoder_attention_mask": torch.tensor(mask, device=device),
     }
-
-
-def _plaid(shift: int) -> Image:
-    """A small picture without symmetry, for the check on loading."""
-    from PIL import Image as PILImage
-
-    x, y = np.meshgrid(np.arange(64), np.arange(64))
-    pixels = np.stack([3 * x + shift * y, 2 * y + 11 * shift, x + y + 29 * shift], axis=-1) % 256
-    return Image(PILImage.fromarray(pixels.astype(np.uint8)), "the check's picture")

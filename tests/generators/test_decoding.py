@@ -1,13 +1,12 @@
-"""Decoding on a model in whole numbers: the likeliest token, fair draws, and neither depends on the batch."""
+"""Decoding with an exact model: greedy and sampled texts, independent of the batch."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from exact_model import ExactModel, ExactStates, V, log_probs
-from hypothesis import given, settings
+from exact_model import IMAGES, ExactModel, ExactStates, Small, V, contexts, log_probs
+from hypothesis import given
 from hypothesis import strategies as st
-from test_likelihood import IMAGES, Small, contexts
 
 from zsqretrieval.generators.engine.decoding import continue_contexts
 
@@ -30,7 +29,6 @@ def next_log_probs(row):
     return np.array([log_probs(row, (token,))[0] for token in range(V)])
 
 
-@settings(deadline=None)
 @given(some_contexts, st.integers(1, 5), st.sampled_from([(), (3,), (1, 2, 5)]))
 def test_greedy_takes_the_likeliest_token_until_a_stop(some, batch_size, stop):
     for context, (text,) in zip(some, write(some, batch_size=batch_size, stop=stop), strict=True):
@@ -38,11 +36,10 @@ def test_greedy_takes_the_likeliest_token_until_a_stop(some, batch_size, stop):
             following = next_log_probs((*context, *text[:t]))
             if t < len(text):
                 assert text[t] not in stop and following[text[t]] >= following.max() - 1e-5
-            else:  # it ended early: a token that ends it was as likely as any
+            else:  # it ended early: a stop token was the likeliest
                 assert following[list(stop)].max() >= following.max() - 1e-5
 
 
-@settings(deadline=None)
 @given(
     some_contexts,
     st.integers(1, 3),
@@ -50,7 +47,7 @@ def test_greedy_takes_the_likeliest_token_until_a_stop(some, batch_size, stop):
     st.integers(0, 2**40),
     st.sampled_from([0.5, 1.0, 3.0]),
 )
-def test_draws_do_not_depend_on_the_batch(some, n, batch_size, seed, temperature):
+def test_samples_do_not_depend_on_the_batch(some, n, batch_size, seed, temperature):
     settings = {"n": n, "seed": seed, "temperature": temperature, "stop": (0,)}
     expected = write(some, batch_size=1, **settings)
     assert write(some, batch_size=batch_size, **settings) == expected
@@ -59,7 +56,7 @@ def test_draws_do_not_depend_on_the_batch(some, n, batch_size, seed, temperature
     ]
 
 
-def test_draws_are_fair():
+def test_samples_follow_the_probabilities():
     context, n = (0, *IMAGES[1], 2), 4000
     for temperature in (1.0, 2.0):
         (texts,) = write([context], n=n, max_new_tokens=1, temperature=temperature, batch_size=1)
@@ -69,7 +66,7 @@ def test_draws_are_fair():
         assert (np.abs(counts - n * p) <= 5 * np.sqrt(n * p * (1 - p)) + 1).all()
 
 
-def test_contexts_of_a_call_draw_unalike_and_seeds_too():
+def test_equal_contexts_and_different_seeds_give_different_samples():
     context = (0, *IMAGES[1], 2)
     hot = {"temperature": 5.0, "max_new_tokens": 12}
     one, other = write([context, context], **hot)
@@ -78,45 +75,45 @@ def test_contexts_of_a_call_draw_unalike_and_seeds_too():
     assert write([context], **hot, seed=None) != write([context], **hot, seed=None)
 
 
-def test_all_greedy_texts_of_a_context_are_one():
+def test_greedy_texts_of_a_context_are_computed_once():
     model = ExactModel()
     texts = write([(0, 1)], n=5, model=model)
     assert texts == [write([(0, 1)])[0] * 5]
     assert model.largest == 1
 
 
-def test_writing_ends_where_the_context_is_full():
+def test_generation_ends_where_the_context_is_full():
     full = (1,) * (ExactModel.max_tokens - 3)
     texts = write([full, (0, 1)], max_new_tokens=10)
     assert [len(text) for (text,) in texts] == [3, 10]
 
 
-def test_only_texts_that_go_on_are_computed():
+def test_finished_texts_are_not_computed_further():
     model = ExactModel()
     some = [(0, 1), (0, 2), (0, 3), (0, *IMAGES[2], 3)]
     lengths = [len(text) for (text,) in write(some, model=model, stop=(0, 1, 2, 3), max_new_tokens=8)]
     prompts = len(some) * max(len(context) for context in some)
-    # what is written is read again, one token at a time, but for the last when the limit ends a text
+    # each new token is read, except the last one of a text that reaches the limit
     assert model.read == prompts + sum(min(length, 7) for length in lengths)
     assert len(set(lengths)) > 1
 
 
-def test_progress_and_released_images():
-    states, told = ExactStates(), []
+def test_progress_counts_texts_and_images_are_released():
+    states, calls = ExactStates(), []
     some = [(0, *image) for image in IMAGES]
-    write(some, states=states, batch_size=3, progress=lambda done, total: told.append((done, total)))
-    assert told == [(3, 4), (4, 4)]
+    write(some, states=states, batch_size=3, progress=lambda *call: calls.append(call))
+    assert calls == [("generating", 3, 4), ("generating", 4, 4)]
     assert sorted(states.released) == sorted(some)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_many_draws_do_not_make_batches_larger(batch_size):
+def test_several_samples_do_not_exceed_the_batch_size(batch_size):
     model = ExactModel()
     write([(0, i) for i in range(6)], n=3, temperature=1.0, batch_size=batch_size, model=model)
     assert model.largest == batch_size
 
 
-def test_draws_of_one_context_need_not_fit_together():
+def test_samples_of_one_context_may_be_in_several_batches():
     some = [(0, *IMAGES[0]), (0, 2)]
     options = {"n": 5, "temperature": 1.0, "seed": 3}
     states = ExactStates()
@@ -124,7 +121,7 @@ def test_draws_of_one_context_need_not_fit_together():
     assert sorted(states.released) == sorted(some)
 
 
-def test_draws_count_towards_the_token_budget():
+def test_samples_count_towards_the_token_budget():
     model = ExactModel()
     write([tuple([0] * 40)], n=200, temperature=1.0, batch_size=200, max_new_tokens=8, model=model)
     assert model.largest == 4096 // 48

@@ -1,4 +1,4 @@
-"""Every case runs in a fresh interpreter: what is under test is the first import of torchvision."""
+"""The first import of torchvision; every test runs in a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BROKEN = """
     import torch
     from torchvision import early, late
 """
-# What torchvision's own _meta_registrations.py does when the compiled operators did not load.
+# as torchvision's _meta_registrations.py, when the compiled operators are missing
 LATE = """
     import torch
 
@@ -57,12 +57,11 @@ LATE = """
 EARLY = "import os; os.environ['EARLY'] = os.environ.get('EARLY', '') + 'x'"
 
 
-def test_the_models_import_on_this_machine() -> None:
-    """With whatever torch and torchvision are installed here."""
+def test_model_libraries_import_with_the_installed_torchvision() -> None:
     run("""
-        from zsqretrieval._util.torchvision import ensure_importable
-        ensure_importable()
-        ensure_importable()
+        from zsqretrieval._util.torch import ensure_torchvision
+        ensure_torchvision()
+        ensure_torchvision()
         import open_clip, timm, torchvision
         from transformers import Kosmos2ForConditionalGeneration
         from torchvision.transforms import v2
@@ -70,7 +69,7 @@ def test_the_models_import_on_this_machine() -> None:
         """)
 
 
-def test_a_missing_operator_is_declared_and_the_import_repeated(fake) -> None:
+def test_missing_operator_is_declared_and_torchvision_imported_again(fake) -> None:
     early = run(
         """
         import os, sys
@@ -80,13 +79,13 @@ def test_a_missing_operator_is_declared_and_the_import_repeated(fake) -> None:
             assert "operator torchvision::nms does not exist" in str(error), error
         else:
             raise AssertionError("the fake is not broken")
-        from zsqretrieval._util import torchvision as _torchvision
+        from zsqretrieval._util import torch as _torch
         del sys.modules["torchvision.early"]
         os.environ["EARLY"] = ""
-        _torchvision.ensure_importable()
-        library = _torchvision._library
-        _torchvision.ensure_importable()
-        assert _torchvision._library is library is not None
+        _torch.ensure_torchvision()
+        library = _torch._library
+        _torch.ensure_torchvision()
+        assert _torch._library is library is not None
         import torch, torchvision
         assert sys.modules["torchvision.early"] is torchvision.early
         assert "iou_threshold" in str(torch.ops.torchvision.nms.default._schema)
@@ -94,19 +93,19 @@ def test_a_missing_operator_is_declared_and_the_import_repeated(fake) -> None:
         """,
         first_on_path=fake(BROKEN, early=EARLY, late=LATE),
     )
-    assert early == "xx", "the half of the package that the failed import had left was not imported anew"
+    assert early == "xx", "submodules of the failed import were not imported again"
 
 
-def test_many_threads_may_ask_at_once(fake) -> None:
+def test_concurrent_calls_are_safe(fake) -> None:
     run(
         """
         import threading
-        from zsqretrieval._util.torchvision import ensure_importable
+        from zsqretrieval._util.torch import ensure_torchvision
         failures, barrier = [], threading.Barrier(8)
         def ask():
             barrier.wait()
             try:
-                ensure_importable()
+                ensure_torchvision()
             except BaseException as error:
                 failures.append(error)
         threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -118,14 +117,14 @@ def test_many_threads_may_ask_at_once(fake) -> None:
     )
 
 
-def test_a_working_torchvision_is_left_alone(fake) -> None:
+def test_working_torchvision_is_unchanged(fake) -> None:
     run(
         """
         import sys
-        from zsqretrieval._util import torchvision as _torchvision
-        _torchvision.ensure_importable()
+        from zsqretrieval._util import torch as _torch
+        _torch.ensure_torchvision()
         assert sys.modules["torchvision"].answer == 42
-        assert _torchvision._library is None
+        assert _torch._library is None
         assert "torch" not in sys.modules
         """,
         first_on_path=fake("answer = 42"),
@@ -144,27 +143,27 @@ def test_a_working_torchvision_is_left_alone(fake) -> None:
         ("raise OSError('disk on fire')", "OSError: disk on fire"),
     ],
 )
-def test_any_other_failure_is_passed_on(fake, init: str, expected: str) -> None:
+def test_other_import_errors_are_raised(fake, init: str, expected: str) -> None:
     seen = run(
         """
-        from zsqretrieval._util import torchvision as _torchvision
+        from zsqretrieval._util import torch as _torch
         try:
-            _torchvision.ensure_importable()
+            _torch.ensure_torchvision()
         except Exception as error:
             print(f"{type(error).__name__}: {error}")
-        assert _torchvision._library is None
+        assert _torch._library is None
         """,
         first_on_path=fake(init),
     )
     assert seen == expected
 
 
-def test_a_second_failure_is_passed_on(fake) -> None:
+def test_second_import_error_is_raised(fake) -> None:
     seen = run(
         """
-        from zsqretrieval._util.torchvision import ensure_importable
+        from zsqretrieval._util.torch import ensure_torchvision
         try:
-            ensure_importable()
+            ensure_torchvision()
         except RuntimeError as error:
             print(error)
         """,
@@ -173,10 +172,10 @@ def test_a_second_failure_is_passed_on(fake) -> None:
     assert seen == "and another thing"
 
 
-def test_without_torchvision_nothing_happens() -> None:
+def test_missing_torchvision_is_ignored() -> None:
     run("""
         import sys
         sys.modules["torchvision"] = None  # what a missing package looks like to the import system
-        from zsqretrieval._util.torchvision import ensure_importable
-        ensure_importable()
+        from zsqretrieval._util.torch import ensure_torchvision
+        ensure_torchvision()
         """)

@@ -1,4 +1,4 @@
-"""What words alone can tell of questions, answers and captions."""
+"""Rules over the words of questions, answers and captions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from zsqretrieval.tasks.english import (
 )
 
 
-def test_tidy_texts_are_equal_when_they_say_the_same() -> None:
+def test_tidy_ignores_case_spaces_and_punctuation() -> None:
     assert tidy("  Don\u2019t   know! ") == tidy("don't know.") == "don't know"
     assert tidy(" ?! ") == ""
 
 
-def test_what_a_generator_writes_is_read_up_to_what_was_wanted() -> None:
+def test_first_line_and_question_drop_the_rest_of_a_text() -> None:
     assert first_line("\n  a  red \tdog \nA cat") == "a red dog"
     assert first_line(" \n ") == ""
     assert question_in(" Is it  a dog? Yes.\nWhat?") == "Is it a dog?"
@@ -43,7 +43,7 @@ def test_what_a_generator_writes_is_read_up_to_what_was_wanted() -> None:
 
 
 @given(st.text())
-def test_a_normal_form_is_its_own(text: str) -> None:
+def test_normalized_is_idempotent_and_ignores_punctuation(text: str) -> None:
     form = normalized(text)
     assert normalized(form) == form == normalized(f" ({text}). ")
     assert form == " ".join(form.split())
@@ -54,11 +54,11 @@ def test_a_normal_form_is_its_own(text: str) -> None:
     [("dogs", "dog"), ("puppies", "puppy"), ("benches", "bench"), ("dress", "dress"), ("women", "woman"),
      ("bus", "bus"), ("people", "person"), ("colour", "color"), ("gas", "gas")],
 )  # fmt: skip
-def test_one_form_for_singular_and_plural(word: str, root: str) -> None:
+def test_stem_is_the_singular(word: str, root: str) -> None:
     assert stem(word) == root
 
 
-def test_content_words_leave_out_what_carries_nothing() -> None:
+def test_content_words_leave_out_function_words() -> None:
     assert content_words("What are the two dogs in this picture doing?") == {"two", "dog", "doing"}
 
 
@@ -67,11 +67,11 @@ def test_content_words_leave_out_what_carries_nothing() -> None:
     [("Is there a dog?", True), ("are they outside", True), ("Does he smile?", True), ("What is it?", False),
      ("how many are there?", False), ("?", False)],
 )  # fmt: skip
-def test_yes_or_no(question: str, polar: bool) -> None:
+def test_yes_no_questions_begin_with_a_verb(question: str, polar: bool) -> None:
     assert is_polar(question) is polar
 
 
-def test_questions_of_one_topic() -> None:
+def test_topic_is_question_word_and_content_words() -> None:
     assert topic("Where is this?") == topic("where was this photo taken?")
     assert topic("Is there a dog?") == topic("are there any dogs?")
     assert topic("Is there a dog?") != topic("Is there a cat?")
@@ -79,18 +79,18 @@ def test_questions_of_one_topic() -> None:
     assert topic("What is the man doing?") != topic("What is the dog doing?")
 
 
-def test_questions_of_one_form() -> None:
+def test_form_is_question_word_and_attributes() -> None:
     assert form("What is the man doing?") == form("what are the dogs doing?")
     assert form("What is the man doing?") != form("What is the man wearing?")
     assert form("Is there a dog?") == form("Are there boats?") != form("Where is the dog?")
 
 
-def test_what_a_question_takes_for_granted() -> None:
+def test_open_questions_presuppose_their_things() -> None:
     assert presupposed("What color is the dog?") == {"dog"}
     assert presupposed("Is there a dog?") == presupposed("Where is this?") == frozenset()
 
 
-def test_any_word_for_one_names_a_person() -> None:
+def test_words_for_persons_count_as_person() -> None:
     assert names({"woman", "hat"}, "person") and names({"person"}, "person")
     assert not names({"dog"}, "person") and not names({"person"}, "woman")
 
@@ -100,7 +100,7 @@ def test_any_word_for_one_names_a_person() -> None:
     [
         ("Is there a dog?", "two dogs on a beach", (), True),
         ("Is there a dog on the beach?", "a dog", (), False),
-        ("Is it?", "a dog", (), False),  # it asks for nothing in particular
+        ("Is it?", "a dog", (), False),  # no content words
         ("What color is the dog?", "a brown dog", ("black", "brown"), True),
         ("What color is the dog?", "a brown house", ("black", "brown"), False),
         ("What color is the dog?", "a dog", ("black", "brown"), False),
@@ -109,19 +109,19 @@ def test_any_word_for_one_names_a_person() -> None:
         ("Where is this?", "somebody", ("", "it is there"), False),
     ],
 )
-def test_what_a_text_answers_already(
+def test_settled_when_the_text_has_the_words_of_question_and_answer(
     question: str, text: str, answers: tuple[str, ...], settled: bool
 ) -> None:
     assert is_settled(question, text, answers) is settled
 
 
 @pytest.mark.parametrize("answer", ["Don't know", "I don\u2019t know.", "no idea!", "IDK", "not sure"])
-def test_not_knowing(answer: str) -> None:
+def test_dont_know_is_unknown(answer: str) -> None:
     assert is_unknown(answer)
 
 
 @pytest.mark.parametrize("answer", ["no", "I know", "I don't think so", "unknown soldier", ""])
-def test_knowing(answer: str) -> None:
+def test_other_answers_are_known(answer: str) -> None:
     assert not is_unknown(answer)
 
 
@@ -138,7 +138,7 @@ def test_knowing(answer: str) -> None:
         ("?", None),
     ],
 )
-def test_how_an_answer_begins(answer: str, said: Verdict | None) -> None:
+def test_verdict_is_the_yes_or_no_at_the_beginning(answer: str, said: Verdict | None) -> None:
     assert verdict(answer) == said
 
 
@@ -149,15 +149,15 @@ def test_how_an_answer_begins(answer: str, said: Verdict | None) -> None:
         ("two dogs are running through a field", ["dogs", "field"]),
         ("a group of people sitting at a table", ["people", "table"]),
         ("a dog runs through the water", ["dog", "water"]),
-        ("children play in front of a building", ["play", "building"]),  # a rule, no dictionary
+        ("children play in front of a building", ["play", "building"]),  # the rule has no dictionary
         ("", []),
     ],
 )
-def test_things_of_a_caption(caption: str, named: list[str]) -> None:
+def test_things_of_a_caption_follow_articles_and_prepositions(caption: str, named: list[str]) -> None:
     assert list(things(caption).values()) == named
 
 
-def test_questions_of_existence_are_those_that_tell_captions_apart() -> None:
+def test_existence_questions_tell_captions_apart() -> None:
     captions = ["a dog in the water", "two dogs on a bench", "an apple and a dog in the snow"]
     assert existence_questions(captions) == {
         "is there water?": {0},

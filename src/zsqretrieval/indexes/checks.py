@@ -1,0 +1,155 @@
+"""Argument checks of the indexes, before any state changes or native code runs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zsqretrieval.errors import InvalidInputError
+
+__all__ = [
+    "check_addition",
+    "check_config",
+    "check_integer",
+    "check_key_dtype",
+    "check_keys",
+    "check_removal",
+    "unit_rows",
+]
+
+_UNIT_TOLERANCE = 1e-6
+_BLOCK_ROWS = 4096
+
+
+def unit_rows(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
+    """Vectors as contiguous float32 [n, dim] rows of unit length.
+
+    Rows of unit length (to 1e-6) keep every bit, so a stored vector that is added again is recognised. Any
+    floating dtype is accepted and becomes float32.
+
+    Raises:
+        InvalidInputError: not [n, dim], not floating, or a row that is zero, nan or infinite; names the row.
+    """
+    given = _as_array(vectors, "vectors")
+    if given.ndim != 2 or given.shape[1] != dim:
+        hint = "; for one vector pass vector[None, :]" if given.ndim == 1 else ""
+        raise InvalidInputError(f"vectors have shape {list(given.shape)}, this index needs [n, {dim}]{hint}")
+    if given.dtype.kind != "f":
+        raise InvalidInputError(f"vectors have dtype {given.dtype}, this index needs float32")
+    with np.errstate(over="ignore"):  # a float64 out of range becomes inf, and is refused below
+        rows = np.ascontiguousarray(given, dtype=np.float32)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        lengths = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
+        bad = ~np.isfinite(lengths) | (lengths == 0)
+        if bad.any():
+            position = int(np.argmax(bad))
+            fault = "is zero" if lengths[position] == 0 else "has a value that is not finite"
+            raise InvalidInputError(
+                f"vector {start + position} of {len(rows)} {fault}; drop it, or check its encoder or file"
+            )
+        off = np.flatnonzero(np.abs(lengths - 1) > _UNIT_TOLERANCE)
+        if off.size:
+            if np.may_share_memory(rows, given):
+                rows = rows.copy()  # never write into the caller's array
+                block = rows[start : start + _BLOCK_ROWS]
+            block[off] = block[off] / lengths[off, None]
+    return rows
+
+
+def check_keys(keys: ArrayLike) -> NDArray[np.int64]:
+    """Keys to add or to remove as int64 [n]: each at least 0, no repeats.
+
+    Raises:
+        InvalidInputError: another shape or dtype, a negative key, or a repeated one; names it.
+    """
+    checked = check_key_dtype(keys)
+    if checked.size and checked.min() < 0:
+        raise InvalidInputError(f"key {checked.min()} is negative; keys are integers >= 0")
+    values, counts = np.unique(checked, return_counts=True)
+    if values.size < checked.size:
+        raise InvalidInputError(f"key {values[counts > 1][0]} is given more than once in one call")
+    return checked
+
+
+def check_key_dtype(keys: ArrayLike) -> NDArray[np.int64]:
+    """Integers as int64 [n].
+
+    Raises:
+        InvalidInputError: another shape, not integers, or beyond int64.
+    """
+    given = _as_array(keys, "keys")
+    if given.ndim != 1:
+        raise InvalidInputError(f"keys have shape {list(given.shape)}, they must be one row of integers [n]")
+    if given.size == 0:
+        return np.empty(0, np.int64)
+    if given.dtype.kind not in "iu":
+        raise InvalidInputError(f"keys have dtype {given.dtype}, they must be integers (int64)")
+    if given.dtype.kind == "u" and given.max() > np.iinfo(np.int64).max:
+        raise InvalidInputError(f"key {given.max()} does not fit into int64")
+    return given.astype(np.int64)
+
+
+def check_addition(keys: NDArray[np.int64], vectors: int, stored: Container[int]) -> list[int]:
+    """Keys to add as a list.
+
+    Raises:
+        InvalidInputError: their number is not that of the vectors, or one is stored already; names it.
+    """
+    if len(keys) != vectors:
+        raise InvalidInputError(f"{len(keys)} keys came with {vectors} vectors; each vector needs one key")
+    added: list[int] = keys.tolist()
+    present = next((key for key in added if key in stored), None)
+    if present is not None:
+        raise InvalidInputError(f"key {present} is stored already; remove it first, or choose another key")
+    return added
+
+
+def check_removal(keys: NDArray[np.int64], stored: Container[int]) -> list[int]:
+    """Keys to remove as a list.
+
+    Raises:
+        InvalidInputError: a key is not stored; names it.
+    """
+    removed: list[int] = keys.tolist()
+    absent = next((key for key in removed if key not in stored), None)
+    if absent is not None:
+        raise InvalidInputError(f"key {absent} is not stored; nothing was removed")
+    return removed
+
+
+def check_config(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Settings whose names are exactly ``names``.
+
+    Raises:
+        InvalidInputError: one is missing or unknown.
+    """
+    if set(config) != set(names):
+        raise InvalidInputError(f"settings {sorted(config)} were given, exactly {sorted(names)} are needed")
+    return dict(config)
+
+
+def check_integer(name: str, value: Any, *, least: int = 1, most: int = 2**31 - 1) -> int:
+    """An integer setting within bounds; the default upper bound is that of C's int.
+
+    Raises:
+        InvalidInputError: not an integer, or out of bounds.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        raise InvalidInputError(f"{name} must be an integer from {least} to {most}, not {value!r}")
+    return number
+
+
+def _as_array(values: ArrayLike, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InvalidInputError(f"{name} cannot be read as an array: {error}") from error

@@ -40,7 +40,7 @@ class Seer(Reader):
     state_shape, state_dtype = (3,), np.dtype(np.uint8)
     def image_states(self, images, *, batch_size=16):
         return np.array([np.asarray(decode(image)).mean((0, 1)) for image in images]).astype(np.uint8)
-    def log_likelihood(self, contexts, continuations, *, batch_size=16):
+    def log_likelihood(self, contexts, continuations, **_):
         shown = [[self._shown(part) for part in context] for context in contexts]
         return super().log_likelihood(shown, continuations)
     def _shown(self, part):

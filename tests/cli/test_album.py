@@ -58,7 +58,7 @@ def test_an_album_keeps_the_parts_it_was_made_with(
     other = zsq("index", colours, "--out", album, "--index", "hnsw")
     assert other.code == 1 and "'exact', not 'hnsw'" in other.stderr
     clip = zsq("index", colours, "--out", album, "--preset", "clip")
-    assert clip.code == 1 and "'toy'" in clip.stderr and "leave out --preset" in clip.stderr
+    assert clip.code == 1 and "encoder toy" in clip.stderr and "open it without a preset" in clip.stderr
     monkeypatch.setitem(PRESETS, "tuned", Preset("toy", {"size": 2}))  # type: ignore[arg-type]
     assert zsq("index", colours, "--out", album, "--preset", "tuned").code == 1
     assert "no preset 'nosuch'" in zsq("index", colours, "--out", album, "--preset", "nosuch").stderr
@@ -120,7 +120,7 @@ def test_a_page_shows_no_other_image_than_was_found(zsq: Zsq, album: Path, colou
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(zsq: Zsq, album: Path) -> None:
     Path("file").touch()
-    for where, message in ((".", "is a folder; name a file"), ("file/page.html", "is no folder")):
+    for where, message in ((".", "is a folder; name a file"), ("file/page.html", "is not a folder")):
         for command in (("search", album, "red", "--html"), ("demo", "--preset", "toy", "--out")):
             ran = zsq(*command, where)
             assert ran.code == 1 and message in ran.stderr and not ran.stdout

@@ -80,9 +80,9 @@ def test_whatever_a_name_holds_stays_text(name: str, question: str, caption: str
 def test_the_expected_image_is_marked_where_it_stands() -> None:
     ranking = Ranking("where?", (hit("first", 0.8), hit("second", 0.4)))
     first = contact_sheet([Row(ranking, "first")], {}, title="t")
-    assert 'class="card expected" title="first"' in first and "found first" in first
+    assert 'class="card expected" title="first"' in first and "ranked first" in first
     second = contact_sheet([Row(ranking, "second")], {}, title="t")
-    assert 'class="card expected" title="second"' in second and "found in place 2" in second
+    assert 'class="card expected" title="second"' in second and "rank 2" in second
     absent = contact_sheet([Row(ranking, "third")], {}, title="t")
     assert "card expected" not in absent and "third is not among the first 2" in absent
     unknown = contact_sheet([Row(ranking)], {}, title="t")
@@ -98,7 +98,7 @@ def test_bars_share_one_scale() -> None:
     assert re.findall(r"width:([\d.]+)%\"", page) == ["100.0", "25.0", "50.0", "0.0"]
     nothing = contact_sheet([Row(Ranking("a", (hit("x", -0.5),)))], {}, title="t")
     assert re.findall(r"width:([\d.]+)%\"", nothing) == ["0.0"]
-    assert "nothing found" in contact_sheet([Row(Ranking("a", ()))], {}, title="t")
+    assert "no results" in contact_sheet([Row(Ranking("a", ()))], {}, title="t")
 
 
 def lines(page: str) -> list[tuple[str, str, str]]:

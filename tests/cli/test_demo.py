@@ -150,9 +150,9 @@ def test_a_generator_re_ranks(zsq: Zsq, preset: str) -> None:
 def test_without_a_generator_it_says_so(zsq: Zsq) -> None:
     said = zsq("demo", "--preset", "toy").stdout
     assert "The preset toy has no generator" in said and "likelihood" not in said
-    unread = zsq("demo", "--preset", "seeing", "--scoring", "none")
+    unread = zsq("demo", "--preset", "seeing", "--rerank", "none")
     assert "no generator" not in unread.stdout and "likelihood" not in unread.stdout
-    assert zsq("demo", "--preset", "seeing", "--scoring", "none", "--json").json["generator"] is None
+    assert zsq("demo", "--preset", "seeing", "--rerank", "none", "--json").json["generator"] is None
 
 
 def test_images_and_questions_of_ones_own(zsq: Zsq, colours: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_search_takes_away_what_any_question_gets(zsq: Zsq, album: Path, tmp_p
     assert "normalized" in found["timings"]
     bank = tmp_path / "bank.txt"
     bank.write_text("a red thing\n\nsomething red\n", encoding="utf-8")
-    said = zsq("search", album, "the red thing?", "--bank", bank, "--scoring", "none").stdout
+    said = zsq("search", album, "the red thing?", "--bank", bank, "--rerank", "none").stdout
     assert "normalized" in said and "likelihood" not in said
     for content, message in ((b"\n", "holds no texts"), (b"\xff", "not UTF-8"), (None, "cannot be read")):
         bank.unlink() if content is None else bank.write_bytes(content)
@@ -105,7 +105,7 @@ def test_a_search_takes_away_what_any_question_gets(zsq: Zsq, album: Path, tmp_p
 
 def test_hits_are_explained_in_plain_text(zsq: Zsq, album: Path, colours: Path) -> None:
     (colours / "blue.png").unlink()
-    found = zsq("search", album, "is the red thing green?", "--explain", "--scoring", "none", "--json").json
+    found = zsq("search", album, "is the red thing green?", "--explain", "--rerank", "none", "--json").json
     assert set(found["timings"]) == {"encode", "first_stage", "explain"}
     by_id = {hit["id"]: hit["explanation"] for hit in found["hits"]}
     assert by_id["blue.png"] is None
@@ -113,7 +113,7 @@ def test_hits_are_explained_in_plain_text(zsq: Zsq, album: Path, colours: Path) 
     assert [word["text"] for word in red["words"]] == ["is", "the", "red", "thing", "green", "?"]
     gains = [a - b for a, b in zip(red["with_image"], red["without_image"], strict=True)]
     assert [word["gain"] for word in red["words"]] == pytest.approx(gains)
-    said = zsq("search", album, "is the red thing green?", "--explain", "--scoring", "none").stdout
+    said = zsq("search", album, "is the red thing green?", "--explain", "--rerank", "none").stdout
     assert f"answers: {red['answer']}" in said and "cannot be shown" in said and "\x1b" not in said
     assert "explains: is the red thing green ?" in said, "a toy is never surprised by half a nat"
 

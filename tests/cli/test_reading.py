@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from running import Zsq
 
-from zsqretrieval.presets import PRESETS, Preset
+from zsqretrieval.presets import PRESETS, Calibration, Preset
 from zsqretrieval.search.fusion import ReciprocalRank, WeightedSum
 
 QUESTION = "What is the colour of the red thing?"
@@ -46,20 +46,20 @@ def test_every_stage_is_told(zsq: Zsq, album: Path) -> None:
 
 
 def test_the_rule_is_chosen(zsq: Zsq, album: Path) -> None:
-    assert set(hits(zsq, album, "--scoring", "likelihood")[0]["scores"]) == {
+    assert set(hits(zsq, album, "--rerank", "likelihood")[0]["scores"]) == {
         *("first_stage", "likelihood", "fused"),
     }
-    assert set(hits(zsq, album, "--scoring", "yes-no")[0]["scores"]) == {"first_stage", "yes_no", "fused"}
-    assert set(hits(zsq, album, "--scoring", "none")[0]["scores"]) == {"first_stage"}
-    said = zsq("search", album, QUESTION, "--scoring", "none").stdout
+    assert set(hits(zsq, album, "--rerank", "yes_no")[0]["scores"]) == {"first_stage", "yes_no", "fused"}
+    assert set(hits(zsq, album, "--rerank", "none")[0]["scores"]) == {"first_stage"}
+    said = zsq("search", album, QUESTION, "--rerank", "none").stdout
     assert said.split()[:2] == ["score", "image"]
 
 
 def test_the_fusion_is_chosen(zsq: Zsq, album: Path) -> None:
     for joins in (["--weight", "2"], ["--fusion", "rerank-only"]):
-        refused = zsq("search", album, QUESTION, "--scoring", "none", *joins)
-        assert refused.code == 2 and "leaves nothing to join" in refused.stderr
-    alone = [hit["id"] for hit in hits(zsq, album, "--scoring", "none")]
+        refused = zsq("search", album, QUESTION, "--rerank", "none", *joins)
+        assert refused.code == 2 and "nothing to combine" in refused.stderr
+    alone = [hit["id"] for hit in hits(zsq, album, "--rerank", "none")]
     assert [hit["id"] for hit in hits(zsq, album, "--weight", 0)] == alone
     read = hits(zsq, album, "--fusion", "rerank-only")
     assert [hit["score"] for hit in read] == [hit["scores"]["likelihood"] for hit in read]
@@ -74,7 +74,7 @@ def test_the_fusion_of_the_preset_is_the_default(
     zsq: Zsq, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, fusion in (("heavy", WeightedSum(3)), ("ranks", ReciprocalRank(5))):
-        preset = Preset("toy", index="exact", generator="reader", fusion=fusion)
+        preset = Preset("toy", index="exact", generator="reader", calibration=Calibration(fusion))
         monkeypatch.setitem(PRESETS, name, preset)  # type: ignore[arg-type]
     by_ranks = pytest.approx(1 / (5 + 1) + 1 / (5 + 2))  # first in one stage, second in the other
     zsq("index", colours, "--out", "album", "--preset", "heavy")
@@ -88,8 +88,8 @@ def test_the_fusion_of_the_preset_is_the_default(
     assert ["weighted", "sum,", "weight=3,"] in [row[1:4] for row in rows if row[:1] == ["fusion"]]
     zsq("index", colours, "--out", "album", "--preset", "ranks")
     assert hits(zsq, album)[0]["score"] == by_ranks, "now it is the album's"
-    told = zsq("info", album, "--json").json["fusion"]
-    assert told == {"name": "reciprocal_rank", "config": {"constant": 5}}
+    told = zsq("info", album, "--json").json["calibration"]["fusion"]
+    assert told == {"plugin": "reciprocal_rank", "config": {"constant": 5}}
     demo = ("demo", "--images", colours, "-q", QUESTION, "--preset", "ranks", "--json")
     (asked,) = zsq(*demo).json["questions"]
     assert asked["hits"][0]["score"] == by_ranks
@@ -103,7 +103,7 @@ def test_to_read_as_a_preset_that_does_not_is_refused(zsq: Zsq, album: Path) -> 
 def test_only_candidates_are_read(zsq: Zsq, album: Path) -> None:
     """The encoder counts colours, the generator reads from left to right: they disagree."""
     command = ("search", album, "red blue blue", "-k", 1, "--json")
-    assert zsq(*command, "--scoring", "none").json["hits"][0]["id"] == "blue.png"
+    assert zsq(*command, "--rerank", "none").json["hits"][0]["id"] == "blue.png"
     command = (*command, "--fusion", "rerank-only")
     assert zsq(*command).json["hits"][0]["id"] == "red.png"
     assert zsq(*command, "--candidates", 1).json["hits"][0]["id"] == "blue.png"
@@ -112,7 +112,7 @@ def test_only_candidates_are_read(zsq: Zsq, album: Path) -> None:
 def test_an_album_without_a_generator(zsq: Zsq, colours: Path) -> None:
     zsq("index", colours, "--out", "plain", "--preset", "toy")
     assert set(hits(zsq, Path("plain"))[0]["scores"]) == {"first_stage"}
-    refused = zsq("search", "plain", QUESTION, "--scoring", "likelihood")
+    refused = zsq("search", "plain", QUESTION, "--rerank", "likelihood")
     assert refused.code == 1 and "needs a generator" in refused.stderr
     assert "likelihood" in hits(zsq, Path("plain"), "--preset", "reading")[0]["scores"]
     assert set(hits(zsq, Path("plain"))[0]["scores"]) == {"first_stage"}, "that was for one search"
@@ -147,12 +147,12 @@ def test_info_tells_generator_and_states(zsq: Zsq, album: Path, colours: Path, t
     assert (states["dtype"], states["images"]) == ("uint8", 4)
     assert states["bytes_on_disk"] == facts["bytes_on_disk"]["states"] > 0
     rows = [line.split() for line in zsq("info", "seen").stdout.splitlines()]
-    assert ["generator", "seer,", "states", "on", "disk"] in rows
-    (told,) = [row for row in rows if row[:2] == ["image", "states"]]
-    assert told[2:8] == ["of", "4", "of", "4", "images,", "uint8,"] and states["fingerprint"] in " ".join(
+    assert ["generator", "seer,", "features", "on", "disk"] in rows
+    (told,) = [row for row in rows if row[:2] == ["image", "features"]]
+    assert told[2:7] == ["4", "of", "4", "images,", "uint8,"] and states["fingerprint"] in " ".join(
         told
     )
-    assert "image states" not in zsq("info", album).stdout and "reader" in zsq("info", album).stdout
+    assert "image features" not in zsq("info", album).stdout and "reader" in zsq("info", album).stdout
     assert zsq("info", "plain", "--json").json["generator"] is None
     assert ["generator", "none"] in [line.split() for line in zsq("info", "plain").stdout.splitlines()]
 

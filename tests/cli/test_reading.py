@@ -149,9 +149,7 @@ def test_info_tells_generator_and_states(zsq: Zsq, album: Path, colours: Path, t
     rows = [line.split() for line in zsq("info", "seen").stdout.splitlines()]
     assert ["generator", "seer,", "features", "on", "disk"] in rows
     (told,) = [row for row in rows if row[:2] == ["image", "features"]]
-    assert told[2:7] == ["4", "of", "4", "images,", "uint8,"] and states["fingerprint"] in " ".join(
-        told
-    )
+    assert told[2:7] == ["4", "of", "4", "images,", "uint8,"] and states["fingerprint"] in " ".join(told)
     assert "image features" not in zsq("info", album).stdout and "reader" in zsq("info", album).stdout
     assert zsq("info", "plain", "--json").json["generator"] is None
     assert ["generator", "none"] in [line.split() for line in zsq("info", "plain").stdout.splitlines()]

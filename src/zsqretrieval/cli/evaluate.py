@@ -80,9 +80,7 @@ def evaluate(
             help="Folder of the cache, from which the same command continues.", show_default="REPORT/work"
         ),
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="Preset of encoder, index and generator.")
-    ] = "mini",
+    preset: Annotated[str, typer.Option(help="Preset of encoder, index and generator.")] = "mini",
     encoder: Annotated[str | None, typer.Option(help="Encoder plugin, not the preset's.")] = None,
     encoder_config: Annotated[str | None, typer.Option(help="Its settings, a JSON object.")] = None,
     index: Annotated[str | None, typer.Option(help="Index plugin whose size is measured.")] = None,
@@ -229,7 +227,7 @@ def evaluate(
             results = more.scaling(results, sizes, batch_size)
         if dialogs:
             results = more.dialogs(results, dialogs, rounds, user.value)
-    results.facts["presets"] = {"preset": preset}
+    results.facts["preset"] = preset
     if alternatives is not None:
         results.facts["alternatives"] = json.loads(alternatives.read_text(encoding="utf-8"))
     command = command_line(ctx)

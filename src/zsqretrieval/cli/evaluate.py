@@ -235,7 +235,7 @@ def evaluate(
         write_verdict(results, report, command=command, published=published)
         notice(f"verdict: {report.absolute()}")
     else:
-        write_report(results, report, command=command)
+        results = replace(results, facts=write_report(results, report, command=command))
         notice(f"report: {(report / 'report.html').absolute()}")
     if as_json:
         emit_json(json.loads(results.to_json()))

@@ -219,7 +219,7 @@ def evaluate(
     with _one_bar() as progress:
         results = run(
             data, parts.encoder, parts.generator, settings,
-            work=folder, tune_on=tuning, judgments=judgments,
+            work=folder, forms=data.forms, tune_on=tuning, judgments=judgments,
             index=parts.index() if cost else None, cost=cost, progress=progress, notice=notice,
         )  # fmt: skip
         more = _More(dataset, split, data, settings, parts, folder, progress)

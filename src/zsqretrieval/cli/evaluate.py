@@ -107,7 +107,12 @@ def evaluate(
             min=1, help="Queries of each form and direction.", show_default="1000; 100 below 200 images"
         ),
     ] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="Candidates re-ranked for each query.")] = 50,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Candidates re-ranked for each query.", show_default="50, at most half of few images"
+        ),
+    ] = None,
     curve_candidates: Annotated[
         int | None,
         typer.Option(
@@ -188,7 +193,7 @@ def evaluate(
         systems=choose_systems(names.split(",")),
         directions=choose_directions(directions.split(",")),
         queries=queries,
-        candidates=candidates,
+        candidates=50 if candidates is None else candidates,
         curve_candidates=curve_candidates,
         fusion=calibration.fusion if weight is None else with_weight(calibration.fusion, weight),
         expansion=calibration.expansion if expansion is None else _expansion(expansion),
@@ -210,10 +215,10 @@ def evaluate(
         None if forms is None else [form.strip().replace("-", " ") for form in forms.split(",")],
     )
     tuning = None if tune_on is None else open_dataset(dataset, tune_on)
-    settings = settings.fitting(data)
+    settings = settings.fitting(data, candidates=candidates is None)
     judgments = open_judgments(dataset, split, data) if human else ()
-    if settings.queries is not None:
-        notice(f"{data.name}: {settings.queries} queries of each form and direction, a fixed sample")
+    sample = "all" if settings.queries is None else f"a fixed sample of {settings.queries}"
+    notice(f"{data.name}: {sample} queries of each form and direction, {settings.candidates} candidates")
     folder = work if work is not None else report / "work"
     parts = _Made(chosen, dialogs > 0)
     with _one_bar() as progress:

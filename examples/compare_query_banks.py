@@ -19,15 +19,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
-from zsqretrieval import plugins
-from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.evaluation.encoder_bench import Captioned, read_captioned
 from zsqretrieval.evaluation.expand_bench import RULES
 from zsqretrieval.evaluation.intervals import ClusterBootstrap
-from zsqretrieval.evaluation.query_forms import as_question
 from zsqretrieval.evaluation.remembered import kept_vectors
 from zsqretrieval.evaluation.score_matrix import Seen
+
+from zsqretrieval import plugins
+from zsqretrieval._util.torch import ensure_torchvision
+from zsqretrieval.evaluation.query_forms import as_question
 from zsqretrieval.evaluation.systems import ask_gallery
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.search.query_bank import SCALE, STRENGTH, QueryBank

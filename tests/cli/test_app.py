@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image as PILImage
 from rich.console import Console
-from running import Zsq
 from zsqretrieval.cli.reading import human_seconds
 
+from running import Zsq
 from zsqretrieval.cli import console, opening
 from zsqretrieval.cli.console import human_size
 from zsqretrieval.presets import PRESETS, Preset

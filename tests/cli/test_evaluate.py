@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from running import Zsq
 from small_sets import write_colours, write_folder
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import Zsq
-
 from zsqretrieval.cli.reading import told_explanation
+
+from running import Zsq
 from zsqretrieval.types import Explanation, Hit
 
 

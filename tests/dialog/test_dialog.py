@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from closed_world import ClosedGenerator, World
 from hypothesis import given
 from hypothesis import strategies as st
 
+from closed_world import ClosedGenerator, World
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.evidence import Scene
 from zsqretrieval.dialog.oracle import Wording

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from plane import bench_of
-from small_sets import write_colours
 from torch.nn.functional import scaled_dot_product_attention
 
+from plane import bench_of
+from small_sets import write_colours
 from zsqretrieval.evaluation.cost import (
     bytes_per_image,
     cost_rows,

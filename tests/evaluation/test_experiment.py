@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+
 from plane import Asker, Plane, pictured
 from small_sets import write_colours, write_folder
-
 from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.evaluation.datasets import Dataset, read_folder, read_judgments, read_shards
 from zsqretrieval.evaluation.estimate import human_time

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
-from small_sets import write_colours, write_folder
 
+from small_sets import write_colours, write_folder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import KINDS, open_dataset, open_distractors, open_judgments
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plane import Asker, Plane, bench_of, number, pictured
 from small_sets import write_colours
-
 from zsqretrieval._util.cache import Cache
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation import scores as scores_module

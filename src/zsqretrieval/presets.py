@@ -116,6 +116,7 @@ class Preset:
     def variant(
         self,
         *,
+        encoder: str | None = None,
         index: str | None = None,
         generator: str | Literal["auto"] | None = "auto",
         encoder_config: Mapping[str, Any] | None = None,
@@ -124,20 +125,29 @@ class Preset:
         """Exchange parts or settings.
 
         Args:
+            encoder: plugin name of another encoder.
             index: plugin name of another index.
-            generator: plugin name of another generator, which gets the default calibration; ``"auto"`` keeps
-                the preset's, None is none.
-            encoder_config: settings that differ from the preset's, such as local weights.
-            generator_config: the same for the generator; another generator starts from its own defaults.
+            generator: plugin name of another generator; ``"auto"`` keeps the preset's, None is none.
+            encoder_config: settings that differ from the preset's, such as local weights; another encoder starts
+                from its own defaults.
+            generator_config: the same for the generator.
+
+        Returns:
+            The variant. Another encoder or generator gets the default calibration, which is the preset's only for
+            its own pair.
         """
-        same = generator in ("auto", self.generator)
+        own_encoder = encoder in (None, self.encoder)
+        own_generator = generator in ("auto", self.generator)
         return replace(
             self,
+            encoder=encoder or self.encoder,
             index=index or self.index,
-            generator=self.generator if same else generator,
-            encoder_config={**self.encoder_config, **(encoder_config or {})},
-            generator_config={**(self.generator_config if same else {}), **(generator_config or {})},
-            calibration=self.calibration if same or generator is None else Calibration(),
+            generator=self.generator if own_generator else generator,
+            encoder_config={**(self.encoder_config if own_encoder else {}), **(encoder_config or {})},
+            generator_config={**(self.generator_config if own_generator else {}), **(generator_config or {})},
+            calibration=self.calibration
+            if own_encoder and (own_generator or generator is None)
+            else Calibration(),
         )
 
     def make_encoder(self) -> Encoder:

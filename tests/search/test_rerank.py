@@ -105,8 +105,8 @@ def test_yes_and_no_by_the_toy() -> None:
         (lambda: Likelihood(PROMPTS["vqa"]), "takes 1 images and question"),
         (lambda: Likelihood(aggregate="max"), "'sum' or 'mean', not 'max'"),  # type: ignore[arg-type]
         (lambda: YesNo(PROMPTS["question"]), r"one image and \{question\}"),
-        (lambda: YesNo(yes=()), "verbalisers must be texts that say something"),
-        (lambda: YesNo(no=(" ",)), "verbalisers must be texts that say something"),
+        (lambda: YesNo(yes=()), "verbalisers must be non-empty strings"),
+        (lambda: YesNo(no=(" ",)), "verbalisers must be non-empty strings"),
         (lambda: YesNo(yes=" yes"), "a sequence of texts, not ' yes'"),  # type: ignore[arg-type]
         (lambda: YesNo(no=" no"), "a sequence of texts, not ' no'"),  # type: ignore[arg-type]
         (lambda: YesNo(yes=(" a",), no=(" b", " a")), "given twice"),

@@ -180,13 +180,14 @@ def evaluate(
         raise InvalidInputError(f"{report} is a file; a report is a folder")
     for page in filter(None, (published, alternatives)):
         json.loads(page.read_text(encoding="utf-8"))
-    chosen = _parts(
-        preset_with(
-            preset, index=index, encoder_weights=encoder_weights, generator_weights=generator_weights
-        ),
-        encoder, _object("--encoder-config", encoder_config), generator,
-        _object("--generator-config", generator_config),
-    )  # fmt: skip
+    own = preset_with(preset, encoder_weights=encoder_weights, generator_weights=generator_weights)
+    chosen = own.variant(
+        encoder=encoder,
+        index=index,
+        generator={None: "auto", "none": None}.get(generator, generator),
+        encoder_config=_object("--encoder-config", encoder_config),
+        generator_config=_object("--generator-config", generator_config),
+    )
     calibration = chosen.calibration
     names = systems if systems is not None else "likelihood,yes_no,fused,expanded" if chosen.generator else ""
     settings = Settings(
@@ -260,32 +261,6 @@ def _object(option: str, text: str | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidInputError(f"{option} must be a JSON object, not {text}")
     return found
-
-
-def _parts(
-    preset: Preset,
-    encoder: str | None,
-    encoder_config: dict[str, Any],
-    generator: str | None,
-    generator_config: dict[str, Any],
-) -> Preset:
-    """The preset with other plugins and settings; its calibration holds only for its own pair."""
-    from zsqretrieval.presets import Calibration
-
-    own = preset
-    if encoder is not None and encoder != preset.encoder:
-        preset = replace(preset, encoder=encoder, encoder_config={})
-    if generator == "none":
-        preset = replace(preset, generator=None, generator_config={})
-    elif generator is not None and generator != preset.generator:
-        preset = replace(preset, generator=generator, generator_config={})
-    if (preset.encoder, preset.generator) != (own.encoder, own.generator):
-        preset = replace(preset, calibration=Calibration())
-    return replace(
-        preset,
-        encoder_config={**preset.encoder_config, **encoder_config},
-        generator_config={**preset.generator_config, **generator_config},
-    )
 
 
 class _Made:

@@ -128,13 +128,13 @@ class Preset:
             encoder: plugin name of another encoder.
             index: plugin name of another index.
             generator: plugin name of another generator; ``"auto"`` keeps the preset's, None is none.
-            encoder_config: settings that differ from the preset's, such as local weights; another encoder starts
-                from its own defaults.
+            encoder_config: settings that differ from the preset's, such as local weights; another encoder
+                starts from its own defaults.
             generator_config: the same for the generator.
 
         Returns:
-            The variant. Another encoder or generator gets the default calibration, which is the preset's only for
-            its own pair.
+            The variant. Another encoder or generator gets the default calibration, which is the preset's only
+            for its own pair.
         """
         own_encoder = encoder in (None, self.encoder)
         own_generator = generator in ("auto", self.generator)

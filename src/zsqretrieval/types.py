@@ -119,7 +119,7 @@ class Neighbors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """Explanation of a hit: the generator's answer, and how much the image explains each token of the question.
+    """Explanation of a hit: the generator's answer, and the gain of each token of the question.
 
     Attributes:
         answer: the generator's answer to the question given the image; may be empty.

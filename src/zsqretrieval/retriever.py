@@ -132,8 +132,8 @@ class Retriever:
 
         Args:
             preset: a key of :data:`~zsqretrieval.presets.PRESETS`, or a
-                :class:`~zsqretrieval.presets.Preset`, such as ``dataclasses.replace(PRESETS["mini"],
-                index="exact")``.
+                :class:`~zsqretrieval.presets.Preset`, such as
+                ``PRESETS["mini"].variant(index="exact")``.
             states: as for :class:`Retriever`.
 
         Raises:
@@ -193,7 +193,7 @@ class Retriever:
                     "path=...), or from a preset alone"
                 )
             return cls._made(preset_named(preset), folder, None if states == "auto" else states)
-        catalog = Catalog.open(find_catalog(folder))
+        catalog = Catalog.open(find_catalog(Path(path)).absolute())
         try:
             if preset is not None:
                 preset_named(preset).check_album(catalog.settings.get("encoder_part"), folder)

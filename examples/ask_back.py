@@ -16,7 +16,7 @@ from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.policies import InformationGain
 from zsqretrieval.evaluation.simulated_user import CaptionUser
 
-MEANT = {
+TARGETS = {
     "astronaut": ("somebody", ["a woman in an orange suit is smiling in front of a flag"]),
     "photographer": ("somebody", ["a man in a black coat is looking through a camera in a field"]),
     "motorcycle": ("a thing", ["a red motorcycle is standing in a garage"]),
@@ -28,9 +28,9 @@ def main() -> None:
     """Print one dialog for each target image."""
     with Retriever.from_preset("mini", states="memory") as retriever:
         retriever.add(photographs())
-        for wanted, (text, memory) in MEANT.items():
+        for target, (text, memory) in TARGETS.items():
             dialog = retriever.dialog(text, policy=InformationGain(top=18), budget=4)
-            print(f'**"{text}"**, and the {wanted} is meant: {believed(dialog)}\n')  # noqa: T201
+            print(f'**"{text}"**, target image {target}: {posterior(dialog)}\n')  # noqa: T201
             ask(dialog, CaptionUser(memory))
 
 
@@ -39,11 +39,11 @@ def ask(dialog: Dialog, user: CaptionUser) -> None:
     while (question := dialog.question) is not None:
         dialog.answer(user.answer(question))
         turn = dialog.history[-1]
-        print(f"1. *{turn.question}* {turn.answer}: {believed(dialog)}")  # noqa: T201
+        print(f"1. *{turn.question}* {turn.answer}: {posterior(dialog)}")  # noqa: T201
     print(f"\nStopped: {dialog.stopped}.\n")  # noqa: T201
 
 
-def believed(dialog: Dialog) -> str:
+def posterior(dialog: Dialog) -> str:
     """The three most probable photographs, and the entropy."""
     likeliest = list(dialog.probabilities.items())[:3]
     told = ", ".join(f"{name} {100 * p:.0f} %" for name, p in likeliest)

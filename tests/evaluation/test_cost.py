@@ -9,21 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from plane import bench_of
 from small_sets import write_colours
 from torch.nn.functional import scaled_dot_product_attention
 
 from zsqretrieval.evaluation.cost import (
-    Cost,
     bytes_per_image,
+    cost_rows,
     count_flops,
     image_costs,
     peak_memory,
     query_costs,
-    spent,
 )
 from zsqretrieval.evaluation.datasets import read_shards
+from zsqretrieval.evaluation.results import table_of
+from zsqretrieval.evaluation.systems import Choice
 from zsqretrieval.indexes.exact import ExactIndex
-from zsqretrieval.search.scoring import Likelihood, YesNo
+from zsqretrieval.search.fusion import WeightedSum
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyStatesGenerator
 
 
@@ -39,13 +41,6 @@ def test_products_and_attention_are_counted_as_by_hand() -> None:
     assert count_flops(lambda: np.ones((9, 9)) @ np.ones((9, 9))) is None, "not torch's"
 
 
-def test_times_are_medians_with_intervals() -> None:
-    one = spent("search", [3.0, 1.0, 2.0, 9.0, 2.0], depth=5)
-    assert one.seconds == 2.0 and one.interval[0] <= 2.0 <= one.interval[1] <= 9.0
-    assert one.calls == 5 and one.per_second == 0.5
-    assert spent("search", [0.5]).interval == (0.5, 0.5)
-
-
 class Slow(ToyGenerator):
     """Takes a millisecond for each pair, and multiplies a little."""
 
@@ -55,47 +50,62 @@ class Slow(ToyGenerator):
         return super().log_likelihood(contexts, continuations)
 
 
-def test_a_query_costs_what_its_stages_cost(tmp_path: Path) -> None:
-    dataset = read_shards(write_colours(tmp_path / "colours"))
-    encoder = ToyEncoder()
-    gallery = encoder.encode_image(dataset.gallery)
-    stages, systems = query_costs(
-        encoder,
-        Slow(),
-        [Likelihood(), YesNo()],
-        [query.text for query in dataset.queries[:3]],
-        gallery,
-        dataset.gallery,
-        [0, 2, 6, 100],
-        expand=lambda vector: gallery @ vector,
-    )
-    cost = Cost(stages, systems, (), {}, {})
-    likelihood, yes_no = (cost.of(name, 6) for name in ("likelihood", "yes_no"))
-    assert likelihood is not None and yes_no is not None and cost.of("likelihood", 100) is None
-    assert likelihood.seconds >= 0.006 and yes_no.seconds >= 0.012
-    assert cost.of("fused", 6) is not None and cost.of("expand", 0) is not None
-    (first,) = [one for one in systems if one.what == "clip"]
-    none = cost.of("likelihood", 0)
-    assert none is not None and none.seconds == first.seconds
-    by_stage = {(one.what, one.depth): one for one in stages}
-    assert by_stage["compare", None].flops == 2 * gallery.size
-    assert by_stage["likelihood", 2].flops == 2 * 2 * 10 and by_stage["yes_no", 6].flops == 2 * 12 * 10
-    assert likelihood.flops is None, "the toy encoder does not compute with torch"
-    assert {one.calls for one in (*stages, *systems)} == {3}
+def test_systems_cost_the_sum_of_their_stages(tmp_path: Path) -> None:
+    dataset, encoder = read_shards(write_colours(tmp_path / "colours")), ToyEncoder()
+    bench = bench_of(
+        dataset, encoder, Slow(), systems=("likelihood", "yes_no", "fused", "expanded", "no_image"),
+        candidates=6, depths=(0, 2, 6, 100),
+    )  # fmt: skip
+    texts = [query.text for query in dataset.queries[:3]]
+    rows = query_costs(bench, encoder, texts, lambda vector: bench.gallery @ vector)
+    table = {(one["form"], one["system"], one["measure"], one["depth"]): one for one in rows}
+    likelihood, yes_no = (table["system", name, "time", 6]["value"] for name in ("likelihood", "yes_no"))
+    assert likelihood >= 6 and yes_no >= 12, "milliseconds"
+    assert ("system", "fused", "time", 6) in table and ("system", "expanded", "time", 0) in table
+    assert ("system", "no_image", "time", 6) not in table and (
+        "system",
+        "likelihood",
+        "time",
+        100,
+    ) not in table
+    first = table["system", "ToyEncoder", "time", 0]
+    assert table["system", "likelihood", "time", 0]["value"] == first["value"]
+    assert first["low"] <= first["value"] <= first["high"]
+    assert table["stage", "compare", "flops", None]["value"] == 2 * bench.gallery.size
+    assert table["stage", "likelihood", "flops", 2]["value"] == 2 * 2 * 10
+    assert table["stage", "yes_no", "flops", 6]["value"] == 2 * 12 * 10
+    assert ("system", "likelihood", "flops", 6) not in table, "the toy encoder does not compute with torch"
+    assert {one["queries"] for one in rows if one["measure"] == "time"} == {3}
 
 
 def test_images_cost_once(tmp_path: Path) -> None:
     dataset = read_shards(write_colours(tmp_path / "colours"))
     found = image_costs(ToyEncoder(), ToyStatesGenerator(), dataset.gallery)
-    assert [(one.what, one.calls) for one in found] == [("encode image", 3), ("see image", 3)]
+    assert [(one["system"], one["queries"]) for one in found] == [("encode image", 3), ("image features", 3)]
     asked = image_costs(ToyEncoder(), ToyGenerator(), dataset.gallery[:1], questions=1)
-    assert [one.what for one in asked] == ["encode image", "ask image"]
+    assert [one["system"] for one in asked] == ["encode image", "ask image"]
+    assert [one["system"] for one in image_costs(ToyEncoder(), None, dataset.gallery)] == ["encode image"]
+
+
+def test_cost_rows_fit_the_table(tmp_path: Path) -> None:
+    dataset = read_shards(write_colours(tmp_path / "colours"))
+    choice = Choice(WeightedSum(), WeightedSum(0.05), 0.8, "given")
+    for systems, generator in ((("likelihood", "expanded"), ToyStatesGenerator()), ((), None)):
+        bench = bench_of(dataset, ToyEncoder(), generator, systems=systems, timed_queries=2, top_k=99)
+        table = table_of(cost_rows(bench, ToyEncoder(), choice, ExactIndex(16)))
+        assert set(table["group"]) == {"cost"} and set(table["form"]) >= {
+            "stage",
+            "system",
+            "image",
+            "storage",
+        }
+        assert ("question vectors" in set(table["system"])) == bool(systems)
 
 
 def test_bytes_are_those_of_what_is_stored() -> None:
     vectors = np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
     sizes = bytes_per_image(vectors, ToyStatesGenerator(), index=ExactIndex(16), questions=250)
-    assert sizes["vector"] == 64 and sizes["state"] == 12 and sizes["question vectors"] == 160
+    assert sizes["vector"] == 64 and sizes["image features"] == 12 and sizes["question vectors"] == 160
     assert 64 + 8 < sizes["index"] < 64 + 8 + 30
     assert bytes_per_image(vectors, ToyGenerator()) == {"vector": 64.0}
 

@@ -478,9 +478,7 @@ def test_chatir(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="dialogue 0: has the rounds 0 to 2, but not 3"):
         read_chatir(path, tmp_path, rounds=[3])
     write_json(space, ["unlabeled2017/1.jpg"])
-    with pytest.raises(
-        InvalidInputError, match=r"dialogue 1: the image .* of query '1@0' is not in the gallery"
-    ):
+    with pytest.raises(InvalidInputError, match=r"dialogue 1: the image .* of query '1@0' is not in"):
         read_chatir(path, tmp_path, space)
 
 

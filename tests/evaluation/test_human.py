@@ -10,17 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.datasets import Dataset, Query
-from zsqretrieval.evaluation.human import (
-    Judgments,
-    correlate,
-    encoder_scores,
-    generator_scores,
-    read_crowdflower,
-    read_expert,
-)
-from zsqretrieval.search.scoring import Likelihood
-from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
+from zsqretrieval.evaluation.datasets import Dataset, Judgments, Query, read_crowdflower, read_expert
+from zsqretrieval.evaluation.human import agreement_row
 from zsqretrieval.types import Image
 
 
@@ -70,8 +61,8 @@ def test_the_crowd_as_clipscore_reads_it(tmp_path: Path) -> None:
         ("a.jpg\tb.jpg#0\t1\t1", "Annotations.txt:1: has 4 columns"),
         ("z.jpg\tb.jpg#0\t1\t1\t1", "Annotations.txt:1: the image 'z.jpg' is not in toy"),
         ("a.jpg\tz.jpg#0\t1\t1\t1", "Annotations.txt:1: the image 'z.jpg' is not in toy"),
-        ("a.jpg\tb.jpg#2\t1\t1\t1", "Annotations.txt:1: 'b.jpg#2' is not one of the 2 captions of b.jpg"),
-        ("a.jpg\tb.jpg\t1\t1\t1", "Annotations.txt:1: 'b.jpg' is not one of the 2 captions"),
+        ("a.jpg\tb.jpg#2\t1\t1\t1", "Annotations.txt:1: 'b.jpg#2' is none of the 2 captions of b.jpg"),
+        ("a.jpg\tb.jpg\t1\t1\t1", "Annotations.txt:1: 'b.jpg' is none of the 2 captions"),
         ("a.jpg\tb.jpg#0\t1\tx\t1", "Annotations.txt:1: not a rating"),
         ("a.jpg\tb.jpg#0\t1\tnan\t1", "Annotations.txt:1: not a rating"),
         ("", "there are no ratings"),
@@ -97,6 +88,10 @@ def test_a_share_has_to_be_that_of_its_numbers(tmp_path: Path) -> None:
         read_crowdflower(tmp_path / "nowhere.txt", flickr())
 
 
+def tau_of(judged: Judgments, scores: np.ndarray, resamples: int = 1) -> float:
+    return float(agreement_row(judged, "toy", scores, resamples=resamples)["value"])
+
+
 def taus(scores: np.ndarray, ratings: np.ndarray) -> tuple[float, float]:
     """Kendall's tau-b and tau-c (Stuart 1953) from their definitions, pair by pair."""
     x, y = np.repeat(scores, ratings.shape[1]), ratings.ravel()
@@ -118,7 +113,7 @@ def test_tau_is_that_of_the_definition(rows: list[tuple[int, int, int]]) -> None
     images = np.arange(len(rows))
     for variant, expected in zip(("b", "c"), taus(scores, ratings), strict=True):
         judged = Judgments("toy", images, ("x",) * len(rows), ratings, variant)  # type: ignore[arg-type]
-        assert correlate(judged, scores, resamples=30).tau == pytest.approx(expected)
+        assert tau_of(judged, scores, 30) == pytest.approx(expected)
 
 
 def simulated(images: int = 60, pairs: int = 4, copies: int = 1) -> tuple[Judgments, np.ndarray]:
@@ -133,77 +128,54 @@ def simulated(images: int = 60, pairs: int = 4, copies: int = 1) -> tuple[Judgme
 
 def test_the_interval_goes_by_images() -> None:
     judged, scores = simulated()
-    found = correlate(judged, scores, resamples=200)
-    assert (found.pairs, found.images, found.variant) == (240, 60, "c")
-    low, high = found.interval
-    assert low < found.tau < high and 0.05 < high - low < 0.3
-    assert correlate(judged, scores, resamples=200) == found
+    found = agreement_row(judged, "toy", scores, resamples=200)
+    assert (found["group"], found["form"], found["queries"], found["measure"]) == (
+        "agreement",
+        "toy",
+        240,
+        "tau-c",
+    )
+    low, high = found["low"], found["high"]
+    assert low < found["value"] < high and 0.05 < high - low < 0.3
+    assert agreement_row(judged, "toy", scores, resamples=200) == found
     # Every pair twice over tells nothing new.
-    copied = correlate(*simulated(copies=2), resamples=200)
-    assert copied.interval == pytest.approx(found.interval, abs=0.01)
+    twice, doubled = simulated(copies=2)
+    copied = agreement_row(twice, "toy", doubled, resamples=200)
+    assert (copied["low"], copied["high"]) == pytest.approx((low, high), abs=0.01)
     # Neither shift nor scale nor logarithm matters.
-    assert correlate(judged, 2.5 * scores, resamples=1).tau == found.tau
-    assert correlate(judged, np.exp(scores), resamples=1).tau == found.tau
-    assert correlate(judged, -scores, resamples=1).tau == pytest.approx(-found.tau)
+    assert tau_of(judged, 2.5 * scores) == tau_of(judged, np.exp(scores)) == found["value"]
+    assert tau_of(judged, -scores) == pytest.approx(-found["value"])
 
 
-def test_broken_scores_are_named() -> None:
-    judged, scores = simulated()
-    scores[7] = np.nan
-    with pytest.raises(InvalidInputError, match="the score of 'x' for image 1 is nan"):
-        correlate(judged, scores)
-    with pytest.raises(InvalidInputError, match=r"scores are \(3,\), not one for each of 240 pairs"):
-        correlate(judged, np.ones(3))
-    with pytest.raises(InvalidInputError, match=r"all scores are 1\.0"):
-        correlate(judged, np.ones(240))
-    with pytest.raises(InvalidInputError, match="resamples must be at least 1"):
-        correlate(judged, np.arange(240), resamples=0)
+@pytest.mark.parametrize(
+    ("scores", "resamples", "message"),
+    [
+        (np.where(np.arange(240) == 7, np.nan, 1.0), 9, "the score of 'x' for image 1 is nan, not a finite"),
+        (np.ones(3), 9, r"scores are \(3,\), not one for each of 240 pairs"),
+        (np.ones(240), 9, r"all scores are 1\.0, so they rank nothing"),
+        (np.arange(240.0), 0, "resamples must be at least 1"),
+    ],
+)
+def test_wrong_scores_are_refused(scores: np.ndarray, resamples: int, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        agreement_row(simulated()[0], "toy", scores, resamples=resamples)
 
 
-def test_ratings_that_rank_nothing_are_refused() -> None:
-    images, captions = np.arange(4), ("x",) * 4
-    judged = Judgments("toy", images, captions, np.full((4, 3), 2.0), "c")
-    with pytest.raises(InvalidInputError, match=r"toy: all ratings are 2\.0; people rank nothing"):
-        correlate(judged, np.arange(4.0))
+def test_constant_ratings_are_refused() -> None:
+    judged = Judgments("toy", np.arange(4), ("x",) * 4, np.full((4, 3), 2.0), "c")
+    with pytest.raises(InvalidInputError, match=r"toy: all ratings are 2\.0, so they rank nothing"):
+        agreement_row(judged, "toy", np.arange(4.0))
 
 
 @pytest.mark.parametrize("variant", ["b", "c"])
 def test_draws_without_a_correlation_are_left_out_of_the_interval(variant: Literal["b", "c"]) -> None:
     """One image of three is rated differently: a draw without it, or of nothing else, has no tau."""
     judged = Judgments("toy", np.arange(3), ("x",) * 3, np.array([[1.0], [1.0], [2.0]]), variant)
-    found = correlate(judged, np.array([0.0, 1.0, 2.0]), resamples=100)
-    low, high = found.interval
-    assert 0 < low <= found.tau <= high <= 1
+    found = agreement_row(judged, "toy", np.array([0.0, 1.0, 2.0]), resamples=100)
+    assert 0 < found["low"] <= found["value"] <= found["high"] <= 1
     alone = Judgments("toy", np.array([0, 0]), ("x", "y"), np.array([[1.0], [2.0]]), variant)
-    assert correlate(alone, np.array([0.0, 1.0]), resamples=3).interval == (1.0, 1.0)
+    only = agreement_row(alone, "toy", np.array([0.0, 1.0]), resamples=3)
+    assert (only["low"], only["high"]) == (1.0, 1.0)
     few = Judgments("toy", np.arange(2), ("x", "y"), np.array([[1.0], [2.0]]), variant)
     with pytest.raises(InvalidInputError, match="no draw of 2 images has a rank correlation"):
-        correlate(few, np.array([0.0, 1.0]), resamples=1, seed=0)  # draws one image twice
-
-
-def test_encoders_and_generators_score_the_pairs() -> None:
-    from PIL import Image as PILImage
-
-    gallery = [
-        Image(PILImage.new("RGB", (4, 4), colour), colour, colour) for colour in ("red", "green", "blue")
-    ]
-    captions = ("a red bus", "a blue bus", "a green bus", "a red bus")
-    judged = Judgments("toy", np.array([2, 2, 1, 0]), captions, np.array([[1.0], [4], [4], [4]]), "b")
-    cosine = encoder_scores(ToyEncoder(), judged, gallery)
-    expected = np.einsum(
-        "nd,nd->n",
-        ToyEncoder().encode_image([gallery[n] for n in judged.images]),
-        ToyEncoder().encode_text(captions),
-    )
-    assert cosine == pytest.approx(expected)
-    assert correlate(judged, cosine, resamples=1).tau > 0
-    likelihoods = generator_scores(ToyGenerator(), Likelihood(), judged, gallery)
-    one_by_one = ToyGenerator().log_likelihood(
-        [
-            pair.context
-            for n, text in zip(judged.images, captions, strict=True)
-            for pair in Likelihood().pairs(text, gallery[n])
-        ],
-        [pair.continuation for text in captions for pair in Likelihood().pairs(text, gallery[0])],
-    )
-    assert likelihoods == pytest.approx([one.sum for one in one_by_one])
+        agreement_row(few, "toy", np.array([0.0, 1.0]), resamples=1)  # draws one image twice

@@ -305,7 +305,7 @@ def test_a_failed_write_leaves_the_former_file(tmp_path: Path, monkeypatch: pyte
         (
             [[0, 1]],
             [[1, NAN]],
-            "run 'toy', query 'q0': the score of 'b' is nan, one of 1 that are not finite",
+            "run 'toy', query 'q0': the score of 'b' is nan, one of 1 that are not",
         ),
         ([[0, 1]], [[-np.inf, np.inf]], "run 'toy', query 'q0': the score of 'a' is -inf, one of 2"),
         ([[0, 6]], [[1, 2]], "query 'q0': no candidate 6 among 6 items"),

@@ -39,9 +39,7 @@ def test_flickr8k_as_its_makers_give_it(tmp_path: Path) -> None:
     one_list = named.replace("{split}", "test")
     assert [query.text for query in open_dataset(one_list).queries] == ["A cat ."]
     for mute in (one_list, named.rpartition(",")[0], f"flickr:{tmp_path}/{{split}}.txt,{images}"):
-        with pytest.raises(
-            InvalidInputError, match=r"in the split 'dev'; write .* with \{split\} in the name of LIST"
-        ):
+        with pytest.raises(InvalidInputError, match=r"split 'dev'; write .* with \{split\} in the name of"):
             open_dataset(mute, "dev")
     with pytest.raises(InvalidInputError, match=r"trainImages.*missing"):
         open_dataset(str(tmp_path), "train")
@@ -81,7 +79,7 @@ def test_two_paths_are_parted_by_a_comma(tmp_path: Path) -> None:
     assert open_dataset(argument, "val").queries[0].text == "a dog"
     with pytest.raises(InvalidInputError, match=r"no images of the split 'test'; it has val \(1\)"):
         open_dataset(argument)
-    with pytest.raises(InvalidInputError, match="has 1 paths; karpathy needs karpathy:FILE.json,IMAGES"):
+    with pytest.raises(InvalidInputError, match=r"has 1 paths; karpathy needs karpathy:FILE\.json,IMAGES"):
         open_dataset(f"karpathy:{tmp_path / 'all.json'}")
     with pytest.raises(InvalidInputError, match="has 3 paths"):
         open_dataset(f"{argument},{tmp_path}")
@@ -91,9 +89,7 @@ def test_what_is_no_data_set_is_told_the_kinds(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="neither a folder nor kind:path") as refused:
         open_dataset("flickr9k:somewhere")
     assert all(f"{name}:{kind.paths}" in str(refused.value) for name, kind in KINDS.items())
-    with pytest.raises(
-        InvalidInputError, match="is not a known kind of data set; the kinds are shards:FOLDER"
-    ):
+    with pytest.raises(InvalidInputError, match="not a known kind of data set; the kinds are shards:FOLDER"):
         open_dataset(str(tmp_path))
     with pytest.raises(InvalidInputError, match="has 0 paths; shards needs shards:FOLDER"):
         open_dataset("shards:")

@@ -1,4 +1,4 @@
-"""The examples of docs/tasks.md run on any generator, and the page shows output of theirs."""
+"""The examples of docs/tasks.md run with any generator, and the page shows their output."""
 
 from __future__ import annotations
 
@@ -50,25 +50,27 @@ def block(name: str) -> str:
 
 
 def shape_of(text: str) -> list[str]:
-    """Titles, heads of tables, and the first column: what does not depend on the generator."""
+    """Titles, table headings and first columns, which do not depend on the generator."""
     return [line.split("|")[1] if line.startswith("|") else line for line in text.splitlines()
             if line.startswith(("**", "|"))]  # fmt: skip
 
 
-def test_the_tour_prints_what_the_page_shows(run: Any) -> None:
+def test_output_of_the_tour_has_the_shape_of_the_page(run: Any) -> None:
     printed = run("tasks_tour")
     assert "Generator: `toy-generator-1`" in printed
     assert shape_of(printed) == shape_of(block("tasks_tour")) != []
 
 
-def test_the_raven_test_prints_what_the_page_shows_and_can_be_kept(run: Any, tmp_path: Path) -> None:
+def test_output_of_the_raven_test_has_the_shape_of_the_page_and_items_can_be_saved(
+    run: Any, tmp_path: Path
+) -> None:
     printed = run("raven", "--count", 2, "--save", tmp_path / "kept")
     assert shape_of(printed) == shape_of(block("raven")) != []
     assert [len(item.context) for item in read_raven(tmp_path / "kept")] == [3, 3, 4, 4, 8, 8]
     assert run("raven", "--data", tmp_path / "kept") == printed
 
 
-def test_a_page_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refresh_docs_replaces_the_output_of_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = load("refresh_docs")
     page = tmp_path / "page.md"
     around = "before\n<!-- output of: python -c 'print(6 * 7)' -->\n{}<!-- end of output -->\nafter ü\n"

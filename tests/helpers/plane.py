@@ -1,4 +1,4 @@
-"""A data set on a plane: images at angles 0, 10, 20, 30; texts that name their image; parts that know both."""
+"""A data set on a plane: images at angles 0, 10, 20, 30, and texts that name their image."""
 
 from __future__ import annotations
 

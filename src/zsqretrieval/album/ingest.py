@@ -102,7 +102,7 @@ class Adder:
         # Known images come first: one that was renamed frees its id for a new image.
         images = sorted(images, key=lambda one: one.digest not in known)
         new = [one for one in images if one.digest not in known]
-        strayed = [one for one in images if one.digest in known and not _has_name(known[one.digest], one)]
+        misplaced = [one for one in images if one.digest in known and not _has_name(known[one.digest], one)]
         decoded = {one.digest: one.image for one in images if one.image is not None and one.width}
         if new:
             pixels = [decoded[one.digest] for one in new]
@@ -111,7 +111,7 @@ class Adder:
                 one.vector = vector
         moved = {
             one.digest
-            for one in strayed
+            for one in misplaced
             if not _is_at(files, known[one.digest].source, one.digest)
             and _is_at(files, one.source, one.digest)
         }
@@ -119,7 +119,7 @@ class Adder:
             contextlib.nullcontext() if self._viewer is None or not decoded else self._viewer.keeping(decoded)
         )
         with keeping:
-            if not new and not strayed:
+            if not new and not misplaced:
                 return [("known", one.id) for one in images]
             with self._catalog.transaction():
                 plan = _Plan(self._catalog, images, moved)
@@ -149,7 +149,7 @@ class _Plan:
         self._added: dict[str, NewImage] = {}  # by digest
         self._renamed: dict[int, Record] = {}  # by key
         self._removed: list[int] = []
-        self._homeless: dict[str, Record] = {}  # by digest
+        self._displaced: dict[str, Record] = {}  # by digest
         self._named: dict[str, dict[str, Record | NewImage]] = {}  # by id without suffix, then by id
         for record in catalog.namesakes(one.id for one in images):
             self._put(self._present.get(record.digest, record))
@@ -162,11 +162,11 @@ class _Plan:
         present = self._present.get(image.digest)
         if (present is None) is (image.vector is None):  # another process has just removed or added it
             return "known", image.id
-        strayed = image.digest in self._moved or image.digest in self._homeless
-        if present is not None and (present is former or (former is None and not strayed)):
+        misplaced = image.digest in self._moved or image.digest in self._displaced
+        if present is not None and (present is former or (former is None and not misplaced)):
             return "known", image.id
         for one in (former, present):
-            if one is not None and one.digest not in self._homeless:
+            if one is not None and one.digest not in self._displaced:
                 self._take(one)
         id = self._free_id(image) if former is None else former.id
         if present is None:
@@ -178,8 +178,8 @@ class _Plan:
             return ("added" if former is None else "replaced"), id
         if former is not None:
             assert isinstance(former, Record)
-            self._homeless[former.digest] = former
-        self._homeless.pop(image.digest, None)
+            self._displaced[former.digest] = former
+        self._displaced.pop(image.digest, None)
         record = replace(present, id=id, source=image.source, caption=image.caption, metadata=image.metadata)
         self._present[record.digest] = self._renamed[record.key] = record
         self._put(record)
@@ -187,7 +187,7 @@ class _Plan:
 
     def write(self, catalog: Catalog) -> None:
         """Write the planned changes."""
-        for record in self._homeless.values():
+        for record in self._displaced.values():
             self._remove(record)
         if self._removed:
             catalog.remove(self._removed)

@@ -81,7 +81,7 @@ def evaluate(
         ),
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="Preset of encoder, index, generator and calibration.")
+        str, typer.Option(help="Preset of encoder, index and generator.")
     ] = "mini",
     encoder: Annotated[str | None, typer.Option(help="Encoder plugin, not the preset's.")] = None,
     encoder_config: Annotated[str | None, typer.Option(help="Its settings, a JSON object.")] = None,
@@ -389,7 +389,7 @@ class _More:
 
 @contextmanager
 def _one_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """One progress bar over everything, labelled with the current step; without a terminal, a line a minute."""
+    """One progress bar over everything; without a terminal, a line a minute."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -443,7 +443,7 @@ def _show(results: Results) -> None:
         first = found["R@1"]
         spent = times[times["system"] == system]["value"] if direction == "text to image" else ()
         table.add_row(
-            direction, form, system, f"{100 * first['value']:.1f}",
+            str(direction), str(form), str(system), f"{100 * first['value']:.1f}",
             f"{100 * first['low']:.1f} to {100 * first['high']:.1f}",
             *(f"{100 * found[name]['value']:.1f}" if name in found else "" for name in ("R@10", "MRR")),
             f"{first['p']:.2g}" if first["p"] == first["p"] else "",

@@ -40,8 +40,8 @@ class Clock:
         self._shares: dict[str, float] = {}
 
     def __call__(self, step: str, done: float, total: int) -> None:
-        """Report a step; steps that were not expected move nothing."""
-        if self._progress is not None:
+        """Report a step after the start; steps that were not expected move nothing."""
+        if self._progress is not None and self._seconds:
             share = done / total if total else 1.0
             self._shares[step] = max(self._shares.get(step, 0.0), min(share, 1.0))
             spent = sum(self._shares.get(name, 0.0) * one for name, one in self._seconds.items())

@@ -58,7 +58,7 @@ class Settings:
         MissingDependencyError: ir-measures is not installed.
     """
 
-    systems: tuple[str, ...] = ("likelihood", "yes_no", "fused", "expanded")
+    systems: tuple[str, ...] = ("likelihood", "likelihood - prior", "yes_no", "fused", "expanded")
     directions: tuple[Direction, ...] = DIRECTIONS
     queries: int | None = None
     candidates: int = 50

@@ -36,7 +36,7 @@ class GeneratorUser:
         if is_polar(question):
             ((yes, no),) = self._interview.log_verdicts(question, [self._target])
             return "yes" if yes > no else "no"
-        return self._interview.answers(question, [self._target])[0] or DONT_KNOW
+        return self._interview.answers([question], [self._target])[0][0] or DONT_KNOW
 
 
 def _set(text: str) -> frozenset[str]:

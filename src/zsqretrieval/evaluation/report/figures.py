@@ -25,12 +25,12 @@ PALETTE = ("#2b83ba", "#cc6d00", "#1a9464", "#b659a6", "#d1512d", "#8668c9", "#8
 
 _FIRST = "#7d7d78"  # of the first stage
 _INK = "#010203"  # replaced by currentColor
-_MARKERS = "osD^vPX"
+_MARKERS = "osD^vPX*"
 _WIDTH = 3.75  # inches: 360 px
 _ROW = 0.21  # inches of one system
 _CEILING = (
-    "Dashed: the ceiling, the share of queries with a right answer among that many candidates. Bands: 95 % "
-    "intervals."
+    "Dashed: the ceiling, the share of queries with a right answer among so many candidates (numbers). "
+    "Bands: 95 % intervals."
 )
 _CALIBRATED = "Calibrated scores lie on the diagonal. Whiskers: 95 % intervals."
 _STYLE = (
@@ -73,7 +73,7 @@ def _plans(results: Results) -> Iterator[tuple[str, _Draw, str]]:
             yield f"systems {way}", _forest(rows[rows["measure"] == measure], measure), caption
     for way in ways:
         for form in results.select("curve", direction=way)["form"].unique():
-            caption = f"R@1 by the number of candidates re-ranked, {way}, {form} queries. {_CEILING}"
+            caption = f"R@1 as more candidates are re-ranked, {way}, {form} queries. {_CEILING}"
             yield f"depth {way} {form}", _depths(results, way, form), caption
     for way in ways:
         for form in results.select("reliability", direction=way)["form"].unique():

@@ -31,6 +31,7 @@ from zsqretrieval.evaluation.results import Results
 from zsqretrieval.evaluation.run import shallow
 from zsqretrieval.evaluation.trec import write_qrels, write_run
 from zsqretrieval.evaluation.writing import write_whole
+from zsqretrieval.search.display import thumbnail
 
 __all__ = ["environment", "render", "write_report", "write_runs", "write_verdict"]
 
@@ -219,8 +220,6 @@ def _without_texts(results: Results) -> Results:
 
 def _pictures(results: Results) -> dict[str, bytes]:
     """Thumbnails of the images of the examples, by id."""
-    from zsqretrieval.search.display import thumbnail
-
     gallery = {} if results.dataset is None else {str(image.id): image for image in results.dataset.gallery}
     wanted = {
         id

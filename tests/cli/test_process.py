@@ -25,9 +25,7 @@ def finish(started: subprocess.Popen[str]) -> tuple[int, str, str]:
     return started.returncode, stdout, stderr
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["demo", "--help"], ["evaluate", "--help"], ["--version"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["evaluate", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         f"import atexit, sys; sys.argv = ['zsq', *{arguments!r}]; from zsqretrieval.cli import main;"

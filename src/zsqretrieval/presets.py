@@ -10,8 +10,6 @@ from typing_extensions import Self
 
 from zsqretrieval import plugins
 from zsqretrieval._util.checks import check_amounts
-from zsqretrieval.dialog.dialog import REREAD, TEMPER
-from zsqretrieval.dialog.dialog import SCALE as DIALOG_SCALE
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Encoder
@@ -49,9 +47,9 @@ class Calibration:
     expansion: Fusion = field(default_factory=lambda: WeightedSum(0.05))
     bank_scale: float = SCALE
     bank_strength: float = STRENGTH
-    dialog_scale: float = DIALOG_SCALE
-    dialog_temper: float = TEMPER
-    dialog_reread: float = REREAD
+    dialog_scale: float = 30.0
+    dialog_temper: float = 0.6
+    dialog_reread: float = 1.0
 
     def __post_init__(self) -> None:
         plugins.check_part("fusion", self.fusion)

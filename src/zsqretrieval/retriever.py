@@ -20,17 +20,16 @@ from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_counts, check_text
 from zsqretrieval.album.candidates import StatesMode, Viewer
-from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.album.info import CATALOG, find_catalog
+from zsqretrieval.album.catalog import Record
+from zsqretrieval.album.info import CATALOG
 from zsqretrieval.album.ingest import Adder, AddReport
-from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import ImageLike, as_image, decode
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.gallery import AlbumGallery
 from zsqretrieval.dialog.policies import InformationGain, Policy
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.generators.lazy import LazyGenerator
-from zsqretrieval.plugins import check_empty_index, check_part, describe, new_index, restore
+from zsqretrieval.opening import Parts, make_folder, new_parts, preset_parts, stored_parts, stored_setting
 from zsqretrieval.presets import Calibration, Preset, preset_named
 from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.search.dense import FirstStage
@@ -88,41 +87,24 @@ class Retriever:
         states: StatesMode = None,
         calibration: Calibration = Calibration(),  # noqa: B008  # frozen
     ) -> None:
-        check_part("encoder", encoder)
-        index = new_index("hnsw", encoder) if index is None else index
-        check_empty_index(encoder, index)
         folder = None if path is None else Path(path).absolute()
-        viewer = Viewer.of(generator, states, folder)
-        if folder is not None:
-            _make_folder(folder)
-        settings = {
-            "encoder": encoder.fingerprint,
-            "encoder_part": describe("encoder", encoder),
-            "index": describe("index", index),
-            "generator": Viewer.describe(viewer),
-            "calibration": calibration.describe(),
-        }
-        catalog = Catalog.create(
-            None if folder is None else folder / CATALOG, dim=encoder.dim, settings=settings
-        )
-        self._attach(encoder, IndexSync(catalog, catalog.log, index), viewer, calibration, catalog, folder)
+        self._attach(new_parts(encoder, index, generator, folder, states, calibration))
 
-    def _attach(
-        self,
-        encoder: Encoder,
-        follower: IndexSync,
-        viewer: Viewer | None,
-        calibration: Calibration,
-        catalog: Catalog,
-        path: Path | None,
-    ) -> None:
-        self.encoder, self.calibration = encoder, calibration
-        self._catalog, self._follower, self._viewer, self._path = catalog, follower, viewer, path
-        self._question_index = QuestionIndex(catalog, encoder, follower.index, path)
-        self._first_stage = FirstStage(encoder, catalog, follower, self._question_index)
-        self._pipeline = Pipeline(self._first_stage, viewer)
-        self.questions = AlbumQuestions(catalog, encoder, self._first_stage.keys, viewer)
+    def _attach(self, parts: Parts) -> None:
+        self.encoder, self.calibration = parts.encoder, parts.calibration
+        self._catalog, self._viewer, self._path = parts.catalog, parts.viewer, parts.path
+        self._index = parts.index
+        self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.index, parts.path)
+        self._first_stage = FirstStage(parts.encoder, parts.catalog, parts.index, self._question_index)
+        self._pipeline = Pipeline(self._first_stage, parts.viewer)
+        self.questions = AlbumQuestions(parts.catalog, parts.encoder, self._first_stage.keys, parts.viewer)
         self._saving = threading.Lock()
+
+    @classmethod
+    def _of(cls, parts: Parts) -> Self:
+        retriever = cls.__new__(cls)
+        retriever._attach(parts)
+        return retriever
 
     # --- opening and saving -------------------------------------------------------------------------------
 
@@ -132,22 +114,14 @@ class Retriever:
 
         Args:
             preset: a key of :data:`~zsqretrieval.presets.PRESETS`, or a
-                :class:`~zsqretrieval.presets.Preset`, such as
-                ``PRESETS["mini"].variant(index="exact")``.
+                :class:`~zsqretrieval.presets.Preset`, such as ``PRESETS["mini"].variant(index="exact")``.
             states: as for :class:`Retriever`.
 
         Raises:
             InvalidInputError: no such preset, encoder, index or generator.
             WeightsError: the encoder's weights cannot be found.
         """
-        return cls._made(preset_named(preset), None, states)
-
-    @classmethod
-    def _made(cls, preset: Preset, path: Path | None, states: StatesMode) -> Self:
-        generator = preset.make_generator()
-        encoder = preset.make_encoder()
-        index = new_index(preset.index, encoder)
-        return cls(encoder, index, generator, path=path, states=states, calibration=preset.calibration)
+        return cls._of(preset_parts(preset_named(preset), None, states))
 
     @classmethod
     def open(
@@ -192,34 +166,10 @@ class Retriever:
                     f"{folder} holds no album yet; make one with Retriever(encoder, index, generator, "
                     "path=...), or from a preset alone"
                 )
-            return cls._made(preset_named(preset), folder, None if states == "auto" else states)
-        catalog = Catalog.open(find_catalog(Path(path)).absolute())
-        try:
-            if preset is not None:
-                preset_named(preset).check_album(catalog.settings.get("encoder_part"), folder)
-            if encoder is None:
-                encoder = restore("encoder", catalog.settings.get("encoder_part"), folder)
-            check_part("encoder", encoder)
-            if catalog.settings.get("encoder") != encoder.fingerprint:
-                raise MismatchError(
-                    f"{folder} was made with encoder {catalog.settings.get('encoder')!r}, but this "
-                    f"encoder is {encoder.fingerprint!r}: their vectors cannot be compared; pass that "
-                    "encoder, or add the images to a new album"
-                )
-            if index is None:
-                follower = IndexSync.load(catalog, catalog.log, encoder, folder)
-            else:
-                check_empty_index(encoder, index)
-                follower = IndexSync(catalog, catalog.log, index)
-            viewer = Viewer.restore(_stored(catalog, "generator"), generator, states, folder)
-            calibration = calibration or Calibration.restore(_stored(catalog, "calibration"), folder)
-            follower.update()
-        except BaseException:
-            catalog.close()
-            raise
-        retriever = cls.__new__(cls)
-        retriever._attach(encoder, follower, viewer, calibration, catalog, folder)
-        return retriever
+            made = preset_parts(preset_named(preset), folder, None if states == "auto" else states)
+            return cls._of(made)
+        named = None if preset is None else preset_named(preset)
+        return cls._of(stored_parts(Path(path), named, encoder, index, generator, states, calibration))
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
         """Write the indexes beside the catalog; atomic.
@@ -237,12 +187,12 @@ class Retriever:
                 if path is None:
                     raise AlbumError("this album is in memory; say where to save it: save(path)")
                 folder = Path(path).absolute()
-                _make_folder(folder)
+                make_folder(folder)
                 self._catalog.move_to(folder / CATALOG)
                 self._path = folder
             elif path is not None and Path(path).absolute() != self._path:
                 raise AlbumError(f"this album is in {self._path}; copy that directory to {path} instead")
-            self._follower.save(self._path)
+            self._index.save(self._path)
             self._question_index.save(self._path)
             if self._viewer is not None:
                 self._viewer.move_to(self._path)
@@ -253,7 +203,7 @@ class Retriever:
             self._store("calibration", self.calibration.describe())
 
     def _store(self, name: str, value: Any) -> None:
-        if value is not None and value != _stored(self._catalog, name):
+        if value is not None and value != stored_setting(self._catalog, name):
             self._catalog.set_meta(name, value)
 
     def close(self) -> None:
@@ -278,7 +228,7 @@ class Retriever:
     @property
     def index(self) -> Index:
         """The index. Change it only through :meth:`add` and :meth:`remove`."""
-        return self._follower.index
+        return self._index.index
 
     @property
     def generator(self) -> Generator | None:
@@ -342,7 +292,7 @@ class Retriever:
             AlbumError: the disk is full or the album is locked; earlier batches stay.
         """
         check_counts(batch_size=batch_size)
-        adder = Adder(self.encoder, self._catalog, self._follower, self._viewer)
+        adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
         return adder.add(images, batch_size=batch_size, progress=progress)
 
     def remove(self, ids: str | Iterable[str]) -> None:
@@ -361,7 +311,7 @@ class Retriever:
                     "nothing was removed"
                 )
             self._catalog.remove(list(present.values()))
-        self._follower.update()
+        self._index.update()
 
     # --- searching ----------------------------------------------------------------------------------------
 
@@ -405,36 +355,32 @@ class Retriever:
         """Find the images that best fit a question, an image, or each of a list of them.
 
         Encoder and index fetch candidates, the generator scores them, and a fusion of both scores ranks them.
-        A candidate whose image cannot be opened ranks last, with a RuntimeWarning. For an image (a ``Path``,
+        Candidates whose image cannot be opened rank last, with a RuntimeWarning. For an image (a ``Path``,
         bytes, a PIL image or a record) the first stage ranks alone. A list goes through encoder and index in
         one batch.
 
         Args:
             query: a question, an image, or a list of them. A ``str`` is always a question.
             k: hits, >= 1; fewer when the album is smaller.
-            rerank: ``"likelihood"``, ``"yes_no"``, a scoring rule, an object with
-                ``score(question, images)``, or a :class:`~zsqretrieval.search.rerank.Rerank` with all
-                settings; None for the first stage alone. ``"auto"`` is ``"likelihood"`` with a generator,
-                else None.
+            rerank: a name, a scoring rule, a re-ranker, or all settings: see
+                :class:`~zsqretrieval.search.rerank.Rerank`. None for the first stage alone; ``"auto"`` is
+                ``"likelihood"`` with a generator, else None.
             expand: also search the stored questions of the images.
-            bank: query bank that normalises the first-stage scores; see :meth:`query_bank`.
-            explain: add the generator's answer from each hit, and which words of the question the image
-                explains.
+            bank: normalises the first-stage scores; see :meth:`query_bank`.
+            explain: add explanations: the generator's answer, and the words that the image explains.
             progress: called between batches of candidates; may raise to stop.
 
         Returns:
-            Hits, best first, with the score of every stage by name: ``"first_stage"``, the cosine similarity
-            in [-1, 1]; ``"likelihood"`` or ``"yes_no"``; ``"fused"``, which ranks. Without re-ranking, the
-            cosine similarity ranks. A candidate that could not be scored has ``score`` -inf; if none could,
-            the first stage ranks. With ``expand``, also ``"image_similarity"`` and, where the image has a
-            question, ``"question_similarity"``, which ``"first_stage"`` combines; ``matched_question`` is the
-            nearest one. With ``bank``, also ``"normalized"``, which replaces ``"first_stage"`` in what
-            follows. With ``explain``, ``explanation``; None for an image that cannot be opened.
+            Hits, best first. ``scores`` has the score of every stage by name: ``"first_stage"``, the cosine
+            similarity in [-1, 1], which combines ``"image_similarity"`` and ``"question_similarity"`` with
+            ``expand``; ``"normalized"`` with a bank; ``"likelihood"`` or ``"yes_no"``; and ``"fused"``, which
+            ranks. A candidate that could not be scored has ``score`` -inf; if none could, the first stage
+            ranks.
 
         Raises:
             InvalidInputError: the question is empty, or too long for the generator; ``k`` < 1; re-ranking or
-                explaining without a generator, or with an image as the query; ``expand`` without stored
-                questions; or an argument is not of its kind.
+                explaining without a generator or for an image; ``expand`` without stored questions; or an
+                argument is not of its kind.
             ImageError: an image cannot be decoded.
             MismatchError: the bank was made with another encoder.
             ZsqError: the generator or re-ranker returned numbers that cannot be ranked.
@@ -504,8 +450,8 @@ class Retriever:
     ) -> TextRanking:
         """Rank texts for an image, the other direction of retrieval. The album plays no part.
 
-        Some texts are likely with any image and would rank first for that. So a likelihood is corrected for
-        its prior (docs/rerank.md), which multiplies the work by one plus the number of null images.
+        A likelihood is corrected for its prior (docs/rerank.md), since some texts are likely with any image;
+        this multiplies the work by one plus the number of null images.
 
         Args:
             image: a path, bytes, a PIL image or a record.
@@ -516,15 +462,12 @@ class Retriever:
             progress: called between batches; may raise to stop.
 
         Returns:
-            Texts, best first, with their scores by name: ``"first_stage"``, the cosine similarity; the
-            scoring rule's; with a prior ``"prior"``, log P(text), and ``"corrected"``; ``"fused"``, which
-            ranks.
+            Texts, best first, with their scores by name: ``"first_stage"``, the scoring rule's, with a prior
+            ``"prior"`` and ``"corrected"``, and ``"fused"``, which ranks.
 
         Raises:
             ImageError: the image cannot be decoded.
-            InvalidInputError: ``texts`` is not a list of non-empty strings, or one is too long for the
-                generator; ``k`` < 1; re-ranking without a generator; a prior for anything but a likelihood.
-            ZsqError: the generator returned numbers that cannot be ranked; names the text.
+            InvalidInputError, ZsqError: as :meth:`search`, for texts.
         """
         check_counts(or_none=True, k=k)
         how = Rerank.of(rerank, generator=self.has_generator)
@@ -560,8 +503,7 @@ class Retriever:
             A dialog; answer its :attr:`~zsqretrieval.dialog.dialog.Dialog.question`.
 
         Raises:
-            InvalidInputError: there is no generator, the album is empty, the text is empty, or a setting is
-                out of range.
+            InvalidInputError: there is no generator, album or text is empty, or a setting is out of range.
         """
         constants = self.calibration
         return Dialog(
@@ -580,11 +522,6 @@ class Retriever:
         return AlbumGallery(self.encoder, self._catalog, self._first_stage, viewer)
 
 
-def _stored(catalog: Catalog, name: str) -> Any:
-    """A setting that the album was last saved with, else made with."""
-    return catalog.get_meta(name) or catalog.settings.get(name)
-
-
 def _query(query: object) -> str | Image:
     if isinstance(query, str):
         check_text(query, "the question")
@@ -596,10 +533,3 @@ def _decoded(image: ImageLike) -> Image:
     """Decode as :meth:`Retriever.add` does: an encoder may decode a large JPEG at reduced size by itself."""
     record = as_image(image)
     return Image(decode(record), record.source)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AlbumError(f"cannot make the directory {folder}: {error.strerror or error}") from error

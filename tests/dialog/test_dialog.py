@@ -15,12 +15,13 @@ from closed_world import ClosedGenerator, World
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsqretrieval.dialog.dialog import REREAD, SCALE, TEMPER, Dialog
+from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.evidence import Scene
 from zsqretrieval.dialog.oracle import Wording
 from zsqretrieval.dialog.policies import CaptionDialog, InformationGain, Policy, Proposal, RandomQuestion
 from zsqretrieval.errors import InvalidInputError, MismatchError, ZsqError
 from zsqretrieval.generators.prompts import Prompt
+from zsqretrieval.presets import Calibration
 from zsqretrieval.search.scoring import YesNo
 from zsqretrieval.types import Hit
 
@@ -53,7 +54,13 @@ def begin(gallery: World | None = None, text: str = "somebody", **settings: Any)
 
 def calibrated(gallery: World, text: str = "somewhere", **settings: Any) -> Dialog:
     """A dialog with the default calibration."""
-    return begin(gallery, text, **{"scale": SCALE, "temper": TEMPER, "reread": REREAD, **settings})
+    default = Calibration()
+    numbers = {
+        "scale": default.dialog_scale,
+        "temper": default.dialog_temper,
+        "reread": default.dialog_reread,
+    }
+    return begin(gallery, text, **{**numbers, **settings})
 
 
 class Asks:

@@ -55,15 +55,13 @@ def shape_of(text: str) -> list[str]:
             if line.startswith(("**", "|"))]  # fmt: skip
 
 
-def test_output_of_the_tour_has_the_shape_of_the_page(run: Any) -> None:
+def test_tour_prints_the_shape_of_the_page(run: Any) -> None:
     printed = run("tasks_tour")
     assert "Generator: `toy-generator-1`" in printed
     assert shape_of(printed) == shape_of(block("tasks_tour")) != []
 
 
-def test_output_of_the_raven_test_has_the_shape_of_the_page_and_items_can_be_saved(
-    run: Any, tmp_path: Path
-) -> None:
+def test_raven_test_prints_the_shape_of_the_page_and_saves_items(run: Any, tmp_path: Path) -> None:
     printed = run("raven", "--count", 2, "--save", tmp_path / "kept")
     assert shape_of(printed) == shape_of(block("raven")) != []
     assert [len(item.context) for item in read_raven(tmp_path / "kept")] == [3, 3, 4, 4, 8, 8]

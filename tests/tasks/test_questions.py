@@ -44,7 +44,7 @@ class Scripted:
         return [[self.texts[draw % len(self.texts)] for draw in range(n)] for _ in contexts]
 
     def log_likelihood(
-        self, contexts: Sequence[Context], continuations: Sequence[str], *, batch_size: int = 16
+        self, contexts: Sequence[Context], continuations: Sequence[str], **_: Any
     ) -> list[LogLikelihood]:
         assert all(text.startswith(" ") and len(text) > 1 for text in continuations)
         return [LogLikelihood(tuple(t), np.full(len(t), -1.0, np.float32)) for t in continuations]
@@ -142,7 +142,7 @@ def test_what_cannot_be_done_is_said() -> None:
     class Mute:
         fingerprint = "mute"
 
-        def log_likelihood(self, contexts: Any, continuations: Any, *, batch_size: int = 16) -> Any: ...
+        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any: ...
 
     class Refusing(Mute):
         def generate(self, contexts: Any, **settings: Any) -> Any:

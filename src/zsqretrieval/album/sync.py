@@ -153,6 +153,6 @@ class IndexSync:
                     f"the saved {name} of {album} is damaged and is rebuilt from the catalog; "
                     f"save() writes a new one ({error})",
                     RuntimeWarning,
-                    stacklevel=3,
+                    stacklevel=5,
                 )
         return cls(catalog, log, empty, name=name)

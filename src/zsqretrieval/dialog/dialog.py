@@ -31,10 +31,7 @@ from zsqretrieval.search.fusion import FIRST_STAGE, best_first
 from zsqretrieval.tasks.english import is_unknown, tidy
 from zsqretrieval.types import Hit, Progress, Ranking
 
-__all__ = ["REREAD", "SCALE", "TEMPER", "Dialog", "Stopped"]
-
-SCALE, TEMPER, REREAD = 30.0, 0.6, 1.0
-"""Calibration of the mini models (docs/dialog.md); a preset has its own."""
+__all__ = ["Dialog", "Stopped"]
 
 _QUOTED = 60  # characters of an answer in an error
 

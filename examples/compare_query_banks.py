@@ -85,7 +85,9 @@ def generated_banks(bench: Bench, count: int) -> dict[str, NDArray[np.float32]]:
     """Vectors of generated texts, by style: the kept ones and all."""
     images = len(bench.dataset.gallery)
     everything = replace(bench.settings, top_k=images)
-    keep_all = Bench(bench.encoder.encoder, bench.generator, bench.dataset, everything, bench.cache, bench.step)
+    keep_all = Bench(
+        bench.encoder.encoder, bench.generator, bench.dataset, everything, bench.cache, bench.step
+    )
     return {
         f"`{style}`, {name}": one.questions(style, count).vectors
         for style in STYLES

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image as PILImage
-from seeing import Seeing
 
+from seeing import Seeing
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.data.images import decode
 from zsqretrieval.data.samples import photographs

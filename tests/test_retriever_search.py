@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PILImage
-from seeing import Seeing
 
+from seeing import Seeing
 from zsqretrieval import plugins
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.features import StateStore

@@ -1,7 +1,7 @@
-"""The contracts: what an encoder, an index and a generator must do, in words, shapes and units.
+"""The contracts of encoders, indexes and generators, in words, shapes and units.
 
 A class satisfies a contract by having these members; nothing has to be inherited.
-:mod:`zsqretrieval.testing` checks that it really does.
+:mod:`zsqretrieval.testing` checks it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Encoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Names the function that makes the vectors.
+        """Name of the function from inputs to vectors.
 
         Changes whenever the vectors would: a digest over weights, preprocessing and the settings that
         matter. Two encoders with one fingerprint are interchangeable.
@@ -114,7 +114,7 @@ class Index(Protocol):
         ...
 
     def remove(self, keys: NDArray[np.int64]) -> None:
-        """Forget keys; all of them or none.
+        """Remove keys; all of them or none.
 
         Args:
             keys: int64 [n], each present, no repeats.

@@ -1,4 +1,4 @@
-"""The records that travel between the parts: small, frozen, without behaviour of their own."""
+"""Records that are passed between the parts: small and frozen."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ The total is None when it is unknown. The callback may raise to cancel the work;
 class Image:
     """One image, not decoded yet.
 
-    Decoding is deferred so that a folder of a million files can be described before any is opened;
-    :func:`zsqretrieval.data.images.decode` turns the record into upright RGB pixels.
+    A folder of a million files can be listed before any is opened; :func:`zsqretrieval.data.images.decode`
+    makes upright RGB pixels.
 
     Attributes:
         content: encoded bytes (JPEG, PNG, WebP, GIF, ...), a path to them, or a PIL image.
-        source: where it came from, as error messages and reports should name it.
-        id: the caller's own name for the image, or None to be named after ``source``.
-        caption: text that came with it (alt text, human caption), or None.
-        metadata: free JSON-serialisable facts, kept by the catalog.
+        source: origin, for error messages and reports.
+        id: the caller's name for the image; None to name it after ``source``.
+        caption: text of the image (alt text, human caption), or None.
+        metadata: JSON values, stored in the catalog.
     """
 
     content: bytes | Path | PILImage.Image
@@ -56,12 +56,12 @@ class Image:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageState:
-    """What the seeing part of a generator makes of an image, computed once; stands in for it in a context.
+    """Cached image features of a generator, which may replace the image in a context.
 
     Attributes:
         values: float array of the generator's ``state_shape``; may be memory-mapped.
-        fingerprint: of the generator that computed it. No other can read it.
-        source: where the image came from, as error messages should name it.
+        fingerprint: fingerprint of the generator that computed them; others refuse them.
+        source: origin of the image, for error messages.
     """
 
     values: NDArray[np.floating[Any]]
@@ -70,16 +70,16 @@ class ImageState:
 
 
 Context: TypeAlias = Sequence["str | Image | ImageState"]
-"""Interleaved text and images, in reading order, as Kosmos-1 takes them.
+"""Interleaved text and images in reading order, as in Kosmos-1.
 
-An :class:`ImageState` may stand where an image may, for a generator that makes such states
+An :class:`ImageState` may replace an image for a generator with cached features
 (:class:`zsqretrieval.protocols.ImageStates`).
 """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogLikelihood:
-    """How likely a continuation is after a context, token by token.
+    """Log-likelihood of a continuation given a context, token by token.
 
     Attributes:
         tokens: the continuation's tokens as text, length T.
@@ -92,7 +92,7 @@ class LogLikelihood:
 
     @property
     def sum(self) -> float:
-        """The natural logarithm of P(continuation | context)."""
+        """Log P(continuation | context) in nats."""
         return float(self.token_log_probs.sum(dtype=np.float64))
 
     @property
@@ -106,7 +106,7 @@ class LogLikelihood:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Neighbors:
-    """What an index answers to ``q`` queries: one row per query, best first.
+    """Answer of an index to ``q`` queries: one row per query, best first.
 
     Attributes:
         keys: int64 [q, k]; -1 where fewer than k neighbours exist.
@@ -119,13 +119,13 @@ class Neighbors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """What an image says to a question: its answer, and which words of the question it explains.
+    """Explanation of a hit: the generator's answer, and how much the image explains each token of the question.
 
     Attributes:
-        answer: the generator's answer to the question, read from the image; empty when it gave none.
+        answer: the generator's answer to the question given the image; may be empty.
         tokens: the question's tokens as text, length T.
         with_image: float32 [T], natural logarithms; entry t is log P(token t | image, tokens before t).
-        without_image: float32 [T], the same given pictures of nothing: what the words before tell already.
+        without_image: float32 [T], the same given null images.
     """
 
     answer: str
@@ -135,7 +135,7 @@ class Explanation:
 
     @property
     def gain(self) -> NDArray[np.float32]:
-        """float32 [T], nats: how much likelier the image makes each token; below 0 if it speaks against."""
+        """Gain of each token from the image in nats, float32 [T]; negative where the image contradicts it."""
         return self.with_image - self.without_image
 
 
@@ -146,24 +146,20 @@ class Hit:
     Attributes:
         key: the image's int64 key in the catalog and the index.
         id: the image's name in the catalog.
-        source: where the image came from.
-        score: the score the ranking is sorted by; higher is better. -inf for a candidate that could not be
-            scored where others were.
-        scores: the score of every stage that judged this image, by the stage's name; higher is better.
-            ``"first_stage"`` is the cosine similarity, ``"likelihood"`` or ``"yes_no"`` what the generator
-            made of the image, ``"fused"`` what the fusion made of both. Where a search looked at questions
-            as well, ``"image_similarity"`` and ``"question_similarity"`` are the cosine similarities of the
-            image and of the nearest question it was asked, and ``"first_stage"`` joins them; with a bank of
-            questions, ``"normalized"`` is the first stage without what the image gets from any. In a dialog,
-            ``"dialog"`` is log P(image | what was said), in nats.
-        caption: the caption kept in the catalog, or None.
-        metadata: the free facts kept in the catalog.
-        matched_question: of the questions kept for this image, the nearest one; None when the search did not
-            look at questions, or the image has none.
-        explanation: what the image says to the question; None when nobody asked for it, or the image cannot
-            be shown to the generator.
-        digest: SHA-256 of the image in hexadecimal, as :func:`zsqretrieval.data.images.digest` gives it, by which
-            to tell whether ``source`` still holds it; None when it is not known.
+        source: origin of the image.
+        score: score that the ranking is sorted by; higher is better. -inf for a candidate that could not be
+            scored.
+        scores: score of every stage by name; higher is better. ``"first_stage"``: cosine similarity.
+            ``"likelihood"`` or ``"yes_no"``: generator score. ``"fused"``: both combined. With expansion,
+            ``"image_similarity"`` and ``"question_similarity"``: cosine similarities to the image and to its
+            nearest stored question, which ``"first_stage"`` combines. With a query bank, ``"normalized"``:
+            the normalised first stage. In a dialog, ``"dialog"``: log P(image | answers) in nats.
+        caption: caption in the catalog, or None.
+        metadata: metadata in the catalog.
+        matched_question: nearest stored question of this image; None without expansion or questions.
+        explanation: explanation of the hit; None unless asked for, or if the image cannot be opened.
+        digest: hexadecimal SHA-256 of the image (:func:`zsqretrieval.data.images.digest`), which tells
+            whether ``source`` still holds it; None when unknown.
     """
 
     key: int
@@ -185,7 +181,7 @@ class Ranking(Sequence[Hit]):
     Attributes:
         query: the question, or the source of the query image.
         hits: the hits, best first.
-        timings: seconds spent per stage, by the stage's name.
+        timings: seconds by stage.
     """
 
     query: str

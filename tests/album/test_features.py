@@ -24,8 +24,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from safetensors import safe_open
-from seeing import Seeing
 
+from seeing import Seeing
 from zsqretrieval.album import features
 from zsqretrieval.album.features import StateStore
 from zsqretrieval.errors import AlbumError, ZsqError

@@ -11,11 +11,11 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
+from benchmarks import alternatives
 from benchmarks.alternatives import Route, bench_alternatives
 from benchmarks.random_models import random_clip
 from tiny_kosmos import tiny_kosmos
-
-from benchmarks import alternatives
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.kosmos import Kosmos1Generator

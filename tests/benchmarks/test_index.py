@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from benchmarks.index import bench_index, bench_search, main
 from benchmarks.synthetic import CliplikeVectors, cliplike
-
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.types import Neighbors

@@ -8,11 +8,11 @@ import json
 import numpy as np
 import pytest
 import torch
+
+from benchmarks import scoring
 from benchmarks.random_models import random_kosmos
 from benchmarks.scoring import bench_scoring
 from tiny_kosmos import tiny_kosmos
-
-from benchmarks import scoring
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
-from running import Ran, Zsq
 from typer.testing import CliRunner
 
+from running import Ran, Zsq
 from zsqretrieval.cli import app
 from zsqretrieval.presets import PRESETS, Preset
 

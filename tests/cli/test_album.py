@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
-from running import Zsq
 
+from running import Zsq
 from zsqretrieval.presets import PRESETS, Preset
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+
 from running import Zsq
 from small_sets import write_colours
-
 from zsqretrieval.cli import console
 from zsqretrieval.cli.console import human_seconds, human_size
 from zsqretrieval.cli.options import preset_with

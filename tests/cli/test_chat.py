@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import Zsq
 from typer.testing import CliRunner
 
+from running import Zsq
 from zsqretrieval.cli import app
 from zsqretrieval.data.images import decode
 from zsqretrieval.types import Image, LogLikelihood

@@ -8,8 +8,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
-from running import Zsq
 
+from running import Zsq
 from zsqretrieval.data import samples as demo
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import MissingDependencyError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import Zsq
 
+from running import Zsq
 from zsqretrieval.cli.album import explanation_lines
 from zsqretrieval.types import Explanation, Hit
 

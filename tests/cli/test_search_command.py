@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Zsq
 
+from running import Zsq
 from zsqretrieval.presets import PRESETS, Calibration, Preset
 from zsqretrieval.search.fusion import ReciprocalRank, WeightedSum
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from closed_world import ClosedGenerator, World
 from hypothesis import given
 from hypothesis import strategies as st
 
+from closed_world import ClosedGenerator, World
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.evidence import Scene
 from zsqretrieval.dialog.oracle import Wording
@@ -705,7 +705,7 @@ def test_image_that_cannot_be_shown_keeps_its_probability(policy: Policy) -> Non
 
 # --- refusals ---------------------------------------------------------------------------------------------
 
-TEXT = "must (be a non-empty string|be a text that says something|have letters or digits), not"
+TEXT = "must (be a non-empty string|have letters or digits), not"
 
 
 @pytest.mark.parametrize("said", ["", "  \n", "?!", None, 3, b"yes", ["yes"]])

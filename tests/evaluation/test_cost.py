@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from plane import bench_of
-from small_sets import write_colours
 from torch.nn.functional import scaled_dot_product_attention
 
+from plane import bench_of
+from small_sets import write_colours
 from zsqretrieval.evaluation.cost import (
     bytes_per_image,
     cost_rows,
@@ -29,7 +29,7 @@ from zsqretrieval.search.fusion import WeightedSum
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyStatesGenerator
 
 
-def test_products_and_attention_are_counted_as_by_hand() -> None:
+def test_flops_of_products_and_attention_by_hand() -> None:
     linear = torch.nn.Linear(8, 16)
     rows, heads = torch.randn(3, 8), torch.randn(1, 2, 4, 8)  # [batch, heads, T, D]
     attention = 2 * 2 * (2 * 4 * 4 * 8)  # heads, and queries times keys, then weights times values
@@ -78,7 +78,7 @@ def test_systems_cost_the_sum_of_their_stages(tmp_path: Path) -> None:
     assert {one["queries"] for one in rows if one["measure"] == "time"} == {3}
 
 
-def test_images_cost_once(tmp_path: Path) -> None:
+def test_image_costs_are_timed_per_image(tmp_path: Path) -> None:
     dataset = read_shards(write_colours(tmp_path / "colours"))
     found = image_costs(ToyEncoder(), ToyStatesGenerator(), dataset.gallery)
     assert [(one["system"], one["queries"]) for one in found] == [("encode image", 3), ("image features", 3)]
@@ -102,7 +102,7 @@ def test_cost_rows_fit_the_table(tmp_path: Path) -> None:
         assert ("question vectors" in set(table["system"])) == bool(systems)
 
 
-def test_bytes_are_those_of_what_is_stored() -> None:
+def test_bytes_per_image_are_the_stored_sizes() -> None:
     vectors = np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
     sizes = bytes_per_image(vectors, ToyStatesGenerator(), index=ExactIndex(16), questions=250)
     assert sizes["vector"] == 64 and sizes["image features"] == 12 and sizes["question vectors"] == 160
@@ -110,7 +110,7 @@ def test_bytes_are_those_of_what_is_stored() -> None:
     assert bytes_per_image(vectors, ToyGenerator()) == {"vector": 64.0}
 
 
-def test_memory_at_its_peak_is_that_of_the_process() -> None:
+def test_peak_memory_covers_a_large_array() -> None:
     before = peak_memory()
     held = np.ones(30_000_000)
     if before:  # not on Windows

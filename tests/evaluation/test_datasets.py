@@ -108,7 +108,7 @@ def made(
         ({"qrels": {"q": {"a": 1, "": 1}}}, "toy.txt:1: the image '' of query 'q' is not"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_with_its_place(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_data_sets_are_refused_with_their_line(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         made(**wrong)
 
@@ -120,7 +120,7 @@ def two_captions_and_a_question() -> Dataset:
     return Dataset("toy", tuple(Image(b"", id, id) for id in "abc"), tuple(queries), qrels)
 
 
-def test_texts_look_for_images_and_images_for_texts() -> None:
+def test_tasks_of_both_directions() -> None:
     data = two_captions_and_a_question()
     there = data.text_to_image()
     assert (there.queries, there.items) == (("a#0", "b#0", "a#1", "a#2"), ("a", "b", "c"))
@@ -132,7 +132,7 @@ def test_texts_look_for_images_and_images_for_texts() -> None:
     assert back.clusters.tolist() == [0, 1] and back.forms == ("caption", "caption")
 
 
-def test_an_image_looks_among_texts_of_one_form() -> None:
+def test_image_to_text_needs_texts_of_one_form() -> None:
     with pytest.raises(InvalidInputError, match="caption, human question"):
         two_captions_and_a_question().image_to_text()
     with pytest.raises(InvalidInputError, match="no queries of the form 'poem'"):
@@ -140,7 +140,7 @@ def test_an_image_looks_among_texts_of_one_form() -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 40), st.integers(0, 99))
-def test_a_sample_lets_every_image_ask_once_before_any_asks_twice(images: int, count: int, seed: int) -> None:
+def test_samples_take_one_query_of_every_image_before_a_second(images: int, count: int, seed: int) -> None:
     queries = [Query(f"{i}#{n}", "x", f"form {n % 2}", "") for i in range(images) for n in range(4)]
     qrels = {query.id: {query.id.split("#")[0]: 1} for query in queries}
     data = Dataset("toy", tuple(Image(b"", str(i), str(i)) for i in range(images)), tuple(queries), qrels)
@@ -185,7 +185,7 @@ def test_karpathy(tmp_path: Path) -> None:
     assert len(read_karpathy(*karpathy(tmp_path)).queries) == 5
 
 
-def test_karpathy_names_what_is_wrong(tmp_path: Path) -> None:
+def test_karpathy_errors_name_the_record(tmp_path: Path) -> None:
     path, images = karpathy(tmp_path)
     with pytest.raises(
         InvalidInputError, match=r"no images of the split 'dev'; it has test \(2\), val \(1\)"
@@ -275,7 +275,7 @@ def test_coco(tmp_path: Path) -> None:
         read_coco(write_json(path, document), images)
 
 
-def test_a_folder_of_your_own(tmp_path: Path) -> None:
+def test_folder_of_own_images(tmp_path: Path) -> None:
     pictures(tmp_path, "cats/tom.png", "jerry.png", "nobody.png")
     lines = [
         {"image": "cats/tom.png", "captions": ["a cat", "a tom"], "questions": ["who sleeps?"]},

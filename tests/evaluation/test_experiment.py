@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+
 from plane import Asker, Plane, pictured
 from small_sets import write_colours, write_folder
-
 from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.evaluation.datasets import Dataset, read_folder, read_judgments, read_shards
 from zsqretrieval.evaluation.estimate import human_time
@@ -386,7 +386,9 @@ def test_forms_are_made_from_captions_on_demand(colours: Dataset, tmp_path: Path
 
 
 def test_small_data_sets_get_small_samples(colours: Dataset) -> None:
-    assert QUICK.fitting(colours).queries is None, "24 captions are fewer than 100"
+    fitted = replace(QUICK, candidates=50).fitting(colours)
+    assert (fitted.queries, fitted.candidates) == (None, 10), "24 captions, 12 images"
+    assert replace(QUICK, candidates=50).fitting(colours, candidates=False).candidates == 50
     many = replace(
         colours,
         queries=tuple(replace(one, id=f"{one.id}{n}") for n in range(50) for one in colours.queries),

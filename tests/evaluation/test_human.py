@@ -32,7 +32,7 @@ def flickr() -> Dataset:
     )
 
 
-def test_experts_as_clipscore_reads_them(tmp_path: Path) -> None:
+def test_expert_ratings_follow_clipscore(tmp_path: Path) -> None:
     file = tmp_path / "ExpertAnnotations.txt"
     rows = [
         "a.jpg\tb.jpg#0\t1\t1\t2",
@@ -47,7 +47,7 @@ def test_experts_as_clipscore_reads_them(tmp_path: Path) -> None:
     assert judged.ratings.tolist() == [[1, 1, 2], [1, 2, 1]] and judged.variant == "c"
 
 
-def test_the_crowd_as_clipscore_reads_it(tmp_path: Path) -> None:
+def test_crowdflower_ratings_follow_clipscore(tmp_path: Path) -> None:
     file = tmp_path / "CrowdFlowerAnnotations.txt"
     file.write_text("a.jpg\ta.jpg#1\t1\t3\t0\na.jpg\tc.jpg#0\t0.333333333333\t1\t2\n")
     judged = read_crowdflower(file, flickr())
@@ -68,14 +68,14 @@ def test_the_crowd_as_clipscore_reads_it(tmp_path: Path) -> None:
         ("", "there are no ratings"),
     ],
 )
-def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_malformed_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "Annotations.txt"
     file.write_text(line)
     with pytest.raises(InvalidInputError, match=message):
         read_expert(file, flickr())
 
 
-def test_a_share_has_to_be_that_of_its_numbers(tmp_path: Path) -> None:
+def test_shares_must_match_their_counts(tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
     for row, message in [
         ("0.5\t2\t1", "0.5 is not the share of 2 yes and 1 no"),
@@ -106,7 +106,7 @@ def taus(scores: np.ndarray, ratings: np.ndarray) -> tuple[float, float]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(1, 4)), min_size=3, max_size=8))
-def test_tau_is_that_of_the_definition(rows: list[tuple[int, int, int]]) -> None:
+def test_tau_agrees_with_its_definition(rows: list[tuple[int, int, int]]) -> None:
     scores, ratings = np.array([row[0] for row in rows], float), np.array([row[1:] for row in rows], float)
     if np.ptp(scores) == 0 or np.ptp(ratings) == 0:
         return
@@ -126,7 +126,7 @@ def simulated(images: int = 60, pairs: int = 4, copies: int = 1) -> tuple[Judgme
     return judged, np.tile(quality + random.normal(size=n), copies)
 
 
-def test_the_interval_goes_by_images() -> None:
+def test_intervals_draw_images() -> None:
     judged, scores = simulated()
     found = agreement_row(judged, "toy", scores, resamples=200)
     assert (found["group"], found["form"], found["queries"], found["measure"]) == (

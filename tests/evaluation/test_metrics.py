@@ -50,7 +50,7 @@ def task_of(run: Run, qrels: dict[str, dict[str, int]]) -> Task:
     return Task("toy, text to image", run.queries, run.items, qrels, clusters, ("caption",) * len(clusters))
 
 
-def test_by_hand() -> None:
+def test_measures_by_hand() -> None:
     # q0 finds its image second of three; q1 first; q2 not at all; q3 answers nothing.
     run = run_of({"a": 3, "b": 2, "c": 1}, {"d": -1, "c": -2.5}, {"a": 9, "b": 8}, {})
     qrels = {"q0": {"b": 1}, "q1": {"d": 1}, "q2": {"f": 1}, "q3": {"a": 1}}
@@ -105,7 +105,7 @@ def test_recall_is_that_of_clip_benchmark_both_ways(images: int, captions: int, 
     st.lists(st.integers(0, 2), min_size=1, max_size=5),
     st.lists(st.integers(0, 2), min_size=6, max_size=6).filter(any),
 )
-def test_no_way_of_breaking_ties_gives_less(levels: list[int], grades: list[int]) -> None:
+def test_no_tie_breaking_gives_a_lower_measure(levels: list[int], grades: list[int]) -> None:
     run = run_of(dict(zip(ITEMS, levels, strict=False)))
     qrels = {"q0": dict(zip(ITEMS, grades, strict=True))}
     names = ["R@1", "R@3", "Recall@3", "MRR", "nDCG@10", "nDCG@2", "mAP@50", "mAP@2", "APmin@2"]
@@ -118,14 +118,14 @@ def test_no_way_of_breaking_ties_gives_less(levels: list[int], grades: list[int]
     assert {name: values[0] for name, values in found.items()} == pytest.approx(least)
 
 
-def test_a_scorer_that_says_the_same_of_everything_finds_nothing_first() -> None:
+def test_constant_scores_have_no_recall_at_1() -> None:
     run = run_of(dict.fromkeys("fedcba", 0.5))
     for relevant in ITEMS:  # in trec_eval the name would decide
         found = measure(run, {"q0": {relevant: 1}}, ["R@1", "R@5", "MRR"])
         assert [values[0] for values in found.values()] == pytest.approx([0, 0, 1 / 6])
 
 
-def test_scores_that_single_precision_cannot_tell_apart_keep_their_order() -> None:
+def test_scores_equal_in_single_precision_keep_their_order() -> None:
     run = run_of({"a": 1.0, "b": 1.0 + 1e-12})
     assert measure(run, {"q0": {"b": 1}}, ["R@1"])["R@1"] == [1]
     assert measure(run, {"q0": {"a": 1}}, ["R@1"])["R@1"] == [0]
@@ -135,7 +135,7 @@ scores = st.floats(-1e30, 1e30, width=64) | st.sampled_from([0.0, -0.0, 1.0, 1e-
 
 
 @given(st.lists(st.lists(scores, max_size=6), min_size=1, max_size=4), st.data())
-def test_broken_ties_are_the_same_order_and_fall(rows: list[list[float]], data: st.DataObject) -> None:
+def test_broken_ties_keep_the_order_and_fall(rows: list[list[float]], data: st.DataObject) -> None:
     run = run_of(*(dict(zip(ITEMS, row, strict=False)) for row in rows))
     qrels = {query: {data.draw(st.sampled_from(ITEMS)): 1} for query in run.queries}
     broken = break_ties(run, qrels)
@@ -150,7 +150,7 @@ def test_broken_ties_are_the_same_order_and_fall(rows: list[list[float]], data: 
 
 @settings(deadline=None)
 @given(st.lists(st.lists(scores, max_size=6), min_size=1, max_size=4), st.data())
-def test_what_is_written_measures_the_same_when_read(
+def test_written_runs_measure_the_same_when_read(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[float]], data: st.DataObject
 ) -> None:
     items = ("a b", "100%", "tab\tbed", "ünï", "e", "f")
@@ -168,7 +168,7 @@ def test_what_is_written_measures_the_same_when_read(
         assert ours[name].tolist() == theirs[name].tolist()
 
 
-def test_trec_eval_measures_of_the_file_what_we_measure(tmp_path: Path) -> None:
+def test_trec_eval_measures_the_same_from_the_file(tmp_path: Path) -> None:
     import ir_measures
 
     random = np.random.default_rng(3)
@@ -213,7 +213,7 @@ def test_all_measures_are_known() -> None:
         ("nDCG(dcg='exp-log2')@10", "is not one of trec_eval's"),
     ],
 )
-def test_measures_that_cannot_be_had_are_refused_before_the_work(name: str, message: str) -> None:
+def test_unknown_measures_are_refused(name: str, message: str) -> None:
     """Not after it: trec_eval ends the process over a cutoff of 0."""
     with pytest.raises(InvalidInputError, match=message):
         check_measures(["MRR", name])
@@ -223,7 +223,7 @@ def test_measures_that_cannot_be_had_are_refused_before_the_work(name: str, mess
         Settings(measures=("R@1", name))
 
 
-def test_without_ir_measures_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ir_measures_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ir_measures", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'zsqretrieval\[evaluation\]'"):
         measure(run_of({"a": 1.0}), {"q0": {"a": 1}})
@@ -246,7 +246,7 @@ def test_run_and_qrels_of_other_queries_are_refused(
         measure(run, {query: {"a": 1} for query in judged})
 
 
-def test_files_name_the_line_and_the_query(tmp_path: Path) -> None:
+def test_malformed_files_name_the_line_and_the_query(tmp_path: Path) -> None:
     task = task_of(run_of({"a": 1}, {"b": 1}), {"q0": {"a": 1}, "q1": {"b": 1}})
     file = tmp_path / "broken.run"
     good = "q0 Q0 a 1 0.5 toy\n"
@@ -278,14 +278,14 @@ def test_files_name_the_line_and_the_query(tmp_path: Path) -> None:
         read_qrels(tmp_path / "nowhere")
 
 
-def test_a_run_with_ties_is_not_written(tmp_path: Path) -> None:
+def test_runs_with_ties_are_not_written(tmp_path: Path) -> None:
     for row in ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0 - 1e-12}, {"a": 1.0, "b": 2.0}):
         with pytest.raises(InvalidInputError, match="query 'q1': scores tie or do not fall"):
             write_run(run_of({"a": 2.0, "b": 1.0}, row), tmp_path / "x.run")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.run"
     write_run(run_of({"a": 2.0}), file)
     before = file.read_text()
@@ -315,12 +315,12 @@ def test_a_failed_write_leaves_the_former_file(tmp_path: Path, monkeypatch: pyte
         ([[0.0]], [[1]], "candidates are float64"),
     ],
 )
-def test_a_broken_run_is_refused(candidates: list[object], values: list[object], message: str) -> None:
+def test_invalid_runs_are_refused(candidates: list[object], values: list[object], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         Run("toy", ("q0",), ITEMS, np.array(candidates), np.array(values, float))
 
 
-def test_padding_is_no_candidate() -> None:
+def test_missing_candidates_are_sorted_last() -> None:
     run = Run("toy", ("q0",), ITEMS, np.array([[-1, 3, -1]]), np.array([[NAN, 1.0, NAN]]))
     assert break_ties(run, {}).candidates.tolist() == [[3, -1, -1]]
     with pytest.raises(InvalidInputError, match="query 'q0': a score is beyond"):

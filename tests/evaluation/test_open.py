@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
-from small_sets import write_colours, write_folder
 
+from small_sets import write_colours, write_folder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import KINDS, open_dataset, open_distractors, open_judgments
 
 
-def test_a_folder_tells_what_it_holds(tmp_path: Path) -> None:
+def test_the_kind_of_a_folder_is_recognised(tmp_path: Path) -> None:
     shards, folder = write_colours(tmp_path / "shards"), write_folder(tmp_path / "own, mine")
     assert open_dataset(str(shards)).name == "shards test"
     assert open_dataset(f"shards:{shards}", "dev").name == open_dataset(f"flickr8k:{shards}", "dev").name
@@ -21,7 +21,7 @@ def test_a_folder_tells_what_it_holds(tmp_path: Path) -> None:
     assert open_dataset(f"folder:{folder}").forms == ("caption", "human question")
 
 
-def test_flickr8k_as_its_makers_give_it(tmp_path: Path) -> None:
+def test_flickr8k_as_published(tmp_path: Path) -> None:
     for part in ("Flicker8k_Dataset", "Flickr8k_text"):
         (tmp_path / part).mkdir()
     texts = tmp_path / "Flickr8k_text"
@@ -45,7 +45,7 @@ def test_flickr8k_as_its_makers_give_it(tmp_path: Path) -> None:
         open_dataset(str(tmp_path), "train")
 
 
-def test_human_ratings_are_found_beside_the_test_split(tmp_path: Path) -> None:
+def test_human_ratings_next_to_the_test_split_are_read(tmp_path: Path) -> None:
     shards = write_colours(tmp_path / "shards")
     data = open_dataset(str(shards))
     assert open_judgments(str(shards), None, data) == ()
@@ -62,7 +62,7 @@ def test_human_ratings_are_found_beside_the_test_split(tmp_path: Path) -> None:
     assert open_judgments(str(own), None, open_dataset(str(own))) == ()
 
 
-def test_distractors_are_the_images_of_the_other_splits(tmp_path: Path) -> None:
+def test_distractors_are_the_images_of_other_splits(tmp_path: Path) -> None:
     shards = write_colours(tmp_path / "shards", splits=("dev", "test", "train"))
     others = {str(image.id) for image in open_distractors(str(shards), None)}
     own = {str(image.id) for image in open_dataset(str(shards)).gallery}
@@ -71,7 +71,7 @@ def test_distractors_are_the_images_of_the_other_splits(tmp_path: Path) -> None:
     assert open_distractors(str(write_folder(tmp_path / "own")), None) == ()
 
 
-def test_two_paths_are_parted_by_a_comma(tmp_path: Path) -> None:
+def test_two_paths_are_separated_by_a_comma(tmp_path: Path) -> None:
     PILImage.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
     record = {"filename": "a.png", "split": "val", "sentences": [{"raw": "a dog"}]}
     (tmp_path / "all.json").write_text(json.dumps({"images": [record]}))
@@ -85,7 +85,7 @@ def test_two_paths_are_parted_by_a_comma(tmp_path: Path) -> None:
         open_dataset(f"{argument},{tmp_path}")
 
 
-def test_what_is_no_data_set_is_told_the_kinds(tmp_path: Path) -> None:
+def test_unknown_data_sets_are_refused_with_the_kinds(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="neither a folder nor kind:path") as refused:
         open_dataset("flickr9k:somewhere")
     assert all(f"{name}:{kind.paths}" in str(refused.value) for name, kind in KINDS.items())

@@ -75,7 +75,7 @@ EXAMPLES: dict[str, tuple[str | None, ...]] = {
 
 
 @pytest.mark.parametrize("caption", EXAMPLES)
-def test_by_example(caption: str) -> None:
+def test_rules_give_the_expected_questions(caption: str) -> None:
     assert tuple(as_question(caption, rule) for rule in QUESTION_RULES) == EXAMPLES[caption]
 
 
@@ -106,7 +106,7 @@ BEGINNINGS = ("Which picture shows ", "Is there ", "Are there ", "Who is ", "Wha
 
 
 @given(st.lists(WORDS, max_size=12).map(" ".join) | st.text(max_size=30))
-def test_whatever_the_caption_there_is_one_question_or_none(caption: str) -> None:
+def test_any_caption_gives_one_question_or_none(caption: str) -> None:
     for rule in QUESTION_RULES:
         question = as_question(caption, rule)
         assert question == as_question(caption, rule)
@@ -116,7 +116,7 @@ def test_whatever_the_caption_there_is_one_question_or_none(caption: str) -> Non
         assert question.startswith(BEGINNINGS)
 
 
-def test_questions_stand_beside_their_captions() -> None:
+def test_questions_are_added_with_the_answers_of_their_captions() -> None:
     queries = (
         Query("x#0", "Two dogs run in snow", "caption", "file:1"),
         Query("x#1", "A skier has fallen", "caption", "file:2"),
@@ -132,12 +132,12 @@ def test_questions_stand_beside_their_captions() -> None:
     )
     assert more.qrels == {query.id: {"x": 1} for query in more.queries}
     assert more.notes == (
-        "the rule 'which' made questions of 2 of 2 captions",
-        "the rule 'how many' made questions of 1 of 2 captions",
+        "the rule 'which' applies to 2 of 2 captions",
+        "the rule 'how many' applies to 1 of 2 captions",
     )
     assert more.of_form("caption").image_to_text().items == ("x#0", "x#1")
 
 
-def test_a_rule_that_is_not_there_is_named() -> None:
-    with pytest.raises(InvalidInputError, match="no rule is named 'why'; there are which, is there"):
+def test_unknown_rules_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="no rule 'why'; choose from which, is there"):
         as_question("a dog", "why")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from plane import Asker, Plane, bench_of, number, pictured
 from small_sets import write_colours
-
 from zsqretrieval._util.cache import Cache
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation import scores as scores_module
@@ -326,7 +326,7 @@ def test_normalization_subtracts_the_hubness_of_each_image() -> None:
     assert (fused.scores[:, :3] >= 0).all() and (fused.scores[:, 3:] < 0).all(), "the others stay below"
     bench._questions["search", 2] = Questions((), np.empty(0, np.int64), np.empty((0, 2), np.float32), 7)
     with pytest.raises(InvalidInputError, match="no search with the 7 generated texts finds its image"):
-        part.normalized()
+        bench.part("text to image", "caption", None).normalized  # noqa: B018
 
 
 def test_prior_is_subtracted_image_to_text_only() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from exact_model import IMAGES, ExactModel, ExactStates, Small, V, contexts, log_probs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exact_model import IMAGES, ExactModel, ExactStates, Small, V, contexts, log_probs
 from zsqretrieval.generators.engine.decoding import continue_contexts
 
 some_contexts = st.lists(contexts, min_size=1, max_size=6)

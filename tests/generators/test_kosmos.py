@@ -10,14 +10,14 @@ from pathlib import PurePosixPath
 import huggingface_hub.constants
 import numpy as np
 import pytest
-import tiny_vlms
 import torch
-from benchmarks.scoring import naive_log_likelihood
 from safetensors.torch import load_file, save_file
-from tiny_kosmos import tiny_kosmos, tiny_model, tiny_processor
 from tokenizers import Tokenizer
 from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 
+import tiny_vlms
+from benchmarks.scoring import naive_log_likelihood
+from tiny_kosmos import tiny_kosmos, tiny_model, tiny_processor
 from zsqretrieval import plugins
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError, WeightsError

@@ -7,10 +7,10 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from exact_model import HEAD, IMAGES, D, ExactModel, ExactStates, Small, V, contexts, continuations, log_probs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exact_model import HEAD, IMAGES, D, ExactModel, ExactStates, Small, V, contexts, continuations, log_probs
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine import likelihood
 from zsqretrieval.generators.engine.likelihood import (

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_vlms
 import torch
 from PIL import Image as PILImage
 
+import tiny_vlms
 from zsqretrieval import plugins
 from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.data.images import decode

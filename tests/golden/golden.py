@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from comparing import BFLOAT16, FLOAT32, HEADER, Numbers, compare, line, load, save
 from numpy.typing import NDArray
+
+from comparing import BFLOAT16, FLOAT32, HEADER, Numbers, compare, line, load, save
 
 Ranking: TypeAlias = "list[tuple[str, Mapping[str, float]]]"
 """Pictures and their scores by stage, best first."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from comparing import FLOAT32, compare, failures, load, rankings_apart
 
+from comparing import FLOAT32, compare, failures, load, rankings_apart
 from golden import SMALL, measure_small
 
 

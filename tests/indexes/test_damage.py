@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from index_data import vectors
 
+from index_data import vectors
 from zsqretrieval._util import files as storage
 from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.indexes.exact import ExactIndex

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index_data import ranked, unit, vectors
 
+from index_data import ranked, unit, vectors
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes import exact
 from zsqretrieval.indexes.exact import ExactIndex

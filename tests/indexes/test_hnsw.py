@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from benchmarks.index import bench_index
 from benchmarks.synthetic import cliplike
 from index_data import vectors
-
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index_data import filled, self_recall, unit, vectors
 
+from index_data import filled, self_recall, unit, vectors
 from zsqretrieval._util import files as storage
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes import hnsw

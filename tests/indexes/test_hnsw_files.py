@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import index_data
 import numpy as np
 import pytest
-from index_data import filled, self_recall, vectors
 
+import index_data
+from index_data import filled, self_recall, vectors
 from zsqretrieval._util import files as storage
 from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.indexes import hnsw

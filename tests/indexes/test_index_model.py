@@ -17,8 +17,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from index_data import vectors
 
+from index_data import vectors
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from index_data import vectors
 
+from index_data import vectors
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex

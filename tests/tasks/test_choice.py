@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import TableGenerator, picture
 
+from tables import TableGenerator, picture
 from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.tasks import Choice, choose, count_correct
 from zsqretrieval.tasks.choice import TIE

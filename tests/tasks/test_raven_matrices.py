@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
-from tables import TableGenerator
 
+from tables import TableGenerator
 from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.tasks import Matrix, Panel, generate_matrices, raven_item, score_raven

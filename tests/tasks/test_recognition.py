@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
-from tables import TableGenerator, picture
 
+from tables import TableGenerator, picture
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.prompts import Prompt

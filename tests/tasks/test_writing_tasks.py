@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PILImage
-from tables import TableGenerator, picture
 
+from tables import TableGenerator, picture
 from zsqretrieval.errors import ImageError, InvalidInputError, ZsqError
 from zsqretrieval.generators.prompts import Prompt
 from zsqretrieval.tasks import (

@@ -2,11 +2,11 @@
 
 import inspect
 
+import pytest
+
 import broken_encoders
 import broken_generators
 import broken_indexes
-import pytest
-
 from zsqretrieval.testing import (
     ContractError,
     GeneratorCase,

@@ -2,8 +2,8 @@
 
 import pytest
 from hypothesis import given, settings
-from strategies import operations
 
+from strategies import operations
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.testing import index_checks, parametrize_checks

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
-from strategies import operations
 
+from strategies import operations
 from zsqretrieval.errors import IntegrityError
 from zsqretrieval.testing import (
     GeneratorCase,

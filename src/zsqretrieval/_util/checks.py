@@ -1,4 +1,4 @@
-"""Refuses settings that make no sense, before they become a TypeError from somewhere deep."""
+"""Argument checks."""
 
 from __future__ import annotations
 
@@ -20,25 +20,20 @@ __all__ = [
 
 
 def check_settings(part: str, given: Iterable[str], known: Sequence[str]) -> None:
-    """Compare the names of settings with those a part has.
+    """Check the names of settings.
 
     Raises:
-        InvalidInputError: one is unknown; names it and those there are.
+        InvalidInputError: one is unknown; lists the known ones.
     """
     if unknown := sorted(set(given) - set(known)):
         raise InvalidInputError(f"{part} has no setting {unknown[0]!r}; it has {', '.join(known)}")
 
 
 def check_counts(least: int = 1, *, or_none: bool = False, **counts: int | None) -> None:
-    """Look at numbers of things.
-
-    Args:
-        least: how few make sense.
-        or_none: whether None makes sense as well.
-        counts: by name.
+    """Check that values are whole numbers of at least ``least``, or None if ``or_none``.
 
     Raises:
-        InvalidInputError: one is no whole number, or below that; names it.
+        InvalidInputError: one is not; names it.
     """
     for name, count in counts.items():
         if count is None and or_none:
@@ -50,10 +45,10 @@ def check_counts(least: int = 1, *, or_none: bool = False, **counts: int | None)
 
 
 def check_amounts(**amounts: float) -> None:
-    """Look at numbers that say how much.
+    """Check that values are finite numbers >= 0.
 
     Raises:
-        InvalidInputError: one is no finite number, or below 0; names it.
+        InvalidInputError: one is not; names it.
     """
     for name, amount in amounts.items():
         if not isinstance(amount, Real) or not (math.isfinite(amount) and amount >= 0):
@@ -61,10 +56,10 @@ def check_amounts(**amounts: float) -> None:
 
 
 def check_numbers(**numbers: float) -> None:
-    """Look at numbers of either sign.
+    """Check that values are finite numbers.
 
     Raises:
-        InvalidInputError: one is no finite number; names it.
+        InvalidInputError: one is not; names it.
     """
     for name, number in numbers.items():
         if not isinstance(number, Real) or not math.isfinite(number):
@@ -72,36 +67,32 @@ def check_numbers(**numbers: float) -> None:
 
 
 def check_sequence(values: object, name: str) -> None:
-    """Look at what should be several.
+    """Check that a value is a sequence, but not a text.
 
     Raises:
-        InvalidInputError: it is a text, or no sequence.
+        InvalidInputError: it is not.
     """
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise InvalidInputError(f"{name} must be a list, not {type(values).__name__}")
 
 
 def check_text(text: object, what: str) -> None:
-    """Look at what somebody says.
+    """Check that a value is a non-empty string of valid Unicode.
 
     Raises:
-        InvalidInputError: it is no text, says nothing, or is not Unicode.
+        InvalidInputError: it is not.
     """
     if not isinstance(text, str) or not text.strip():
-        raise InvalidInputError(f"{what} must be a text that says something, not {text!r}")
+        raise InvalidInputError(f"{what} must be a non-empty string, not {text!r}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InvalidInputError(f"{what} is not Unicode text: {text!r}; decode it with the right encoding")
 
 
 def check_verbalisers(*, yes: Iterable[str], no: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Look at the words that mean yes, and those that mean no.
-
-    Returns:
-        Both, as tuples.
+    """Check the words that mean yes and no, and return both as tuples.
 
     Raises:
-        InvalidInputError: one side is no sequence of texts, or is empty; or a word says nothing, or is given
-            twice.
+        InvalidInputError: a side is empty or not a sequence of texts, or a word is empty or repeated.
     """
     for name, words in (("yes", yes), ("no", no)):
         if isinstance(words, str) or not isinstance(words, Iterable):
@@ -110,7 +101,7 @@ def check_verbalisers(*, yes: Iterable[str], no: Iterable[str]) -> tuple[tuple[s
     both = sides[0] + sides[1]
     given = f"yes={sides[0]!r}, no={sides[1]!r}"
     if not all(sides) or not all(isinstance(word, str) and word.strip() for word in both):
-        raise InvalidInputError(f"verbalisers must be texts that say something: {given}")
+        raise InvalidInputError(f"verbalisers must be non-empty strings: {given}")
     if len(set(both)) < len(both):
         raise InvalidInputError(f"a verbaliser is given twice: {given}")
     return sides

@@ -80,9 +80,7 @@ def evaluate(
             help="Folder of the cache, from which the same command continues.", show_default="REPORT/work"
         ),
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="Preset of encoder, index and generator.")
-    ] = "mini",
+    preset: Annotated[str, typer.Option(help="Preset of encoder, index and generator.")] = "mini",
     encoder: Annotated[str | None, typer.Option(help="Encoder plugin, not the preset's.")] = None,
     encoder_config: Annotated[str | None, typer.Option(help="Its settings, a JSON object.")] = None,
     index: Annotated[str | None, typer.Option(help="Index plugin whose size is measured.")] = None,
@@ -109,7 +107,12 @@ def evaluate(
             min=1, help="Queries of each form and direction.", show_default="1000; 100 below 200 images"
         ),
     ] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="Candidates re-ranked for each query.")] = 50,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Candidates re-ranked for each query.", show_default="50, at most half of few images"
+        ),
+    ] = None,
     curve_candidates: Annotated[
         int | None,
         typer.Option(
@@ -190,7 +193,7 @@ def evaluate(
         systems=choose_systems(names.split(",")),
         directions=choose_directions(directions.split(",")),
         queries=queries,
-        candidates=candidates,
+        candidates=50 if candidates is None else candidates,
         curve_candidates=curve_candidates,
         fusion=calibration.fusion if weight is None else with_weight(calibration.fusion, weight),
         expansion=calibration.expansion if expansion is None else _expansion(expansion),
@@ -212,16 +215,16 @@ def evaluate(
         None if forms is None else [form.strip().replace("-", " ") for form in forms.split(",")],
     )
     tuning = None if tune_on is None else open_dataset(dataset, tune_on)
-    settings = settings.fitting(data)
+    settings = settings.fitting(data, candidates=candidates is None)
     judgments = open_judgments(dataset, split, data) if human else ()
-    if settings.queries is not None:
-        notice(f"{data.name}: {settings.queries} queries of each form and direction, a fixed sample")
+    sample = "all" if settings.queries is None else f"a fixed sample of {settings.queries}"
+    notice(f"{data.name}: {sample} queries of each form and direction, {settings.candidates} candidates")
     folder = work if work is not None else report / "work"
     parts = _Made(chosen, dialogs > 0)
     with _one_bar() as progress:
         results = run(
             data, parts.encoder, parts.generator, settings,
-            work=folder, tune_on=tuning, judgments=judgments,
+            work=folder, forms=data.forms, tune_on=tuning, judgments=judgments,
             index=parts.index() if cost else None, cost=cost, progress=progress, notice=notice,
         )  # fmt: skip
         more = _More(dataset, split, data, settings, parts, folder, progress)
@@ -229,7 +232,7 @@ def evaluate(
             results = more.scaling(results, sizes, batch_size)
         if dialogs:
             results = more.dialogs(results, dialogs, rounds, user.value)
-    results.facts["presets"] = {"preset": preset}
+    results.facts["preset"] = preset
     if alternatives is not None:
         results.facts["alternatives"] = json.loads(alternatives.read_text(encoding="utf-8"))
     command = command_line(ctx)
@@ -237,7 +240,7 @@ def evaluate(
         write_verdict(results, report, command=command, published=published)
         notice(f"verdict: {report.absolute()}")
     else:
-        write_report(results, report, command=command)
+        results = replace(results, facts=write_report(results, report, command=command))
         notice(f"report: {(report / 'report.html').absolute()}")
     if as_json:
         emit_json(json.loads(results.to_json()))

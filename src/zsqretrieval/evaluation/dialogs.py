@@ -23,9 +23,9 @@ from scipy.special import log_softmax
 from zsqretrieval._util.cache import cache_key
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval.dialog.dialog import Dialog
+from zsqretrieval.dialog.evidence import Turn, dialog_text
 from zsqretrieval.dialog.gallery import encoded_alike
 from zsqretrieval.dialog.oracle import Interview, Wording
-from zsqretrieval.dialog.evidence import Turn, dialog_text
 from zsqretrieval.dialog.policies import CaptionDialog, InformationGain, Policy, RandomQuestion
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.results import paired_rows
@@ -228,7 +228,9 @@ class _Gallery:
     def showing(
         self, hits: Sequence[Hit]
     ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
-        yield self._bench.generator, [*self._bench.shown([hit.key for hit in hits])]
+        # Features of all images at once, since their last bits depend on the batch.
+        shown = self._bench.shown(range(len(self._bench.dataset.gallery)))
+        yield self._bench.generator, [shown[hit.key] for hit in hits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +317,9 @@ class _Host:
         after, keys = _log_p(dialog), list(before)
         prior = np.array([before[key] for key in keys])
         answers = np.array([after[key] for key in keys]) - prior
-        said, more = self.gallery.cosines([dialog.text, dialog_text(self.gallery, dialog.text, dialog.history)])
+        said, more = self.gallery.cosines(
+            [dialog.text, dialog_text(self.gallery, dialog.text, dialog.history)]
+        )
         heard = self.settings["reread"] * self.settings["scale"] * (more - said)[keys]
         return prior + heard, answers - heard, keys.index(target.image)
 

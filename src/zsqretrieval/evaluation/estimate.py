@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from zsqretrieval._util.cache import Cache, cache_key
+from zsqretrieval.evaluation.datasets import Judgments
 from zsqretrieval.evaluation.run import DIRECTIONS
 from zsqretrieval.evaluation.scores import Bench, Step
 from zsqretrieval.evaluation.systems import LIKELIHOOD, SYSTEMS, WORDINGS, YES_NO
@@ -21,6 +22,7 @@ __all__ = ["Clock", "estimate", "human_time"]
 _ENOUGH = 0.3  # seconds of a measurement
 _NULLS = 3  # null images of a prior
 _TEST = 0.03  # seconds of intervals and test of one measure of one system
+_TAUS = 20_000  # pairs and draws of a rank correlation in the time of a test
 _FLOOR = 5  # seconds of everything that is not counted
 
 
@@ -81,12 +83,15 @@ def human_time(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def estimate(benches: Sequence[Bench], clock: Clock, *, cost: bool) -> dict[str, tuple[bytes, float]]:
+def estimate(
+    benches: Sequence[Bench], clock: Clock, judgments: Sequence[Judgments] = (), *, cost: bool
+) -> dict[str, tuple[bytes, float]]:
     """Count the work of each step and multiply it by the measured time of a few images, texts and pairs.
 
     Args:
         benches: the one to measure last, before it those to tune on.
         clock: knows which steps are finished.
+        judgments: whose pairs are scored by the last one.
         cost: whether the cost of the last one is measured.
 
     Returns:
@@ -98,7 +103,8 @@ def estimate(benches: Sequence[Bench], clock: Clock, *, cost: bool) -> dict[str,
         label = "" if last else f"{bench.dataset.name}: "
         of = [bench.encoder.fingerprint, bench.dataset.name, str(len(bench.dataset.gallery))]
         of.append(bench.generator.fingerprint if bench.settings.systems else "")
-        for step, (unit, count) in _steps(bench, measured=last, cost=cost and last).items():
+        steps = _steps(bench, judgments if last else (), measured=last, cost=cost and last)
+        for step, (unit, count) in steps.items():
             counted[label + step] = (cache_key("step", *of, step, str(count)), unit, count)
     units = {unit for key, unit, _ in counted.values() if not clock.finished(key)}
     seconds = _seconds_each(benches[-1], units)
@@ -108,7 +114,9 @@ def estimate(benches: Sequence[Bench], clock: Clock, *, cost: bool) -> dict[str,
     }
 
 
-def _steps(bench: Bench, *, measured: bool, cost: bool) -> dict[str, tuple[str, float]]:
+def _steps(
+    bench: Bench, judgments: Sequence[Judgments], *, measured: bool, cost: bool
+) -> dict[str, tuple[str, float]]:
     """Unit and count of every step of a bench."""
     settings, dataset = bench.settings, bench.dataset
     images, texts = len(dataset.gallery), len(dataset.queries)
@@ -156,6 +164,11 @@ def _steps(bench: Bench, *, measured: bool, cost: bool) -> dict[str, tuple[str, 
             if measured:
                 tests = (len(here) + 1) * len(settings.measures)
                 add(f"{step}statistics", "test", tests + 4 * len(settings.depths) * len(here))
+    for judged in judgments:
+        pairs = len(judged.captions)
+        for rule in ("likelihood", "yes_no"):
+            add(f"{judged.name}: scoring by {rule}", rule, pairs if rule in everything else 0)
+        add(f"{judged.name}: bootstrap", "test", pairs * settings.resamples / _TAUS * (len(chosen) + 1))
     if cost and everything:
         depths = sum(settings.curve("text to image", images))
         for rule in ("likelihood", "yes_no"):

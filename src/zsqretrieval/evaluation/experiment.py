@@ -131,11 +131,10 @@ def evaluate(
             benches.insert(
                 0, Bench(encoder, generator, tune_on, reduced, cache, clock.labelled(tune_on.name))
             )
-        clock.start(estimate(benches, clock, cost=cost), notice)
+        clock.start(estimate(benches, clock, judgments, cost=cost), notice)
         if tune_on is not None:
             choice = tune(benches[0], choice)
             clock.finish(f"{tune_on.name}: ")
-        results = Results(table_of([]), {}, dataset=dataset)
         rows: Rows = []
         facts: dict[str, Any] = {"examples": [], "probabilities": {}}
         runs: dict[str, Run] = {}
@@ -149,9 +148,9 @@ def evaluate(
         pairs = {ratings_path(one.name): _rated(bench, one, choice, rows) for one in judgments}
         if cost:
             rows += cost_rows(bench, encoder, choice, index)
-        results = replace(results, table=table_of(rows), runs=runs, qrels=qrels, ratings=pairs)
+        facts = _facts(bench, encoder, choice, systems) | facts
         clock.finish("")
-        return replace(results, facts=_facts(bench, encoder, choice, systems) | facts)
+    return Results(table_of(rows), facts, runs, qrels, pairs, dataset)
 
 
 def check_leaks(dataset: Dataset, tune_on: Dataset) -> None:

@@ -1,8 +1,8 @@
-"""Captions turned into questions by rules, so that one set of captions can be asked in several ways.
+"""Rules that turn captions into questions, so that one set of captions gives several forms of queries.
 
-There is no grammar here beyond a list of verbs: the rules look for the verb of a caption and put a question
-around what they found. Where a rule does not apply, there is no question; where it errs, the question is bad
-English, and docs/evaluation.md counts how often. Everything is a function of the caption alone.
+The rules find the verb of a caption by a list of verbs and build a question around its parts. A rule may not
+apply, and it may give bad English; docs/evaluation.md counts how often. A question depends on its caption
+alone.
 
 ============  ============================================  ==============================================
 rule          of "Two dogs run through the grass ."         of "A man in a hat is looking at stars ."
@@ -15,8 +15,8 @@ rule          of "Two dogs run through the grass ."         of "A man in a hat i
 ``how many``  How many dogs are running through the grass?  none: nothing is counted
 ============  ============================================  ==============================================
 
-``which`` and ``is there`` keep all that the caption says; ``what`` leaves out who it is about, and ``how
-many`` the number, so these two look for an image with less to go by, as people do.
+``which`` and ``is there`` keep the content of the caption; ``what`` drops the subject and ``how many`` the
+number, so both describe the image less precisely.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ _DETERMINERS = _ARTICLES | _DEFINITE | _set("some two three")
 
 @dataclass(frozen=True, slots=True)
 class _Parse:
-    """A caption in three parts; without a verb, ``rest`` begins at the first place word."""
+    """A caption in three parts; without a verb, ``rest`` begins at the first preposition of place."""
 
     subject: tuple[str, ...]
     doing: str | None  # "running"; "" for "is in the water"; None where no verb was found
@@ -114,7 +114,7 @@ class _Parse:
 
     @property
     def head(self) -> str:
-        """The noun that the subject is about."""
+        """Head noun of the subject."""
         end = next((n for n, word in enumerate(self.subject) if n and word in _LINKS | {"wearing"}), None)
         words = [word for word in self.subject[:end] if word.isalpha()]
         return words[-1] if words else ""
@@ -159,7 +159,7 @@ def _words(caption: str) -> list[str]:
 
 
 def _parse(caption: str) -> _Parse | None:
-    """The parts of a caption; None where its build is beyond the rules."""
+    """The parts of a caption; None if the rules do not cover its structure."""
     words = _words(caption)
     if words[:1] == ["there"] and words[1:2] in (["is"], ["are"]):
         words = words[2:]
@@ -183,7 +183,7 @@ def _parse(caption: str) -> _Parse | None:
 
 
 def _of_finite(words: Sequence[str], n: int) -> _Parse | None:
-    """The parts around a verb; further verbs behind ``and`` become gerunds with it."""
+    """The parts around a finite verb; further verbs after ``and`` become gerunds as well."""
     subject, verb, rest = tuple(words[:n]), words[n], [*words[n + 1 :]]
     sure = True
     for place in range(len(rest) - 1):
@@ -209,7 +209,7 @@ def _of_finite(words: Sequence[str], n: int) -> _Parse | None:
 
 
 def _opens(word: str) -> bool:
-    """Whether a word begins what a verb is about or where it happens."""
+    """Whether a word begins an object or a place."""
     return word in _DETERMINERS or word in _LINKS
 
 
@@ -236,7 +236,7 @@ def _is_finite(words: Sequence[str], n: int) -> bool:
 
 
 def _is_animal_or_doer(word: str) -> bool:
-    """Somebody who could do it: a dog, or one whose name says what he does."""
+    """Whether a noun can be the subject of an action: an animal, or a noun in -er, -or, -ist."""
     does = word.endswith(("er", "or", "ist", "hound")) and word not in _NO_PERSONS
     return word in _ACTORS or does
 
@@ -296,11 +296,11 @@ def _how_many(caption: str) -> str | None:
 QUESTION_RULES: Mapping[str, Callable[[str], str | None]] = MappingProxyType(
     {"which": _which, "is there": _is_there, "what": _what, "how many": _how_many}
 )
-"""The rules by name; each makes a question of a caption, or None where it does not apply."""
+"""The rules by name; each turns a caption into a question, or None if it does not apply."""
 
 
 def question_form(rule: str) -> str:
-    """The form of the queries that a rule makes: ``question/which`` and so on."""
+    """Form of the queries of a rule, such as ``question/which``."""
     return f"question/{rule}"
 
 
@@ -308,30 +308,30 @@ def as_question(caption: str, rule: str) -> str | None:
     """Turn a caption into a question.
 
     Args:
-        caption: one English sentence, or a noun with what belongs to it, as people describe photographs.
+        caption: an English sentence or noun phrase, as people describe photographs.
         rule: a name of :data:`QUESTION_RULES`.
 
     Returns:
-        The question; None where the rule does not apply.
+        The question; None if the rule does not apply.
 
     Raises:
         InvalidInputError: there is no such rule.
     """
     if rule not in QUESTION_RULES:
-        raise InvalidInputError(f"no rule is named {rule!r}; there are {', '.join(QUESTION_RULES)}")
+        raise InvalidInputError(f"there is no rule {rule!r}; choose from {', '.join(QUESTION_RULES)}")
     return QUESTION_RULES[rule](caption)
 
 
 def with_questions(dataset: Dataset, rules: Sequence[str] = tuple(QUESTION_RULES)) -> Dataset:
-    """Add to every caption the questions that rules make of it.
+    """Add the questions that rules make from the captions.
 
     Args:
-        dataset: with captions; its other queries stay as they are.
+        dataset: with captions; other queries stay as they are.
         rules: names of :data:`QUESTION_RULES`.
 
     Returns:
-        The data set with more queries, after those it had: ``{caption}?{rule}``, of the form
-        ``question/{rule}``, with the answers of the caption. The notes say how many captions each rule took.
+        The data set with further queries ``{caption}?{rule}`` of the form ``question/{rule}``, with the
+        relevant images of the caption. The notes count the captions that each rule applies to.
 
     Raises:
         InvalidInputError: there is no such rule, or the data set has no captions.
@@ -346,7 +346,7 @@ def with_questions(dataset: Dataset, rules: Sequence[str] = tuple(QUESTION_RULES
             if (question := as_question(query.text, rule)) is not None
         ]
         asked += made
-        notes.append(f"the rule {rule!r} made questions of {len(made)} of {len(captions)} captions")
+        notes.append(f"the rule {rule!r} applies to {len(made)} of {len(captions)} captions")
     answers = {query.id: dataset.qrels[query.id.rpartition("?")[0]] for query in asked}
     return replace(
         dataset,

@@ -231,7 +231,8 @@ class Bench:
 
     def token_counts(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Lengths of n texts in tokens; float64 [n]."""
-        return self._null_scores(_Length(), texts, null_images(1), "token counts")[0]
+        (counts,) = self._null_scores(_Length(), texts, null_images(1), "token counts")
+        return np.asarray(counts, np.float64)
 
     def _null_scores(
         self, scoring: Scoring, texts: Sequence[str], nothing: Sequence[Image], step: str
@@ -460,6 +461,7 @@ class Part:
             found[row, : len(items)], scores[row, : len(items)] = items, joined
         return replace(self.first, name="expanded", candidates=found, scores=scores)
 
+    @cached_property
     def normalized(self) -> Run:
         """The first stage minus the hubness that the query bank finds in each image."""
         taken = self.bench.query_bank().taken(self.bench.gallery)[self.first.candidates]

@@ -108,16 +108,21 @@ class Settings:
         reranked = min(self.candidates, deepest)
         return sorted({depth for depth in self.depths if depth < deepest} | {reranked, deepest})
 
-    def fitting(self, dataset: Dataset) -> Settings:
-        """Smaller samples for a small data set: fewer queries, fewer timed queries.
+    def fitting(self, dataset: Dataset, *, candidates: bool = True) -> Settings:
+        """Samples that fit the size of a data set.
 
-        ``queries`` becomes 1,000, or 100 for less than 200 images, if it is None and there are more.
+        ``queries`` becomes 1,000, or 100 for less than 200 images, if it is None and there are more. Less
+        than 200 images get fewer timed queries and, with ``candidates``, at most half of the images as
+        candidates, but at least ten.
         """
         small = len(dataset.gallery) < 200
         limit = 100 if small else 1000
         most = max(sum(query.form == form for query in dataset.queries) for form in dataset.forms)
         queries = limit if self.queries is None and most > limit else self.queries
-        return replace(self, queries=queries, timed_queries=5 if small else self.timed_queries)
+        if not small:
+            return replace(self, queries=queries)
+        fewer = max(min(self.candidates, len(dataset.gallery) // 2), 10) if candidates else self.candidates
+        return replace(self, queries=queries, candidates=fewer, timed_queries=min(self.timed_queries, 5))
 
 
 def choose_directions(names: Iterable[str]) -> tuple[Direction, ...]:

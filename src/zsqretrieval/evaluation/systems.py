@@ -149,7 +149,7 @@ def _fused_expanded(part: Part, choice: Choice, depth: int) -> Run:
 
 def _fused_normalized(part: Part, choice: Choice, depth: int) -> Run:
     fusion = choice.fusion_of("normalized+fused", part.direction)
-    return fused_run(shallow(part.normalized(), depth), corrected(part, choice, depth), fusion)
+    return fused_run(shallow(part.normalized, depth), corrected(part, choice, depth), fusion)
 
 
 def _no_image(part: Part, choice: Choice, depth: int) -> Run:
@@ -212,7 +212,7 @@ SYSTEMS: Mapping[str, System] = {
     ),
     "normalized": System(
         "first stage minus each image's similarity to a bank of generated queries",
-        lambda part, choice, depth: part.normalized(), ("bank",), _T2I, reranks=False,
+        lambda part, choice, depth: part.normalized, ("bank",), _T2I, reranks=False,
     ),
     "normalized+fused": System(
         "normalised first stage and likelihood", _fused_normalized, ("bank", "likelihood"), _T2I,

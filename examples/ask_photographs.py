@@ -1,9 +1,9 @@
-"""Ask photographs, search the questions, and see why an image was found; prints Markdown.
+"""Generate questions about photographs, search them, and explain the results; prints Markdown.
 
     python examples/ask_photographs.py
 
-The 18 photographs ship with scikit-image and scikit-learn, so it runs offline with the mini models. Nothing
-is selected: what a small model gets wrong is printed as well.
+The 18 photographs come with scikit-image and scikit-learn, so it runs offline with the mini models. Nothing
+is selected: errors of the small model are printed as well.
 """
 
 # ruff: noqa: T201
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from zsqretrieval import Retriever
+from zsqretrieval import PRESETS, Retriever
 from zsqretrieval.data.samples import photographs
 from zsqretrieval.search.explain import words
 from zsqretrieval.types import Hit
@@ -21,14 +21,15 @@ SEARCHED = ("what is the cat doing?", "where is the motorcycle?", "how many peop
 
 
 def main() -> None:
-    """Print what was asked, and what three searches find with and without it."""
+    """Print the questions, and three searches with and without them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", default="mini")
     parser.add_argument("--top-k", type=int, default=3)
     args = parser.parse_args()
-    with Retriever.from_preset(args.preset, index="exact", states="memory") as retriever:
+    preset = PRESETS[args.preset].variant(index="exact")
+    with Retriever.from_preset(preset, states="memory") as retriever:
         retriever.add(photographs())
         report = retriever.questions.generate(3, answers=True, top_k=args.top_k)
         counts = f"{report.questions} questions of {report.asked} photographs, {report.kept} kept"
@@ -44,7 +45,7 @@ def main() -> None:
             found = retriever.search(text, 1, expand=True, rerank=None)[0]
             print(f"| {text} | {plain.id} | {found.id} | {found.matched_question or ''} |")
         ranking = retriever.search(SEARCHED[0], 3, explain=True)
-        print(f"\nRead for “{ranking.query}”:\n")
+        print(f"\nExplained for “{ranking.query}”:\n")
         print("| image | answers | nats that the image adds to each word |\n|---|---|---|")
         for hit in ranking:
             print(f"| {hit.id} | {_answer(hit)} | {_words(hit)} |")

@@ -1,4 +1,4 @@
-"""Run the commands that a page shows the output of, and put the new output into the page.
+"""Run the commands whose output a page shows, and update the page.
 
     python examples/refresh_docs.py docs/tasks.md
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def refreshed(text: str) -> str:
-    """The page with the output of every command as it is now."""
+    """The page with the present output of every command."""
 
     def run(block: re.Match[str]) -> str:
         command = [sys.executable, *shlex.split(block[2])]

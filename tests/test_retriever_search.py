@@ -6,7 +6,6 @@ import io
 import math
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -881,17 +880,3 @@ def test_no_texts_and_no_image(retriever: Retriever, tmp_path: Path) -> None:
     assert len(retriever.rank_texts(red(), [])) == 0
     with pytest.raises(ImageError, match="no such file"):
         retriever.rank_texts(tmp_path / "none.png", TEXTS)
-
-
-def test_the_examples_of_the_page_work(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "rerank.md").read_text(encoding="utf-8")
-    pictures.rename(tmp_path / "photos")
-    PILImage.new("RGB", (4, 4), "red").save(tmp_path / "photos" / "1.jpg")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Retriever, "from_preset", lambda name: made(states=None))
-    names: dict[str, Any] = {}
-    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(example, names)
-    assert list(names["ranking"][0].scores) == ["first_stage", "likelihood", "prior", "corrected", "fused"]

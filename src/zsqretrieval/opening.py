@@ -83,7 +83,8 @@ def stored_parts(
     calibration: Calibration | None,
 ) -> Parts:
     """Open an album; arguments and errors as for :meth:`~zsqretrieval.retriever.Retriever.open`."""
-    catalog = Catalog.open(find_catalog(path))
+    catalog = Catalog.open(find_catalog(path).absolute())  # an error names the path as it was given
+    path = path.absolute()
     try:
         if preset is not None:
             preset.check_album(catalog.settings.get("encoder_part"), path)

@@ -169,7 +169,7 @@ class Retriever:
             made = preset_parts(preset_named(preset), folder, None if states == "auto" else states)
             return cls._of(made)
         named = None if preset is None else preset_named(preset)
-        return cls._of(stored_parts(folder, named, encoder, index, generator, states, calibration))
+        return cls._of(stored_parts(Path(path), named, encoder, index, generator, states, calibration))
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
         """Write the indexes beside the catalog; atomic.

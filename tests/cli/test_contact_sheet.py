@@ -224,4 +224,4 @@ def test_a_dialog_is_shown_by_its_probabilities() -> None:
     half = hit("x", -math.log(2), first_stage=0.3, dialog=-math.log(2))
     page = contact_sheet([Row(Ranking("a", (half,)))], {}, title="t")
     assert lines(page) == [("first stage", "100.0", "0.300"), ("dialog*", "50.0", "-0.69")]
-    assert "log P(image | what was said)" in page
+    assert "log P(image | answers)" in page

@@ -1,4 +1,4 @@
-"""The example of docs/questions.md runs on any models, and the page shows output of its."""
+"""The example of docs/questions.md runs with toys, and the page shows its output."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.presets import PRESETS, Preset
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 
@@ -18,15 +19,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def shape_of(text: str) -> list[str]:
-    """What does not depend on the models: heads of tables, and what is searched and asked."""
-    return [line for line in text.splitlines() if line.startswith(("| image", "| searched", "Read for"))]
+    """Lines that do not depend on the models: heads of tables, and the explained question."""
+    return [line for line in text.splitlines() if line.startswith(("| image", "| searched", "Explained for"))]
 
 
-def test_the_example_prints_what_the_page_shows(
+def test_page_has_the_lines_that_the_example_prints(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def make(preset: str, **settings: Any) -> Retriever:
-        assert (preset, settings) == ("mini", {"index": "exact", "states": "memory"})
+    def make(preset: Preset, **settings: Any) -> Retriever:
+        assert (preset, settings) == (PRESETS["mini"].variant(index="exact"), {"states": "memory"})
         return Retriever(ToyEncoder(), ExactIndex(ToyEncoder.dim), ToyGenerator())
 
     monkeypatch.setattr(Retriever, "from_preset", make)

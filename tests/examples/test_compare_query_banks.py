@@ -1,4 +1,4 @@
-"""The comparison of query banks runs on any models, and the page shows output of its."""
+"""The example of docs/rerank.md runs with toys, and the page shows its output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def banks_of(table: str) -> list[str]:
     return [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
 
 
-def test_the_page_shows_what_the_example_prints(
+def test_page_has_the_rows_that_the_example_prints(
     compare_query_banks: ModuleType,
     data: Path,
     tmp_path: Path,
@@ -44,12 +44,12 @@ def test_the_page_shows_what_the_example_prints(
     assert all(re.fullmatch(r" \d+\.\d \([+-].* to .*\) ", row[3]) for row in rows)
 
 
-def test_what_a_bank_moves_is_counted_by_hand(compare_query_banks: ModuleType) -> None:
+def test_gain_of_a_bank_equals_the_count_by_hand(compare_query_banks: ModuleType) -> None:
     gallery = np.eye(3, dtype=np.float32)
     asked = np.array([[0.9, 0.8, 0], [0.9, 0.8, 0], [0, 0, 1]], np.float32)
     answers = np.array([0, 1, 2])
     bank = QueryBank(gallery[:1], "e", 20.0, 0.5)  # hubness 1, 0, 0
     assert compare_query_banks.recall(asked @ gallery.T, answers).tolist() == [100, 0, 100]
-    assert compare_query_banks.told(bank, gallery, asked, answers).startswith("66.7 (+0.0, ")
+    assert compare_query_banks.cell(bank, gallery, asked @ gallery.T, answers).startswith("66.7 (+0.0, ")
     tied = np.zeros((1, 3))
     assert compare_query_banks.recall(tied, np.array([0])).tolist() == [0], "a tie is a miss"

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from zsqretrieval.retriever import Retriever
     from zsqretrieval.types import Hit, Ranking
 
-__all__ = ["index", "info", "remove", "search"]
+__all__ = ["explanation_lines", "index", "info", "remove", "search"]
 
 
 def index(
@@ -286,7 +286,7 @@ def search(
     if explain:
         for rank, hit in enumerate(ranking, start=1):
             say(f"{rank}. {hit.id}")
-            for line in _explanation_lines(hit):
+            for line in explanation_lines(hit):
                 say(f"   {line}")
         say("In brackets: by how many nats the image makes a word likelier (+) or less likely (-).")
     say(timings_text(ranking.timings))
@@ -318,7 +318,7 @@ def _explained_json(rank: int, hit: Hit) -> dict[str, Any]:
     return hit_json(rank, hit) | {"matched_question": hit.matched_question, "explanation": explanation}
 
 
-def _explanation_lines(hit: Hit) -> list[str]:
+def explanation_lines(hit: Hit) -> list[str]:
     """The answer, and the question with the gain of its words in nats, where it is large enough."""
     from zsqretrieval.search.explain import SAYS, words
 

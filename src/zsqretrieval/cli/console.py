@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zsqretrieval._util.files import atomic_write
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ __all__ = [
     "score_cells",
     "score_columns",
     "show",
+    "timings_text",
     "write_page",
 ]
 
@@ -177,6 +177,8 @@ def check_page(path: Path | None) -> None:
 
 def write_page(path: Path, html: str) -> Path:
     """Write a page and missing folders; returns its absolute path. Lone surrogates are escaped."""
+    from zsqretrieval._util.files import atomic_write  # imports NumPy, which `zsq --help` does not need
+
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:

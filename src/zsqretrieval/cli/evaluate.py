@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from zsqretrieval.search.fusion import Fusion
     from zsqretrieval.types import Progress
 
-__all__ = ["command_line", "evaluate"]
+__all__ = ["Expansions", "Template", "Users", "command_line", "evaluate"]
 
 _DATASET = (
     "kind:path, or a folder whose kind is recognised: shards:FOLDER, flickr8k:FOLDER, "

@@ -143,7 +143,7 @@ def _encoder_config(preset: Preset, weights: Path | None) -> Mapping[str, Any]:
     """Settings that load the encoder's weights from a folder or file."""
     if weights is None:
         return {}
-    path = str(_existing(weights).absolute())
+    path = _existing(weights)
     if preset.encoder == "clip":  # a folder says which architecture it holds
         return {"name": f"local-dir:{path}", "pretrained": None} if weights.is_dir() else {"pretrained": path}
     if preset.encoder == "mini":
@@ -155,18 +155,19 @@ def _generator_config(preset: Preset, weights: Path | None) -> Mapping[str, Any]
     """Settings that load the generator's weights from a folder or file."""
     if weights is None:
         return {}
+    path = _existing(weights)
     setting = {"mini": "weights", "kosmos": "name", "vlm": "name_or_path"}.get(preset.generator or "")
     if setting is None:
         raise InvalidInputError(
             f"the generator {preset.generator!r} takes no --generator-weights; choose another preset"
         )
-    return {setting: str(_existing(weights).absolute())}
+    return {setting: path}
 
 
-def _existing(weights: Path) -> Path:
+def _existing(weights: Path) -> str:
     if not weights.exists():
         raise InvalidInputError(f"{weights}: no such file or folder of weights")
-    return weights
+    return str(weights.absolute())
 
 
 def caches_features(preset: Preset) -> bool:

@@ -16,7 +16,23 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Image
 
-__all__ = ["ALT_TEXT", "CAPTION", "EXPERT_QUERY", "HUMAN_QUESTION", "Dataset", "Qrels", "Query", "Task"]
+__all__ = [
+    "ALT_TEXT",
+    "CAPTION",
+    "EXPERT_QUERY",
+    "HUMAN_QUESTION",
+    "Dataset",
+    "Qrels",
+    "Query",
+    "Task",
+    "field",
+    "found",
+    "image_file",
+    "json_value",
+    "lines",
+    "read_text",
+    "table",
+]
 
 _T = TypeVar("_T")
 

@@ -33,7 +33,7 @@ from zsqretrieval.evaluation.trec import write_qrels, write_run
 from zsqretrieval.evaluation.writing import write_whole
 from zsqretrieval.search.display import thumbnail
 
-__all__ = ["environment", "render", "write_report", "write_runs", "write_verdict"]
+__all__ = ["environment", "markdown_cell", "render", "write_report", "write_runs", "write_verdict"]
 
 _PACKAGES = (
     "zsqretrieval", "torch", "transformers", "open_clip_torch", "timm", "numpy", "pillow", "scipy", "pandas",

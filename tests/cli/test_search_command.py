@@ -1,4 +1,4 @@
-"""Searching with a generator that reads the candidates."""
+"""``zsq search`` with a generator that scores the candidates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def hits(zsq: Zsq, album: Path, *options: object) -> list[dict[str, Any]]:
     return found
 
 
-def test_every_stage_is_told(zsq: Zsq, album: Path) -> None:
+def test_scores_of_every_stage_are_shown(zsq: Zsq, album: Path) -> None:
     found = zsq("search", album, QUESTION, "--json").json
     assert set(found["timings"]) == {"encode", "first_stage", "likelihood"}
     assert found["hits"][0]["id"] == "red.png"
@@ -45,7 +45,7 @@ def test_every_stage_is_told(zsq: Zsq, album: Path) -> None:
     assert all(number in page for number in shown) and "log P(question | image)" in page
 
 
-def test_the_rule_is_chosen(zsq: Zsq, album: Path) -> None:
+def test_rerank_chooses_the_scoring_rule(zsq: Zsq, album: Path) -> None:
     assert set(hits(zsq, album, "--rerank", "likelihood")[0]["scores"]) == {
         *("first_stage", "likelihood", "fused"),
     }
@@ -55,9 +55,9 @@ def test_the_rule_is_chosen(zsq: Zsq, album: Path) -> None:
     assert said.split()[:2] == ["score", "image"]
 
 
-def test_the_fusion_is_chosen(zsq: Zsq, album: Path) -> None:
-    for joins in (["--weight", "2"], ["--fusion", "rerank-only"]):
-        refused = zsq("search", album, QUESTION, "--rerank", "none", *joins)
+def test_fusion_and_weight_choose_how_scores_combine(zsq: Zsq, album: Path) -> None:
+    for options in (["--weight", "2"], ["--fusion", "rerank-only"]):
+        refused = zsq("search", album, QUESTION, "--rerank", "none", *options)
         assert refused.code == 2 and "nothing to combine" in refused.stderr
     alone = [hit["id"] for hit in hits(zsq, album, "--rerank", "none")]
     assert [hit["id"] for hit in hits(zsq, album, "--weight", 0)] == alone
@@ -70,7 +70,7 @@ def test_the_fusion_is_chosen(zsq: Zsq, album: Path) -> None:
         assert hit["score"] == pytest.approx(1 / (60 + ranks[0]) + 1 / (60 + ranks[1]))
 
 
-def test_the_fusion_of_the_preset_is_the_default(
+def test_fusion_defaults_to_that_of_the_preset_then_the_album(
     zsq: Zsq, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, fusion in (("heavy", WeightedSum(3)), ("ranks", ReciprocalRank(5))):
@@ -95,12 +95,12 @@ def test_the_fusion_of_the_preset_is_the_default(
     assert asked["hits"][0]["score"] == by_ranks
 
 
-def test_to_read_as_a_preset_that_does_not_is_refused(zsq: Zsq, album: Path) -> None:
+def test_preset_without_a_generator_is_refused(zsq: Zsq, album: Path) -> None:
     refused = zsq("search", album, QUESTION, "--preset", "toy")
     assert refused.code == 1 and "'toy' has no generator" in refused.stderr
 
 
-def test_only_candidates_are_read(zsq: Zsq, album: Path) -> None:
+def test_only_candidates_are_scored(zsq: Zsq, album: Path) -> None:
     """The encoder counts colours, the generator reads from left to right: they disagree."""
     command = ("search", album, "red blue blue", "-k", 1, "--json")
     assert zsq(*command, "--rerank", "none").json["hits"][0]["id"] == "blue.png"
@@ -109,7 +109,7 @@ def test_only_candidates_are_read(zsq: Zsq, album: Path) -> None:
     assert zsq(*command, "--candidates", 1).json["hits"][0]["id"] == "blue.png"
 
 
-def test_an_album_without_a_generator(zsq: Zsq, colours: Path) -> None:
+def test_album_without_a_generator_ranks_by_the_first_stage(zsq: Zsq, colours: Path) -> None:
     zsq("index", colours, "--out", "plain", "--preset", "toy")
     assert set(hits(zsq, Path("plain"))[0]["scores"]) == {"first_stage"}
     refused = zsq("search", "plain", QUESTION, "--rerank", "likelihood")
@@ -120,7 +120,7 @@ def test_an_album_without_a_generator(zsq: Zsq, colours: Path) -> None:
     assert "likelihood" in hits(zsq, Path("plain"))[0]["scores"], "now it is the album's"
 
 
-def test_states_stand_in_for_images(zsq: Zsq, colours: Path) -> None:
+def test_cached_features_replace_missing_images(zsq: Zsq, colours: Path) -> None:
     zsq("index", colours, "--out", "seen", "--preset", "seeing", "--states", "disk")
     assert list(Path("seen").glob("states-*"))
     before = hits(zsq, Path("seen"))
@@ -128,7 +128,7 @@ def test_states_stand_in_for_images(zsq: Zsq, colours: Path) -> None:
     assert hits(zsq, Path("seen")) == before
 
 
-def test_states_can_be_made_later(zsq: Zsq, colours: Path) -> None:
+def test_features_can_be_cached_later(zsq: Zsq, colours: Path) -> None:
     zsq("index", colours, "--out", "seen", "--preset", "seeing")
     assert not list(Path("seen").glob("states-*"))
     before = hits(zsq, Path("seen"))
@@ -137,7 +137,7 @@ def test_states_can_be_made_later(zsq: Zsq, colours: Path) -> None:
     assert hits(zsq, Path("seen")) == before
 
 
-def test_info_tells_generator_and_states(zsq: Zsq, album: Path, colours: Path, toys: Path) -> None:
+def test_info_shows_generator_and_cached_features(zsq: Zsq, album: Path, colours: Path, toys: Path) -> None:
     zsq("index", colours, "--out", "seen", "--preset", "seeing", "--states", "disk")
     zsq("index", colours, "--out", "plain", "--preset", "toy")
     (toys / "cli_toys.py").write_text("raise SystemExit('a model was imported')")
@@ -156,7 +156,7 @@ def test_info_tells_generator_and_states(zsq: Zsq, album: Path, colours: Path, t
 
 
 @pytest.mark.filterwarnings("default:1 of 4 candidates")
-def test_what_cannot_be_read_comes_last(zsq: Zsq, album: Path, colours: Path) -> None:
+def test_candidates_that_cannot_be_opened_rank_last(zsq: Zsq, album: Path, colours: Path) -> None:
     (colours / "red.png").unlink()
     ran = zsq("search", album, QUESTION, "--json")
     *_, last = json.loads(ran.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["hits"]

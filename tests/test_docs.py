@@ -1,0 +1,196 @@
+"""Every Python snippet of the README and the docs runs, page by page and from top to bottom."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import create_autospec
+
+import pytest
+from PIL import Image as PILImage
+
+from zsqretrieval.data.images import as_image
+from zsqretrieval.data.samples import photographs
+from zsqretrieval.encoders.clip import CLIPEncoder
+from zsqretrieval.generators.kosmos import Kosmos1Generator
+from zsqretrieval.generators.vlm.model import VLMGenerator
+from zsqretrieval.mini.generator import MiniGenerator
+from zsqretrieval.presets import PRESETS
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.tasks import generate_matrices, raven_item, write_raven
+from zsqretrieval.testing import ToyEncoder, ToyGenerator, encoder_checks, generator_checks, index_checks
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+README = "README.md"
+SCRIPTS = "testing.md"  # its snippets are scripts
+
+Names = dict[str, Any]
+
+
+def snippets(page: str, language: str = "python") -> list[str]:
+    text = PAGES[page].read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def run(page: str, names: Names) -> None:
+    for number, snippet in enumerate(snippets(page)):
+        exec(compile(snippet, f"{page}, snippet {number}", "exec", dont_inherit=True), names)
+
+
+def save_photographs(folder: str, count: int = 3) -> None:
+    """Copy photographs, with suffixes that the library recognises."""
+    Path(folder).mkdir()
+    for image in photographs()[:count]:
+        source = Path(image.source)
+        Path(folder, f"{image.id}{source.suffix}").write_bytes(source.read_bytes())
+
+
+def save_colours(*files: str) -> None:
+    for n, file in enumerate(files):
+        PILImage.new("RGB", (64, 48), ("red", "green", "blue", "yellow")[n % 4]).save(file)
+
+
+# --- names and files that a page takes for granted ------------------------------------------------------
+
+
+def dialog() -> Names:
+    save_photographs("Pictures")
+    vague = replace(
+        PRESETS["mini"].calibration, dialog_scale=1.0, dialog_temper=0.05
+    )  # never sure of an image
+    with Retriever.open("holidays.album", replace(PRESETS["mini"], calibration=vague)) as retriever:
+        retriever.add("Pictures")
+        retriever.save()
+    return {}
+
+
+def evaluation() -> Names:
+    save_photographs("photos")
+    lines = [f'{{"image": "{path.name}", "caption": "a {path.stem}"}}' for path in Path("photos").iterdir()]
+    Path("photos/captions.jsonl").write_text("\n".join(lines))
+    return {}
+
+
+def photos() -> Names:
+    save_photographs("photos")
+    return {}
+
+
+def indexes() -> Names:
+    encoder = ToyEncoder()
+    return {"encoder": encoder, "vectors": encoder.encode_text(["red", "green"]), "path": Path("index")}
+
+
+def tasks() -> Names:
+    save_colours(*(f"{name}.jpg" for name in ("cat", "dog", "a", "b", "c")))
+    items = [raven_item(matrix, str(n)) for n, matrix in enumerate(generate_matrices(1, layout="2x2"))]
+    write_raven("iq50", items)
+    images = ["cat.jpg", "dog.jpg"]
+    labels = ["three toed woodpecker", "downy woodpecker"]
+    training = {"training_images": ["a.jpg", "b.jpg", "c.jpg", *images, "a.jpg"]}
+    return {"images": images, "labels": labels, **training, "training_labels": ["cat", "dog", "horse"] * 2}
+
+
+def toys() -> Names:
+    save_colours("dog.jpg")
+    return {"encoder": ToyEncoder(), "image": as_image("dog.jpg")}
+
+
+SETUPS: dict[str, Callable[[], Names]] = {
+    "clip.md": toys,
+    "dialog.md": dialog,
+    "evaluation.md": evaluation,
+    "indexes.md": indexes,
+    "kosmos.md": toys,
+    "mini-encoder.md": toys,
+    "questions.md": photos,
+    "rerank.md": photos,
+    "tasks.md": tasks,
+    "vlm.md": toys,
+}
+
+
+STAND_INS: dict[str, tuple[Any, Any]] = {
+    "clip.md": (CLIPEncoder, ToyEncoder()),  # would download 0.6 GB
+    "kosmos.md": (Kosmos1Generator, ToyGenerator()),  # 6.7 GB
+    "vlm.md": (VLMGenerator, ToyGenerator()),  # 7.5 GB
+    "tasks.md": (MiniGenerator, ToyGenerator()),  # would score 50 matrices for minutes
+}
+"""Parts that a page does not load here; the arguments of its ``from_pretrained`` must fit the signature."""
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_no_page_with_snippets_is_left_out() -> None:
+    assert {page for page in PAGES if snippets(page)} == {*SETUPS, README, SCRIPTS}
+
+
+@pytest.mark.parametrize("page", SETUPS)
+def test_snippets_run_from_top_to_bottom(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page in STAND_INS:
+        kind, toy = STAND_INS[page]
+        monkeypatch.setattr(kind, "from_pretrained", create_autospec(kind.from_pretrained, return_value=toy))
+        monkeypatch.setattr(toy, "save_pretrained", lambda folder: None, raising=False)
+    run(page, SETUPS[page]())
+
+
+def test_readme_runs_twice_in_the_same_folder() -> None:
+    save_photographs("Pictures")
+    for _ in range(2):
+        run(README, {})
+
+
+# --- docs/testing.md: scripts -----------------------------------------------------------------------------
+
+MY_PACKAGE = """
+import numpy as np
+from zsqretrieval.testing import ToyEncoder, ToyIndex
+
+class MyEncoder(ToyEncoder):
+    @classmethod
+    def from_pretrained(cls, name):
+        return cls()
+
+class MyIndex(ToyIndex):
+    def add(self, keys, vectors):
+        if keys.dtype == np.int64 and np.any(keys > 2**45):
+            raise ValueError("a key of more than 32 bits")
+        super().add(keys, vectors)
+"""
+
+
+def script(number: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    Path("test_script.py").write_text(snippets(SCRIPTS)[number], encoding="utf-8")
+    return subprocess.run([sys.executable, *arguments, "test_script.py"], capture_output=True, text=True)
+
+
+def test_failing_checks_print_the_error_that_the_page_shows() -> None:
+    (shown,) = snippets(SCRIPTS, "text")
+    assert script(0).stderr.endswith(shown)
+
+
+def test_checks_become_test_cases_in_pytest() -> None:
+    Path("my_package.py").write_text(MY_PACKAGE)
+    done = script(1, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert f"{len(encoder_checks) + len(index_checks) - 1} passed, 1 xfailed" in done.stdout
+
+
+def test_checks_of_a_generator_take_its_facts() -> None:
+    done = script(2)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_page_has_the_numbers_of_checks() -> None:
+    text = PAGES[SCRIPTS].read_text(encoding="utf-8")
+    counts = re.search(r"(\d+) for an encoder, (\d+) for an index, (\d+) for a generator", text)
+    assert counts is not None
+    assert [*map(int, counts.groups())] == [len(encoder_checks), len(index_checks), len(generator_checks)]

@@ -31,9 +31,6 @@ def render_text(text: str, *, side: int = 448, font: str | os.PathLike[str] | No
         side: width and height in pixels, at least 64; 448 in Rendered SST-2.
         font: a TrueType or OpenType file; None takes Pillow's own font, which has ASCII.
 
-    Returns:
-        The picture; its source quotes the beginning of the text.
-
     Raises:
         InvalidInputError: the text is empty, has a character that the font lacks, or does not fit in the
             smallest letters; the side is below 64; or the font cannot be read.

@@ -266,7 +266,7 @@ class Dialog:
     def answer(self, text: str) -> None:
         """Answer :attr:`question` as it was last shown, even if images were removed since.
 
-        "Don't know" leaves the posterior as it is. "Yes" and "no" may begin a longer answer ("yes, on a boat").
+        "Don't know" leaves the posterior as it is. "Yes" and "no" may begin a longer answer.
 
         Raises:
             InvalidInputError: the dialog has ended; the answer is empty or too long for the generator; or as

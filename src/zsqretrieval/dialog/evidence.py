@@ -1,9 +1,7 @@
 """The state of a dialog, and the evidence of an answer for each candidate.
 
-    answer --generator--> temper * log P(answer | question, image)                          float64 [n], nats
-           --encoder----> reread * scale * (cosine of the dialog with the answer - without)  float64 [n], nats
-
-A policy adds both to the log-posterior.
+answer --generator--> temper * log P(answer | question, image)                          float64 [n], nats
+--encoder----> reread * scale * (cosine of the dialog with the answer - without)  float64 [n], nats
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """The state of a dialog, as a policy gets it; settings as for :class:`~zsqretrieval.dialog.dialog.Dialog`.
+    """The state of a dialog, as a policy gets it; the settings are those of the dialog.
 
     Attributes:
         text: the query that began the dialog.

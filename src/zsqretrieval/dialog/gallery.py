@@ -62,13 +62,10 @@ class AlbumGallery:
         return [found.get((hit.key, hit.id, hit.source)) for hit in hits]
 
     def stored_questions(self, hits: Sequence[Hit]) -> list[tuple[str, ...]]:
-        """The retained questions of each image, without captions and key words.
-
-        A question that the round-trip filter dropped may ask about something that is not in the image.
-        """
+        """The retained questions of each image, without captions and key words."""
         stored: dict[int, list[str]] = {hit.key: [] for hit in hits}
         for one in self._catalog.questions.of(list(stored)):
-            if one.judgement.kept and question_in(one.text):
+            if one.judgement.kept and question_in(one.text):  # a dropped one may not fit the image
                 stored[one.image].append(one.text)
         return [tuple(stored[hit.key]) for hit in hits]
 

@@ -194,8 +194,8 @@ class Interview:
         The answers ``"yes"`` and ``"no"`` of a yes/no question stand for the verbalisers of the wording.
 
         Returns:
-            For each question with a answers float64 [n, a] in nats, each <= 0, not normalised over the answers;
-            nan for an image that cannot be shown.
+            For each question with a answers float64 [n, a] in nats, each <= 0, not normalised over the
+            answers; nan for an image that cannot be shown.
         """
 
         def spellings(question: str, answer: str) -> list[_Request]:

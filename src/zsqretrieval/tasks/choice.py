@@ -1,6 +1,6 @@
 """Closed questions: choose among given texts by their likelihood.
 
-    contexts, options --generator--> log P(option | context)  float64 [n, options] --> Choice per context
+contexts, options --generator--> log P(option | context)  float64 [n, options] --> Choice per context
 """
 
 from __future__ import annotations

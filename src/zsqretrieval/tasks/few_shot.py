@@ -33,10 +33,8 @@ def labelled(
 ) -> list[Example]:
     """Examples for classification, or with its prompt for captioning, in the order given.
 
-    Args:
-        images: one image or n of them.
-        labels: the n class names or captions.
-        prompt: that of the task; takes one image and no texts.
+    ``labels`` are the class names or captions of n images; ``prompt`` is that of the task, which takes one
+    image and no texts.
 
     Raises:
         InvalidInputError: there are no images, the numbers differ, or a label is empty.
@@ -124,18 +122,9 @@ def answer_step_by_step(
 ) -> list[Reasoned]:
     """Answer questions about n images in free text, in two passes of greedy decoding.
 
-    Args:
-        generator: writes the rationale, then the answer.
-        images: one image or n of them.
-        questions: one question for all images, or one per image.
-        prompt: the prompt of the first pass; takes one image and no texts.
-        answer_prompt: that of the second; takes one image and the texts ``rationale`` and ``question``.
-        rationale_tokens: maximum length of a rationale in tokens.
-        max_new_tokens: maximum length of an answer in tokens.
-        batch_size: images computed together.
-
-    Raises:
-        InvalidInputError, ImageError: as :func:`~zsqretrieval.tasks.writing.answer`.
+    The rationale, at most ``rationale_tokens`` long, follows after ``prompt``, which takes one image and no
+    texts; the answer after ``answer_prompt``, which takes one image and the texts ``rationale`` and
+    ``question``. Otherwise as :func:`~zsqretrieval.tasks.writing.answer`.
     """
     rationales, contexts = _first_pass(
         generator, images, questions, prompt, answer_prompt, rationale_tokens, batch_size

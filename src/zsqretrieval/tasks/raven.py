@@ -4,7 +4,7 @@
 
 Each candidate stands alone after the context, image by image in reading order, with the question "Is it
 correct?"; the one with the highest P("Yes") is chosen (arXiv 2302.14045, section 4.2). Guessing solves one
-item in six. Items come from a folder (:func:`read_raven`) or from :mod:`zsqretrieval.tasks.raven_matrices`.
+item in six.
 """
 
 from __future__ import annotations
@@ -126,10 +126,10 @@ def score_raven(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> RavenScore:
-    """Give a generator the test.
+    """Give a generator the test; its context must hold nine images and a little text.
 
     Args:
-        generator: scores the candidates; its context must hold nine images and a little text.
+        generator: scores the candidates.
         items: the test.
         prompts: by number of context images; each takes these images, then the candidate, and no texts.
         yes: the scored continuation, with its leading space.

@@ -150,8 +150,14 @@ def _solutions(attribute: str, rows: Sequence[_Row]) -> set[int]:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """One item as numbers: the layout, the rule by attribute, the panels before the gap in reading order, six
-    different candidates, and the position of the right one, from 0.
+    """One item as numbers.
+
+    Attributes:
+        layout: a name of :data:`LAYOUTS`.
+        rules: rule by attribute.
+        context: the panels before the gap, in reading order.
+        candidates: six different panels.
+        answer: position of the right one, from 0.
     """
 
     layout: str
@@ -169,13 +175,11 @@ def generate_matrices(
     Args:
         count: number of matrices.
         layout: a name of :data:`LAYOUTS`.
-        rules: names of :data:`RULES` to choose from; an attribute that can follow none of them in this
-            layout is constant.
+        rules: names of :data:`RULES`; an attribute that can follow none of them in this layout is constant.
         seed: seed of the draws; the first matrices do not depend on the count.
 
     Raises:
-        InvalidInputError: the count or seed is negative, the layout or a rule is unknown, or there are no
-            rules.
+        InvalidInputError: the count or seed is negative, or the layout or rules are unknown or none.
     """
     if count < 0 or seed < 0:
         raise InvalidInputError(f"count={count}, seed={seed}; neither may be negative")

@@ -110,7 +110,7 @@ def image_records(images: Pictures) -> list[Image | ImageState]:
 
 
 def check_texts(texts: Sequence[str], what: str, *, least: int = 1) -> tuple[str, ...]:
-    """The stripped texts; ``what`` is their plural noun for the error message.
+    """The stripped texts; ``what`` is their plural noun for the error.
 
     Raises:
         InvalidInputError: there are fewer than ``least``, or one is not a non-empty string.
@@ -129,7 +129,7 @@ def text_per_image(images: Sequence[object], texts: str | Sequence[str], what: s
     """One text for each image: the same for all, or a list of as many.
 
     Raises:
-        InvalidInputError: there are more or fewer texts than images, or one is not a non-empty string.
+        InvalidInputError: as :func:`check_texts`, or their number is another.
     """
     several = check_texts([texts] * len(images) if isinstance(texts, str) else texts, what)
     if len(several) != len(images):

@@ -746,6 +746,7 @@ def test_settings_of_policies_and_wordings_out_of_range_are_refused(make: Callab
 @pytest.mark.parametrize(
     ("verbalisers", "message"),
     [
+        ({"yes": " yes"}, "yes must be a sequence of texts, not ' yes'"),
         ({"no": " no"}, "no must be a sequence of texts, not ' no'"),
         ({"yes": 3}, "yes must be a sequence of texts, not 3"),
         ({"yes": (" yes", 3)}, "verbalisers must be non-empty strings"),
@@ -782,7 +783,7 @@ class Given(Asks):
 
     def __init__(self, evidence: object) -> None:
         super().__init__("where is this?")
-        self.evidence = lambda *_: np.array(evidence)  # type: ignore[method-assign]
+        self.evidence = lambda *_: np.array(evidence)
 
 
 @pytest.mark.parametrize("evidence", [[0.0], [0.0, 0.0, 0.0, np.inf], [-np.inf] * 4])

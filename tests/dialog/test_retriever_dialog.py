@@ -48,13 +48,17 @@ class Asker:
         return [[said.get(str(prompt)) or self._colour(image)] * n for image, prompt in contexts]
 
 
+def patches(folder: Path, *colours: str) -> Path:
+    """Files named by COLOURS, in other colours."""
+    folder.mkdir()
+    for name, colour in zip(COLOURS, colours, strict=False):
+        PILImage.new("RGB", (8, 8), colour).save(folder / f"{name}.png")
+    return folder
+
+
 @pytest.fixture
 def album(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name in COLOURS:
-        PILImage.new("RGB", (8, 8), name).save(folder / f"{name}.png")
-    return folder
+    return patches(tmp_path / "photos", *COLOURS)
 
 
 @pytest.fixture
@@ -108,18 +112,13 @@ def test_statement_finds_an_image_that_was_no_candidate(retriever: Retriever) ->
     assert set(dialog.probabilities) == {"red.png"}
 
 
-def test_stored_questions_are_used_and_stored_captions_are_not(retriever: Retriever) -> None:
-    retriever.questions.generate(1, top_k=None)
-    retriever.questions.generate(1, style="captions", top_k=None)
-    hits = retriever.gallery.first_stage("a thing", 3)
-    assert {one.text for one in retriever.questions.list()} == {QUESTION, "a thing"}
-    assert retriever.gallery.stored_questions(hits) == [(QUESTION,)] * 3
-
-
-def test_questions_dropped_by_the_filter_are_not_used(retriever: Retriever) -> None:
-    assert retriever.questions.generate(1, top_k=1).kept < 3
+@pytest.mark.parametrize("top_k", [None, 1])
+def test_retained_questions_are_used_and_captions_are_not(retriever: Retriever, top_k: int | None) -> None:
+    retriever.questions.generate(1, top_k=top_k)
     judged = {one.id: one.judgement.kept for one in retriever.questions.list()}
-    assert set(judged.values()) == {True, False}
+    assert set(judged.values()) == ({True} if top_k is None else {True, False})
+    retriever.questions.generate(1, style="captions", top_k=None)
+    assert {one.text for one in retriever.questions.list()} == {QUESTION, "a thing"}
     hits = retriever.gallery.first_stage("a thing", 3)
     assert retriever.gallery.stored_questions(hits) == [(QUESTION,) * judged[hit.id] for hit in hits]
 
@@ -161,25 +160,11 @@ def test_image_with_a_missing_file_keeps_its_probability(retriever: Retriever, a
     assert dialog.ranking[0].id == "green.png"
 
 
-def test_another_album_cannot_be_attached(retriever: Retriever, tmp_path: Path) -> None:
-    other = tmp_path / "other.png"
-    PILImage.new("RGB", (8, 8), "white").save(other)
-    strange = Retriever(ToyEncoder(), ToyIndex(16), Asker())
-    strange.add(other)
-    dialog = pickle.loads(pickle.dumps(retriever.dialog("a thing")))
-    with pytest.raises(MismatchError, match="none of the 3 candidates"):
-        dialog.attach(strange.gallery)
-
-
 def test_album_of_other_images_with_the_same_names_cannot_be_attached(
     retriever: Retriever, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "others"
-    folder.mkdir()
-    for name, colour in zip(COLOURS, ("white", "grey", "black"), strict=True):
-        PILImage.new("RGB", (8, 8), colour).save(folder / f"{name}.png")
     strange = Retriever(ToyEncoder(), ToyIndex(16), Asker())
-    strange.add(folder)
+    strange.add(patches(tmp_path / "others", "white", "grey", "black"))
     hits = retriever.gallery.first_stage("a thing", 3)
     assert {(hit.id, hit.key) for hit in hits} == {(one.id, one.key) for one in strange.records()}
     assert not strange.gallery.present(hits).any()

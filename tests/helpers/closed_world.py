@@ -107,14 +107,5 @@ class World:
     def showing(
         self, hits: Sequence[Hit]
     ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
-        if self.generator is None:
-            raise InvalidInputError("there is no generator")
-        yield (
-            self.generator,
-            [
-                ImageError(hit.source, "is gone")
-                if hit.key in self.blind | self.removed
-                else Image(b"", hit.source)
-                for hit in hits
-            ],
-        )
+        gone = {str(n): ImageError(str(n), "is gone") for n in self.blind | self.removed}
+        yield self.generator, [gone.get(hit.source) or Image(b"", hit.source) for hit in hits]

@@ -1,4 +1,4 @@
-"""A toy generator with a seeing part that can run ahead: what it sees in an image is its mean colour."""
+"""A toy generator with image states that counts the images it computes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.data.images import decode
-from zsqretrieval.errors import MismatchError
-from zsqretrieval.testing.toys import ToyGenerator
+from zsqretrieval.testing.toys import ToyStatesGenerator
 from zsqretrieval.types import Context, Image, ImageState
 
 
-class Seeing(ToyGenerator):
-    """Makes and reads image states; a plugin, and counts how often it looks and how often it is made."""
+class Seeing(ToyStatesGenerator):
+    """A plugin whose states are mean colours over ``glasses``; counts its images, batches and instances."""
 
-    state_shape = (3,)
-    state_dtype = np.dtype(np.float32)
     made = 0
 
     def __init__(self, glasses: int = 1) -> None:
@@ -39,24 +36,15 @@ class Seeing(ToyGenerator):
 
     def image_states(self, images: Sequence[Image], *, batch_size: int = 16) -> NDArray[Any]:
         self.batches.append(len(images))
-        return np.stack([self._look(image) for image in images]) if images else np.empty((0, 3), np.float32)
+        return np.array([self._look(image) for image in images], np.float32).reshape(-1, 3)
 
     def _look(self, image: Image) -> NDArray[np.float32]:
         self.looked_at.append(image.source)
         return np.asarray(decode(image), np.float32).mean(axis=(0, 1)) / (255 * self.glasses)
 
     def _read(self, context: Context, name: str) -> list[NDArray[np.float64]]:
-        segments: list[NDArray[np.float64]] = []
-        for segment in context:
-            if isinstance(segment, str):
-                segments += super()._read([segment], name)
-                continue
-            if isinstance(segment, ImageState) and segment.fingerprint != self.fingerprint:
-                raise MismatchError(f"{segment.source}: a state of {segment.fingerprint!r}")
-            added = np.zeros(len(self.vocabulary))
-            red = self.vocabulary.index("red")
-            added[red : red + 3] = 4 * (
-                segment.values if isinstance(segment, ImageState) else self._look(segment)
-            )
-            segments.append(added)
-        return segments
+        seen = [
+            ImageState(self._look(one), self.fingerprint, one.source) if isinstance(one, Image) else one
+            for one in context
+        ]
+        return super()._read(seen, name)

@@ -1,9 +1,8 @@
-"""Questions of images: what is drawn, dropped, told apart and answered."""
+"""Generated questions: sampling, selection and answers."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ IMAGES = [picture("red"), picture("green"), picture("blue")]
 
 
 class Scripted:
-    """Writes what it is told to, in turn, and finds a text the likelier the shorter it is."""
+    """Writes given texts in turn; shorter ones are likelier."""
 
     fingerprint = "scripted"
 
@@ -54,17 +53,16 @@ def texts(questions: Sequence[Question]) -> list[str]:
     return [one.text for one in questions]
 
 
-def test_the_likeliest_of_different_texts_are_kept() -> None:
+def test_likeliest_of_different_texts_are_kept() -> None:
     model = Scripted("What is it?", "what  is it ?", "Who?", "", "a dog", "Where was this taken?", "\n\n")
     (found,) = generate_questions(model, IMAGES[:1], 4)
     assert texts(found) == ["Who?", "What is it?", "Where was this taken?"]
     assert found[1] == Question("What is it?", None, "questions", PROMPTS["ask"].template, -12.0, 12)
-    assert texts(generate_questions(model, IMAGES[:1], 4)[0]) == texts(found)
     assert texts(generate_questions(model, IMAGES[:1], 2)[0]) == ["Who?", "What is it?"]
     assert model.calls[0]["n"] == 8 and model.calls[-1]["n"] == 4
 
 
-def test_a_question_ends_at_its_mark_and_must_have_one() -> None:
+def test_question_ends_at_its_mark_and_must_have_one() -> None:
     model = Scripted("what is it? a dog. Who?", "and never an end to it", "?")
     assert texts(generate_questions(model, IMAGES[:1], 3)[0]) == ["what is it?"]
 
@@ -97,35 +95,31 @@ def test_answers_belong_to_their_questions() -> None:
     assert asked["contexts"][1] == [IMAGES[0], "Question: What is it? Answer:"]
     assert asked["contexts"][2][0] is IMAGES[1]
     assert asked["temperature"] == 0 and asked["max_new_tokens"] == 7
-    assert (
-        generate_questions(Scripted("Who?", answer=" \n"), IMAGES[:1], 1, answers=True)[0][0].answer is None
-    )
+    ((silent,),) = generate_questions(Scripted("Who?", answer=" \n"), IMAGES[:1], 1, answers=True)
+    assert silent.answer is None
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_real_model_is_repeatable_under_a_seed(style: str) -> None:
+def test_same_seed_gives_the_same_texts(style: str) -> None:
     found = generate_questions(TOY, IMAGES, 3, style=style, seed=1, temperature=1.5)
     assert found == generate_questions(TOY, IMAGES, 3, style=style, seed=1, temperature=1.5)
     assert found != generate_questions(TOY, IMAGES, 3, style=style, seed=2, temperature=1.5)
     assert len(found) == 3 and any(found)
     for image, questions in zip(IMAGES, found, strict=True):
         assert len(questions) <= 3 and len({normalized(one.text) for one in questions}) == len(questions)
-        assert [one.log_likelihood for one in questions] == sorted(
-            (one.log_likelihood for one in questions), reverse=True
-        )
+        assert [*questions] == sorted(questions, key=lambda one: -one.log_likelihood)
         for one in questions:
             (likelihood,) = TOY.log_likelihood([Prompt(one.prompt).context(image)], [f" {one.text}"])
             assert one.log_likelihood == likelihood.sum and one.tokens == len(likelihood)
             assert one.prompt in {prompt.template for prompt in STYLES[style].prompts}
 
 
-def test_at_temperature_zero_there_is_one_text_for_each_prompt() -> None:
-    assert [len(some) for some in generate_questions(TOY, IMAGES, 5, style="captions", temperature=0)] == [
-        1
-    ] * 3
+def test_temperature_0_gives_one_text_for_each_prompt() -> None:
+    found = generate_questions(TOY, IMAGES, 5, style="captions", temperature=0)
+    assert [len(some) for some in found] == [1, 1, 1]
 
 
-def test_states_stand_in_for_images() -> None:
+def test_cached_features_give_the_same_questions() -> None:
     seer = ToyStatesGenerator()
     states = [
         ImageState(values, seer.fingerprint, image.source)
@@ -134,11 +128,11 @@ def test_states_stand_in_for_images() -> None:
     assert generate_questions(seer, states, 2) == generate_questions(seer, IMAGES, 2)
 
 
-def test_no_images_no_questions() -> None:
+def test_no_images_give_no_questions() -> None:
     assert generate_questions(TOY, [], 3, answers=True) == []
 
 
-def test_what_cannot_be_done_is_said() -> None:
+def test_generator_that_cannot_write_is_refused() -> None:
     class Mute:
         fingerprint = "mute"
 
@@ -151,24 +145,29 @@ def test_what_cannot_be_done_is_said() -> None:
     for generator in (Mute(), Refusing()):
         with pytest.raises(InvalidInputError, match="scores texts but writes none"):
             generate_questions(generator, IMAGES)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="no style 'haiku'; choose from questions, captions"):
-        generate_questions(TOY, IMAGES, style="haiku")
-    with pytest.raises(InvalidInputError, match="'captions' asks nothing that could be answered"):
-        generate_questions(TOY, IMAGES, style="captions", answers=True)
-    for wrong in ({"temperature": -0.1}, {"temperature": math.nan}, {"seed": -1}, {"max_new_tokens": 0}):
-        with pytest.raises(InvalidInputError, match=f"{next(iter(wrong))} must be"):
-            generate_questions(TOY, IMAGES, **wrong)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="n must be at least 1, not 0"):
-        generate_questions(TOY, IMAGES, 0)
-    with pytest.raises(InvalidInputError, match=re.escape("must take one image and {question}")):
-        generate_questions(TOY, IMAGES, answers=True, answer_prompt=PROMPTS["ask"])
-    with pytest.raises(InvalidInputError, match="one image and no texts"):
-        Style("mine", (PROMPTS["vqa"],), asks=True)
-    with pytest.raises(InvalidInputError, match="has no prompt"):
-        Style("mine", (), asks=True)
 
 
-def test_a_fault_of_the_generator_is_not_taken_for_a_missing_ability() -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"style": "haiku"}, "no style 'haiku'; choose from questions, captions"),
+        ({"style": ["captions"]}, r"no style \['captions'\]"),
+        ({"style": "captions", "answers": True}, "'captions' asks nothing that could be answered"),
+        ({"temperature": -0.1}, "temperature must be"),
+        ({"temperature": math.nan}, "temperature must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be"),
+        ({"n": 0}, "n must be at least 1, not 0"),
+        ({"answers": True, "answer_prompt": PROMPTS["ask"]}, r"must take one image and \{question\}"),
+        ({"images": "red.png"}, "images must be a list, not str"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        generate_questions(TOY, **{"images": IMAGES, **settings})
+
+
+def test_error_inside_the_generator_is_passed_on() -> None:
     class Broken(Scripted):
         def generate(self, contexts: Any, **settings: Any) -> Any:
             raise AttributeError("no attribute 'cache'")
@@ -177,14 +176,17 @@ def test_a_fault_of_the_generator_is_not_taken_for_a_missing_ability() -> None:
         generate_questions(Broken(), IMAGES)
 
 
-@pytest.mark.parametrize("wrong", ["<image>Ask:", PROMPTS["ask"], ("<image>Ask:",), 3])
-def test_a_style_is_made_of_prompts(wrong: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"the style 'mine'"):
-        Style("mine", wrong, asks=True)
-
-
-def test_images_are_several() -> None:
-    with pytest.raises(InvalidInputError, match="images must be a list, not str"):
-        generate_questions(TOY, "red.png")  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match=r"no style \['captions'\]"):
-        generate_questions(TOY, IMAGES, style=["captions"])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("<image>Ask:", "the style 'mine' needs a tuple of prompts"),
+        (PROMPTS["ask"], "the style 'mine' needs a tuple of prompts"),
+        (3, "the style 'mine' needs a tuple of prompts"),
+        (("<image>Ask:",), "a prompt of the style 'mine' must be a Prompt"),
+        ((PROMPTS["vqa"],), "one image and no texts"),
+        ((), "has no prompt"),
+    ],
+)
+def test_style_without_fitting_prompts_is_refused(prompts: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        Style("mine", prompts, asks=True)

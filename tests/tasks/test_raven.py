@@ -38,11 +38,8 @@ def test_candidate_with_the_highest_probability_of_yes_is_chosen() -> None:
         )
     )
     told: list[tuple[str, int, int | None]] = []
-    score = score_raven(
-        generator,
-        [item("a", 3, 2), item("b", 4, 1), item("c", 8, 0), item("d", 3, 5)],
-        progress=lambda *at: told.append(at),
-    )
+    items = [item("a", 3, 2), item("b", 4, 1), item("c", 8, 0), item("d", 3, 5)]
+    score = score_raven(generator, items, progress=lambda *at: told.append(at))
     assert [one.choice for one in score.answers] == [2, 0, None, 5]
     assert [one.correct for one in score.answers] == [True, False, False, True]
     assert score.answers[0].log_probs == pytest.approx(np.log([0.1, 0.2, 0.3, 0.25, 0.01, 0.29]), abs=1e-6)
@@ -55,16 +52,8 @@ def test_candidate_with_the_highest_probability_of_yes_is_chosen() -> None:
 def test_contexts_follow_the_protocol_of_kosmos_1() -> None:
     generator = TableGenerator(says(a=[0.1] * 6))
     score_raven(generator, [item("a", 4)])
-    assert generator.contexts == [
-        [
-            "Here are four images:",
-            *(f"<a context {n}>" for n in range(4)),
-            "The following image is:",
-            f"<a {candidate}>",
-            "Is it correct?",
-        ]
-        for candidate in range(6)
-    ]
+    before = ["Here are four images:", *(f"<a context {n}>" for n in range(4)), "The following image is:"]
+    assert generator.contexts == [[*before, f"<a {n}>", "Is it correct?"] for n in range(6)]
 
 
 def test_toy_generator_in_closed_form() -> None:
@@ -132,10 +121,7 @@ def test_folder_is_read(tmp_path: Path) -> None:
         ({"answer": ...}, "line 2: the field 'answer' is missing"),
         ({"answer": 2}, "line 2, field 'answer': 2 is not one of the candidates"),
         ({"answer": "context0.png"}, "field 'answer': 'context0.png' is not one of the candidates"),
-        (
-            {"anwser": 1},
-            "line 2: unknown field 'anwser'; the fields are id, context, candidates, answer",
-        ),
+        ({"anwser": 1}, "line 2: unknown field 'anwser'; the fields are id, context, candidates, answer"),
         ({"metadata": []}, r"line 2, field 'metadata': must be an object, not \[\]"),
         ({"context": "context0.png"}, "line 2, field 'context': must be a list of paths"),
         ({"context": ["context0.png"] * 2}, "line 2: item 'one' has 2 context images and 6 candidates"),
@@ -180,16 +166,11 @@ def test_broken_image_is_named_when_it_is_decoded(tmp_path: Path) -> None:
 
 def test_written_test_is_read_back(tmp_path: Path) -> None:
     items = read_raven(folder(tmp_path, metadata={"rule": "ä"}))
-    again = [
-        RavenItem("two/..", items[0].candidates[:3], items[0].candidates, 5),
-        *items,
-    ]
+    again = [RavenItem("two/..", items[0].candidates[:3], items[0].candidates, 5), *items]
     write_raven(tmp_path / "new", again)
     found = read_raven(tmp_path / "new")
-    assert [(one.id, one.answer, one.metadata) for one in found] == [
-        (one.id, one.answer, one.metadata) for one in again
-    ]
     for one, other in zip(again, found, strict=True):
+        assert (one.id, one.answer, one.metadata) == (other.id, other.answer, other.metadata)
         for image, copy in zip(one.context + one.candidates, other.context + other.candidates, strict=True):
             assert np.array_equal(decode(image), decode(copy))
     with pytest.raises(InvalidInputError, match="exists already"):

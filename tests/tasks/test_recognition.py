@@ -53,22 +53,14 @@ def test_toy_classifies_colours_by_its_formula() -> None:
 def test_descriptions_stand_before_the_image() -> None:
     table = {("bird.png", " downy woodpecker"): [0.2, 0.5], ("bird.png", " three toed woodpecker"): [0.3]}
     generator = TableGenerator(table)
-    words = {
-        "three toed woodpecker": " It has a yellow crown. ",
-        "downy woodpecker": "It has a red crown.",
-    }
+    words = {"three toed woodpecker": " It has a yellow crown. ", "downy woodpecker": "It has a red crown."}
     (found,) = recognize(generator, BIRD, words, category="woodpecker")
-    assert (
-        generator.contexts
-        == [
-            [
-                "three toed woodpecker: It has a yellow crown.\ndowny woodpecker: It has a red crown.\n",
-                "<bird.png>",
-                "Question:what is the name of woodpecker in the picture? Answer:",
-            ]
-        ]
-        * 2
-    )
+    context = [
+        "three toed woodpecker: It has a yellow crown.\ndowny woodpecker: It has a red crown.\n",
+        "<bird.png>",
+        "Question:what is the name of woodpecker in the picture? Answer:",
+    ]
+    assert generator.contexts == [context, context]
     assert found.best == "three toed woodpecker" and found.posterior == pytest.approx([0.75, 0.25])
     (found,) = recognize(generator, BIRD, words, category="woodpecker", aggregate="mean")
     assert found.scores == pytest.approx([np.log(0.3), np.log(0.1) / 2], abs=1e-6)
@@ -155,13 +147,10 @@ def test_bad_examples_are_refused() -> None:
 
 def test_sentiment_by_the_question_of_kosmos_1() -> None:
     good, bad = picture("good"), picture("bad")
-    table = {
-        ("good", " positive"): [0.09],
-        ("good", " negative"): [0.01],
-        ("bad", " positive"): [0.02],
-        ("bad", " negative"): [0.06],
-    }
-    generator = TableGenerator(table)
+    generator = TableGenerator(
+        {("good", " positive"): [0.09], ("good", " negative"): [0.01],
+         ("bad", " positive"): [0.02], ("bad", " negative"): [0.06]}
+    )  # fmt: skip
     found = classify_sentiment(generator, [good, bad])
     assert generator.contexts[0] == ["<good>", "Question: what is the sentiment of the opinion? Answer:"]
     assert [one.posterior[0] for one in found] == pytest.approx([0.9, 0.25])

@@ -6,8 +6,7 @@
         +-- generator: log P(answer | question, image) -------------------------------+
 
 log P(image | dialog) = log-softmax(scale * cosine(dialog, image) + sum_t temper * log P(answer_t |
-question_t, image)), with ``reread`` as the weight of the turns in the encoder's text. A dialog is a state
-machine without input or output: the caller shows the question and brings the answer.
+question_t, image)), with ``reread`` as the weight of the turns in the encoder's text.
 """
 
 from __future__ import annotations
@@ -54,9 +53,9 @@ class _Step:
 class Dialog:
     """A search for one image by clarifying questions, as ``Retriever.dialog`` begins it.
 
-    A pickled dialog keeps its ranking, entropy, history and ``undo``, but not the gallery; after
-    :meth:`attach` it asks again. Images that are removed from the gallery are no candidates any more, and the
-    others share their probability. Not thread-safe.
+    The caller shows the question and brings the answer. A pickled dialog keeps its ranking, entropy, history
+    and ``undo``, but not the gallery; after :meth:`attach` it asks again. Images that are removed from the
+    gallery are no candidates any more, and the others share their probability. Not thread-safe.
 
     Args:
         gallery: the images, such as ``retriever.gallery``.
@@ -64,18 +63,17 @@ class Dialog:
         scale: factor from cosine similarity to log-probability, finite, >= 0: the inverse temperature of the
             first stage, which depends on the encoder.
         temper: exponent of P(answer | question, image), finite, > 0; below 1 for an overconfident generator.
-        reread: weight of the encoder's score of the answers, finite, >= 0. At 1 the encoder scores the whole
-            dialog as one text; at 0 only the generator scores answers.
-        candidates: number of first-stage candidates, >= 1. With ``reread``, every answer repeats the first
-            stage with the whole dialog; new images become candidates and are scored on all previous answers.
+        reread: weight of the encoder's score of the answers, finite, >= 0; at 0 only the generator scores
+            them. Above 0 every answer repeats the first stage with the dialog as one text; new images become
+            candidates and are scored on all previous answers.
+        candidates: number of first-stage candidates, >= 1.
         policy: chooses questions and interprets answers.
         budget: maximum number of questions, >= 0.
         sure: the probability of one image at which the dialog ends, in (0, 1]; 1 disables this.
         wording: the prompts.
         seed: seed of random choices.
         batch_size: contexts that the generator computes together.
-        memory: cache of the generator's output; a mapping can be shared by dialogs over one gallery,
-            generator and wording.
+        memory: cache of the generator's output, for dialogs over one gallery, generator and wording.
         progress: called between the batches of likelihoods; may raise to stop.
 
     Raises:
@@ -116,8 +114,7 @@ class Dialog:
             raise InvalidInputError("the album is empty; add images before a dialog")
         self.text, self.policy, self.budget, self.sure = text, policy, budget, sure
         self.scale, self.temper, self.reread = scale, temper, reread
-        self._wording, self._seed, self._batch_size = wording, seed, batch_size
-        self._candidates = candidates
+        self._wording, self._seed, self._batch_size, self._candidates = wording, seed, batch_size, candidates
         self._present = np.ones(len(self._hits), np.bool_)
         self._steps: list[_Step] = []
         self._proposal: Proposal | None = None
@@ -127,15 +124,8 @@ class Dialog:
 
     # --- the gallery --------------------------------------------------------------------------------------
 
-    def attach(
-        self, gallery: Gallery, *, memory: Memory | None = None, progress: Progress | None = None
-    ) -> None:
-        """Give an unpickled dialog its gallery.
-
-        Args:
-            gallery: the gallery of the same album.
-            memory: as for :class:`Dialog`.
-            progress: as for :class:`Dialog`.
+    def attach(self, gallery: Gallery) -> None:
+        """Give an unpickled dialog the gallery of its album.
 
         Raises:
             InvalidInputError: it is no gallery.
@@ -147,16 +137,14 @@ class Dialog:
                 f"none of the {len(self._hits)} candidates of the dialog {self.text!r} is in this album; "
                 "attach the album that it began with, or begin another dialog"
             )
-        self._connect(gallery, memory, progress)
+        self._connect(gallery)
 
-    def _connect(self, gallery: Gallery, memory: Memory | None, progress: Progress | None) -> None:
+    def _connect(
+        self, gallery: Gallery, memory: Memory | None = None, progress: Progress | None = None
+    ) -> None:
+        wording, seed, batch_size = self._wording, self._seed, self._batch_size
         self._interview: Interview | None = Interview(
-            gallery,
-            wording=self._wording,
-            memory=memory,
-            seed=self._seed,
-            batch_size=self._batch_size,
-            progress=progress,
+            gallery, wording=wording, memory=memory, seed=seed, batch_size=batch_size, progress=progress
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -166,21 +154,18 @@ class Dialog:
 
     def _update_present(self) -> None:
         """Drop removed images; a proposal made with them is no longer up to date."""
-        if self._interview is None:
-            return
-        present = self._present & self._interview.gallery.present(self._hits)
-        if not np.array_equal(present, self._present):
-            self._present = present
-            self._proposal, self._proposed = None, False
+        if self._interview is not None:
+            present = self._present & self._interview.gallery.present(self._hits)
+            if not np.array_equal(present, self._present):
+                self._present, self._proposal, self._proposed = present, None, False
 
     # --- the posterior ------------------------------------------------------------------------------------
 
     @property
     def ranking(self) -> Ranking:
-        """The candidates, most probable first.
+        """The candidates, most probable first; of equal ones, the first of the first stage.
 
-        ``score``, and ``scores["dialog"]``, is log P(image | dialog) in nats, which does not underflow. Equal
-        scores keep the order of the first stage.
+        ``score``, and ``scores["dialog"]``, is log P(image | dialog) in nats, which does not underflow.
         """
         log_p = self._log_posterior()
         hits = [
@@ -226,8 +211,7 @@ class Dialog:
         The first access runs the generator.
 
         Raises:
-            InvalidInputError: the dialog was unpickled and has no gallery; or the album has no generator, or
-                one that cannot write.
+            InvalidInputError: the dialog was unpickled and has no gallery, or the generator cannot write.
             ZsqError: a likelihood is not finite; names the image.
         """
         self._shown = self._propose()
@@ -243,8 +227,7 @@ class Dialog:
     def stopped(self) -> Stopped | None:
         """Why the dialog has ended; None while there is a question. Does not count as showing the question.
 
-        Raises:
-            InvalidInputError, ZsqError: as :attr:`proposal`, which this may have to compute.
+        Raises as :attr:`proposal`, which this may have to compute.
         """
         return self._ended() or ("nothing to ask" if self._propose() is None else None)
 
@@ -283,8 +266,7 @@ class Dialog:
     def answer(self, text: str) -> None:
         """Answer :attr:`question` as it was last shown, even if images were removed since.
 
-        "Don't know" leaves the posterior as it is, and the question is not asked again. "Yes" and "no" may
-        begin a longer answer ("yes, on a boat").
+        "Don't know" leaves the posterior as it is. "Yes" and "no" may begin a longer answer.
 
         Raises:
             InvalidInputError: the dialog has ended; the answer is empty or too long for the generator; or as
@@ -298,16 +280,15 @@ class Dialog:
                 f"the dialog has ended ({self.stopped}) and has no question to answer; tell() takes "
                 "statements without a question"
             )
-        self._take(proposal.question, text, proposal)
+        self._take(text, proposal)
 
     def tell(self, text: str) -> None:
-        """Add a volunteered statement, such as "it was taken at night"; it does not count towards the budget.
+        """Add a volunteered statement, such as "it was taken at night", at no cost to the budget.
 
-        Raises:
-            InvalidInputError, ZsqError: as :meth:`answer`, but a dialog that has ended takes statements.
+        Raises as :meth:`answer`, but a dialog that has ended takes statements.
         """
         self._check_statement(text, "a statement")
-        self._take(None, text, None)
+        self._take(text, None)
 
     def undo(self) -> Turn:
         """Take back the last answer or statement and return its turn; its question is open again.
@@ -331,10 +312,9 @@ class Dialog:
         if not self._present.any():
             raise InvalidInputError("all candidates were removed from the album; begin another dialog")
 
-    def _take(self, question: str | None, said: str, proposal: Proposal | None) -> None:
-        before = entropy(self._log_posterior())
-        gain = None if proposal is None else proposal.expected_gain
-        turn = Turn(question, said, before, before, gain)
+    def _take(self, said: str, proposal: Proposal | None) -> None:
+        question, gain = (None, None) if proposal is None else (proposal.question, proposal.expected_gain)
+        turn = Turn(question, said, self.entropy, self.entropy, gain)
         step = _Step(turn, np.zeros(len(self._hits)), proposal, len(self._hits))
         hits: tuple[Hit, ...] = ()
         evidence: list[NDArray[np.float64]] = []
@@ -357,18 +337,16 @@ class Dialog:
                 replace(one, evidence=np.append(one.evidence, theirs))
                 for one, theirs in zip(self._steps, evidence, strict=True)
             ]
-        turn = replace(turn, entropy_after=entropy(self._log_posterior()))
+        turn = replace(turn, entropy_after=self.entropy)
         self._steps[-1] = replace(self._steps[-1], turn=turn)
         self._proposal, self._proposed, self._shown = None, False, None
 
     def _new_candidates(
         self, gallery: Gallery, steps: Sequence[_Step]
     ) -> tuple[tuple[Hit, ...], list[NDArray[np.float64]]]:
-        """The m images that the first stage finds with the whole dialog and that are no candidates yet.
+        """New images [m] that the whole dialog finds, and for each step their evidence [m].
 
-        Returns:
-            The images, and for each step their evidence [m]; neither where there are none, or all are
-            impossible.
+        Neither where there are none, or all are impossible.
         """
         known = {hit.key for hit in self._hits}
         turns = [step.turn for step in steps]
@@ -414,10 +392,7 @@ def _evidence(policy: Policy, scene: Scene, question: str | None, answer: str) -
 
 
 def _complete(policy: Policy, scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
-    """The policy's evidence [n], with the average of the others for a candidate that it cannot score.
-
-    So the probability of such a candidate does not change.
-    """
+    """The policy's evidence [n]; where it has none, the average, which does not change the probability."""
     found = _evidence(policy, scene, question, answer)
     unseen = np.isnan(found)
     if unseen.all():
@@ -425,7 +400,7 @@ def _complete(policy: Policy, scene: Scene, question: str | None, answer: str) -
     log_p = scene.log_posterior[~unseen]
     if not np.isfinite(log_p + found[~unseen]).any():
         raise InvalidInputError("the answer makes all candidates impossible")
-    return np.where(unseen, _average(log_p, found[~unseen]), found) if unseen.any() else found
+    return np.where(unseen, _average(log_p, found[~unseen]), found)
 
 
 def _average(log_p: NDArray[np.float64], evidence: NDArray[np.float64]) -> float:

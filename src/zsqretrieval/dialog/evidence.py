@@ -1,9 +1,7 @@
 """The state of a dialog, and the evidence of an answer for each candidate.
 
-    answer --generator--> temper * log P(answer | question, image)                          float64 [n], nats
-           --encoder----> reread * scale * (cosine of the dialog with the answer - without)  float64 [n], nats
-
-A policy adds both to the log-posterior.
+answer --generator--> temper * log P(answer | question, image)                          float64 [n], nats
+--encoder----> reread * scale * (cosine of the dialog with the answer - without)  float64 [n], nats
 """
 
 from __future__ import annotations
@@ -33,11 +31,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One completed turn of a dialog.
+    """One completed turn: a question, None for a volunteered statement, and the answer or statement.
 
     Attributes:
-        question: the question; None for a volunteered statement.
-        answer: the answer, or the statement.
         entropy_before: entropy of the posterior before the answer, in nats.
         entropy_after: the same after it; equal when the answer is "don't know".
         expected_gain: the expected fall of the entropy in nats; None where the policy computes none.
@@ -52,7 +48,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """The state of a dialog, as a policy gets it.
+    """The state of a dialog, as a policy gets it; the settings are those of the dialog.
 
     Attributes:
         text: the query that began the dialog.
@@ -60,10 +56,6 @@ class Scene:
         hits: n candidates, all of them in the gallery.
         log_posterior: log P(image | dialog), float64 [n].
         interview: the generator's questions, answers and likelihoods.
-        scale: factor from cosine similarity to log-probability.
-        temper: exponent of the likelihood of an answer.
-        reread: weight of the encoder's score of an answer.
-        seed: seed of random choices.
     """
 
     text: str
@@ -81,9 +73,10 @@ class Scene:
         """The images."""
         return self.interview.gallery
 
-    def best(self, n: int) -> NDArray[np.intp]:
-        """Positions of the n most probable candidates, most probable first."""
-        return best_first(self.log_posterior)[:n]
+    def best(self, n: int) -> tuple[list[Hit], NDArray[np.float64]]:
+        """The n most probable candidates, most probable first, and their log-posterior [n]."""
+        top = best_first(self.log_posterior)[:n]
+        return [self.hits[i] for i in top], self.log_posterior[top]
 
     @property
     def asked(self) -> set[tuple[str, frozenset[str]]]:
@@ -101,12 +94,7 @@ def answer_evidence(scene: Scene, question: str | None, answer: str) -> NDArray[
 
     "Yes" and "no" to a yes/no question are normalised over the two; the rest of such an answer ("yes, on a
     boat") follows by the chain rule. Any other answer has the sum of the log-probabilities of its tokens. A
-    volunteered statement is scored as a search query.
-
-    Args:
-        scene: the dialog before the answer.
-        question: the question; None for a volunteered statement.
-        answer: the answer.
+    volunteered statement, without a question, is scored as a search query.
 
     Returns:
         float64 [n] in nats; nan for an image that cannot be shown.

@@ -1,8 +1,4 @@
-"""The images of an album as a dialog needs them, although images may be removed during the dialog.
-
-:class:`AlbumGallery` is the :class:`~zsqretrieval.dialog.oracle.Gallery` of a
-:class:`~zsqretrieval.retriever.Retriever`, which returns it as ``retriever.gallery``.
-"""
+"""The images of an album as a dialog needs them, although images may be removed during the dialog."""
 
 from __future__ import annotations
 
@@ -27,18 +23,10 @@ __all__ = ["AlbumGallery", "encoded_alike"]
 
 @final
 class AlbumGallery:
-    """The images of an album, for dialogs; a replaced file counts as another image.
-
-    Args:
-        encoder: encodes texts.
-        catalog: the images and their questions.
-        first_stage: finds candidates.
-        viewer: shows images to the generator.
-    """
+    """The :class:`~zsqretrieval.dialog.oracle.Gallery` of an album; a replaced file is another image."""
 
     def __init__(self, encoder: Encoder, catalog: Catalog, first_stage: FirstStage, viewer: Viewer) -> None:
-        self._encoder, self._catalog, self._first_stage = encoder, catalog, first_stage
-        self._viewer = viewer
+        self._encoder, self._catalog, self._first_stage, self._viewer = encoder, catalog, first_stage, viewer
 
     def first_stage(self, text: str, k: int) -> tuple[Hit, ...]:
         """The k images nearest to a text, best first."""
@@ -70,21 +58,14 @@ class AlbumGallery:
         """The record of each hit; None where it was removed, or where this is another album."""
         with self._catalog.reading():
             known = self._catalog.known_keys([hit.key for hit in hits])
-            found = {record.key: record for record in self._catalog.records(sorted(known))}
-        records = [found.get(hit.key) for hit in hits]
-        return [
-            record if record is not None and (record.id, record.source) == (hit.id, hit.source) else None
-            for record, hit in zip(records, hits, strict=True)
-        ]
+            found = {(one.key, one.id, one.source): one for one in self._catalog.records(sorted(known))}
+        return [found.get((hit.key, hit.id, hit.source)) for hit in hits]
 
     def stored_questions(self, hits: Sequence[Hit]) -> list[tuple[str, ...]]:
-        """The retained questions of each image, without captions and key words.
-
-        A question that the round-trip filter dropped may ask about something that is not in the image.
-        """
+        """The retained questions of each image, without captions and key words."""
         stored: dict[int, list[str]] = {hit.key: [] for hit in hits}
         for one in self._catalog.questions.of(list(stored)):
-            if one.judgement.kept and question_in(one.text):
+            if one.judgement.kept and question_in(one.text):  # a dropped one may not fit the image
                 stored[one.image].append(one.text)
         return [tuple(stored[hit.key]) for hit in hits]
 

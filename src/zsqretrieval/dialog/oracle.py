@@ -1,16 +1,13 @@
 """Questions, captions, answers and likelihoods that a generator gives for the images of a gallery, cached.
 
-    hits --Gallery.showing--> generator, images --Interview--> questions, captions, answers    texts per image
-                                                          --> log P(text | image)    float64 [n, texts], nats
-
-A dialog needs a :class:`Gallery`; :mod:`zsqretrieval.dialog.gallery` makes one of an album.
+hits --Gallery.showing--> generator, images --Interview--> questions, captions, answers    texts per image
+                                                      --> log P(text | image)    float64 [n, texts], nats
 """
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, final, runtime_checkable
@@ -40,12 +37,11 @@ _MAX_NEW_TOKENS = 20  # of a question, a caption or an answer
 
 T = TypeVar("T")
 _Name: TypeAlias = "tuple[str, ...]"
-_Shown: TypeAlias = "Image | ImageState"
 
 
 @runtime_checkable
 class Gallery(Protocol):
-    """The images of a dialog."""
+    """The images of a dialog; :mod:`zsqretrieval.dialog.gallery` has those of an album."""
 
     def first_stage(self, text: str, k: int) -> Sequence[Hit]:
         """The k images nearest to a text, best first; ``score`` is the cosine similarity."""
@@ -70,11 +66,7 @@ class Gallery(Protocol):
     def showing(
         self, hits: Sequence[Hit]
     ) -> AbstractContextManager[tuple[Generator, list[Image | ImageState | ImageError]]]:
-        """The generator, and for each image its cached features, the image, or the reason for neither.
-
-        Raises:
-            InvalidInputError: there is no generator.
-        """
+        """The generator, and for each image its cached features, the image, or the reason for neither."""
         ...
 
 
@@ -119,7 +111,7 @@ class _Request(NamedTuple):
     said: str = ""  # the part of the answer that the context already contains
     text: str = ""
 
-    def context(self, image: _Shown) -> Context:
+    def context(self, image: Image | ImageState) -> Context:
         fields = {} if self.question is None else {"question": self.question}
         parts = self.prompt.context(image, **fields)
         return [*parts[:-1], f"{parts[-1]}{self.said}"] if self.said else parts
@@ -132,14 +124,7 @@ class Interview:
     An image without cached features whose file is missing has no text (``None``) and no likelihood (nan); a
     RuntimeWarning names it once. Every method raises ``InvalidInputError`` where the generator cannot write
     or a text is too long for it, and ``ZsqError``, which names the image, where a likelihood is not finite.
-
-    Args:
-        gallery: the images.
-        wording: the prompts.
-        memory: the cache; valid for one gallery, generator and wording.
-        seed: seed of the sampled questions.
-        batch_size: contexts, or pairs of context and text, that the generator computes together.
-        progress: called between the batches of likelihoods; may raise to stop.
+    Arguments as for :class:`~zsqretrieval.dialog.dialog.Dialog`.
     """
 
     def __init__(
@@ -206,26 +191,20 @@ class Interview:
     ) -> list[NDArray[np.float64]]:
         """Log P(answer | question, image) for several questions, in one call of the generator.
 
-        Args:
-            asked: questions, each with a answers. The answers ``"yes"`` and ``"no"`` of a yes/no question
-                stand for the verbalisers of the wording.
-            hits: n images.
+        The answers ``"yes"`` and ``"no"`` of a yes/no question stand for the verbalisers of the wording.
 
         Returns:
-            For each question float64 [n, a] in nats, each <= 0, not normalised over the answers; nan for an
-            image that cannot be shown.
+            For each question with a answers float64 [n, a] in nats, each <= 0, not normalised over the
+            answers; nan for an image that cannot be shown.
         """
 
-        def spellings(question: str, answer: str) -> tuple[str, ...]:
+        def spellings(question: str, answer: str) -> list[_Request]:
+            texts: tuple[str, ...] = (f" {answer.strip()}",)
             if is_polar(question) and answer in POLAR_ANSWERS:
-                return self.wording.yes if answer == "yes" else self.wording.no
-            return (f" {answer.strip()}",)
+                texts = self.wording.yes if answer == "yes" else self.wording.no
+            return [_Request(self.wording.answer, question, text=text) for text in texts]
 
-        requests = [
-            [[_Request(self.wording.answer, question, text=text) for text in spellings(question, answer)]
-             for answer in answers]
-            for question, answers in asked
-        ]  # fmt: skip
+        requests = [[spellings(question, answer) for answer in answers] for question, answers in asked]
         found = self._log_likelihoods([one for some in requests for texts in some for one in texts], hits)
         with np.errstate(invalid="ignore"):  # nan stays nan
             return [
@@ -234,11 +213,7 @@ class Interview:
             ]
 
     def log_verdicts(self, question: str, hits: Sequence[Hit]) -> NDArray[np.float64]:
-        """Log P(yes) and log P(no) as the answer to a yes/no question, normalised over the two.
-
-        Returns:
-            float64 [n, 2]; nan for an image that cannot be shown.
-        """
+        """Log P(yes) and log P(no), normalised over the two: float64 [n, 2]; nan as :meth:`log_answers`."""
         (found,) = self.log_answers([(question, POLAR_ANSWERS)], hits)
         verdicts: NDArray[np.float64] = log_softmax(found, axis=-1)
         return verdicts
@@ -248,11 +223,7 @@ class Interview:
     ) -> NDArray[np.float64]:
         """Log P(text | image), or with a question log P(text | question, said, image).
 
-        Args:
-            text: the text with its leading space.
-            hits: n images.
-            question: the question that the text answers; None for a description.
-            said: the beginning of the answer, in front of the text.
+        ``text`` has its leading space; ``said`` is the beginning of the answer, in front of the text.
 
         Returns:
             float64 [n] in nats, each <= 0; nan for an image that cannot be shown.
@@ -272,9 +243,10 @@ class Interview:
             )
             return [one.sum for one in found]
 
-        names: dict[_Name, _Request] = {}
-        for one in requests:
-            names["log_likelihood", one.prompt.template, one.question or "", one.said, one.text] = one
+        names: dict[_Name, _Request] = {
+            ("log_likelihood", one.prompt.template, one.question or "", one.said, one.text): one
+            for one in requests
+        }
         found = np.array(self._cached(names, hits, score), np.float64)  # [requests, n]; None becomes nan
         return dict(zip(names.values(), found, strict=True))
 
@@ -293,27 +265,28 @@ class Interview:
 
         missing = [(name, hit) for hit in hits for name in requests if key(name, hit) not in self._memory]
         if missing:
-            with self._showing({hit.key: hit for _, hit in missing}) as (generator, shown):
-                able = [(name, hit) for name, hit in missing if hit.key in shown]
-                contexts = [requests[name].context(shown[hit.key]) for name, hit in able]
-                values = compute(generator, contexts, [requests[name].text for name, _ in able])
-                self._memory.update(zip([key(*one) for one in able], values, strict=True))
+            waiting = {hit.key: hit for _, hit in missing}
+            with self.gallery.showing(list(waiting.values())) as (generator, shown):
+                images = dict(zip(waiting, shown, strict=True))
+                self._warn({at: one for at, one in images.items() if isinstance(one, ImageError)})
+                able = [
+                    (name, hit, image)
+                    for name, hit in missing
+                    if not isinstance(image := images[hit.key], ImageError)
+                ]
+                contexts = [requests[name].context(image) for name, _, image in able]
+                values = compute(generator, contexts, [requests[name].text for name, *_ in able])
+                self._memory.update(zip([key(name, hit) for name, hit, _ in able], values, strict=True))
         return [[self._memory.get(key(name, hit)) for hit in hits] for name in requests]
 
-    @contextlib.contextmanager
-    def _showing(self, hits: Mapping[int, Hit]) -> Iterator[tuple[Generator, dict[int, _Shown]]]:
-        """The generator, and the images that it can be shown, by key."""
-        with self.gallery.showing(list(hits.values())) as (generator, shown):
-            found = dict(zip(hits, shown, strict=True))
-            missing = {key: one for key, one in found.items() if isinstance(one, ImageError)}
-            if new := [one for key, one in missing.items() if key not in self._named]:
-                self._named.update(missing)
-                named = "; ".join(map(str, new[:3])) + ("; ..." if len(new) > 3 else "")
-                warnings.warn(
-                    f"{len(new)} of the candidates cannot be shown to the generator and keep their "
-                    f"probability: {named}. Cache the features (states='disk') of images that do not stay "
-                    "files",
-                    RuntimeWarning,
-                    stacklevel=6,
-                )
-            yield generator, {key: one for key, one in found.items() if not isinstance(one, ImageError)}
+    def _warn(self, unseen: Mapping[int, ImageError]) -> None:
+        """Name the images that cannot be shown and were not named before."""
+        if new := [one for at, one in unseen.items() if at not in self._named]:
+            self._named.update(unseen)
+            named = "; ".join(map(str, new[:3])) + ("; ..." if len(new) > 3 else "")
+            warnings.warn(
+                f"{len(new)} of the candidates cannot be shown to the generator and keep their probability: "
+                f"{named}. Cache the features (states='disk') of images that do not stay files",
+                RuntimeWarning,
+                stacklevel=5,
+            )

@@ -3,8 +3,7 @@
     posterior --question_pool--> questions --InformationGain--> the question with the most expected gain
 
 :class:`InformationGain` is the default; :class:`RandomQuestion` and :class:`CaptionDialog` are the baselines.
-Any object with the two methods of :class:`Policy` is a policy. ``docs/dialog.md`` has the formulas and their
-sources.
+``docs/dialog.md`` has the formulas and their sources.
 """
 
 from __future__ import annotations
@@ -65,19 +64,16 @@ class Proposal:
 
 @runtime_checkable
 class Policy(Protocol):
-    """Chooses questions and interprets answers."""
+    """Chooses questions and interprets answers; any object with these two methods."""
 
     def propose(self, scene: Scene) -> Proposal | None:
         """The next question; None when there is none left."""
         ...
 
     def evidence(self, scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
-        """The evidence of an answer for each candidate.
+        """The evidence of an answer to a question, None for a volunteered statement, for each candidate.
 
-        Args:
-            scene: the dialog before the answer.
-            question: the question; None for a volunteered statement.
-            answer: the answer; not empty, and not "don't know".
+        The scene is the dialog before the answer, which is not empty, and not "don't know".
 
         Returns:
             float64 [n] in nats, to be added to the log-posterior, which is then normalised; nan for a
@@ -98,14 +94,12 @@ def information_gain(log_p: NDArray[np.float64], log_answers: NDArray[np.float64
     """Expected fall of the entropy by the answer to a question: the mutual information of answer and image.
 
     H(answer) - H(answer | image) = sum_i P(i) sum_a P(a | i) log (P(a | i) / P(a)): Lindley's measure of an
-    experiment (Annals of Mathematical Statistics, 1956).
+    experiment (Annals of Mathematical Statistics, 1956), in nats; at least 0, at most the entropy of the
+    images and at most log a.
 
     Args:
         log_p: log P(image) [n], normalised.
         log_answers: log P(answer | image) [n, a], each row normalised.
-
-    Returns:
-        Nats, at least 0, at most the entropy of the images and at most log a.
     """
     joint = log_p[:, None] + log_answers  # [n, a]
     marginal = np.logaddexp.reduce(joint, axis=0)  # [a]
@@ -118,7 +112,7 @@ def information_gain(log_p: NDArray[np.float64], log_answers: NDArray[np.float64
 
 
 def question_pool(scene: Scene, images: int, size: int) -> dict[str, float]:
-    """Questions that may tell the most probable candidates apart, most promising first.
+    """At most ``size`` questions that may tell the most probable candidates apart, most promising first.
 
     Sources and weights: the generator's questions about the most probable images and the retained questions
     of these images, by the probability of the images; and yes/no questions about things that some of the
@@ -127,18 +121,12 @@ def question_pool(scene: Scene, images: int, size: int) -> dict[str, float]:
     of earlier questions of the same form that were answered. Open and yes/no questions alternate. Questions
     that were asked before, or that the dialog has already settled, are left out.
 
-    Args:
-        scene: the dialog.
-        images: number of the most probable candidates to ask about.
-        size: maximum number of questions.
-
     Returns:
         By question the probability that the user knows an answer: that of the images that were asked the
         question or whose caption names the things that it presupposes, times the share above.
     """
-    top = scene.best(images)
-    hits = [scene.hits[i] for i in top]
-    mass = np.exp(log_softmax(scene.log_posterior[top]))
+    hits, log_p = scene.best(images)
+    mass = np.exp(log_softmax(log_p))
     captions = [caption or "" for caption in scene.interview.captions(hits)]
     stored = scene.gallery.stored_questions(hits)
     by_image = [
@@ -194,11 +182,11 @@ def _expected_answers(
     scene: Scene, questions: Iterable[str], images: int, count: int
 ) -> dict[str, tuple[str, ...]]:
     """Yes and no, or for an open question the generator's answers for the most probable images."""
-    top = scene.best(images)
-    mass = np.exp(log_softmax(scene.log_posterior[top]))
+    hits, log_p = scene.best(images)
+    mass = np.exp(log_softmax(log_p))
     expected: dict[str, tuple[str, ...]] = dict.fromkeys(questions, POLAR_ANSWERS)
     open_ones = [question for question in expected if not is_polar(question)]
-    found = scene.interview.answers(open_ones, [scene.hits[i] for i in top])
+    found = scene.interview.answers(open_ones, hits)
     for question, answers in zip(open_ones, found, strict=True):
         weights: dict[str, float] = {}  # answer -> probability of the images that give it
         for answer, share in zip(answers, mass, strict=True):
@@ -215,10 +203,9 @@ def _expected_answers(
 class InformationGain:
     """Asks the question with the highest expected information gain.
 
-    The gain of a question is the mutual information of its answer and the image (:func:`information_gain`)
-    over the most probable candidates, for the generator's answers about the most probable of them, with
-    P(answer | question, image) normalised over these answers; times the probability that the user knows an
-    answer.
+    The gain of a question is :func:`information_gain` over the most probable candidates, for the generator's
+    answers about the most probable of them, with P(answer | question, image) normalised over these answers;
+    times the probability that the user knows an answer.
 
     Attributes:
         images: number of the most probable candidates that supply questions and answers.
@@ -244,10 +231,9 @@ class InformationGain:
 
     def propose(self, scene: Scene) -> Proposal | None:
         """The question of the pool with the highest expected gain; of equal ones the most answerable."""
-        top = scene.best(self.top)
-        if len(top) < 2:
+        hits, log_p = scene.best(self.top)
+        if len(hits) < 2:
             return None
-        hits, log_p = [scene.hits[i] for i in top], scene.log_posterior[top]
         pool = question_pool(scene, self.images, self.pool)
         expected = _expected_answers(scene, pool, self.images, self.answers)
         asked = [
@@ -259,29 +245,24 @@ class InformationGain:
         if scene.reread:
             by_text = encoder_evidence(scene, asked, hits)
             likely = [found + read for found, read in zip(likely, by_text, strict=True)]
-        best: tuple[tuple[float, float], Proposal] | None = None
+        ranked: list[tuple[tuple[float, float], Proposal]] = []
         for (question, answers), log_answers in zip(asked, likely, strict=True):
             seen = ~np.isnan(log_answers).any(1)
-            if not seen.any():
-                continue
-            told = information_gain(log_softmax(log_p[seen]), log_softmax(log_answers[seen], axis=-1))
-            rank = pool[question] * told, pool[question]
-            if rank[0] >= self.least and (best is None or rank > best[0]):
-                best = rank, Proposal(question, rank[0], answers)
-        return None if best is None else best[1]
+            if seen.any():
+                told = information_gain(log_softmax(log_p[seen]), log_softmax(log_answers[seen], axis=-1))
+                gain = pool[question] * told
+                ranked.append(((gain, pool[question]), Proposal(question, gain, answers)))
+        (gain, _), best = max(ranked, key=lambda one: one[0], default=((-np.inf, 0.0), None))
+        return best if gain >= self.least else None
 
-    def evidence(self, scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
-        """As :func:`answer_evidence`."""
-        return answer_evidence(scene, question, answer)
+    evidence = staticmethod(answer_evidence)
 
 
 @dataclass(frozen=True, slots=True)
 class RandomQuestion:
     """Asks a random question of the same pool as :class:`InformationGain`, and interprets answers alike.
 
-    Attributes:
-        images: number of the most probable candidates that supply questions.
-        pool: number of questions to draw from.
+    The ``images`` most probable candidates supply a pool of ``pool`` questions.
 
     Raises:
         InvalidInputError: one of them is below 1.
@@ -298,27 +279,22 @@ class RandomQuestion:
         pool = list(question_pool(scene, self.images, self.pool))
         drawn_by = [scene.seed, zlib.crc32(scene.text.encode(errors="surrogatepass")), len(scene.turns)]
         for i in np.random.default_rng(drawn_by).permutation(len(pool)):
-            (expected,) = _expected_answers(scene, [pool[i]], self.images, self.images).items()
-            if is_polar(pool[i]) or not is_settled(pool[i], scene.known, expected[1]):
-                return Proposal(pool[i], answers=expected[1])
+            ((question, answers),) = _expected_answers(scene, [pool[i]], self.images, self.images).items()
+            if is_polar(question) or not is_settled(question, scene.known, answers):
+                return Proposal(question, answers=answers)
         return None
 
-    def evidence(self, scene: Scene, question: str | None, answer: str) -> NDArray[np.float64]:
-        """As :func:`answer_evidence`."""
-        return answer_evidence(scene, question, answer)
+    evidence = staticmethod(answer_evidence)
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionDialog:
     """The strategy of ChatIR (Levy et al., NeurIPS 2023): the dialog becomes one long caption.
 
-    It asks the generator's likeliest question about the most probable image. The log-posterior is scale times
-    the cosine similarity of the whole dialog as one text; the generator has no part in it. Where the encoder
-    would truncate this text (CLIP reads 77 tokens), the oldest turns are left out, with a RuntimeWarning; the
-    query and the last answer stay.
-
-    Attributes:
-        images: number of the most probable candidates that may supply the question.
+    It asks the generator's likeliest question about the most probable image; the ``images`` most probable may
+    supply it. The log-posterior is scale times the cosine similarity of the whole dialog as one text; the
+    generator has no part in it. Where the encoder would truncate this text (CLIP reads 77 tokens), the oldest
+    turns are left out, with a RuntimeWarning; the query and the last answer stay.
 
     Raises:
         InvalidInputError: ``images`` is below 1.
@@ -331,10 +307,9 @@ class CaptionDialog:
 
     def propose(self, scene: Scene) -> Proposal | None:
         """The first question about the most probable image that was not asked before."""
-        asked = scene.asked
-        for i in scene.best(self.images):
-            for question in scene.interview.questions([scene.hits[i]])[0]:
-                if topic(question) not in asked:
+        for hit in scene.best(self.images)[0]:
+            for question in scene.interview.questions([hit])[0]:
+                if topic(question) not in scene.asked:
                     return Proposal(question)
         return None
 

@@ -1,12 +1,9 @@
 """The tasks of Kosmos-1, each a prompt over the two methods of a generator.
 
-    an image                      -> caption, answer, classify, recognize, classify_sentiment
-    examples, then an image       -> the same with examples= (from labelled, k_shot, answered)
-    an image and its description  -> answer_step_by_step, choose_step_by_step
-    a matrix with a gap           -> score_raven
-
-Functions that choose among given texts return :class:`Choice`; functions that count return :class:`Accuracy`,
-which has a confidence interval. ``docs/tasks.md`` shows each with its output.
+an image                      -> caption, answer, classify, recognize, classify_sentiment
+examples, then an image       -> the same with examples= (from labelled, k_shot, answered)
+an image and its description  -> answer_step_by_step, choose_step_by_step
+a matrix with a gap           -> score_raven
 """
 
 from __future__ import annotations

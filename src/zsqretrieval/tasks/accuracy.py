@@ -12,12 +12,7 @@ __all__ = ["Accuracy"]
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """The number of correct answers among independent items.
-
-    Attributes:
-        correct: number of correct answers.
-        total: number of items.
-        chance: the accuracy of guessing, in (0, 1).
+    """The number of correct answers among independent items, and the accuracy of guessing, in (0, 1).
 
     Raises:
         InvalidInputError: there are no items, more correct ones than items, or chance is out of range.

@@ -2,9 +2,9 @@
 
     images --generate_questions--> questions --encoder--> vectors --search--> rank of own image --> kept?
 
-A generator also writes questions that the image does not answer, and questions that fit every image. Both
-harm an index. So a question is kept only if searching for it finds its own image among the first ``top_k``:
-the consistency filter of doc2query-- (Gospodinov et al., arXiv 2301.03266) and PreMIR (arXiv 2508.17079).
+A generator also writes questions that the image does not answer or that fit every image. Both harm an index,
+so a question is kept only if searching for it finds its own image among the first ``top_k``: the consistency
+filter of doc2query-- (Gospodinov et al., arXiv 2301.03266) and PreMIR (arXiv 2508.17079).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import index
-from typing import TypeAlias, TypeVar, final
+from typing import Any, TypeAlias, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval.album.candidates import Viewer
-from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.questions import Judgement, NewQuestion, Recipe, StoredQuestion, StyleFacts
 from zsqretrieval.data.loader import Skipped
 from zsqretrieval.data.sources import Reopener
@@ -73,13 +73,7 @@ class QuestionsReport:
 
 @dataclass(frozen=True, slots=True)
 class FilterReport:
-    """Counts of :meth:`AlbumQuestions.filter`.
-
-    Attributes:
-        questions: all questions.
-        kept: questions that are kept now.
-        seconds: time taken.
-    """
+    """Counts of :meth:`AlbumQuestions.filter`: all questions, those kept now, and the time taken."""
 
     questions: int
     kept: int
@@ -90,11 +84,7 @@ class FilterReport:
 class AlbumQuestions:
     """The stored questions of an album; a retriever has it as ``retriever.questions``.
 
-    Args:
-        catalog: stores the questions.
-        encoder: encodes them.
-        search: the first stage, for the round trip.
-        viewer: gives the generator the images; None without a generator.
+    ``search`` is the first stage, for the round trip; without a generator ``viewer`` is None.
     """
 
     def __init__(self, catalog: Catalog, encoder: Encoder, search: Search, viewer: Viewer | None) -> None:
@@ -117,16 +107,14 @@ class AlbumQuestions:
 
         Each batch is on disk before the next begins. Images that were asked with the same settings by the
         same generator are not asked again, so an interrupted call, or one after more images were added, can
-        be repeated. A question is kept if the first stage, searching for it, finds its own image among the
-        first ``top_k`` of the album as it is now; after the album has grown, :meth:`filter` judges all
-        questions again.
+        be repeated. After the album has grown, :meth:`filter` judges all questions again.
 
         Args:
             n: questions per image at most, >= 1.
             style: a name in :data:`zsqretrieval.tasks.questions.STYLES`, or a style of your own.
             answers: also store the generator's answer to each question.
-            top_k: lowest rank of the own image, >= 1; None keeps every question. Has no effect on images
-                asked before.
+            top_k: lowest rank of the own image, >= 1, in a search for the question; None keeps every
+                question. Has no effect on images asked before.
             temperature: sampling temperature.
             seed: sampling seed. A draw is named by the seed and the image's position in its batch, so the
                 same images in the same batches get the same questions.
@@ -140,7 +128,8 @@ class AlbumQuestions:
             AlbumError: the disk is full or the album is locked; earlier batches stay.
         """
         begin = time.perf_counter()
-        if self._viewer is None:
+        viewer = self._viewer
+        if viewer is None:
             raise InvalidInputError(
                 "writing questions needs a generator, and this retriever has none: pass one to Retriever or "
                 "Retriever.open"
@@ -148,17 +137,20 @@ class AlbumQuestions:
         style = check_style(style, answers=answers)
         check_sampling(n, temperature, seed, max_new_tokens)
         check_counts(batch_size=batch_size)
-        check_counts(or_none=True, top_k=top_k)
-        recipe = Recipe(  # plain numbers, since NumPy's are accepted but not JSON
+        batch_size, top_k = index(batch_size), _depth(top_k)
+        sampling: dict[str, Any] = {  # plain numbers, since NumPy's are accepted but not JSON
+            "n": index(n),
+            "temperature": float(temperature),
+            "seed": index(seed),
+            "max_new_tokens": index(max_new_tokens),
+        }
+        recipe = Recipe(
             style=style.name,
             prompts=tuple(prompt.template for prompt in style.prompts),
             answer_prompt=PROMPTS["vqa"].template if answers else None,
-            generator=self._viewer.generator.get().fingerprint,
+            generator=viewer.generator.get().fingerprint,
             encoder=self._encoder.fingerprint,
-            n=index(n),
-            temperature=float(temperature),
-            seed=index(seed),
-            max_new_tokens=index(max_new_tokens),
+            **sampling,
         )
         asked = known = questions = kept = 0
         skipped: list[Skipped] = []
@@ -167,53 +159,32 @@ class AlbumQuestions:
                 before = self._catalog.questions.asked(recipe, [record.key for record in chunk])
                 known += len(before)
                 waiting = [record for record in chunk if record.key not in before]
-                for batch in _batches(iter(waiting), index(batch_size)):
-                    written, failed = self._write(batch, files, recipe, style, answers, index(batch_size))
-                    made = self._filtered(written, None if top_k is None else index(top_k))
-                    new, passed = self._catalog.questions.write(recipe, made)
+                for batch in _batches(iter(waiting), batch_size):
+                    with viewer.showing(batch, files) as (generator, shown):
+                        images = {
+                            record.key: one
+                            for record, one in zip(batch, shown, strict=True)
+                            if not isinstance(one, ImageError)
+                        }
+                        found = generate_questions(
+                            generator, list(images.values()), style=style, answers=answers,
+                            batch_size=batch_size, **sampling,
+                        )  # fmt: skip
+                        written = dict(zip(images, found, strict=True))
+                    new, passed = self._catalog.questions.write(recipe, self._judged(written, top_k))
                     questions, kept, asked = questions + new, kept + passed, asked + len(written)
-                    skipped += failed
-                    self._report(progress, asked + known + len(skipped))
-                self._report(progress, asked + known + len(skipped))
+                    skipped += [
+                        Skipped(one.source, one.reason) for one in shown if isinstance(one, ImageError)
+                    ]
+                    _report(progress, "writing", asked + known + len(skipped), len(self._catalog))
+                _report(progress, "writing", asked + known + len(skipped), len(self._catalog))
         return QuestionsReport(asked, known, tuple(skipped), questions, kept, time.perf_counter() - begin)
 
-    def _write(
-        self,
-        batch: Sequence[Record],
-        files: Reopener,
-        recipe: Recipe,
-        style: Style,
-        answers: bool,
-        batch_size: int,
-    ) -> tuple[dict[int, tuple[Question, ...]], Sequence[Skipped]]:
-        """Questions by image key, and the images that cannot be opened."""
-        assert self._viewer is not None
-        with self._viewer.showing(batch, files) as (generator, shown):
-            opened = {
-                record.key: one
-                for record, one in zip(batch, shown, strict=True)
-                if not isinstance(one, ImageError)
-            }
-            written = generate_questions(
-                generator,
-                list(opened.values()),
-                recipe.n,
-                style=style,
-                answers=answers,
-                temperature=recipe.temperature,
-                seed=recipe.seed,
-                max_new_tokens=recipe.max_new_tokens,
-                batch_size=batch_size,
-            )
-        failed = [Skipped(one.source, one.reason) for one in shown if isinstance(one, ImageError)]
-        return dict(zip(opened, written, strict=True)), failed
-
-    def _filtered(self, written: dict[int, tuple[Question, ...]], top_k: int | None) -> dict[int, _New]:
+    def _judged(self, written: dict[int, tuple[Question, ...]], top_k: int | None) -> dict[int, _New]:
         """Questions by image key with their vectors and the result of the round trip."""
         flat = [(image, one) for image, some in written.items() for one in some]
-        vectors, judgements = self._round_trip(
-            [one.text for _, one in flat], [image for image, _ in flat], top_k
-        )
+        texts, images = [one.text for _, one in flat], [image for image, _ in flat]
+        vectors, judgements = self._round_trip(texts, images, top_k)
         made: dict[int, _New] = {image: [] for image in written}
         for (image, one), vector, judgement in zip(flat, vectors, judgements, strict=True):
             made[image].append(
@@ -241,10 +212,6 @@ class AlbumQuestions:
         ranks = own_ranks(self._search(vectors, top_k), np.array(images, np.int64))
         return vectors, [Judgement(int(rank) or None, top_k, gallery, kept=bool(rank)) for rank in ranks]
 
-    def _report(self, progress: Progress | None, done: int) -> None:
-        if progress is not None:
-            progress("writing questions", done, max(done, len(self._catalog)))
-
     def filter(
         self, top_k: int | None = 10, *, batch_size: int = 64, progress: Progress | None = None
     ) -> FilterReport:
@@ -253,32 +220,28 @@ class AlbumQuestions:
         Questions that were not kept are judged as well, and may be kept now.
 
         Args:
-            top_k: lowest rank of the own image, >= 1; None keeps every question.
+            top_k: as for :meth:`generate`.
             batch_size: questions searched together, >= 1.
             progress: called after every batch with the number of questions; may raise to stop.
 
         Raises:
             InvalidInputError: ``top_k`` or ``batch_size`` < 1.
-            AlbumError: the disk is full or the album is locked; earlier batches stay.
+            AlbumError: as :meth:`generate`.
         """
         begin = time.perf_counter()
         check_counts(batch_size=batch_size)
-        check_counts(or_none=True, top_k=top_k)
-        top_k = None if top_k is None else index(top_k)
+        top_k = _depth(top_k)
         total = sum(facts.questions for facts in self.styles())
         done = kept = 0
         for batch in self._catalog.questions.batches(index(batch_size)):
-            vectors, judgements = self._round_trip(
-                [one.text for one in batch], [one.image for one in batch], top_k
-            )
-            keys = [one.key for one in batch]
+            keys, texts = [one.key for one in batch], [one.text for one in batch]
+            vectors, judgements = self._round_trip(texts, [one.image for one in batch], top_k)
             self._catalog.questions.judge(
                 dict(zip(keys, judgements, strict=True)), dict(zip(keys, vectors, strict=True))
             )
             kept += sum(one.kept for one in judgements)
             done += len(batch)
-            if progress is not None:
-                progress("filtering questions", done, max(done, total))
+            _report(progress, "filtering", done, total)
         return FilterReport(done, kept, time.perf_counter() - begin)
 
     def list(self, id: str | None = None) -> Iterator[StoredQuestion]:
@@ -307,8 +270,7 @@ class AlbumQuestions:
         styles have in common is stored once.
 
         Raises:
-            InvalidInputError: unknown style; lists those in :data:`zsqretrieval.tasks.questions.STYLES` and
-                in the album.
+            InvalidInputError: unknown style.
         """
         known = sorted({*STYLES, *(facts.style for facts in self.styles())})
         if style is not None and style not in known:
@@ -317,17 +279,22 @@ class AlbumQuestions:
 
 
 def own_ranks(found: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rank of each question's own image.
+    """Rank of each question's own image: int64 [q], from 1; 0 where it is not found.
 
-    Args:
-        found: int64 [q, k], image keys, best first.
-        own: int64 [q], key of the own image.
-
-    Returns:
-        int64 [q], from 1; 0 where it is not among the k.
+    ``found`` has image keys int64 [q, k], best first, and ``own`` the keys int64 [q] of the own images.
     """
     hits = found == own[:, None]
     return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0).astype(np.int64)
+
+
+def _report(progress: Progress | None, what: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(f"{what} questions", done, max(done, total))
+
+
+def _depth(top_k: int | None) -> int | None:
+    check_counts(or_none=True, top_k=top_k)
+    return None if top_k is None else index(top_k)
 
 
 def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -1,8 +1,6 @@
 """Closed questions: choose among given texts by their likelihood.
 
-    contexts, options --generator--> log P(option | context)  float64 [n, options] --> Choice per context
-
-:func:`classify`, :func:`recognize` and :func:`classify_sentiment` are prompts for :func:`choose`.
+contexts, options --generator--> log P(option | context)  float64 [n, options] --> Choice per context
 """
 
 from __future__ import annotations
@@ -126,13 +124,9 @@ def single_best(scores: NDArray[np.float64]) -> int | None:
 def count_correct(choices: Sequence[Choice], answers: Sequence[str]) -> Accuracy:
     """Count the choices whose best option is the right one; a tie is wrong.
 
-    Args:
-        choices: n choices among the same options.
-        answers: the n right options.
-
     Raises:
-        InvalidInputError: their numbers differ, there are none, the options differ, or an answer is not an
-            option.
+        InvalidInputError: there are no choices or not one answer each, their options differ, or an answer is
+            not an option.
     """
     if len(choices) != len(answers):
         raise InvalidInputError(f"{len(choices)} choices for {len(answers)} answers; give one answer each")
@@ -160,20 +154,10 @@ def classify(
     aggregate: Aggregate = "sum",
     batch_size: int = 16,
 ) -> list[Choice]:
-    """Classify images by the names of the classes (zero-shot classification).
+    """Classify n images by the names of the classes (zero-shot classification).
 
-    Args:
-        generator: scores the names.
-        images: one image or n of them.
-        classes: two or more different names.
-        examples: solved examples in front of each image, as :func:`~zsqretrieval.tasks.few_shot.k_shot`
-            draws them.
-        prompt: takes one image and no texts.
-        aggregate: as for :func:`choose`.
-        batch_size: pairs of image and class computed together.
-
-    Returns:
-        n choices among the classes.
+    ``examples`` stand in front of each image, as :func:`~zsqretrieval.tasks.few_shot.k_shot` draws them;
+    ``prompt`` takes one image and no texts. Otherwise as :func:`choose`.
 
     Raises:
         InvalidInputError, ImageError, ZsqError: as :func:`choose`; or there are no images, or the prompt
@@ -193,22 +177,12 @@ def recognize(
     aggregate: Aggregate = "sum",
     batch_size: int = 16,
 ) -> list[Choice]:
-    """Classify images by descriptions of the classes, which stand in front of the image.
+    """Classify n images by descriptions of the classes, which stand in front of the image.
 
     Kosmos-1 was shown ``three toed woodpecker: It has black and white stripes ...`` and the like for two
-    classes, then asked for the name (arXiv 2302.14045, section 4.6).
-
-    Args:
-        generator: scores the names.
-        images: one image or n of them.
-        descriptions: description by class name, two or more; become lines ``name: description``, in order.
-        category: the common name of the classes ("woodpecker").
-        prompt: takes one image and the texts ``descriptions`` and ``category``.
-        aggregate: as for :func:`choose`.
-        batch_size: pairs of image and class computed together.
-
-    Returns:
-        n choices among the classes.
+    classes, then asked for the name (arXiv 2302.14045, section 4.6). ``category`` is the common name of the
+    classes ("woodpecker"), and ``prompt`` takes one image and the texts ``descriptions`` (lines of ``name:
+    description``) and ``category``. Otherwise as :func:`choose`.
 
     Raises:
         InvalidInputError, ImageError, ZsqError: as :func:`classify`; or a description or the category is
@@ -236,26 +210,12 @@ def classify_sentiment(
     prompt: Prompt = PROMPTS["vqa"],
     batch_size: int = 16,
 ) -> list[Choice]:
-    """Classify the sentiment of texts in pictures, without OCR.
+    """Classify the sentiment of texts in n pictures, without OCR, by the answer to a question.
 
-    On Rendered SST-2, film reviews drawn as images, Kosmos-1 reached 67.1 % of two classes, and 72.9 % with a
-    chain of thought (arXiv 2302.14045, section 4.3), for which
-    :func:`~zsqretrieval.tasks.few_shot.choose_step_by_step` takes the same question and labels.
-    :func:`~zsqretrieval.tasks.render.render_text` draws such images.
-
-    Args:
-        generator: scores the labels.
-        images: one image or n of them.
-        question: the question about each.
-        labels: the answers, two or more.
-        prompt: takes one image and the text ``question``.
-        batch_size: pairs of image and label computed together.
-
-    Returns:
-        n choices among the labels.
-
-    Raises:
-        InvalidInputError, ImageError, ZsqError: as :func:`classify`.
+    On Rendered SST-2, film reviews drawn as images (:func:`~zsqretrieval.tasks.render.render_text` draws
+    such), Kosmos-1 reached 67.1 % of two classes, and 72.9 % with a chain of thought (arXiv 2302.14045,
+    section 4.3), for which :func:`~zsqretrieval.tasks.few_shot.choose_step_by_step` takes the same question
+    and labels. Errors as for :func:`classify`.
     """
     (asked,) = check_texts([question], "questions")
     contexts = [prompt.context(image, question=asked) for image in image_records(images)]

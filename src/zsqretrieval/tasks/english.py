@@ -1,8 +1,4 @@
-"""Rules over English words: normalise texts, classify questions and answers, find the things of a caption.
-
-No model is used. The rules tidy the output of a generator, detect repeated and already answered questions,
-and split "yes" and "no" from the rest of an answer.
-"""
+"""Rules over English words, without a model: texts, questions and answers, and the things of a caption."""
 
 from __future__ import annotations
 
@@ -173,9 +169,9 @@ def form(question: str) -> tuple[str, frozenset[str]]:
 
 
 def presupposed(question: str) -> frozenset[str]:
-    """The things that a question presupposes: "dog" in "What color is the dog?", none in "Is there a dog?".
+    """The things without which a question has no answer: "dog" in "What color is the dog?".
 
-    For an image without them there is no answer.
+    None in "Is there a dog?".
     """
     return frozenset() if is_polar(question) else content_words(question) - _ATTRIBUTES
 
@@ -191,11 +187,6 @@ def is_settled(question: str, text: str, answers: Iterable[str] = ()) -> bool:
     A yes/no question is settled when the text has all its content words; an open question when the text has
     its content words, apart from attributes ("color", "doing"), and those of one of its possible answers: "a
     brown dog" settles "What color is the dog?" if "brown" is a possible answer.
-
-    Args:
-        question: the question.
-        text: the text.
-        answers: possible answers to the question.
     """
     known, asked = content_words(text), content_words(question)
     if is_polar(question):
@@ -211,9 +202,7 @@ def is_settled(question: str, text: str, answers: Iterable[str] = ()) -> bool:
 class Verdict:
     """An answer that begins with yes or no.
 
-    Attributes:
-        word: "yes" or "no".
-        rest: the rest of the answer, from the punctuation or space after that word; may be empty.
+    ``rest`` begins with the punctuation or space after that word; it may be empty.
     """
 
     word: Literal["yes", "no"]
@@ -241,10 +230,9 @@ def verdict(answer: str) -> Verdict | None:
 
 
 def things(caption: str) -> dict[str, str]:
-    """The things of a caption, by rule: the last word of a phrase after an article, number or preposition.
+    """The things of a caption, the last word of a phrase after an article, number or preposition.
 
-    Returns:
-        Word ("dogs") by stem ("dog"), in order. The rule has no dictionary and makes mistakes.
+    Word ("dogs") by stem ("dog"), in order. The rule has no dictionary and makes mistakes.
     """
     found: dict[str, str] = {}
     chunk: list[str] | None = []  # the words since the last opener; the beginning counts as one
@@ -267,9 +255,8 @@ def things(caption: str) -> dict[str, str]:
 def existence_questions(captions: Sequence[str]) -> dict[str, frozenset[int]]:
     """Yes/no questions about things that some of the captions name and others do not mention.
 
-    Returns:
-        By question ("is there a dog?"), the positions of the captions that mention the thing, in the order in
-        which the captions name the things.
+    By question ("is there a dog?"), the positions of the captions that mention the thing, in the order in
+    which the captions name the things.
     """
     mentioned = [frozenset(map(stem, words(caption))) for caption in captions]
     written: dict[str, str] = {}

@@ -1,9 +1,7 @@
 """Prompting techniques without training: solved examples in front of a task, and chains of thought.
 
-Examples go into :func:`~zsqretrieval.tasks.choice.classify`, :func:`~zsqretrieval.tasks.writing.answer` and
-:func:`~zsqretrieval.tasks.writing.caption` as ``examples=``, made with the prompt of the task. A multimodal
-chain of thought has two passes, as in Kosmos-1 (arXiv 2302.14045, section 4.5): the generator writes a
-rationale, which then stands between the image and the question.
+A multimodal chain of thought has two passes, as in Kosmos-1 (arXiv 2302.14045, section 4.5): the generator
+writes a rationale, which then stands between the image and the question.
 """
 
 from __future__ import annotations
@@ -35,10 +33,8 @@ def labelled(
 ) -> list[Example]:
     """Examples for classification, or with its prompt for captioning, in the order given.
 
-    Args:
-        images: one image or n of them.
-        labels: the n class names or captions.
-        prompt: the prompt of the task; takes one image and no texts.
+    ``labels`` are the class names or captions of n images; ``prompt`` is that of the task, which takes one
+    image and no texts.
 
     Raises:
         InvalidInputError: there are no images, the numbers differ, or a label is empty.
@@ -58,12 +54,7 @@ def k_shot(
 ) -> list[Example]:
     """Draw k examples of every label, in a random order, so that neither number nor order is a hint.
 
-    Args:
-        images: n images to draw from.
-        labels: their n class names.
-        k: examples per label; 0 gives none.
-        seed: seed of the draw.
-        prompt: the prompt of the task; takes one image and no texts.
+    ``k`` may be 0; the other arguments are as for :func:`labelled`.
 
     Raises:
         InvalidInputError: as :func:`labelled`; k is negative, or a label has fewer than k images.
@@ -92,11 +83,8 @@ def answered(
 ) -> list[Example]:
     """Examples for visual question answering, in the order given.
 
-    Args:
-        images: one image or n of them.
-        questions: one question for all images, or one per image.
-        answers: the n answers.
-        prompt: the prompt of the task; takes one image and the text ``question``.
+    ``questions`` is one question for all images, or one per image; ``prompt`` takes one image and the text
+    ``question``.
 
     Raises:
         InvalidInputError: there are no images, the numbers differ, or a question or answer is empty.
@@ -132,23 +120,11 @@ def answer_step_by_step(
     max_new_tokens: int = 16,
     batch_size: int = 16,
 ) -> list[Reasoned]:
-    """Answer questions about images in free text, in two passes of greedy decoding.
+    """Answer questions about n images in free text, in two passes of greedy decoding.
 
-    Args:
-        generator: writes the rationale, then the answer.
-        images: one image or n of them.
-        questions: one question for all images, or one per image.
-        prompt: the prompt of the first pass; takes one image and no texts.
-        answer_prompt: that of the second; takes one image and the texts ``rationale`` and ``question``.
-        rationale_tokens: maximum length of a rationale in tokens.
-        max_new_tokens: maximum length of an answer in tokens.
-        batch_size: images computed together.
-
-    Returns:
-        n rationales and answers.
-
-    Raises:
-        InvalidInputError, ImageError: as :func:`~zsqretrieval.tasks.writing.answer`.
+    The rationale, at most ``rationale_tokens`` long, follows after ``prompt``, which takes one image and no
+    texts; the answer after ``answer_prompt``, which takes one image and the texts ``rationale`` and
+    ``question``. Otherwise as :func:`~zsqretrieval.tasks.writing.answer`.
     """
     rationales, contexts = _first_pass(
         generator, images, questions, prompt, answer_prompt, rationale_tokens, batch_size
@@ -169,16 +145,10 @@ def choose_step_by_step(
     aggregate: Aggregate = "sum",
     batch_size: int = 16,
 ) -> list[Choice]:
-    """Choose one of given answers, in two passes.
+    """Choose one of given answers for each of n images, in two passes.
 
     ``options`` and ``aggregate`` are as for :func:`~zsqretrieval.tasks.choice.choose`, the other arguments as
-    for :func:`answer_step_by_step`.
-
-    Returns:
-        n choices among the options.
-
-    Raises:
-        InvalidInputError, ImageError: as both.
+    for :func:`answer_step_by_step`, the errors as for both.
     """
     _, contexts = _first_pass(
         generator, images, questions, prompt, answer_prompt, rationale_tokens, batch_size

@@ -4,7 +4,7 @@
 
 Each candidate stands alone after the context, image by image in reading order, with the question "Is it
 correct?"; the one with the highest P("Yes") is chosen (arXiv 2302.14045, section 4.2). Guessing solves one
-item in six. Items come from a folder (:func:`read_raven`) or from :mod:`zsqretrieval.tasks.raven_matrices`.
+item in six.
 """
 
 from __future__ import annotations
@@ -53,14 +53,10 @@ _FIELDS = ("id", "context", "candidates", "answer")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RavenItem:
-    """One item of the test.
+    """One item of the test: 3, 4 or 8 context images in reading order, and six candidates.
 
-    Attributes:
-        id: its name.
-        context: 3, 4 or 8 images, in reading order.
-        candidates: six images.
-        answer: position of the right candidate, from 0.
-        metadata: JSON-serialisable, such as the rules of a generated matrix.
+    ``answer`` is the position of the right candidate, from 0; ``metadata`` is JSON-serialisable, such as the
+    rules of a generated matrix.
 
     Raises:
         InvalidInputError: the number of images is wrong, or there is no such candidate.
@@ -130,10 +126,10 @@ def score_raven(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> RavenScore:
-    """Give a generator the test.
+    """Give a generator the test; its context must hold nine images and a little text.
 
     Args:
-        generator: scores the candidates; its context must hold nine images and a little text.
+        generator: scores the candidates.
         items: the test.
         prompts: by number of context images; each takes these images, then the candidate, and no texts.
         yes: the scored continuation, with its leading space.
@@ -170,8 +166,7 @@ def score_raven(
 def read_raven(folder: str | os.PathLike[str]) -> list[RavenItem]:
     """Read a test from a folder with ``items.jsonl`` and its images, in the format of ``docs/tasks.md``.
 
-    Returns:
-        The items, in order; the images exist but are not opened.
+    The images exist but are not opened.
 
     Raises:
         InvalidInputError: the file cannot be read or a line is no item; names file, line and field.
@@ -251,10 +246,6 @@ def write_raven(folder: str | os.PathLike[str], items: Sequence[RavenItem]) -> N
     """Write a test for :func:`read_raven`, with PNG images.
 
     ``items.jsonl`` is written last and at once, so a folder that has it is complete.
-
-    Args:
-        folder: created when missing.
-        items: one or more, with different ids.
 
     Raises:
         InvalidInputError: there are no items, two have one id, or the folder has a test already.

@@ -12,14 +12,12 @@ The last panel is missing. For each attribute exactly one level satisfies any ru
 columns, so exactly one candidate is right.
 
 **No hint in the candidates.** If each distractor is the answer with one change, the answer is the majority
-vote of the candidates, and a model solves the test without seeing the matrix. I-RAVEN (Hu et al., AAAI 2021,
-arXiv 2002.06838) makes candidates by an attribute bisection tree instead: three attributes, each unchanged in
-one half and changed to one other level in the other half, give 2 x 2 x 2 = 8 candidates, the corners of a
-cube. The protocol of :mod:`zsqretrieval.tasks.raven` has six, so two opposite corners, neither of them the
-answer, are left out: each level is then in three of the six, and the six form a ring in which all places are
-equivalent. The levels of the answer are drawn first, uniformly, and the matrix is made for them, so either of
-two levels among the candidates could have been the answer's. Given the candidates alone, all six are exactly
-equally likely.
+vote of the candidates. I-RAVEN (Hu et al., AAAI 2021, arXiv 2002.06838) makes candidates by an attribute
+bisection tree instead: three attributes, each unchanged in one half and changed to one other level in the
+other half, give 2 x 2 x 2 = 8 candidates, the corners of a cube. The protocol has six, so two opposite
+corners, neither of them the answer, are left out: each level is then in three of the six, and the six form a
+ring in which all places are equivalent. The levels of the answer are drawn first, uniformly, and the matrix
+is made for them. Given the candidates alone, all six are exactly equally likely.
 """
 
 from __future__ import annotations
@@ -59,11 +57,8 @@ LEVELS = (1, 2, 3, 4, 5)
 class Panel(NamedTuple):
     """The levels of one picture of a matrix.
 
-    Attributes:
-        number: number of shapes.
-        size: size of each, in equal steps.
-        shape: triangle, square, pentagon, hexagon, circle.
-        colour: from pale to dark.
+    ``number`` of shapes; their ``size`` in equal steps; ``shape``: triangle, square, pentagon, hexagon,
+    circle; ``colour`` from pale to dark.
     """
 
     number: int
@@ -180,13 +175,11 @@ def generate_matrices(
     Args:
         count: number of matrices.
         layout: a name of :data:`LAYOUTS`.
-        rules: names of :data:`RULES` to choose from; an attribute that can follow none of them in this
-            layout is constant.
+        rules: names of :data:`RULES`; an attribute that can follow none of them in this layout is constant.
         seed: seed of the draws; the first matrices do not depend on the count.
 
     Raises:
-        InvalidInputError: the count or seed is negative, the layout or a rule is unknown, or there are no
-            rules.
+        InvalidInputError: the count or seed is negative, or the layout or rules are unknown or none.
     """
     if count < 0 or seed < 0:
         raise InvalidInputError(f"count={count}, seed={seed}; neither may be negative")
@@ -287,12 +280,8 @@ _FINER = 3  # drawn three times larger, then averaged, for smooth edges
 def draw_panel(panel: Panel, *, side: int = 224) -> PILImage.Image:
     """Draw a panel on white.
 
-    Args:
-        panel: its levels.
-        side: width and height in pixels, at least 48.
-
     Raises:
-        InvalidInputError: the side is smaller, or a level is unknown.
+        InvalidInputError: the side is below 48 pixels, or a level is unknown.
     """
     if side < 48 or not set(panel) <= set(LEVELS):
         raise InvalidInputError(f"side={side}, {panel}; panels have 48 pixels or more and levels of {LEVELS}")
@@ -320,16 +309,10 @@ def _polygon(x: float, y: float, radius: float, corners: int) -> list[tuple[floa
 def raven_item(matrix: Matrix, id: str, *, side: int = 224) -> RavenItem:
     """Draw a matrix as an item for :func:`zsqretrieval.tasks.raven.score_raven`.
 
-    Args:
-        matrix: the matrix.
-        id: the id of the item.
-        side: width and height of every picture in pixels, at least 48.
-
-    Returns:
-        The item; its metadata has ``layout`` and ``rules``. Equal panels have equal pixels.
+    The item's metadata has ``layout`` and ``rules``. Equal panels have equal pixels.
 
     Raises:
-        InvalidInputError: the side is smaller.
+        InvalidInputError: the side is below 48 pixels.
     """
     context, candidates = (
         tuple(

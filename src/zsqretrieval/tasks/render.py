@@ -26,13 +26,8 @@ _MISSING = "\uffff"  # in no font, so its picture is the one for missing charact
 def render_text(text: str, *, side: int = 448, font: str | os.PathLike[str] | None = None) -> Image:
     """Draw a text as Rendered SST-2 does: black on white, centred, in the largest letters that fit.
 
-    Args:
-        text: the text; lines are broken between words.
-        side: width and height in pixels, at least 64; 448 in Rendered SST-2.
-        font: a TrueType or OpenType file; None takes Pillow's own font, which has ASCII.
-
-    Returns:
-        The picture; its source quotes the beginning of the text.
+    Lines are broken between words. The picture has ``side`` x ``side`` pixels, at least 64; ``font`` is a
+    TrueType or OpenType file, or None for Pillow's own font, which has ASCII.
 
     Raises:
         InvalidInputError: the text is empty, has a character that the font lacks, or does not fit in the

@@ -1,9 +1,7 @@
 """Captions and answers by greedy decoding, and the argument checks that all tasks share.
 
-    image                  --"An image of"-------------------> caption
-    image, question        --"Question: {question} Answer:"--> answer
-
-Examples (:mod:`zsqretrieval.tasks.few_shot`) may stand in front of both.
+image                  --"An image of"-------------------> caption
+image, question        --"Question: {question} Answer:"--> answer
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.checked import read_texts, write_texts
 from zsqretrieval.generators.prompts import PROMPTS, Example, Prompt, few_shot
 from zsqretrieval.protocols import Generator
-from zsqretrieval.types import Context, Image, ImageState, Progress
+from zsqretrieval.types import Context, Image, ImageState
 
 __all__ = [
     "Aggregate",
@@ -54,7 +52,7 @@ def caption(
     Args:
         generator: writes the captions.
         images: one image or n of them.
-        examples: solved examples in front of each image.
+        examples: solved examples in front of each image (:mod:`zsqretrieval.tasks.few_shot`).
         prompt: takes one image and no texts.
         max_new_tokens: maximum length of a caption in tokens.
         batch_size: images computed together.
@@ -82,22 +80,11 @@ def answer(
 ) -> list[str]:
     """Answer questions about images in free text (visual question answering).
 
-    Args:
-        generator: writes the answers.
-        images: one image or n of them.
-        questions: one question for all images, or one per image.
-        examples: solved examples in front of each question, as :func:`~zsqretrieval.tasks.few_shot.answered`
-            makes them.
-        prompt: takes one image and the text ``question``.
-        max_new_tokens: maximum length of an answer in tokens.
-        batch_size: questions computed together.
-
-    Returns:
-        n answers in the order of the images, by greedy decoding.
+    ``questions`` is one question for all images, or one per image; ``prompt`` takes one image and the text
+    ``question``. Otherwise as :func:`caption`.
 
     Raises:
-        InvalidInputError: as :func:`caption`; or a question is empty, or the number of questions is wrong.
-        ImageError: an image cannot be decoded; names it.
+        InvalidInputError, ImageError: as :func:`caption`; or a question is empty, or their number is wrong.
     """
     records = image_records(images)
     contexts = [
@@ -123,7 +110,7 @@ def image_records(images: Pictures) -> list[Image | ImageState]:
 
 
 def check_texts(texts: Sequence[str], what: str, *, least: int = 1) -> tuple[str, ...]:
-    """The stripped texts; ``what`` is their plural noun for the error message.
+    """The stripped texts; ``what`` is their plural noun for the error.
 
     Raises:
         InvalidInputError: there are fewer than ``least``, or one is not a non-empty string.
@@ -142,7 +129,7 @@ def text_per_image(images: Sequence[object], texts: str | Sequence[str], what: s
     """One text for each image: the same for all, or a list of as many.
 
     Raises:
-        InvalidInputError: there are more or fewer texts than images, or one is not a non-empty string.
+        InvalidInputError: as :func:`check_texts`, or their number is another.
     """
     several = check_texts([texts] * len(images) if isinstance(texts, str) else texts, what)
     if len(several) != len(images):
@@ -165,7 +152,6 @@ def log_likelihoods(
     *,
     aggregate: Aggregate = "sum",
     batch_size: int = 16,
-    progress: Progress | None = None,
 ) -> NDArray[np.float64]:
     """Log-likelihoods of n pairs in nats, float64 [n]; with "mean" per token.
 
@@ -175,5 +161,5 @@ def log_likelihoods(
     """
     if aggregate not in ("sum", "mean"):
         raise InvalidInputError(f"aggregate must be 'sum' or 'mean', not {aggregate!r}")
-    found = read_texts(generator, contexts, continuations, batch_size=batch_size, progress=progress)
+    found = read_texts(generator, contexts, continuations, batch_size=batch_size)
     return np.array([one.sum if aggregate == "sum" else one.mean for one in found], np.float64)

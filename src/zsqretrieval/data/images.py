@@ -43,16 +43,9 @@ def as_image(
     caption: str | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Image:
-    """Describe an image without opening it.
+    """Describe an image without opening it. ``id``, ``caption`` and ``metadata`` replace those of a record.
 
-    Args:
-        x: a path, encoded bytes, a PIL image, or a record, which is returned with the changes below.
-        id: the caller's name for it.
-        caption: text that belongs to it.
-        metadata: JSON-serialisable.
-
-    Returns:
-        The record. Paths are made absolute, so that they still work from another folder.
+    Paths are made absolute, so that they still work from another folder.
 
     Raises:
         InvalidInputError: ``x`` has another type, or is a record with other content; or metadata is not a
@@ -119,11 +112,10 @@ def _heif(file: IO[bytes]) -> ImageFile:
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:
-        raise MissingDependencyError(
-            "pillow-heif", "reading HEIC images", "pip install 'zsqretrieval[heif]'"
-        ) from error
-    opened: Callable[[IO[bytes]], ImageFile] = HeifImageFile
-    return opened(file)
+        remedy = "pip install 'zsqretrieval[heif]'"
+        raise MissingDependencyError("pillow-heif", "reading HEIC images", remedy) from error
+    opened: ImageFile = HeifImageFile(file)  # type: ignore[no-untyped-call]
+    return opened
 
 
 # Not PIL.Image.open: it also tries formats that run other programs (EPS), and its size limit holds for the
@@ -138,8 +130,6 @@ _DECODERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[IO[bytes]], Image
     ("AVIF", lambda head: not _AVIF.isdisjoint(_brands(head)), AvifImageFile),
     ("HEIC", lambda head: not _HEIF.isdisjoint(_brands(head)), _heif),
 )
-
-_HEAD = 64  # bytes to detect the format from
 
 _UPRIGHT = {
     2: PILImage.Transpose.FLIP_LEFT_RIGHT,
@@ -156,7 +146,7 @@ _RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}
 
 
 def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | None = None) -> PILImage.Image:
-    """Decode an image to upright 8-bit RGB pixels.
+    """Decode an image to upright 8-bit RGB pixels: a new PIL image of mode RGB without metadata.
 
     Decodes JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF in every colour mode of Pillow, and HEIC with the extra
     ``heif``. Applies the EXIF orientation, takes the first frame of an animation or a document, and puts
@@ -165,14 +155,11 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
     them all, else from their own minimum and maximum. Colour profiles are not applied.
 
     Args:
-        image: the image. A PIL image is not changed.
+        image: the image; a PIL image is not changed.
         max_pixels: size limit, compared with the header before memory is allocated.
         size_hint: the caller will shrink the shorter side to about this many pixels. A JPEG is then decoded
             at 1/2, 1/4 or 1/8 of its size if both sides stay at least this long: much faster, with
             slightly different pixels than decoding in full.
-
-    Returns:
-        A new PIL image of mode RGB without metadata.
 
     Raises:
         ImageError: missing, empty, truncated, too large, or not an image; names it and the reason.
@@ -188,9 +175,8 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
             _check_size(record.source, record.content, max_pixels)
             return _upright(_to_rgb(record.content), record.content)
     with _opened(record) as file:
-        head = file.read(_HEAD)
+        name, decoder = _decoder(record.source, file.read(64))
         file.seek(0)
-        name, decoder = _decoder(record.source, head)
         with _named(record.source, name), decoder(file) as encoded:
             _check_size(record.source, encoded, max_pixels)
             if size_hint is not None:
@@ -249,6 +235,7 @@ def _opened(image: Image) -> Iterator[IO[bytes]]:
 
 
 def _decoder(source: str, head: bytes) -> tuple[str, Callable[[IO[bytes]], ImageFile]]:
+    """Name and decoder of a format, by the first bytes of a file."""
     if not head:
         raise ImageError(source, "the file is empty")
     for name, matches, decoder in _DECODERS:
@@ -344,7 +331,10 @@ def read_bytes(image: ImageLike) -> bytes:
         decode(record).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
     with _opened(record) as file:
-        return b"".join(_blocks(file, record.source))
+        try:
+            return file.read()
+        except OSError as error:
+            raise ImageError(record.source, f"cannot be read: {error.strerror or error}") from error
 
 
 def digest(image: ImageLike) -> str:
@@ -358,17 +348,7 @@ def digest(image: ImageLike) -> str:
     record = as_image(image)
     if isinstance(record.content, PILImage.Image):
         pixels = decode(record)
-        return hashlib.sha256(b"RGB %d %d " % pixels.size + pixels.tobytes()).hexdigest()
-    sha256 = hashlib.sha256()
-    with _opened(record) as file:
-        for block in _blocks(file, record.source):
-            sha256.update(block)
-    return sha256.hexdigest()
-
-
-def _blocks(file: IO[bytes], source: str) -> Iterator[bytes]:
-    try:
-        while block := file.read(1 << 20):
-            yield block
-    except OSError as error:
-        raise ImageError(source, f"cannot be read: {error.strerror or error}") from error
+        content = b"RGB %d %d " % pixels.size + pixels.tobytes()
+    else:
+        content = read_bytes(record)
+    return hashlib.sha256(content).hexdigest()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -114,13 +115,9 @@ def check(retriever: Retriever, expected: Mapping[str, int]) -> None:
     assert np.allclose(found.scores, 1, atol=1e-5)
 
 
+@functools.cache
 def vector_of(number: int) -> np.ndarray:
-    if number not in VECTORS:
-        VECTORS[number] = ENCODER.encode_image([Image(pixels(number), "")])[0]
-    return VECTORS[number]
-
-
-VECTORS: dict[int, np.ndarray] = {}
+    return ENCODER.encode_image([Image(pixels(number), "")])[0]
 
 
 @pytest.fixture
@@ -451,12 +448,15 @@ def test_remove(retriever: Retriever) -> None:
     retriever.remove("0")
     retriever.remove(["3", "1", "3"])
     check(retriever, {"2": 2, "4": 4, "5": 5})
-    for wrong in (["2", "nobody"], "3", [4], ["2", "\udc80"]):
-        with pytest.raises(InvalidInputError):
+    for wrong, message in (
+        (["2", "nobody"], "1 of 2 ids are not in the album, the first is 'nobody'"),
+        ("3", "1 of 1 ids are not in the album, the first is '3'"),
+        ([4], "the first is 4"),
+        (["2", "\udc80"], "not Unicode"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
             retriever.remove(wrong)  # type: ignore[arg-type]
         check(retriever, {"2": 2, "4": 4, "5": 5})
-    with pytest.raises(InvalidInputError, match="1 of 2 ids are not in the album, the first is 'nobody'"):
-        retriever.remove(["2", "nobody"])
     retriever.remove([])
     retriever.add(record(0))
     check(retriever, {"2": 2, "4": 4, "5": 5, "0": 0})
@@ -611,7 +611,7 @@ def test_an_index_of_unknown_fingerprint_comes_back(album: Path) -> None:
         retriever.add(record(1))
         retriever.save()
     with opened(album) as again:
-        check(again, {"1": 1})
+        check(again, named(1))
 
 
 class Painter(ToyEncoder):
@@ -687,14 +687,14 @@ def test_presets(album: Path) -> None:
             assert len(retriever) == 1
     with Retriever.from_preset(bare.variant(index="exact")) as retriever:
         assert isinstance(retriever.index, ExactIndex) and retriever.path is None
-    for wrong, message in (("maxi", "no preset 'maxi'; choose from mini, clip"), (None, "no preset None")):
+    for wrong, message in (
+        ("maxi", "no preset 'maxi'; choose from mini, clip"),
+        (None, "no preset None"),
+        (bare.variant(index="flat"), "no index is named 'flat'"),
+    ):
         with pytest.raises(InvalidInputError, match=message):
             Retriever.from_preset(wrong)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="no index is named 'flat'"):
-        Retriever.from_preset(bare.variant(index="flat"))
-    with pytest.raises(
-        MismatchError, match=r"made with the encoder mini \{'shade': 0\}, not with the preset's clip"
-    ):
+    with pytest.raises(MismatchError, match=r"the encoder mini \{'shade': 0\}, not with the preset's clip"):
         Retriever.open(album, "clip")
     with pytest.raises(InvalidInputError, match="holds no album yet"):
         Retriever.open(album.parent / "new", bare, encoder=ENCODER)
@@ -730,7 +730,11 @@ def test_parts_that_are_no_plugins_have_to_be_given(album: Path) -> None:
 # --- saving and loading
 
 
-def test_what_was_added_is_there_without_a_save(album: Path) -> None:
+@pytest.mark.parametrize("made_before", [False, True])
+def test_added_images_are_there_without_a_save(album: Path, made_before: bool) -> None:
+    if made_before:  # by a process that was killed meanwhile
+        album.mkdir()
+        (album / "catalog.sqlite").touch()
     with Retriever(ENCODER, path=album) as retriever:
         retriever.add(records(*range(5)))
         retriever.remove("2")
@@ -799,15 +803,6 @@ def test_missing_album_is_not_opened_and_existing_one_not_made(album: Path) -> N
     file.touch()
     with pytest.raises(AlbumError, match="cannot make the directory"):
         Retriever(ENCODER, path=file)
-
-
-def test_an_album_whose_making_was_cut_short_can_be_made_again(album: Path) -> None:
-    album.mkdir()
-    (album / "catalog.sqlite").touch()
-    with Retriever(ENCODER, path=album) as retriever:
-        retriever.add(record(1))
-    with opened(album) as again:
-        check(again, {"1": 1})
 
 
 def test_closed(album: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image as PILImage
 from together import together
 from zsqretrieval.data.images import as_image, decode, digest, read_bytes
 from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.types import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
 EXACTLY: dict[str, dict[str, Any]] = {  # options under which a format keeps pixels as well as it can
@@ -398,7 +399,7 @@ def test_bytes_and_digest_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(data)
     assert read_bytes(path) == read_bytes(data) == read_bytes(str(path)) == data
-    assert digest(path) == digest(data) == digest(as_image(path, id="other"))
+    assert digest(path) == digest(data) == digest(Image(path, "elsewhere", id="other"))
     with pytest.raises(ImageError, match="no such file"):
         digest(tmp_path / "b.jpg")
     with pytest.raises(ImageError, match="folder"):
@@ -422,10 +423,7 @@ def test_digest_of_a_pil_image_depends_on_pixels_and_shape() -> None:
     assert digest(photo()) == digest(photo().copy())
 
 
-def test_as_image_overrides_only_the_given_fields() -> None:
-    image = as_image(b"x", id="a", caption="c", metadata={"n": 1})
-    assert (image.source, image.id, image.caption, image.metadata) == ("<bytes>", "a", "c", {"n": 1})
-    assert as_image(image).id == "a"
-    renamed = as_image(image, id="b")
-    assert (renamed.id, renamed.caption, renamed.content) == ("b", "c", b"x")
+def test_as_image_makes_paths_absolute_and_returns_records_unchanged() -> None:
     assert as_image("a.jpg").content == Path("a.jpg").absolute()
+    image = Image(b"x", "s", id="a", caption="c", metadata={"n": 1})
+    assert as_image(image) is image and as_image(b"x").source == "<bytes>"

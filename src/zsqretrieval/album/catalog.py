@@ -102,12 +102,7 @@ class Catalog:
 
     @classmethod
     def create(
-        cls,
-        path: str | os.PathLike[str] | None,
-        *,
-        dim: int,
-        settings: Mapping[str, Any] | None = None,
-        timeout: float = 30.0,
+        cls, path: str | os.PathLike[str] | None, *, dim: int, settings: Mapping[str, Any] | None = None
     ) -> Catalog:
         """Make an empty catalog; in memory if ``path`` is None.
 
@@ -115,7 +110,6 @@ class Catalog:
             path: the new file.
             dim: length of every vector, >= 1.
             settings: JSON values that never change, such as the encoder's fingerprint.
-            timeout: seconds to wait while another process writes.
 
         Raises:
             AlbumError: the file exists and is not empty, or its folder does not exist.
@@ -126,7 +120,7 @@ class Catalog:
         fixed = {"dim": _to_json(int(dim), "dim"), "settings": _to_json(dict(settings or {}), "settings")}
         where = "the catalog in memory" if path is None else str(path)
         uri = ":memory:" if path is None else f"{Path(path).absolute().as_uri()}?mode=rwc"
-        with _opened(uri, where, timeout) as database:
+        with _opened(uri, where) as database:
             _refuse_if_used(database)  # before any change to the file
             database.rows(f"PRAGMA page_size = {_PAGE_SIZE}")
             database.rows("PRAGMA journal_mode = WAL")
@@ -141,7 +135,7 @@ class Catalog:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, timeout: float = 30.0) -> Catalog:
-        """Open a catalog; ``timeout`` is in seconds, as for :meth:`create`.
+        """Open a catalog; ``timeout`` is the time in seconds to wait while another process writes.
 
         Raises:
             AlbumError: there is no such file, or it cannot be opened.
@@ -381,7 +375,7 @@ class Catalog:
 
 
 @contextmanager
-def _opened(uri: str, where: str, timeout: float) -> Iterator[Database]:
+def _opened(uri: str, where: str, timeout: float = 30.0) -> Iterator[Database]:
     """A database that is closed if the block raises."""
     database = Database(uri, where, timeout)
     try:

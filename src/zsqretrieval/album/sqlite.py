@@ -23,7 +23,7 @@ _CHUNK = 900  # older versions of SQLite take at most 999 variables in a stateme
 
 # SQLite's messages that do not mean damage, and the user's remedy.
 _ADVICE = {
-    "locked": "another process is writing to it; try again, or give a longer timeout",
+    "locked": "another process is writing to it; try again",
     "disk is full": "nothing was changed; free some space and try again",
     "readonly": "it cannot be written; check its permissions and those of its folder",
     "unable to open": "check that its folder exists and can be written",

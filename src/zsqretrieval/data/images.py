@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import os
@@ -36,20 +35,11 @@ MAX_PIXELS = 89_478_485
 """Default size limit in pixels: 256 MiB of RGB, Pillow's own limit."""
 
 
-def as_image(
-    x: ImageLike,
-    *,
-    id: str | None = None,
-    caption: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> Image:
-    """Describe an image without opening it. ``id``, ``caption`` and ``metadata`` replace those of a record.
-
-    Paths are made absolute, so that they still work from another folder.
+def as_image(x: ImageLike) -> Image:
+    """Describe an image without opening it. Paths are made absolute, so they still work from another folder.
 
     Raises:
-        InvalidInputError: ``x`` has another type, or is a record with other content; or metadata is not a
-            mapping.
+        InvalidInputError: ``x`` has another type, or is a record with other content or metadata.
     """
     if isinstance(x, Image):
         if not isinstance(x.content, bytes | Path | PILImage.Image) or not isinstance(x.source, str):
@@ -57,29 +47,21 @@ def as_image(
                 "an Image record holds bytes, a pathlib.Path or a PIL image, and its source as a str, not "
                 f"{type(x.content).__name__} and {type(x.source).__name__}; make one of a path with as_image"
             )
-        image = x
-    elif isinstance(x, bytes):
-        image = Image(content=x, source="<bytes>")
-    elif isinstance(x, PILImage.Image):
-        image = Image(content=x, source=path_text(getattr(x, "filename", "") or "<PIL image>"))
-    elif isinstance(x, (str, os.PathLike)):
+        if not isinstance(x.metadata, Mapping):
+            raise InvalidInputError(
+                f"the metadata of {x.source} must be a mapping such as {{'year': 1999}}, not {x.metadata!r}"
+            )
+        return x
+    if isinstance(x, bytes):
+        return Image(x, "<bytes>")
+    if isinstance(x, PILImage.Image):
+        return Image(x, path_text(getattr(x, "filename", "") or "<PIL image>"))
+    if isinstance(x, (str, os.PathLike)):
         path = Path(x).absolute()
-        image = Image(content=path, source=path_text(path))
-    else:
-        raise InvalidInputError(
-            f"an image must be a path, encoded bytes, a PIL image or an Image record, not {type(x).__name__}"
-            " (convert an array with PIL.Image.fromarray)"
-        )
-    metadata = image.metadata if metadata is None else metadata
-    if not isinstance(metadata, Mapping):
-        raise InvalidInputError(
-            f"the metadata of {image.source} must be a mapping such as {{'year': 1999}}, not {metadata!r}"
-        )
-    return dataclasses.replace(
-        image,
-        id=image.id if id is None else id,
-        caption=image.caption if caption is None else caption,
-        metadata=metadata,
+        return Image(path, path_text(path))
+    raise InvalidInputError(
+        f"an image must be a path, encoded bytes, a PIL image or an Image record, not {type(x).__name__}"
+        " (convert an array with PIL.Image.fromarray)"
     )
 
 
@@ -250,11 +232,9 @@ def _check_size(source: str, image: PILImage.Image, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(source, f"has no pixels ({width} x {height})")
     if width * height > max_pixels:
-        raise ImageError(
-            source,
-            f"too large: {width} x {height} is {width * height} pixels, the limit is {max_pixels}"
-            "; make a smaller copy, or decode it with max_pixels=... if you trust it",
-        )
+        size = f"too large: {width} x {height} is {width * height} pixels, the limit is {max_pixels}"
+        remedy = "make a smaller copy, or decode it with max_pixels=... if you trust it"
+        raise ImageError(source, f"{size}; {remedy}")
 
 
 def _to_rgb(image: PILImage.Image) -> PILImage.Image:
@@ -293,10 +273,7 @@ def _upright(pixels: PILImage.Image, original: PILImage.Image) -> PILImage.Image
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation of an EXIF block: 1 (upright) to 8; 1 when it is missing or damaged.
-
-    Pillow's own reader warns about damage anywhere in the block.
-    """
+    """The orientation of an EXIF block, 1 (upright) to 8. Pillow's reader would warn about any damage."""
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:

@@ -147,7 +147,7 @@ def snapshots(album: Path) -> list[Path]:
 # --- adding
 
 
-def test_a_folder_with_broken_files(retriever: Retriever, tmp_path: Path) -> None:
+def test_folder_with_broken_files_adds_the_others(retriever: Retriever, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     draw(tmp_path, "a.png", "b/c.png", "d.png")
     (tmp_path / "b" / "broken.jpg").write_bytes(png(7)[:40])
@@ -168,7 +168,7 @@ def test_a_folder_with_broken_files(retriever: Retriever, tmp_path: Path) -> Non
     assert retriever.find("b/broken.jpg") is None and "a.png" in retriever and 3 not in retriever
 
 
-def test_the_same_bytes_are_one_image(retriever: Retriever, tmp_path: Path) -> None:
+def test_equal_bytes_are_one_image(retriever: Retriever, tmp_path: Path) -> None:
     for name in ("one.png", "two.png", "three.png"):
         pixels(1).save(tmp_path / name)
     report = retriever.add(tmp_path)
@@ -178,7 +178,7 @@ def test_the_same_bytes_are_one_image(retriever: Retriever, tmp_path: Path) -> N
     check(retriever, {"one.png": 1})
 
 
-def test_a_file_that_changed_replaces_its_former_self(retriever: Retriever, tmp_path: Path) -> None:
+def test_changed_file_replaces_the_old_image(retriever: Retriever, tmp_path: Path) -> None:
     draw(tmp_path, "0.png", "1.png", "2.png")
     retriever.add(tmp_path)
     before = retriever.find("1.png")
@@ -196,7 +196,7 @@ def where(retriever: Retriever) -> dict[str, str]:
     return {record.id: Path(record.source).name for record in retriever.records()}
 
 
-def test_a_file_that_was_renamed_is_called_by_its_new_name(retriever: Retriever, tmp_path: Path) -> None:
+def test_renamed_file_gets_the_new_id(retriever: Retriever, tmp_path: Path) -> None:
     draw(tmp_path, "0.png", "1.png")
     retriever.add(tmp_path)
     before = {record.digest: record for record in retriever.records()}
@@ -213,7 +213,7 @@ def test_a_file_that_was_renamed_is_called_by_its_new_name(retriever: Retriever,
     assert retriever.add(tmp_path).known == 2
 
 
-def test_a_copy_is_known_while_the_first_one_is_there(retriever: Retriever, tmp_path: Path) -> None:
+def test_copy_is_known_while_the_original_exists(retriever: Retriever, tmp_path: Path) -> None:
     pixels(1).save(tmp_path / "b.png")
     retriever.add(tmp_path)
     pixels(1).save(tmp_path / "a.png")
@@ -224,7 +224,9 @@ def test_a_copy_is_known_while_the_first_one_is_there(retriever: Retriever, tmp_
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_files_that_exchange_their_names(retriever: Retriever, tmp_path: Path, batch_size: int) -> None:
+def test_files_that_exchange_names_exchange_ids(
+    retriever: Retriever, tmp_path: Path, batch_size: int
+) -> None:
     draw(tmp_path, "0.png", "1.png", "2.png")
     retriever.add(tmp_path)
     (tmp_path / "0.png").rename(tmp_path / "x")
@@ -238,7 +240,7 @@ def test_files_that_exchange_their_names(retriever: Retriever, tmp_path: Path, b
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
-def test_another_file_takes_the_place_of_one_that_was_renamed(
+def test_new_file_at_the_path_of_a_renamed_one_is_added(
     retriever: Retriever, tmp_path: Path, batch_size: int
 ) -> None:
     pixels(0).save(tmp_path / "a.png")
@@ -251,7 +253,7 @@ def test_another_file_takes_the_place_of_one_that_was_renamed(
     assert len(report.added) + len(report.moved) + len(report.replaced) == 2 and report.known == 0
 
 
-def test_a_file_copied_over_another_leaves_one_image(retriever: Retriever, tmp_path: Path) -> None:
+def test_file_copied_over_another_leaves_one_image(retriever: Retriever, tmp_path: Path) -> None:
     draw(tmp_path, "0.png", "1.png")
     retriever.add(tmp_path)
     pixels(0).save(tmp_path / "1.png")
@@ -261,7 +263,7 @@ def test_a_file_copied_over_another_leaves_one_image(retriever: Retriever, tmp_p
     assert retriever.add(tmp_path).known == 2 and where(retriever) == {"1.png": "1.png"}
 
 
-def test_a_tar_that_was_moved(retriever: Retriever, tmp_path: Path) -> None:
+def test_moved_tar_keeps_ids_and_gets_new_sources(retriever: Retriever, tmp_path: Path) -> None:
     for name in ("x", "y"):
         (tmp_path / name).mkdir()
     tar = pack(tmp_path / "x/s.tar", {f"{number}.png": png(number) for number in range(3)})
@@ -272,14 +274,14 @@ def test_a_tar_that_was_moved(retriever: Retriever, tmp_path: Path) -> None:
     assert all(record.source.startswith(str(tmp_path / "y")) for record in retriever.records())
 
 
-def test_images_in_memory_that_exchange_their_names(retriever: Retriever) -> None:
+def test_records_that_exchange_ids_are_replaced_and_moved(retriever: Retriever) -> None:
     retriever.add([record("x", 1), record("y", 2)])
     report = retriever.add([record("x", 2), record("y", 1)])
     assert (report.replaced, report.moved, report.known) == (("x",), ("y",), 0)
     check(retriever, {"x": 2, "y": 1})
 
 
-def test_one_name_in_two_folders_is_two_images(retriever: Retriever, tmp_path: Path) -> None:
+def test_same_name_in_several_folders_gets_a_suffix(retriever: Retriever, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "xyz"]
     for number, folder in enumerate(folders):
         folder.mkdir()
@@ -299,7 +301,7 @@ def test_one_name_in_two_folders_is_two_images(retriever: Retriever, tmp_path: P
     check(retriever, {first: 0, others[0]: 8, others[1]: 2})
 
 
-def test_an_id_that_looks_like_a_namesake_is_left_alone(retriever: Retriever) -> None:
+def test_id_with_a_number_sign_is_no_suffix(retriever: Retriever) -> None:
     pages = [Image(png(n), "<bytes>", id=id) for n, id in enumerate(["page#1", "page#2", "page", "page$"])]
     assert retriever.add(pages).added == ("page#1", "page#2", "page", "page$")
     assert retriever.add(Image(png(9), "<bytes>", id="page")).replaced == ("page",)
@@ -307,13 +309,13 @@ def test_an_id_that_looks_like_a_namesake_is_left_alone(retriever: Retriever) ->
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_a_record_given_twice_with_other_bytes_is_the_last_one(retriever: Retriever, batch_size: int) -> None:
+def test_record_given_twice_has_the_last_bytes(retriever: Retriever, batch_size: int) -> None:
     report = retriever.add([record("x", 1), record("y", 2), record("x", 3)], batch_size=batch_size)
     assert (report.added, report.replaced) == (("x", "y"), ("x",))
     check(retriever, {"x": 3, "y": 2})
 
 
-def test_bytes_pil_images_paths_and_records(retriever: Retriever, tmp_path: Path) -> None:
+def test_bytes_pil_images_paths_and_records_are_added(retriever: Retriever, tmp_path: Path) -> None:
     pixels(4).save(tmp_path / "4.png")
     described = Image(png(3), "web", id="three", caption="a caption", metadata={"n": [3]})
     report = retriever.add([png(1), pixels(2), described, str(tmp_path / "4.png")])
@@ -357,7 +359,7 @@ def test_adding_nothing_gives_an_empty_report(retriever: Retriever) -> None:
         retriever.add([], batch_size=0)
 
 
-def test_what_came_before_a_damaged_tar_is_kept(retriever: Retriever, tmp_path: Path) -> None:
+def test_images_before_a_damaged_tar_are_kept(retriever: Retriever, tmp_path: Path) -> None:
     content = pack(tmp_path / "good.tar", {f"{n}.png": png(n) for n in range(20)}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(content[: len(content) // 2])
     with pytest.raises(IntegrityError, match=r"cut\.tar"):
@@ -367,7 +369,7 @@ def test_what_came_before_a_damaged_tar_is_kept(retriever: Retriever, tmp_path: 
     assert len(retriever) == 20
 
 
-def test_progress_and_batches(retriever: Retriever) -> None:
+def test_progress_is_reported_after_each_batch(retriever: Retriever) -> None:
     sizes: list[int] = []
     seen: list[tuple[str, int, int | None]] = []
 
@@ -384,7 +386,7 @@ def test_progress_and_batches(retriever: Retriever) -> None:
         assert sizes == [4, 4, 2] and [done for _, done, _ in seen[3:]] == [5, 10] and report.known == 10
 
 
-def test_an_interrupted_add_keeps_its_batches_and_can_be_repeated(filled: Path) -> None:
+def test_interrupted_add_keeps_its_batches_and_can_be_repeated(filled: Path) -> None:
     images = records(*range(100, 110))
 
     def interrupt(step: str, done: int, total: int | None) -> None:
@@ -403,7 +405,7 @@ def test_an_interrupted_add_keeps_its_batches_and_can_be_repeated(filled: Path) 
 
 @pytest.mark.parametrize("step", ["remove", "add"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_an_index_interrupted_in_the_middle_is_made_anew(
+def test_interrupted_index_is_rebuilt(
     album: Path, monkeypatch: pytest.MonkeyPatch, step: str, when: str
 ) -> None:
     with Retriever(ENCODER, exact(), path=album) as retriever:
@@ -426,7 +428,7 @@ def test_an_index_interrupted_in_the_middle_is_made_anew(
         check(again, expected)
 
 
-def test_an_interrupted_index_that_cannot_be_made_anew(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_index_without_a_plugin_is_an_error(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = ToyIndex(ENCODER.dim)
     with Retriever(ENCODER, toy) as retriever:
         with monkeypatch.context() as patch:
@@ -443,7 +445,7 @@ def test_an_interrupted_index_that_cannot_be_made_anew(album: Path, monkeypatch:
 # --- removing
 
 
-def test_remove(retriever: Retriever) -> None:
+def test_remove_takes_ids_all_or_none(retriever: Retriever) -> None:
     retriever.add(records(*range(6)))
     retriever.remove("0")
     retriever.remove(["3", "1", "3"])
@@ -465,7 +467,7 @@ def test_remove(retriever: Retriever) -> None:
 # --- searching
 
 
-def test_a_question_finds_its_image(retriever: Retriever) -> None:
+def test_question_finds_its_image(retriever: Retriever) -> None:
     retriever.add([Image(plain(colour), "drawn", id=colour) for colour in ("red", "green", "blue", "white")])
     ranking = retriever.search("where is the blue thing?", k=3)
     assert ranking[0].id == "blue" and len(ranking) == 3 and ranking.query == "where is the blue thing?"
@@ -486,7 +488,7 @@ def test_results_can_be_pickled(retriever: Retriever) -> None:
 
 
 @pytest.mark.parametrize("make", [exact, hnsw])
-def test_an_empty_album_answers_with_nothing(make: Any) -> None:
+def test_empty_album_gives_empty_rankings(make: Any) -> None:
     with Retriever(ENCODER, make()) as retriever:
         assert len(retriever) == 0 and list(retriever.records()) == []
         assert len(retriever.search("red")) == len(retriever.search(png(1))) == 0
@@ -527,7 +529,7 @@ def test_list_of_queries_gives_the_rankings_of_each(retriever: Retriever) -> Non
     assert retriever.search([]) == []
 
 
-def test_an_image_finds_itself(tmp_path: Path) -> None:
+def test_image_finds_itself(tmp_path: Path) -> None:
     photo = PILImage.effect_noise((600, 400), 90).convert("RGB")
     photo.save(tmp_path / "photo.jpg", quality=70)
     pixels(1).save(tmp_path / "other.png")
@@ -539,7 +541,7 @@ def test_an_image_finds_itself(tmp_path: Path) -> None:
         assert retriever.search(pixels(1))[0].id == "other.png"
 
 
-def test_an_image_is_encoded_alike_when_added_and_when_searched_for(tmp_path: Path) -> None:
+def test_added_image_and_image_query_are_decoded_alike(tmp_path: Path) -> None:
     given: list[bytes] = []
 
     class Shrinking(ToyEncoder):
@@ -557,7 +559,7 @@ def test_an_image_is_encoded_alike_when_added_and_when_searched_for(tmp_path: Pa
     assert given[0] == given[1] == given[2]
 
 
-def test_exact_and_hnsw_answer_alike() -> None:
+def test_exact_and_hnsw_give_equal_rankings() -> None:
     images = records(*range(300))
     with Retriever(ENCODER, exact()) as one, Retriever(ENCODER, hnsw()) as other:
         for retriever in (one, other):
@@ -606,7 +608,7 @@ def test_part_of_another_kind_or_dim_is_refused(
         opened(album, **parts)
 
 
-def test_an_index_of_unknown_fingerprint_comes_back(album: Path) -> None:
+def test_index_without_a_fingerprint_is_restored(album: Path) -> None:
     with Retriever(ENCODER, ExactIndex(ENCODER.dim), path=album) as retriever:
         retriever.add(record(1))
         retriever.save()
@@ -665,7 +667,7 @@ def test_parts_are_restored_by_name(album: Path) -> None:
     assert len(snapshots(album)) == 1
 
 
-def test_a_plugin_that_is_gone_is_named(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_plugin_is_named(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         real = plugins.entry_points
         painter = EntryPoint("painter", f"{__name__}:Painter", "zsqretrieval.encoders")
@@ -677,7 +679,7 @@ def test_a_plugin_that_is_gone_is_named(album: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("painter")
-def test_presets(album: Path) -> None:
+def test_preset_makes_an_album_then_opens_it(album: Path) -> None:
     bare = PRESETS["mini"].variant(generator=None)
     for _ in range(2):  # makes the album, then opens it
         with Retriever.open(album, bare) as retriever:
@@ -713,7 +715,7 @@ def test_presets_name_settings_that_exist() -> None:
         assert preset.index in plugins.available("index")
 
 
-def test_parts_that_are_no_plugins_have_to_be_given(album: Path) -> None:
+def test_parts_without_a_plugin_must_be_passed(album: Path) -> None:
     with Retriever(ENCODER, ToyIndex(16), path=album) as retriever:
         retriever.add(records(*range(3)))
         retriever.save()
@@ -744,7 +746,7 @@ def test_added_images_are_there_without_a_save(album: Path, made_before: bool) -
     assert snapshots(album) == []
 
 
-def test_a_saved_index_is_loaded_and_not_built(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_index_is_loaded_not_rebuilt(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     added: list[int] = []
     real = HNSWIndex.add
     monkeypatch.setattr(HNSWIndex, "add", lambda i, k, v: (added.extend(k.tolist()), real(i, k, v))[1])
@@ -764,7 +766,7 @@ def test_a_saved_index_is_loaded_and_not_built(filled: Path, monkeypatch: pytest
         assert added == []
 
 
-def test_an_album_in_memory_moves_to_a_path(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_album_in_memory_moves_to_a_path(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(album.parent)
     with Retriever(ENCODER, exact()) as retriever:
         retriever.add(records(*range(3)))
@@ -805,7 +807,7 @@ def test_missing_album_is_not_opened_and_existing_one_not_made(album: Path) -> N
         Retriever(ENCODER, path=file)
 
 
-def test_closed(album: Path) -> None:
+def test_closed_retriever_is_an_album_error(album: Path) -> None:
     retriever = Retriever(ENCODER, path=album)
     retriever.close()
     retriever.close()
@@ -837,7 +839,7 @@ def one_bit(folder: Path) -> None:
         lambda folder: os.truncate(next(folder.glob("keys-*")), 8),
     ],
 )
-def test_a_damaged_index_is_rebuilt_with_a_warning(filled: Path, damage: Any) -> None:
+def test_damaged_index_is_rebuilt_with_a_warning(filled: Path, damage: Any) -> None:
     with opened(filled) as retriever:
         answers = [retriever.search(question).hits for question in ("red", "green")]
     damage(*snapshots(filled))
@@ -858,7 +860,7 @@ def test_a_damaged_index_is_rebuilt_with_a_warning(filled: Path, damage: Any) ->
     assert len(snapshots(filled)) == 1
 
 
-def test_a_damaged_catalog_is_an_error(filled: Path) -> None:
+def test_damaged_catalog_is_an_error(filled: Path) -> None:
     catalog = filled / "catalog.sqlite"
     whole = catalog.read_bytes()
     vector = vector_of(7).tobytes()
@@ -871,7 +873,7 @@ def test_a_damaged_catalog_is_an_error(filled: Path) -> None:
                 opened(filled)
 
 
-def test_flipped_bytes_anywhere_are_an_error_or_no_matter(filled: Path) -> None:
+def test_flipped_bytes_in_the_catalog_raise_only_zsq_errors(filled: Path) -> None:
     generator = random.Random(1)
     catalog = filled / "catalog.sqlite"
     whole = catalog.read_bytes()
@@ -890,7 +892,7 @@ def test_flipped_bytes_anywhere_are_an_error_or_no_matter(filled: Path) -> None:
                 pass
 
 
-def test_leftovers_of_killed_saves_are_swept_away(filled: Path) -> None:
+def test_save_deletes_leftovers_of_killed_saves(filled: Path) -> None:
     (current,) = snapshots(filled)
     leftover = filled / "index-0123abcd"
     shutil.copytree(current, leftover)
@@ -902,7 +904,7 @@ def test_leftovers_of_killed_saves_are_swept_away(filled: Path) -> None:
     assert filled / "index-cards" in remaining
 
 
-def test_a_failed_save_leaves_the_former_one(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_keeps_the_old_snapshot(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshots(filled)
 
     def fail(index: HNSWIndex, path: Path) -> None:
@@ -923,7 +925,7 @@ def test_a_failed_save_leaves_the_former_one(filled: Path, monkeypatch: pytest.M
 # --- several at once
 
 
-def test_two_retrievers_on_one_album_see_each_other(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_retrievers_see_each_others_changes(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(filled) as one, opened(filled, index=exact()) as other:
         one.add(records(*range(40, 50)))
         check(other, named(*range(50)))
@@ -941,7 +943,7 @@ def test_two_retrievers_on_one_album_see_each_other(filled: Path, monkeypatch: p
         check(again, {**named(*range(20, 50)), "45": 145, "60": 60})
 
 
-def test_a_hit_removed_while_searching_is_searched_past(
+def test_hit_removed_during_a_search_is_replaced_by_the_next(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(filled) as one, opened(filled) as other:
@@ -958,7 +960,7 @@ def test_a_hit_removed_while_searching_is_searched_past(
         assert [hit.id for hit in one.search("red", k=5)] == best[1:]
 
 
-def test_an_index_that_knows_more_than_the_catalog_is_an_error(retriever: Retriever) -> None:
+def test_index_with_an_unknown_key_is_an_error(retriever: Retriever) -> None:
     retriever.add(record(1))
     retriever.index.add(np.array([77]), np.ones((1, 16), np.float32))
     with pytest.raises(IntegrityError, match="disagree"):
@@ -998,7 +1000,7 @@ def test_searching_while_adding_and_removing(album: Path, make: Any) -> None:
         check(again, expected)
 
 
-def test_the_same_images_added_by_many_at_once_are_added_once(album: Path) -> None:
+def test_images_added_by_several_at_once_are_added_once(album: Path) -> None:
     images = records(*range(40))
     reports: list[AddReport] = []
     with Retriever(ENCODER, exact(), path=album) as one, opened(album) as other:

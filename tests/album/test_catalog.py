@@ -142,12 +142,6 @@ def test_more_keys_than_sqlite_takes_variables(catalog: Catalog) -> None:
     assert sorted(keys_of(catalog)) == sorted(shuffled[2000:].tolist())
 
 
-def test_keys_are_never_used_again(catalog: Catalog) -> None:
-    assert catalog.add([row(1), row(2)]).tolist() == [1, 2]
-    catalog.remove([2, 1])
-    assert catalog.add([row(2)]).tolist() == [3]
-
-
 def test_rename_changes_id_source_caption_and_metadata(catalog: Catalog) -> None:
     catalog.add([row(1), row(2)])
     before = catalog.log.position

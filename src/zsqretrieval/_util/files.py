@@ -186,10 +186,12 @@ def peek_snapshot(path: Path) -> Snapshot:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         claimed = manifest.pop("checksum")
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise IntegrityError(
             f"{path} holds no {MANIFEST}: nothing was saved there, or not by this library; check the path"
         ) from None
+    except NotADirectoryError:
+        raise IntegrityError(f"{path} is no directory, so nothing was saved there; check the path") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(path / MANIFEST, f"it cannot be read ({error})") from error
     if claimed != _checksum(manifest):

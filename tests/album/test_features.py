@@ -9,8 +9,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from hypothesis.stateful import (
 from safetensors import safe_open
 
 from seeing import Seeing
+from together import together
 from zsqretrieval.album import features
 from zsqretrieval.album.features import StateStore
 from zsqretrieval.errors import AlbumError, ZsqError
@@ -84,11 +87,14 @@ def test_stored_features_can_be_read(tmp_path: Path, on_disk: bool) -> None:
     assert held(again, range(9)) == ([0, 1, 2, 3, 4, 7] if on_disk else [])
 
 
-def test_features_in_memory_are_a_copy() -> None:
+def test_features_in_memory_are_a_copy_and_can_be_swept() -> None:
     store, mine = StateStore(GENERATOR), state(1)
     store.put({digest(1): mine})
     mine[:] = 9
-    assert held(store, [1]) == [1]
+    fill(store, range(2, 5))
+    assert held(store, range(5)) == [1, 2, 3, 4]
+    store.sweep(all_but(2, 3))
+    assert held(store, range(5)) == [1, 4]
 
 
 def test_any_shape_and_dtype(tmp_path: Path) -> None:
@@ -216,32 +222,15 @@ def test_sweep_merges_no_more_than_its_memory_limit_at_once(
 def test_reading_some_features_reads_no_other_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[str] = []
-
-    class Watched:
-        def __init__(self, path: Path, framework: str) -> None:
-            self.file = safe_open(path, framework)
-
-        def __enter__(self) -> Watched:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def get_tensor(self, name: str) -> np.ndarray:
-            read.append(name)
-            return self.file.get_tensor(name)
-
     store = StateStore(GENERATOR, tmp_path)
     fill(store, range(50))
-    monkeypatch.setattr(features, "safe_open", Watched)
-    assert set(store.get([digest(3), digest(7)])) == set(read) == {digest(3), digest(7)}
-
-
-def test_sweep_in_memory() -> None:
-    store = StateStore(GENERATOR)
-    fill(store, range(4))
-    store.sweep(all_but(1, 2))
-    assert held(store, range(4)) == [0, 3]
+    (path,) = files(tmp_path)
+    with safe_open(path, "np") as file:
+        watched = Mock(wraps=file)
+        monkeypatch.setattr(features, "safe_open", lambda *_, **__: nullcontext(watched))
+        found = store.get([digest(3), digest(7)])
+    read = {call.args[0] for call in watched.get_tensor.call_args_list}
+    assert set(found) == read == {digest(3), digest(7)}
 
 
 def test_sweep_deletes_temporary_files_of_killed_processes(tmp_path: Path) -> None:
@@ -326,11 +315,8 @@ def test_full_disk_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.Mon
     store = StateStore(GENERATOR, tmp_path)
     fill(store, [1])
 
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space left"):
             store.put({digest(2): state(2)})
     assert held(store, [1, 2]) == [1] and len(list(files(tmp_path)[0].parent.iterdir())) == 1
@@ -394,42 +380,29 @@ def test_two_stores_agree_with_a_set_of_images(examples: int) -> None:
 def test_threads_store_read_and_sweep_at_once(tmp_path: Path) -> None:
     stores = [StateStore(GENERATOR, tmp_path) for _ in range(2)]
     images: set[str] = set()
-    failures: list[BaseException] = []
-    done = threading.Event()
-
-    def guarded(work: Any) -> None:
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
+    done: set[int] = set()
 
     def put(store: StateStore, first: int) -> None:
-        for n in range(first, first + 20):
-            with store.held():
-                store.put({digest(n): state(n)})
-                images.add(digest(n))
-            assert held(store, [n]) == [n]
+        try:
+            for n in range(first, first + 20):
+                with store.held():
+                    store.put({digest(n): state(n)})
+                    images.add(digest(n))
+                assert held(store, [n]) == [n]
+        finally:
+            done.add(first)
 
     def sweep(store: StateStore) -> None:
-        while not done.is_set():
+        while len(done) < 4:
             store.sweep(lambda digests: images & set(digests))
             found = store.get(digest(n) for n in range(100))  # `held` asks twice, and writers go on between
             check_right(found, range(100))
 
     writers = [
-        threading.Thread(target=guarded, args=(lambda s=s, f=f: put(s, f),))
-        for s, f in zip(stores * 2, (0, 20, 40, 60), strict=True)
+        lambda store=store, first=first: put(store, first)
+        for store, first in zip(stores * 2, (0, 20, 40, 60), strict=True)
     ]
-    sweepers = [threading.Thread(target=guarded, args=(lambda s=s: sweep(s),)) for s in stores]
-    for thread in (*writers, *sweepers):
-        thread.start()
-    for thread in writers:
-        thread.join()
-    done.set()
-    for thread in sweepers:
-        thread.join()
-    if failures:
-        raise failures[0]
+    together(*writers, *(lambda store=store: sweep(store) for store in stores))
     for store in (*stores, StateStore(GENERATOR, tmp_path)):
         assert held(store, range(100)) == list(range(80))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -11,9 +12,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from together import together
 from zsqretrieval._util import files as storage
 from zsqretrieval._util.files import atomic_write, open_snapshot, peek_snapshot, write_snapshot
 from zsqretrieval.errors import IntegrityError, MismatchError
@@ -34,9 +38,7 @@ def test_atomic_write_replaces_the_file(tmp_path: Path) -> None:
 def test_failed_atomic_write_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], flushed: bool
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise error
-
+    refuse = Mock(side_effect=error)
     path = tmp_path / "a.txt"
     path.write_text("one")
     if flushed:
@@ -100,9 +102,7 @@ def test_failed_write_keeps_the_old_snapshot(
     put(tmp_path, b"one")
     names = sorted(file.name for file in tmp_path.iterdir())
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    refuse = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     if failing == "part":
         with pytest.raises(OSError, match="No space"):
             write_snapshot(
@@ -169,18 +169,20 @@ def forge(path: Path, **changes: object) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_another_version_names_both_sides(tmp_path: Path) -> None:
-    put(tmp_path, b"x")
-    forge(tmp_path, version=99)
-    with pytest.raises(IntegrityError, match=r"version 99.*version 1"):
-        peek_snapshot(tmp_path)
+OUTSIDE = {"a.bin": {"name": "../secret.bin", "size": 1, "sha256": "0"}}
 
 
-def test_manifest_entry_outside_its_folder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"version": 99}, "version 99.*version 1"), ({"files": OUTSIDE}, "impossible file name")],
+)
+def test_another_version_or_a_file_outside_the_folder_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     put(tmp_path / "snap", b"x")
     (tmp_path / "secret.bin").write_bytes(b"x")
-    forge(tmp_path / "snap", files={"a.bin": {"name": "../secret.bin", "size": 1, "sha256": "0"}})
-    with pytest.raises(IntegrityError, match="impossible file name"):
+    forge(tmp_path / "snap", **changes)
+    with pytest.raises(IntegrityError, match=message):
         peek_snapshot(tmp_path / "snap")
 
 
@@ -192,15 +194,13 @@ def test_missing_part_is_named(tmp_path: Path) -> None:
 
 def test_mismatches_name_both_sides(tmp_path: Path) -> None:
     put(tmp_path, b"x", fingerprint="clip")
-    with pytest.raises(MismatchError, match=r"'letters'.*'digits'"), open_snapshot(tmp_path, "digits"):
-        pass
-    with pytest.raises(MismatchError, match=r"dim 3.*dim 4"), open_snapshot(tmp_path, "letters", dim=4):
-        pass
-    with (
-        pytest.raises(MismatchError, match=r"'clip'.*'siglip'"),
-        open_snapshot(tmp_path, "letters", dim=3, fingerprint="siglip"),
+    for kind, expected, message in (
+        ("digits", {}, "'letters'.*'digits'"),
+        ("letters", {"dim": 4}, "dim 3.*dim 4"),
+        ("letters", {"dim": 3, "fingerprint": "siglip"}, "'clip'.*'siglip'"),
     ):
-        pass
+        with pytest.raises(MismatchError, match=message), open_snapshot(tmp_path, kind, **expected):
+            pass
     with open_snapshot(tmp_path, "letters", dim=None, fingerprint=None):
         pass
 
@@ -218,19 +218,19 @@ def test_readers_see_whole_snapshots_while_a_writer_replaces_them(tmp_path: Path
     stop = threading.Event()
 
     def write() -> None:
-        turn = 0
-        while not stop.is_set():
-            turn += 1
+        for turn in itertools.count():
             put(tmp_path, states[turn % 3])
+            if stop.is_set():
+                return
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        for _ in range(40):
-            assert get(tmp_path) in states
-    finally:
-        stop.set()
-        writer.join()
+    def read() -> None:
+        try:
+            for _ in range(40):
+                assert get(tmp_path) in states
+        finally:
+            stop.set()
+
+    together(write, read)
 
 
 KILLED = """
@@ -253,12 +253,7 @@ while True:
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 @pytest.mark.parametrize("rounds", [5, pytest.param(15, marks=pytest.mark.slow)])
 def test_process_killed_while_saving_leaves_a_whole_snapshot(tmp_path: Path, rounds: int) -> None:
-    write_snapshot(
-        tmp_path,
-        "letters",
-        {"turn": 0},
-        {"a.bin": lambda f: f.write_bytes(b"0"), "b.bin": lambda f: f.write_bytes(b"0")},
-    )
+    put(tmp_path, b"0", turn=0)
     turns = []
     for round_ in range(rounds):
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)

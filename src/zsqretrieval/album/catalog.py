@@ -11,10 +11,9 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, final
 
 import numpy as np
@@ -34,29 +33,17 @@ __all__ = ["Catalog", "Record"]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The catalog's entry of one image.
+    """The catalog's entry of one image."""
 
-    Attributes:
-        key: int64, > 0, never given to another image.
-        id: name, unique in the catalog.
-        source: where the image came from.
-        width: pixels, once upright.
-        height: pixels, once upright.
-        bytes: size of the encoded image.
-        digest: SHA-256 of the image in hexadecimal, unique in the catalog.
-        caption: text that came with it, or None.
-        metadata: JSON values.
-    """
-
-    key: int
-    id: str
-    source: str
-    width: int
+    key: int  # > 0, never given to another image
+    id: str  # unique in the catalog
+    source: str  # where the image came from
+    width: int  # pixels, once upright
     height: int
-    bytes: int
-    digest: str
-    caption: str | None
-    metadata: Mapping[str, Any]
+    bytes: int  # size of the encoded image
+    digest: str  # SHA-256 in hexadecimal, unique in the catalog
+    caption: str | None  # text that came with it
+    metadata: Mapping[str, Any]  # JSON values
 
 
 _APPLICATION_ID = 0x7A737143  # "zsqC", in the header of the file
@@ -94,9 +81,8 @@ class Catalog:
     """Records, vectors and questions of the images of an album; made by :meth:`create` or :meth:`open`.
 
     Every method is atomic and may be called from any thread; other processes may read and write the file at
-    the same time. All methods raise :class:`~zsqretrieval.errors.AlbumError` when the file stays locked for
-    longer than the timeout, cannot be written, or the disk is full (nothing has changed then), and
-    :class:`~zsqretrieval.errors.IntegrityError` when the file is damaged.
+    the same time. All methods raise AlbumError when the file stays locked for longer than the timeout, cannot
+    be written, or the disk is full (nothing has changed then), and IntegrityError when the file is damaged.
 
     Attributes:
         log: vectors of the images, and their change log.
@@ -107,7 +93,7 @@ class Catalog:
         self._database = database
         dim, self._settings = self.get_meta("dim"), self.get_meta("settings")
         if not isinstance(dim, int) or dim < 1 or not isinstance(self._settings, dict):
-            raise IntegrityError(f"{self._where}: its dim or settings are missing or damaged")
+            raise IntegrityError(f"{database.where}: its dim or settings are missing or damaged")
         self._dim = dim
         self.log = VectorLog(
             database, dim, vectors="vectors", numbered="images", removals="removals", what="image"
@@ -116,20 +102,14 @@ class Catalog:
 
     @classmethod
     def create(
-        cls,
-        path: str | os.PathLike[str] | None,
-        *,
-        dim: int,
-        settings: Mapping[str, Any] | None = None,
-        timeout: float = 30.0,
+        cls, path: str | os.PathLike[str] | None, *, dim: int, settings: Mapping[str, Any] | None = None
     ) -> Catalog:
-        """Make an empty catalog.
+        """Make an empty catalog; in memory if ``path`` is None.
 
         Args:
-            path: the new file; None keeps the catalog in memory.
+            path: the new file.
             dim: length of every vector, >= 1.
             settings: JSON values that never change, such as the encoder's fingerprint.
-            timeout: seconds to wait while another process writes.
 
         Raises:
             AlbumError: the file exists and is not empty, or its folder does not exist.
@@ -140,7 +120,7 @@ class Catalog:
         fixed = {"dim": _to_json(int(dim), "dim"), "settings": _to_json(dict(settings or {}), "settings")}
         where = "the catalog in memory" if path is None else str(path)
         uri = ":memory:" if path is None else f"{Path(path).absolute().as_uri()}?mode=rwc"
-        with _opened(uri, where, timeout) as database:
+        with _opened(uri, where) as database:
             _refuse_if_used(database)  # before any change to the file
             database.rows(f"PRAGMA page_size = {_PAGE_SIZE}")
             database.rows("PRAGMA journal_mode = WAL")
@@ -155,11 +135,7 @@ class Catalog:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, timeout: float = 30.0) -> Catalog:
-        """Open a catalog.
-
-        Args:
-            path: its file.
-            timeout: seconds to wait while another process writes.
+        """Open a catalog; ``timeout`` is the time in seconds to wait while another process writes.
 
         Raises:
             AlbumError: there is no such file, or it cannot be opened.
@@ -182,20 +158,12 @@ class Catalog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the file. Closing twice does no harm; any other use afterwards is an AlbumError."""
         self._database.close()
-
-    # --- settings and meta --------------------------------------------------------------------------------
-
-    @property
-    def _where(self) -> str:
-        return self._database.where
 
     @property
     def dim(self) -> int:
@@ -212,7 +180,7 @@ class Catalog:
         return int(self._database.value("SELECT count(*) FROM images"))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._where!r}, dim={self._dim})"
+        return f"{type(self).__name__}({self._database.where!r}, dim={self._dim})"
 
     def get_meta(self, name: str, default: Any = None) -> Any:
         """The JSON value stored under a name, or ``default``."""
@@ -220,11 +188,7 @@ class Catalog:
         return self._database.from_json(rows[0][0], f"meta {name!r}") if rows else default
 
     def set_meta(self, name: str, value: Any) -> None:
-        """Store a JSON value under a name.
-
-        Raises:
-            InvalidInputError: the value is not JSON, or the name is "dim" or "settings", which never change.
-        """
+        """Store a JSON value under a name; not "dim" and "settings", which never change."""
         if name in ("dim", "settings"):
             raise InvalidInputError(f"{name!r} is fixed when a catalog is made and cannot be changed")
         text = _to_json(value, f"meta {name!r}")
@@ -233,20 +197,12 @@ class Catalog:
 
     # --- writing ----------------------------------------------------------------------------------------
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Make the block one change: on disk when it ends, undone when it raises.
-
-        No other thread or process writes in the meantime, so anything read inside stays true until the end.
-        """
-        with self._database.transaction("IMMEDIATE"):
-            yield
+    def transaction(self) -> AbstractContextManager[object]:
+        """Make the block one change: on disk when it ends, undone when it raises; others wait to write."""
+        return self._database.transaction("IMMEDIATE")
 
     def add(self, images: Sequence[NewImage]) -> NDArray[np.int64]:
-        """Add images, all or none. On disk when this returns.
-
-        Args:
-            images: n encoded images with ids and digests that are not in the catalog.
+        """Add n encoded images, all or none. On disk when this returns.
 
         Returns:
             Their keys, int64 [n], in the order given; rising, above every key ever given.
@@ -279,20 +235,16 @@ class Catalog:
         for name, values in (("id", [one.id for one in images]), ("digest", [one.digest for one in images])):
             for value, key in self._known(name, values).items():
                 if key < first:
-                    raise InvalidInputError(
-                        f"{self._where} already holds the {name} {value!r} (key {key}); nothing was added"
-                    )
+                    present = f"{self._database.where} already holds the {name} {value!r} (key {key})"
+                    raise InvalidInputError(f"{present}; nothing was added")
                 if values.count(value) > 1:
                     raise InvalidInputError(f"the {name} {value!r} is given twice; nothing was added")
 
     def rename(self, records: Sequence[Record]) -> None:
         """Give images, by their keys, the id, source, caption and metadata of records; all or none.
 
-        Images may exchange their ids.
-
-        Raises:
-            InvalidInputError: a key is not present, an id belongs to another image, or metadata is not JSON.
-                Nothing has changed.
+        Images may exchange their ids. A key that is not present, an id of another image, or metadata that is
+        not JSON is an InvalidInputError; nothing has changed then.
         """
         columns = [(record.key, *_columns(record)) for record in records]
         with self._database.transaction("IMMEDIATE") as run:
@@ -301,19 +253,15 @@ class Catalog:
             # First to ids that no image has, so that the order of the updates does not matter.
             run.executemany("UPDATE images SET id = char(0) || key WHERE key = ?", ((key,) for key in keys))
             for id, key in self._known("id", [record.id for record in records]).items():
-                raise InvalidInputError(
-                    f"{self._where} already holds the id {id!r} (key {key}); nothing was changed"
-                )
+                present = f"{self._database.where} already holds the id {id!r} (key {key})"
+                raise InvalidInputError(f"{present}; nothing was changed")
             run.executemany(
                 "UPDATE images SET id = ?, source = ?, caption = ?, metadata = ? WHERE key = ?",
                 ((id, source, caption, metadata, key) for key, id, source, *_, caption, metadata in columns),
             )
 
     def remove(self, keys: ArrayLike) -> None:
-        """Remove images with their vectors and questions, all or none. Their keys are never used again.
-
-        Args:
-            keys: int64 [n], each present, no repeats.
+        """Remove images by keys int64 [n], with vectors and questions, all or none.
 
         Raises:
             InvalidInputError: a key is not present or repeated. Nothing has changed.
@@ -328,11 +276,9 @@ class Catalog:
 
     # --- reading ----------------------------------------------------------------------------------------
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[object]:
         """Read one snapshot within the block; others may write in the meantime."""
-        with self._database.transaction():
-            yield
+        return self._database.transaction()
 
     def known_keys(self, keys: ArrayLike) -> set[int]:
         """The keys that are present, out of some."""
@@ -374,11 +320,7 @@ class Catalog:
         return [found[id] for id in sorted(found)]
 
     def records(self, keys: ArrayLike) -> list[Record]:
-        """The records of keys int64 [n], in the same order; repeats are allowed.
-
-        Raises:
-            InvalidInputError: a key is not present.
-        """
+        """The records of keys int64 [n], in the same order; repeats are allowed, unknown keys are not."""
         wanted = key_list(keys)
         rows = {row[0]: self._record(row) for row in self._database.select(_RECORD, "images", "key", wanted)}
         self.log.refuse_unknown(wanted, rows)
@@ -399,32 +341,24 @@ class Catalog:
     # --- safety -----------------------------------------------------------------------------------------
 
     def verify(self) -> None:
-        """Read everything and compare it with its checksums; takes time proportional to the file.
-
-        Raises:
-            IntegrityError: something is damaged; names it.
-        """
+        """Read everything and compare it with its checksums; damage is an IntegrityError that names it."""
         with self._database.transaction() as run:
             for pragma in ("integrity_check", "foreign_key_check"):
                 for row in run.execute(f"PRAGMA {pragma}"):
                     if row != ("ok",):
-                        raise IntegrityError(f"{self._where} is damaged: {row}; restore it from a backup")
-            bare = self._database.value(
-                "SELECT count(*) FROM images WHERE key NOT IN (SELECT key FROM vectors)"
-            )
-            if bare:
-                raise IntegrityError(f"{self._where} is damaged: {bare} images have no vector")
+                        raise IntegrityError(
+                            f"{self._database.where} is damaged: {row}; restore it from a backup"
+                        )
+            bare = "SELECT count(*) FROM images WHERE key NOT IN (SELECT key FROM vectors)"
+            if count := self._database.value(bare):
+                raise IntegrityError(f"{self._database.where} is damaged: {count} images have no vector")
             for row in run.execute(f"SELECT {_RECORD} FROM images"):
                 self._record(row)
             self.log.verify()
             self.questions.verify()
 
     def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy one snapshot of the catalog to a file, atomically; others may write in the meantime.
-
-        Raises:
-            AlbumError: ``path`` is this catalog or another in use, or cannot be written.
-        """
+        """As :meth:`Database.backup <zsqretrieval.album.sqlite.Database.backup>`."""
         self._database.backup(path)
 
     def move_to(self, path: str | os.PathLike[str]) -> None:
@@ -434,14 +368,14 @@ class Catalog:
             AlbumError: ``path`` exists already, or cannot be written. The catalog stays in memory.
         """
         if Path(path).exists():
-            raise AlbumError(f"{path} exists already; open it with Retriever.open, or choose another path")
+            raise _exists(path)
         with self._database.held():
             self.backup(path)
             self._database.take_over(Catalog.open(path)._database)
 
 
 @contextmanager
-def _opened(uri: str, where: str, timeout: float) -> Iterator[Database]:
+def _opened(uri: str, where: str, timeout: float = 30.0) -> Iterator[Database]:
     """A database that is closed if the block raises."""
     database = Database(uri, where, timeout)
     try:
@@ -453,18 +387,20 @@ def _opened(uri: str, where: str, timeout: float) -> Iterator[Database]:
 
 def _refuse_if_used(database: Database) -> None:
     if database.value("SELECT count(*) FROM sqlite_master") or database.value("PRAGMA application_id"):
-        raise AlbumError(
-            f"{database.where} exists already; open it with Retriever.open, or choose another path"
-        )
+        raise _exists(database.where)
+
+
+def _exists(path: str | os.PathLike[str]) -> AlbumError:
+    return AlbumError(f"{path} exists already; open it with Retriever.open, or choose another path")
 
 
 def _columns(image: NewImage | Record) -> tuple[Any, ...]:
     """The columns of an image after its key."""
-    for name in ("id", "source", "digest", "caption"):
-        text = getattr(image, name)
-        if text is None and name == "caption":
-            continue
-        if not isinstance(text, str) or not (text or name == "caption"):
+    texts = {"id": image.id, "source": image.source, "digest": image.digest}
+    if image.caption not in (None, ""):
+        texts["caption"] = image.caption
+    for name, text in texts.items():
+        if not isinstance(text, str) or not text:
             raise InvalidInputError(f"{image.id!r}: its {name} must be a non-empty string, not {text!r}")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise InvalidInputError(f"{image.id!r}: its {name} is not Unicode text; make it printable first")

@@ -22,32 +22,20 @@ __all__ = ["Change", "Position", "VectorLog", "key_list"]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A point in the history of a log; the default is before the first vector.
+    """A point in the history of a log; the default is before the first vector."""
 
-    Attributes:
-        last_key: highest key given so far.
-        last_removal: number of removals so far.
-    """
-
-    last_key: int = 0
-    last_removal: int = 0
+    last_key: int = 0  # highest key given so far
+    last_removal: int = 0  # number of removals so far
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """A step from one position to a later one. Apply the removals first, then the additions.
+    """A step from one position to a later one. Apply the removals first, then the additions."""
 
-    Attributes:
-        added_keys: int64 [n], rising, above every earlier key.
-        added_vectors: float32 [n, dim].
-        removed_keys: int64 [m], all present before the step.
-        position: the position after the step.
-    """
-
-    added_keys: NDArray[np.int64]
-    added_vectors: NDArray[np.float32]
-    removed_keys: NDArray[np.int64]
-    position: Position
+    added_keys: NDArray[np.int64]  # [n], rising, above every earlier key
+    added_vectors: NDArray[np.float32]  # [n, dim]
+    removed_keys: NDArray[np.int64]  # [m], all present before the step
+    position: Position  # after the step
 
 
 @final
@@ -71,11 +59,7 @@ class VectorLog:
         self._vectors, self._numbered, self._removals, self._what = vectors, numbered, removals, what
 
     def pack(self, vector: ArrayLike, name: str) -> tuple[bytes, int]:
-        """The stored form of a vector: bytes and checksum.
-
-        Raises:
-            InvalidInputError: it has another shape, is zero or not finite; names it.
-        """
+        """The stored form of a vector: bytes and checksum; an InvalidInputError names a bad one."""
         given = np.asarray(vector)
         if given.shape != (self._dim,) or given.dtype.kind != "f":
             got = f"{given.dtype} {list(given.shape)}"
@@ -88,11 +72,7 @@ class VectorLog:
         return blob, zlib.crc32(blob)
 
     def unpack(self, rows: Sequence[tuple[int, bytes, int]]) -> NDArray[np.float32]:
-        """Vectors float32 [n, dim] of n rows of key, vector and crc32.
-
-        Raises:
-            IntegrityError: a vector is damaged; names it.
-        """
+        """Vectors float32 [n, dim] of n rows of key, vector and crc32; damage is an IntegrityError."""
         for key, blob, crc32 in rows:
             if len(blob) != 4 * self._dim or zlib.crc32(blob) != crc32:
                 raise IntegrityError(
@@ -107,7 +87,6 @@ class VectorLog:
 
         Raises:
             InvalidInputError: a key is not present.
-            IntegrityError: a vector is damaged.
         """
         wanted = key_list(keys)
         found = self._database.select("key, vector, crc32", self._vectors, "key", wanted)
@@ -147,17 +126,11 @@ class VectorLog:
             since: an earlier :attr:`position`, or that of an earlier step.
             batch_size: the most keys added, and the most removed, in one step.
 
-        Yields:
-            Steps; none when nothing has changed.
-
         Raises:
             MismatchError: ``since`` lies in the future: it belongs to another catalog, or this one was
                 restored from an older backup.
-            InvalidInputError: ``batch_size`` is below 1.
             IntegrityError: a vector is damaged.
         """
-        if batch_size < 1:
-            raise InvalidInputError(f"batch_size must be at least 1, not {batch_size}")
         while True:
             with self._database.transaction():
                 present = self.position
@@ -182,14 +155,10 @@ class VectorLog:
                         (since.last_key, batch_size),
                     )
                     last_key = rows[-1][0] if len(rows) == batch_size else present.last_key
+            added = np.array([row[0] for row in rows], dtype=np.int64)
+            removed = np.array([key for _, key in removals if key <= since.last_key], dtype=np.int64)
             position = Position(last_key, last_removal)
-            removed = [key for _, key in removals if key <= since.last_key]
-            yield Change(
-                added_keys=np.array([row[0] for row in rows], dtype=np.int64),
-                added_vectors=self.unpack(rows),
-                removed_keys=np.array(removed, dtype=np.int64),
-                position=position,
-            )
+            yield Change(added, self.unpack(rows), removed, position)
             if position == present:
                 return
             since = position

@@ -42,11 +42,7 @@ _SMALL = 64 << 20  # bytes; a sweep merges smaller files
 
 @final
 class StateStore:
-    """The cached image features of one generator, by the digests of the images.
-
-    Args:
-        generator: only its fingerprint and the shape and dtype of its features are used.
-        album: directory of the album; None keeps the features in memory.
+    """The cached image features of one generator, by the digests of the images; in memory without an album.
 
     Methods may be called from several threads. Several processes may use one album.
     """
@@ -72,8 +68,7 @@ class StateStore:
     def move_to(self, album: Path) -> None:
         """Store features in the directory of an album from now on, including those in memory.
 
-        Raises:
-            AlbumError: the disk refuses; the features stay in memory.
+        On an AlbumError (the disk refuses) they stay in memory.
         """
         kind = json.dumps(self._facts(), sort_keys=True)  # a generator may have a narrower dtype elsewhere
         folder = album / f"states-{hashlib.sha256(kind.encode()).hexdigest()[:16]}"
@@ -102,12 +97,9 @@ class StateStore:
             return [one for one in wanted if one not in self._places and one not in self._memory]
 
     def get(self, digests: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """The features that are stored, verified by their checksums.
+        """The features that are stored, verified by their checksums; read-only.
 
         Damaged features count as missing, with a RuntimeWarning.
-
-        Returns:
-            Read-only arrays of the generator's ``state_shape``, by digest.
         """
         wanted = list(dict.fromkeys(digests))
         with self._lock:
@@ -149,9 +141,6 @@ class StateStore:
 
         Args:
             known: returns the digests, out of some, of images that still exist.
-
-        Raises:
-            OSError: the disk refuses; nothing was lost.
         """
         folder = self._folder
         if folder is None:
@@ -200,8 +189,6 @@ class StateStore:
         for file in files:
             with contextlib.suppress(OSError):  # open in a reader on Windows; a later sweep deletes it
                 (folder / file).unlink()
-
-    # --- files --------------------------------------------------------------------------------------------
 
     @property
     def _state_bytes(self) -> int:
@@ -258,7 +245,7 @@ class StateStore:
         for digest in digests:
             state = states.get(digest)
             intact = state is not None and (state.shape, state.dtype) == (self._shape, self._dtype)
-            if state is not None and intact and _checksum(state) == self._places[digest][1]:
+            if state is not None and intact and zlib.crc32(state.data) == self._places[digest][1]:
                 found[digest] = _read_only(state)
             else:
                 del self._places[digest]
@@ -273,9 +260,9 @@ def _write(
     folder: Path, facts: Mapping[str, Any], states: Mapping[str, NDArray[Any]]
 ) -> tuple[str, dict[str, int]]:
     """Write a file; returns its name, and the CRC-32 by digest."""
-    crc32 = {digest: _checksum(state) for digest, state in states.items()}
-    text = json.dumps({**facts, "crc32": crc32})
     tensors = {digest: np.ascontiguousarray(state) for digest, state in states.items()}
+    crc32 = {digest: zlib.crc32(state.data) for digest, state in tensors.items()}
+    text = json.dumps({**facts, "crc32": crc32})
     name = f"{secrets.token_hex(8)}{_SUFFIX}"
     folder.mkdir(exist_ok=True)
     with atomic_write(folder / name) as temporary:
@@ -284,12 +271,7 @@ def _write(
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The verified metadata of a file: ``fingerprint``, ``shape``, ``dtype``, and ``crc32`` by digest.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is damaged.
-    """
+    """Metadata of a file: fingerprint, shape, dtype, and crc32 by digest; a ValueError if it is damaged."""
     try:
         with safe_open(path, framework="np") as file:
             metadata, names = file.metadata() or {}, set(file.keys())
@@ -305,10 +287,6 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
-def _checksum(state: NDArray[Any]) -> int:
-    return zlib.crc32(np.ascontiguousarray(state).data)
 
 
 def _read_only(state: NDArray[Any]) -> NDArray[Any]:

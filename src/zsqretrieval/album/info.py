@@ -29,8 +29,8 @@ class AlbumInfo:
         album: its directory.
         images: number of images.
         encoder: ``plugin`` and ``config`` (None if it is not a plugin), ``dim`` and ``fingerprint``.
-        index: ``plugin`` and ``config`` (None if it is not a plugin), ``saved``: whether there is a snapshot,
-            and ``up_to_date``: whether the snapshot holds exactly the images of the catalog.
+        index: as ``encoder``; ``saved``: whether there is a snapshot, and ``up_to_date``: whether the
+            snapshot holds exactly the images of the catalog.
         generator: ``plugin``, ``config``, and ``states``: ``"disk"``, ``"memory"`` or None; None without a
             generator, or if it is not a plugin.
         calibration: constants of the pair of models, as stored by the retriever; None if there are none.
@@ -52,11 +52,7 @@ class AlbumInfo:
 
 
 def find_catalog(path: Path) -> Path:
-    """The catalog file of the album at ``path``.
-
-    Raises:
-        AlbumError: there is no album.
-    """
+    """The catalog file of the album at ``path``; an AlbumError if there is none."""
     catalog = path / CATALOG
     if not os.path.isfile(catalog):  # noqa: PTH113  # Path.is_file raises on paths that are too long or forbidden
         raise AlbumError(
@@ -78,19 +74,14 @@ def describe_album(path: Path) -> AlbumInfo:
         snapshots = [one["folder"] for one in (snapshot, catalog.get_meta("questions")) if one]
         generator = catalog.get_meta("generator") or settings.get("generator") or {}
         part = generator.get("part")
+        encoder = settings.get("encoder_part") or _NO_PLUGIN
+        index = (snapshot["part"] if snapshot else settings.get("index")) or _NO_PLUGIN
+        up_to_date = snapshot is not None and snapshot["position"] == asdict(catalog.log.position)
         return AlbumInfo(
             album=str(path.absolute()),
             images=len(catalog),
-            encoder={
-                **(settings.get("encoder_part") or _NO_PLUGIN),
-                "dim": catalog.dim,
-                "fingerprint": settings["encoder"],
-            },
-            index={
-                **((snapshot["part"] if snapshot else settings.get("index")) or _NO_PLUGIN),
-                "saved": snapshot is not None,
-                "up_to_date": snapshot is not None and snapshot["position"] == asdict(catalog.log.position),
-            },
+            encoder={**encoder, "dim": catalog.dim, "fingerprint": settings["encoder"]},
+            index={**index, "saved": snapshot is not None, "up_to_date": up_to_date},
             generator=None if part is None else {**part, "states": generator.get("states")},
             calibration=catalog.get_meta("calibration") or settings.get("calibration"),
             states=tuple(_describe_states(catalog, path)),

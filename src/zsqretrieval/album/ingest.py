@@ -33,35 +33,19 @@ _SUFFIX = re.compile(r"#[0-9a-f]{8}([0-9a-f]{56})?\Z")  # appended to an id that
 
 @dataclass(frozen=True, slots=True)
 class AddReport:
-    """Result of :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`; every image counts once.
+    """Result of :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`; every image counts once."""
 
-    Attributes:
-        added: ids of new images.
-        replaced: ids that belong to another image now, because the file has changed.
-        moved: new ids of images of the album whose file was moved.
-        known: number of other images that were in the album already, byte for byte.
-        skipped: images that could not be read.
-        seconds: duration.
-    """
-
-    added: tuple[str, ...]
-    replaced: tuple[str, ...]
-    moved: tuple[str, ...]
-    known: int
-    skipped: tuple[Skipped, ...]
-    seconds: float
+    added: tuple[str, ...]  # ids of new images
+    replaced: tuple[str, ...]  # ids that belong to another image now, because the file has changed
+    moved: tuple[str, ...]  # new ids of images of the album whose file was moved
+    known: int  # number of other images that were in the album already, byte for byte
+    skipped: tuple[Skipped, ...]  # images that could not be read
+    seconds: float  # duration
 
 
 @final
 class Adder:
-    """Adds images to an album.
-
-    Args:
-        encoder: of the vectors.
-        catalog: of the album.
-        index: kept in step with the catalog.
-        viewer: stores image states, if wanted; None without a generator.
-    """
+    """Adds images to an album. ``viewer`` caches image features; it is None without a generator."""
 
     def __init__(self, encoder: Encoder, catalog: Catalog, index: IndexSync, viewer: Viewer | None) -> None:
         self._encoder, self._catalog, self._index, self._viewer = encoder, catalog, index, viewer
@@ -115,10 +99,7 @@ class Adder:
             if not _is_at(files, known[one.digest].source, one.digest)
             and _is_at(files, one.source, one.digest)
         }
-        keeping = (
-            contextlib.nullcontext() if self._viewer is None or not decoded else self._viewer.keeping(decoded)
-        )
-        with keeping:
+        with self._viewer.keeping(decoded) if self._viewer and decoded else contextlib.nullcontext():
             if not new and not misplaced:
                 return [("known", one.id) for one in images]
             with self._catalog.transaction():
@@ -132,15 +113,11 @@ class Adder:
 class _Plan:
     """The changes of one batch, worked out in memory; within a transaction of the catalog.
 
+    ``moved`` has the digests of known images that can be opened at their new source but not at their old one.
     An id and a source together name one image at a time. A new image with the id and source of another
     replaces it. A known image with the id and source of another takes its id; the other one loses its id, and
     is removed unless a later image of the batch says where it is now. A known image whose file was moved
     takes the new name if it is free.
-
-    Args:
-        catalog: of the album.
-        images: the batch.
-        moved: digests of known images that can be opened at their new source but not at their old one.
     """
 
     def __init__(self, catalog: Catalog, images: Sequence[NewImage], moved: set[str]) -> None:

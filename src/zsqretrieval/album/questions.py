@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
+from operator import attrgetter
 from typing import Any, final
 
 import numpy as np
@@ -69,25 +70,16 @@ SCHEMA = (
 class Recipe:
     """The settings that made a question. Different settings make different questions of the same image.
 
-    Attributes:
-        style: name of the style.
-        prompts: templates of the questions.
-        answer_prompt: template of the answers, or None.
-        generator: fingerprint of the generator.
-        encoder: fingerprint of the encoder of the vectors and the round trip.
-        n: most questions per image.
-        temperature: of the sampling.
-        seed: of the sampling. A draw depends on it and on the image's place in its batch, so the same
-            questions come back only for the same images in the same batches.
-        max_new_tokens: length limit.
+    A draw depends on the seed and on the image's place in its batch, so the same questions come back only for
+    the same images in the same batches.
     """
 
     style: str
-    prompts: tuple[str, ...]
-    answer_prompt: str | None
-    generator: str
-    encoder: str
-    n: int
+    prompts: tuple[str, ...]  # templates of the questions
+    answer_prompt: str | None  # template of the answers
+    generator: str  # fingerprint
+    encoder: str  # fingerprint; of the vectors and the round trip
+    n: int  # most questions per image
     temperature: float
     seed: int
     max_new_tokens: int
@@ -95,66 +87,35 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Result of the round trip: searching the album with a question.
+    """Result of the round trip: searching the album with a question."""
 
-    Attributes:
-        rank: rank of the question's own image, from 1; None when it is not among the first ``top_k``.
-        top_k: search depth; None for a question that was retained without a search.
-        gallery: number of images in the album at that time.
-        kept: whether the question is retained.
-    """
-
-    rank: int | None
-    top_k: int | None
-    gallery: int
-    kept: bool
+    rank: int | None  # of the question's own image, from 1; None when it is not among the first ``top_k``
+    top_k: int | None  # search depth; None for a question that was retained without a search
+    gallery: int  # number of images in the album at that time
+    kept: bool  # whether the question is retained
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewQuestion:
-    """A question to be stored.
+    """A question to be stored."""
 
-    Attributes:
-        text: the question or caption.
-        form: normalised text; two questions of an image with the same form are one.
-        answer: the generator's answer, or None.
-        prompt: template of the question.
-        log_likelihood: log P(text | image) in nats.
-        tokens: length of the text in tokens.
-        judgement: of the round trip.
-        vector: float32 [dim], finite, not zero; stored only if the question is retained.
-    """
-
-    text: str
-    form: str
-    answer: str | None
-    prompt: str
-    log_likelihood: float
-    tokens: int
+    text: str  # a question or caption
+    form: str  # normalised text; two questions of an image with the same form are one
+    answer: str | None  # the generator's
+    prompt: str  # template of the question
+    log_likelihood: float  # log P(text | image) in nats
+    tokens: int  # length of the text
     judgement: Judgement
-    vector: NDArray[np.float32]
+    vector: NDArray[np.float32]  # [dim], finite, not zero; stored only if the question is retained
 
 
 @dataclass(frozen=True, slots=True)
 class StoredQuestion:
-    """A question of the catalog.
+    """A question of the catalog; fields as in :class:`NewQuestion`."""
 
-    Attributes:
-        key: int64, > 0.
-        image: key of its image.
-        id: id of its image.
-        text: the question or caption.
-        answer: the generator's answer, or None.
-        prompt: template of the question.
-        log_likelihood: log P(text | image) in nats.
-        tokens: length of the text in tokens.
-        judgement: of the round trip.
-        recipe: the settings that made it.
-    """
-
-    key: int
-    image: int
-    id: str
+    key: int  # > 0
+    image: int  # key of its image
+    id: str  # of its image
     text: str
     answer: str | None
     prompt: str
@@ -166,36 +127,22 @@ class StoredQuestion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptVectors:
-    """Vectors of retained questions.
+    """Vectors of retained questions."""
 
-    Attributes:
-        images: int64 [n], keys of their images.
-        texts: n texts.
-        vectors: float32 [n, dim].
-    """
-
-    images: NDArray[np.int64]
-    texts: tuple[str, ...]
-    vectors: NDArray[np.float32]
+    images: NDArray[np.int64]  # [n], keys of their images
+    texts: tuple[str, ...]  # n
+    vectors: NDArray[np.float32]  # [n, dim]
 
 
 @dataclass(frozen=True, slots=True)
 class StyleFacts:
-    """Counts of one style.
-
-    Attributes:
-        style: its name.
-        images: images with questions requested in this style.
-        questions: questions; each counts for the style that wrote it first.
-        kept: retained questions.
-        answered: questions with an answer.
-    """
+    """Counts of one style."""
 
     style: str
-    images: int
-    questions: int
-    kept: int
-    answered: int
+    images: int  # with questions requested in this style
+    questions: int  # each counts for the style that wrote it first
+    kept: int  # retained questions
+    answered: int  # questions with an answer
 
 
 _COLUMNS = (
@@ -203,7 +150,6 @@ _COLUMNS = (
     "rank, top_k, gallery, kept, (SELECT recipe FROM recipes WHERE id = questions.recipe)"
 )
 _WITH_VECTORS = "question_vectors JOIN questions ON questions.key = question"
-_BATCH = 900
 
 
 @final
@@ -212,10 +158,6 @@ class QuestionTable:
 
     Every method is atomic, may be called from any thread, and raises as
     :class:`~zsqretrieval.album.catalog.Catalog` does.
-
-    Args:
-        database: holds the tables.
-        dim: length of every vector.
 
     Attributes:
         log: vectors of the retained questions, and their change log.
@@ -249,7 +191,8 @@ class QuestionTable:
         """Store questions, and the images for which the recipe was run; on disk when this returns.
 
         Skips images that were removed, or for which another process has run the recipe in the meantime. A
-        question that an image has already only gains the answer, if it had none.
+        question that an image has already only gains the answer, if it had none. A vector of another shape,
+        not finite or zero is an InvalidInputError; nothing has changed then.
 
         Args:
             recipe: the settings that made the questions.
@@ -257,9 +200,6 @@ class QuestionTable:
 
         Returns:
             How many questions are new, and how many of these are retained.
-
-        Raises:
-            InvalidInputError: a vector has another shape, is not finite or zero. Nothing has changed.
         """
         with self._database.transaction("IMMEDIATE") as run:
             run.execute("INSERT OR IGNORE INTO recipes (recipe) VALUES (?)", (_recipe_text(recipe),))
@@ -279,29 +219,16 @@ class QuestionTable:
                         new.append((last + len(new) + 1, image, one))
                         key_of[image, one.form] = new[-1][0]
             run.executemany("INSERT INTO asked VALUES (?, ?)", ((image, made_by) for image in images))
-            run.executemany(
-                "INSERT INTO questions (key, image, recipe, prompt, text, form, answer, log_likelihood, "
-                "tokens, rank, top_k, gallery, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    (
-                        *(key, image, made_by, one.prompt, one.text, one.form, one.answer),
-                        *(one.log_likelihood, one.tokens, *astuple(one.judgement)),
-                    )
-                    for key, image, one in new
-                ),
-            )
+            columns = attrgetter("prompt", "text", "form", "answer", "log_likelihood", "tokens")
+            rows = [(key, image, made_by, *columns(one), *astuple(one.judgement)) for key, image, one in new]
+            run.executemany(f"INSERT INTO questions VALUES ({', '.join('?' * 13)})", rows)
             run.executemany("UPDATE questions SET answer = coalesce(answer, ?) WHERE key = ?", answers)
             kept = [(key, one.text, one.vector) for key, _, one in new if one.judgement.kept]
             self._add_vectors(kept)
         return len(new), len(kept)
 
     def judge(self, judgements: Mapping[int, Judgement], vectors: Mapping[int, NDArray[np.float32]]) -> None:
-        """Replace the judgements of questions; skips questions that were removed.
-
-        Args:
-            judgements: by key of the question.
-            vectors: float32 [dim] by key, of the retained questions.
-        """
+        """Replace the judgements of questions by key; ``vectors`` are of the retained ones."""
         with self._database.transaction("IMMEDIATE") as run:
             keys = list(judgements)
             found = dict(self._database.select("key, text", "questions", "key", keys))
@@ -346,7 +273,7 @@ class QuestionTable:
         rows = self._database.select(_COLUMNS, "questions", "image", key_list(images))
         return sorted(map(self._stored, rows), key=lambda one: (one.image, -one.log_likelihood, one.key))
 
-    def batches(self, size: int = _BATCH) -> Iterator[list[StoredQuestion]]:
+    def batches(self, size: int = 900) -> Iterator[list[StoredQuestion]]:
         """All questions, by rising key. Those added or removed in the meantime may or may not appear."""
         query = f"SELECT {_COLUMNS} FROM questions WHERE key > ? ORDER BY key LIMIT ?"
         last = 0
@@ -361,25 +288,14 @@ class QuestionTable:
         return dict(found)
 
     def kept(self, images: ArrayLike) -> KeptVectors:
-        """The retained questions of images, by key of the question.
-
-        Raises:
-            IntegrityError: a vector is damaged.
-        """
+        """The retained questions of images, by key of the question."""
         columns = "question, vector, crc32, image, text"
         rows = sorted(self._database.select(columns, _WITH_VECTORS, "image", key_list(images)))
-        return KeptVectors(
-            np.array([row[3] for row in rows], np.int64),
-            tuple(row[4] for row in rows),
-            self.log.unpack([row[:3] for row in rows]),
-        )
+        owners = np.array([row[3] for row in rows], np.int64)
+        return KeptVectors(owners, tuple(row[4] for row in rows), self.log.unpack([row[:3] for row in rows]))
 
     def sample(self, style: str, size: int) -> NDArray[np.float32]:
-        """Vectors float32 [n, dim] of a style's retained questions: all, or ``size``, always the same ones.
-
-        Raises:
-            IntegrityError: a vector is damaged.
-        """
+        """Vectors float32 [n, dim] of a style's retained questions: all, or the same random ``size``."""
         with self._database.transaction():
             made = list(self._recipes(style))
             found = self._database.select("question_vectors.key", _WITH_VECTORS, "recipe", made)

@@ -23,7 +23,7 @@ _CHUNK = 900  # older versions of SQLite take at most 999 variables in a stateme
 
 # SQLite's messages that do not mean damage, and the user's remedy.
 _ADVICE = {
-    "locked": "another process is writing to it; try again, or give a longer timeout",
+    "locked": "another process is writing to it; try again",
     "disk is full": "nothing was changed; free some space and try again",
     "readonly": "it cannot be written; check its permissions and those of its folder",
     "unable to open": "check that its folder exists and can be written",
@@ -34,17 +34,7 @@ _ADVICE = {
 
 @final
 class Database:
-    """An SQLite file, or a database in memory.
-
-    Args:
-        uri: passed to SQLite.
-        where: its name in error messages.
-        timeout: seconds to wait while another process writes.
-
-    Raises:
-        AlbumError: it cannot be opened.
-        IntegrityError: the file is not a database, or damaged.
-    """
+    """An SQLite file, or a database in memory; ``where`` is its name in error messages."""
 
     def __init__(self, uri: str, where: str, timeout: float) -> None:
         self.where = where
@@ -115,11 +105,7 @@ class Database:
             ]
 
     def from_json(self, text: str, what: str) -> Any:
-        """Parse a JSON column.
-
-        Raises:
-            IntegrityError: it is not JSON.
-        """
+        """Parse a JSON column; damage is an IntegrityError."""
         try:
             return json.loads(text)
         except ValueError as error:
@@ -128,8 +114,7 @@ class Database:
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy one snapshot of the database to a file, atomically; other threads and processes may write.
 
-        Raises:
-            AlbumError: ``path`` is this file or another in use, or cannot be written.
+        A ``path`` that is in use or cannot be written is an AlbumError.
         """
         target = Path(path).absolute()
         wal = target.with_name(target.name + "-wal")
@@ -168,21 +153,13 @@ def chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 @contextmanager
 def translated(where: str) -> Iterator[None]:
-    """Translate SQLite's errors.
-
-    Raises:
-        AlbumError: the file is locked, full, read-only or closed; says what to do.
-        IntegrityError: it is damaged.
-        InvalidInputError: a string is not Unicode.
-    """
+    """Translate SQLite's errors: AlbumError if locked, full, read-only or closed, else IntegrityError."""
     try:
         yield
     except UnicodeDecodeError as error:  # SQLite quotes damaged text in its message
         raise IntegrityError(f"{where} is damaged: it holds unreadable text; restore a backup") from error
     except UnicodeEncodeError as error:
-        raise InvalidInputError(
-            f"{error.object!r} is not Unicode text; no id or digest is like that"
-        ) from error
+        raise InvalidInputError(f"{error.object!r} is not Unicode, as all ids and digests are") from error
     except sqlite3.DatabaseError as error:
         for sign, advice in _ADVICE.items():
             if sign in str(error):

@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from zsqretrieval._util.files import locked
 from zsqretrieval.album.catalog import Catalog
-from zsqretrieval.album.changes import Change, Position, VectorLog
+from zsqretrieval.album.changes import Position, VectorLog
 from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.plugins import check_empty_index, describe, empty_like, restore
 from zsqretrieval.protocols import Encoder, Index
@@ -37,7 +37,7 @@ class IndexSync:
         catalog: stores where the snapshot is.
         log: change log of the catalog, of images or of questions.
         index: holds exactly the vectors of ``position``.
-        position: a position of the log; the beginning when None.
+        position: a position of the log.
         name: of the snapshot in the catalog, and the start of its folder's name.
     """
 
@@ -46,16 +46,13 @@ class IndexSync:
         catalog: Catalog,
         log: VectorLog,
         index: Index,
-        position: Position | None = None,
+        position: Position = Position(),  # noqa: B008  # frozen
         *,
         name: str = "index",
     ) -> None:
-        self._catalog = catalog
-        self._log = log
-        self._name = name
-        self._index = index
+        self._catalog, self._log, self._name, self._index = catalog, log, name, index
         # None during a step. It stays None after an interrupt: the index may hold half of the step.
-        self._position: Position | None = position or Position()
+        self._position: Position | None = position
         self._lock = threading.RLock()
 
     @property
@@ -70,22 +67,18 @@ class IndexSync:
                 if self._position is None:
                     self._index, self._position = empty_like(self._index), Position()
                 for change in self._log.changes(self._position):
-                    self._apply(change)
+                    self._position = None
+                    if len(change.removed_keys):
+                        self._index.remove(change.removed_keys)
+                    if len(change.added_keys):
+                        self._index.add(change.added_keys, change.added_vectors)
+                    self._position = change.position
         return self._index
-
-    def _apply(self, change: Change) -> None:
-        self._position = None
-        if len(change.removed_keys):
-            self._index.remove(change.removed_keys)
-        if len(change.added_keys):
-            self._index.add(change.added_keys, change.added_vectors)
-        self._position = change.position
 
     def save(self, album: Path) -> None:
         """Save a snapshot of the index, and delete all others; does nothing if the index is not a plugin.
 
-        Raises:
-            OSError: the disk refuses; the former snapshot is still valid.
+        An OSError leaves the former snapshot valid.
         """
         part = describe("index", self._index)
         if part is None:
@@ -98,16 +91,11 @@ class IndexSync:
                 position = asdict(cast(Position, self._position))
                 # The commit: from here on the new snapshot is the valid one, with its position.
                 self._catalog.set_meta(self._name, {"part": part, "folder": folder, "position": position})
-            finally:
-                self._sweep(album)
-
-    def _sweep(self, album: Path) -> None:
-        """Delete the snapshots of earlier, failed and killed saves."""
-        current = (self._catalog.get_meta(self._name) or {}).get("folder")
-        snapshot = re.compile(rf"{self._name}-[0-9a-f]{{8}}")
-        for folder in album.iterdir():
-            if snapshot.fullmatch(folder.name) and folder.name != current:
-                shutil.rmtree(folder, ignore_errors=True)
+            finally:  # delete the snapshots of earlier, failed and killed saves
+                current = (self._catalog.get_meta(self._name) or {}).get("folder")
+                for other in album.iterdir():
+                    if re.fullmatch(rf"{self._name}-[0-9a-f]{{8}}", other.name) and other.name != current:
+                        shutil.rmtree(other, ignore_errors=True)
 
     @classmethod
     def load(
@@ -122,16 +110,8 @@ class IndexSync:
     ) -> Self:
         """Load the snapshot of an album; an empty index if it is missing or, with a warning, damaged.
 
-        Args:
-            catalog: of the album.
-            log: as for :class:`IndexSync`.
-            encoder: of the vectors.
-            album: its directory.
-            name: as for :class:`IndexSync`.
-            empty: an empty index, used in place of a snapshot of another kind; None makes the album's own.
-
-        Raises:
-            AlbumError: the index of the album is not a plugin.
+        ``empty`` is an empty index, used in place of a snapshot of another kind; None makes the album's own,
+        which is an AlbumError if that is not a plugin.
         """
         with locked(album, exclusive=False):  # or a save would delete the snapshot while it is loaded
             saved = catalog.get_meta(name)

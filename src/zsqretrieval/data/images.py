@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import os
@@ -36,27 +35,11 @@ MAX_PIXELS = 89_478_485
 """Default size limit in pixels: 256 MiB of RGB, Pillow's own limit."""
 
 
-def as_image(
-    x: ImageLike,
-    *,
-    id: str | None = None,
-    caption: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> Image:
-    """Describe an image without opening it.
-
-    Args:
-        x: a path, encoded bytes, a PIL image, or a record, which is returned with the changes below.
-        id: the caller's name for it.
-        caption: text that belongs to it.
-        metadata: JSON-serialisable.
-
-    Returns:
-        The record. Paths are made absolute, so that they still work from another folder.
+def as_image(x: ImageLike) -> Image:
+    """Describe an image without opening it. Paths are made absolute, so they still work from another folder.
 
     Raises:
-        InvalidInputError: ``x`` has another type, or is a record with other content; or metadata is not a
-            mapping.
+        InvalidInputError: ``x`` has another type, or is a record with other content or metadata.
     """
     if isinstance(x, Image):
         if not isinstance(x.content, bytes | Path | PILImage.Image) or not isinstance(x.source, str):
@@ -64,29 +47,21 @@ def as_image(
                 "an Image record holds bytes, a pathlib.Path or a PIL image, and its source as a str, not "
                 f"{type(x.content).__name__} and {type(x.source).__name__}; make one of a path with as_image"
             )
-        image = x
-    elif isinstance(x, bytes):
-        image = Image(content=x, source="<bytes>")
-    elif isinstance(x, PILImage.Image):
-        image = Image(content=x, source=path_text(getattr(x, "filename", "") or "<PIL image>"))
-    elif isinstance(x, (str, os.PathLike)):
+        if not isinstance(x.metadata, Mapping):
+            raise InvalidInputError(
+                f"the metadata of {x.source} must be a mapping such as {{'year': 1999}}, not {x.metadata!r}"
+            )
+        return x
+    if isinstance(x, bytes):
+        return Image(x, "<bytes>")
+    if isinstance(x, PILImage.Image):
+        return Image(x, path_text(getattr(x, "filename", "") or "<PIL image>"))
+    if isinstance(x, (str, os.PathLike)):
         path = Path(x).absolute()
-        image = Image(content=path, source=path_text(path))
-    else:
-        raise InvalidInputError(
-            f"an image must be a path, encoded bytes, a PIL image or an Image record, not {type(x).__name__}"
-            " (convert an array with PIL.Image.fromarray)"
-        )
-    metadata = image.metadata if metadata is None else metadata
-    if not isinstance(metadata, Mapping):
-        raise InvalidInputError(
-            f"the metadata of {image.source} must be a mapping such as {{'year': 1999}}, not {metadata!r}"
-        )
-    return dataclasses.replace(
-        image,
-        id=image.id if id is None else id,
-        caption=image.caption if caption is None else caption,
-        metadata=metadata,
+        return Image(path, path_text(path))
+    raise InvalidInputError(
+        f"an image must be a path, encoded bytes, a PIL image or an Image record, not {type(x).__name__}"
+        " (convert an array with PIL.Image.fromarray)"
     )
 
 
@@ -119,11 +94,10 @@ def _heif(file: IO[bytes]) -> ImageFile:
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:
-        raise MissingDependencyError(
-            "pillow-heif", "reading HEIC images", "pip install 'zsqretrieval[heif]'"
-        ) from error
-    opened: Callable[[IO[bytes]], ImageFile] = HeifImageFile
-    return opened(file)
+        remedy = "pip install 'zsqretrieval[heif]'"
+        raise MissingDependencyError("pillow-heif", "reading HEIC images", remedy) from error
+    opened: ImageFile = HeifImageFile(file)  # type: ignore[no-untyped-call]
+    return opened
 
 
 # Not PIL.Image.open: it also tries formats that run other programs (EPS), and its size limit holds for the
@@ -138,8 +112,6 @@ _DECODERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[IO[bytes]], Image
     ("AVIF", lambda head: not _AVIF.isdisjoint(_brands(head)), AvifImageFile),
     ("HEIC", lambda head: not _HEIF.isdisjoint(_brands(head)), _heif),
 )
-
-_HEAD = 64  # bytes to detect the format from
 
 _UPRIGHT = {
     2: PILImage.Transpose.FLIP_LEFT_RIGHT,
@@ -156,7 +128,7 @@ _RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}
 
 
 def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | None = None) -> PILImage.Image:
-    """Decode an image to upright 8-bit RGB pixels.
+    """Decode an image to upright 8-bit RGB pixels: a new PIL image of mode RGB without metadata.
 
     Decodes JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF in every colour mode of Pillow, and HEIC with the extra
     ``heif``. Applies the EXIF orientation, takes the first frame of an animation or a document, and puts
@@ -165,14 +137,11 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
     them all, else from their own minimum and maximum. Colour profiles are not applied.
 
     Args:
-        image: the image. A PIL image is not changed.
+        image: the image; a PIL image is not changed.
         max_pixels: size limit, compared with the header before memory is allocated.
         size_hint: the caller will shrink the shorter side to about this many pixels. A JPEG is then decoded
             at 1/2, 1/4 or 1/8 of its size if both sides stay at least this long: much faster, with
             slightly different pixels than decoding in full.
-
-    Returns:
-        A new PIL image of mode RGB without metadata.
 
     Raises:
         ImageError: missing, empty, truncated, too large, or not an image; names it and the reason.
@@ -188,9 +157,8 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
             _check_size(record.source, record.content, max_pixels)
             return _upright(_to_rgb(record.content), record.content)
     with _opened(record) as file:
-        head = file.read(_HEAD)
+        name, decoder = _decoder(record.source, file.read(64))
         file.seek(0)
-        name, decoder = _decoder(record.source, head)
         with _named(record.source, name), decoder(file) as encoded:
             _check_size(record.source, encoded, max_pixels)
             if size_hint is not None:
@@ -249,6 +217,7 @@ def _opened(image: Image) -> Iterator[IO[bytes]]:
 
 
 def _decoder(source: str, head: bytes) -> tuple[str, Callable[[IO[bytes]], ImageFile]]:
+    """Name and decoder of a format, by the first bytes of a file."""
     if not head:
         raise ImageError(source, "the file is empty")
     for name, matches, decoder in _DECODERS:
@@ -263,11 +232,9 @@ def _check_size(source: str, image: PILImage.Image, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(source, f"has no pixels ({width} x {height})")
     if width * height > max_pixels:
-        raise ImageError(
-            source,
-            f"too large: {width} x {height} is {width * height} pixels, the limit is {max_pixels}"
-            "; make a smaller copy, or decode it with max_pixels=... if you trust it",
-        )
+        size = f"too large: {width} x {height} is {width * height} pixels, the limit is {max_pixels}"
+        remedy = "make a smaller copy, or decode it with max_pixels=... if you trust it"
+        raise ImageError(source, f"{size}; {remedy}")
 
 
 def _to_rgb(image: PILImage.Image) -> PILImage.Image:
@@ -306,10 +273,7 @@ def _upright(pixels: PILImage.Image, original: PILImage.Image) -> PILImage.Image
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation of an EXIF block: 1 (upright) to 8; 1 when it is missing or damaged.
-
-    Pillow's own reader warns about damage anywhere in the block.
-    """
+    """The orientation of an EXIF block, 1 (upright) to 8. Pillow's reader would warn about any damage."""
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
@@ -344,7 +308,10 @@ def read_bytes(image: ImageLike) -> bytes:
         decode(record).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
     with _opened(record) as file:
-        return b"".join(_blocks(file, record.source))
+        try:
+            return file.read()
+        except OSError as error:
+            raise ImageError(record.source, f"cannot be read: {error.strerror or error}") from error
 
 
 def digest(image: ImageLike) -> str:
@@ -358,17 +325,7 @@ def digest(image: ImageLike) -> str:
     record = as_image(image)
     if isinstance(record.content, PILImage.Image):
         pixels = decode(record)
-        return hashlib.sha256(b"RGB %d %d " % pixels.size + pixels.tobytes()).hexdigest()
-    sha256 = hashlib.sha256()
-    with _opened(record) as file:
-        for block in _blocks(file, record.source):
-            sha256.update(block)
-    return sha256.hexdigest()
-
-
-def _blocks(file: IO[bytes], source: str) -> Iterator[bytes]:
-    try:
-        while block := file.read(1 << 20):
-            yield block
-    except OSError as error:
-        raise ImageError(source, f"cannot be read: {error.strerror or error}") from error
+        content = b"RGB %d %d " % pixels.size + pixels.tobytes()
+    else:
+        content = read_bytes(record)
+    return hashlib.sha256(content).hexdigest()

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, final
 
 import numpy as np
@@ -29,12 +28,7 @@ _PIXELS_AT_ONCE = 64_000_000  # decoded images held in memory together: 192 MB o
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An image that was left out.
-
-    Attributes:
-        source: where the image came from.
-        reason: why it was left out.
-    """
+    """An image that was left out: where it came from, and why."""
 
     source: str
     reason: str
@@ -42,40 +36,23 @@ class Skipped:
 
 @dataclass(slots=True, eq=False)
 class NewImage:
-    """An image on its way into an album. Reading, decoding and encoding fill in its fields.
+    """An image on its way into an album. Reading, decoding and encoding fill in its fields."""
 
-    Attributes:
-        id: name in the album: the record's own id, else the path of a file, else the start of the digest.
-        source: where the image came from.
-        bytes: size of the encoded image.
-        digest: SHA-256 in hexadecimal, as :func:`~zsqretrieval.data.images.digest` gives it.
-        caption: text that came with it, or None.
-        metadata: JSON-serialisable; NaN and infinity are not.
-        image: with encoded bytes after reading, with upright RGB pixels after decoding.
-        width: pixels, after decoding.
-        height: pixels, after decoding.
-        vector: float32 [dim], finite, not zero, after encoding.
-    """
-
-    id: str
-    source: str
-    bytes: int
-    digest: str
+    id: str  # the record's own, else the path of a file, else the start of the digest
+    source: str  # where the image came from
+    bytes: int  # size of the encoded image
+    digest: str  # SHA-256 in hexadecimal
     caption: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    image: Image | None = None
-    width: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # JSON values, without NaN and infinity
+    image: Image | None = None  # with encoded bytes after reading, with upright RGB pixels after decoding
+    width: int = 0  # pixels, after decoding
     height: int = 0
-    vector: NDArray[np.float32] | None = None
+    vector: NDArray[np.float32] | None = None  # [dim], finite, not zero; after encoding
 
 
 @final
 class Loader:
     """Reads and decodes images on a few threads.
-
-    Args:
-        images: records, not opened yet.
-        batch_size: records read together.
 
     Attributes:
         repeated: number of decoded images that an earlier one of the same batch equals.
@@ -93,9 +70,7 @@ class Loader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[list[NewImage]]:
@@ -122,11 +97,7 @@ class Loader:
             yield batch
 
     def decoded(self, batch: Sequence[NewImage]) -> Iterator[list[NewImage]]:
-        """Decode images of one batch, each digest once, in order.
-
-        Yields:
-            One or more groups of images, small enough to hold the pixels of a group in memory.
-        """
+        """Decode images of one batch, each digest once, in order; in groups whose pixels fit into memory."""
         alike: dict[str, list[NewImage]] = {}
         for one in batch:
             alike.setdefault(one.digest, []).append(one)

@@ -20,19 +20,12 @@ _DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
-    """One photograph of the album.
-
-    Attributes:
-        id: its name in the album.
-        package: the importable package whose wheel holds it.
-        file: its path inside that package.
-        credit: who made it and under which terms it is shared, as the package states.
-    """
+    """One photograph of the album."""
 
     id: str
-    package: str
-    file: str
-    credit: str
+    package: str  # importable package whose wheel holds it
+    file: str  # path inside that package
+    credit: str  # author and terms, as the package states them
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,36 +92,26 @@ GENERIC_QUESTIONS: tuple[Question, ...] = (
 
 
 def photographs() -> list[Image]:
-    """Describe the photographs of the album, without opening any.
-
-    Returns:
-        Those that the installed versions of the packages hold, in the order of :data:`PHOTOGRAPHS`; their
-        ``metadata`` has the credit.
+    """The photographs that the installed packages hold, not opened, with their credit as metadata.
 
     Raises:
         MissingDependencyError: a package is not installed, or holds none of them.
     """
-    found = []
-    for package in _DISTRIBUTIONS:
-        folder = _folder(package)
-        present = [one for one in PHOTOGRAPHS if one.package == package and (folder / one.file).is_file()]
+    found: dict[Photograph, Path] = {}
+    for package, distribution in _DISTRIBUTIONS.items():
+        spec = find_spec(package)  # of a top-level package: found, not imported
+        folders = list((spec and spec.submodule_search_locations) or [])[:1]
+        paths = {
+            one: Path(folder, one.file) for folder in folders for one in PHOTOGRAPHS if one.package == package
+        }
+        present = {one: path for one, path in paths.items() if path.is_file()}
         if not present:
-            raise _missing(package)
-        found += [(one, folder / one.file) for one in present]
+            raise MissingDependencyError(
+                distribution, "the album of the demo", 'pip install "zsqretrieval[demo]"'
+            )
+        found |= present
     return [
-        Image(path, source=str(path), id=one.id, metadata={"credit": one.credit})
-        for one, path in sorted(found, key=lambda pair: PHOTOGRAPHS.index(pair[0]))
+        Image(found[one], source=str(found[one]), id=one.id, metadata={"credit": one.credit})
+        for one in PHOTOGRAPHS
+        if one in found
     ]
-
-
-def _folder(package: str) -> Path:
-    spec = find_spec(package)  # of a top-level package: found, not imported
-    if spec is None or not spec.submodule_search_locations:
-        raise _missing(package)
-    return Path(spec.submodule_search_locations[0])
-
-
-def _missing(package: str) -> MissingDependencyError:
-    return MissingDependencyError(
-        _DISTRIBUTIONS[package], "the album of the demo", 'pip install "zsqretrieval[demo]"'
-    )

@@ -14,7 +14,6 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, final
 
 from PIL import Image as PILImage
@@ -27,10 +26,7 @@ from zsqretrieval.types import Image
 __all__ = ["IMAGE_SUFFIXES", "Reopener", "open_images", "read_webdataset", "walk"]
 
 IMAGE_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".avif", ".heic", ".heif"),
-    }
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif".split()  # noqa: SIM905
 )
 """File name endings of images, in lower case."""
 
@@ -46,8 +42,7 @@ def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image]:
             :func:`read_webdataset`); a glob pattern of folders, tars and image files; any other path, bytes,
             PIL image or record as one image; or an iterable of these.
 
-    Yields:
-        Records in a stable order. A path that does not exist is listed too; decoding it raises an ImageError.
+    The order is stable. A path that does not exist is listed too; decoding it raises an ImageError.
 
     Raises:
         InvalidInputError: a pattern matches nothing, or an item is not an image.
@@ -110,11 +105,8 @@ def walk(folder: str | os.PathLike[str]) -> Iterator[Image]:
     Takes files named like an image (:data:`IMAGE_SUFFIXES`, in any case) and skips hidden files and folders.
     Follows links, but visits every real folder once, so loops of links end. A ``.txt`` file of the same stem
     beside an image is its caption. A folder that cannot be listed is yielded as if it were an image, so that
-    decoding reports it by name.
-
-    Yields:
-        Records whose ``id`` is the path from ``folder``, with ``/`` on every system, and whose ``source`` is
-        the full path; sorted by name within each folder, by code point, on every system and in every locale.
+    decoding reports it by name. The ``id`` is the path from ``folder``, with ``/`` on every system, the
+    ``source`` the full path. Sorted by name within each folder, by code point.
 
     Raises:
         InvalidInputError: ``folder`` is not a folder.
@@ -162,10 +154,8 @@ def _read_caption(path: Path) -> str | None:
     try:
         return _caption(path.read_bytes())
     except OSError as error:  # keep the image
-        reason = error.strerror or error
-        warnings.warn(
-            f"{path_text(path)}: the caption cannot be read: {reason}", RuntimeWarning, stacklevel=2
-        )
+        reason = f"the caption cannot be read: {error.strerror or error}"
+        warnings.warn(f"{path_text(path)}: {reason}", RuntimeWarning, stacklevel=2)
         return None
 
 
@@ -183,14 +173,8 @@ def read_webdataset(tar_paths: Iterable[str | os.PathLike[str]]) -> Iterator[Ima
     ``{key}.jpg`` (or another of :data:`IMAGE_SUFFIXES`; the first one counts), ``{key}.txt`` its caption,
     ``{key}.json`` its metadata, whose ``caption`` is used if there is no text file. In a sample without such
     an image, images with further dots in their names are listed separately (``IMG.1.png``). Samples without
-    an image are skipped. Metadata that cannot be read causes a RuntimeWarning.
-
-    Args:
-        tar_paths: the tars, read in this order; ``.tar.gz`` works as well.
-
-    Yields:
-        Records that hold the encoded bytes; ``id`` is ``{name of the tar without suffix}/{key}`` and
-        ``source`` is ``{path of the tar}#{member}``.
+    an image are skipped. Metadata that cannot be read causes a RuntimeWarning. Records hold the encoded
+    bytes; ``id`` is ``{name of the tar without suffix}/{key}``, ``source`` is ``{path of the tar}#{member}``.
 
     Raises:
         IntegrityError: a tar is cut short, damaged, or not a tar; names it. The samples before the damage
@@ -226,20 +210,18 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}")
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # gzip's own errors have no errno
+            raise InvalidInputError(f"{path_text(path)}: cannot be read: {error.strerror}") from error
         raise IntegrityError(f"{path_text(path)}: not a whole tar file: {error}; fetch it again") from error
-    except OSError as error:
-        if error.errno is None:  # gzip's own errors have no errno
-            raise IntegrityError(f"{path_text(path)}: not a whole tar file: {error}") from error
-        raise InvalidInputError(f"{path_text(path)}: cannot be read: {error.strerror}") from error
 
 
 def _sample(path: Path, stem: str, key: str, sample: Mapping[str, tuple[str, bytes]]) -> Iterator[Image]:
     images = [member for extension, member in sample.items() if f".{extension}" in IMAGE_SUFFIXES]
     if not images:
-        dotted = [member for member in sample.values() if Path(member[0]).suffix.lower() in IMAGE_SUFFIXES]
-        for name, content in dotted:
-            yield Image(content, f"{path_text(path)}#{name}", id=f"{path_text(stem)}/{name}")
+        for name, content in sample.values():
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield Image(content, f"{path_text(path)}#{name}", id=f"{path_text(stem)}/{name}")
         return
     name, content = images[0]
     metadata = _metadata(path, *sample["json"]) if "json" in sample else {}
@@ -273,8 +255,7 @@ def _metadata(path: Path, name: str, content: bytes) -> dict[str, Any]:
 class Reopener:
     """Reopens stored images: files, and members of tars as ``path#member``. For one thread.
 
-    Tars stay open until the block ends. A member of a ``.tar.gz`` is slow: everything before it is
-    decompressed.
+    Tars stay open until the block ends. For a member of a ``.tar.gz`` everything before it is decompressed.
     """
 
     def __init__(self) -> None:
@@ -283,18 +264,12 @@ class Reopener:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for tar, _ in self._tars.values():
             tar.close()
 
     def open(self, source: str, sha256: str | None = None) -> Image:
-        """Read the encoded bytes of an image, and verify its digest.
-
-        Args:
-            source: as in :attr:`Record.source <zsqretrieval.album.catalog.Record.source>`.
-            sha256: digest by :func:`~zsqretrieval.data.images.digest`; None accepts any image.
+        """Read the encoded bytes of an image, and verify its digest; None accepts any image.
 
         Raises:
             ImageError: the image is missing, was never a file, or has changed.
@@ -306,13 +281,11 @@ class Reopener:
         return image
 
     def _read(self, source: str) -> bytes:
+        # A path may contain "#", too.
+        splits = ((source[: mark.start()], source[mark.end() :]) for mark in re.finditer("#", source))
+        found = ((_file(path), member) for path, member in splits)
+        archive, member = next((pair for pair in found if pair[0] is not None), (None, ""))
         whole = _file(source)
-        path, mark, member = source.partition("#")
-        archive = _file(path)
-        while mark and archive is None:  # a path may contain "#"
-            further, mark, member = member.partition("#")
-            path = f"{path}#{further}"
-            archive = _file(path)
         if whole is not None or archive is None:
             return read_bytes(Image(Path(whole or source), source))
         try:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zsqretrieval._util.files import atomic_write
+from zsqretrieval._util.files import write_whole
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -178,9 +178,7 @@ def check_page(path: Path | None) -> None:
 def write_page(path: Path, html: str) -> Path:
     """Write a page and missing folders; returns its absolute path. Lone surrogates are escaped."""
     path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
+    write_whole(path, [html])
     return path
 
 

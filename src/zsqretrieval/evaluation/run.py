@@ -121,17 +121,10 @@ def exact_search(
     name: str,
     direction: Direction,
 ) -> Run:
-    """Compare every query with every item and keep the k best.
+    """Compare every query, float32 [q, D], with every item, float32 [n, D], and keep the k best.
 
-    Equal similarities are ordered against the system: the relevant item comes last.
-
-    Args:
-        queries: float32 [q, D], in the order of ``task.queries``.
-        items: float32 [n, D], in the order of ``task.items``.
-        task: ids and relevance.
-        k: candidates of a query; all items if there are fewer.
-        name: of the run.
-        direction: of the task.
+    Vectors are in the order of the task. Equal similarities are ordered against the system: the relevant
+    item comes last.
 
     Returns:
         Cosine similarities, best first.
@@ -150,14 +143,8 @@ def exact_search(
     return Run(name, task.queries, task.items, found, scores, direction)
 
 
-def fused_run(first: Run, scored: Run, fusion: Fusion, name: str = "fused") -> Run:
-    """Fuse the scores of two runs over the same candidates, query by query.
-
-    Args:
-        first: the first stage.
-        scored: other scores of the same candidates.
-        fusion: combines them.
-        name: of the new run.
+def fused_run(first: Run, scored: Run, fusion: Fusion) -> Run:
+    """Fuse the scores of a first stage and of another run over the same candidates, query by query.
 
     Raises:
         MismatchError: the candidates differ.
@@ -169,7 +156,7 @@ def fused_run(first: Run, scored: Run, fusion: Fusion, name: str = "fused") -> R
         columns = np.flatnonzero(there)
         columns = columns[np.argsort(-first.scores[row, columns], kind="stable")]  # fusions expect best first
         scores[row, columns] = fuse(fusion, first.scores[row, columns], scored.scores[row, columns])
-    return replace(first, name=name, scores=scores)
+    return replace(first, name="fused", scores=scores)
 
 
 def rerank_depth(first: Run, scored: Run, depth: int) -> Run:

@@ -126,11 +126,7 @@ class Settings:
 
 
 def choose_directions(names: Iterable[str]) -> tuple[Direction, ...]:
-    """Parse directions as people write them, with blanks or hyphens.
-
-    Raises:
-        InvalidInputError: a direction is unknown.
-    """
+    """Parse directions as people write them, with blanks or hyphens; InvalidInputError if one is unknown."""
     asked = {name.strip().replace("-", " ") for name in names}
     if strange := sorted(asked - set(DIRECTIONS)):
         raise InvalidInputError(f"there is no direction {strange[0]!r}; choose from {', '.join(DIRECTIONS)}")
@@ -138,11 +134,7 @@ def choose_directions(names: Iterable[str]) -> tuple[Direction, ...]:
 
 
 def with_weight(fusion: Fusion, weight: float) -> WeightedSum:
-    """The fusion with another weight; a plain weighted sum if the fusion has none.
-
-    Raises:
-        InvalidInputError: the weight is negative or not finite.
-    """
+    """The fusion with another weight; a plain weighted sum if the fusion has none."""
     return replace(fusion, weight=weight) if isinstance(fusion, WeightedSum) else WeightedSum(weight)
 
 
@@ -151,8 +143,7 @@ def with_forms(dataset: Dataset, forms: Sequence[str] | None = None) -> Dataset:
 
     Args:
         dataset: as it was read.
-        forms: such as ``caption`` and ``question/which``. When None, the forms of the data set, and
-            ``question/which`` if it has captions.
+        forms: such as ``caption``. None: those of the data set, and ``question/which`` if it has captions.
 
     Raises:
         InvalidInputError: a form is unknown; lists those the data set can have.

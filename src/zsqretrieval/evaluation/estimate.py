@@ -201,7 +201,7 @@ def _seconds_each(bench: Bench, units: set[str]) -> dict[str, float]:
             generator, bench.shown(range(min(n, len(images)))), settings.questions, style=settings.style
         )
     seconds = {"test": _TEST}
-    for unit in units - {"test"}:
+    for unit in sorted(units - {"test"}):  # so that a broken generator fails at the same place each time
         most = len(images) if unit in ("image", "features", "question") else 256
         each = settings.questions if unit == "question" else 1
         seconds[unit] = _seconds_of_one(calls[unit], most) / each

@@ -43,15 +43,7 @@ _ROWS = 256  # queries whose similarities are in memory together
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """The candidates of one system for all queries of a task.
-
-    Attributes:
-        name: of the system.
-        queries: q ids.
-        items: n ids of the gallery, or of the texts where images are the queries.
-        candidates: int64 [q, k], positions in ``items``, none twice in a row; -1 for no candidate.
-        scores: float64 [q, k], higher is better; nan for no candidate. Rows need no order: the scores rank.
-        direction: text to image, or image to text.
+    """The candidates of one system for all queries of a task. Rows need no order: the scores rank.
 
     Raises:
         InvalidInputError: shapes differ, a position is out of range or twice in a row, or a score is not
@@ -59,10 +51,10 @@ class Run:
     """
 
     name: str
-    queries: tuple[str, ...]
-    items: tuple[str, ...]
-    candidates: NDArray[np.int64]
-    scores: NDArray[np.float64]
+    queries: tuple[str, ...]  # q ids
+    items: tuple[str, ...]  # n ids of the gallery, or of the texts where images are the queries
+    candidates: NDArray[np.int64]  # [q, k], positions in ``items``, none twice in a row; -1 for none
+    scores: NDArray[np.float64]  # [q, k], higher is better; nan for no candidate
     direction: Direction = "text to image"
 
     def __post_init__(self) -> None:

@@ -60,20 +60,15 @@ def recalls(place: str, sample: bool, depths: list[int]) -> dict[str, float]:
     assert {len(answers) for answers in ranked.values()} == {10}
     for answers in ranked.values():
         assert [score for _, score, _ in answers] == sorted((score for _, score, _ in answers), reverse=True)
-    return {
-        f"R@{depth}": sum(
-            bool(relevant[query] & {item for rank, _, item in answers if rank <= depth})
-            for query, answers in ranked.items()
-        )
-        / len(ranked)
-        for depth in depths
-    }
+    firsts = [
+        min((rank for rank, _, item in answers if item in relevant[query]), default=float("inf"))
+        for query, answers in ranked.items()
+    ]
+    return {f"R@{depth}": sum(rank <= depth for rank in firsts) / len(firsts) for depth in depths}
 
 
 LINKED = RESULTS.table[RESULTS.table["run"].notna() & RESULTS.table["measure"].str.startswith("R@")]
-GROUPS = [
-    pytest.param(rows, id=f"{group}-{place}") for (group, place), rows in LINKED.groupby(["group", "run"])
-]
+GROUPS = [pytest.param(rows, id="-".join(names)) for names, rows in LINKED.groupby(["group", "run"])]
 
 
 @pytest.mark.parametrize("rows", GROUPS)

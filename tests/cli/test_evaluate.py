@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -29,11 +30,7 @@ def test_one_command_makes_a_report_and_repeats_it(zsq: Zsq, tmp_path: Path) -> 
     facts, table = ran.json["facts"], ran.json["table"]
     assert ran.json == json.loads(Path("out/report.json").read_text())
     forms = {(one["direction"], one["form"]) for one in table if one["group"] == "systems"}
-    assert forms == {
-        (direction, form)
-        for direction in ("text to image", "image to text")
-        for form in ("caption", "question/which")
-    }
+    assert forms == {*product(("text to image", "image to text"), ("caption", "question/which"))}
     assert systems_of(table) == [
         *("toy", "likelihood", "yes_no", "fused", "expanded", "fused+expanded"),
         *("normalized", "normalized+fused"),
@@ -76,17 +73,9 @@ def test_any_plugin_can_be_named(zsq: Zsq, tmp_path: Path) -> None:
     ran = zsq(*command, "--preset", "mini", "--encoder", "toy", "--generator", "none", "--index", "exact")
     assert ran.code == 0, ran.stderr
     assert systems_of(ran.json["table"]) == ["toy"]
-    parts = (
-        "--encoder",
-        "toy",
-        "--encoder-config",
-        "{}",
-        "--generator",
-        "reader",
-        "--generator-config",
-        "{}",
-    )
-    ran = zsq(*command, *parts, "--systems", "fused")
+    encoder = ("--encoder", "toy", "--encoder-config", "{}")
+    generator = ("--generator", "reader", "--generator-config", "{}")
+    ran = zsq(*command, *encoder, *generator, "--systems", "fused")
     assert ran.code == 0, ran.stderr
     assert systems_of(ran.json["table"]) == ["toy", "fused"]
     assert "WeightedSum(weight=1.0" in ran.json["facts"]["settings"]["fusion"], "not the weight of mini"
@@ -121,11 +110,8 @@ def test_wrong_arguments_are_refused_in_one_line(
     preset = () if "--preset" in given else ("--preset", "reading")
     ran = zsq("evaluate", *given, *report, *preset, *LITTLE, "--no-cost")
     assert ran.code == 1 and not ran.stdout
-    errors = [
-        line
-        for line in ran.stderr.splitlines()
-        if "zsq: about " not in line and " queries of each form" not in line
-    ]
+    notices = ("zsq: about ", " queries of each form")
+    errors = [line for line in ran.stderr.splitlines() if not any(one in line for one in notices)]
     assert message in ran.stderr and len(errors) == 1
 
 

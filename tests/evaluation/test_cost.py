@@ -62,12 +62,7 @@ def test_systems_cost_the_sum_of_their_stages(tmp_path: Path) -> None:
     likelihood, yes_no = (table["system", name, "time", 6]["value"] for name in ("likelihood", "yes_no"))
     assert likelihood >= 6 and yes_no >= 12, "milliseconds"
     assert ("system", "fused", "time", 6) in table and ("system", "expanded", "time", 0) in table
-    assert ("system", "no_image", "time", 6) not in table and (
-        "system",
-        "likelihood",
-        "time",
-        100,
-    ) not in table
+    assert not {("system", "no_image", "time", 6), ("system", "likelihood", "time", 100)} & table.keys()
     first = table["system", "ToyEncoder", "time", 0]
     assert table["system", "likelihood", "time", 0]["value"] == first["value"]
     assert first["low"] <= first["value"] <= first["high"]
@@ -93,12 +88,8 @@ def test_cost_rows_fit_the_table(tmp_path: Path) -> None:
     for systems, generator in ((("likelihood", "expanded"), ToyStatesGenerator()), ((), None)):
         bench = bench_of(dataset, ToyEncoder(), generator, systems=systems, timed_queries=2, top_k=99)
         table = table_of(cost_rows(bench, ToyEncoder(), choice, ExactIndex(16)))
-        assert set(table["group"]) == {"cost"} and set(table["form"]) >= {
-            "stage",
-            "system",
-            "image",
-            "storage",
-        }
+        assert set(table["group"]) == {"cost"}
+        assert set(table["form"]) >= {"stage", "system", "image", "storage"}
         assert ("question vectors" in set(table["system"])) == bool(systems)
 
 

@@ -174,13 +174,8 @@ def test_human_ratings_are_correlated_with_every_system(tmp_path: Path) -> None:
     assert set(rows["form"]) == {"Flickr8k-Expert"} and set(rows["measure"]) == {"tau-c"}
     (scores,) = results.ratings.values()
     assert list(scores.columns) == [
-        "image",
-        "ToyEncoder",
-        "likelihood",
-        "likelihood - prior",
-        "fused",
-        "yes_no",
-    ]
+        "image", "ToyEncoder", "likelihood", "likelihood - prior", "fused", "yes_no",
+    ]  # fmt: skip
     images, texts = ToyEncoder().encode_image(data.gallery[:1]), ToyEncoder().encode_text(["x"])
     assert len(scores) == 30 and scores["ToyEncoder"].between(-1, 1).all() and images.shape == texts.shape
 

@@ -17,11 +17,8 @@ from zsqretrieval.types import Image
 
 def flickr() -> Dataset:
     """Three images by file name, one of them by its metadata; two captions each, one sentence twice."""
-    images = [
-        Image(b"", "", "a.jpg"),
-        Image(b"", "", "test-0/1", metadata={"image": "b.jpg"}),
-        Image(b"", "", "c.jpg"),
-    ]
+    named = Image(b"", "", "test-0/1", metadata={"image": "b.jpg"})
+    images = [Image(b"", "", "a.jpg"), named, Image(b"", "", "c.jpg")]
     said = {"a.jpg": ["a dog", "a hound"], "test-0/1": ["a cat", "a dog"], "c.jpg": ["a cow", "cattle"]}
     queries = [
         Query(f"{id}#{n}", text, "caption", id) for id, texts in said.items() for n, text in enumerate(texts)
@@ -34,13 +31,8 @@ def flickr() -> Dataset:
 
 def test_expert_ratings_follow_clipscore(tmp_path: Path) -> None:
     file = tmp_path / "ExpertAnnotations.txt"
-    rows = [
-        "a.jpg\tb.jpg#0\t1\t1\t2",
-        "a.jpg\tb.jpg#1\t4\t4\t4",
-        "b.jpg\tc.jpg#1\t1\t2\t1",
-        "a.jpg\ta.jpg#0\t4\t4\t4",
-    ]
-    file.write_text("\n".join(rows) + "\n")
+    rows = ("a.jpg b.jpg#0 1 1 2", "a.jpg b.jpg#1 4 4 4", "b.jpg c.jpg#1 1 2 1", "a.jpg a.jpg#0 4 4 4")
+    file.write_text("".join(row.replace(" ", "\t") + "\n" for row in rows))
     judged = read_expert(file, flickr())
     # The second and the fourth row rate one of the image's own sentences, whoever wrote it.
     assert judged.images.tolist() == [0, 1] and judged.captions == ("a cat", "cattle")
@@ -129,12 +121,8 @@ def simulated(images: int = 60, pairs: int = 4, copies: int = 1) -> tuple[Judgme
 def test_intervals_draw_images() -> None:
     judged, scores = simulated()
     found = agreement_row(judged, "toy", scores, resamples=200)
-    assert (found["group"], found["form"], found["queries"], found["measure"]) == (
-        "agreement",
-        "toy",
-        240,
-        "tau-c",
-    )
+    named = [found[name] for name in ("group", "form", "queries", "measure")]
+    assert named == ["agreement", "toy", 240, "tau-c"]
     low, high = found["low"], found["high"]
     assert low < found["value"] < high and 0.05 < high - low < 0.3
     assert agreement_row(judged, "toy", scores, resamples=200) == found
@@ -147,24 +135,30 @@ def test_intervals_draw_images() -> None:
     assert tau_of(judged, -scores) == pytest.approx(-found["value"])
 
 
+MANY, _ = simulated()
+CONSTANT = Judgments("toy", np.arange(4), ("x",) * 4, np.full((4, 3), 2.0), "c")
+
+
 @pytest.mark.parametrize(
-    ("scores", "resamples", "message"),
+    ("judged", "scores", "resamples", "message"),
     [
-        (np.where(np.arange(240) == 7, np.nan, 1.0), 9, "the score of 'x' for image 1 is nan, not a finite"),
-        (np.ones(3), 9, r"scores are \(3,\), not one for each of 240 pairs"),
-        (np.ones(240), 9, r"all scores are 1\.0, so they rank nothing"),
-        (np.arange(240.0), 0, "resamples must be at least 1"),
+        (
+            simulated()[0],
+            np.where(np.arange(240) == 7, np.nan, 1.0),
+            9,
+            "the score of 'x' for image 1 is nan, not a finite",
+        ),
+        (MANY, np.ones(3), 9, r"scores are \(3,\), not one for each of 240 pairs"),
+        (MANY, np.ones(240), 9, r"all scores are 1\.0, so they rank nothing"),
+        (MANY, np.arange(240.0), 0, "resamples must be at least 1"),
+        (CONSTANT, np.arange(4.0), 9, r"toy: all ratings are 2\.0, so they rank nothing"),
     ],
 )
-def test_wrong_scores_are_refused(scores: np.ndarray, resamples: int, message: str) -> None:
+def test_wrong_scores_are_refused(
+    judged: Judgments, scores: np.ndarray, resamples: int, message: str
+) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        agreement_row(simulated()[0], "toy", scores, resamples=resamples)
-
-
-def test_constant_ratings_are_refused() -> None:
-    judged = Judgments("toy", np.arange(4), ("x",) * 4, np.full((4, 3), 2.0), "c")
-    with pytest.raises(InvalidInputError, match=r"toy: all ratings are 2\.0, so they rank nothing"):
-        agreement_row(judged, "toy", np.arange(4.0))
+        agreement_row(judged, "toy", scores, resamples=resamples)
 
 
 @pytest.mark.parametrize("variant", ["b", "c"])

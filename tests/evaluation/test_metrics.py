@@ -65,21 +65,13 @@ def test_several_relevant_items_by_hand() -> None:
     # Relevant: a (grade 2), c, f (not a candidate); found at ranks 2 and 4.
     run = run_of({"b": 5, "c": 4, "d": 3, "a": 2, "e": 1})
     qrels = {"q0": {"a": 2, "c": 1, "f": 1, "b": 0}}
-    found = measure(
-        run, qrels, ["R@1", "R@2", "Recall@2", "Recall@5", "MRR", "mAP@5", "mAP@2", "APmin@2", "nDCG@10"]
-    )
     ideal = 2 + 1 / np.log2(3) + 1 / np.log2(4)
     hand = {
-        "R@1": 0,
-        "R@2": 1,
-        "Recall@2": 1 / 3,
-        "Recall@5": 2 / 3,
-        "MRR": 1 / 2,
-        "mAP@5": (1 / 2 + 2 / 4) / 3,
-        "mAP@2": (1 / 2) / 3,
-        "APmin@2": (1 / 2) / 2,
+        "R@1": 0, "R@2": 1, "Recall@2": 1 / 3, "Recall@5": 2 / 3, "MRR": 1 / 2,
+        "mAP@5": (1 / 2 + 2 / 4) / 3, "mAP@2": (1 / 2) / 3, "APmin@2": (1 / 2) / 2,
         "nDCG@10": (1 / np.log2(3) + 2 / np.log2(5)) / ideal,
-    }
+    }  # fmt: skip
+    found = measure(run, qrels, list(hand))
     assert {name: values[0] for name, values in found.items()} == pytest.approx(hand)
 
 
@@ -194,13 +186,12 @@ def test_trec_eval_measures_the_same_from_the_file(tmp_path: Path) -> None:
 def test_all_measures_are_known() -> None:
     found = measure(run_of({"a": 1.0}), {"q0": {"a": 1}})
     assert {name: values.tolist() for name, values in found.items()} == {name: [1.0] for name in MEASURES}
-    with pytest.raises(InvalidInputError, match="'nonsense' is unknown"):
-        measure(run_of({"a": 1.0}), {"q0": {"a": 1}}, ["nonsense"])
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("nonsense", "'nonsense' is unknown"),
         ("R@0", "'R@0': cutoff must be from 1 to"),
         ("APmin@0", "'APmin@0': cutoff must be from 1 to"),
         ("nDCG@0", "'nDCG@0': cutoff must be from 1 to"),
@@ -302,11 +293,7 @@ def test_a_failed_write_keeps_the_former_file(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("candidates", "values", "message"),
     [
-        (
-            [[0, 1]],
-            [[1, NAN]],
-            "run 'toy', query 'q0': the score of 'b' is nan, one of 1 that are not",
-        ),
+        ([[0, 1]], [[1, NAN]], "run 'toy', query 'q0': the score of 'b' is nan, one of 1 that are not"),
         ([[0, 1]], [[-np.inf, np.inf]], "run 'toy', query 'q0': the score of 'a' is -inf, one of 2"),
         ([[0, 6]], [[1, 2]], "query 'q0': no candidate 6 among 6 items"),
         ([[2, 2]], [[1, 2]], "query 'q0': the item 'c' is a candidate twice"),
@@ -360,14 +347,9 @@ def test_missing_candidates_have_no_rank_and_tied_ones_are_counted() -> None:
 def looking(queries: int, items: int = 3) -> Task:
     """Query n looks for item n modulo the number of items."""
     names = tuple(f"q{n}" for n in range(queries))
-    return Task(
-        "toy",
-        names,
-        tuple(f"i{n}" for n in range(items)),
-        {name: {f"i{n % items}": 1} for n, name in enumerate(names)},
-        np.arange(queries),
-        ("caption",) * queries,
-    )
+    qrels = {name: {f"i{n % items}": 1} for n, name in enumerate(names)}
+    found = tuple(f"i{n}" for n in range(items))
+    return Task("toy", names, found, qrels, np.arange(queries), ("caption",) * queries)
 
 
 def scored(scores: list[list[float]], candidates: list[list[int]] | None = None) -> Run:

@@ -12,12 +12,13 @@ a crash or a full disk before it keeps the old snapshot, after it the new one is
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ __all__ = [
     "read_array",
     "sync_directory",
     "write_snapshot",
+    "write_whole",
 ]
 
 FORMAT_NAME = "zsqretrieval-snapshot"
@@ -66,6 +68,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _flush(temporary)
         temporary.replace(path)
         sync_directory(path.parent)
+
+
+def write_whole(path: Path, pieces: Iterable[str]) -> None:
+    """Replace a text file as a whole, compressed if its name ends in ``.gz``; missing folders are made.
+
+    Line ends are part of the pieces. Characters that are not Unicode are escaped.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
+        # The compressed file holds neither name nor time, so equal texts make equal files.
+        zipped = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else None
+        with zipped or contextlib.nullcontext(file) as out:
+            out.writelines(piece.encode(errors="backslashreplace") for piece in pieces)
 
 
 @contextlib.contextmanager

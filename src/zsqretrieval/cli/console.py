@@ -177,12 +177,10 @@ def check_page(path: Path | None) -> None:
 
 def write_page(path: Path, html: str) -> Path:
     """Write a page and missing folders; returns its absolute path. Lone surrogates are escaped."""
-    from zsqretrieval._util.files import atomic_write  # imports NumPy, which `zsq --help` does not need
+    from zsqretrieval._util.files import write_whole  # imports NumPy, which `zsq --help` does not need
 
     path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
+    write_whole(path, [html])
     return path
 
 

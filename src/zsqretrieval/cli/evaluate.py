@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,11 +19,8 @@ from zsqretrieval.cli.options import AsJson, EncoderWeights, GeneratorWeights, p
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsqretrieval.evaluation.datasets import Dataset
     from zsqretrieval.evaluation.results import Results
-    from zsqretrieval.evaluation.settings import Settings
-    from zsqretrieval.presets import Preset
-    from zsqretrieval.protocols import Encoder, Generator
+    from zsqretrieval.evaluation.scores import Bench
     from zsqretrieval.search.fusion import Fusion
     from zsqretrieval.types import Progress
 
@@ -166,9 +163,13 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure retrieval systems on a data set, and write a report with run files and figures."""
-    from zsqretrieval.evaluation.datasets import open_dataset, open_judgments
+    from zsqretrieval import plugins
+    from zsqretrieval._util.cache import Cache
+    from zsqretrieval.evaluation.datasets import open_dataset, open_distractors, open_judgments
+    from zsqretrieval.evaluation.dialogs import measure_dialogs
     from zsqretrieval.evaluation.experiment import evaluate as run
     from zsqretrieval.evaluation.report import write_report, write_verdict
+    from zsqretrieval.evaluation.scores import Bench
     from zsqretrieval.evaluation.settings import Settings, choose_directions, with_forms, with_weight
     from zsqretrieval.evaluation.systems import choose_systems
 
@@ -221,18 +222,38 @@ def evaluate(
     sample = "all" if settings.queries is None else f"a fixed sample of {settings.queries}"
     notice(f"{data.name}: {sample} queries of each form and direction, {settings.candidates} candidates")
     folder = work if work is not None else report / "work"
-    parts = _Made(chosen, dialogs > 0)
+    if dialogs and chosen.generator in ("mini", "kosmos"):
+        config = {"prefix_cache_bytes": _PREFIXES, **chosen.generator_config}
+        chosen = replace(chosen, generator_config=config)
+    made = chosen.make_encoder()
+    lazy = chosen.make_generator()
+    asked = None if lazy is None else lazy.get()
+    empty = None
+    if cost:
+        empty = plugins.load("index", chosen.index)(made.dim, fingerprint=made.fingerprint)
     with _one_bar() as progress:
         results = run(
-            data, parts.encoder, parts.generator, settings,
+            data, made, asked, settings,
             work=folder, forms=data.forms, tune_on=tuning, judgments=judgments,
-            index=parts.index() if cost else None, cost=cost, progress=progress, notice=notice,
+            index=empty, cost=cost, progress=progress, notice=notice,
         )  # fmt: skip
-        more = _More(dataset, split, data, settings, parts, folder, progress)
-        if sizes is not None:
-            results = more.scaling(results, sizes, batch_size)
-        if dialogs:
-            results = more.dialogs(results, dialogs, rounds, user.value)
+        with closing(Cache(folder / "cache.sqlite")) as cache:
+
+            def step(name: str, done: float, total: int) -> None:
+                progress(name, round(done), total)
+
+            if sizes is not None:
+                gallery = (*data.gallery, *open_distractors(dataset, split))
+                bench = Bench(made, asked, replace(data, gallery=gallery), settings, cache, step)
+                results = _with_scaling(results, bench, sizes)
+            if dialogs:
+                rows, facts = measure_dialogs(
+                    Bench(made, asked, data, settings, cache, step), data.forms[0],
+                    dialogs=dialogs, rounds=rounds, user=user.value, scale=calibration.dialog_scale,
+                    temper=calibration.dialog_temper, reread=calibration.dialog_reread,
+                    calibrate=not (split or "test").startswith("test"), seed=seed,
+                )  # fmt: skip
+                results = results.plus(rows, dialogs=facts)
     results.facts["preset"] = preset
     if alternatives is not None:
         results.facts["alternatives"] = json.loads(alternatives.read_text(encoding="utf-8"))
@@ -263,40 +284,16 @@ def _object(option: str, text: str | None) -> dict[str, Any]:
     return found
 
 
-class _Made:
-    """The parts of a preset; the encoder and the generator are made once."""
-
-    def __init__(self, preset: Preset, prefixes: bool) -> None:
-        self._preset = preset
-        if prefixes and preset.generator in ("mini", "kosmos"):
-            config = {"prefix_cache_bytes": _PREFIXES, **preset.generator_config}
-            self._preset = replace(preset, generator_config=config)
-        self.calibration = preset.calibration
-        self.encoder: Encoder = preset.make_encoder()
-        lazy = self._preset.make_generator()
-        self.generator: Generator | None = None if lazy is None else lazy.get()
-
-    def index(self) -> Any:
-        """An empty index for the encoder's vectors."""
-        from zsqretrieval import plugins
-
-        index = plugins.load("index", self._preset.index)
-        return index(self.encoder.dim, fingerprint=self.encoder.fingerprint)
-
-
 def _expansion(kind: Expansions) -> Fusion:
     from zsqretrieval.search.fusion import Maximum, ReciprocalRank, WeightedSum
 
-    kinds: dict[Expansions, Fusion] = {
-        Expansions.WEIGHTED_SUM: WeightedSum(0.05),
-        Expansions.MAXIMUM: Maximum(),
-        Expansions.RECIPROCAL_RANK: ReciprocalRank(),
-    }
-    return kinds[kind]
+    if kind is Expansions.WEIGHTED_SUM:
+        return WeightedSum(0.05)
+    return Maximum() if kind is Expansions.MAXIMUM else ReciprocalRank()
 
 
 def _sizes(text: str | None) -> list[int] | None:
-    """Parse ``auto`` (an empty list) or sizes."""
+    """Parse sizes; an empty list for ``auto``."""
     if text is None or text == "auto":
         return None if text is None else []
     try:
@@ -305,76 +302,36 @@ def _sizes(text: str | None) -> list[int] | None:
         raise InvalidInputError(f"--gallery-sizes must be auto or integers, not {text!r}") from None
 
 
-# --- gallery sizes and dialogs ----------------------------------------------------------------------------
+def _with_scaling(results: Results, bench: Bench, sizes: list[int]) -> Results:
+    """Add recall by gallery size; the gallery of the bench includes the distractors."""
+    from zsqretrieval.evaluation.scaling import measure_scaling
+    from zsqretrieval.evaluation.systems import LIKELIHOOD
 
-
-@dataclass(frozen=True, slots=True)
-class _More:
-    """Measurements that need a bench of their own, with the queries of the report."""
-
-    argument: str
-    split: str | None
-    data: Dataset
-    settings: Settings
-    parts: _Made
-    work: Path
-    progress: Progress
-
-    def scaling(self, results: Results, sizes: list[int], batch_size: int) -> Results:
-        """Add recall by gallery size; the images of the other splits are distractors."""
-        from zsqretrieval.evaluation.datasets import open_distractors
-        from zsqretrieval.evaluation.scaling import measure_scaling
-        from zsqretrieval.evaluation.systems import LIKELIHOOD
-
-        gallery = (*self.data.gallery, *open_distractors(self.argument, self.split))
-        depth = self.settings.candidates
-        with self._bench(replace(self.data, gallery=gallery)) as bench:
-            rows, facts = measure_scaling(
-                bench, self.data.forms[0],
-                queries=self.settings.queries, sizes=sizes,
-                scoring=LIKELIHOOD if self.settings.systems else None, fusion=self.settings.fusion,
-                candidates=max(100, depth), depths=sorted({min(10, depth), depth}), seed=self.settings.seed,
-            )  # fmt: skip
-        return results.plus(rows, scaling=facts)
-
-    def dialogs(self, results: Results, count: int, rounds: int, user: Any) -> Results:
-        """Add clarifying dialogs with simulated users."""
-        from zsqretrieval.evaluation.dialogs import measure_dialogs
-
-        tuned = self.parts.calibration
-        with self._bench(self.data) as bench:
-            rows, facts = measure_dialogs(
-                bench, self.data.forms[0], dialogs=count, rounds=rounds, user=user,
-                scale=tuned.dialog_scale, temper=tuned.dialog_temper, reread=tuned.dialog_reread,
-                calibrate=not (self.split or "test").startswith("test"), seed=self.settings.seed,
-            )  # fmt: skip
-        return results.plus(rows, dialogs=facts)
-
-    @contextmanager
-    def _bench(self, dataset: Dataset) -> Iterator[Any]:
-        from zsqretrieval._util.cache import Cache
-        from zsqretrieval.evaluation.scores import Bench
-
-        def step(name: str, done: float, total: int) -> None:
-            self.progress(name, round(done), total)
-
-        with closing(Cache(self.work / "cache.sqlite")) as cache:
-            yield Bench(self.parts.encoder, self.parts.generator, dataset, self.settings, cache, step)
+    settings = bench.settings
+    depth = settings.candidates
+    rows, facts = measure_scaling(
+        bench, bench.dataset.forms[0],
+        queries=settings.queries, sizes=sizes,
+        scoring=LIKELIHOOD if settings.systems else None, fusion=settings.fusion,
+        candidates=max(100, depth), depths=sorted({min(10, depth), depth}), seed=settings.seed,
+    )  # fmt: skip
+    return results.plus(rows, scaling=facts)
 
 
 # --- output -----------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _one_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+def _one_bar() -> Iterator[Progress]:
     """One progress bar over everything; without a terminal, a line a minute."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     last = begun = time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("")
 
         def report(step: str, done: int, total: int | None) -> None:

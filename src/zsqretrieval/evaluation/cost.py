@@ -27,14 +27,7 @@ from zsqretrieval.search.scoring import score_pairs
 from zsqretrieval.tasks.questions import generate_questions
 from zsqretrieval.types import Image
 
-__all__ = [
-    "bytes_per_image",
-    "cost_rows",
-    "count_flops",
-    "image_costs",
-    "peak_memory",
-    "query_costs",
-]
+__all__ = ["bytes_per_image", "cost_rows", "count_flops", "image_costs", "peak_memory", "query_costs"]
 
 Rows = list[dict[str, Any]]
 _Stage = tuple[str, int | None]  # name and depth
@@ -47,11 +40,7 @@ _TEXT, _COMPARE, _EXPAND = ("encode text", None), ("compare", None), ("search qu
 def cost_rows(bench: Bench, encoder: Encoder, choice: Choice, index: Index | None = None) -> Rows:
     """Measure the cost of the systems of a bench, text to image, with texts of its first form.
 
-    Args:
-        bench: of the data set.
-        encoder: without a cache.
-        choice: the parameters.
-        index: an empty one, whose size on disk is measured.
+    The encoder has no cache; the index, if any, is empty, and its size on disk is measured.
 
     Returns:
         Rows of the group ``cost``; see :mod:`~zsqretrieval.evaluation.results`.
@@ -59,12 +48,8 @@ def cost_rows(bench: Bench, encoder: Encoder, choice: Choice, index: Index | Non
     settings, dataset = bench.settings, bench.dataset
     reranks = [name for name in settings.systems if name in SYSTEMS]
     expands = any("questions" in SYSTEMS[name].needs for name in reranks)
-    texts = [
-        query.text
-        for query in dataset.of_form(dataset.forms[0])
-        .sample(settings.timed_queries, seed=settings.seed)
-        .queries
-    ]
+    sample = dataset.of_form(dataset.forms[0]).sample(settings.timed_queries, seed=settings.seed)
+    texts = [query.text for query in sample.queries]
     expand = partial(bench.expanded_search, expansion=choice.expansion) if expands else None
     rows = query_costs(bench, encoder, texts, expand)
     questions = settings.questions if expands else 0
@@ -109,7 +94,7 @@ def query_costs(
         bench: gallery, image features and systems.
         encoder: without a cache.
         texts: the first one is searched once more before, to warm up and to count the arithmetic.
-        expand: searches images and questions for a vector [D].
+        expand: searches images and questions for a vector float32 [D].
 
     Returns:
         Rows of the stages, and of every system at every depth as the sum of its stages. Fusion is arithmetic
@@ -187,11 +172,7 @@ def image_costs(
 ) -> Rows:
     """Time the work done once for every image, in batches; per image.
 
-    Args:
-        encoder: without a cache.
-        generator: computes image features if it can; None for the encoder alone.
-        images: timed in four parts, the first of which warms up; a quarter of them is asked.
-        questions: questions generated for each image; 0 for none.
+    Images are timed in four parts, the first of which warms up; a quarter of them is asked.
     """
     calls: list[tuple[str, Callable[[Sequence[Image]], object], Sequence[Image]]] = [
         ("encode image", partial(encoder.encode_image, batch_size=16), images)
@@ -244,16 +225,13 @@ def bytes_per_image(
     index: Index | None = None,
     questions: int = 0,
 ) -> dict[str, float]:
-    """Bytes of one image on disk.
+    """Bytes of one image on disk: ``vector``, ``index``, ``image features``, ``question vectors``.
 
     Args:
         vectors: float32 [n, D], of the gallery.
         generator: its image features are counted if it makes some.
         index: an empty one; it is filled and saved.
         questions: number of kept questions of all images.
-
-    Returns:
-        Bytes of ``vector``, and of ``index``, ``image features`` and ``question vectors`` if there are some.
     """
     sizes = {"vector": float(vectors[0].nbytes)}
     if index is not None:

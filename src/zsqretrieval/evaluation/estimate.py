@@ -9,7 +9,6 @@ from typing import Any, final
 
 from zsqretrieval._util.cache import Cache, cache_key
 from zsqretrieval.evaluation.datasets import Judgments
-from zsqretrieval.evaluation.run import DIRECTIONS
 from zsqretrieval.evaluation.scores import Bench, Step
 from zsqretrieval.evaluation.systems import LIKELIHOOD, SYSTEMS, WORDINGS, YES_NO
 from zsqretrieval.protocols import ImageStates
@@ -30,9 +29,7 @@ _FLOOR = 5  # seconds of everything that is not counted
 class Clock:
     """Progress of all steps together, in seconds of the estimated total.
 
-    Args:
-        progress: called with the step, the seconds done and the seconds in total.
-        cache: remembers the finished steps, which an evaluation that continues does not count again.
+    The cache remembers the finished steps, which an evaluation that continues does not count again.
     """
 
     def __init__(self, progress: Progress | None, cache: Cache) -> None:
@@ -91,8 +88,8 @@ def estimate(
     Args:
         benches: the one to measure last, before it those to tune on.
         clock: knows which steps are finished.
-        judgments: whose pairs are scored by the last one.
-        cost: whether the cost of the last one is measured.
+        judgments: whose pairs are scored by the last bench.
+        cost: whether the cost of the last bench is measured.
 
     Returns:
         Of every step, its key and its seconds; 0 for finished ones.
@@ -138,7 +135,7 @@ def _steps(
         add(f"asking images: {settings.style}", "question", images * settings.questions)
     if asks and "bank" in everything:
         add("asking images: search", "question", images * settings.bank)
-    for way in (way for way in DIRECTIONS if way in settings.directions):
+    for way in settings.directions:
         for form in dataset.forms:
             there = sum(query.form == form for query in dataset.queries)
             all_asking, items = (there, images) if way == "text to image" else (images, there)
@@ -204,7 +201,7 @@ def _seconds_each(bench: Bench, units: set[str]) -> dict[str, float]:
             generator, bench.shown(range(min(n, len(images)))), settings.questions, style=settings.style
         )
     seconds = {"test": _TEST}
-    for unit in units - {"test"}:
+    for unit in sorted(units - {"test"}):  # so that a broken generator fails at the same place each time
         most = len(images) if unit in ("image", "features", "question") else 256
         each = settings.questions if unit == "question" else 1
         seconds[unit] = _seconds_of_one(calls[unit], most) / each

@@ -7,6 +7,7 @@ another split --tune--> Choice, before anything is measured
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -128,9 +129,8 @@ def evaluate(
                 queries=settings.tuning_queries,
                 curve_candidates=None,
             )
-            benches.insert(
-                0, Bench(encoder, generator, tune_on, reduced, cache, clock.labelled(tune_on.name))
-            )
+            step = clock.labelled(tune_on.name)
+            benches.insert(0, Bench(encoder, generator, tune_on, reduced, cache, step))
         clock.start(estimate(benches, clock, judgments, cost=cost), notice)
         if tune_on is not None:
             choice = tune(benches[0], choice)
@@ -158,7 +158,6 @@ def check_leaks(dataset: Dataset, tune_on: Dataset) -> None:
 
     Raises:
         InvalidInputError: an image is in both data sets, byte for byte; names it.
-        ImageError: an image cannot be read.
     """
     measured = {digest(image) for image in dataset.gallery}
     shared = [image.source for image in tune_on.gallery if digest(image) in measured]
@@ -266,8 +265,9 @@ def _calibration(
 def _logit_scale(choice: Choice, direction: Direction) -> float:
     """Factor from cosine to logit: that of the fusion, else CLIP's 100."""
     fusion = choice.fusion_of("fused", direction)
-    raw = isinstance(fusion, WeightedSum) and fusion.scale == "raw"
-    return fusion.first_stage_scale if isinstance(fusion, WeightedSum) and raw else 100.0
+    if isinstance(fusion, WeightedSum) and fusion.scale == "raw":
+        return fusion.first_stage_scale
+    return 100.0
 
 
 def _examples(part: Part, run: Run) -> list[dict[str, Any]]:
@@ -328,14 +328,17 @@ def _rated(bench: Bench, judged: Judgments, choice: Choice, rows: Rows) -> Any:
 
 def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str]) -> dict[str, Any]:
     dataset, settings = bench.dataset, bench.settings
+    counts = Counter(query.form for query in dataset.queries)
     checks: dict[str, Any] = {}
     if "text to image" in settings.directions:
-        if any("questions" in SYSTEMS[name].needs for name in systems):
-            asked = bench.questions(settings.style, settings.questions)
-            checks["questions"] = {"generated": asked.generated, "kept": len(asked.texts)}
-        if any("bank" in SYSTEMS[name].needs for name in systems):
-            asked = bench.questions("search", settings.bank)
-            checks["query bank"] = {"generated": asked.generated, "kept": len(asked.texts)}
+        needed = {need for name in systems for need in SYSTEMS[name].needs}
+        for need, what, style, count in (
+            ("questions", "questions", settings.style, settings.questions),
+            ("bank", "query bank", "search", settings.bank),
+        ):
+            if need in needed:
+                asked = bench.questions(style, count)
+                checks[what] = {"generated": asked.generated, "kept": len(asked.texts)}
     if "pixels" in settings.systems and isinstance(bench.generator, ImageStates):
         checks["pixels"] = _pixels_check(bench)
     fingerprints = {"encoder": encoder.fingerprint}
@@ -346,7 +349,7 @@ def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str
         "dataset": {
             "name": dataset.name,
             "images": len(dataset.gallery),
-            "forms": {form: _count(dataset, form, settings) for form in dataset.forms},
+            "forms": {form: min(count, settings.queries or count) for form, count in counts.items()},
             "notes": list(dataset.notes),
         },
         "first_stage": bench.name,
@@ -356,11 +359,6 @@ def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str
         "ablations": {name: SYSTEMS[name].about for name in systems if SYSTEMS[name].base},
         "checks": checks,
     }
-
-
-def _count(dataset: Dataset, form: str, settings: Settings) -> int:
-    count = sum(query.form == form for query in dataset.queries)
-    return min(count, settings.queries or count)
 
 
 def _pixels_check(bench: Bench) -> dict[str, Any]:

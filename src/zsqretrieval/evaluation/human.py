@@ -7,7 +7,6 @@ nothing here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,30 +18,20 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Judgments
 from zsqretrieval.evaluation.results import row
 
-__all__ = ["CLIPSCORE", "agreement_row"]
-
-CLIPSCORE: Mapping[str, float] = {"Flickr8k-Expert": 51.2, "Flickr8k-CrowdFlower": 34.4}
-"""CLIPScore as published, 100 times tau."""
+__all__ = ["agreement_row"]
 
 
 def agreement_row(
-    judgments: Judgments,
-    system: str,
-    scores: NDArray[np.float64],
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    judgments: Judgments, system: str, scores: NDArray[np.float64], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """Kendall's tau of scores and ratings, with a percentile bootstrap over images.
 
     Args:
         judgments: n pairs.
         system: name for the row.
-        scores: [n], higher is better; compared with every rating of its pair.
+        scores: float64 [n], higher is better; compared with every rating of its pair.
         resamples: draws of images, each with all of its pairs. A draw without a tau, because all scores or
             all ratings are equal, is left out of the interval.
-        level: of the interval.
         seed: of the draws.
 
     Returns:
@@ -85,7 +74,7 @@ def agreement_row(
         raise InvalidInputError(
             f"{judgments.name}: no draw of {len(by_image)} images has a rank correlation; there are too few"
         )
-    low, high = np.nanpercentile(drawn, (50 * (1 - level), 50 * (1 + level)))
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
     return row(
         "agreement", system, f"tau-{judgments.variant}", tau(order), low=float(low), high=float(high),
         form=judgments.name, queries=len(scores), unit="",

@@ -85,7 +85,7 @@ def first_ranks(scores: NDArray[Any], right: NDArray[np.bool_]) -> NDArray[np.in
 
 
 def check_measures(measures: Sequence[str]) -> None:
-    """Check names of measures before anything is computed.
+    """Check names of measures.
 
     Raises:
         InvalidInputError: a name is unknown, not a measure of trec_eval, or has a cutoff below 1.
@@ -232,36 +232,22 @@ def _ir_measures() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Observations of similar predicted probability.
-
-    Attributes:
-        observations: number of them.
-        predicted: mean probability.
-        observed: share that is true.
-        interval: of that share; None if a draw of the bootstrap has no observation of the bin.
-    """
+    """Observations of similar predicted probability."""
 
     observations: int
-    predicted: float
-    observed: float
-    interval: tuple[float, float] | None
+    predicted: float  # mean probability
+    observed: float  # share that is true
+    interval: tuple[float, float] | None  # of that share; None if a draw has no observation of the bin
 
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """Calibration of a system's probabilities.
-
-    Attributes:
-        observations: number of them.
-        bins: by rising probability.
-        error: expected calibration error, in [0, 1]. It is biased upward with few observations.
-        interval: of the error.
-    """
+    """Calibration of a system's probabilities."""
 
     observations: int
-    bins: tuple[Bin, ...]
-    error: float
-    interval: tuple[float, float]
+    bins: tuple[Bin, ...]  # by rising probability
+    error: float  # expected calibration error, in [0, 1]; biased upward with few observations
+    interval: tuple[float, float]  # of the error
 
 
 def yes_no_reliability(run: Run, task: Task, **drawn: int) -> Reliability:
@@ -275,11 +261,8 @@ def yes_no_reliability(run: Run, task: Task, **drawn: int) -> Reliability:
 def first_place_reliability(run: Run, task: Task, *, scale: float = 1.0, **drawn: int) -> Reliability:
     """Compare the softmax probability of the first candidate with its relevance.
 
-    Args:
-        run: logits. Of equal scores an irrelevant candidate comes first.
-        task: relevance and clusters.
-        scale: factor of the scores, such as CLIP's 100 for cosines.
-        drawn: ``bins``, ``resamples``, ``seed``.
+    The scores times ``scale``, such as CLIP's 100 for cosines, are logits. Of equal scores an irrelevant
+    candidate comes first. ``drawn`` as below.
     """
     logits = np.where(run.candidates >= 0, scale * run.scores, -np.inf)
     best = logits.max(axis=1)
@@ -305,7 +288,7 @@ def reliability(
     Args:
         predicted: float64 [n], in [0, 1].
         true: bool [n].
-        clusters: int64 [n].
+        clusters: int64 [n], of the bootstrap.
         bins: at most; fewer if there are not ten observations for each, or probabilities are equal.
         resamples: draws of the bootstrap.
         seed: of the draws.

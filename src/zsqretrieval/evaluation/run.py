@@ -43,15 +43,7 @@ _ROWS = 256  # queries whose similarities are in memory together
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """The candidates of one system for all queries of a task.
-
-    Attributes:
-        name: of the system.
-        queries: q ids.
-        items: n ids of the gallery, or of the texts where images are the queries.
-        candidates: int64 [q, k], positions in ``items``, none twice in a row; -1 for no candidate.
-        scores: float64 [q, k], higher is better; nan for no candidate. Rows need no order: the scores rank.
-        direction: text to image, or image to text.
+    """The candidates of one system for all queries of a task. Rows need no order: the scores rank.
 
     Raises:
         InvalidInputError: shapes differ, a position is out of range or twice in a row, or a score is not
@@ -59,10 +51,10 @@ class Run:
     """
 
     name: str
-    queries: tuple[str, ...]
-    items: tuple[str, ...]
-    candidates: NDArray[np.int64]
-    scores: NDArray[np.float64]
+    queries: tuple[str, ...]  # q ids
+    items: tuple[str, ...]  # n ids of the gallery, or of the texts where images are the queries
+    candidates: NDArray[np.int64]  # [q, k], positions in ``items``, none twice in a row; -1 for none
+    scores: NDArray[np.float64]  # [q, k], higher is better; nan for no candidate
     direction: Direction = "text to image"
 
     def __post_init__(self) -> None:
@@ -121,17 +113,10 @@ def exact_search(
     name: str,
     direction: Direction,
 ) -> Run:
-    """Compare every query with every item and keep the k best.
+    """Compare every query, float32 [q, D], with every item, float32 [n, D], and keep the k best.
 
-    Equal similarities are ordered against the system: the relevant item comes last.
-
-    Args:
-        queries: float32 [q, D], in the order of ``task.queries``.
-        items: float32 [n, D], in the order of ``task.items``.
-        task: ids and relevance.
-        k: candidates of a query; all items if there are fewer.
-        name: of the run.
-        direction: of the task.
+    Vectors are in the order of the task. Equal similarities are ordered against the system: the relevant
+    item comes last.
 
     Returns:
         Cosine similarities, best first.
@@ -150,14 +135,8 @@ def exact_search(
     return Run(name, task.queries, task.items, found, scores, direction)
 
 
-def fused_run(first: Run, scored: Run, fusion: Fusion, name: str = "fused") -> Run:
-    """Fuse the scores of two runs over the same candidates, query by query.
-
-    Args:
-        first: the first stage.
-        scored: other scores of the same candidates.
-        fusion: combines them.
-        name: of the new run.
+def fused_run(first: Run, scored: Run, fusion: Fusion) -> Run:
+    """Fuse the scores of a first stage and of another run over the same candidates, query by query.
 
     Raises:
         MismatchError: the candidates differ.
@@ -169,7 +148,7 @@ def fused_run(first: Run, scored: Run, fusion: Fusion, name: str = "fused") -> R
         columns = np.flatnonzero(there)
         columns = columns[np.argsort(-first.scores[row, columns], kind="stable")]  # fusions expect best first
         scores[row, columns] = fuse(fusion, first.scores[row, columns], scored.scores[row, columns])
-    return replace(first, name=name, scores=scores)
+    return replace(first, name="fused", scores=scores)
 
 
 def rerank_depth(first: Run, scored: Run, depth: int) -> Run:

@@ -71,19 +71,12 @@ def sample_rows(count: int, some: int, seed: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Questions:
-    """Questions of a gallery that a search leads back to their image.
-
-    Attributes:
-        texts: m questions.
-        owners: int64 [m], position of the image of each.
-        vectors: float32 [m, D].
-        generated: number of questions before the filter.
-    """
+    """Questions of a gallery that a search leads back to their image."""
 
     texts: tuple[str, ...]
-    owners: NDArray[np.int64]
-    vectors: NDArray[np.float32]
-    generated: int
+    owners: NDArray[np.int64]  # [m], position of the image of each
+    vectors: NDArray[np.float32]  # [m, D]
+    generated: int  # number of questions before the filter
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +95,9 @@ class _Length:
 
 @final
 class Bench:
-    """The vectors, scores and questions of one data set.
+    """The vectors, scores and questions of one data set, with all forms to be measured.
 
-    Args:
-        encoder: the first stage.
-        generator: scores and asks; None if no system needs it.
-        dataset: with all forms to be measured.
-        settings: samples and sizes.
-        cache: keeps what is computed.
-        step: progress.
+    The generator can be None if no system needs it.
     """
 
     def __init__(
@@ -130,11 +117,7 @@ class Bench:
 
     @property
     def generator(self) -> Generator:
-        """The generator.
-
-        Raises:
-            InvalidInputError: there is none.
-        """
+        """The generator; InvalidInputError if there is none."""
         if self._generator is None:
             raise InvalidInputError("a system needs a generator; name one, or measure the first stage alone")
         return self._generator
@@ -294,11 +277,7 @@ class Bench:
         return Questions(tuple(texts[n] for n in chosen), owners[chosen], vectors[chosen], len(texts))
 
     def query_bank(self) -> QueryBank:
-        """The query bank of the gallery's questions.
-
-        Raises:
-            InvalidInputError: no question was kept.
-        """
+        """The query bank of the gallery's questions; InvalidInputError if no question was kept."""
         settings = self.settings
         written = self.questions("search", settings.bank)
         if not written.texts:
@@ -313,15 +292,11 @@ class Bench:
     def expanded_search(
         self, vector: NDArray[np.float32], expansion: Fusion, last: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Search images and questions with one query, as an album does.
-
-        Args:
-            vector: float32 [D].
-            expansion: combines similarities to images and to questions.
-            last: bool [N], images that come last among equal ones.
+        """Search images and questions with one query, float32 [D], as an album does.
 
         Returns:
-            Positions int64 [k] and scores float64 [k], best first.
+            Positions int64 [k] and scores float64 [k], best first. Of equal images those in ``last``, bool
+            [N], come last.
         """
         asked = self.questions(self.settings.style, self.settings.questions)
         image = (self.gallery @ vector).astype(np.float64)
@@ -339,12 +314,9 @@ class Bench:
     # --- parts ---
 
     def part(self, direction: Direction, form: str, queries: int | None) -> Part:
-        """Run the first stage in one direction with texts of one form.
+        """Run the first stage in one direction with texts of one form, and a sample of queries if not None.
 
-        Args:
-            direction: of the retrieval.
-            form: of the texts.
-            queries: size of the sample; all when None. Image to text, the sampled images search all texts.
+        Image to text, the sampled images search all texts.
         """
         # Samples are drawn form by form, so another form changes nothing about this one.
         data, settings = self.dataset.of_form(form), self.settings
@@ -368,25 +340,15 @@ class Bench:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One direction and form.
-
-    Attributes:
-        bench: of the data set.
-        data: the data set with the texts of this form.
-        form: of the texts.
-        task: queries, items and relevance.
-        first: the first stage, best first.
-        deepest: number of its candidates that are scored.
-        label: of the steps of a sampled part.
-    """
+    """One direction and form."""
 
     bench: Bench
-    data: Dataset
+    data: Dataset  # with the texts of this form
     form: str
     task: Task
-    first: Run
-    deepest: int
-    label: str = ""
+    first: Run  # the first stage, best first
+    deepest: int  # number of its candidates that are scored
+    label: str = ""  # of the steps of a sampled part
     _scored: dict[str, Run] = field(default_factory=dict)
 
     @property
@@ -418,7 +380,7 @@ class Part:
         if self.direction == "text to image":
             texts, places = [self.query_texts[row] for row in rows], candidates
         else:
-            texts = [self.data.queries[n].text for n in candidates]
+            texts = [self.item_texts[n] for n in candidates]
             place = {str(image.id): n for n, image in enumerate(self.data.gallery)}
             places = np.array([place[query] for query in run.queries], np.int64)[rows]
         scores = np.full(run.candidates.shape, np.nan)
@@ -432,10 +394,15 @@ class Part:
         return [texts[query] for query in self.task.queries]
 
     @cached_property
+    def item_texts(self) -> list[str]:
+        """Texts of the items, image to text."""
+        return [query.text for query in self.data.queries]
+
+    @cached_property
     def priors(self) -> NDArray[np.float64]:
         """Log priors of the texts: of the queries text to image [q], of the items image to text [n]."""
         by_text = self.direction == "text to image"
-        texts = self.query_texts if by_text else [query.text for query in self.data.queries]
+        texts = self.query_texts if by_text else self.item_texts
         return self.bench.log_priors(texts, self.step("prior"))
 
     def per_token(self, run: Run) -> Run:
@@ -443,8 +410,7 @@ class Part:
         if self.direction == "text to image":
             counts = self.bench.token_counts(self.query_texts)[:, None]
         else:
-            lengths = self.bench.token_counts([query.text for query in self.data.queries])
-            counts = lengths[run.candidates]
+            counts = self.bench.token_counts(self.item_texts)[run.candidates]
         return replace(run, scores=run.scores / counts)
 
     def expanded(self, expansion: Fusion) -> Run:
@@ -468,11 +434,7 @@ class Part:
         return replace(self.first, name="normalized", scores=self.first.scores - taken)
 
     def shuffled(self, scoring: Scoring, depth: int) -> Run:
-        """Scores of the candidates if the generator sees another image of the gallery in place of each.
-
-        Raises:
-            InvalidInputError: the gallery has a single image.
-        """
+        """Scores of the candidates if the generator sees another image of the gallery in place of each."""
         run, count = shallow(self.first, depth), len(self.data.gallery)
         if count < 2:
             raise InvalidInputError(f"{self.data.name} has a single image; no other can replace it")

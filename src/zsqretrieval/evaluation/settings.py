@@ -25,64 +25,38 @@ _COUNTS = (
 class Settings:
     """What an evaluation measures.
 
-    Attributes:
-        systems: names from :data:`~zsqretrieval.evaluation.systems.SYSTEMS`, without the first stage, which
-            is always measured.
-        directions: of :data:`~zsqretrieval.evaluation.run.DIRECTIONS`.
-        queries: queries of each form and direction; all when None.
-        candidates: candidates re-ranked for each query.
-        curve_candidates: text to image, candidates scored for the curve of quality by depth, if more.
-        depths: depths of the curve.
-        fusion: combines first-stage scores and likelihoods.
-        expansion: combines similarities to images and to their questions.
-        alpha: share of a text's prior that is subtracted, image to text.
-        origin: where fusion, expansion and alpha come from.
-        questions: questions of an image for the expansion, at most.
-        style: style of these questions.
-        temperature: of their sampling.
-        bank: texts of an image for the query bank, at most.
-        bank_scale: inverse temperature of the query bank.
-        bank_strength: share of the hubness that the query bank subtracts.
-        top_k: a question is kept if a search with it finds its image among the first ``top_k``.
-        measures: names from :mod:`~zsqretrieval.evaluation.metrics`.
-        ablation_queries: queries of each form and direction for the ablations.
-        tuning_queries: queries of each form and direction of the split that parameters are tuned on.
-        timed_queries: queries timed one at a time.
-        batch_size: pairs the generator computes together.
-        resamples: draws of the bootstrap.
-        permutations: of the permutation test.
-        seed: of every draw.
-
     Raises:
         InvalidInputError: a direction or measure is unknown, or a number is out of range.
         MissingDependencyError: ir-measures is not installed.
     """
 
+    # names from SYSTEMS, without the first stage, which is always measured
     systems: tuple[str, ...] = ("likelihood", "likelihood - prior", "yes_no", "fused", "expanded")
     directions: tuple[Direction, ...] = DIRECTIONS
-    queries: int | None = None
-    candidates: int = 50
-    curve_candidates: int | None = None
-    depths: tuple[int, ...] = (0, 5, 10, 20, 50, 100)
-    fusion: Fusion = field(default_factory=WeightedSum)
+    queries: int | None = None  # of each form and direction; all when None
+    candidates: int = 50  # re-ranked for each query
+    curve_candidates: int | None = None  # text to image, scored for the curve of quality by depth, if more
+    depths: tuple[int, ...] = (0, 5, 10, 20, 50, 100)  # of the curve
+    fusion: Fusion = field(default_factory=WeightedSum)  # combines first-stage scores and likelihoods
+    # combines similarities to images and to their questions
     expansion: Fusion = field(default_factory=lambda: WeightedSum(0.05))
-    alpha: float = 0.8
-    origin: str = "given"
-    questions: int = 3
-    style: str = "questions"
-    temperature: float = 0.7
-    bank: int = 4
-    bank_scale: float = 20.0
-    bank_strength: float = 0.5
-    top_k: int = 10
-    measures: tuple[str, ...] = MEASURES
-    ablation_queries: int = 300
-    tuning_queries: int = 300
-    timed_queries: int = 10
-    batch_size: int = 64
-    resamples: int = 2000
-    permutations: int = 9999
-    seed: int = 0
+    alpha: float = 0.8  # share of a text's prior that is subtracted, image to text
+    origin: str = "given"  # where fusion, expansion and alpha come from
+    questions: int = 3  # of an image for the expansion, at most
+    style: str = "questions"  # of these questions
+    temperature: float = 0.7  # of their sampling
+    bank: int = 4  # texts of an image for the query bank, at most
+    bank_scale: float = 20.0  # inverse temperature of the query bank
+    bank_strength: float = 0.5  # share of the hubness that the query bank subtracts
+    top_k: int = 10  # a question is kept if a search with it finds its image among the first top_k
+    measures: tuple[str, ...] = MEASURES  # names as in the module metrics
+    ablation_queries: int = 300  # of each form and direction
+    tuning_queries: int = 300  # of each form and direction of the split that parameters are tuned on
+    timed_queries: int = 10  # timed one at a time
+    batch_size: int = 64  # pairs the generator computes together
+    resamples: int = 2000  # draws of the bootstrap
+    permutations: int = 9999  # of the permutation test
+    seed: int = 0  # of every draw
 
     def __post_init__(self) -> None:
         if not self.directions or set(self.directions) - set(DIRECTIONS):
@@ -126,11 +100,7 @@ class Settings:
 
 
 def choose_directions(names: Iterable[str]) -> tuple[Direction, ...]:
-    """Parse directions as people write them, with blanks or hyphens.
-
-    Raises:
-        InvalidInputError: a direction is unknown.
-    """
+    """Parse directions as people write them, with blanks or hyphens; InvalidInputError if one is unknown."""
     asked = {name.strip().replace("-", " ") for name in names}
     if strange := sorted(asked - set(DIRECTIONS)):
         raise InvalidInputError(f"there is no direction {strange[0]!r}; choose from {', '.join(DIRECTIONS)}")
@@ -138,11 +108,7 @@ def choose_directions(names: Iterable[str]) -> tuple[Direction, ...]:
 
 
 def with_weight(fusion: Fusion, weight: float) -> WeightedSum:
-    """The fusion with another weight; a plain weighted sum if the fusion has none.
-
-    Raises:
-        InvalidInputError: the weight is negative or not finite.
-    """
+    """The fusion with another weight; a plain weighted sum if the fusion has none."""
     return replace(fusion, weight=weight) if isinstance(fusion, WeightedSum) else WeightedSum(weight)
 
 
@@ -151,8 +117,7 @@ def with_forms(dataset: Dataset, forms: Sequence[str] | None = None) -> Dataset:
 
     Args:
         dataset: as it was read.
-        forms: such as ``caption`` and ``question/which``. When None, the forms of the data set, and
-            ``question/which`` if it has captions.
+        forms: such as ``caption``. None: those of the data set, and ``question/which`` if it has captions.
 
     Raises:
         InvalidInputError: a form is unknown; lists those the data set can have.

@@ -29,16 +29,13 @@ class ClusterBootstrap:
     Args:
         clusters: int [q], the cluster of each query.
         resamples: number of draws.
-        level: confidence level of the intervals.
         seed: one seed gives the same draws for the same number of clusters.
 
     Raises:
         InvalidInputError: there are no queries, or ``resamples`` < 1.
     """
 
-    def __init__(
-        self, clusters: NDArray[np.int64], *, resamples: int = 2000, level: float = 0.95, seed: int = 0
-    ) -> None:
+    def __init__(self, clusters: NDArray[np.int64], *, resamples: int = 2000, seed: int = 0) -> None:
         check_counts(resamples=resamples)
         if not len(clusters):
             raise InvalidInputError("there are no queries to measure; give at least one")
@@ -48,7 +45,6 @@ class ClusterBootstrap:
         drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
         # Times each cluster is drawn, float64 [resamples, clusters]; a mean is then two matrix products.
         self._times = np.stack([np.bincount(one, minlength=count) for one in drawn]).astype(np.float64)
-        self._tails = 50 * (1 - level), 50 * (1 + level)
 
     def query_weights(self) -> NDArray[np.float64]:
         """Times each query counts, float64 [1 + resamples, q]: all ones for the data, then the draws."""
@@ -74,7 +70,7 @@ class ClusterBootstrap:
         Returns:
             Lower and upper end; nan if the statistic is nan in a draw (a ratio over zero).
         """
-        low, high = np.percentile(statistic(*(self.mean(one) for one in values)), self._tails)
+        low, high = np.percentile(statistic(*(self.mean(one) for one in values)), (2.5, 97.5))
         return float(low), float(high)
 
     def mean_interval(self, values: NDArray[np.float64]) -> tuple[float, float]:
@@ -98,7 +94,7 @@ def permutation_test(
 
     Args:
         ours: [q], one measure of every query for one system.
-        theirs: [q], the same for the other system.
+        theirs: [q], for the other.
         clusters: int [q], the cluster of each query.
         permutations: maximum number of exchanges; the smallest p is 2 / (permutations + 1).
         seed: of the draws.
@@ -145,13 +141,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Correct the p-values of one family of tests (S. Holm, Scandinavian Journal of Statistics 6, 1979).
 
     Calling corrected values below 5 % significant makes one false call or more in at most 5 % of such
-    families, however the tests depend on one another.
-
-    Args:
-        p_values: by name.
-
-    Returns:
-        Corrected values by the same names; at least the raw ones and at most 1.
+    families, however the tests depend on one another. Corrected values are at least the raw ones, at most 1.
 
     Raises:
         InvalidInputError: a value is not in [0, 1].

@@ -53,21 +53,15 @@ _I2T: tuple[Direction, ...] = ("image to text",)
 class Choice:
     """The parameters that an evaluation measures with.
 
-    Attributes:
-        fusion: of the systems that are not in ``fusions``.
-        expansion: combines similarities to images and to questions.
-        alpha: share of a text's prior that is subtracted, image to text.
-        origin: ``given``, a preset, or the split they were tuned on.
-        fusions: tuned fusions by system and direction.
-        sweep: what was tried: ``direction``, ``system``, ``parameter``, ``value``, and the means over the
-            forms of ``R@1``, ``R@5`` and ``R@10``.
+    ``sweep`` holds what was tried: ``direction``, ``system``, ``parameter``, ``value``, and the means over
+    the forms of ``R@1``, ``R@5`` and ``R@10``.
     """
 
-    fusion: Fusion
-    expansion: Fusion
-    alpha: float
-    origin: str
-    fusions: Mapping[tuple[str, Direction], Fusion] = field(default_factory=dict)
+    fusion: Fusion  # of the systems that are not in ``fusions``
+    expansion: Fusion  # combines similarities to images and to questions
+    alpha: float  # share of a text's prior that is subtracted, image to text
+    origin: str  # ``given``, a preset, or the split they were tuned on
+    fusions: Mapping[tuple[str, Direction], Fusion] = field(default_factory=dict)  # tuned ones
     sweep: tuple[Mapping[str, Any], ...] = ()
 
     def fusion_of(self, system: str, direction: Direction) -> Fusion:
@@ -94,27 +88,19 @@ class Choice:
 class System:
     """A system to measure.
 
-    Attributes:
-        about: one line for reports.
-        make: makes the run from a part, the parameters and the number of candidates. A re-ranking system
-            returns scores of the first candidates; the others stay below them.
-        needs: what is computed for it: ``likelihood``, ``yes_no``, ``prior``, ``questions``, ``bank``,
-            ``extra`` (pairs of its own).
-        directions: in which it can be measured.
-        reranks: whether it scores candidates of the first stage, so a curve by depth can be drawn.
-        tunes: the parameter that is tuned with this system.
-        base: for an ablation, the system it is compared with.
-        option: name on the command line if it differs; several systems may share one.
+    ``make`` makes the run from a part, the parameters and the number of candidates. A re-ranking system
+    returns scores of the first candidates; the others stay below them. ``needs`` lists what is computed for
+    it: ``likelihood``, ``yes_no``, ``prior``, ``questions``, ``bank``, ``extra`` (pairs of its own).
     """
 
-    about: str
+    about: str  # one line for reports
     make: Callable[[Part, Choice, int], Run]
     needs: tuple[str, ...] = ()
     directions: tuple[Direction, ...] = DIRECTIONS
-    reranks: bool = True
-    tunes: Literal["fusion", "expansion", "alpha"] | None = None
-    base: str | None = None
-    option: str | None = None
+    reranks: bool = True  # scores candidates of the first stage, so a curve by depth can be drawn
+    tunes: Literal["fusion", "expansion", "alpha"] | None = None  # the parameter tuned with this system
+    base: str | None = None  # for an ablation, the system it is compared with
+    option: str | None = None  # name on the command line if it differs; several systems may share one
 
     def run(self, name: str, part: Part, choice: Choice, depth: int) -> Run:
         """The run over all candidates of the first stage, of which ``depth`` are re-ranked."""
@@ -124,8 +110,8 @@ class System:
         return replace(run, name=name)
 
 
-def _likelihood(part: Part, choice: Choice, depth: int) -> Run:
-    return part.scored(LIKELIHOOD, depth)
+def _scored_by(scoring: Scoring) -> Callable[[Part, Choice, int], Run]:
+    return lambda part, choice, depth: part.scored(scoring, depth)
 
 
 def corrected(part: Part, choice: Choice, depth: int) -> Run:
@@ -181,25 +167,13 @@ WORDINGS: Mapping[str, Scoring] = {
 ``vqascore`` that of arXiv 2404.01291."""
 
 
-def _wording(scoring: Scoring) -> System:
-    return System(
-        "another prompt",
-        lambda part, choice, depth: part.scored(scoring, depth),
-        ("extra",),
-        base=scoring.name,
-        option="wording",
-    )
-
-
 SYSTEMS: Mapping[str, System] = {
-    "likelihood": System("log P(text | image)", _likelihood, ("likelihood",)),
+    "likelihood": System("log P(text | image)", _scored_by(LIKELIHOOD), ("likelihood",)),
     "likelihood - prior": System(
         "the likelihood minus a share of the text's prior", corrected, ("likelihood", "prior"), _I2T,
         tunes="alpha", option="likelihood",
     ),
-    "yes_no": System(
-        "log-odds of yes", lambda part, choice, depth: part.scored(YES_NO, depth), ("yes_no",)
-    ),
+    "yes_no": System("log-odds of yes", _scored_by(YES_NO), ("yes_no",)),
     "fused": System("first stage and likelihood", _fused, ("likelihood", "prior"), tunes="fusion"),
     "expanded": System(
         "first stage over images and their generated questions",
@@ -226,7 +200,10 @@ SYSTEMS: Mapping[str, System] = {
         "the likelihood given another image of the gallery in place of each",
         lambda part, choice, depth: part.shuffled(LIKELIHOOD, depth), ("extra",), base="likelihood",
     ),
-    **{name: _wording(scoring) for name, scoring in WORDINGS.items()},
+    **{
+        name: System("another prompt", _scored_by(rule), ("extra",), base=rule.name, option="wording")
+        for name, rule in WORDINGS.items()
+    },
     "fused: mean": System(
         "the likelihood per token in place of the sum", _mean, ("prior",), tunes="fusion", base="fused",
         option="mean",

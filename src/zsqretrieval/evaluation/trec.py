@@ -21,11 +21,11 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from zsqretrieval._util.files import write_whole
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Qrels, Task
 from zsqretrieval.evaluation.metrics import is_falling
 from zsqretrieval.evaluation.run import Direction, Run
-from zsqretrieval.evaluation.writing import write_whole
 
 __all__ = [
     "qrels_path",

@@ -41,14 +41,7 @@ _STYLE = (
 
 
 def figures(results: Results) -> dict[str, tuple[str, str]]:
-    """Draw the results.
-
-    Returns:
-        SVG and caption by file name.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
+    """Draw the results: SVG and caption by file name; MissingDependencyError without matplotlib."""
     ranked = results.table[results.table["group"].isin(["systems", "dialogs", "scaling"])]
     systems = [name for name in ranked["system"].unique() if name != results.facts["first_stage"]]
     series = dict(zip(systems, zip(cycle(PALETTE), cycle(_MARKERS)), strict=False))

@@ -23,6 +23,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
+from zsqretrieval._util.files import write_whole
 from zsqretrieval.evaluation.metrics import break_ties
 from zsqretrieval.evaluation.report.conclusions import SIGNIFICANT, answer, summary
 from zsqretrieval.evaluation.report.figures import figures
@@ -30,7 +31,6 @@ from zsqretrieval.evaluation.report.tables import Table, frame_of, software, tab
 from zsqretrieval.evaluation.results import Results
 from zsqretrieval.evaluation.run import shallow
 from zsqretrieval.evaluation.trec import write_qrels, write_run
-from zsqretrieval.evaluation.writing import write_whole
 from zsqretrieval.search.display import thumbnail
 
 __all__ = ["environment", "markdown_cell", "render", "write_report", "write_runs", "write_verdict"]
@@ -135,7 +135,7 @@ def render(
     pictures: Mapping[str, bytes] = {},
     published: Mapping[str, Any] | None = None,
 ) -> str:
-    """Lay results out.
+    """Lay results out as a page. HTML escapes every name and text, and forbids scripts and the network.
 
     Args:
         results: of an evaluation, with ``command``, ``measured`` and ``environment`` among the facts.
@@ -144,9 +144,6 @@ def render(
         place: of the folder with run files and figures, as the page links to it; ends in a slash.
         pictures: JPEGs by image id; images of examples without one appear by id.
         published: numbers of others, for the verdict.
-
-    Returns:
-        The page. HTML escapes every name and text, and forbids scripts and the network.
     """
     facts = results.facts
     told = Table("", summary(results))
@@ -240,19 +237,15 @@ def _write_figures(drawn: Mapping[str, tuple[str, str]], folder: Path) -> list[P
 
 
 def write_runs(results: Results, folder: Path, *, depth: int | None = None, suffix: str = "") -> list[Path]:
-    """Write all runs with ties broken, the qrels, and the scores of rated pairs.
+    """Write all runs with ties broken, the qrels, and the scores of rated pairs; returns the files.
+
+    Run files of an earlier evaluation are removed.
 
     Args:
         results: of an evaluation.
-        folder: of the report, made when missing. Run files of an earlier evaluation are removed.
+        folder: of the report, made when missing.
         depth: results of a query that are written; all when None.
         suffix: of all names, ``".gz"`` to compress.
-
-    Returns:
-        The files.
-
-    Raises:
-        OSError: the disk refuses.
     """
     files = []
     for name, qrels in results.qrels.items():

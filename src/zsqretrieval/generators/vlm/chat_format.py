@@ -60,14 +60,7 @@ class ModelInputs:
 def collate(
     prompts: Sequence[ModelInputs], *, pad: int, side: str, device: Any, dtype: Any
 ) -> dict[str, torch.Tensor]:
-    """Stack inputs of one shape.
-
-    Args:
-        prompts: B inputs.
-        pad: padding token.
-        side: of the padding, ``"left"`` or ``"right"``.
-        device: of the result.
-        dtype: of the pixels.
+    """Stack B inputs of one shape, padded with the token ``pad`` on one ``side``, with pixels of ``dtype``.
 
     Returns:
         The model's keyword arguments: [B, longest, ...] per token, images one after another.
@@ -124,11 +117,7 @@ class Reader:
         self._lead = "" if self._marks and self._spaced else lead
 
     def prompt(self, context: Context, name: str) -> ModelInputs:
-        """The inputs of a context.
-
-        Args:
-            context: text and images in reading order.
-            name: of the context, for errors.
+        """The inputs of a context; ``name`` is for errors.
 
         Raises:
             InvalidInputError: it is not a sequence of strings and images, is empty, contains the model's
@@ -238,17 +227,12 @@ class Reader:
 
         layout = self._family.layout
         assert layout is not None
-        leading = 0
-        while leading < len(segments) and isinstance(segments[leading], Image):
-            leading += 1
+        leading = next((i for i, one in enumerate(segments) if isinstance(one, str)), len(segments))
         rest = [segment if isinstance(segment, str) else self._written for segment in segments[leading:]]
         rows = layout.write(self._tokenizer, self._written * leading, _joined(rest))
         tokens = {name: torch.tensor([row]) for name, row in rows.items()}
-        if not pictures:
-            return ModelInputs(tokens, {})
-        return ModelInputs(
-            tokens, dict(self._processor.image_processor(images=pictures, return_tensors="pt"))
-        )
+        seen = self._processor.image_processor(images=pictures, return_tensors="pt") if pictures else {}
+        return ModelInputs(tokens, dict(seen))
 
     # -- inputs that the processor writes ----------------------------------------------------------------
 
@@ -263,11 +247,8 @@ class Reader:
             return_tensors="pt",
             **({"add_special_tokens": False} if begins else {}),
         )
-        tensors = {
-            key: value
-            for key, value in encoded.items()
-            if isinstance(value, torch.Tensor) and key != "labels"
-        }
+        encoded.pop("labels", None)
+        tensors = {key: value for key, value in encoded.items() if isinstance(value, torch.Tensor)}
         n = tensors["input_ids"].shape[1]
         of_images = set(self._processor.image_processor.model_input_names)
         tokens = {

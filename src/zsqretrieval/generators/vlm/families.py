@@ -34,25 +34,16 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Input format of one family.
-
-    Attributes:
-        name: common name.
-        image: text of an image in a plain prompt; None for the processor's image token.
-        layout: None where the processor accepts images anywhere.
-        lead: text between a plain prompt and its continuation.
-        following: value of a continuation's tokens in per-token tensors, by the tensor's name; 0 elsewhere.
-        batched: whether several prompts may share a batch.
-        pads_to_generate: whether prompts of different lengths may share a batch in generation.
-    """
+    """Input format of one family."""
 
     name: str
-    image: str | None = None
-    layout: Layout | None = None
-    lead: str = " "
+    image: str | None = None  # text of an image in a plain prompt; None for the processor's image token
+    layout: Layout | None = None  # None where the processor accepts images anywhere
+    lead: str = " "  # text between a plain prompt and its continuation
+    # value of a continuation's tokens in per-token tensors, by the tensor's name; 0 elsewhere
     following: Mapping[str, int] = field(default_factory=dict)
-    batched: bool = True
-    pads_to_generate: bool = True
+    batched: bool = True  # whether several prompts may share a batch
+    pads_to_generate: bool = True  # whether prompts of different lengths may share a batch in generation
 
 
 def _rows(ids: list[int]) -> Rows:

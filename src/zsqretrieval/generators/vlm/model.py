@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_counts, check_sequence, check_settings
-from zsqretrieval._util.torch import DTYPES, add_tensors, resolve_device, tokenizer_facts
+from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.torch import DTYPES, FromPretrained, add_tensors, resolve_device, tokenizer_facts
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.generators.checked import check_pairs, check_sampling
 from zsqretrieval.generators.engine.batching import plan_batches, run_batches
 from zsqretrieval.generators.vlm.chat_format import ModelInputs, Reader, collate, has_chat_template
 from zsqretrieval.generators.vlm.families import family_of
@@ -39,11 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = ["VLMGenerator"]
 
-_SETTINGS = ("name_or_path", "dtype", "chat", "token_budget", "revision")
 _WINDOW = 8  # batches whose images are in memory at once
 
 
-class VLMGenerator:
+class VLMGenerator(FromPretrained):
     """A :class:`~zsqretrieval.protocols.Generator` over any image-text-to-text model of transformers.
 
     Make one with :meth:`from_pretrained`. In float32 the batch size and the order of the pairs change a
@@ -61,6 +60,9 @@ class VLMGenerator:
         InvalidInputError: the model's family cannot be scored, or ``chat`` is set and there is no chat
             template.
     """
+
+    _settings = ("name_or_path", "dtype", "chat", "token_budget", "revision")
+    _required = ("name_or_path",)
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ class VLMGenerator:
                 of another shape.
             InvalidInputError: it is not an image-text-to-text model, its family cannot be scored or fails the
                 check, or a setting is wrong.
-            MissingDependencyError: its processor needs a package that is not installed.
+            MissingDependencyError: its processor needs another package; names it.
         """
         if dtype is not None and dtype not in DTYPES:
             raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)} or None, not {dtype!r}")
@@ -133,24 +135,6 @@ class VLMGenerator:
         if self_check:
             check_scores(generator, name)
         return generator
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The arguments of :meth:`from_pretrained` that rebuild this generator; not the device."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Rebuild a generator from :attr:`config`, on the default device.
-
-        Raises:
-            InvalidInputError: a setting is unknown or ``name_or_path`` missing.
-            Exception: as :meth:`from_pretrained`.
-        """
-        check_settings("VLMGenerator", config, _SETTINGS)
-        if "name_or_path" not in config:
-            raise InvalidInputError("VLMGenerator needs the setting 'name_or_path'")
-        return cls.from_pretrained(**config)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -183,26 +167,16 @@ class VLMGenerator:
     ) -> list[LogLikelihood]:
         """Score n pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`.
 
-        Args:
-            contexts: n contexts of interleaved text and images.
-            continuations: n texts. One that begins without a space gets the white space that this family has
-                between prompt and answer; one that begins with it is unchanged.
-            batch_size: most pairs computed together. The images of 8 batches are in memory at once.
-            progress: called after each batch with ``"scoring"``, the number of pairs done and n; may raise to
-                cancel.
+        A continuation that begins without a space gets the white space that this family has between prompt
+        and answer. The images of 8 batches are in memory at once.
 
         Raises:
-            InvalidInputError: lengths differ, a continuation is empty, a pair exceeds the model's context
-                length, a text contains the model's image token, or the family cannot keep a context's order.
+            InvalidInputError: as in the protocol; or a text contains the model's image token, or the family
+                cannot keep a context's order.
             MismatchError: a context contains an image state; this class has none.
             ImageError: an image cannot be decoded; names it.
         """
-        check_sequence(contexts, "contexts")
-        check_sequence(continuations, "continuations")
-        if len(contexts) != len(continuations):
-            raise InvalidInputError(
-                f"{len(contexts)} contexts for {len(continuations)} continuations; give one of each per pair"
-            )
+        check_pairs(contexts, continuations)
         contexts = list(contexts)
         answers = [
             self._reader.continuation(text, f"continuation {i}") for i, text in enumerate(continuations)
@@ -240,17 +214,9 @@ class VLMGenerator:
         ``"generating"`` and the number of texts.
 
         Raises:
-            InvalidInputError: a setting is out of range, or a context with ``max_new_tokens`` after it
-                exceeds the model's context length.
-            MismatchError: a context contains an image state; this class has none.
-            ImageError: an image cannot be decoded; names it.
+            InvalidInputError, MismatchError, ImageError: as :meth:`log_likelihood`.
         """
-        check_sequence(contexts, "contexts")
-        if n < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf or (seed is not None and seed < 0):
-            raise InvalidInputError(
-                f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}, seed={seed}; the first "
-                "two must be at least 1, the temperature finite and at least 0, a seed at least 0"
-            )
+        check_sampling(contexts, n, max_new_tokens, temperature, seed)
         contexts = list(contexts)
         entropy = np.random.SeedSequence(seed).entropy
         draws = n if temperature > 0 else 1
@@ -377,7 +343,6 @@ class VLMGenerator:
         return found
 
     def _continue(self, prompts: Sequence[ModelInputs], limit: int, sampler: _Sampler | None) -> list[str]:
-        """One text for each prompt."""
         import torch
 
         hf = import_transformers()
@@ -426,9 +391,6 @@ class _Sampler:
 
         waits = [torch.empty(scores.shape[-1]).exponential_(generator=stream) for stream in self._streams]
         return scores / self._temperature - torch.stack(waits).log().to(scores.device)
-
-
-# -- small parts -----------------------------------------------------------------------------------------
 
 
 def _without_origin(settings: Any) -> Any:

@@ -7,7 +7,9 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import Self
@@ -26,7 +28,7 @@ __all__ = [
     "add_tensors",
     "check_complete",
     "ensure_torchvision",
-    "missing_package",
+    "loading",
     "resolve_device",
     "resolve_dtype",
     "tokenizer_facts",
@@ -143,10 +145,24 @@ def check_complete(name: str, report: Mapping[str, Iterable[object]]) -> None:
         )
 
 
-def missing_package(error: ImportError, needed_for: str) -> MissingDependencyError:
-    """The library's error for an ImportError of transformers."""
-    package = error.name or next(iter(re.findall(r"`([\w-]+)`", str(error))), str(error))
-    return MissingDependencyError(package, needed_for, f"pip install {package}")
+@contextmanager
+def loading(what: str, source: str, advice: str) -> Iterator[None]:
+    """Turn any error of transformers, huggingface_hub, json and safetensors into one of the library's.
+
+    ``what`` is loaded from ``source``; ``advice`` is for a source that is not a folder.
+    """
+    try:
+        yield
+    except (MemoryError, WeightsError):
+        raise
+    except ImportError as error:
+        package = error.name or next(iter(re.findall(r"`([\w-]+)`", str(error))), str(error))
+        raise MissingDependencyError(package, what, f"pip install {package}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500].rstrip(".")
+        if Path(source).is_dir():
+            advice = "The folder is incomplete, damaged, or of another model: copy or save it again"
+        raise WeightsError(f"cannot load {what}: {type(error).__name__}: {reason}. {advice}") from error
 
 
 # -- torchvision

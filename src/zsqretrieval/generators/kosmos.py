@@ -24,7 +24,7 @@ from zsqretrieval._util.torch import (
     add_tensors,
     check_complete,
     ensure_torchvision,
-    missing_package,
+    loading,
     resolve_device,
     resolve_dtype,
     tokenizer_facts,
@@ -39,6 +39,10 @@ from zsqretrieval.types import Image
 __all__ = ["Kosmos1Generator"]
 
 _DEFAULT = "microsoft/kosmos-2-patch14-224"
+_OFFLINE = (
+    f"With network, the repository {_DEFAULT} is downloaded once and cached. Offline, load it on a machine "
+    "with network, write it with save_pretrained(folder), copy that here and name its path"
+)
 _FAMILY = "kosmos-2"  # model_type of its configuration
 # Settings that change the results, for the fingerprint. Others may get new defaults in new versions of
 # transformers.
@@ -60,12 +64,7 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
         model: a transformers ``Kosmos2ForConditionalGeneration``, on its device and in its dtype.
         processor: its ``Kosmos2Processor``.
         config: the arguments of :meth:`from_pretrained` that rebuild this generator.
-        prefix_cache_bytes: memory for keys and values between calls, as in ``InterleavedGenerator``. One
-            image takes 12.6 MiB in 16 bits at full size.
-
-    Attributes:
-        model: as given, in evaluation mode.
-        processor: as given.
+        prefix_cache_bytes: memory for keys and values between calls; an image takes 12.6 MiB in 16 bits.
     """
 
     _settings = ("name", "dtype", "prefix_cache_bytes")
@@ -127,14 +126,8 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
         dtype, torch_dtype = resolve_dtype(dtype, target)
         folder = Path(name).expanduser()
         source = str(folder.absolute()) if folder.is_dir() else str(name)
-        try:
+        with loading(f"Kosmos from {source}", source, _OFFLINE):
             model, processor = _load(source, torch_dtype)
-        except (MemoryError, WeightsError):
-            raise
-        except ImportError as error:
-            raise missing_package(error, f"Kosmos from {source}") from error
-        except Exception as error:  # transformers, huggingface_hub and safetensors raise various types
-            raise WeightsError(_explain(source, error)) from error
         config = {"name": source, "dtype": dtype, "prefix_cache_bytes": prefix_cache_bytes}
         return cls(model.to(target), processor, config=config, prefix_cache_bytes=prefix_cache_bytes)
 
@@ -211,14 +204,3 @@ def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     # Pillow resizes alike on every machine; torchvision, which may be missing, resizes differently.
     image_processor = classes.CLIPImageProcessorPil.from_pretrained(source)
     return model, classes.Kosmos2Processor(image_processor, classes.AutoTokenizer.from_pretrained(source))
-
-
-def _explain(source: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:500]
-    what = f"cannot load Kosmos from {source}: {type(error).__name__}: {reason}"
-    if Path(source).is_dir():
-        return f"{what}. The folder is incomplete, damaged, or of another model: copy or save it again"
-    return (
-        f"{what}. With network, the repository {_DEFAULT} is downloaded once and cached. Offline, load it on "
-        "a machine with network, write it with save_pretrained(folder), copy that here and name its path"
-    )

@@ -27,20 +27,15 @@ _MARK = re.compile(r"<image>|\{\{|\}\}|\{([A-Za-z_][A-Za-z_0-9]*)\}|[{}]")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text with placeholders for images and texts.
-
-    Attributes:
-        template: ``<image>`` stands for an image, ``{name}`` for a text, and ``{{`` or ``}}`` for a brace.
-        images: number of images.
-        fields: names of the texts, in order of appearance.
+    """A text with placeholders: ``<image>``, ``{name}`` for a text, and ``{{`` or ``}}`` for a brace.
 
     Raises:
         InvalidInputError: a brace is neither part of a placeholder nor doubled.
     """
 
     template: str
-    images: int = field(init=False, repr=False, compare=False)
-    fields: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    images: int = field(init=False, repr=False, compare=False)  # number of images
+    fields: tuple[str, ...] = field(init=False, repr=False, compare=False)  # names, in order of appearance
 
     def __post_init__(self) -> None:
         marks = list(_MARK.finditer(self.template))
@@ -95,11 +90,7 @@ class Prompt:
 
 
 def check_prompt(prompt: object, *fields: str, what: str = "the prompt") -> None:
-    """Check that a prompt takes one image and these texts.
-
-    Raises:
-        InvalidInputError: it takes others, or is not a prompt.
-    """
+    """Check that a prompt takes one image and these texts; InvalidInputError if not."""
     if not isinstance(prompt, Prompt):
         raise InvalidInputError(
             f"{what} must be a Prompt, such as Prompt('<image>Question:'), not {prompt!r}"
@@ -114,15 +105,10 @@ def check_prompt(prompt: object, *fields: str, what: str = "the prompt") -> None
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """A solved task for a few-shot prompt.
+    """A solved task for a few-shot prompt."""
 
-    Attributes:
-        context: the task, made by :meth:`Prompt.context`.
-        answer: a good continuation, leading space included.
-    """
-
-    context: Context
-    answer: str
+    context: Context  # made by Prompt.context
+    answer: str  # leading space included
 
 
 def few_shot(examples: Iterable[Example], context: Context, *, separator: str = "\n") -> list[Segment]:

@@ -58,11 +58,7 @@ def unit_rows(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
 
 
 def check_keys(keys: ArrayLike) -> NDArray[np.int64]:
-    """Keys to add or to remove as int64 [n]: each at least 0, no repeats.
-
-    Raises:
-        InvalidInputError: another shape or dtype, a negative key, or a repeated one; names it.
-    """
+    """Keys to add or to remove as int64 [n]: each at least 0, no repeats."""
     checked = check_key_dtype(keys)
     if checked.size and checked.min() < 0:
         raise InvalidInputError(f"key {checked.min()} is negative; keys are integers >= 0")
@@ -73,7 +69,7 @@ def check_keys(keys: ArrayLike) -> NDArray[np.int64]:
 
 
 def check_key_dtype(keys: ArrayLike) -> NDArray[np.int64]:
-    """Integers as int64 [n]; InvalidInputError for another shape or dtype, or a key beyond int64."""
+    """Integers as int64 [n]."""
     given = _as_array(keys, "keys")
     if given.ndim != 1:
         raise InvalidInputError(f"keys have shape {list(given.shape)}, they must be one row of integers [n]")
@@ -87,11 +83,7 @@ def check_key_dtype(keys: ArrayLike) -> NDArray[np.int64]:
 
 
 def check_integer(name: str, value: Any, *, least: int = 1, most: int = 2**31 - 1) -> int:
-    """An integer setting within bounds; the default upper bound is that of C's int.
-
-    Raises:
-        InvalidInputError: not an integer, or out of bounds.
-    """
+    """An integer setting within bounds; the default upper bound is that of C's int."""
     try:
         number = operator.index(value)
     except TypeError:

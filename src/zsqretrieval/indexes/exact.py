@@ -29,13 +29,6 @@ class ExactIndex(VectorIndex):
     vectors stays under 20 MB for any number of queries and rows. Identical vectors are stored once. Equal
     scores are ranked by ascending key. A search in one thread sees each change of another thread completely
     or not at all.
-
-    Args:
-        dim: length of the vectors.
-        fingerprint: fingerprint of their encoder; empty when unknown.
-
-    Raises:
-        InvalidInputError: ``dim`` is not an integer >= 1.
     """
 
     _kind = "exact"

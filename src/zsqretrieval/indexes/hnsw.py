@@ -53,7 +53,7 @@ class HNSWIndex(VectorIndex):
         ef_construction: candidates per insertion.
         ef: candidates per search; more gives better recall and slower answers. The default is tuned on text
             queries, which need about twice the ef of image queries.
-        fingerprint: fingerprint of the encoder of the vectors; empty when unknown.
+        fingerprint: fingerprint of their encoder; empty when unknown.
         seed: seed of the random levels.
         threads: threads for adding and for batches of queries; None for every core. With 1 the same calls
             make the same graph, bit for bit; with more they do not.
@@ -241,14 +241,11 @@ class Graph:
     hnswlib checks little: a query of the wrong length or a search before initialisation kills the process. A
     Graph is always initialised, takes only checked arrays, and turns hnswlib's failures, reported or not,
     into Python errors. It has no lock: no other call may run during ``add``, ``delete`` or ``restore``.
-
-    Args:
-        native: an initialised ``hnswlib.Index``.
-        dim: length of the vectors.
-        M: links per element.
     """
 
-    def __init__(self, native: Any, dim: int, M: int) -> None:
+    def __init__(self, native: Any, dim: int, *, M: int, ef: int, threads: int) -> None:
+        native.set_ef(ef)  # not stored in a file
+        native.set_num_threads(threads)
         self._native = native
         self._dim = dim
         self._M = M
@@ -261,9 +258,7 @@ class Graph:
         native = _import_hnswlib().Index(space="ip", dim=dim)
         with _native_errors(f"room for {capacity} vectors of {dim} numbers"):
             native.init_index(capacity, M=M, ef_construction=ef_construction, random_seed=seed)
-        native.set_ef(ef)
-        native.set_num_threads(threads)
-        return cls(native, dim, M)
+        return cls(native, dim, M=M, ef=ef, threads=threads)
 
     @classmethod
     def load(cls, file: Path, dim: int, *, count: int, M: int, ef: int, threads: int) -> Self:
@@ -275,9 +270,7 @@ class Graph:
             raise IntegrityError(
                 f"hnswlib refuses {file} ({error}); rebuild the index from its source"
             ) from error
-        native.set_ef(ef)  # not stored in the file
-        native.set_num_threads(threads)
-        return cls(native, dim, M)
+        return cls(native, dim, M=M, ef=ef, threads=threads)
 
     def reserve(self, size: int) -> None:
         """Make room for ``size`` elements; a MemoryError leaves the graph unchanged."""

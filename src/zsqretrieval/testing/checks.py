@@ -38,17 +38,11 @@ class ContractError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Check(Generic[Factory]):
-    """One promise of a contract.
+    """One promise of a contract."""
 
-    Attributes:
-        name: identifies it in ``expected_failures`` and reports.
-        promise: the promise in one sentence.
-        verify: raises if objects of the factory break the promise.
-    """
-
-    name: str
-    promise: str
-    verify: Callable[[Factory], None]
+    name: str  # in ``expected_failures`` and reports
+    promise: str  # one sentence
+    verify: Callable[[Factory], None]  # raises if objects of the factory break the promise
 
     def __call__(self, factory: Factory) -> None:
         """Verify the promise on objects of ``factory``.

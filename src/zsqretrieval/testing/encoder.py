@@ -292,8 +292,7 @@ def threads_agree(encoder: Encoder) -> None:
     """Concurrent calls and sequential calls give the same rows."""
     image_jobs = [paintings(2, first_seed=seed) for seed in range(8)]
     text_jobs = [TEXTS[i:] + TEXTS[:i] for i in range(len(TEXTS))]
-    calls: tuple[tuple[Any, Any], ...]
-    calls = (encoder.encode_image, image_jobs), (encoder.encode_text, text_jobs)
+    calls: list[tuple[Any, Any]] = [(encoder.encode_image, image_jobs), (encoder.encode_text, text_jobs)]
     for encode, jobs in calls:
         serial = [encode(job) for job in jobs]
         with ThreadPoolExecutor(4) as pool:

@@ -29,19 +29,12 @@ __all__ = ["Frame", "InterleavedGenerator"]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Special tokens of a context.
+    """Special tokens of a context."""
 
-    Attributes:
-        start: at the beginning of every context.
-        before_image: before the state of each image.
-        after_image: after it.
-        stop: tokens that end a generated text.
-    """
-
-    start: Tokens = ()
+    start: Tokens = ()  # at the beginning of every context
     before_image: Tokens = ()
     after_image: Tokens = ()
-    stop: frozenset[int] = frozenset()
+    stop: frozenset[int] = frozenset()  # end a generated text
 
 
 class InterleavedGenerator(ABC):
@@ -54,12 +47,8 @@ class InterleavedGenerator(ABC):
     begins with white space, as it would stand in running text. So the tokens of a continuation are the same
     after every context.
 
-    Args:
-        model: the language model.
-        frame: special tokens around texts and images.
-        state_shape: (tokens, D) of one image's state.
-        prefix_cache_bytes: memory for the keys and values of contexts between calls, which make a second
-            question about the same images cheaper; 0 keeps none.
+    Keys and values of contexts stay in ``prefix_cache_bytes`` of memory between calls, which makes a second
+    question about the same images cheaper.
     """
 
     def __init__(

@@ -317,15 +317,8 @@ def score_pairs(
     last token, such as yes and no, are one row, because that token is not read. With room in ``prefixes``,
     contexts up to their last image are also kept for later calls.
 
-    Args:
-        model: the model.
-        contexts: n contexts, each not empty.
-        continuations: n continuations, each not empty.
-        states: image states of the contexts.
-        prefixes: cache of earlier calls.
-        batch_size: most rows computed together.
-        token_budget: most positions computed together.
-        progress: called after each batch with ``"scoring"`` and the number of distinct rows.
+    Contexts and continuations are not empty. ``batch_size`` limits the rows computed together,
+    ``token_budget`` their positions. ``progress`` is called with ``"scoring"`` and the number of rows.
 
     Returns:
         For each pair float32 [len(continuation)]: log-probabilities in nats.

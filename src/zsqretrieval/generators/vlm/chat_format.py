@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image as PILImage
 
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.generators.vlm.families import Family
 from zsqretrieval.types import Context, Image, ImageState
-
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image as PILImage
 
 __all__ = ["ModelInputs", "Reader", "collate", "has_chat_template"]
 
@@ -22,15 +21,10 @@ Segment: TypeAlias = "str | Image"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelInputs:
-    """One context as the model's input tensors.
+    """One context as the model's input tensors, by name."""
 
-    Attributes:
-        tokens: tensors with one entry per token, by name: integer [1, n, ...]; ``input_ids`` is one of them.
-        images: pixels and their metadata, by name, images along the first axis.
-    """
-
-    tokens: dict[str, torch.Tensor]
-    images: dict[str, torch.Tensor]
+    tokens: dict[str, torch.Tensor]  # one entry per token: integer [1, n, ...]; ``input_ids`` is one of them
+    images: dict[str, torch.Tensor]  # pixels and their metadata, images along the first axis
 
     def __len__(self) -> int:
         return self.tokens["input_ids"].shape[1]
@@ -43,8 +37,6 @@ class ModelInputs:
 
     def followed_by(self, ids: Sequence[int], family: Family) -> ModelInputs:
         """These inputs followed by the tokens ``ids`` of a continuation."""
-        import torch
-
         follow = {"attention_mask": 1, **family.following}
         tokens = {}
         for name, value in self.tokens.items():
@@ -65,8 +57,6 @@ def collate(
     Returns:
         The model's keyword arguments: [B, longest, ...] per token, images one after another.
     """
-    import torch
-
     longest = max(map(len, prompts))
     batch = {}
     for name in prompts[0].tokens:
@@ -85,12 +75,8 @@ def collate(
 class Reader:
     """Converts contexts and continuations to the inputs of one family, and tokens back to text.
 
-    Args:
-        processor: the family's processor.
-        config: the model's configuration.
-        family: the family's settings.
-        encoder_decoder: whether continuations go to a separate decoder.
-        chat: whether a context becomes the user's turn of a conversation.
+    With ``encoder_decoder`` continuations go to a separate decoder; with ``chat`` a context becomes the
+    user's turn of a conversation.
 
     Raises:
         InvalidInputError: ``chat`` is set and the processor has no chat template for images.
@@ -223,8 +209,6 @@ class Reader:
     # -- inputs that this class writes -------------------------------------------------------------------
 
     def _write(self, segments: list[Segment], pictures: list[PILImage.Image]) -> ModelInputs:
-        import torch
-
         layout = self._family.layout
         assert layout is not None
         leading = next((i for i, one in enumerate(segments) if isinstance(one, str)), len(segments))
@@ -237,8 +221,6 @@ class Reader:
     # -- inputs that the processor writes ----------------------------------------------------------------
 
     def _process(self, segments: list[Segment], pictures: list[PILImage.Image], name: str) -> ModelInputs:
-        import torch
-
         text = self._conversation(segments, name) if self._chat else self._line(segments)
         begins = bool(self._tokenizer.bos_token) and text.startswith(self._tokenizer.bos_token)
         encoded = self._processor(

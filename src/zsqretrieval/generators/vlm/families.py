@@ -19,16 +19,13 @@ class Layout:
     """Prompt layout for a family whose processor takes only one image before the text.
 
     For a context of one image and one text, the prompt equals the processor's.
-
-    Attributes:
-        image: (processor, config) -> placeholder tokens of one image, as text.
-        write: (tokenizer, leading images, following text and images) -> the prompt's rows.
-        without_images: config -> shapes, by name, of the zero tensors that replace pixels when no prompt of a
-            batch has an image.
     """
 
+    # (processor, config) -> placeholder tokens of one image, as text
     image: Callable[[Any, Any], str]
+    # (tokenizer, leading images, following text and images) -> the prompt's rows
     write: Callable[[Any, str, str], Rows]
+    # config -> shapes, by name, of the zeros that replace pixels when no prompt of a batch has an image
     without_images: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
 
 
@@ -142,7 +139,7 @@ def family_of(model_type: str) -> Family:
     """The family of a configuration's ``model_type``; an untested one is scored one pair at a time.
 
     Raises:
-        InvalidInputError: models of this family cannot be scored; gives the reason.
+        InvalidInputError: its models cannot be scored; gives the reason.
     """
     if model_type in REFUSED:
         raise InvalidInputError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from PIL import Image as PILImage
 
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Image
@@ -24,8 +26,6 @@ def check_scores(generator: VLMGenerator, name: str) -> None:
     Raises:
         InvalidInputError: they are not; says why, with the family's name.
     """
-    import torch
-
     reader, score = generator._reader, generator._score
     what = f"{name} is a {generator._model.config.model_type} model and cannot be scored by this class: "
     try:
@@ -58,8 +58,6 @@ def check_scores(generator: VLMGenerator, name: str) -> None:
 
 def _plaid(shift: int) -> Image:
     """A small picture without symmetry."""
-    from PIL import Image as PILImage
-
     x, y = np.meshgrid(np.arange(64), np.arange(64))
     pixels = np.stack([3 * x + shift * y, 2 * y + 11 * shift, x + y + 29 * shift], axis=-1) % 256
     return Image(PILImage.fromarray(pixels.astype(np.uint8)), "the check's picture")

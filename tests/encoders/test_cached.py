@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from zsqretrieval.data.images import digest
 from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
-from zsqretrieval.protocols import Encoder
 from zsqretrieval.testing import ToyEncoder, encoder_checks, parametrize_checks
 from zsqretrieval.testing.pictures import encoded, painting, paintings
 from zsqretrieval.types import Image
@@ -155,7 +154,3 @@ def test_refusals() -> None:
         CachedEncoder(ToyEncoder(), capacity=0)
     with pytest.raises(InvalidInputError, match="not one string"):
         CachedEncoder(ToyEncoder()).encode_text("a dog")
-
-
-def test_it_is_an_encoder() -> None:
-    assert isinstance(CachedEncoder(ToyEncoder()), Encoder)

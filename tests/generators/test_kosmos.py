@@ -13,11 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 
 import tiny_vlms
 from benchmarks.scoring import naive_log_likelihood
-from tiny_kosmos import tiny_kosmos, tiny_model, tiny_processor
+from tiny_kosmos import (
+    Kosmos2Config,
+    Kosmos2ForConditionalGeneration,
+    tiny_kosmos,
+    tiny_model,
+    tiny_processor,
+)
 from zsqretrieval import plugins
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError, WeightsError

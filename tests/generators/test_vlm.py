@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -502,11 +503,7 @@ def test_fingerprint_depends_on_everything_that_changes_scores(
     load: Load, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     def moved(name: str) -> Path:
-        target = tmp_path / name
-        target.mkdir()
-        for file in folder("qwen2_vl").iterdir():
-            (target / file.name).write_bytes(file.read_bytes())
-        return target
+        return Path(shutil.copytree(folder("qwen2_vl"), tmp_path / name))
 
     def fingerprint(path: Path) -> str:
         return VLMGenerator.from_pretrained(path, device="cpu", self_check=False).fingerprint
@@ -581,14 +578,8 @@ def test_logits_changed_after_the_head_have_no_hidden_states() -> None:
     assert seen == unseen == []
 
 
-def copied(source: Path, target: Path) -> Path:
-    for file in source.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    return target
-
-
 def test_damaged_folder_is_refused(folder: Callable[[str], Path], tmp_path: Path) -> None:
-    whole = copied(folder("llava"), tmp_path)
+    whole = Path(shutil.copytree(folder("llava"), tmp_path / "copy"))
     weights = (whole / "model.safetensors").read_bytes()
     (whole / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(WeightsError, match="cannot load the weights"):
@@ -610,7 +601,7 @@ def test_damaged_folder_is_refused(folder: Callable[[str], Path], tmp_path: Path
 def test_missing_weights_are_refused(folder: Callable[[str], Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    whole = copied(folder("llava"), tmp_path)
+    whole = Path(shutil.copytree(folder("llava"), tmp_path / "copy"))
     state = load_file(whole / "model.safetensors")
     key = next(key for key in state if "multi_modal_projector" in key)
     save_file({name: value for name, value in state.items() if name != key}, whole / "model.safetensors")

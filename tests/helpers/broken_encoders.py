@@ -9,6 +9,7 @@ import time
 import numpy as np
 from PIL import Image as PILImage
 
+from caught_by import caught_by
 from zsqretrieval.errors import ImageError
 from zsqretrieval.testing import ToyEncoder
 from zsqretrieval.types import Image
@@ -23,12 +24,9 @@ class BothWays(ToyEncoder):
     def encode_text(self, texts, *, batch_size=32):
         return self.spoil(super().encode_text(texts), batch_size)
 
-    def spoil(self, rows, batch_size):
-        raise NotImplementedError
 
-
+@caught_by("dim_and_fingerprint_are_stable")
 class FingerprintChangesWithUse(ToyEncoder):
-    caught_by = ("dim_and_fingerprint_are_stable",)
     calls = 0
 
     @property
@@ -37,42 +35,37 @@ class FingerprintChangesWithUse(ToyEncoder):
         return f"toy-{self.calls}"
 
 
+@caught_by("dim_and_fingerprint_are_stable")
 class NumpyDim(ToyEncoder):
-    caught_by = ("dim_and_fingerprint_are_stable",)
     dim = np.int64(16)
 
 
+@caught_by("image_rows_are_unit_vectors", "text_rows_are_unit_vectors")
 class Unnormalised(BothWays):
-    caught_by = ("image_rows_are_unit_vectors", "text_rows_are_unit_vectors")
-
     def spoil(self, rows, batch_size):
         return rows * np.float32(1.001)
 
 
+@caught_by("image_rows_are_unit_vectors", "text_rows_are_unit_vectors", "no_images_give_no_rows")
 class Float64(BothWays):
-    caught_by = ("image_rows_are_unit_vectors", "text_rows_are_unit_vectors", "no_images_give_no_rows")
-
     def spoil(self, rows, batch_size):
         return rows.astype(np.float64)
 
 
+@caught_by("image_rows_are_unit_vectors", "text_rows_are_unit_vectors")
 class ColumnMajor(BothWays):
-    caught_by = ("image_rows_are_unit_vectors", "text_rows_are_unit_vectors")
-
     def spoil(self, rows, batch_size):
         return np.asfortranarray(rows)
 
 
+@caught_by("no_images_give_no_rows", "no_texts_give_no_rows")
 class StacksAnEmptyList(BothWays):
-    caught_by = ("no_images_give_no_rows", "no_texts_give_no_rows")
-
     def spoil(self, rows, batch_size):
         return np.array(list(rows), np.float32)
 
 
+@caught_by("image_order_is_kept", "text_order_is_kept")
 class SortedByLengthAndNotBack(ToyEncoder):
-    caught_by = ("image_order_is_kept", "text_order_is_kept")
-
     def encode_image(self, images, *, batch_size=32):
         return super().encode_image(sorted(images, key=lambda image: len(image.content)))
 
@@ -80,9 +73,8 @@ class SortedByLengthAndNotBack(ToyEncoder):
         return super().encode_text(sorted(texts, key=len))
 
 
+@caught_by("image_batch_size_changes_nothing", "text_batch_size_changes_nothing")
 class TrainingModeBatchNorm(BothWays):
-    caught_by = ("image_batch_size_changes_nothing", "text_batch_size_changes_nothing")
-
     def spoil(self, rows, batch_size):
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
@@ -90,31 +82,27 @@ class TrainingModeBatchNorm(BothWays):
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@caught_by("encoding_is_deterministic")
 class Dropout(BothWays):
-    caught_by = ("encoding_is_deterministic",)
-
     def spoil(self, rows, batch_size):
         rows += np.random.default_rng().normal(0, 0.01, rows.shape).astype(np.float32)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@caught_by("different_images_differ", "different_texts_differ")
 class Collapsed(BothWays):
-    caught_by = ("different_images_differ", "different_texts_differ")
-
     def spoil(self, rows, batch_size):
         return np.full_like(rows, 0.25)
 
 
+@caught_by("image_rows_are_unit_vectors", "encoding_is_deterministic", "different_texts_differ")
 class NanRows(BothWays):
-    caught_by = ("image_rows_are_unit_vectors", "encoding_is_deterministic", "different_texts_differ")
-
     def spoil(self, rows, batch_size):
         return np.full_like(rows, np.nan)
 
 
+@caught_by("only_pixels_count")
 class CachesBySource(ToyEncoder):
-    caught_by = ("only_pixels_count",)
-
     def __init__(self):
         self.cache = {}
 
@@ -124,9 +112,8 @@ class CachesBySource(ToyEncoder):
         return np.concatenate([np.empty((0, 16), np.float32), *(self.cache[i.source] for i in images)])
 
 
+@caught_by("only_pixels_count")
 class ReadsCaptions(ToyEncoder):
-    caught_by = ("only_pixels_count",)
-
     def encode_image(self, images, *, batch_size=32):
         rows = super().encode_image(images)
         for row, image in zip(rows, images, strict=True):
@@ -135,9 +122,8 @@ class ReadsCaptions(ToyEncoder):
         return rows
 
 
+@caught_by("bytes_paths_and_pictures_agree")
 class BlueGreenRedPictures(ToyEncoder):
-    caught_by = ("bytes_paths_and_pictures_agree",)
-
     def encode_image(self, images, *, batch_size=32):
         swapped = [
             Image(PILImage.fromarray(np.asarray(image.content.convert("RGB"))[..., ::-1]), image.source)
@@ -148,9 +134,8 @@ class BlueGreenRedPictures(ToyEncoder):
         return super().encode_image(swapped)
 
 
+@caught_by("colour_modes_are_accepted")
 class OnlyColour(ToyEncoder):
-    caught_by = ("colour_modes_are_accepted",)
-
     def encode_image(self, images, *, batch_size=32):
         for image in images:
             if PILImage.open(io.BytesIO(image.content)).mode != "RGB":
@@ -158,10 +143,9 @@ class OnlyColour(ToyEncoder):
         return super().encode_image(images)
 
 
+@caught_by("exif_turn_is_undone", "colour_modes_agree")
 class DecodesByHand(ToyEncoder):
     """The two lines everybody writes first."""
-
-    caught_by = ("exif_turn_is_undone", "colour_modes_agree")
 
     def encode_image(self, images, *, batch_size=32):
         pixels = [np.asarray(PILImage.open(io.BytesIO(image.content))) for image in images]
@@ -174,9 +158,8 @@ class DecodesByHand(ToyEncoder):
         )
 
 
+@caught_by("extreme_sizes_are_accepted")
 class NeedsEightPixels(ToyEncoder):
-    caught_by = ("extreme_sizes_are_accepted",)
-
     def encode_image(self, images, *, batch_size=32):
         for image in images:
             if min(PILImage.open(io.BytesIO(image.content)).size) < 8:
@@ -184,34 +167,30 @@ class NeedsEightPixels(ToyEncoder):
         return super().encode_image(images)
 
 
+@caught_by("unusual_texts_are_accepted")
 class RefusesLongTexts(ToyEncoder):
-    caught_by = ("unusual_texts_are_accepted",)
-
     def encode_text(self, texts, *, batch_size=32):
         if any(len(text) > 500 for text in texts):
             raise ValueError("too long")
         return super().encode_text(texts)
 
 
+@caught_by("unusual_texts_are_accepted")
 class ZeroForEmptyText(ToyEncoder):
-    caught_by = ("unusual_texts_are_accepted",)
-
     def encode_text(self, texts, *, batch_size=32):
         rows = super().encode_text(texts)
         rows[[not text for text in texts]] = 0
         return rows
 
 
+@caught_by("one_string_is_refused")
 class EncodesLetters(ToyEncoder):
-    caught_by = ("one_string_is_refused",)
-
     def encode_text(self, texts, *, batch_size=32):
         return super().encode_text(list(texts))
 
 
+@caught_by("broken_image_is_named")
 class LeavesBrokenImagesOut(ToyEncoder):
-    caught_by = ("broken_image_is_named",)
-
     def encode_image(self, images, *, batch_size=32):
         rows = [np.empty((0, 16), np.float32)]
         for image in images:
@@ -222,9 +201,8 @@ class LeavesBrokenImagesOut(ToyEncoder):
         return np.concatenate(rows)
 
 
+@caught_by("broken_image_is_named")
 class NamesTheFirstImage(ToyEncoder):
-    caught_by = ("broken_image_is_named",)
-
     def encode_image(self, images, *, batch_size=32):
         try:
             return super().encode_image(images)
@@ -232,9 +210,8 @@ class NamesTheFirstImage(ToyEncoder):
             raise ImageError(images[0].source, error.reason) from error
 
 
+@caught_by("inputs_are_not_changed")
 class PopsItsInput(ToyEncoder):
-    caught_by = ("inputs_are_not_changed",)
-
     def encode_text(self, texts, *, batch_size=32):
         rows = super().encode_text(texts)
         if isinstance(texts, list):
@@ -242,9 +219,8 @@ class PopsItsInput(ToyEncoder):
         return rows
 
 
+@caught_by("inputs_are_not_changed")
 class PaintsOnPictures(ToyEncoder):
-    caught_by = ("inputs_are_not_changed",)
-
     def encode_image(self, images, *, batch_size=32):
         rows = super().encode_image(images)
         for image in images:
@@ -254,9 +230,8 @@ class PaintsOnPictures(ToyEncoder):
         return rows
 
 
+@caught_by("results_are_fresh")
 class OneBuffer(BothWays):
-    caught_by = ("results_are_fresh",)
-
     def __init__(self):
         self.buffer = np.empty((1000, 16), np.float32)
 
@@ -265,9 +240,8 @@ class OneBuffer(BothWays):
         return self.buffer[: len(rows)]
 
 
+@caught_by("results_are_fresh")
 class HandsOutItsCache(ToyEncoder):
-    caught_by = ("results_are_fresh",)
-
     def __init__(self):
         self.cache = {}
 
@@ -277,18 +251,16 @@ class HandsOutItsCache(ToyEncoder):
         return self.cache.setdefault(tuple(texts), super().encode_text(texts))
 
 
+@caught_by("threads_agree")
 class StateBetweenSteps(BothWays):
-    caught_by = ("threads_agree",)
-
     def spoil(self, rows, batch_size):
         self.last = rows
         time.sleep(0.005)
         return self.last
 
 
+@caught_by("threads_agree")
 class OneThreadOnly(ToyEncoder):
-    caught_by = ("threads_agree",)
-
     def __init__(self):
         self.home = threading.get_ident()
 

@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from caught_by import caught_by
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.testing import ToyGenerator, ToyStatesGenerator
 from zsqretrieval.types import Image, ImageState, LogLikelihood
@@ -19,9 +20,6 @@ class SpoiledScores(ToyGenerator):
         found = super().log_likelihood(contexts, continuations, **settings)
         return [dataclasses.replace(one, token_log_probs=self.spoil(one.token_log_probs)) for one in found]
 
-    def spoil(self, log_probs):
-        raise NotImplementedError
-
 
 class SpoiledContexts(ToyGenerator):
     """Applies ``spoil`` of a subclass to all scored contexts."""
@@ -31,9 +29,6 @@ class SpoiledContexts(ToyGenerator):
             [self.spoil(context) for context in contexts], continuations, **settings
         )
 
-    def spoil(self, context):
-        raise NotImplementedError
-
 
 class SpoiledTexts(ToyGenerator):
     """Applies ``spoil`` of a subclass to all generated texts."""
@@ -41,43 +36,36 @@ class SpoiledTexts(ToyGenerator):
     def generate(self, contexts, **settings):
         return self.spoil(super().generate(contexts, **settings))
 
-    def spoil(self, texts):
-        raise NotImplementedError
-
 
 # -- likelihood
 
 
+@caught_by("fingerprint_is_stable")
 class NoFingerprint(ToyGenerator):
-    caught_by = ("fingerprint_is_stable",)
     fingerprint = ""
 
 
+@caught_by("likelihoods_are_log_probabilities")
 class Losses(SpoiledScores):
-    caught_by = ("likelihoods_are_log_probabilities",)
-
     def spoil(self, log_probs):
         return -log_probs
 
 
+@caught_by("likelihoods_are_log_probabilities")
 class Float64(SpoiledScores):
-    caught_by = ("likelihoods_are_log_probabilities",)
-
     def spoil(self, log_probs):
         return log_probs.astype(np.float64)
 
 
+@caught_by("likelihoods_are_log_probabilities")
 class OneNumberPerText(SpoiledScores):
-    caught_by = ("likelihoods_are_log_probabilities",)
-
     def spoil(self, log_probs):
         return log_probs.sum(keepdims=True)
 
 
+@caught_by("next_token_probabilities_sum_to_one")
 class UnshiftedLabels(ToyGenerator):
     """Scores every token by the logits at its own position, where it has been read already."""
-
-    caught_by = ("next_token_probabilities_sum_to_one",)
 
     def _score(self, context, text, pair):
         tokens = self._tokens(text)
@@ -87,55 +75,49 @@ class UnshiftedLabels(ToyGenerator):
         return LogLikelihood(tuple(self.vocabulary[t] for t in tokens), np.array(log_probs, np.float32))
 
 
+@caught_by("next_token_probabilities_sum_to_one")
 class Temperature(SpoiledScores):
     """Log-probabilities of logits divided by 2, without another softmax."""
-
-    caught_by = ("next_token_probabilities_sum_to_one",)
 
     def spoil(self, log_probs):
         return log_probs / 2
 
 
+@caught_by("chain_rule_holds", "next_token_probabilities_sum_to_one")
 class FirstTokenFree(SpoiledScores):
     """Shifts within the continuation, so that its first token is never scored."""
-
-    caught_by = ("chain_rule_holds", "next_token_probabilities_sum_to_one")
 
     def spoil(self, log_probs):
         return np.concatenate([np.zeros(1, np.float32), log_probs[1:]])
 
 
+@caught_by("chain_rule_holds", "later_tokens_do_not_leak")
 class LengthNormalised(SpoiledScores):
-    caught_by = ("chain_rule_holds", "later_tokens_do_not_leak")
-
     def spoil(self, log_probs):
         return log_probs / np.float32(len(log_probs))
 
 
+@caught_by("tokens_depend_on_the_continuation_only", "chain_rule_holds")
 class CountsTheContext(ToyGenerator):
     """Adds up the text of the context too."""
-
-    caught_by = ("tokens_depend_on_the_continuation_only", "chain_rule_holds")
 
     def _score(self, context, text, pair):
         words = " ".join([segment for segment in context if isinstance(segment, str)])
         return super()._score([s for s in context if not isinstance(s, str)], f"{words} {text}".strip(), pair)
 
 
+@caught_by("later_tokens_do_not_leak")
 class NoCausalMask(ToyGenerator):
     """Every token has seen the last one."""
-
-    caught_by = ("later_tokens_do_not_leak",)
 
     def _score(self, context, text, pair):
         last = text.split()[-1:] or [""]
         return super()._score((*last, *context), text, pair)
 
 
+@caught_by("batch_size_changes_nothing", "order_is_kept")
 class BatchAverage(ToyGenerator):
     """Hands out the batch's mean loss."""
-
-    caught_by = ("batch_size_changes_nothing", "order_is_kept")
 
     def log_likelihood(self, contexts, continuations, *, batch_size=16):
         found = super().log_likelihood(contexts, continuations)
@@ -149,10 +131,9 @@ class BatchAverage(ToyGenerator):
         return found
 
 
+@caught_by("padding_changes_nothing", "batch_size_changes_nothing")
 class AttendsToPadding(ToyGenerator):
     """Reads the padding on the left as if it were text."""
-
-    caught_by = ("padding_changes_nothing", "batch_size_changes_nothing")
 
     def log_likelihood(self, contexts, continuations, *, batch_size=16):
         if len(contexts) != len(continuations):
@@ -169,10 +150,9 @@ class AttendsToPadding(ToyGenerator):
         return found
 
 
+@caught_by("padding_changes_nothing")
 class CountsPadding(ToyGenerator):
     """Pads short texts on the right, and scores the padding."""
-
-    caught_by = ("padding_changes_nothing",)
 
     def log_likelihood(self, contexts, continuations, *, batch_size=16):
         found = super().log_likelihood(contexts, continuations)
@@ -186,24 +166,22 @@ class CountsPadding(ToyGenerator):
         ]
 
 
+@caught_by("order_is_kept", "padding_changes_nothing")
 class LongestFirstAndNotBack(ToyGenerator):
-    caught_by = ("order_is_kept", "padding_changes_nothing")
-
     def log_likelihood(self, contexts, continuations, *, batch_size=16):
         return sorted(super().log_likelihood(contexts, continuations), key=len, reverse=True)
 
 
+@caught_by("scoring_is_deterministic")
 class Dropout(SpoiledScores):
-    caught_by = ("scoring_is_deterministic",)
-
     def spoil(self, log_probs):
         return log_probs - np.random.default_rng().random(len(log_probs), np.float32)
 
 
+@caught_by("scoring_is_deterministic")
 class LeftoverCache(ToyGenerator):
     """Generation leaves something behind that the next scoring reads."""
 
-    caught_by = ("scoring_is_deterministic",)
     leftover = ()
 
     def generate(self, contexts, **settings):
@@ -214,81 +192,71 @@ class LeftoverCache(ToyGenerator):
         return super()._score((*self.leftover, *context), text, pair)
 
 
+@caught_by("image_matters", "every_image_matters")
 class IgnoresImages(SpoiledContexts):
-    caught_by = ("image_matters", "every_image_matters")
-
     def spoil(self, context):
         return [segment for segment in context if isinstance(segment, str)]
 
 
+@caught_by("text_matters")
 class IgnoresText(SpoiledContexts):
-    caught_by = ("text_matters",)
-
     def spoil(self, context):
         return [segment for segment in context if not isinstance(segment, str)]
 
 
+@caught_by("text_matters")
 class LosesTextBeforeTheImage(SpoiledContexts):
-    caught_by = ("text_matters",)
-
     def spoil(self, context):
         images = [i for i, segment in enumerate(context) if not isinstance(segment, str)]
         return context[images[0] :] if images else context
 
 
+@caught_by("every_image_matters")
 class FirstImageOnly(SpoiledContexts):
-    caught_by = ("every_image_matters",)
-
     def spoil(self, context):
         images = [segment for segment in context if not isinstance(segment, str)]
         return [segment for segment in context if isinstance(segment, str) or segment is images[0]]
 
 
+@caught_by("every_image_matters")
 class ImagesInAnyOrder(SpoiledContexts):
     """Gathers the images in an order of its own."""
-
-    caught_by = ("every_image_matters",)
 
     def spoil(self, context):
         images = sorted((s for s in context if not isinstance(s, str)), key=lambda image: image.source)
         return [*images, *(segment for segment in context if isinstance(segment, str))]
 
 
+@caught_by("no_pairs_give_no_likelihoods")
 class StacksAnEmptyList(ToyGenerator):
-    caught_by = ("no_pairs_give_no_likelihoods",)
-
     def log_likelihood(self, contexts, continuations, *, batch_size=16):
         return super().log_likelihood(contexts, continuations) or None
 
 
+@caught_by("empty_continuation_is_refused")
 class EmptyIsCertain(ToyGenerator):
     """A text without tokens has likelihood 1, the most likely of all."""
-
-    caught_by = ("empty_continuation_is_refused",)
 
     def _score(self, context, text, pair):
         return super()._score(context, text, pair) if text else LogLikelihood((), np.empty(0, np.float32))
 
 
+@caught_by("unequal_lengths_are_refused")
 class ZipsToTheShorter(ToyGenerator):
-    caught_by = ("unequal_lengths_are_refused",)
-
     def log_likelihood(self, contexts, continuations, *, batch_size=16):
         n = min(len(contexts), len(continuations))
         return super().log_likelihood(contexts[:n], continuations[:n])
 
 
+@caught_by("over_long_continuation_is_not_cut")
 class CutsOnTheRight(ToyGenerator):
-    caught_by = ("over_long_continuation_is_not_cut",)
-
     def _score(self, context, text, pair):
         return super()._score(context, " ".join(text.split()[:100]), pair)
 
 
+@caught_by("over_long_continuation_is_not_cut", "over_long_context_is_not_cut")
 class CutsOnTheLeft(ToyGenerator):
     """Keeps the end of what is too long, and so loses the image."""
-
-    caught_by = ("over_long_continuation_is_not_cut", "over_long_context_is_not_cut")
 
     def _score(self, context, text, pair):
         kept_text = " ".join(text.split()[-100:])
@@ -296,9 +264,8 @@ class CutsOnTheLeft(ToyGenerator):
         return super()._score(context if words < 100 else ("of the",), kept_text, pair)
 
 
+@caught_by("broken_image_is_named")
 class SkipsBrokenImages(SpoiledContexts):
-    caught_by = ("broken_image_is_named",)
-
     def spoil(self, context):
         kept = []
         for segment in context:
@@ -310,9 +277,8 @@ class SkipsBrokenImages(SpoiledContexts):
         return kept
 
 
+@caught_by("broken_image_is_named")
 class DoesNotSayWhichImage(ToyGenerator):
-    caught_by = ("broken_image_is_named",)
-
     def _read(self, context, name):
         try:
             return super()._read(context, name)
@@ -320,9 +286,8 @@ class DoesNotSayWhichImage(ToyGenerator):
             raise ImageError("<image>", error.reason) from error
 
 
+@caught_by("inputs_are_not_changed")
 class ExtendsContexts(ToyGenerator):
-    caught_by = ("inputs_are_not_changed",)
-
     def log_likelihood(self, contexts, continuations, *, batch_size=16):
         found = super().log_likelihood(contexts, continuations)
         for context, text in zip(contexts, continuations, strict=True):
@@ -331,27 +296,24 @@ class ExtendsContexts(ToyGenerator):
         return found
 
 
+@caught_by("progress_reaches_the_total", "progress_can_cancel")
 class ReportsNothing(ToyGenerator):
-    caught_by = ("progress_reaches_the_total", "progress_can_cancel")
-
     def log_likelihood(self, contexts, continuations, *, batch_size=16, progress=None):
         return super().log_likelihood(contexts, continuations)
 
 
+@caught_by("progress_reaches_the_total")
 class ReportsBeforeTheBatch(ToyGenerator):
     """Calls ``progress`` when a pair begins, so that the last call is one short."""
-
-    caught_by = ("progress_reaches_the_total",)
 
     def log_likelihood(self, contexts, continuations, *, batch_size=16, progress=None):
         report = progress and (lambda step, done, total: progress(step, done - 1, total))
         return super().log_likelihood(contexts, continuations, progress=report)
 
 
+@caught_by("progress_can_cancel")
 class CannotBeCancelled(ToyGenerator):
     """Takes the exception of ``progress`` for a failed report, and continues."""
-
-    caught_by = ("progress_can_cancel",)
 
     def log_likelihood(self, contexts, continuations, *, batch_size=16, progress=None):
         def report(*call):
@@ -364,54 +326,47 @@ class CannotBeCancelled(ToyGenerator):
 # -- generation
 
 
+@caught_by("n_texts_per_context")
 class FlatTexts(SpoiledTexts):
-    caught_by = ("n_texts_per_context",)
-
     def spoil(self, texts):
         return [text for each in texts for text in each]
 
 
+@caught_by("n_texts_per_context")
 class UniqueTexts(SpoiledTexts):
-    caught_by = ("n_texts_per_context",)
-
     def spoil(self, texts):
         return [sorted(set(each)) for each in texts]
 
 
+@caught_by("greedy_generation_is_deterministic")
 class AlwaysSamples(ToyGenerator):
-    caught_by = ("greedy_generation_is_deterministic",)
-
     def _continue(self, prompt, limit, temperature, rng):
         return super()._continue(prompt, limit, temperature or 1.0, rng)
 
 
+@caught_by("generation_order_is_kept")
 class TextsReversed(SpoiledTexts):
-    caught_by = ("generation_order_is_kept",)
-
     def spoil(self, texts):
         return texts[::-1]
 
 
+@caught_by("generation_order_is_kept")
 class FirstPromptForAll(ToyGenerator):
     """Copies the first prompt of a batch over the others."""
-
-    caught_by = ("generation_order_is_kept",)
 
     def generate(self, contexts, **settings):
         return super().generate([contexts[0]] * len(contexts) if contexts else [], **settings)
 
 
+@caught_by("seed_makes_sampling_repeatable")
 class IgnoresTheSeed(ToyGenerator):
-    caught_by = ("seed_makes_sampling_repeatable",)
-
     def generate(self, contexts, **settings):
         return super().generate(contexts, **{**settings, "seed": None})
 
 
+@caught_by("seed_makes_sampling_repeatable")
 class SeedsOnlyOnce(ToyGenerator):
     """Goes on with the random numbers of the call before."""
-
-    caught_by = ("seed_makes_sampling_repeatable",)
 
     def __init__(self):
         super().__init__()
@@ -424,46 +379,40 @@ class SeedsOnlyOnce(ToyGenerator):
         return super().generate(contexts, **settings)
 
 
+@caught_by("sampling_varies")
 class CopiesTheFirstDraw(SpoiledTexts):
-    caught_by = ("sampling_varies",)
-
     def spoil(self, texts):
         return [each[:1] * len(each) for each in texts]
 
 
+@caught_by("sampling_varies")
 class OneSeedForAll(ToyGenerator):
-    caught_by = ("sampling_varies",)
-
     def generate(self, contexts, **settings):
         return super().generate(contexts, **{**settings, "seed": 0})
 
 
+@caught_by("max_new_tokens_is_respected")
 class OneTokenTooMany(ToyGenerator):
-    caught_by = ("max_new_tokens_is_respected",)
-
     def _continue(self, prompt, limit, temperature, rng):
         return super()._continue(prompt, limit + 1, temperature, rng)
 
 
+@caught_by("max_new_tokens_is_respected")
 class WritesBackwards(SpoiledTexts):
-    caught_by = ("max_new_tokens_is_respected",)
-
     def spoil(self, texts):
         return [[" ".join(text.split()[::-1]) for text in each] for each in texts]
 
 
+@caught_by("greedy_token_is_the_likeliest")
 class TakesTheLeastLikely(ToyGenerator):
-    caught_by = ("greedy_token_is_the_likeliest",)
-
     def _continue(self, prompt, limit, temperature, rng):
         if temperature:
             return super()._continue(prompt, limit, temperature, rng)
         return " ".join([self.vocabulary[int(self._next(prompt).argmin())]] * limit)
 
 
+@caught_by("settings_out_of_range_are_refused")
 class NoRanges(ToyGenerator):
-    caught_by = ("settings_out_of_range_are_refused",)
-
     def generate(self, contexts, *, n=1, max_new_tokens=32, temperature=0.0, seed=None, batch_size=16):
         return super().generate(
             contexts,
@@ -474,9 +423,8 @@ class NoRanges(ToyGenerator):
         )
 
 
+@caught_by("over_long_prompt_is_refused")
 class CutsThePrompt(ToyGenerator):
-    caught_by = ("over_long_prompt_is_refused",)
-
     def generate(self, contexts, **settings):
         short = []
         for context in contexts:
@@ -493,56 +441,50 @@ class CutsThePrompt(ToyGenerator):
 # -- image states
 
 
+@caught_by("image_states_are_as_described")
 class StatesOfAnyPrecision(ToyStatesGenerator):
     """Hands out what the computation happened to use."""
-
-    caught_by = ("image_states_are_as_described",)
 
     def image_states(self, images, *, batch_size=16):
         return super().image_states(images).astype(np.float64)
 
 
+@caught_by("image_states_are_as_described")
 class NoStatesAtAll(ToyStatesGenerator):
     """An empty list has lost its shape."""
-
-    caught_by = ("image_states_are_as_described",)
 
     def image_states(self, images, *, batch_size=16):
         return super().image_states(images) if images else np.empty(0, np.float32)
 
 
+@caught_by("state_stands_for_its_image")
 class CoarseStates(ToyStatesGenerator):
     """Stores less than the model would notice."""
-
-    caught_by = ("state_stands_for_its_image",)
 
     def image_states(self, images, *, batch_size=16):
         return super().image_states(images).round(1)
 
 
+@caught_by("state_stands_for_its_image")
 class OneStateForAll(ToyStatesGenerator):
     """Puts the first state of a context in place of every other one."""
-
-    caught_by = ("state_stands_for_its_image",)
 
     def _read(self, context, name):
         states = [segment for segment in context if isinstance(segment, ImageState)]
         return super()._read([states[0] if isinstance(s, ImageState) else s for s in context], name)
 
 
+@caught_by("generate_accepts_states")
 class WritesWithoutLooking(ToyStatesGenerator):
-    caught_by = ("generate_accepts_states",)
-
     def generate(self, contexts, **settings):
         return super().generate(
             [[s for s in c if not isinstance(s, ImageState)] for c in contexts], **settings
         )
 
 
+@caught_by("state_batch_size_changes_nothing")
 class BatchNormalised(ToyStatesGenerator):
     """States depend on what else is in the batch."""
-
-    caught_by = ("state_batch_size_changes_nothing",)
 
     def image_states(self, images, *, batch_size=16):
         states = super().image_states(images)
@@ -551,31 +493,27 @@ class BatchNormalised(ToyStatesGenerator):
         return states
 
 
+@caught_by("state_order_is_kept", "state_stands_for_its_image")
 class StatesInReverse(ToyStatesGenerator):
-    caught_by = ("state_order_is_kept", "state_stands_for_its_image")
-
     def image_states(self, images, *, batch_size=16):
         return super().image_states(images)[::-1]
 
 
+@caught_by("foreign_state_is_refused")
 class ReadsAnyState(ToyStatesGenerator):
-    caught_by = ("foreign_state_is_refused",)
-
     def _recall(self, state):
         return super()._recall(dataclasses.replace(state, fingerprint=self.fingerprint))
 
 
+@caught_by("misshapen_state_is_refused")
 class BroadcastsStates(ToyStatesGenerator):
-    caught_by = ("misshapen_state_is_refused",)
-
     def _recall(self, state):
         return super()._recall(dataclasses.replace(state, values=np.resize(state.values, self.state_shape)))
 
 
+@caught_by("broken_image_has_no_state")
 class StatesOfNothing(ToyStatesGenerator):
     """A broken image becomes a black one."""
-
-    caught_by = ("broken_image_has_no_state",)
 
     def image_states(self, images, *, batch_size=16):
         found = []

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 
+from caught_by import caught_by
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.testing import ToyIndex
 from zsqretrieval.testing.index_refusals import refusals
@@ -21,67 +22,58 @@ class SpoiledAnswers(ToyIndex):
         found = super().search(vectors, k)
         return Neighbors(*self.spoil(found.keys, found.scores))
 
-    def spoil(self, keys, scores):
-        raise NotImplementedError
-
 
 # -- searching
 
 
+@caught_by("new_index_is_empty")
 class ForgetsItsFingerprint(ToyIndex):
-    caught_by = ("new_index_is_empty",)
-    fingerprint = ""
+    def __init__(self, dim, fingerprint=""):
+        super().__init__(dim)
 
 
+@caught_by("answers_have_contract_types")
 class PlatformTypes(SpoiledAnswers):
-    caught_by = ("answers_have_contract_types",)
-
     def spoil(self, keys, scores):
         return keys.astype(np.uint64), scores.astype(np.float64)
 
 
+@caught_by("answers_have_contract_types")
 class FlatAnswers(SpoiledAnswers):
-    caught_by = ("answers_have_contract_types",)
-
     def spoil(self, keys, scores):
         return keys.squeeze(), scores.squeeze()
 
 
+@caught_by("own_vector_is_nearest", "scores_are_cosines")
 class Distances(SpoiledAnswers):
-    caught_by = ("own_vector_is_nearest", "scores_are_cosines")
-
     def spoil(self, keys, scores):
         return keys, 1 - scores
 
 
+@caught_by("scores_are_cosines")
 class ScoresMappedToZeroOne(SpoiledAnswers):
-    caught_by = ("scores_are_cosines",)
-
     def spoil(self, keys, scores):
         return keys, (1 + scores) / 2
 
 
+@caught_by("own_vector_is_nearest", "scores_fall")
 class WorstFirst(SpoiledAnswers):
-    caught_by = ("own_vector_is_nearest", "scores_fall")
-
     def spoil(self, keys, scores):
         n = int((keys[0] >= 0).sum()) if len(keys) else 0
         keys[:, :n], scores[:, :n] = keys[:, :n][:, ::-1].copy(), scores[:, :n][:, ::-1].copy()
         return keys, scores
 
 
+@caught_by("scores_are_cosines", "length_of_vectors_does_not_matter")
 class InnerProducts(ToyIndex):
-    caught_by = ("scores_are_cosines", "length_of_vectors_does_not_matter")
-
     def _checked(self, vectors):
         super()._checked(vectors)
         return vectors
 
 
+@caught_by("length_of_vectors_does_not_matter")
 class NormsInFloat32(ToyIndex):
     """Squares of long vectors overflow, those of short ones vanish."""
-
-    caught_by = ("length_of_vectors_does_not_matter",)
 
     def _checked(self, vectors):
         super()._checked(vectors)
@@ -89,31 +81,27 @@ class NormsInFloat32(ToyIndex):
             return np.nan_to_num(vectors / np.sqrt((vectors * vectors).sum(axis=1, keepdims=True)))
 
 
+@caught_by("too_large_k_is_padded", "empty_index_answers_padding")
 class AsManyAsThereAre(SpoiledAnswers):
-    caught_by = ("too_large_k_is_padded", "empty_index_answers_padding")
-
     def spoil(self, keys, scores):
         real = keys.max(axis=0, initial=-1) >= 0
         return keys[:, real], scores[:, real]
 
 
+@caught_by("too_large_k_is_padded", "empty_index_answers_padding")
 class PaddedWithKeyZero(SpoiledAnswers):
-    caught_by = ("too_large_k_is_padded", "empty_index_answers_padding")
-
     def spoil(self, keys, scores):
         return np.maximum(keys, 0), np.nan_to_num(scores)
 
 
+@caught_by("no_queries_give_no_rows")
 class StacksAnEmptyList(SpoiledAnswers):
-    caught_by = ("no_queries_give_no_rows",)
-
     def spoil(self, keys, scores):
         return np.array(list(keys), np.int64), np.array(list(scores), np.float32)
 
 
+@caught_by("queries_do_not_affect_each_other")
 class CentredQueries(ToyIndex):
-    caught_by = ("queries_do_not_affect_each_other",)
-
     def search(self, vectors, k):
         self._checked(vectors)
         return (
@@ -123,9 +111,8 @@ class CentredQueries(ToyIndex):
         )
 
 
+@caught_by("inputs_are_not_changed")
 class NormalisesInPlace(ToyIndex):
-    caught_by = ("inputs_are_not_changed",)
-
     def _checked(self, vectors):
         units = super()._checked(vectors)
         if vectors.flags.writeable:
@@ -133,25 +120,22 @@ class NormalisesInPlace(ToyIndex):
         return units
 
 
+@caught_by("inputs_are_not_changed")
 class SortsKeysInPlace(ToyIndex):
-    caught_by = ("inputs_are_not_changed",)
-
     def remove(self, keys):
         super().remove(keys)
         keys[:] = -1
 
 
+@caught_by("index_keeps_its_own_copy")
 class KeepsReferences(ToyIndex):
-    caught_by = ("index_keeps_its_own_copy",)
-
     def add(self, keys, vectors):
         super().add(keys, vectors)
         self._rows = (keys, vectors) if len(self) == len(keys) else self._rows
 
 
+@caught_by("index_keeps_its_own_copy", "queries_do_not_affect_each_other")
 class OneAnswerBuffer(SpoiledAnswers):
-    caught_by = ("index_keeps_its_own_copy", "queries_do_not_affect_each_other")
-
     def __init__(self, dim, fingerprint=""):
         super().__init__(dim, fingerprint)
         self.buffers = {}
@@ -162,10 +146,9 @@ class OneAnswerBuffer(SpoiledAnswers):
         return kept_keys, kept_scores
 
 
+@caught_by("memory_layout_does_not_matter")
 class ReadsRawMemory(ToyIndex):
     """What C code does that is handed a pointer without its strides."""
-
-    caught_by = ("memory_layout_does_not_matter",)
 
     def _checked(self, vectors):
         return super()._checked(
@@ -173,25 +156,22 @@ class ReadsRawMemory(ToyIndex):
         )
 
 
+@caught_by("memory_layout_does_not_matter")
 class WritesToItsInput(ToyIndex):
-    caught_by = ("memory_layout_does_not_matter",)
-
     def add(self, keys, vectors):
         vectors *= 1
         super().add(keys, vectors)
 
 
+@caught_by("large_keys_are_exact")
 class KeysThroughFloat64(SpoiledAnswers):
-    caught_by = ("large_keys_are_exact",)
-
     def spoil(self, keys, scores):
         with np.errstate(invalid="ignore"):
             return keys.astype(np.float64).astype(np.int64), scores
 
 
+@caught_by("large_keys_are_exact")
 class Keys32(SpoiledAnswers):
-    caught_by = ("large_keys_are_exact",)
-
     def spoil(self, keys, scores):
         return keys.astype(np.int32).astype(np.int64), scores
 
@@ -199,10 +179,9 @@ class Keys32(SpoiledAnswers):
 # -- refusing
 
 
+@caught_by(*(check.name for check in refusals))
 class SwallowsErrors(ToyIndex):
     """Ignores whatever is wrong: nothing changes, but nobody is told."""
-
-    caught_by = tuple(check.name for check in refusals)
 
     def add(self, keys, vectors):
         with contextlib.suppress(ValueError):
@@ -221,13 +200,14 @@ class SwallowsErrors(ToyIndex):
             )
 
 
-class AddsUpToTheBadRow(ToyIndex):
-    """Refuses the batch, but has stored the rows before the bad one."""
-
-    caught_by = tuple(
+@caught_by(
+    *tuple(
         f"add_refuses_{offence}"
         for offence in ("nan", "infinity", "zero_vector", "present_key", "repeated_key")
     )
+)
+class AddsUpToTheBadRow(ToyIndex):
+    """Refuses the batch, but has stored the rows before the bad one."""
 
     def add(self, keys, vectors):
         if vectors.ndim != 2 or len(keys) != len(vectors):
@@ -236,18 +216,16 @@ class AddsUpToTheBadRow(ToyIndex):
             super().add(keys[i : i + 1], vectors[i : i + 1])
 
 
+@caught_by("remove_refuses_unknown_key", "remove_refuses_repeated_key")
 class RemovesUpToTheBadKey(ToyIndex):
-    caught_by = ("remove_refuses_unknown_key", "remove_refuses_repeated_key")
-
     def remove(self, keys):
         for i in range(len(keys)):
             super().remove(keys[i : i + 1])
 
 
+@caught_by("add_refuses_nan", "add_refuses_zero_vector")
 class ReservesKeysBeforeChecking(ToyIndex):
     """A refused batch leaves its keys behind as taken, though no search and no len can tell."""
-
-    caught_by = ("add_refuses_nan", "add_refuses_zero_vector")
 
     def __init__(self, dim, fingerprint=""):
         super().__init__(dim, fingerprint)
@@ -264,9 +242,8 @@ class ReservesKeysBeforeChecking(ToyIndex):
         self.taken -= set(keys.tolist())
 
 
+@caught_by("add_refuses_nan", "search_refuses_one_dimensional_vectors")
 class RefusesWithAnotherError(ToyIndex):
-    caught_by = ("add_refuses_nan", "search_refuses_one_dimensional_vectors")
-
     def _checked(self, vectors):
         try:
             return super()._checked(vectors)
@@ -277,35 +254,31 @@ class RefusesWithAnotherError(ToyIndex):
 # -- growing and shrinking
 
 
+@caught_by("adding_and_removing_nothing_is_allowed")
 class NeedsAtLeastOneRow(ToyIndex):
-    caught_by = ("adding_and_removing_nothing_is_allowed",)
-
     def add(self, keys, vectors):
         if not len(keys):
             raise InvalidInputError("nothing to add")
         super().add(keys, vectors)
 
 
+@caught_by("grows_to_thousands")
 class FixedCapacity(ToyIndex):
-    caught_by = ("grows_to_thousands",)
-
     def add(self, keys, vectors):
         if len(self) + len(keys) > 1000:
             raise InvalidInputError("the index is full")
         super().add(keys, vectors)
 
 
+@caught_by("grows_to_thousands")
 class OverwritesTheOldest(ToyIndex):
-    caught_by = ("grows_to_thousands",)
-
     def add(self, keys, vectors):
         super().add(keys, vectors)
         self._rows = self._rows[0][-2000:], self._rows[1][-2000:]
 
 
+@caught_by("removed_keys_never_return", "everything_can_be_removed")
 class IgnoresRemovals(ToyIndex):
-    caught_by = ("removed_keys_never_return", "everything_can_be_removed")
-
     def __init__(self, dim, fingerprint=""):
         super().__init__(dim, fingerprint)
         self.gone = 0
@@ -317,9 +290,8 @@ class IgnoresRemovals(ToyIndex):
         self.gone += len(keys)
 
 
+@caught_by("removed_key_can_return_with_another_vector", "random_operations_agree_with_a_model")
 class RemovedKeysStayTaken(ToyIndex):
-    caught_by = ("removed_key_can_return_with_another_vector", "random_operations_agree_with_a_model")
-
     def __init__(self, dim, fingerprint=""):
         super().__init__(dim, fingerprint)
         self.gone = set()
@@ -334,10 +306,9 @@ class RemovedKeysStayTaken(ToyIndex):
         super().add(keys, vectors)
 
 
+@caught_by("removed_key_can_return_with_another_vector", "random_operations_agree_with_a_model")
 class RemovedVectorsComeBack(ToyIndex):
     """A key that returns stands for its old vector again."""
-
-    caught_by = ("removed_key_can_return_with_another_vector", "random_operations_agree_with_a_model")
 
     def __init__(self, dim, fingerprint=""):
         super().__init__(dim, fingerprint)
@@ -357,9 +328,8 @@ class RemovedVectorsComeBack(ToyIndex):
         super().add(keys, known)
 
 
+@caught_by("everything_can_be_removed")
 class CannotBeEmptied(ToyIndex):
-    caught_by = ("everything_can_be_removed",)
-
     def remove(self, keys):
         if len(keys) == len(self):
             raise InvalidInputError("the last vector cannot be removed")
@@ -369,18 +339,16 @@ class CannotBeEmptied(ToyIndex):
 # -- keeping
 
 
+@caught_by("save_and_load_keep_every_answer")
 class SavesAtFloat16(ToyIndex):
-    caught_by = ("save_and_load_keep_every_answer",)
-
     def save(self, path):
         keys, vectors = self._rows
         self._rows = keys, vectors.astype(np.float16).astype(np.float32)
         super().save(path)
 
 
+@caught_by("save_and_load_keep_every_answer", "random_operations_agree_with_a_model")
 class SavesAtInt8(ToyIndex):
-    caught_by = ("save_and_load_keep_every_answer", "random_operations_agree_with_a_model")
-
     def save(self, path):
         keys, vectors = self._rows
         self._rows = keys, np.round(vectors * 127).astype(np.float32) / 127
@@ -388,17 +356,16 @@ class SavesAtInt8(ToyIndex):
         self._rows = keys, vectors
 
 
+@caught_by("empty_index_can_be_saved")
 class CannotSaveNothing(ToyIndex):
-    caught_by = ("empty_index_can_be_saved",)
-
     def save(self, path):
         if not len(self):
             raise InvalidInputError("nothing to save")
         super().save(path)
 
 
+@caught_by("loaded_index_goes_on_working")
 class FrozenOnceLoaded(ToyIndex):
-    caught_by = ("loaded_index_goes_on_working",)
     frozen = False
 
     @classmethod
@@ -413,17 +380,15 @@ class FrozenOnceLoaded(ToyIndex):
         super().add(keys, vectors)
 
 
+@caught_by("save_replaces_an_earlier_save")
 class KeepsTheEarlierSave(ToyIndex):
-    caught_by = ("save_replaces_an_earlier_save",)
-
     def save(self, path):
         if not path.exists():
             super().save(path)
 
 
+@caught_by("load_refuses_missing_directory", "load_refuses_missing_file")
 class LoadsNothingFromNowhere(ToyIndex):
-    caught_by = ("load_refuses_missing_directory", "load_refuses_missing_file")
-
     @classmethod
     def load(cls, path, *, dim=None, fingerprint=None):
         if not (path / "index.npz").exists():
@@ -431,16 +396,15 @@ class LoadsNothingFromNowhere(ToyIndex):
         return super().load(path, dim=dim, fingerprint=fingerprint)
 
 
+@caught_by(
+    "load_refuses_missing_file",
+    "load_refuses_truncated_file",
+    "load_refuses_flipped_bit",
+    "load_refuses_other_dim",
+    "load_refuses_other_fingerprint",
+)
 class TrustsItsFiles(ToyIndex):
     """Writes plain arrays and reads them back without a checksum."""
-
-    caught_by = (
-        "load_refuses_missing_file",
-        "load_refuses_truncated_file",
-        "load_refuses_flipped_bit",
-        "load_refuses_other_dim",
-        "load_refuses_other_fingerprint",
-    )
 
     def save(self, path):
         path.mkdir(exist_ok=True)
@@ -463,10 +427,9 @@ class TrustsItsFiles(ToyIndex):
 # -- quality and concurrency
 
 
+@caught_by("recall_is_high", "recall_stays_high_after_removals", "identical_vectors_do_no_harm")
 class LooksAtHalf(ToyIndex):
     """Probes half of its cells."""
-
-    caught_by = ("recall_is_high", "recall_stays_high_after_removals", "identical_vectors_do_no_harm")
 
     def search(self, vectors, k):
         everything = self._rows
@@ -477,10 +440,9 @@ class LooksAtHalf(ToyIndex):
             self._rows = everything
 
 
+@caught_by("removed_keys_never_return", "recall_stays_high_after_removals")
 class RemovedVectorsTakePlaces(ToyIndex):
     """Searches among removed vectors too, and drops them from the answer afterwards."""
-
-    caught_by = ("removed_keys_never_return", "recall_stays_high_after_removals")
 
     def __init__(self, dim, fingerprint=""):
         super().__init__(dim, fingerprint)
@@ -500,10 +462,9 @@ class RemovedVectorsTakePlaces(ToyIndex):
         return Neighbors(np.take_along_axis(keys, order, 1), np.take_along_axis(scores, order, 1))
 
 
+@caught_by("identical_vectors_do_no_harm")
 class DropsDuplicates(ToyIndex):
     """Stores a vector once, under its first key only."""
-
-    caught_by = ("identical_vectors_do_no_harm",)
 
     def add(self, keys, vectors):
         super().add(keys, vectors)
@@ -512,10 +473,9 @@ class DropsDuplicates(ToyIndex):
         self._rows = present[first], stored[first]
 
 
+@caught_by("identical_vectors_do_no_harm")
 class DuplicatesCrowdOthersOut(ToyIndex):
     """Each answer loses three of its places to copies, as neighbour lists full of one vector do."""
-
-    caught_by = ("identical_vectors_do_no_harm",)
 
     def search(self, vectors, k):
         found = super().search(vectors, k)
@@ -528,10 +488,9 @@ class DuplicatesCrowdOthersOut(ToyIndex):
         return found
 
 
+@caught_by("searching_while_adding_is_safe")
 class RebuildsInPlace(ToyIndex):
     """Empties its arrays while it makes room."""
-
-    caught_by = ("searching_while_adding_is_safe",)
 
     def add(self, keys, vectors):
         before = self._rows
@@ -543,10 +502,9 @@ class RebuildsInPlace(ToyIndex):
         super().add(keys, vectors)
 
 
+@caught_by("searching_while_adding_is_safe")
 class KeysBeforeVectors(ToyIndex):
     """New keys can be seen before their vectors: for a moment they answer with somebody else's."""
-
-    caught_by = ("searching_while_adding_is_safe",)
 
     def add(self, keys, vectors):
         super().add(keys, vectors)
@@ -556,9 +514,8 @@ class KeysBeforeVectors(ToyIndex):
         self._rows = present, stored
 
 
+@caught_by("threads_agree")
 class StateBetweenSteps(SpoiledAnswers):
-    caught_by = ("threads_agree",)
-
     def spoil(self, keys, scores):
         self.last = keys, scores
         time.sleep(0.005)

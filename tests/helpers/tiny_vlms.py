@@ -31,22 +31,10 @@ CORPUS = [
     "the green house: the red house: user assistant User: Assistant: USER: ASSISTANT: caption en",
 ]
 POSITIONS = 512
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": POSITIONS,
-}
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
+LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = {**LAYERS, "num_key_value_heads": 2, "max_position_embeddings": POSITIONS}
+VISION = {**LAYERS, "image_size": 32, "patch_size": 8}
+SIZE = {"height": 32, "width": 32}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for part in message['content'] %}"
@@ -144,9 +132,8 @@ def llava(folder: Path, chat_template: str | None = None) -> Path:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
     )
-    size = {"height": 32, "width": 32}
     processor = hf.LlavaProcessor(
-        hf.CLIPImageProcessor(size=size, crop_size=size),
+        hf.CLIPImageProcessor(size=SIZE, crop_size=SIZE),
         tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",
@@ -156,21 +143,12 @@ def llava(folder: Path, chat_template: str | None = None) -> Path:
     return save(folder, hf.LlavaForConditionalGeneration(config), processor)
 
 
-def _blip2(folder: Path, tokenizer: Any, text_config: Any, **kwargs: Any) -> Path:
-    processor = hf.Blip2Processor(
-        hf.BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer, num_query_tokens=4
-    )
+def _blip2(folder: Path, tokenizer: Any, text_config: Any) -> Path:
+    processor = hf.Blip2Processor(hf.BlipImageProcessor(size=SIZE), tokenizer, num_query_tokens=4)
     config = hf.Blip2Config(
         vision_config=hf.Blip2VisionConfig(**VISION),
-        qformer_config=hf.Blip2QFormerConfig(
-            vocab_size=32,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            encoder_hidden_size=32,
-        ),
-        text_config=text_config(tokenizer),
+        qformer_config=hf.Blip2QFormerConfig(**LAYERS, vocab_size=32, encoder_hidden_size=32),
+        text_config=text_config,
         num_query_tokens=4,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
@@ -181,38 +159,32 @@ def blip2_opt(folder: Path) -> Path:
     tokenizer = words_tokenizer(bos_token="</s>", eos_token="</s>")
     begin = ("</s>", tokenizer.convert_tokens_to_ids("</s>"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="</s> $A", special_tokens=[begin])
-    return _blip2(
-        folder,
-        tokenizer,
-        lambda tokenizer: hf.OPTConfig(
-            hidden_size=32,
-            ffn_dim=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            word_embed_proj_dim=32,
-            max_position_embeddings=POSITIONS,
-            **text_ids(tokenizer),
-        ),
+    config = hf.OPTConfig(
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        word_embed_proj_dim=32,
+        max_position_embeddings=POSITIONS,
+        **text_ids(tokenizer),
     )
+    return _blip2(folder, tokenizer, config)
 
 
 def blip2_t5(folder: Path) -> Path:
     tokenizer = words_tokenizer()
     end = ("</s>", tokenizer.convert_tokens_to_ids("</s>"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[end])
-    return _blip2(
-        folder,
-        tokenizer,
-        lambda tokenizer: hf.T5Config(
-            d_model=32,
-            d_kv=16,
-            d_ff=64,
-            num_layers=2,
-            num_heads=2,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            **text_ids(tokenizer),
-        ),
+    config = hf.T5Config(
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        **text_ids(tokenizer),
     )
+    return _blip2(folder, tokenizer, config)
 
 
 def paligemma(folder: Path) -> Path:
@@ -224,7 +196,7 @@ def paligemma(folder: Path) -> Path:
         projection_dim=32,
         hidden_size=32,
     )
-    image_processor = hf.SiglipImageProcessor(size={"height": 32, "width": 32})
+    image_processor = hf.SiglipImageProcessor(size=SIZE)
     image_processor.image_seq_length = 16
     processor = hf.PaliGemmaProcessor(image_processor, tokenizer)
     config.text_config.vocab_size = len(tokenizer)
@@ -234,18 +206,16 @@ def paligemma(folder: Path) -> Path:
 QWEN = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
-def _qwen(folder: Path, config: Any, model: Any, processor: Any, text: Any, vision: Any) -> Path:
+def _qwen(
+    folder: Path, family: str, vision: dict[str, Any], rope: dict[str, Any] | None = None, **text: Any
+) -> Path:
     tokenizer = bytes_tokenizer(*QWEN, eos_token="<|im_end|>")
-    made = config(
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10_000.0, **(rope or {})}
+    config = getattr(hf, f"{family}Config")(
         text_config={
             **TEXT,
             **text_ids(tokenizer),
-            "rope_parameters": {
-                "rope_type": "default",
-                "mrope_section": [2, 3, 3],
-                "rope_theta": 10_000.0,
-                **text.pop("rope", {}),
-            },
+            "rope_parameters": rope,
             **text,
         },
         vision_config={"patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2, **vision},
@@ -258,54 +228,32 @@ def _qwen(folder: Path, config: Any, model: Any, processor: Any, text: Any, visi
         ),
     )
     size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
-    made_processor = processor(
+    processor = getattr(hf, f"{family}Processor")(
         hf.Qwen2VLImageProcessor(patch_size=8, size=size),
         tokenizer,
-        (hf.Qwen3VLVideoProcessor if processor is hf.Qwen3VLProcessor else hf.Qwen2VLVideoProcessor)(),
+        hf.Qwen3VLVideoProcessor() if family == "Qwen3VL" else hf.Qwen2VLVideoProcessor(),
         chat_template=CHAT_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
     )
-    return save(folder, model(made), made_processor)
+    return save(folder, getattr(hf, f"{family}ForConditionalGeneration")(config), processor)
 
 
 def qwen2_vl(folder: Path) -> Path:
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2}
-    return _qwen(
-        folder, hf.Qwen2VLConfig, hf.Qwen2VLForConditionalGeneration, hf.Qwen2VLProcessor, {}, vision
-    )
+    return _qwen(folder, "Qwen2VL", {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2})
+
+
+QWEN_VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32, "num_heads": 2}
 
 
 def qwen2_5_vl(folder: Path) -> Path:
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "out_hidden_size": 32,
-        "num_heads": 2,
-        "window_size": 32,
-        "fullatt_block_indexes": [1],
-    }
-    return _qwen(
-        folder, hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration, hf.Qwen2_5_VLProcessor, {}, vision
-    )
+    return _qwen(folder, "Qwen2_5_VL", {**QWEN_VISION, "window_size": 32, "fullatt_block_indexes": [1]})
 
 
 def qwen3_vl(folder: Path) -> Path:
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "out_hidden_size": 32,
-        "num_heads": 2,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0, 1],
-    }
-    text = {"head_dim": 16, "rope": {"mrope_interleaved": True}}
-    return _qwen(
-        folder, hf.Qwen3VLConfig, hf.Qwen3VLForConditionalGeneration, hf.Qwen3VLProcessor, text, vision
-    )
+    vision = {**QWEN_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+    return _qwen(folder, "Qwen3VL", vision, {"mrope_interleaved": True}, head_dim=16)
 
 
-def _idefics3_parts(config: Any) -> tuple[Any, Any]:
+def _idefics3(folder: Path, family: str, *video_processor: Any) -> Path:
     """Images up to 64 pixels long are cut into tiles of 32, and shown once as a whole."""
     tokenizer = words_tokenizer(
         "<image>",
@@ -315,39 +263,32 @@ def _idefics3_parts(config: Any) -> tuple[Any, Any]:
         "<global-img>",
         *(f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)),
     )
-    made = config(
+    config = getattr(hf, f"{family}Config")(
         vision_config=VISION,
         text_config=hf.LlamaConfig(**TEXT, **text_ids(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return tokenizer, made
-
-
-def idefics3(folder: Path) -> Path:
-    tokenizer, config = _idefics3_parts(hf.Idefics3Config)
-    processor = hf.Idefics3Processor(
-        hf.Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32}),
+    edges = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+    processor = getattr(hf, f"{family}Processor")(
+        getattr(hf, f"{family}ImageProcessor")(**edges),
         tokenizer,
+        *video_processor,
         image_seq_len=4,
         chat_template=COLON_TEMPLATE.replace("IMAGE", "<image>"),
     )
-    return save(folder, hf.Idefics3ForConditionalGeneration(config), processor)
+    return save(folder, getattr(hf, f"{family}ForConditionalGeneration")(config), processor)
+
+
+def idefics3(folder: Path) -> Path:
+    return _idefics3(folder, "Idefics3")
 
 
 def smolvlm(folder: Path) -> Path:
     # its processor demands num2words, and uses it in prompts of videos only
     processing_smolvlm.num2words = processing_smolvlm.num2words or str
-    tokenizer, config = _idefics3_parts(hf.SmolVLMConfig)
-    processor = hf.SmolVLMProcessor(
-        hf.SmolVLMImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32}),
-        tokenizer,
-        hf.SmolVLMVideoProcessor(),
-        image_seq_len=4,
-        chat_template=COLON_TEMPLATE.replace("IMAGE", "<image>"),
-    )
-    return save(folder, hf.SmolVLMForConditionalGeneration(config), processor)
+    return _idefics3(folder, "SmolVLM", hf.SmolVLMVideoProcessor())
 
 
 def internvl(folder: Path) -> Path:
@@ -368,7 +309,7 @@ def internvl(folder: Path) -> Path:
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
     )
     processor = hf.InternVLProcessor(
-        hf.GotOcr2ImageProcessor(size={"height": 32, "width": 32}, crop_to_patches=True, max_patches=3),
+        hf.GotOcr2ImageProcessor(size=SIZE, crop_to_patches=True, max_patches=3),
         tokenizer,
         hf.InternVLVideoProcessor(),
         image_seq_length=4,
@@ -404,16 +345,14 @@ def gemma3(folder: Path) -> Path:
             image_token_index="<image_soft_token>",
         ),
     )
-    processor = hf.Gemma3Processor(
-        hf.Gemma3ImageProcessor(size={"height": 32, "width": 32}), tokenizer, image_seq_length=4
-    )
+    processor = hf.Gemma3Processor(hf.Gemma3ImageProcessor(size=SIZE), tokenizer, image_seq_length=4)
     return save(folder, hf.Gemma3ForConditionalGeneration(config), processor)
 
 
 def kosmos2(folder: Path) -> Path:
     tokenizer = words_tokenizer()
     processor = hf.Kosmos2Processor(
-        hf.CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}),
+        hf.CLIPImageProcessor(size=SIZE, crop_size=SIZE),
         tokenizer,
         num_patch_index_tokens=32,  # the processor writes ids up to 67 where images stand
     )
@@ -461,8 +400,7 @@ def florence2(folder: Path) -> Path:
         },
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    size = {"height": 32, "width": 32}
-    image_processor = hf.CLIPImageProcessor(size=size, crop_size=size)
+    image_processor = hf.CLIPImageProcessor(size=SIZE, crop_size=SIZE)
     image_processor.image_seq_length = 17  # 4 x 4 places and their mean
     processor = hf.Florence2Processor(image_processor, tokenizer)
     return save(folder, hf.Florence2ForConditionalGeneration(config), processor)
@@ -489,28 +427,12 @@ def mllama(folder: Path) -> Path:
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
     )
-    processor = hf.MllamaProcessor(
-        hf.MllamaImageProcessor(size={"height": 32, "width": 32}, max_image_tiles=2), tokenizer
-    )
+    processor = hf.MllamaProcessor(hf.MllamaImageProcessor(size=SIZE, max_image_tiles=2), tokenizer)
     return save(folder, hf.MllamaForConditionalGeneration(config), processor)
 
 
-FAMILIES: dict[str, Callable[[Path], Path]] = {
-    builder.__name__: builder
-    for builder in (
-        llava,
-        blip2_opt,
-        blip2_t5,
-        paligemma,
-        qwen2_vl,
-        qwen2_5_vl,
-        qwen3_vl,
-        idefics3,
-        smolvlm,
-        internvl,
-        gemma3,
-        kosmos2,
-        florence2,
-        mllama,
-    )
-}
+_BUILDERS = (
+    llava, blip2_opt, blip2_t5, paligemma, qwen2_vl, qwen2_5_vl, qwen3_vl, idefics3, smolvlm, internvl,
+    gemma3, kosmos2, florence2, mllama,
+)  # fmt: skip
+FAMILIES: dict[str, Callable[[Path], Path]] = {builder.__name__: builder for builder in _BUILDERS}

@@ -12,7 +12,7 @@ import pytest
 
 from index_data import vectors
 from zsqretrieval._util import files as storage
-from zsqretrieval.errors import IntegrityError, MismatchError
+from zsqretrieval.errors import IntegrityError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 
@@ -67,19 +67,6 @@ def test_files_of_another_save_are_refused(kind: Any, tmp_path: Path) -> None:
     shutil.copy(theirs, ours)
     with pytest.raises(IntegrityError, match=ours.name):
         kind.load(tmp_path / "a")
-
-
-@KINDS
-def test_another_dim_encoder_or_kind_is_refused(kind: Any, tmp_path: Path) -> None:
-    save(kind, tmp_path)
-    with pytest.raises(MismatchError, match=r"dim 16.*dim 32"):
-        kind.load(tmp_path, dim=32)
-    with pytest.raises(MismatchError, match=r"'clip'.*'other'"):
-        kind.load(tmp_path, fingerprint="other")
-    other = HNSWIndex if kind is ExactIndex else ExactIndex
-    with pytest.raises(MismatchError, match="kind"):
-        other.load(tmp_path)
-    assert len(kind.load(tmp_path, dim=16, fingerprint="clip")) == 80
 
 
 @KINDS

@@ -197,6 +197,7 @@ def test_row_19_vectors_of_any_length_give_cosines() -> None:
     np.testing.assert_array_equal(found.keys, wanted.keys)
     exact = np.einsum("qd,qkd->qk", unit(rows[:50]).astype(float), rows[found.keys].astype(float))
     np.testing.assert_allclose(found.scores, exact, atol=1e-5)
+    assert (np.diff(found.scores, axis=1) <= 0).all() and (found.scores <= 1).all()
 
 
 def test_row_20_ef_and_removals_survive_loading(tmp_path: Path) -> None:

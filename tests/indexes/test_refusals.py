@@ -99,20 +99,3 @@ def test_bad_keys_to_remove_are_refused(index: Any, keys: list[int], message: st
 def test_bad_k_is_refused(index: Any, k: Any) -> None:
     with pytest.raises(InvalidInputError, match="k must be an integer"):
         index.search(GOOD, k)
-
-
-def test_empty_arrays_are_accepted(index: Any) -> None:
-    before = state(index)
-    index.add(np.empty(0, np.int64), np.empty((0, DIM), np.float32))
-    index.remove(np.empty(0, np.int64))
-    assert state(index) == before
-    found = index.search(np.empty((0, DIM), np.float32), 4)
-    assert found.keys.shape == found.scores.shape == (0, 4)
-    assert (found.keys.dtype, found.scores.dtype) == (np.int64, np.float32)
-
-
-@pytest.mark.parametrize("kind", [ExactIndex, HNSWIndex])
-def test_empty_index_returns_padding(kind: Any) -> None:
-    found = kind(DIM).search(GOOD, 4)
-    assert (found.keys == -1).all()
-    assert np.isnan(found.scores).all()

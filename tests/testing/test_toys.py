@@ -16,9 +16,7 @@ from zsqretrieval.testing import (
     ToyGenerator,
     ToyIndex,
     ToyStatesGenerator,
-    encoder_checks,
     generator_checks,
-    index_checks,
     parametrize_checks,
 )
 from zsqretrieval.testing.index_model import play, random_vectors
@@ -29,25 +27,10 @@ BLUE = Image(PILImage.new("RGB", (4, 4), (0, 0, 255)), "blue")
 words = st.lists(st.sampled_from(ToyGenerator.vocabulary), min_size=1, max_size=8).map(" ".join)
 
 
-@parametrize_checks(encoder_checks, ToyEncoder)
-def test_encoder_contract(check):
-    check()
-
-
-@parametrize_checks(index_checks, ToyIndex)
-def test_index_contract(check):
-    check()
-
-
 @parametrize_checks(
     generator_checks, lambda: GeneratorCase(ToyGenerator(), vocabulary=ToyGenerator.vocabulary)
 )
 def test_generator_contract(check):
-    check()
-
-
-@parametrize_checks(generator_checks, ToyGenerator)
-def test_generator_contract_without_what_its_author_knows(check):
     check()
 
 

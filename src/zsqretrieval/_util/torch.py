@@ -1,4 +1,4 @@
-"""Devices and dtypes, digests of weights, and what loading models with transformers and open_clip needs."""
+"""Devices, dtypes and digests of weights, and loading of models with transformers and open_clip."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import Self
+
+from zsqretrieval._util.checks import check_settings
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError, WeightsError
 
 if TYPE_CHECKING:
@@ -19,10 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "FromPretrained",
     "add_tensors",
     "check_complete",
     "ensure_torchvision",
-    "missing_package",
+    "loading",
     "resolve_device",
     "resolve_dtype",
     "tokenizer_facts",
@@ -51,12 +57,10 @@ def resolve_device(device: str | None) -> torch.device:
 
 
 def resolve_dtype(dtype: str | None, device: torch.device) -> tuple[str, torch.dtype]:
-    """The dtype of that name; for None bfloat16 where the device has arithmetic for it, else float32.
+    """The name of a dtype and torch's own.
 
-    CUDA has it from Ampere on, CPUs with AMX or AVX512-BF16.
-
-    Returns:
-        Its name and torch's own.
+    None becomes bfloat16 where the device has arithmetic for it (CUDA from Ampere on, CPUs with AMX or
+    AVX512-BF16), else float32.
 
     Raises:
         InvalidInputError: it is not one of :data:`DTYPES`.
@@ -71,6 +75,35 @@ def resolve_dtype(dtype: str | None, device: torch.device) -> tuple[str, torch.d
         raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     kind: torch.dtype = getattr(torch, dtype)
     return dtype, kind
+
+
+class FromPretrained:
+    """:class:`~zsqretrieval.protocols.Configurable` for a part that has ``from_pretrained``."""
+
+    _settings: ClassVar[tuple[str, ...]]  # arguments of from_pretrained that rebuild the part
+    _required: ClassVar[tuple[str, ...]] = ()
+    _config: Mapping[str, Any]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The arguments of ``from_pretrained`` that rebuild this part; not the device."""
+        return dict(self._config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Rebuild a part from :attr:`config`, on the default device.
+
+        Raises:
+            InvalidInputError: a setting is unknown or missing.
+            Exception: as ``from_pretrained``.
+        """
+        check_settings(cls.__name__, config, cls._settings)
+        for name in cls._required:
+            if name not in config:
+                raise InvalidInputError(f"{cls.__name__} needs the setting {name!r}")
+        load: Any = cls.from_pretrained  # type: ignore[attr-defined]
+        part: Self = load(**config)
+        return part
 
 
 # -- fingerprints
@@ -100,9 +133,7 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
 def check_complete(name: str, report: Mapping[str, Iterable[object]]) -> None:
     """Refuse a model with missing weights, which transformers draws at random and only logs.
 
-    Args:
-        name: of the model.
-        report: loading info of ``from_pretrained(..., output_loading_info=True)``.
+    ``report`` is the loading info of ``from_pretrained(..., output_loading_info=True)``.
 
     Raises:
         WeightsError: weights are missing, or of another shape; names three of them.
@@ -114,10 +145,24 @@ def check_complete(name: str, report: Mapping[str, Iterable[object]]) -> None:
         )
 
 
-def missing_package(error: ImportError, needed_for: str) -> MissingDependencyError:
-    """The library's error for an ImportError of transformers."""
-    package = error.name or next(iter(re.findall(r"`([\w-]+)`", str(error))), str(error))
-    return MissingDependencyError(package, needed_for, f"pip install {package}")
+@contextmanager
+def loading(what: str, source: str, advice: str) -> Iterator[None]:
+    """Turn any error of transformers, huggingface_hub, json and safetensors into one of the library's.
+
+    ``what`` is loaded from ``source``; ``advice`` is for a source that is not a folder.
+    """
+    try:
+        yield
+    except (MemoryError, WeightsError):
+        raise
+    except ImportError as error:
+        package = error.name or next(iter(re.findall(r"`([\w-]+)`", str(error))), str(error))
+        raise MissingDependencyError(package, what, f"pip install {package}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500].rstrip(".")
+        if Path(source).is_dir():
+            advice = "The folder is incomplete, damaged, or of another model: copy or save it again"
+        raise WeightsError(f"cannot load {what}: {type(error).__name__}: {reason}. {advice}") from error
 
 
 # -- torchvision
@@ -137,8 +182,8 @@ _library: Any = None  # a torch.library.Library; the schemas live as long as thi
 def ensure_torchvision() -> None:
     """Import torchvision; if operators are missing, declare their schemas and import it again.
 
-    Call it before importing open_clip, timm, or an image model of transformers. Without torchvision, or with
-    torchvision already imported, it does nothing. Repeated calls from any thread are safe.
+    Call it before importing open_clip, timm, or an image model of transformers. Without torchvision it does
+    nothing. Safe in any thread.
 
     Raises:
         Exception: any other error of ``import torchvision``.

@@ -33,7 +33,6 @@ class CachedEncoder:
 
     Raises:
         IntegrityError: the file is not a cache, or is damaged.
-        InvalidInputError: ``capacity`` is below 1.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_counts, check_settings
-from zsqretrieval._util.torch import add_tensors, ensure_torchvision, resolve_device
+from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.torch import FromPretrained, add_tensors, ensure_torchvision, resolve_device
 from zsqretrieval.data.images import decode, trimmed
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.types import Image
@@ -31,8 +31,7 @@ __all__ = ["CLIPEncoder"]
 _LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
 _DEFAULT_NAME, _DEFAULT_TAG = "ViT-B-32", "laion2b_s34b_b79k"
 _RANDOM = "random"
-_PRECISIONS = ("fp32", "bf16", "fp16")
-_SETTINGS = ("name", "pretrained", "precision", "cache_dir", "force_quick_gelu", "seed")
+_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 _DECODERS = 4  # threads that decode ahead of the model; Pillow releases the interpreter lock
 
@@ -40,7 +39,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class CLIPEncoder:
+class CLIPEncoder(FromPretrained):
     """An :class:`~zsqretrieval.protocols.Encoder` over any model of open_clip.
 
     Make one with :meth:`from_pretrained`. With ``precision="fp32"`` the batch size changes a vector by less
@@ -48,11 +47,13 @@ class CLIPEncoder:
 
     Args:
         model: an open_clip model, on its device.
-        preprocess: PIL RGB image to float tensor [3, H, W]: the model's validation transform.
+        preprocess: the model's validation transform: PIL RGB image to float tensor [3, H, W].
         tokenize: list of n strings to int64 tensor [n, context length]; long texts are cut.
-        architecture: the model's configuration: ``model_cfg`` of ``open_clip_config.json``.
+        architecture: ``model_cfg`` of the model's ``open_clip_config.json``.
         config: the arguments of :meth:`from_pretrained` that rebuild this encoder.
     """
+
+    _settings = ("name", "pretrained", "precision", "cache_dir", "force_quick_gelu", "seed")
 
     def __init__(
         self,
@@ -150,25 +151,9 @@ class CLIPEncoder:
             "precision": self._config["precision"],
         }
         digest.update(json.dumps(settings, sort_keys=True).encode())
-        probe = self._tokens(["A probe: 2 dogs' café, №7; 猫!"])
+        probe = self._tokenize(["A probe: 2 dogs' café, №7; 猫!"])
         add_tensors(digest, {**self._model.state_dict(), "tokenizer": probe})
         return digest.hexdigest()
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The arguments of :meth:`from_pretrained` that rebuild this encoder; not the device."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Rebuild an encoder from :attr:`config`, on the default device.
-
-        Raises:
-            InvalidInputError: a setting is unknown.
-            Exception: as :meth:`from_pretrained`.
-        """
-        check_settings("CLIPEncoder", config, _SETTINGS)
-        return cls.from_pretrained(**config)
 
     def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode images; see :meth:`zsqretrieval.protocols.Encoder.encode_image`.
@@ -176,8 +161,8 @@ class CLIPEncoder:
         Threads decode up to two batches ahead of the model.
 
         Raises:
-            ImageError: an image cannot be decoded; the error names it.
-            InvalidInputError: ``batch_size`` is below 1.
+            ImageError: an image cannot be decoded; names it.
+            InvalidInputError: ``batch_size`` < 1.
         """
         with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
             pixels = _map_ahead(pool, self._pixels, images, ahead=2 * batch_size)
@@ -197,7 +182,7 @@ class CLIPEncoder:
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InvalidInputError(f"texts[{i}] must be a string, not {type(text).__name__}")
-        return self._encode(self._model.encode_text, texts, self._tokens, batch_size)
+        return self._encode(self._model.encode_text, texts, self._tokenize, batch_size)
 
     def _encode(
         self,
@@ -228,12 +213,7 @@ class CLIPEncoder:
         """[b, 3, H, W] in the model's precision; the model does not cast its input."""
         import torch
 
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        return torch.stack(pixels).to(dtype[self._config["precision"]])
-
-    def _tokens(self, texts: list[str]) -> torch.Tensor:
-        """int64 [b, context length]."""
-        return self._tokenize(texts)
+        return torch.stack(pixels).to(getattr(torch, _PRECISIONS[self._config["precision"]]))
 
 
 def _import_open_clip() -> Any:

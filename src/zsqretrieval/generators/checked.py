@@ -1,4 +1,4 @@
-"""Calls of a generator with checked answers: their number, and finite log-probabilities.
+"""Checks of a generator's arguments and answers.
 
 A generator may be a plugin, so its answers are checked here, and only here.
 
@@ -11,11 +11,43 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from zsqretrieval._util.checks import check_counts, check_sequence
 from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Context, LogLikelihood, Progress
 
-__all__ = ["read_texts", "write_texts"]
+__all__ = ["check_pairs", "check_sampling", "read_texts", "write_texts"]
+
+
+def check_pairs(contexts: Sequence[Context], continuations: Sequence[str]) -> None:
+    """Check that there is one continuation for each context.
+
+    Raises:
+        InvalidInputError: one of both is not a sequence, or their lengths differ.
+    """
+    check_sequence(contexts, "contexts")
+    check_sequence(continuations, "continuations")
+    if len(contexts) != len(continuations):
+        raise InvalidInputError(
+            f"{len(contexts)} contexts for {len(continuations)} continuations; give one of each per pair"
+        )
+
+
+def check_sampling(
+    contexts: Sequence[Context], n: int, max_new_tokens: int, temperature: float, seed: int | None
+) -> None:
+    """Check the arguments of ``generate``.
+
+    Raises:
+        InvalidInputError: ``contexts`` is not a sequence, or a setting is out of range.
+    """
+    check_sequence(contexts, "contexts")
+    if n < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf:
+        raise InvalidInputError(
+            f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}; the first two must be "
+            "at least 1, the temperature a number of at least 0"
+        )
+    check_counts(0, or_none=True, seed=seed)
 
 
 def write_texts(
@@ -31,8 +63,7 @@ def write_texts(
     """Generate texts; see :meth:`zsqretrieval.protocols.Generator.generate`.
 
     Raises:
-        InvalidInputError: the generator cannot generate text; or as in ``generate``.
-        ImageError: an image cannot be decoded; names it.
+        InvalidInputError, ImageError: the generator cannot generate text; or as in ``generate``.
         ZsqError: the generator returned too few or too many texts.
     """
     cannot = InvalidInputError(
@@ -71,12 +102,8 @@ def read_texts(
 ) -> list[LogLikelihood]:
     """Score pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`.
 
-    Returns:
-        One likelihood per pair, with a finite sum.
-
     Raises:
-        InvalidInputError: as in ``log_likelihood``.
-        ImageError: an image cannot be decoded; names it.
+        InvalidInputError, ImageError: as in ``log_likelihood``.
         ZsqError: the generator returned too few or too many likelihoods, or one that is not finite; names the
             image.
     """

@@ -17,30 +17,33 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import DynamicCache
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_settings
 from zsqretrieval._util.torch import (
+    FromPretrained,
     add_tensors,
     check_complete,
     ensure_torchvision,
-    missing_package,
+    loading,
     resolve_device,
     resolve_dtype,
     tokenizer_facts,
 )
 from zsqretrieval.data.images import decode, trimmed
 from zsqretrieval.errors import WeightsError
+from zsqretrieval.generators.engine.decoder import Decoder
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
-from zsqretrieval.generators.engine.likelihood import ENGINE, logits_of
+from zsqretrieval.generators.engine.likelihood import ENGINE
 from zsqretrieval.types import Image
 
 __all__ = ["Kosmos1Generator"]
 
 _DEFAULT = "microsoft/kosmos-2-patch14-224"
+_OFFLINE = (
+    f"With network, the repository {_DEFAULT} is downloaded once and cached. Offline, load it on a machine "
+    "with network, write it with save_pretrained(folder), copy that here and name its path"
+)
 _FAMILY = "kosmos-2"  # model_type of its configuration
-_SETTINGS = ("name", "dtype", "prefix_cache_bytes")
 # Settings that change the results, for the fingerprint. Others may get new defaults in new versions of
 # transformers.
 _TEXT_SETTINGS = ("attention_heads", "activation_function", "layer_norm_eps", "scale_embedding")
@@ -49,7 +52,7 @@ _PIXEL_SETTINGS = ("do_", "size", "crop_size", "resample", "rescale_factor", "im
 _DECODERS = 4  # threads; Pillow releases the interpreter lock
 
 
-class Kosmos1Generator(InterleavedGenerator):
+class Kosmos1Generator(FromPretrained, InterleavedGenerator):
     """Kosmos as an :class:`~zsqretrieval.protocols.ImageStates` generator.
 
     A context becomes Kosmos' input: ``<s>``, then texts and images in order, each image as ``<image>``, its
@@ -61,13 +64,10 @@ class Kosmos1Generator(InterleavedGenerator):
         model: a transformers ``Kosmos2ForConditionalGeneration``, on its device and in its dtype.
         processor: its ``Kosmos2Processor``.
         config: the arguments of :meth:`from_pretrained` that rebuild this generator.
-        prefix_cache_bytes: memory for keys and values between calls, as in ``InterleavedGenerator``. One
-            image takes 12.6 MiB in 16 bits at full size.
-
-    Attributes:
-        model: as given, in evaluation mode.
-        processor: as given.
+        prefix_cache_bytes: memory for keys and values between calls; an image takes 12.6 MiB in 16 bits.
     """
+
+    _settings = ("name", "dtype", "prefix_cache_bytes")
 
     def __init__(
         self, model: Any, processor: Any, *, config: Mapping[str, Any], prefix_cache_bytes: int = 0
@@ -79,7 +79,7 @@ class Kosmos1Generator(InterleavedGenerator):
             model.text_model.set_attn_implementation("eager")
         self.processor = processor
         self._config = dict(config)
-        text, tokenizer = model.config.text_config, processor.tokenizer
+        text, tokenizer, layers = model.config.text_config, processor.tokenizer, model.text_model.model
         frame = Frame(
             start=(text.bos_token_id,),
             before_image=(tokenizer.convert_tokens_to_ids(processor.boi_token),),
@@ -87,7 +87,13 @@ class Kosmos1Generator(InterleavedGenerator):
             stop=frozenset({text.eos_token_id, tokenizer.convert_tokens_to_ids(processor.eod_token)}),
         )
         super().__init__(
-            _KosmosText(model.text_model),
+            Decoder(
+                layers,
+                layers.embed_tokens,  # the decoder scales them by sqrt(D)
+                model.text_model.lm_head,
+                max_tokens=text.max_position_embeddings,
+                first_position=layers.embed_positions.padding_idx + 1,  # as fairseq counts
+            ),
             frame,
             (model.config.latent_query_num, text.embed_dim),
             prefix_cache_bytes=prefix_cache_bytes,
@@ -120,23 +126,13 @@ class Kosmos1Generator(InterleavedGenerator):
         dtype, torch_dtype = resolve_dtype(dtype, target)
         folder = Path(name).expanduser()
         source = str(folder.absolute()) if folder.is_dir() else str(name)
-        try:
+        with loading(f"Kosmos from {source}", source, _OFFLINE):
             model, processor = _load(source, torch_dtype)
-        except (MemoryError, WeightsError):
-            raise
-        except ImportError as error:
-            raise missing_package(error, f"Kosmos from {source}") from error
-        except Exception as error:  # transformers, huggingface_hub and safetensors raise various types
-            raise WeightsError(_explain(source, error)) from error
         config = {"name": source, "dtype": dtype, "prefix_cache_bytes": prefix_cache_bytes}
         return cls(model.to(target), processor, config=config, prefix_cache_bytes=prefix_cache_bytes)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights (safetensors), tokenizer and preprocessing to a folder for :meth:`from_pretrained`.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Write weights (safetensors), tokenizer and preprocessing for :meth:`from_pretrained`."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
@@ -169,22 +165,6 @@ class Kosmos1Generator(InterleavedGenerator):
         add_tensors(digest, weights)
         return digest.hexdigest()
 
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The arguments of :meth:`from_pretrained` that rebuild this generator; not the device."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Rebuild a generator from :attr:`config`, on the default device.
-
-        Raises:
-            InvalidInputError: a setting is unknown.
-            WeightsError: as :meth:`from_pretrained`.
-        """
-        check_settings("Kosmos1Generator", config, _SETTINGS)
-        return cls.from_pretrained(**config)
-
     def _tokenize(self, text: str) -> Sequence[int]:
         ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
@@ -200,62 +180,13 @@ class Kosmos1Generator(InterleavedGenerator):
     def _see(self, images: Sequence[Image]) -> Tensor:
         with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
             pictures = list(pool.map(lambda image: trimmed(decode(image)), images))
-        pixels = self.processor.image_processor(
-            pictures, return_tensors="pt"
-        ).pixel_values  # [n, 3, 224, 224]
+        made = self.processor.image_processor(pictures, return_tensors="pt")
+        pixels = made.pixel_values.to(self._language.device, self._language.dtype)  # [n, 3, 224, 224]
         vision = self.model.vision_model
-        seen = vision(
-            pixels.to(self._language.device, self._language.dtype)
-        ).last_hidden_state  # [n, 257, 1024]
+        seen = vision(pixels).last_hidden_state  # [n, 257, 1024]
         seen = normalize(vision.model.post_layernorm(seen), dim=-1)
         states: Tensor = self.model.image_to_text_projection(seen)[0]  # [n, 64, 2048]
         return states
-
-
-class _KosmosText:
-    """Kosmos' decoder as a :class:`~zsqretrieval.generators.engine.likelihood.LanguageModel`."""
-
-    def __init__(self, text_model: Any) -> None:
-        self._decoder = text_model.model
-        self._head = text_model.lm_head
-        self.max_tokens = int(text_model.config.max_position_embeddings)
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self._head.weight.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._head.weight.dtype
-        return dtype
-
-    def embed(self, ids: Tensor) -> Tensor:
-        embeds: Tensor = self._decoder.embed_tokens(ids)  # the decoder scales them by sqrt(D)
-        return embeds
-
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor,
-        cache: DynamicCache | None,
-    ) -> Tensor:
-        hidden: Tensor = self._decoder(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids + self._decoder.embed_positions.padding_idx + 1,  # as fairseq counts
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
-        return hidden
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._head(hidden)
-        return logits
-
-    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        return logits_of(hidden, self._head, tokens)
 
 
 def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -273,14 +204,3 @@ def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     # Pillow resizes alike on every machine; torchvision, which may be missing, resizes differently.
     image_processor = classes.CLIPImageProcessorPil.from_pretrained(source)
     return model, classes.Kosmos2Processor(image_processor, classes.AutoTokenizer.from_pretrained(source))
-
-
-def _explain(source: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:500]
-    what = f"cannot load Kosmos from {source}: {type(error).__name__}: {reason}"
-    if Path(source).is_dir():
-        return f"{what}. The folder is incomplete, damaged, or of another model: copy or save it again"
-    return (
-        f"{what}. With network, the repository {_DEFAULT} is downloaded once and cached. Offline, load it on "
-        "a machine with network, write it with save_pretrained(folder), copy that here and name its path"
-    )

@@ -44,7 +44,7 @@ class LazyGenerator:
 
     @property
     def part(self) -> dict[str, Any] | None:
-        """The description that rebuilds it (JSON); None when it is not a plugin with settings."""
+        """The description (JSON) that rebuilds it; None when it is not a plugin with settings."""
         return {"plugin": self._plugin, "config": self._config} if self._plugin else None
 
     @property

@@ -1,12 +1,9 @@
 """Prompts as data: every task of Kosmos-1 is a text around images, and its continuation.
 
-A :class:`Prompt` is a template. With images and texts it becomes a :data:`~zsqretrieval.types.Context`:
-
     >>> PROMPTS["vqa"].context(photo, question="What is on the table?")
     [photo, 'Question: What is on the table? Answer:']
 
-The wording is that of the paper (arXiv 2302.14045) where it gives one. Wording changes results, so every
-prompt is a parameter.
+The wording is that of the paper (arXiv 2302.14045) where it gives one.
 """
 
 from __future__ import annotations
@@ -30,20 +27,15 @@ _MARK = re.compile(r"<image>|\{\{|\}\}|\{([A-Za-z_][A-Za-z_0-9]*)\}|[{}]")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text with placeholders for images and texts.
-
-    Attributes:
-        template: ``<image>`` stands for an image, ``{name}`` for a text, and ``{{`` or ``}}`` for a brace.
-        images: number of images.
-        fields: names of the texts, in order of appearance.
+    """A text with placeholders: ``<image>``, ``{name}`` for a text, and ``{{`` or ``}}`` for a brace.
 
     Raises:
         InvalidInputError: a brace is neither part of a placeholder nor doubled.
     """
 
     template: str
-    images: int = field(init=False, repr=False, compare=False)
-    fields: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    images: int = field(init=False, repr=False, compare=False)  # number of images
+    fields: tuple[str, ...] = field(init=False, repr=False, compare=False)  # names, in order of appearance
 
     def __post_init__(self) -> None:
         marks = list(_MARK.finditer(self.template))
@@ -57,14 +49,9 @@ class Prompt:
         object.__setattr__(self, "fields", tuple(dict.fromkeys(mark[1] for mark in marks if mark[1])))
 
     def context(self, *images: Image | ImageState, **fields: str) -> list[Segment]:
-        """Replace the placeholders.
+        """Replace the placeholders by images, in order, and texts, by name.
 
-        Args:
-            images: the images, in order.
-            fields: the texts by name. Braces and ``<image>`` in them are literal.
-
-        Returns:
-            Texts and images in reading order, without empty or adjacent texts.
+        Braces and ``<image>`` in a text are literal. The result has no empty or adjacent texts.
 
         Raises:
             InvalidInputError: a wrong number of images, something other than an image, a missing or unknown
@@ -103,11 +90,7 @@ class Prompt:
 
 
 def check_prompt(prompt: object, *fields: str, what: str = "the prompt") -> None:
-    """Check that a prompt takes one image and these texts.
-
-    Raises:
-        InvalidInputError: it takes others, or is not a prompt.
-    """
+    """Check that a prompt takes one image and these texts; InvalidInputError if not."""
     if not isinstance(prompt, Prompt):
         raise InvalidInputError(
             f"{what} must be a Prompt, such as Prompt('<image>Question:'), not {prompt!r}"
@@ -122,15 +105,10 @@ def check_prompt(prompt: object, *fields: str, what: str = "the prompt") -> None
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """A solved task for a few-shot prompt.
+    """A solved task for a few-shot prompt."""
 
-    Attributes:
-        context: the task, made by :meth:`Prompt.context`.
-        answer: a good continuation, leading space included.
-    """
-
-    context: Context
-    answer: str
+    context: Context  # made by Prompt.context
+    answer: str  # leading space included
 
 
 def few_shot(examples: Iterable[Example], context: Context, *, separator: str = "\n") -> list[Segment]:
@@ -158,35 +136,30 @@ def _raven(count: str, images: int) -> Prompt:
 
 PROMPTS: Mapping[str, Prompt] = MappingProxyType(
     {
+        # continued by a caption
         "captioning": Prompt("<image>An image of"),
+        # continued by a question that the image answers: the prompt of UPR (arXiv 2204.07496) in Kosmos-1's
+        # words. Re-ranking scores the user's question after it.
         "question": Prompt("<image>Question:"),
+        # continued by a question about the image; the wording is ours
         "ask": Prompt("<image>A question about this picture:"),
+        # continued by an answer
         "vqa": Prompt("<image>Question: {question} Answer:"),
+        # continued by " yes" or " no"; the wording is ours
         "yes_no": Prompt('<image>Does this picture show "{question}"? Answer:'),
+        # continued by the name of a class, as on ImageNet
         "classification": Prompt("<image>The photo of the"),
+        # continued by the name of a class; category is their common name; the image's place is ours
         "recognition": Prompt(
             "{descriptions}\n<image>Question:what is the name of {category} in the picture? Answer:"
         ),
+        # continued by a rationale, which precedes the question in the next prompt
         "chain_of_thought": Prompt("<image>Introduce this picture in detail:"),
         "chain_of_thought_answer": Prompt("<image>{rationale} Question: {question} Answer:"),
+        # a matrix of images, then a candidate; continued by " Yes"
         "raven_3": _raven("three", 3),
         "raven_4": _raven("four", 4),
         "raven_8": _raven("eight", 8),
     }
 )
-"""The prompts by name.
-
-- ``captioning``: continued by a caption.
-- ``question``: continued by a question that the image answers: the prompt of UPR (arXiv 2204.07496) in
-  Kosmos-1's words. Re-ranking scores the user's question after it.
-- ``ask``: continued by a question about the image.
-- ``vqa``: continued by an answer.
-- ``yes_no``: continued by ``" yes"`` or ``" no"``.
-- ``classification``: continued by the name of a class, as on ImageNet.
-- ``recognition``: continued by the name of a class; ``descriptions`` describes the classes, ``category`` is
-  their common name ("woodpecker").
-- ``chain_of_thought``: continued by a rationale, which precedes the question in ``chain_of_thought_answer``.
-- ``raven_3``, ``raven_4``, ``raven_8``: a matrix of images, then a candidate; continued by ``" Yes"``.
-
-The wording of ``yes_no`` and ``ask``, and the place of the image in ``recognition``, are ours.
-"""
+"""The prompts by name."""

@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.files import Snapshot, array_part, open_snapshot, read_array, write_snapshot
-from zsqretrieval.indexes.checks import (
-    check_addition,
-    check_config,
-    check_integer,
-    check_key_dtype,
-    check_keys,
-    check_removal,
-    unit_rows,
-)
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.indexes.checks import check_integer, check_key_dtype, check_keys, unit_rows
 from zsqretrieval.indexes.keys import KeyTable, digest_rows
 from zsqretrieval.indexes.lock import SharedLock
 from zsqretrieval.types import Neighbors
@@ -35,13 +28,6 @@ class VectorIndex(ABC):
     Its methods check every argument before any state changes or native code runs. The hooks of a subclass get
     checked arguments: a writing hook runs in one thread at a time, next to searches in other threads; it
     takes ``_lock.exclusive()`` for its changes, a search takes ``_lock.shared()``.
-
-    Args:
-        dim: length of the vectors.
-        fingerprint: fingerprint of their encoder; empty when unknown.
-
-    Raises:
-        InvalidInputError: ``dim`` is not an integer >= 1.
     """
 
     _kind: ClassVar[str]
@@ -104,71 +90,59 @@ class VectorIndex(ABC):
         Raises:
             InvalidInputError: a setting is missing, unknown or out of range.
         """
-        return cls(**check_config(config, cls._settings))
+        if set(config) != set(cls._settings):
+            raise InvalidInputError(
+                f"settings {sorted(config)} were given, exactly {sorted(cls._settings)} are needed"
+            )
+        return cls(**config)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def add(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        """Store vectors under new keys; all of them or, after an error, none.
-
-        Args:
-            keys: int64 [n], each >= 0, no repeats, none already present.
-            vectors: float32 [n, dim], finite, not zero; stored at unit length.
+        """Store vectors [n, dim] under new keys [n]; see :meth:`zsqretrieval.protocols.Index.add`.
 
         Raises:
-            InvalidInputError: a condition above does not hold.
-            MemoryError: not enough memory.
+            InvalidInputError: as in the protocol.
+            MemoryError: not enough memory; nothing has changed.
         """
         rows = unit_rows(vectors, self._dim)
         new_keys = check_keys(keys)
         digests = digest_rows(rows)
+        if len(new_keys) != len(rows):
+            raise InvalidInputError(
+                f"{len(new_keys)} keys came with {len(rows)} vectors; each vector needs one key"
+            )
         with self._writing:
-            self._insert(check_addition(new_keys, len(rows), self._table), rows, digests)
+            added = new_keys.tolist()
+            if present := [key for key in added if key in self._table]:
+                raise InvalidInputError(
+                    f"key {present[0]} is stored already; remove it first, or choose another key"
+                )
+            self._insert(added, rows, digests)
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Neighbors:
-        """Find the k nearest stored vectors of each query.
-
-        Args:
-            vectors: float32 [q, dim], finite, not zero.
-            k: results per query, >= 1. More than ``len(self)`` is allowed and padded.
-
-        Returns:
-            keys int64 [q, k] and cosine scores float32 [q, k], best first, padded with -1 and nan.
-
-        Raises:
-            InvalidInputError: a wrong shape, a value that is not finite, a zero vector, or k < 1.
-        """
+        """Find the k nearest vectors of each query; see :meth:`zsqretrieval.protocols.Index.search`."""
         return self._find(unit_rows(vectors, self._dim), check_integer("k", k), None)
 
     def search_among(self, vectors: NDArray[np.float32], k: int, keys: NDArray[np.int64]) -> Neighbors:
-        """Like :meth:`search`, restricted to ``keys``, int64 [n]; keys that are not stored are ignored.
-
-        Raises:
-            InvalidInputError: as :meth:`search`, or ``keys`` are not integers.
-        """
+        """Like :meth:`search`, restricted to ``keys``, int64 [n]; keys that are not stored are ignored."""
         return self._find(unit_rows(vectors, self._dim), check_integer("k", k), check_key_dtype(keys))
 
     def remove(self, keys: NDArray[np.int64]) -> None:
-        """Remove keys, int64 [n]; all of them or, after an error, none.
-
-        Raises:
-            InvalidInputError: a key is not present or repeated.
-        """
+        """Remove keys, int64 [n]; see :meth:`zsqretrieval.protocols.Index.remove`."""
         old_keys = check_keys(keys)
         with self._writing:
-            removed = check_removal(old_keys, self._table)
+            removed = old_keys.tolist()
+            if absent := [key for key in removed if key not in self._table]:
+                raise InvalidInputError(f"key {absent[0]} is not stored; nothing was removed")
             with self._lock.exclusive():
                 self._release(removed)
             if self._table.size - self._table.alive > self._table.alive:
                 self._compact()
 
     def save(self, path: Path) -> None:
-        """Write a snapshot to the directory ``path``, atomically, replacing an earlier one.
-
-        Raises:
-            OSError: the disk refuses; the earlier snapshot is still valid.
-        """
+        """Write a snapshot atomically; see :meth:`zsqretrieval.protocols.Index.save`."""
         with self._writing:
             parts = self._parts()
             pairs = self._table.pairs()
@@ -177,16 +151,10 @@ class VectorIndex(ABC):
 
     @classmethod
     def load(cls, path: Path, *, dim: int | None = None, fingerprint: str | None = None) -> Self:
-        """Verify and load a snapshot.
-
-        Args:
-            path: the directory.
-            dim: required dim; None for any.
-            fingerprint: required encoder fingerprint; None for any.
+        """Verify and load a snapshot; see :meth:`zsqretrieval.protocols.Index.load`.
 
         Raises:
-            IntegrityError: missing, truncated or altered data.
-            MismatchError: another dim, encoder or kind of index; names both sides.
+            IntegrityError, MismatchError: as in the protocol.
             MissingDependencyError: a package that the index needs is not installed.
         """
         with open_snapshot(path, cls._kind, dim=dim, fingerprint=fingerprint, metric="cosine") as snapshot:
@@ -201,7 +169,7 @@ def top_rows(
     k: int,
     keys: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k rows of highest inner product with each query.
+    """The k rows of highest inner product with each query, best first.
 
     Args:
         queries: float32 [q, dim], unit rows.
@@ -210,7 +178,7 @@ def top_rows(
         keys: int64 [rows]; equal scores are ranked by ascending ``keys[row]``.
 
     Returns:
-        Rows int64 [q, k] and scores float32 [q, k] in [-1, 1], best first.
+        Rows int64 [q, k] and scores float32 [q, k] in [-1, 1].
     """
     q = len(queries)
     best_rows = np.full((q, k), -1, np.int64)

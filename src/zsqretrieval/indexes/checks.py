@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from zsqretrieval.errors import InvalidInputError
 
 __all__ = [
-    "check_addition",
-    "check_config",
     "check_integer",
     "check_key_dtype",
     "check_keys",
-    "check_removal",
     "unit_rows",
 ]
 
@@ -62,11 +58,7 @@ def unit_rows(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
 
 
 def check_keys(keys: ArrayLike) -> NDArray[np.int64]:
-    """Keys to add or to remove as int64 [n]: each at least 0, no repeats.
-
-    Raises:
-        InvalidInputError: another shape or dtype, a negative key, or a repeated one; names it.
-    """
+    """Keys to add or to remove as int64 [n]: each at least 0, no repeats."""
     checked = check_key_dtype(keys)
     if checked.size and checked.min() < 0:
         raise InvalidInputError(f"key {checked.min()} is negative; keys are integers >= 0")
@@ -77,11 +69,7 @@ def check_keys(keys: ArrayLike) -> NDArray[np.int64]:
 
 
 def check_key_dtype(keys: ArrayLike) -> NDArray[np.int64]:
-    """Integers as int64 [n].
-
-    Raises:
-        InvalidInputError: another shape, not integers, or beyond int64.
-    """
+    """Integers as int64 [n]."""
     given = _as_array(keys, "keys")
     if given.ndim != 1:
         raise InvalidInputError(f"keys have shape {list(given.shape)}, they must be one row of integers [n]")
@@ -94,51 +82,8 @@ def check_key_dtype(keys: ArrayLike) -> NDArray[np.int64]:
     return given.astype(np.int64)
 
 
-def check_addition(keys: NDArray[np.int64], vectors: int, stored: Container[int]) -> list[int]:
-    """Keys to add as a list.
-
-    Raises:
-        InvalidInputError: their number is not that of the vectors, or one is stored already; names it.
-    """
-    if len(keys) != vectors:
-        raise InvalidInputError(f"{len(keys)} keys came with {vectors} vectors; each vector needs one key")
-    added: list[int] = keys.tolist()
-    present = next((key for key in added if key in stored), None)
-    if present is not None:
-        raise InvalidInputError(f"key {present} is stored already; remove it first, or choose another key")
-    return added
-
-
-def check_removal(keys: NDArray[np.int64], stored: Container[int]) -> list[int]:
-    """Keys to remove as a list.
-
-    Raises:
-        InvalidInputError: a key is not stored; names it.
-    """
-    removed: list[int] = keys.tolist()
-    absent = next((key for key in removed if key not in stored), None)
-    if absent is not None:
-        raise InvalidInputError(f"key {absent} is not stored; nothing was removed")
-    return removed
-
-
-def check_config(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Settings whose names are exactly ``names``.
-
-    Raises:
-        InvalidInputError: one is missing or unknown.
-    """
-    if set(config) != set(names):
-        raise InvalidInputError(f"settings {sorted(config)} were given, exactly {sorted(names)} are needed")
-    return dict(config)
-
-
 def check_integer(name: str, value: Any, *, least: int = 1, most: int = 2**31 - 1) -> int:
-    """An integer setting within bounds; the default upper bound is that of C's int.
-
-    Raises:
-        InvalidInputError: not an integer, or out of bounds.
-    """
+    """An integer setting within bounds; the default upper bound is that of C's int."""
     try:
         number = operator.index(value)
     except TypeError:

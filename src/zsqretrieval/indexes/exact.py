@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
 from zsqretrieval._util.files import Snapshot, array_part, read_array
 from zsqretrieval.errors import IntegrityError
@@ -30,13 +29,6 @@ class ExactIndex(VectorIndex):
     vectors stays under 20 MB for any number of queries and rows. Identical vectors are stored once. Equal
     scores are ranked by ascending key. A search in one thread sees each change of another thread completely
     or not at all.
-
-    Args:
-        dim: length of the vectors.
-        fingerprint: fingerprint of their encoder; empty when unknown.
-
-    Raises:
-        InvalidInputError: ``dim`` is not an integer >= 1.
     """
 
     _kind = "exact"
@@ -48,16 +40,11 @@ class ExactIndex(VectorIndex):
 
     def __reduce__(self) -> tuple[Any, ...]:
         with self._writing:
-            parts = (self.config, self._table.pairs(), self._vectors[: self._table.size].copy())
-        return type(self)._from_parts, parts
+            state = self._table.pairs(), self._vectors[: self._table.size].copy()
+        return type(self).from_config, (self.config,), state
 
-    @classmethod
-    def _from_parts(
-        cls, config: Mapping[str, Any], pairs: NDArray[np.int64], vectors: NDArray[np.float32]
-    ) -> Self:
-        index = cls.from_config(config)
-        index._fill(pairs, vectors)
-        return index
+    def __setstate__(self, state: tuple[NDArray[np.int64], NDArray[np.float32]]) -> None:
+        self._fill(*state)
 
     def _fill(self, pairs: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         self._vectors = vectors

@@ -1,10 +1,9 @@
 """Verification of hnswlib's graph files, before native code loads them.
 
-hnswlib loads any file whose sizes are consistent and uses the neighbour ids in it without a check: an id out
-of range is a segmentation fault at a later query. So every number that native code uses as an offset is
-checked first, also in files that somebody crafted. Layout of hnswlib 0.8 on a 64-bit machine: a header, one
-fixed-size record per element (ground-level links, vector, label), then for each element the links of its
-upper levels.
+hnswlib uses the neighbour ids of a file without a check: one out of range is a segmentation fault at a later
+query. So every number that native code uses as an offset is checked first, also in crafted files. Layout of
+hnswlib 0.8 on a 64-bit machine: a header, one fixed-size record per element (ground-level links, vector,
+label), then for each element the links of its upper levels.
 """
 
 from __future__ import annotations
@@ -29,48 +28,27 @@ _BLOCK = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphFile:
-    """A verified graph file.
+    """A verified graph file of n elements."""
 
-    Attributes:
-        labels: int64 [n]; label of every element.
-        deleted: bool [n]; deletion mark of every element.
-        records: records of the elements, mapped from the file.
-    """
-
-    labels: NDArray[np.int64]
-    deleted: NDArray[np.bool_]
-    records: NDArray[Any]
+    labels: NDArray[np.int64]  # [n]
+    deleted: NDArray[np.bool_]  # [n]; deletion marks
+    records: NDArray[Any]  # [n], mapped from the file
 
     def digests(self) -> dict[int, bytes]:
         """Digest of every element's vector, by label."""
-        digests: dict[int, bytes] = {}
-        for block, labels in _blocks(self.records, self.labels):
-            digests.update(zip(labels.tolist(), digest_rows(block["vector"]), strict=True))
-        return digests
+        digests = (digest for block in _blocks(self.records) for digest in digest_rows(block["vector"]))
+        return dict(zip(self.labels.tolist(), digests, strict=True))
 
 
 def read_graph_file(file: Path, *, dim: int, M: int) -> GraphFile:
-    """Verify a graph file's structure.
-
-    Args:
-        file: a file of hnswlib's ``save_index``.
-        dim: length of the vectors.
-        M: links per element.
+    """Verify the structure of a file of hnswlib's ``save_index``.
 
     Raises:
         IntegrityError: the file is not a sound graph of this dim and M.
     """
     per_level = 4 + 4 * M
-    record = np.dtype(
-        [
-            ("count", "u2"),
-            ("mark", "u1"),
-            ("unused", "u1"),
-            ("links", "u4", (2 * M,)),
-            ("vector", "f4", (dim,)),
-            ("label", "u8"),
-        ]
-    )
+    links, vector = ("links", "u4", (2 * M,)), ("vector", "f4", (dim,))
+    record = np.dtype([("count", "u2"), ("mark", "u1"), ("unused", "u1"), links, vector, ("label", "u8")])
     size = file.stat().st_size
     _require(file, size >= _HEADER.size, "is shorter than its header")
     with file.open("rb") as handle:
@@ -91,10 +69,10 @@ def read_graph_file(file: Path, *, dim: int, M: int) -> GraphFile:
     _require(
         file, top >= 0 and entry < n and levels[entry] >= top, "starts searching at a level that is not there"
     )
-    for level, links in upper_links:
-        _require(file, bool((links < n).all()), "links to an element that is not there")
-        _require(file, bool((levels[links] >= level).all()), "links to an element above its highest level")
-    for block, _ in _blocks(records, records):
+    for level, ids in upper_links:
+        _require(file, bool((ids < n).all()), "links to an element that is not there")
+        _require(file, bool((levels[ids] >= level).all()), "links to an element above its highest level")
+    for block in _blocks(records):
         _require(file, bool((block["count"] <= 2 * M).all()), "has more links than fit")
         used = np.arange(2 * M) < block["count"][:, None]
         _require(
@@ -133,9 +111,8 @@ def _read_upper(
     return levels, links
 
 
-def _blocks(records: NDArray[Any], beside: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    for start in range(0, len(records), _BLOCK):
-        yield records[start : start + _BLOCK], beside[start : start + _BLOCK]
+def _blocks(records: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (records[start : start + _BLOCK] for start in range(0, len(records), _BLOCK))
 
 
 def _require(file: Path, holds: bool, otherwise: str) -> None:

@@ -53,7 +53,7 @@ class HNSWIndex(VectorIndex):
         ef_construction: candidates per insertion.
         ef: candidates per search; more gives better recall and slower answers. The default is tuned on text
             queries, which need about twice the ef of image queries.
-        fingerprint: fingerprint of the encoder of the vectors; empty when unknown.
+        fingerprint: fingerprint of their encoder; empty when unknown.
         seed: seed of the random levels.
         threads: threads for adding and for batches of queries; None for every core. With 1 the same calls
             make the same graph, bit for bit; with more they do not.
@@ -97,7 +97,7 @@ class HNSWIndex(VectorIndex):
         with self._writing, self._lock.exclusive():
             self._ef = checked
             if self._graph is not None:
-                self._graph.set_ef(checked)
+                self._graph._native.set_ef(checked)
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise InvalidInputError(
@@ -131,7 +131,7 @@ class HNSWIndex(VectorIndex):
             raise
 
     def _undo(self, keys: list[int], first_row: int) -> None:
-        """Revert an addition that failed or was interrupted at any point."""
+        """Revert an addition that failed or was interrupted."""
         self._release([key for key in keys if key in self._table])
         self._table.forget_vectors(first_row)
         if not self._table.alive:
@@ -177,9 +177,8 @@ class HNSWIndex(VectorIndex):
         wanted = 2 * k if 2 * k > self._ef else k
         if filtered:
             wanted = math.ceil(2 * k * alive / rows)
-        if 2 * wanted >= alive or (filtered and rows <= _EXACT_ROWS):
-            return self._find_exactly(graph, queries, k, view)
-        found = graph.search(queries, wanted)
+        few = 2 * wanted >= alive or (filtered and rows <= _EXACT_ROWS)
+        found = None if few else graph.search(queries, wanted)
         if found is None:
             return self._find_exactly(graph, queries, k, view)
         neighbors = view.neighbors(*found, k)
@@ -241,16 +240,12 @@ class Graph:
 
     hnswlib checks little: a query of the wrong length or a search before initialisation kills the process. A
     Graph is always initialised, takes only checked arrays, and turns hnswlib's failures, reported or not,
-    into Python errors. It has no lock: no other call may run during ``add``, ``delete``, ``restore`` or
-    ``set_ef``.
-
-    Args:
-        native: an initialised ``hnswlib.Index``.
-        dim: length of the vectors.
-        M: links per element.
+    into Python errors. It has no lock: no other call may run during ``add``, ``delete`` or ``restore``.
     """
 
-    def __init__(self, native: Any, dim: int, M: int) -> None:
+    def __init__(self, native: Any, dim: int, *, M: int, ef: int, threads: int) -> None:
+        native.set_ef(ef)  # not stored in a file
+        native.set_num_threads(threads)
         self._native = native
         self._dim = dim
         self._M = M
@@ -259,25 +254,15 @@ class Graph:
     def create(
         cls, dim: int, *, capacity: int, M: int, ef_construction: int, ef: int, seed: int, threads: int
     ) -> Self:
-        """An empty graph.
-
-        Raises:
-            MemoryError: not enough memory.
-        """
+        """An empty graph; MemoryError when there is no room."""
         native = _import_hnswlib().Index(space="ip", dim=dim)
         with _native_errors(f"room for {capacity} vectors of {dim} numbers"):
             native.init_index(capacity, M=M, ef_construction=ef_construction, random_seed=seed)
-        native.set_ef(ef)
-        native.set_num_threads(threads)
-        return cls(native, dim, M)
+        return cls(native, dim, M=M, ef=ef, threads=threads)
 
     @classmethod
     def load(cls, file: Path, dim: int, *, count: int, M: int, ef: int, threads: int) -> Self:
-        """Load a file that :func:`read_graph_file` has verified.
-
-        Raises:
-            IntegrityError: hnswlib refuses it.
-        """
+        """Load a file that :func:`read_graph_file` has verified; IntegrityError when hnswlib refuses it."""
         native = _import_hnswlib().Index(space="ip", dim=dim)
         try:
             native.load_index(str(file), max_elements=count)
@@ -285,20 +270,10 @@ class Graph:
             raise IntegrityError(
                 f"hnswlib refuses {file} ({error}); rebuild the index from its source"
             ) from error
-        native.set_ef(ef)  # not stored in the file
-        native.set_num_threads(threads)
-        return cls(native, dim, M)
-
-    def set_ef(self, ef: int) -> None:
-        """Set the number of candidates per search."""
-        self._native.set_ef(ef)
+        return cls(native, dim, M=M, ef=ef, threads=threads)
 
     def reserve(self, size: int) -> None:
-        """Make room for ``size`` elements.
-
-        Raises:
-            MemoryError: not enough memory; the graph is unchanged.
-        """
+        """Make room for ``size`` elements; a MemoryError leaves the graph unchanged."""
         capacity = self._native.get_max_elements()
         if size > capacity:
             with _native_errors(f"room for {size} vectors of {self._dim} numbers"):
@@ -307,15 +282,13 @@ class Graph:
     def add(self, vectors: NDArray[np.float32], first_row: int) -> None:
         """Insert unit vectors [n, dim] as the rows ``first_row``, ``first_row + 1``, ...
 
-        Raises:
-            MemoryError: not enough memory; some of the rows may be stored.
+        After a MemoryError some of the rows may be stored.
         """
         if len(vectors):
+            rows = np.arange(first_row, first_row + len(vectors), dtype=np.uint64)
             self.reserve(first_row + len(vectors))
             with _native_errors(f"{len(vectors)} more vectors"):
-                self._native.add_items(
-                    vectors, np.arange(first_row, first_row + len(vectors), dtype=np.uint64)
-                )
+                self._native.add_items(vectors, rows)
 
     def search(
         self, queries: NDArray[np.float32], k: int
@@ -347,12 +320,7 @@ class Graph:
             self._native.unmark_deleted(row)
 
     def save(self, file: Path) -> None:
-        """Write the graph and read it back: hnswlib itself reports neither a full disk nor a bad path.
-
-        Raises:
-            OSError: the file is shorter than the graph.
-            IntegrityError: the file is not the graph.
-        """
+        """Write the graph and read it back: hnswlib itself reports neither a full disk nor a bad path."""
         self._native.save_index(str(file))
         expected, found = self._native.index_file_size(), file.stat().st_size
         if found != expected:

@@ -28,18 +28,11 @@ def digest_rows(rows: NDArray[np.float32]) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeyView:
-    """The keys of rows, as one search may see them.
+    """The keys of rows, as one search may see them."""
 
-    Attributes:
-        first: int64 [rows]; the smallest key of every row, -1 without a key.
-        shared: all keys, ascending, of the rows with several.
-        row_count: number of rows with keys.
-        key_count: number of keys.
-    """
-
-    first: NDArray[np.int64]
-    shared: Mapping[int, Sequence[int]]
-    row_count: int
+    first: NDArray[np.int64]  # [rows]; the smallest key of every row, -1 without a key
+    shared: Mapping[int, Sequence[int]]  # all keys, ascending, of the rows with several
+    row_count: int  # rows with keys
     key_count: int
 
     @property
@@ -196,12 +189,7 @@ class KeyTable:
 
     @classmethod
     def from_pairs(cls, pairs: NDArray[np.int64], digests: Mapping[int, bytes], size: int) -> KeyTable:
-        """Rebuild a table from :meth:`pairs`.
-
-        Args:
-            pairs: int64 [n, 2].
-            digests: digest of every row with a stored vector.
-            size: number of rows, with empty ones.
+        """Rebuild a table of ``size`` rows from :meth:`pairs` and the digests of the stored vectors by row.
 
         Raises:
             IntegrityError: a key is negative or repeated, or its row is not stored.

@@ -80,12 +80,7 @@ def scale_pixels(pixels: Tensor) -> Tensor:
 def likely_names(probabilities: Tensor, names: Tensor) -> Tensor:
     """ConSE: the mean name of the likeliest classes, weighted by the roots of their probabilities.
 
-    Args:
-        probabilities: P(class | image) [B, C].
-        names: sentence vectors of the class names [C, S].
-
-    Returns:
-        Weighted means [B, S].
+    Takes P(class | image) [B, C] and the sentence vectors of the class names [C, S]; returns [B, S].
     """
     weight, classes = probabilities.sqrt().topk(_LIKELIEST, dim=-1)  # [B, 30]
     weight = weight / weight.sum(-1, keepdim=True)

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_counts, check_settings
-from zsqretrieval._util.torch import ensure_torchvision, resolve_device
+from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.torch import FromPretrained, ensure_torchvision, resolve_device
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.mini.efficientnet import (
     EfficientNetLite2,
@@ -150,10 +150,7 @@ class TextTower(nn.Module):
 def join(heads: Sequence[Tensor], knowledge: Tensor, share: float) -> Tensor:
     """One unit vector [B, 2 D + S] whose dot product is a weighted sum of the parts' cosines.
 
-    Args:
-        heads: each [B, D], of any length; each gets the same part of ``1 - share``.
-        knowledge: unit vectors [B, S].
-        share: weight of the knowledge part, between 0 and 1.
+    ``knowledge``, unit vectors [B, S], has the weight ``share``; the heads [B, D] share the rest equally.
     """
     weight = ((1 - share) / len(heads)) ** 0.5
     parts = [normalize(head.float(), dim=-1) * weight for head in heads]
@@ -196,12 +193,14 @@ def _minilm(base: BaseWeights) -> Any:
 
 
 @final
-class MiniEncoder:
+class MiniEncoder(FromPretrained):
     """Encodes images and texts as unit float32 vectors of 1408 dimensions; made by :meth:`from_pretrained`.
 
     Image: the whole picture, resized to 260 x 260 whatever its shape. Text: the first 128 word pieces. Both
     methods may be called from several threads.
     """
+
+    _settings = ("weights", "knowledge_share")
 
     def __init__(
         self,
@@ -259,11 +258,8 @@ class MiniEncoder:
             )
         base = read_base_weights()
         image_tower, text_tower = ImageTower(base), TextTower(base)
-        for tower, name, parts in (
-            (image_tower, "image", ("tuned_top", "tuned_head", "own_head")),
-            (text_tower, "text", ("tuned_layers", "tuned_head", "own_head")),
-        ):
-            for part in parts:
+        for tower, name, tuned in ((image_tower, "image", "tuned_top"), (text_tower, "text", "tuned_layers")):
+            for part in (tuned, "tuned_head", "own_head"):
                 _load_part(getattr(tower, part), trained, f"{name}.{part}.", path)
             tower.eval().requires_grad_(False).to(target)
         base.tokenizer.enable_truncation(_MAX_TOKENS)
@@ -292,27 +288,8 @@ class MiniEncoder:
         """Version, digest of the trained part, knowledge share. The base weights are fixed in the source."""
         return self._fingerprint
 
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Settings that rebuild this encoder; not the device."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Rebuild an encoder from its :attr:`config`.
-
-        Raises:
-            InvalidInputError: unknown setting.
-            WeightsError: as :meth:`from_pretrained`.
-        """
-        check_settings("MiniEncoder", config, ("weights", "knowledge_share"))
-        return cls.from_pretrained(**config)
-
     def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode images; see :meth:`zsqretrieval.protocols.Encoder.encode_image`.
-
-        Returns:
-            float32 [n, 1408], unit rows.
 
         Raises:
             ImageError: an image cannot be decoded; names it.
@@ -333,9 +310,6 @@ class MiniEncoder:
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
-
-        Returns:
-            float32 [n, 1408], unit rows.
 
         Raises:
             InvalidInputError: ``texts`` is a string or contains something else, or ``batch_size`` < 1.

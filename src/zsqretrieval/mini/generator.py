@@ -29,14 +29,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
-from transformers import DynamicCache
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_settings
-from zsqretrieval._util.torch import ensure_torchvision, resolve_device, resolve_dtype
+from zsqretrieval._util.torch import FromPretrained, ensure_torchvision, resolve_device, resolve_dtype
 from zsqretrieval.errors import WeightsError
+from zsqretrieval.generators.engine.decoder import Decoder
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
-from zsqretrieval.generators.engine.likelihood import ENGINE, logits_of
+from zsqretrieval.generators.engine.likelihood import ENGINE
 from zsqretrieval.mini.efficientnet import (
     EfficientNetLite2,
     another_top,
@@ -188,13 +187,15 @@ def _split(x: Tensor) -> Tensor:
 
 
 @final
-class MiniGenerator(InterleavedGenerator):
+class MiniGenerator(FromPretrained, InterleavedGenerator):
     """A small multimodal generator of short English texts; made by :meth:`from_pretrained`.
 
     A context is ``[CLS]``, then word pieces and, for every image, 32 latent tokens, in reading order. All
     text is lower case. Image states (:class:`~zsqretrieval.protocols.ImageStates`) are 32 x 384, 24 KiB in
     16 bits.
     """
+
+    _settings = ("weights", "dtype", "prefix_cache_bytes")
 
     def __init__(
         self,
@@ -206,8 +207,15 @@ class MiniGenerator(InterleavedGenerator):
         prefix_cache_bytes: int = 0,
     ) -> None:
         start, stop = tokenizer.encode("").ids  # [CLS] and [SEP]
+        head = model.language.cls.predictions
         super().__init__(
-            _Bert(model.language),
+            Decoder(
+                model.language.bert,
+                model.language.bert.embeddings.word_embeddings,
+                head.decoder,
+                max_tokens=model.language.config.max_position_embeddings,
+                transform=head.transform,
+            ),
             Frame(start=(start,), stop=frozenset({stop})),
             (LATENTS, WIDTH),
             prefix_cache_bytes=prefix_cache_bytes,
@@ -268,22 +276,6 @@ class MiniGenerator(InterleavedGenerator):
         """Versions, digest of the trained part, and dtype. The base weights are fixed in the source."""
         return self._fingerprint
 
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Settings that rebuild this generator; not the device."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Rebuild a generator from its :attr:`config`.
-
-        Raises:
-            InvalidInputError: unknown setting.
-            WeightsError: as :meth:`from_pretrained`.
-        """
-        check_settings("MiniGenerator", config, ("weights", "dtype", "prefix_cache_bytes"))
-        return cls.from_pretrained(**config)
-
     def _tokenize(self, text: str) -> Sequence[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
@@ -300,49 +292,3 @@ class MiniGenerator(InterleavedGenerator):
         pictures = torch.from_numpy(np.stack(list(self._pool.map(picture, images))))
         states: Tensor = self._model.eyes(pictures.to(self._language.device))  # [n, 32, 384]
         return states
-
-
-class _Bert:
-    """The language model as a :class:`~zsqretrieval.generators.engine.likelihood.LanguageModel`."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.max_tokens = int(model.config.max_position_embeddings)
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self._model.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._model.dtype
-        return dtype
-
-    def embed(self, ids: Tensor) -> Tensor:
-        embeds: Tensor = self._model.bert.embeddings.word_embeddings(ids)
-        return embeds
-
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor,
-        cache: DynamicCache | None,
-    ) -> Tensor:
-        hidden: Tensor = self._model.bert(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
-        return hidden
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._model.cls(hidden)
-        return logits
-
-    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        head = self._model.cls.predictions
-        return logits_of(head.transform(hidden), head.decoder, tokens)

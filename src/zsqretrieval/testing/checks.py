@@ -15,6 +15,7 @@ __all__ = [
     "ContractError",
     "expect",
     "expect_refusal",
+    "list_check",
     "parametrize_checks",
     "promise_of",
     "run_checks",
@@ -37,17 +38,11 @@ class ContractError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Check(Generic[Factory]):
-    """One promise of a contract.
+    """One promise of a contract."""
 
-    Attributes:
-        name: identifies it in ``expected_failures`` and reports.
-        promise: the promise in one sentence.
-        verify: raises if objects of the factory break the promise.
-    """
-
-    name: str
-    promise: str
-    verify: Callable[[Factory], None]
+    name: str  # in ``expected_failures`` and reports
+    promise: str  # one sentence
+    verify: Callable[[Factory], None]  # raises if objects of the factory break the promise
 
     def __call__(self, factory: Factory) -> None:
         """Verify the promise on objects of ``factory``.
@@ -71,13 +66,7 @@ def expect(condition: object, expected: str, got: object) -> None:
 def expect_refusal(
     action: Callable[[], object], what: str, error: type[Exception] | tuple[type[Exception], ...] = ValueError
 ) -> Exception:
-    """Check that ``action`` raises ``error``, and return the exception.
-
-    Args:
-        action: an invalid call.
-        what: the invalid input, as a phrase ("a vector with nan").
-        error: expected exception type or types.
-    """
+    """Check that an invalid call raises ``error``, and return the exception; ``what`` names the input."""
     types = error if isinstance(error, tuple) else (error,)
     names = " or ".join(each.__name__ for each in types)
     try:
@@ -90,11 +79,7 @@ def expect_refusal(
 
 
 def run_checks(checks: Sequence[Check[Factory]], factory: Factory) -> None:
-    """Run every check, then report all that failed.
-
-    Raises:
-        ContractError: at least one check failed; the message has one line for each, ``failures`` the errors.
-    """
+    """Run every check, then report all that failed in one ContractError, a line for each."""
     failures: dict[str, Exception] = {}
     for check in checks:
         try:
@@ -112,13 +97,7 @@ def parametrize_checks(
     *,
     expected_failures: Mapping[str, str] | None = None,
 ) -> MarkDecorator:
-    """Make one pytest case of every check.
-
-    The decorated test takes an argument ``check`` and calls it::
-
-        @parametrize_checks(index_checks, MyIndex)
-        def test_contract(check):
-            check()
+    """Make one pytest case of every check; the decorated test takes an argument ``check`` and calls it.
 
     Args:
         checks: ``encoder_checks``, ``index_checks``, ``generator_checks``, or a part of one.
@@ -127,9 +106,6 @@ def parametrize_checks(
             objects that are slow to build (``functools.cache``).
         expected_failures: reasons by check name. Such a check is a strict xfail: once it passes, remove its
             entry.
-
-    Returns:
-        A ``pytest.mark.parametrize`` decorator whose case ids are the names of the checks.
 
     Raises:
         ValueError: ``expected_failures`` names an unknown check.
@@ -153,6 +129,14 @@ def parametrize_checks(
 def promise_of(function: Callable[..., object]) -> str:
     """The promise of a check: the first line of its docstring."""
     return (function.__doc__ or "").strip().splitlines()[0]
+
+
+def list_check(
+    checks: list[Check[Factory]], function: Callable[[Factory], None]
+) -> Callable[[Factory], None]:
+    """Append the function as a check; for use as a decorator."""
+    checks.append(Check(function.__name__, promise_of(function), function))
+    return function
 
 
 def _describe(error: Exception) -> str:

@@ -292,10 +292,7 @@ def threads_agree(encoder: Encoder) -> None:
     """Concurrent calls and sequential calls give the same rows."""
     image_jobs = [paintings(2, first_seed=seed) for seed in range(8)]
     text_jobs = [TEXTS[i:] + TEXTS[:i] for i in range(len(TEXTS))]
-    calls: tuple[tuple[Any, Any], ...] = (
-        (encoder.encode_image, image_jobs),
-        (encoder.encode_text, text_jobs),
-    )
+    calls: list[tuple[Any, Any]] = [(encoder.encode_image, image_jobs), (encoder.encode_text, text_jobs)]
     for encode, jobs in calls:
         serial = [encode(job) for job in jobs]
         with ThreadPoolExecutor(4) as pool:
@@ -328,12 +325,8 @@ def _expect_same(
 def _expect_all_different(rows: NDArray[np.float32], names: Sequence[str]) -> None:
     for i in range(len(rows)):
         for j in range(i):
-            gap = float(np.abs(rows[i] - rows[j]).max())
-            expect(
-                gap > DIFFERENT,
-                f"different vectors for {names[j]!r} and {names[i]!r}",
-                f"a largest difference of {gap:.3g}",
-            )
+            gap, what = float(np.abs(rows[i] - rows[j]).max()), f"{names[j]!r} and {names[i]!r}"
+            expect(gap > DIFFERENT, f"different vectors for {what}", f"a largest difference of {gap:.3g}")
 
 
 def _expect_order_kept(encode: Callable[[Any], NDArray[np.float32]], items: Sequence[Any]) -> None:

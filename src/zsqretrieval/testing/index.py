@@ -1,21 +1,20 @@
 """Checks of every index; the contract is :class:`zsqretrieval.protocols.Index`.
 
-Every check makes its own indexes with a factory ``make_index(dim, fingerprint="")``. Checks of saving and
-loading are in :mod:`~zsqretrieval.testing.index_storage`, of refusals in
-:mod:`~zsqretrieval.testing.index_refusals`; the exact answers to compare with are in
-:mod:`~zsqretrieval.testing.index_model`.
+Every check makes its own indexes with a factory ``make_index(dim, fingerprint="")``. Checks of saving are in
+``index_storage``, of refusals in ``index_refusals``; ``index_model`` has the exact answers.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
 from zsqretrieval.protocols import Index
-from zsqretrieval.testing.checks import Check, expect, promise_of, run_checks
+from zsqretrieval.testing.checks import Check, expect, list_check, run_checks
 from zsqretrieval.testing.index_model import (
     DIM,
     TOLERANCE,
@@ -42,12 +41,7 @@ from zsqretrieval.types import Neighbors
 __all__ = ["check_index", "index_checks"]
 
 _listed: list[Check[IndexFactory]] = []
-
-
-def _check(function: Callable[[IndexFactory], None]) -> Callable[[IndexFactory], None]:
-    """List the function as a check."""
-    _listed.append(Check(function.__name__, promise_of(function), function))
-    return function
+_check = partial(list_check, _listed)
 
 
 def check_index(make_index: IndexFactory) -> None:

@@ -155,27 +155,16 @@ def saved_and_loaded(index: Index) -> Any:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation on an index; the index must refuse it if it is invalid in its current state.
-
-    Attributes:
-        kind: add the keys, remove them, search, or save and load.
-        keys: keys to add or remove.
-        seed: makes the vectors to add, or the queries. Equal seeds make equal vectors.
-        k: how many neighbours to search for.
-    """
+    """One operation on an index; the index must refuse it if it is invalid in its current state."""
 
     kind: Literal["add", "remove", "search", "reload"]
-    keys: tuple[int, ...] = ()
-    seed: int = 0
+    keys: tuple[int, ...] = ()  # to add or remove
+    seed: int = 0  # of the vectors to add, or the queries; equal seeds make equal vectors
     k: int = 1
 
 
 def play(index: Index, operations: Iterable[Operation]) -> None:
-    """Perform ``operations`` on an empty index and on a dictionary of vectors, and compare after each one.
-
-    Raises:
-        ContractError: the index refused what is valid, accepted what is not, or gave other answers.
-    """
+    """Perform ``operations`` on an empty index and on a dictionary of vectors, and compare after each one."""
     model: dict[int, Vectors] = {}
     for operation in operations:
         keys = np.array(operation.keys, np.int64)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.protocols import Index
-from zsqretrieval.testing.checks import Check, expect, expect_refusal, promise_of
+from zsqretrieval.testing.checks import Check, expect, expect_refusal, list_check
 from zsqretrieval.testing.index_model import (
     DIM,
     IndexFactory,
@@ -27,12 +28,7 @@ from zsqretrieval.testing.index_model import (
 __all__ = ["storage_checks"]
 
 _listed: list[Check[IndexFactory]] = []
-
-
-def _check(function: Callable[[IndexFactory], None]) -> Callable[[IndexFactory], None]:
-    """List the function as a check."""
-    _listed.append(Check(function.__name__, promise_of(function), function))
-    return function
+_check = partial(list_check, _listed)
 
 
 @_check
@@ -105,8 +101,7 @@ def load_refuses_missing_directory(make_index: IndexFactory) -> None:
 def load_refuses_missing_file(make_index: IndexFactory) -> None:
     """Loading a save without one of its files is an IntegrityError."""
     with _save(make_index) as (kind, path):
-        for file in _files(path):
-            content = file.read_bytes()
+        for file, content in _files(path):
             file.unlink()
             expect_refusal(lambda: kind.load(path), f"a save without {file.name}", IntegrityError)
             file.write_bytes(content)
@@ -116,8 +111,7 @@ def load_refuses_missing_file(make_index: IndexFactory) -> None:
 def load_refuses_truncated_file(make_index: IndexFactory) -> None:
     """A save with a truncated file is refused, wherever the file ends."""
     with _save(make_index) as (kind, path):
-        for file in _files(path):
-            content = file.read_bytes()
+        for file, content in _files(path):
             # more than the last byte: a text file may lack its final line break
             for size in sorted({0, len(content) // 2, max(len(content) - 2, 0)}):
                 file.write_bytes(content[:size])
@@ -130,8 +124,7 @@ def load_refuses_truncated_file(make_index: IndexFactory) -> None:
 def load_refuses_flipped_bit(make_index: IndexFactory) -> None:
     """A save with one wrong bit in a file is refused, wherever the bit is."""
     with _save(make_index) as (kind, path):
-        for file in _files(path):
-            content = file.read_bytes()
+        for file, content in _files(path):
             for position in np.unique(np.linspace(0, len(content) - 1, 12).astype(int)):
                 damaged = bytearray(content)
                 damaged[position] ^= 1
@@ -173,6 +166,7 @@ def _save(make_index: IndexFactory) -> Iterator[tuple[type[Index], Path]]:
         yield type(index), path
 
 
-def _files(path: Path) -> list[Path]:
-    """The files of a save that are not empty, as a lock file may be."""
-    return sorted(file for file in path.rglob("*") if file.is_file() and file.stat().st_size > 0)
+def _files(path: Path) -> list[tuple[Path, bytes]]:
+    """The files of a save that are not empty, as a lock file may be, and their content."""
+    files = [(file, file.read_bytes()) for file in sorted(path.rglob("*")) if file.is_file()]
+    return [(file, content) for file, content in files if content]

@@ -64,29 +64,14 @@ class ToyEncoder:
 
 
 class ToyIndex:
-    """Brute-force search over two arrays of keys and vectors.
-
-    Args:
-        dim: length of every vector.
-        fingerprint: fingerprint of the encoder whose vectors it holds; empty when unknown.
-    """
+    """Brute-force search over two arrays of keys and vectors."""
 
     def __init__(self, dim: int, fingerprint: str = "") -> None:
-        self._dim = dim
-        self._fingerprint = fingerprint
+        self.dim = dim
+        self.fingerprint = fingerprint
         # replaced as a pair and never modified, so that a search needs no lock
         self._rows = np.empty(0, np.int64), np.empty((0, dim), np.float32)
         self._writing = threading.Lock()
-
-    @property
-    def dim(self) -> int:
-        """Length of every vector."""
-        return self._dim
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the encoder whose vectors it holds."""
-        return self._fingerprint
 
     def __len__(self) -> int:
         return len(self._rows[0])
@@ -133,7 +118,7 @@ class ToyIndex:
         """Write one file that starts with its SHA-256; see :meth:`zsqretrieval.protocols.Index.save`."""
         keys, stored = self._rows
         buffer = io.BytesIO()
-        np.savez(buffer, dim=self._dim, fingerprint=self._fingerprint, keys=keys, vectors=stored)
+        np.savez(buffer, dim=self.dim, fingerprint=self.fingerprint, keys=keys, vectors=stored)
         content = buffer.getvalue()
         path.mkdir(parents=True, exist_ok=True)
         unfinished = path / "index.npz.unfinished"
@@ -163,8 +148,8 @@ class ToyIndex:
 
     def _checked(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Unit rows, or an error."""
-        if vectors.ndim != 2 or vectors.shape[1] != self._dim:
-            raise InvalidInputError(f"vectors of shape {vectors.shape}; this index takes [n, {self._dim}]")
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+            raise InvalidInputError(f"vectors of shape {vectors.shape}; this index takes [n, {self.dim}]")
         if not np.all(np.isfinite(vectors)):
             raise InvalidInputError("vectors with nan or infinity; every entry must be finite")
         if not np.all(np.any(vectors, axis=1)):

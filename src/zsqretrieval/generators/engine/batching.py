@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
+import torch
+
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval.types import Progress
 
@@ -18,21 +20,15 @@ def plan_batches(
     token_budget: int,
     groups: Sequence[Hashable] | None = None,
 ) -> list[list[int]]:
-    """Group items of similar length, so that batches are small enough and have little padding.
+    """Group positions in ``lengths`` by similar length, so that batches have little padding.
 
     Items are sorted by length, longest first, so that a lack of memory shows in the first batch.
 
     Args:
         lengths: tokens of each item.
-        batch_size: most items in a batch, >= 1.
+        batch_size: most items in a batch.
         token_budget: most tokens in a batch, padding included; a longer item gets a batch of its own.
-        groups: group of each item. Items of one group stay together: in one batch, or in consecutive ones.
-
-    Returns:
-        Batches of positions in ``lengths``; every position once.
-
-    Raises:
-        InvalidInputError: ``batch_size`` or ``token_budget`` < 1.
+        groups: group of each item. Items of one group are in one batch, or in consecutive ones.
     """
     check_counts(batch_size=batch_size, token_budget=token_budget)
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
@@ -61,13 +57,8 @@ def run_batches(
 ) -> None:
     """Run ``step`` on every batch; halve and retry a batch that does not fit into memory.
 
-    Once a batch has failed, no later batch is larger than its halves.
-
-    Args:
-        name: of the work, for ``progress``.
-        batches: positions, as :func:`plan_batches` groups them.
-        step: computes one batch and stores the result; called again for parts of a batch that failed.
-        progress: called after each batch with the number of items done and the total; may raise to cancel.
+    ``step`` is called again for the parts of a batch that failed; no later batch is larger than these.
+    ``progress`` is called after each batch with ``name`` and the number of items done.
 
     Raises:
         MemoryError, RuntimeError: a single item does not fit (as torch reports it).
@@ -95,21 +86,13 @@ def run_batches(
         else:  # outside the handler, because the traceback keeps the failed batch's tensors alive
             largest = (len(batch) + 1) // 2
             waiting.appendleft(batch)
-            _release_memory()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def _out_of_memory(error: BaseException) -> bool:
     """Whether torch ran out of memory: OutOfMemoryError on an accelerator, a RuntimeError on the host."""
-    import torch
-
     message = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         words in message for words in ("out of memory", "not enough memory", "can't allocate memory")
     )
-
-
-def _release_memory() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

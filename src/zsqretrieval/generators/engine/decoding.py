@@ -30,26 +30,12 @@ def continue_contexts(
     batch_size: int,
     progress: Progress | None = None,
 ) -> list[list[Tokens]]:
-    """Continue each context n times.
+    """Continue each context n times; contexts are not empty and shorter than the model's context length.
 
     A text ends before a token of ``stop``, after ``max_new_tokens``, or where the model's context is full.
-    Every text has its own random stream, seeded by ``seed``, context and draw, so that a draw does not depend
-    on its batch. At temperature 0 all n texts of a context are equal.
-
-    Args:
-        model: the model.
-        contexts: contexts, each not empty and shorter than the model's context length.
-        states: image states of the contexts.
-        n: texts per context, >= 1.
-        max_new_tokens: most tokens of a text, >= 1.
-        temperature: divides the logits before sampling; 0 takes the likeliest token.
-        seed: >= 0; None for a random one.
-        stop: tokens that end a text.
-        batch_size: most texts computed together.
-        progress: called after each batch with ``"generating"`` and the number of texts; may raise to cancel.
-
-    Returns:
-        n continuations per context, without their end token.
+    Every text has its own random stream, seeded by ``seed`` (None: at random), context and draw, so that a
+    draw does not depend on its batch. ``temperature`` divides the logits; at 0 all n texts of a context are
+    equal. ``progress`` is called after each batch with ``"generating"`` and the number of texts.
     """
     draws = n if temperature > 0 else 1
     entropy = secrets.randbits(64) if seed is None else seed

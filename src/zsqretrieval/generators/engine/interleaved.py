@@ -18,6 +18,7 @@ from torch import Tensor
 from zsqretrieval._util.checks import check_counts, check_sequence, check_text
 from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.generators.checked import check_pairs, check_sampling
 from zsqretrieval.generators.engine.batching import plan_batches, run_batches
 from zsqretrieval.generators.engine.decoding import continue_contexts
 from zsqretrieval.generators.engine.likelihood import LanguageModel, Prefixes, Tokens, score_pairs
@@ -28,19 +29,12 @@ __all__ = ["Frame", "InterleavedGenerator"]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Special tokens of a context.
+    """Special tokens of a context."""
 
-    Attributes:
-        start: at the beginning of every context.
-        before_image: before the state of each image.
-        after_image: after it.
-        stop: tokens that end a generated text.
-    """
-
-    start: Tokens = ()
+    start: Tokens = ()  # at the beginning of every context
     before_image: Tokens = ()
     after_image: Tokens = ()
-    stop: frozenset[int] = frozenset()
+    stop: frozenset[int] = frozenset()  # end a generated text
 
 
 class InterleavedGenerator(ABC):
@@ -53,12 +47,8 @@ class InterleavedGenerator(ABC):
     begins with white space, as it would stand in running text. So the tokens of a continuation are the same
     after every context.
 
-    Args:
-        model: the language model.
-        frame: special tokens around texts and images.
-        state_shape: (tokens, D) of one image's state.
-        prefix_cache_bytes: memory for the keys and values of contexts between calls, which make a second
-            question about the same images cheaper; 0 keeps none.
+    Keys and values of contexts stay in ``prefix_cache_bytes`` of memory between calls, which makes a second
+    question about the same images cheaper.
     """
 
     def __init__(
@@ -122,32 +112,15 @@ class InterleavedGenerator(ABC):
 
         Give it all pairs at once: the engine sorts them into batches of similar length, encodes each distinct
         image once, computes equal beginnings of contexts once, and halves a batch that does not fit into
-        memory. Image states exist only while a batch still needs them.
-
-        Args:
-            contexts: n contexts of interleaved text, images and image states.
-            continuations: n texts, not empty.
-            batch_size: most pairs computed together; does not change the result beyond rounding.
-            progress: called after each batch with ``"scoring"``, the number of rows done and the total; may
-                raise to cancel. Equal pairs are one row, and so are pairs that differ only in their last
-                token.
-
-        Returns:
-            n likelihoods in nats, in the order given.
+        memory. Image states exist only while a batch still needs them. ``progress`` counts rows: equal pairs
+        are one row, and so are pairs that differ only in their last token.
 
         Raises:
-            InvalidInputError: lengths differ, a continuation is empty, a pair exceeds :attr:`max_tokens`, a
-                context contains something other than texts and images, or ``batch_size`` < 1.
+            InvalidInputError, ImageError: as in the protocol.
             MismatchError: an image state was made by another generator, or has another shape.
-            ImageError: an image cannot be decoded; names it.
             WeightsError: a probability is not finite: damaged weights, or too narrow a dtype.
         """
-        check_sequence(contexts, "contexts")
-        check_sequence(continuations, "continuations")
-        if len(contexts) != len(continuations):
-            raise InvalidInputError(
-                f"{len(contexts)} contexts for {len(continuations)} continuations; give one of each per pair"
-            )
+        check_pairs(contexts, continuations)
         tokenize = self._text_tokens()
         texts = [self._continuation(text, i, tokenize) for i, text in enumerate(continuations)]
         rows, states = self._lay_out(contexts, tokenize)
@@ -178,16 +151,9 @@ class InterleavedGenerator(ABC):
         size. ``progress`` is called after each batch with ``"generating"`` and the number of texts.
 
         Raises:
-            InvalidInputError: a context fills :attr:`max_tokens`, or a setting is out of range.
-            MismatchError, ImageError: as :meth:`log_likelihood`.
+            InvalidInputError, MismatchError, ImageError: as :meth:`log_likelihood`.
         """
-        check_sequence(contexts, "contexts")
-        if n < 1 or max_new_tokens < 1 or not 0 <= temperature < float("inf"):
-            raise InvalidInputError(
-                f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}; the first two must be "
-                "at least 1, the temperature a number of at least 0"
-            )
-        check_counts(0, or_none=True, seed=seed)
+        check_sampling(contexts, n, max_new_tokens, temperature, seed)
         rows, states = self._lay_out(contexts, self._text_tokens())
         for i, row in enumerate(rows):
             self._check_length(len(row), 1, f"context {i} and one new token")
@@ -204,10 +170,6 @@ class InterleavedGenerator(ABC):
         """Run the vision part; see :meth:`zsqretrieval.protocols.ImageStates.image_states`.
 
         ``progress`` is called after each batch with ``"encoding images"``.
-
-        Raises:
-            ImageError: an image cannot be decoded; names it.
-            InvalidInputError: ``batch_size`` < 1.
         """
         found = np.empty((len(images), *self.state_shape), self.state_dtype)
 
@@ -346,9 +308,9 @@ class _CallStates:
     def _digest(self, number: int) -> str:
         if number not in self._digests:
             image = self._images[number]
-            self._digests[number] = (
-                digest(image)
-                if isinstance(image, Image)
-                else hashlib.blake2b(np.ascontiguousarray(image.values).data, digest_size=32).hexdigest()
-            )
+            if isinstance(image, Image):
+                self._digests[number] = digest(image)
+            else:
+                values = np.ascontiguousarray(image.values)
+                self._digests[number] = hashlib.blake2b(values.data, digest_size=32).hexdigest()
         return self._digests[number]

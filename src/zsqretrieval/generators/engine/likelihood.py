@@ -1,17 +1,13 @@
 """The scoring engine: log P(continuation | context) under any language model that reads embeddings.
 
-The engine works on numbers. A context is a tuple of ints in reading order: an entry >= 0 is a token; an entry
--1 - r is row r of the call's image states, laid end to end. So equal contexts are equal tuples, and contexts
-that begin with the same image have a common prefix. :mod:`zsqretrieval.generators.engine.interleaved` makes
-these tuples from texts and images.
+A context is a tuple of ints in reading order: an entry >= 0 is a token; an entry -1 - r is row r of the
+call's image states, laid end to end. So contexts that begin with the same image have a common prefix.
+:mod:`zsqretrieval.generators.engine.interleaved` makes these tuples. The engine saves computation:
 
-A model has the members of :class:`LanguageModel`. The engine saves computation:
-
-- pairs with a common prefix share it: the model reads it once, its keys and values are kept until the last of
-  these pairs is scored, and each pair adds only its own rest;
-- pairs are batched by token budget and padded on the right, and positions count from the start of each row,
-  so that batching changes a score only by rounding;
-- the last token of a continuation is not read, and only positions that predict a token of the continuation go
+- The model reads a common prefix once; its keys and values are kept until the last of its pairs is scored.
+- Pairs are batched by token budget and padded on the right, and positions count from the start of each row,
+  so that batching changes a score only by rounding.
+- The last token of a continuation is not read, and only positions that predict a token of the continuation go
   through the vocabulary matrix.
 """
 
@@ -138,24 +134,16 @@ class States(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Past:
-    """The keys and values of one row.
+    """The keys and values of one row of P positions."""
 
-    Attributes:
-        values: [layers, 2, heads, P, D / heads], for P positions.
-    """
-
-    values: Tensor
+    values: Tensor  # [layers, 2, heads, P, D / heads]
 
     def __len__(self) -> int:
         return self.values.shape[-2]
 
 
 class Prefixes:
-    """Least-recently-used cache of prefixes' keys and values, bounded in bytes.
-
-    Args:
-        capacity: bytes; 0 keeps nothing between calls.
-    """
+    """Least-recently-used cache of prefixes' keys and values; a capacity of 0 bytes keeps nothing."""
 
     def __init__(self, capacity: int = 0) -> None:
         self.capacity = capacity
@@ -191,19 +179,12 @@ class Prefixes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """The model's output for a batch of rows.
+    """The model's output for a batch of rows."""
 
-    Attributes:
-        hidden: last hidden states [B, T, D] of the new positions; undefined beyond a row's length.
-        lengths: number of new positions of each row.
-        mask: bool [B, P + T]: positions of the cache that are not padding.
-        cache: keys and values, padded as in ``mask``; None unless ``remember`` was set.
-    """
-
-    hidden: Tensor
-    lengths: list[int]
-    mask: Tensor
-    cache: DynamicCache | None
+    hidden: Tensor  # last hidden states [B, T, D] of the new positions; undefined beyond a row's length
+    lengths: list[int]  # number of new positions of each row
+    mask: Tensor  # bool [B, P + T]: positions of the cache that are not padding
+    cache: DynamicCache | None  # keys and values, padded as in ``mask``; None unless ``remember`` was set
 
     def pasts(self) -> list[Past]:
         """The past of each row, without padding."""
@@ -222,15 +203,7 @@ def read(
     pasts: Sequence[Past] = (),
     remember: bool = False,
 ) -> Reading:
-    """Read a batch of rows, each after its own past.
-
-    Args:
-        model: the model, B rows at a time.
-        feeds: B rows to read, each not empty.
-        states: image states.
-        pasts: the past of each row; empty when no row has one.
-        remember: keep the keys and values.
-    """
+    """Read B rows, each not empty and after its own past, if any; keep keys and values if ``remember``."""
     device = model.device
     lengths = [len(feed) for feed in feeds]
     before = torch.tensor([len(past) for past in pasts] or [0] * len(feeds), device=device)
@@ -269,13 +242,8 @@ def log_probs_of(
 ) -> list[NDArray[np.float32]]:
     """Log-probabilities of the tokens that the last positions of rows predict.
 
-    Args:
-        model: the model.
-        reading: its output for B rows.
-        targets: (row, tokens): the last ``len(tokens)`` positions of the row predict these tokens.
-
-    Returns:
-        For each target float32 [tokens], in nats.
+    For each target (row, tokens), the last ``len(tokens)`` positions of the row predict these tokens; returns
+    float32 [tokens], in nats.
 
     Raises:
         WeightsError: a log-probability is not finite.
@@ -302,11 +270,7 @@ def log_probs_of(
 
 
 def check_finite(log_probs: NDArray[np.float32], dtype: torch.dtype) -> None:
-    """Refuse log-probabilities that are not finite.
-
-    Raises:
-        WeightsError: a log-probability is not finite.
-    """
+    """Raise WeightsError if a log-probability is not finite."""
     if not np.isfinite(log_probs).all():
         raise WeightsError(
             f"the model computed log-probabilities that are not finite, in {dtype}: its weights are "
@@ -315,15 +279,9 @@ def check_finite(log_probs: NDArray[np.float32], dtype: torch.dtype) -> None:
 
 
 def log_softmax_of(logits: Tensor, tokens: Tensor, exact: Tensor | None = None) -> Tensor:
-    """The log-probability of one token for each row of logits.
+    """The log-probability of one token for each row of logits: float32 [N, V], overwritten, to float32 [N].
 
-    Args:
-        logits: float32 [N, V]; overwritten.
-        tokens: int64 [N].
-        exact: float32 [N], the logits of these tokens before they were rounded to 16 bits.
-
-    Returns:
-        float32 [N], in nats.
+    ``exact``, float32 [N], has the logits of these tokens before they were rounded to 16 bits.
     """
     own, largest = logits.gather(1, tokens[:, None])[:, 0], logits.amax(dim=1, keepdim=True)
     # log-sum-exp in place: torch's own allocates temporaries, which takes longer than the computation
@@ -336,16 +294,7 @@ def log_softmax_of(logits: Tensor, tokens: Tensor, exact: Tensor | None = None) 
 
 
 def logits_of(features: Tensor, head: torch.nn.Linear, tokens: Tensor) -> Tensor:
-    """Single logits of a linear layer in float32, for :meth:`LanguageModel.logits_of`.
-
-    Args:
-        features: [N, D], the layer's input.
-        head: the layer, D to V.
-        tokens: int64 [N].
-
-    Returns:
-        float32 [N].
-    """
+    """Single logits of a linear layer: inputs [N, D] and tokens [N] to float32 [N]."""
     found = (features.float() * head.weight[tokens].float()).sum(dim=1)
     return found if head.bias is None else found + head.bias[tokens].float()
 
@@ -368,16 +317,8 @@ def score_pairs(
     last token, such as yes and no, are one row, because that token is not read. With room in ``prefixes``,
     contexts up to their last image are also kept for later calls.
 
-    Args:
-        model: the model.
-        contexts: n contexts, each not empty.
-        continuations: n continuations, each not empty.
-        states: image states of the contexts.
-        prefixes: cache of earlier calls.
-        batch_size: most rows computed together.
-        token_budget: most positions computed together.
-        progress: called after each batch with ``"scoring"`` and the number of distinct rows; may raise to
-            cancel. Texts that differ only in their last token are one row.
+    Contexts and continuations are not empty. ``batch_size`` limits the rows computed together,
+    ``token_budget`` their positions. ``progress`` is called with ``"scoring"`` and the number of rows.
 
     Returns:
         For each pair float32 [len(continuation)]: log-probabilities in nats.

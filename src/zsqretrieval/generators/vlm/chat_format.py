@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image as PILImage
 
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.generators.vlm.families import Family
 from zsqretrieval.types import Context, Image, ImageState
-
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image as PILImage
 
 __all__ = ["ModelInputs", "Reader", "collate", "has_chat_template"]
 
@@ -22,15 +21,10 @@ Segment: TypeAlias = "str | Image"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelInputs:
-    """One context as the model's input tensors.
+    """One context as the model's input tensors, by name."""
 
-    Attributes:
-        tokens: tensors with one entry per token, by name: integer [1, n, ...]; ``input_ids`` is one of them.
-        images: pixels and their metadata, by name, images along the first axis.
-    """
-
-    tokens: dict[str, torch.Tensor]
-    images: dict[str, torch.Tensor]
+    tokens: dict[str, torch.Tensor]  # one entry per token: integer [1, n, ...]; ``input_ids`` is one of them
+    images: dict[str, torch.Tensor]  # pixels and their metadata, images along the first axis
 
     def __len__(self) -> int:
         return self.tokens["input_ids"].shape[1]
@@ -43,8 +37,6 @@ class ModelInputs:
 
     def followed_by(self, ids: Sequence[int], family: Family) -> ModelInputs:
         """These inputs followed by the tokens ``ids`` of a continuation."""
-        import torch
-
         follow = {"attention_mask": 1, **family.following}
         tokens = {}
         for name, value in self.tokens.items():
@@ -60,20 +52,11 @@ class ModelInputs:
 def collate(
     prompts: Sequence[ModelInputs], *, pad: int, side: str, device: Any, dtype: Any
 ) -> dict[str, torch.Tensor]:
-    """Stack inputs of one shape.
-
-    Args:
-        prompts: B inputs.
-        pad: padding token.
-        side: of the padding, ``"left"`` or ``"right"``.
-        device: of the result.
-        dtype: of the pixels.
+    """Stack B inputs of one shape, padded with the token ``pad`` on one ``side``, with pixels of ``dtype``.
 
     Returns:
         The model's keyword arguments: [B, longest, ...] per token, images one after another.
     """
-    import torch
-
     longest = max(map(len, prompts))
     batch = {}
     for name in prompts[0].tokens:
@@ -92,12 +75,8 @@ def collate(
 class Reader:
     """Converts contexts and continuations to the inputs of one family, and tokens back to text.
 
-    Args:
-        processor: the family's processor.
-        config: the model's configuration.
-        family: the family's settings.
-        encoder_decoder: whether continuations go to a separate decoder.
-        chat: whether a context becomes the user's turn of a conversation.
+    With ``encoder_decoder`` continuations go to a separate decoder; with ``chat`` a context becomes the
+    user's turn of a conversation.
 
     Raises:
         InvalidInputError: ``chat`` is set and the processor has no chat template for images.
@@ -124,11 +103,7 @@ class Reader:
         self._lead = "" if self._marks and self._spaced else lead
 
     def prompt(self, context: Context, name: str) -> ModelInputs:
-        """The inputs of a context.
-
-        Args:
-            context: text and images in reading order.
-            name: of the context, for errors.
+        """The inputs of a context; ``name`` is for errors.
 
         Raises:
             InvalidInputError: it is not a sequence of strings and images, is empty, contains the model's
@@ -234,27 +209,18 @@ class Reader:
     # -- inputs that this class writes -------------------------------------------------------------------
 
     def _write(self, segments: list[Segment], pictures: list[PILImage.Image]) -> ModelInputs:
-        import torch
-
         layout = self._family.layout
         assert layout is not None
-        leading = 0
-        while leading < len(segments) and isinstance(segments[leading], Image):
-            leading += 1
+        leading = next((i for i, one in enumerate(segments) if isinstance(one, str)), len(segments))
         rest = [segment if isinstance(segment, str) else self._written for segment in segments[leading:]]
         rows = layout.write(self._tokenizer, self._written * leading, _joined(rest))
         tokens = {name: torch.tensor([row]) for name, row in rows.items()}
-        if not pictures:
-            return ModelInputs(tokens, {})
-        return ModelInputs(
-            tokens, dict(self._processor.image_processor(images=pictures, return_tensors="pt"))
-        )
+        seen = self._processor.image_processor(images=pictures, return_tensors="pt") if pictures else {}
+        return ModelInputs(tokens, dict(seen))
 
     # -- inputs that the processor writes ----------------------------------------------------------------
 
     def _process(self, segments: list[Segment], pictures: list[PILImage.Image], name: str) -> ModelInputs:
-        import torch
-
         text = self._conversation(segments, name) if self._chat else self._line(segments)
         begins = bool(self._tokenizer.bos_token) and text.startswith(self._tokenizer.bos_token)
         encoded = self._processor(
@@ -263,11 +229,8 @@ class Reader:
             return_tensors="pt",
             **({"add_special_tokens": False} if begins else {}),
         )
-        tensors = {
-            key: value
-            for key, value in encoded.items()
-            if isinstance(value, torch.Tensor) and key != "labels"
-        }
+        encoded.pop("labels", None)
+        tensors = {key: value for key, value in encoded.items() if isinstance(value, torch.Tensor)}
         n = tensors["input_ids"].shape[1]
         of_images = set(self._processor.image_processor.model_input_names)
         tokens = {

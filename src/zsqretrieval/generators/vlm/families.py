@@ -19,40 +19,28 @@ class Layout:
     """Prompt layout for a family whose processor takes only one image before the text.
 
     For a context of one image and one text, the prompt equals the processor's.
-
-    Attributes:
-        image: (processor, config) -> placeholder tokens of one image, as text.
-        write: (tokenizer, leading images, following text and images) -> the prompt's rows.
-        without_images: config -> shapes, by name, of the zero tensors that replace pixels when no prompt of a
-            batch has an image.
     """
 
+    # (processor, config) -> placeholder tokens of one image, as text
     image: Callable[[Any, Any], str]
+    # (tokenizer, leading images, following text and images) -> the prompt's rows
     write: Callable[[Any, str, str], Rows]
+    # config -> shapes, by name, of the zeros that replace pixels when no prompt of a batch has an image
     without_images: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Input format of one family.
-
-    Attributes:
-        name: common name.
-        image: text of an image in a plain prompt; None for the processor's image token.
-        layout: None where the processor accepts images anywhere.
-        lead: text between a plain prompt and its continuation.
-        following: value of a continuation's tokens in per-token tensors, by the tensor's name; 0 elsewhere.
-        batched: whether several prompts may share a batch.
-        pads_to_generate: whether prompts of different lengths may share a batch in generation.
-    """
+    """Input format of one family."""
 
     name: str
-    image: str | None = None
-    layout: Layout | None = None
-    lead: str = " "
+    image: str | None = None  # text of an image in a plain prompt; None for the processor's image token
+    layout: Layout | None = None  # None where the processor accepts images anywhere
+    lead: str = " "  # text between a plain prompt and its continuation
+    # value of a continuation's tokens in per-token tensors, by the tensor's name; 0 elsewhere
     following: Mapping[str, int] = field(default_factory=dict)
-    batched: bool = True
-    pads_to_generate: bool = True
+    batched: bool = True  # whether several prompts may share a batch
+    pads_to_generate: bool = True  # whether prompts of different lengths may share a batch in generation
 
 
 def _rows(ids: list[int]) -> Rows:
@@ -151,7 +139,7 @@ def family_of(model_type: str) -> Family:
     """The family of a configuration's ``model_type``; an untested one is scored one pair at a time.
 
     Raises:
-        InvalidInputError: models of this family cannot be scored; gives the reason.
+        InvalidInputError: its models cannot be scored; gives the reason.
     """
     if model_type in REFUSED:
         raise InvalidInputError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from PIL import Image as PILImage
 
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Image
@@ -18,14 +20,12 @@ __all__ = ["check_scores"]
 def check_scores(generator: VLMGenerator, name: str) -> None:
     """Check that a model's scores are log-probabilities of a text after an image.
 
-    The contract kit (:mod:`zsqretrieval.testing`) checks the same and more. This check protects users of
-    families and versions of transformers that nobody has tested, where a wrong score would be silent.
+    It protects users of families and versions of transformers that nobody has tested, where a wrong score
+    would be silent. :mod:`zsqretrieval.testing` checks much more.
 
     Raises:
         InvalidInputError: they are not; says why, with the family's name.
     """
-    import torch
-
     reader, score = generator._reader, generator._score
     what = f"{name} is a {generator._model.config.model_type} model and cannot be scored by this class: "
     try:
@@ -44,12 +44,10 @@ def check_scores(generator: VLMGenerator, name: str) -> None:
         ) from error
     # the first tolerance compares equal shapes, which round alike
     exact, rounded = (1e-4, 1e-3) if generator._model.dtype == torch.float32 else (1e-2, 1.0)
+    leak, finite = np.abs(scores - swapped)[:-1].max(), np.isfinite([scores, swapped, unlike, beside]).all()
     faults = {
-        "its log-probabilities are not finite; try another dtype": not np.isfinite(
-            [scores, swapped, unlike, beside]
-        ).all(),
-        "later tokens change the log-probabilities of earlier ones": np.abs(scores - swapped)[:-1].max()
-        > exact,
+        "its log-probabilities are not finite; try another dtype": not finite,
+        "later tokens change the log-probabilities of earlier ones": leak > exact,
         "another image changes nothing": np.array_equal(scores, unlike),
         "padding changes its log-probabilities": np.abs(scores - beside).max() > rounded,
     }
@@ -60,8 +58,6 @@ def check_scores(generator: VLMGenerator, name: str) -> None:
 
 def _plaid(shift: int) -> Image:
     """A small picture without symmetry."""
-    from PIL import Image as PILImage
-
     x, y = np.meshgrid(np.arange(64), np.arange(64))
     pixels = np.stack([3 * x + shift * y, 2 * y + 11 * shift, x + y + 29 * shift], axis=-1) % 256
     return Image(PILImage.fromarray(pixels.astype(np.uint8)), "the check's picture")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from zsqretrieval._util.torch import check_complete, ensure_torchvision, missing_package
+import torch
+
+from zsqretrieval._util.torch import check_complete, ensure_torchvision, loading
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.generators.vlm.families import FAMILIES, family_of
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "forward_options",
@@ -72,24 +71,12 @@ def load(name: str, dtype: str | None, revision: str | None) -> tuple[Any, Any]:
     return model, processor
 
 
-@contextmanager
-def _reading(name: str, what: str) -> Iterator[None]:
-    """Turn any error of transformers, huggingface_hub, json and safetensors into one of the library's."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except ImportError as error:
-        raise missing_package(error, f"the {what} of {name}") from error
-    except Exception as error:
-        cause = f"{type(error).__name__}: {str(error).strip()[:300].rstrip('.')}"
-        advice = (
-            "It has to be a complete folder of save_pretrained"
-            if Path(name).is_dir()
-            else "It is not a folder, not in the cache, and cannot be downloaded: on a machine with network, "
-            f"run `hf download {name} --local-dir FOLDER`, and give that folder instead of the name"
-        )
-        raise WeightsError(f"cannot load the {what} of {name}: {cause}. {advice}") from error
+def _reading(name: str, what: str) -> AbstractContextManager[None]:
+    advice = (
+        "It is not a folder, not in the cache, and cannot be downloaded: on a machine with network, run "
+        f"`hf download {name} --local-dir FOLDER`, and give that folder instead of the name"
+    )
+    return loading(f"the {what} of {name}", name, advice)
 
 
 def is_encoder_decoder(config: Any) -> bool:
@@ -152,8 +139,6 @@ def watched_head(model: Any) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]
         Pairs of hidden states [..., D] and logits [..., V], one per call; none when the model computes in
         more than 16 bits, or its head is not a linear layer.
     """
-    import torch
-
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear) or head.weight.dtype not in (torch.bfloat16, torch.float16):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_counts, check_sequence, check_settings
-from zsqretrieval._util.torch import DTYPES, add_tensors, resolve_device, tokenizer_facts
+from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.torch import DTYPES, FromPretrained, add_tensors, resolve_device, tokenizer_facts
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.generators.checked import check_pairs, check_sampling
 from zsqretrieval.generators.engine.batching import plan_batches, run_batches
+from zsqretrieval.generators.engine.likelihood import ENGINE, check_finite, log_softmax_of, logits_of
 from zsqretrieval.generators.vlm.chat_format import ModelInputs, Reader, collate, has_chat_template
 from zsqretrieval.generators.vlm.families import family_of
 from zsqretrieval.generators.vlm.load_check import check_scores
@@ -34,16 +36,14 @@ from zsqretrieval.generators.vlm.loading import (
 )
 from zsqretrieval.types import Context, LogLikelihood, Progress
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = ["VLMGenerator"]
 
-_SETTINGS = ("name_or_path", "dtype", "chat", "token_budget", "revision")
 _WINDOW = 8  # batches whose images are in memory at once
 
+T = TypeVar("T")
 
-class VLMGenerator:
+
+class VLMGenerator(FromPretrained):
     """A :class:`~zsqretrieval.protocols.Generator` over any image-text-to-text model of transformers.
 
     Make one with :meth:`from_pretrained`. In float32 the batch size and the order of the pairs change a
@@ -61,6 +61,9 @@ class VLMGenerator:
         InvalidInputError: the model's family cannot be scored, or ``chat`` is set and there is no chat
             template.
     """
+
+    _settings = ("name_or_path", "dtype", "chat", "token_budget", "revision")
+    _required = ("name_or_path",)
 
     def __init__(
         self,
@@ -115,7 +118,7 @@ class VLMGenerator:
                 of another shape.
             InvalidInputError: it is not an image-text-to-text model, its family cannot be scored or fails the
                 check, or a setting is wrong.
-            MissingDependencyError: its processor needs a package that is not installed.
+            MissingDependencyError: its processor needs another package; names it.
         """
         if dtype is not None and dtype not in DTYPES:
             raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)} or None, not {dtype!r}")
@@ -134,32 +137,12 @@ class VLMGenerator:
             check_scores(generator, name)
         return generator
 
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The arguments of :meth:`from_pretrained` that rebuild this generator; not the device."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Rebuild a generator from :attr:`config`, on the default device.
-
-        Raises:
-            InvalidInputError: a setting is unknown or ``name_or_path`` missing.
-            Exception: as :meth:`from_pretrained`.
-        """
-        check_settings("VLMGenerator", config, _SETTINGS)
-        if "name_or_path" not in config:
-            raise InvalidInputError("VLMGenerator needs the setting 'name_or_path'")
-        return cls.from_pretrained(**config)
-
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over weights, architecture, processor, tokenizer, dtype, ``chat``, engine; not the device.
 
         Computed on first use, from all weights.
         """
-        from zsqretrieval.generators.engine.likelihood import ENGINE
-
         settings = {
             "engine": ENGINE,
             "model": self._model.config.to_dict(),
@@ -183,43 +166,29 @@ class VLMGenerator:
     ) -> list[LogLikelihood]:
         """Score n pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`.
 
-        Args:
-            contexts: n contexts of interleaved text and images.
-            continuations: n texts. One that begins without a space gets the white space that this family has
-                between prompt and answer; one that begins with it is unchanged.
-            batch_size: most pairs computed together. The images of 8 batches are in memory at once.
-            progress: called after each batch with ``"scoring"``, the number of pairs done and n; may raise to
-                cancel.
+        A continuation that begins without a space gets the white space that this family has between prompt
+        and answer. The images of 8 batches are in memory at once.
 
         Raises:
-            InvalidInputError: lengths differ, a continuation is empty, a pair exceeds the model's context
-                length, a text contains the model's image token, or the family cannot keep a context's order.
+            InvalidInputError: as in the protocol; or a text contains the model's image token, or the family
+                cannot keep a context's order.
             MismatchError: a context contains an image state; this class has none.
             ImageError: an image cannot be decoded; names it.
         """
-        check_sequence(contexts, "contexts")
-        check_sequence(continuations, "continuations")
-        if len(contexts) != len(continuations):
-            raise InvalidInputError(
-                f"{len(contexts)} contexts for {len(continuations)} continuations; give one of each per pair"
-            )
-        contexts = list(contexts)
+        check_pairs(contexts, continuations)
         answers = [
             self._reader.continuation(text, f"continuation {i}") for i, text in enumerate(continuations)
         ]
-        found: dict[int, NDArray[np.float32]] = {}
-        for window in _windows(len(contexts), batch_size):
-            prompts = self._read(contexts, window)
-            for i in window:
-                self._check_length(prompts[i], len(answers[i]), f"pair {i}")
-
-            def step(batch: list[int], prompts: Mapping[int, ModelInputs] = prompts) -> None:
-                scores = self._score([prompts[i] for i in batch], [answers[i] for i in batch])
-                found.update(zip(batch, scores, strict=True))
-
-            batches = self._plan(prompts, {i: len(answers[i]) for i in window}, batch_size)
-            run_batches("scoring", batches, step, _over_all(progress, window.start, len(contexts)))
-        return [LogLikelihood(self._reader.shown(answer), found[i]) for i, answer in enumerate(answers)]
+        found = self._run(
+            "scoring",
+            contexts,
+            [len(answer) for answer in answers],
+            lambda prompts, rows: self._score(prompts, [answers[row] for row in rows]),
+            batch_size=batch_size,
+            progress=progress,
+        )
+        shown = map(self._reader.shown, answers)
+        return [LogLikelihood(tokens, one) for tokens, one in zip(shown, found, strict=True)]
 
     def generate(
         self,
@@ -240,38 +209,55 @@ class VLMGenerator:
         ``"generating"`` and the number of texts.
 
         Raises:
-            InvalidInputError: a setting is out of range, or a context with ``max_new_tokens`` after it
-                exceeds the model's context length.
-            MismatchError: a context contains an image state; this class has none.
-            ImageError: an image cannot be decoded; names it.
+            InvalidInputError, MismatchError, ImageError: as :meth:`log_likelihood`.
         """
-        check_sequence(contexts, "contexts")
-        if n < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf or (seed is not None and seed < 0):
-            raise InvalidInputError(
-                f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}, seed={seed}; the first "
-                "two must be at least 1, the temperature finite and at least 0, a seed at least 0"
-            )
-        contexts = list(contexts)
+        check_sampling(contexts, n, max_new_tokens, temperature, seed)
         entropy = np.random.SeedSequence(seed).entropy
         draws = n if temperature > 0 else 1
-        texts: dict[int, str] = {}  # key i * draws + d: text d of context i
-        for window in _windows(len(contexts), batch_size):
+
+        def write(prompts: Sequence[ModelInputs], rows: Sequence[int]) -> list[str]:
+            seeds = [_stream(entropy, *divmod(row, draws)) for row in rows]
+            sampler = _Sampler(temperature, seeds) if temperature > 0 else None
+            return self._continue(prompts, max_new_tokens, sampler)
+
+        more = [max_new_tokens] * len(contexts)
+        texts = self._run(
+            "generating", contexts, more, write, draws=draws, batch_size=batch_size, progress=progress
+        )
+        return [texts[i * draws : (i + 1) * draws] * (n // draws) for i in range(len(contexts))]
+
+    def _run(
+        self,
+        step: str,
+        contexts: Sequence[Context],
+        more: Sequence[int],
+        compute: Callable[[list[ModelInputs], list[int]], list[T]],
+        *,
+        draws: int = 1,
+        batch_size: int,
+        progress: Progress | None,
+    ) -> list[T]:
+        """Results of all rows, computed in batches; row i * draws + d is draw d of context i.
+
+        ``more[i]`` tokens follow context i.
+        """
+        check_counts(batch_size=batch_size)
+        generate = step == "generating"
+        found: dict[int, T] = {}
+        for start in range(0, len(contexts), _WINDOW * batch_size):
+            window = range(start, min(start + _WINDOW * batch_size, len(contexts)))
             prompts = self._read(contexts, window)
             for i in window:
-                self._check_length(prompts[i], max_new_tokens, f"context {i}")
+                self._check_length(prompts[i], more[i], f"{'context' if generate else 'pair'} {i}")
             rows = {i * draws + d: prompts[i] for i in window for d in range(draws)}
 
-            def step(batch: list[int], rows: Mapping[int, ModelInputs] = rows) -> None:
-                seeds = [_stream(entropy, *divmod(row, draws)) for row in batch]
-                sampler = _Sampler(temperature, seeds) if temperature > 0 else None
-                written = self._continue([rows[row] for row in batch], max_new_tokens, sampler)
-                texts.update(zip(batch, written, strict=True))
+            def one_batch(batch: list[int], rows: Mapping[int, ModelInputs] = rows) -> None:
+                found.update(zip(batch, compute([rows[row] for row in batch], batch), strict=True))
 
-            batches = self._plan(rows, dict.fromkeys(rows, max_new_tokens), batch_size, generate=True)
-            run_batches(
-                "generating", batches, step, _over_all(progress, window.start * draws, len(contexts) * draws)
-            )
-        return [[texts[i * draws + d] for d in range(draws)] * (n // draws) for i in range(len(contexts))]
+            batches = self._plan(rows, {row: more[row // draws] for row in rows}, batch_size, generate)
+            total = len(contexts) * draws
+            run_batches(step, batches, one_batch, _over_all(progress, start * draws, total))
+        return [found[row] for row in range(len(contexts) * draws)]
 
     # -- inputs ------------------------------------------------------------------------------------------
 
@@ -301,8 +287,7 @@ class VLMGenerator:
         prompts: Mapping[int, ModelInputs],
         more: Mapping[int, int],
         batch_size: int,
-        *,
-        generate: bool = False,
+        generate: bool,
     ) -> list[list[int]]:
         """Batches of keys of ``prompts``, each of one shape."""
         one_length = generate and not self._family.pads_to_generate
@@ -320,8 +305,6 @@ class VLMGenerator:
         ]
 
     def _collate(self, prompts: Sequence[ModelInputs]) -> dict[str, torch.Tensor]:
-        import torch
-
         # an encoder counts positions from the first column, a decoder continues after the last
         side = "right" if self._encoder_decoder else "left"
         place = {"device": self._model.device, "dtype": self._model.dtype}
@@ -337,8 +320,6 @@ class VLMGenerator:
         self, prompts: Sequence[ModelInputs], answers: Sequence[list[int]]
     ) -> list[NDArray[np.float32]]:
         """Log-probability of every token of every answer: float32 [T] each."""
-        import torch
-
         options = dict(self._options)
         if self._encoder_decoder:
             batch = self._collate(prompts)
@@ -364,10 +345,6 @@ class VLMGenerator:
         self, ids: list[int], logits: torch.Tensor, hidden: torch.Tensor | None
     ) -> NDArray[np.float32]:
         """Log-probabilities of T tokens, float32 [T], from logits [T, V] and hidden states [T, D]."""
-        import torch
-
-        from zsqretrieval.generators.engine.likelihood import check_finite, log_softmax_of, logits_of
-
         tokens = torch.tensor(ids, device=logits.device)
         exact = None
         if hidden is not None:
@@ -377,9 +354,6 @@ class VLMGenerator:
         return found
 
     def _continue(self, prompts: Sequence[ModelInputs], limit: int, sampler: _Sampler | None) -> list[str]:
-        """One text for each prompt."""
-        import torch
-
         hf = import_transformers()
         batch = self._collate(prompts)
         settings = hf.GenerationConfig(
@@ -415,20 +389,13 @@ class _Sampler:
     """
 
     def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
-        import torch
-
         self._temperature = temperature
         self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Add the noise to logits, float32 [B, V]."""
-        import torch
-
         waits = [torch.empty(scores.shape[-1]).exponential_(generator=stream) for stream in self._streams]
         return scores / self._temperature - torch.stack(waits).log().to(scores.device)
-
-
-# -- small parts -----------------------------------------------------------------------------------------
 
 
 def _without_origin(settings: Any) -> Any:
@@ -446,13 +413,6 @@ def _identity(context: Context) -> object:
     return tuple(segment if isinstance(segment, str) else id(segment) for segment in context)
 
 
-def _windows(n: int, batch_size: int) -> list[range]:
-    """Parts of range(n) whose images are in memory together."""
-    check_counts(batch_size=batch_size)
-    step = _WINDOW * batch_size
-    return [range(start, min(start + step, n)) for start in range(0, n, step)]
-
-
 def _over_all(progress: Progress | None, before: int, total: int) -> Progress | None:
     """Progress over all windows, for the batches of one window."""
     return None if progress is None else lambda name, done, _: progress(name, before + done, total)
@@ -468,8 +428,6 @@ def _decoder_inputs(
     answers: Sequence[list[int]], start: int | None, pad: int, device: Any
 ) -> dict[str, torch.Tensor]:
     """The start token and each answer without its last token, padded on the right: int64 [B, T]."""
-    import torch
-
     longest = max(map(len, answers))
     rows = [[start, *answer[:-1]] + [pad] * (longest - len(answer)) for answer in answers]
     mask = [[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers]

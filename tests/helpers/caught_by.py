@@ -1,0 +1,13 @@
+"""Mark of the broken parts in ``broken_encoders``, ``broken_indexes`` and ``broken_generators``."""
+
+from __future__ import annotations
+
+
+def caught_by(*checks):
+    """Name the checks that must find the bug of a class."""
+
+    def mark(kind):
+        kind.caught_by = checks
+        return kind
+
+    return mark

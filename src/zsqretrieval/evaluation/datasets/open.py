@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from zsqretrieval.data.sources import read_webdataset
 from zsqretrieval.errors import InvalidInputError
@@ -28,21 +28,13 @@ _SHARDED = ("flickr8k", "shards")
 _SPLIT = "test"
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of data set.
+class Kind(NamedTuple):
+    """A kind of data set."""
 
-    Attributes:
-        paths: the paths behind the colon, separated by commas; optional ones in brackets.
-        holds: what they hold.
-        read: reads the data set from the paths and the split, which is empty if there are no splits.
-        splits: whether the files distinguish splits.
-    """
-
-    paths: str
+    paths: str  # behind the colon, separated by commas; optional ones in brackets
     holds: str
-    read: Callable[[Sequence[Path], str], Dataset]
-    splits: bool = True
+    read: Callable[[Sequence[Path], str], Dataset]  # from the paths and the split
+    splits: bool = True  # whether the files distinguish splits
 
 
 def _flickr8k_texts(folder: Path) -> Path | None:
@@ -52,8 +44,7 @@ def _flickr8k_texts(folder: Path) -> Path | None:
 
 def _read_flickr8k(paths: Sequence[Path], split: str) -> Dataset:
     (folder,) = paths
-    texts = _flickr8k_texts(folder)
-    if texts is None:
+    if (texts := _flickr8k_texts(folder)) is None:
         return read_shards(folder, split)
     names = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images")  # the first as in the archive
     images = next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
@@ -89,7 +80,7 @@ KINDS: Mapping[str, Kind] = {
         splits=False,
     ),
     "laion": Kind(
-        "FOLDER", "a slice of LAION by img2dataset", lambda paths, _: read_laion(paths[0]), splits=False
+        "FOLDER", "a slice of LAION by img2dataset", lambda paths, _: read_laion(*paths), splits=False
     ),
     "inquire": Kind(
         "FOLDER,IMAGES",
@@ -108,10 +99,7 @@ KINDS: Mapping[str, Kind] = {
         splits=False,
     ),
     "folder": Kind(
-        "FOLDER",
-        "your own images with a captions.jsonl",
-        lambda paths, _: read_folder(paths[0]),
-        splits=False,
+        "FOLDER", "your own images with a captions.jsonl", lambda paths, _: read_folder(*paths), splits=False
     ),
 }
 """The kinds by name."""
@@ -147,10 +135,7 @@ def open_dataset(argument: str, split: str | None = None) -> Dataset:
 def open_judgments(argument: str, split: str | None, dataset: Dataset) -> tuple[Judgments, ...]:
     """Read the human ratings next to a data set: those of Flickr8k's test split, if they are there.
 
-    Args:
-        argument: as for :func:`open_dataset`.
-        split: as for :func:`open_dataset`.
-        dataset: the result of :func:`open_dataset`.
+    Arguments as for :func:`open_dataset`, and its result.
 
     Raises:
         InvalidInputError: a line cannot be read; names it.

@@ -107,17 +107,9 @@ def bench_alternatives(
 ) -> AlternativesBench:
     """Run all routes in turns.
 
-    Args:
-        generator: a model, see :func:`~benchmarks.random_models.random_kosmos`.
-        candidates: number of images, and of captions.
-        question_tokens: length of the question.
-        caption_tokens: mean length of a caption; lengths vary from half to one and a half times it.
-        rounds: timings of each route.
-        batch_size: pairs or images computed together, if a route batches.
-        clip_layers: layers of both towers of the CLIP; 12 in ViT-B/32.
-        clip_width: width of its image tower, a multiple of 192; 768 in ViT-B/32.
-        words: vocabulary of question and captions; each word is one token of the model.
-        progress: called after every turn.
+    Captions have half to one and a half times ``caption_tokens``. Each of the ``words`` of question and
+    captions is one token of the model. The sizes of CLIP are as for
+    :func:`~benchmarks.random_models.random_clip`.
 
     Raises:
         InvalidInputError: a number is below 1, or the width is not a multiple of 192.
@@ -160,21 +152,14 @@ def bench_alternatives(
         first_stage=routes["first_stage"],
         spread={name: spread for name, (_, spread) in timed.items()},
         setting={
-            "candidates": candidates,
-            "question_tokens": question_tokens,
-            "caption_tokens": caption_tokens,
-            "rounds": rounds,
-            "batch_size": batch_size,
+            "candidates": candidates, "question_tokens": question_tokens, "caption_tokens": caption_tokens,
+            "rounds": rounds, "batch_size": batch_size,
             "dtype": str(generator.model.dtype).removeprefix("torch."),
-            "vision_layers": config.vision_config.num_hidden_layers,
-            "text_layers": config.text_config.layers,
-            "clip_layers": clip_layers,
-            "clip_width": clip_width,
-            "threads": torch.get_num_threads(),
-            "versions": {name: _version(name) for name in _PACKAGES},
-            "seed": 0,
+            "vision_layers": config.vision_config.num_hidden_layers, "text_layers": config.text_config.layers,
+            "clip_layers": clip_layers, "clip_width": clip_width, "threads": torch.get_num_threads(),
+            "versions": {name: _version(name) for name in _PACKAGES}, "seed": 0,
         },
-    )
+    )  # fmt: skip
 
 
 def _race(ways: _Ways, rounds: int, turn: Callable[[], None]) -> tuple[dict[str, Route], float]:

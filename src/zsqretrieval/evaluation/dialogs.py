@@ -85,7 +85,7 @@ def measure_dialogs(
         scale: as for :class:`~zsqretrieval.dialog.dialog.Dialog`.
         temper: likewise.
         reread: likewise.
-        dialogs: how many; every image with captions is the target once before any is twice.
+        dialogs: how many.
         rounds: questions of each. A dialog without further questions keeps its ranking.
         candidates: images at the start of a dialog; answers add more. The others keep the order of the first
             stage, below them. :class:`~zsqretrieval.dialog.policies.CaptionDialog` ranks the whole gallery,
@@ -97,11 +97,9 @@ def measure_dialogs(
         seed: of the choice of dialogs and of their random choices.
 
     Returns:
-        Rows of group ``dialogs``, and facts.
-
-        ``depth`` is the number of answers, 0 before the first question. Measures are ``Hits@10``, cumulative
-        as in ChatIR: the target has been among the first ten by then; ``R@10`` of this round alone; and
-        ``BRI`` (:func:`best_rank_integral`, lower is better), without ``depth``.
+        Rows of group ``dialogs``: ``depth`` is the number of answers, 0 before the first question. Measures
+        are ``Hits@10``, cumulative as in ChatIR: the target has been among the first ten by then; ``R@10`` of
+        this round alone; and ``BRI`` (:func:`best_rank_integral`, lower is better), without ``depth``.
 
         Facts: ``settings``; ``asked``, by policy: ``questions`` and ``dont_know`` per dialog on average, and
         for policies that expect a gain, ``expected_gain`` and ``gain``, the fall of the entropy, in nats per
@@ -117,10 +115,9 @@ def measure_dialogs(
     if user not in ("generator", "captions"):
         raise InvalidInputError(f"user must be 'generator' or 'captions', not {user!r}")
     captions = _captions(bench, form)
-    places, texts = list(captions), list(captions.values())
     targets = [
-        _Target(places[image], texts[image][n], texts[image][:n] + texts[image][n + 1 :])
-        for image, n in draw_targets(texts, dialogs, seed)
+        _Target(image, captions[image][n], captions[image][:n] + captions[image][n + 1 :])
+        for image, n in draw_targets(captions, dialogs, seed)
     ]
     settings = {"scale": scale, "temper": temper, "reread": reread, "seed": seed}
     host = _Host(bench, _Gallery(bench), {}, user, rounds, candidates, settings)
@@ -159,23 +156,24 @@ def _captions(bench: Bench, form: str) -> dict[int, list[str]]:
     return {place[image]: [text[query] for query in task.qrels[image]] for image in task.queries}
 
 
-def draw_targets(captions: Sequence[Sequence[str]], count: int, seed: int = 0) -> list[tuple[int, int]]:
-    """Draw ``count`` target images, and the caption that begins each dialog: positions of both.
+def draw_targets(captions: Mapping[int, Sequence[str]], count: int, seed: int = 0) -> list[tuple[int, int]]:
+    """Draw ``count`` target images of ``captions``, and for each the caption that begins the dialog.
 
     Every image has at least two captions and is drawn once before any is drawn twice. A smaller count gives
     the first of the same draws.
     """
-    if count > sum(map(len, captions)):
-        raise InvalidInputError(f"{count} dialogs need as many captions; there are {sum(map(len, captions))}")
-    if min(map(len, captions)) < 2:
+    counts = [len(some) for some in captions.values()]
+    if count > sum(counts):
+        raise InvalidInputError(f"{count} dialogs need as many captions; there are {sum(counts)}")
+    if min(counts) < 2:
         raise InvalidInputError("every image needs two captions: one to begin with, others to answer by")
     random = np.random.default_rng(seed)
-    orders = [random.permutation(len(some)) for some in captions]
+    images, orders = list(captions), [random.permutation(some) for some in counts]
     pairs = [
-        (int(image), int(orders[image][turn]))
-        for turn in range(max(map(len, captions)))
-        for image in random.permutation(len(captions))
-        if turn < len(orders[image])
+        (images[n], int(orders[n][turn]))
+        for turn in range(max(counts))
+        for n in random.permutation(len(images))
+        if turn < counts[n]
     ]
     return pairs[:count]
 
@@ -250,7 +248,7 @@ class _Host:
         ranks, turns, evidence = [], [], []
         # ChatIR ranks the whole gallery, which costs only the encoder.
         candidates = len(self.bench.dataset.gallery) if isinstance(policy, CaptionDialog) else self.candidates
-        for done, target in enumerate(targets, start=1):
+        for done, target in enumerate(targets, 1):
             with self._remembered(name, target):
                 dialog = Dialog(
                     self.gallery, target.text, candidates=candidates, policy=policy, budget=self.rounds,

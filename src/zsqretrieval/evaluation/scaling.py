@@ -109,14 +109,12 @@ def measure_scaling(
         seed: of all draws but the sample.
 
     Returns:
-        Rows of group ``scaling``, and facts.
-
-        ``depth`` is the number of images in the gallery. ``form`` is ``measured``; ``hard synthetic``, with
-        synthetic images in addition; a model (``beta``, ``normal``, ``pareto``), which extrapolates;
-        ``envelope``, from the lowest to the highest end of the models' intervals, without a value; or
-        ``held out, MODEL``, the prediction after fitting on a tenth of the distractors, whose gain is the
-        error. Measures are ``R@k``, and for models ``candidates needed``: K that keeps the ceiling. Re-ranked
-        systems are named ``likelihood@K`` and ``fused@K``.
+        Rows of group ``scaling``: ``depth`` is the number of images in the gallery. ``form`` is ``measured``;
+        ``hard synthetic``; a model (``beta``, ``normal``, ``pareto``), which extrapolates; ``envelope``, from
+        the lowest to the highest end of the models' intervals, without a value; or ``held out, MODEL``, the
+        prediction after fitting on a tenth of the distractors, whose gain is the error. Measures are ``R@k``,
+        and for models ``candidates needed``: K that keeps the ceiling. Re-ranked systems are named
+        ``likelihood@K`` and ``fused@K``.
 
         Facts: ``settings``; ``ceiling``, the share of queries whose relevant image is a candidate; ``fits``,
         the parameters of the models; ``cost`` of re-ranking on one H100; ``assumptions``.

@@ -25,17 +25,11 @@ _T = TypeVar("_T")
 Qrels = Mapping[str, Mapping[str, int]]
 """Query id -> item id -> grade, as in TREC: 0 is judged and not relevant, a missing item is not judged."""
 
-CAPTION = "caption"
-"""Form of a query that is a person's sentence about an image."""
-
-HUMAN_QUESTION = "human question"
-"""Form of a query that a person asked."""
-
-ALT_TEXT = "alt text"
-"""Form of a query that is the alternative text of an image on a web page."""
-
-EXPERT_QUERY = "expert query"
-"""Form of INQUIRE's queries: phrases of naturalists, such as "a male mandarin duck in breeding plumage"."""
+# Forms of queries.
+CAPTION = "caption"  # a person's sentence about an image
+HUMAN_QUESTION = "human question"  # asked by a person
+ALT_TEXT = "alt text"  # the alternative text of an image on a web page
+EXPERT_QUERY = "expert query"  # INQUIRE's phrases of naturalists: "a male mandarin duck in breeding plumage"
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,14 +74,9 @@ def read_karpathy(
 
     ``dataset_coco.json`` and its siblings hold ``{"dataset": ..., "images": [...]}``; an image has
     ``filename``, ``filepath`` (COCO: the folder ``val2014`` or ``train2014``), ``split`` and ``sentences``,
-    each with its text as ``raw``.
-
-    Args:
-        captions: the JSON file.
-        images: the folder of images; ``filepath`` is a folder in it.
-        split: ``train``, ``restval``, ``val`` or ``test``.
-        captions_per_image: the first so many sentences of each image; all when None. COCO's test images have
-            5 to 7, 25,010 in all; papers that report 25,000 captions took the first 5.
+    each with its text as ``raw``. Splits are ``train``, ``restval``, ``val`` and ``test``. COCO's test images
+    have 5 to 7 sentences, 25,010 in all; papers that report 25,000 captions took the first 5
+    (``captions_per_image``).
 
     Raises:
         InvalidInputError: a file is missing or broken, or there is no such split. Names the record.
@@ -128,7 +123,7 @@ def read_flickr(captions: Path, images: Path, split: Path | None = None) -> Data
     origin = _FLICKR30K if "results" in captions.name else _FLICKR8K
     path = found(captions, "captions, one a line", origin)
     texts: dict[str, list[_Text]] = {}
-    for text in _flickr_csv(path) if path.suffix == ".csv" else _flickr_tokens(path):
+    for text in _flickr_captions(path):
         texts.setdefault(text.image, []).append(text)
     listed = dict.fromkeys(texts, path.name)
     if split is not None:
@@ -143,28 +138,21 @@ def read_flickr(captions: Path, images: Path, split: Path | None = None) -> Data
     return _assemble(label, gallery, (text for name in listed for text in texts[name]))
 
 
-def _flickr_tokens(path: Path) -> Iterable[_Text]:
+def _flickr_captions(path: Path) -> Iterator[_Text]:
+    table = path.suffix == ".csv"
     for place, line in lines(path):
-        caption_id, tab, text = line.partition("\t")
-        image, mark, _ = caption_id.partition("#")
-        if not (tab and mark and image):
-            raise InvalidInputError(f"{place}: not a caption 'file#number<tab>sentence': {line[:80]!r}")
-        yield _Text(image, text.strip(), CAPTION, place)
-
-
-def _flickr_csv(path: Path) -> Iterable[_Text]:
-    for place, line in lines(path):
-        if place.endswith(":1"):
+        if table and place.endswith(":1"):
             header = [column.strip() for column in line.split("|")]
             if header != ["image_name", "comment_number", "comment"]:
                 raise InvalidInputError(
                     f"{place}: the columns are {header}, not image_name, comment_number and comment"
                 )
             continue
-        row = re.fullmatch(r"([^|]+)\|\s*(\d+)\s*[|\s]\s*(.*)", line)
+        row = re.fullmatch(r"([^|]+)\|\s*\d+\s*[|\s](.*)" if table else r"([^#\t]+)#[^\t]*\t(.*)", line)
         if row is None:
-            raise InvalidInputError(f"{place}: not a row 'image| number| sentence': {line[:80]!r}")
-        yield _Text(row[1].strip(), row[3].strip(), CAPTION, place)
+            wanted = "row 'image| number| sentence'" if table else "caption 'file#number<tab>sentence'"
+            raise InvalidInputError(f"{place}: not a {wanted}: {line[:80]!r}")
+        yield _Text(row[1].strip(), row[2].strip(), CAPTION, place)
 
 
 def read_coco(captions: Path, images: Path) -> Dataset:
@@ -308,14 +296,13 @@ def read_laion(folder: Path, *, max_punsafe: float | None = _PUNSAFE) -> Dataset
         if text := (image.caption or "").strip():
             texts.setdefault(text, {})[str(image.id)] = 1
             places.setdefault(text, image.source)
-    notes = ["LAION kept pairs that CLIP ViT-B/32 gave a cosine of at least 0.28: the numbers favour CLIP"]
-    if unsafe:
-        notes.append(f"{unsafe} images left out: punsafe above {max_punsafe} or unknown")
     if unsafe and not gallery:
         raise InvalidInputError(
             f"{folder}: all {unsafe} images have a punsafe above {max_punsafe}, or none; keep that column "
             "when fetching, or pass max_punsafe=None knowing that LAION contains unsafe images"
         )
+    notes = ["LAION kept pairs that CLIP ViT-B/32 gave a cosine of at least 0.28: the numbers favour CLIP"]
+    notes += [f"{unsafe} images left out: punsafe above {max_punsafe} or unknown"] if unsafe else []
     queries = [Query(f"alt-{n}", text, ALT_TEXT, places[text]) for n, text in enumerate(texts)]
     qrels = {query.id: texts[query.text] for query in queries}
     return Dataset(

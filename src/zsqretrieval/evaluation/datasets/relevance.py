@@ -33,14 +33,11 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
 
     ``inquire_queries_{split}.csv`` with ``query_id`` and ``query_text``; ``inquire_annotations.csv`` with
     ``query_id`` and ``image_path``, a row for every relevant pair, and optionally ``relevance``, an integer.
-    INQUIRE's mAP@50 divides by min(50, relevant images): that is the measure ``APmin@50``, not ``mAP@50``.
+    An ``image_path`` is a path from ``images``, or a file name that occurs once in it. Splits are ``val`` and
+    ``test``. INQUIRE's mAP@50 divides by min(50, relevant images): that is the measure ``APmin@50``.
 
-    Args:
-        folder: of the CSV files.
-        images: the gallery. An ``image_path`` is a path from it, or a file name that occurs once in it.
-        split: ``val`` or ``test``.
-        partial: leave out pairs whose image is not in the gallery, and queries without a remaining pair. The
-            numbers are then not INQUIRE-Fullrank; the notes count what was left out.
+    ``partial`` leaves out pairs whose image is not in the gallery, and queries without a remaining pair. The
+    numbers are then not INQUIRE-Fullrank; the notes count what was left out.
 
     Raises:
         InvalidInputError: a file or split is missing, a row is malformed, or names an unknown image. Names
@@ -146,12 +143,9 @@ def read_chatir(
     round r counts a dialogue when any round up to r was a hit: the running maximum of ``R@10`` within each
     dialogue.
 
-    Args:
-        dialogs: the JSON file.
-        images: the folder that the paths start from.
-        search_space: ``Search_Space_val_50k.json``, the list of the gallery. Without it the gallery is the
-            images of the dialogues, which is far easier; the notes say so.
-        rounds: which rounds; all of the first dialogue when None.
+    ``search_space`` is ``Search_Space_val_50k.json``, the list of the gallery. Without it the gallery is the
+    images of the dialogues, which is far easier; the notes say so. ``rounds`` are all of the first dialogue
+    when None.
 
     Raises:
         InvalidInputError: a file is missing, a record is malformed, a dialogue is shorter than a round, or

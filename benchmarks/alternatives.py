@@ -17,9 +17,11 @@ A package that is not installed is reported as missing, with the command that in
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -33,18 +35,19 @@ from torch import Tensor
 
 from benchmarks.output import command_line, progress_bar, run, write_results
 from benchmarks.random_models import PROMPT, WORDS, random_clip, random_kosmos
-from benchmarks.scoring import naive_log_likelihood
+from benchmarks.scoring import engine_scores, image_states, naive_log_likelihood
 from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.kosmos import Kosmos1Generator
-from zsqretrieval.types import Context, Image, ImageState, Progress
+from zsqretrieval.types import Context, Image, Progress
 
 __all__ = ["NOTES", "AlternativesBench", "Route", "bench_alternatives"]
 
 Scores: TypeAlias = NDArray[np.float64]
 _Ways: TypeAlias = Mapping[str, Callable[[], Scores]]
 
+_PACKAGES = ("torch", "transformers", "open_clip_torch", "rerankers", "sentence-transformers")
 _INSTALL = "pip install 'zsqretrieval[alternatives]'"
 _HEAD, _TAIL = "<s> passage:", "question:"
 _OURS = "ours"
@@ -63,45 +66,29 @@ NOTES = (
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One way to compute the same numbers.
+    """One way to compute the same numbers; the numbers are None if it is missing.
 
-    Attributes:
-        seconds: for all candidates; median over rounds. None if missing.
-        seconds_range: of the fastest and the slowest round. With n rounds the true median lies in it with
-            probability 1 - 2^(1 - n) for any distribution: 97 % for 6 rounds.
-        times_ours: its seconds divided by those of ``ours`` in the same round, median; above 1, ours is
-            faster.
-        times_ours_range: the range of this ratio.
-        max_abs_diff: largest difference of a number from ``ours``.
-        missing: the command that installs what the route needs; None if it is installed.
+    With n rounds the true median lies in the range of the rounds with probability 1 - 2^(1 - n) for any
+    distribution: 97 % for 6 rounds.
     """
 
-    seconds: float | None = None
+    seconds: float | None = None  # for all candidates; median over rounds
     seconds_range: tuple[float, float] | None = None
-    times_ours: float | None = None
+    times_ours: float | None = None  # its seconds by those of ``ours`` in the same round, median
     times_ours_range: tuple[float, float] | None = None
-    max_abs_diff: float | None = None
-    missing: str | None = None
+    max_abs_diff: float | None = None  # largest difference of a number from ``ours``
+    missing: str | None = None  # the command that installs what the route needs
 
 
 @dataclass(frozen=True, slots=True)
 class AlternativesBench:
-    """Routes by name, for each contest.
+    """Routes by name, for each contest."""
 
-    Attributes:
-        images: routes whose numbers are sums over the question, in nats.
-        captions: the same for captions.
-        first_stage: routes whose numbers are elements of unit vectors.
-        spread: by contest, standard deviation over candidates, to compare ``max_abs_diff`` with.
-        setting: sizes, versions, rounds.
-        notes: sentences.
-    """
-
-    images: Mapping[str, Route]
+    images: Mapping[str, Route]  # numbers: sums over the question, in nats
     captions: Mapping[str, Route]
-    first_stage: Mapping[str, Route]
-    spread: Mapping[str, float]
-    setting: Mapping[str, Any]
+    first_stage: Mapping[str, Route]  # numbers: elements of unit vectors
+    spread: Mapping[str, float]  # by contest, standard deviation over candidates, to compare differences with
+    setting: Mapping[str, Any]  # sizes, versions, rounds
     notes: Sequence[str] = NOTES
 
 
@@ -116,23 +103,13 @@ def bench_alternatives(
     clip_layers: int = 12,
     clip_width: int = 768,
     words: Sequence[str] = WORDS,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> AlternativesBench:
     """Run all routes in turns.
 
-    Args:
-        generator: a model, see :func:`~benchmarks.random_models.random_kosmos`.
-        candidates: number of images, and of captions.
-        question_tokens: length of the question.
-        caption_tokens: mean length of a caption; lengths vary from half to one and a half times it.
-        rounds: timings of each route.
-        batch_size: pairs or images computed together, if a route batches.
-        clip_layers: layers of both towers of the CLIP; 12 in ViT-B/32.
-        clip_width: width of its image tower, a multiple of 192; 768 in ViT-B/32.
-        words: vocabulary of question and captions; each word is one token of the model.
-        seed: of weights, images and texts.
-        progress: called after every turn.
+    Captions have half to one and a half times ``caption_tokens``. Each of the ``words`` of question and
+    captions is one token of the model. The sizes of CLIP are as for
+    :func:`~benchmarks.random_models.random_clip`.
 
     Raises:
         InvalidInputError: a number is below 1, or the width is not a multiple of 192.
@@ -143,24 +120,23 @@ def bench_alternatives(
             f"candidates, tokens, rounds, batch and layers {sizes} must be at least 1, and the width a "
             f"multiple of 192, not {clip_width}"
         )
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     question = _sentence(random, words, question_tokens)
     lengths = random.integers((caption_tokens + 1) // 2, 3 * caption_tokens // 2 + 1, candidates)
     captions = [_sentence(random, words, int(length)) for length in lengths]
     with TemporaryDirectory() as folder:
         images = _photographs(random, candidates, Path(folder))
-        clip = random_clip(Path(folder) / "clip", layers=clip_layers, width=clip_width, seed=seed)
+        clip = random_clip(Path(folder) / "clip", layers=clip_layers, width=clip_width)
         contests = {
             "images": _image_ways(generator, images, question, batch_size),
             "captions": _caption_ways(generator, captions, question, batch_size),
             "first_stage": _first_stage_ways(clip, images, captions, batch_size),
         }
         turns = rounds * sum(len(ways) for ways, _ in contests.values())
-        done = 0
+        counted = itertools.count(1)
 
         def turn() -> None:
-            nonlocal done
-            done += 1
+            done = next(counted)
             if progress is not None:
                 progress("comparing", done, turns)
 
@@ -171,26 +147,19 @@ def bench_alternatives(
     }
     config = generator.model.config
     return AlternativesBench(
-        routes["images"],
-        routes["captions"],
-        routes["first_stage"],
+        images=routes["images"],
+        captions=routes["captions"],
+        first_stage=routes["first_stage"],
         spread={name: spread for name, (_, spread) in timed.items()},
         setting={
-            "candidates": candidates,
-            "question_tokens": question_tokens,
-            "caption_tokens": caption_tokens,
-            "rounds": rounds,
-            "batch_size": batch_size,
+            "candidates": candidates, "question_tokens": question_tokens, "caption_tokens": caption_tokens,
+            "rounds": rounds, "batch_size": batch_size,
             "dtype": str(generator.model.dtype).removeprefix("torch."),
-            "vision_layers": config.vision_config.num_hidden_layers,
-            "text_layers": config.text_config.layers,
-            "clip_layers": clip_layers,
-            "clip_width": clip_width,
-            "threads": torch.get_num_threads(),
-            "versions": _versions(),
-            "seed": seed,
+            "vision_layers": config.vision_config.num_hidden_layers, "text_layers": config.text_config.layers,
+            "clip_layers": clip_layers, "clip_width": clip_width, "threads": torch.get_num_threads(),
+            "versions": {name: _version(name) for name in _PACKAGES}, "seed": 0,
         },
-    )
+    )  # fmt: skip
 
 
 def _race(ways: _Ways, rounds: int, turn: Callable[[], None]) -> tuple[dict[str, Route], float]:
@@ -218,16 +187,11 @@ def _race(ways: _Ways, rounds: int, turn: Callable[[], None]) -> tuple[dict[str,
     return routes, float(numbers[_OURS].std(axis=0).mean())
 
 
-def _versions() -> dict[str, str | None]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, str | None] = {}
-    for name in ("torch", "transformers", "open_clip_torch", "rerankers", "sentence-transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 # --- the problem ------------------------------------------------------------------------------------------
@@ -254,28 +218,17 @@ def _photographs(random: np.random.Generator, count: int, folder: Path) -> list[
 def _image_ways(
     generator: Kosmos1Generator, images: Sequence[Image], question: str, batch_size: int
 ) -> tuple[_Ways, list[str]]:
-    states = [
-        ImageState(value, generator.fingerprint, image.source)
-        for value, image in zip(generator.image_states(images, batch_size=batch_size), images, strict=True)
-    ]
+    pixels: list[Context] = [(image, PROMPT) for image in images]
+    states: list[Context] = [(state, PROMPT) for state in image_states(generator, images, batch_size)]
 
     def loop() -> Scores:
         return np.array([naive_log_likelihood(generator, image, PROMPT, question).sum for image in images])
 
     return {
         "transformers": loop,
-        _OURS: lambda: _engine(generator, [(image, PROMPT) for image in images], question, batch_size),
-        "ours_states": lambda: _engine(
-            generator, [(state, PROMPT) for state in states], question, batch_size
-        ),
+        _OURS: lambda: engine_scores(generator, pixels, question, batch_size),
+        "ours_states": lambda: engine_scores(generator, states, question, batch_size),
     }, []
-
-
-def _engine(
-    generator: Kosmos1Generator, contexts: Sequence[Context], question: str, batch_size: int
-) -> Scores:
-    found = generator.log_likelihood(contexts, [question] * len(contexts), batch_size=batch_size)
-    return np.array([one.sum for one in found])
 
 
 # --- captions ---------------------------------------------------------------------------------------------
@@ -303,7 +256,7 @@ def _caption_ways(
 
     ways: dict[str, Callable[[], Scores]] = {
         "transformers": loop,
-        _OURS: lambda: _engine(generator, contexts, question, batch_size),
+        _OURS: lambda: engine_scores(generator, contexts, question, batch_size),
     }
     ensure_torchvision()
     try:
@@ -332,12 +285,9 @@ class _DecoderAsT5:
         self._pad = generator.processor.tokenizer.pad_token_id
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> SimpleNamespace:
-        """Logits of the tokens of the questions, as T5 returns them.
+        """Logits of the tokens of the questions ``labels`` [b, t], as T5 returns them.
 
-        Args:
-            input_ids: int64 [b, s], passages, padded on the right.
-            attention_mask: int64 [b, s].
-            labels: int64 [b, t], questions of one length.
+        The passages are padded on the right: ``input_ids`` and ``attention_mask`` [b, s].
         """
         ends = attention_mask.sum(1)  # [b]
         rows = torch.full((len(labels), input_ids.shape[1] + labels.shape[1]), self._pad)  # [b, s + t]
@@ -395,17 +345,11 @@ def main(arguments: list[str] | None = None) -> None:
         batch_size=(16, "Pairs or images computed together."),
     )
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 [default: float32]")
-    given = parser.parse_args(arguments)
+    given = vars(parser.parse_args(arguments))
+    as_json, layers = given.pop("json"), (given.pop("vision_layers"), given.pop("text_layers"))
+    kosmos = random_kosmos(*layers, dtype=given.pop("dtype"))
     with progress_bar("comparing") as progress:
-        bench = bench_alternatives(
-            random_kosmos(given.vision_layers, given.text_layers, dtype=given.dtype),
-            candidates=given.candidates,
-            question_tokens=given.question_tokens,
-            rounds=given.rounds,
-            batch_size=given.batch_size,
-            clip_layers=given.clip_layers,
-            progress=progress,
-        )
+        bench = bench_alternatives(kosmos, progress=progress, **given)
     contests = {"images": bench.images, "captions": bench.captions, "first stage": bench.first_stage}
     write_results(
         asdict(bench),
@@ -416,7 +360,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, route in routes.items()
         ],
         bench.notes,
-        as_json=given.json,
+        as_json=as_json,
     )
 
 

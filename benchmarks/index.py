@@ -28,53 +28,30 @@ _SINGLES = 100  # single queries per round
 
 @dataclass(frozen=True, slots=True)
 class SearchBench:
-    """Results of one index for one kind of queries.
+    """Results of one index for one kind of queries: recall, and queries per second, medians over rounds."""
 
-    Attributes:
-        recall_at_10: share of the exact ten nearest neighbours that were found, mean over queries.
-        batch_qps: queries per second with all queries in one call; median over rounds.
-        single_qps: queries per second with one query per call; median over rounds.
-        exact_batch_qps: ``batch_qps`` of :class:`~zsqretrieval.indexes.exact.ExactIndex`.
-        exact_single_qps: ``single_qps`` of it.
-    """
-
-    recall_at_10: float
-    batch_qps: float
-    single_qps: float
-    exact_batch_qps: float
+    recall_at_10: float  # share of the exact ten nearest neighbours that were found, mean over queries
+    batch_qps: float  # with all queries in one call
+    single_qps: float  # with one query per call
+    exact_batch_qps: float  # of ExactIndex
     exact_single_qps: float
 
 
 @dataclass(frozen=True, slots=True)
 class IndexBench:
-    """Results of one index on one gallery.
+    """Results of one index on one gallery."""
 
-    Attributes:
-        index: name of the class.
-        count: vectors in the gallery.
-        dim: length of a vector.
-        build_seconds: wall time of adding all vectors in one call.
-        bytes_per_vector: size of the saved index divided by ``count``.
-        text: with text-like queries, across the modality gap.
-        image: with image-like queries.
-    """
-
-    index: str
-    count: int
+    index: str  # name of the class
+    count: int  # vectors in the gallery
     dim: int
-    build_seconds: float
-    bytes_per_vector: float
-    text: SearchBench
-    image: SearchBench
+    build_seconds: float  # wall time of adding all vectors in one call
+    bytes_per_vector: float  # size of the saved index divided by count
+    text: SearchBench  # with text-like queries, across the modality gap
+    image: SearchBench  # with image-like queries
 
 
 def bench_index(index: Index, data: CliplikeVectors, *, rounds: int = 5) -> IndexBench:
-    """Fill an empty index with a gallery and measure it.
-
-    Args:
-        index: an empty index of the gallery's dim.
-        data: a gallery of at least 10 vectors, and queries.
-        rounds: timings of each search. The index and exact search take turns, under the same load.
+    """Fill an empty index with a gallery and measure it, in turns with exact search.
 
     Raises:
         InvalidInputError: the index is not empty, or the gallery has fewer than 10 vectors.
@@ -104,13 +81,7 @@ def bench_index(index: Index, data: CliplikeVectors, *, rounds: int = 5) -> Inde
 
 
 def bench_search(index: Index, truth: Index, queries: NDArray[np.float32], *, rounds: int = 5) -> SearchBench:
-    """Compare an index with an exact one on the same queries.
-
-    Args:
-        index: the index to measure.
-        truth: an exact index with the same keys and vectors.
-        queries: float32 [q, dim], at least one.
-        rounds: timings of each.
+    """Compare an index with an exact one, ``truth``, with the same keys on the same queries [q, dim].
 
     Raises:
         InvalidInputError: no rounds, no queries, or the two indexes hold different numbers of keys.

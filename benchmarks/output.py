@@ -19,13 +19,7 @@ __all__ = ["command_line", "progress_bar", "run", "write_results"]
 
 
 def command_line(name: str, description: str, **numbers: tuple[int, str]) -> ArgumentParser:
-    """Parser with ``--json`` and one option per integer.
-
-    Args:
-        name: of the module.
-        description: one sentence.
-        numbers: default and help of each integer, by its name with underscores.
-    """
+    """Parser with ``--json``, and one option for each integer of ``numbers``: its default and help."""
     parser = ArgumentParser(f"python -m benchmarks.{name}", description=description)
     for option, (default, text) in numbers.items():
         flag = "--" + option.replace("_", "-")

@@ -23,21 +23,14 @@ WORDS = tuple(f"w{n}" for n in range(1000))
 """The other words of its vocabulary."""
 
 
-def random_kosmos(
-    vision_layers: int, text_layers: int, *, dtype: str = "bfloat16", seed: int = 0
-) -> Kosmos1Generator:
+def random_kosmos(vision_layers: int, text_layers: int, *, dtype: str = "bfloat16") -> Kosmos1Generator:
     """Kosmos at full width with random weights, fewer layers, and a vocabulary of made-up words.
 
-    The connector's weights are scaled up, because at their initial scale all images score almost alike.
-
-    Args:
-        vision_layers: layers of the vision tower, 24 in the published model.
-        text_layers: layers of the decoder, 24 in the published model.
-        dtype: of weights and computation: float32, bfloat16 or float16.
-        seed: of the weights.
+    The connector's weights are scaled up, because at their initial scale all images score almost alike. The
+    published model has 24 layers in the vision tower and 24 in the decoder.
 
     Raises:
-        InvalidInputError: ``dtype`` is not one of these.
+        InvalidInputError: ``dtype`` is not float32, bfloat16 or float16.
     """
     _, torch_dtype = resolve_dtype(dtype, torch.device("cpu"))
     ensure_torchvision()
@@ -57,7 +50,7 @@ def random_kosmos(
         text_config={"layers": text_layers}, vision_config={"num_hidden_layers": vision_layers}
     )
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(0)
         model = library.Kosmos2ForConditionalGeneration._from_config(config, dtype=torch_dtype)
     with torch.no_grad():
         model.image_to_text_projection.dense.weight *= 400
@@ -65,19 +58,12 @@ def random_kosmos(
     return Kosmos1Generator(model, processor, config={})
 
 
-def random_clip(folder: Path, *, layers: int = 12, width: int = 768, seed: int = 0) -> Path:
+def random_clip(folder: Path, *, layers: int, width: int) -> Path:
     """Write one CLIP with random weights into a folder that transformers and open_clip can both load.
 
-    The default sizes are those of ViT-B/32. The tokenizer is CLIP's own.
-
-    Args:
-        folder: made when missing.
-        layers: of both towers.
-        width: of the image tower, a multiple of 192; the text tower and the vectors have two thirds of it.
-        seed: of the weights.
-
-    Returns:
-        The folder.
+    Both towers have ``layers``, 12 in ViT-B/32. The image tower has ``width``, a multiple of 192, 768 in
+    ViT-B/32; the text tower and the vectors have two thirds of it. The tokenizer is CLIP's own. Returns the
+    folder.
     """
     ensure_torchvision()
     import open_clip
@@ -104,7 +90,7 @@ def random_clip(folder: Path, *, layers: int = 12, width: int = 768, seed: int =
         projection_dim=narrow,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(0)
         model = library.CLIPModel(config).eval()
     model.save_pretrained(folder)
     library.CLIPProcessor(library.CLIPImageProcessorPil(), tokenizer).save_pretrained(folder)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch.nn.functional import pad
 
@@ -21,53 +22,42 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
 
-__all__ = ["RouteBench", "ScoringBench", "bench_scoring", "naive_log_likelihood"]
+__all__ = [
+    "RouteBench",
+    "ScoringBench",
+    "bench_scoring",
+    "engine_scores",
+    "image_states",
+    "naive_log_likelihood",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class RouteBench:
-    """One way to score one question against all candidates.
+    """One way to score one question against all candidates."""
 
-    Attributes:
-        seconds: for all candidates; median over rounds.
-        max_abs_diff: largest difference of a log-likelihood (a sum) from the naive route, in nats.
-    """
-
-    seconds: float
-    max_abs_diff: float
+    seconds: float  # for all candidates; median over rounds
+    max_abs_diff: float  # largest difference of a log-likelihood (a sum) from the naive route, in nats
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringBench:
-    """All routes for one question and K images, with random weights.
+    """All routes for one question and K images, with random weights."""
 
-    Attributes:
-        routes: ``naive``: one forward pass of transformers per pair, from pixels, with logits at every
-            position; ``batched``: :meth:`log_likelihood` from pixels; ``states``: from image states;
-            ``kv``: with the keys and values of every image cached from an earlier question.
-        speedup: seconds of ``naive`` divided by those of the fastest other route.
-        candidates: K.
-        question_tokens: tokens of the question.
-        dtype: of the computation.
-        vision_layers: layers of the vision tower; 24 in the published model.
-        text_layers: layers of the decoder; 24 in the published model.
-        threads: number of torch threads.
-        rounds: timings of each route, which take turns.
-        naive_pairs: pairs that the naive route scored.
-        batch_size: of the routes that batch.
-    """
-
+    # naive: one forward pass of transformers per pair, from pixels, with logits at every position; batched:
+    # `log_likelihood` from pixels; states: from image states; kv: with the keys and values of every image
+    # cached from an earlier question.
     routes: dict[str, RouteBench]
-    speedup: float
-    candidates: int
+    speedup: float  # seconds of naive divided by those of the fastest other route
+    candidates: int  # K
     question_tokens: int
     dtype: str
-    vision_layers: int
-    text_layers: int
+    vision_layers: int  # 24 in the published model
+    text_layers: int  # 24 in the published model
     threads: int
     rounds: int
-    naive_pairs: int
-    batch_size: int
+    naive_pairs: int  # scored by the naive route
+    batch_size: int  # of the other routes
 
 
 def bench_scoring(
@@ -78,24 +68,14 @@ def bench_scoring(
     rounds: int = 3,
     naive_pairs: int = 24,
     batch_size: int = 32,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> ScoringBench:
     """Time every route on one question and K noise images.
 
     The routes take turns, so all run under the same load. Before every turn the naive route, whose cost per
     pair does not depend on the number of pairs, scores a few more candidates. Its time is the median cost of
-    a pair times K, and the other routes are compared with its scores of these candidates.
-
-    Args:
-        generator: a model whose vocabulary has :data:`~benchmarks.random_models.WORDS`.
-        candidates: K.
-        question_tokens: length of the question.
-        rounds: timings of every route.
-        naive_pairs: candidates that the naive route scores in all, at most K.
-        batch_size: pairs computed together.
-        seed: of the images and the question.
-        progress: called after every turn.
+    a pair times K, and the other routes are compared with its scores of these candidates. The vocabulary of
+    the model must have :data:`~benchmarks.random_models.WORDS`.
 
     Raises:
         InvalidInputError: a number is below 1, or ``naive_pairs`` exceeds ``candidates``.
@@ -105,30 +85,23 @@ def bench_scoring(
             f"{candidates} candidates, {naive_pairs} scored naively, {question_tokens} question tokens, "
             f"{rounds} rounds, batches of {batch_size}: all must be at least 1, the second at most the first"
         )
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     noise = random.integers(0, 256, (candidates, 224, 224, 3), dtype=np.uint8)
     images = [Image(PILImage.fromarray(pixels), f"noise {i}") for i, pixels in enumerate(noise)]
     question = " ".join(WORDS[n] for n in random.integers(0, len(WORDS), question_tokens))
     pixels: list[Context] = [(image, PROMPT) for image in images]
-    stored: list[Context] = [
-        (ImageState(value, generator.fingerprint, image.source), PROMPT)
-        for value, image in zip(generator.image_states(images, batch_size=batch_size), images, strict=True)
-    ]
+    stored: list[Context] = [(state, PROMPT) for state in image_states(generator, images, batch_size)]
     caching = Kosmos1Generator(
         generator.model, generator.processor, config=generator.config, prefix_cache_bytes=2**40
     )
     caching.log_likelihood(stored, ["w0"] * candidates, batch_size=batch_size)  # an earlier question
 
-    def score(scorer: Kosmos1Generator, contexts: Sequence[Context]) -> list[float]:
-        found = scorer.log_likelihood(contexts, [question] * candidates, batch_size=batch_size)
-        return [one.sum for one in found]
-
-    ways: dict[str, Callable[[], list[float]]] = {
-        "batched": lambda: score(generator, pixels),
-        "states": lambda: score(generator, stored),
-        "kv": lambda: score(caching, stored),
+    ways: dict[str, Callable[[], NDArray[np.float64]]] = {
+        "batched": lambda: engine_scores(generator, pixels, question, batch_size),
+        "states": lambda: engine_scores(generator, stored, question, batch_size),
+        "kv": lambda: engine_scores(caching, stored, question, batch_size),
     }
-    sums: dict[str, list[float]] = {}
+    sums: dict[str, NDArray[np.float64]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in ("naive", *ways)}
     naive: dict[int, float] = {}  # candidate -> sum
     turns = [name for _ in range(rounds) for name in ways]
@@ -144,7 +117,7 @@ def bench_scoring(
             progress("scoring", turn + 1, len(turns))
     median = {name: float(np.median(times)) for name, times in seconds.items()}
     routes = {"naive": RouteBench(median["naive"], 0.0)} | {
-        name: RouteBench(median[name], max(abs(found[i] - expected) for i, expected in naive.items()))
+        name: RouteBench(median[name], float(np.abs(found[list(naive)] - list(naive.values())).max()))
         for name, found in sums.items()
     }
     config = generator.model.config
@@ -163,19 +136,29 @@ def bench_scoring(
     )
 
 
+def image_states(generator: Kosmos1Generator, images: Sequence[Image], batch_size: int) -> list[ImageState]:
+    """The features of all images."""
+    values = generator.image_states(images, batch_size=batch_size)
+    return [
+        ImageState(value, generator.fingerprint, image.source)
+        for value, image in zip(values, images, strict=True)
+    ]
+
+
+def engine_scores(
+    generator: Kosmos1Generator, contexts: Sequence[Context], question: str, batch_size: int
+) -> NDArray[np.float64]:
+    """Log-likelihoods [n] of one question by the scoring engine, sums in nats."""
+    found = generator.log_likelihood(contexts, [question] * len(contexts), batch_size=batch_size)
+    return np.array([one.sum for one in found])
+
+
 def naive_log_likelihood(
     generator: Kosmos1Generator, image: Image, prompt: str, continuation: str
 ) -> LogLikelihood:
-    """Score one pair with transformers alone: the baseline of the other routes.
+    """Score one pair with transformers alone, from the pixels: the baseline of the other routes.
 
-    The processor of transformers lays out image and prompt, the model runs from the pixels, and logits are
-    computed at every position.
-
-    Args:
-        generator: gives model and processor.
-        image: stands before the prompt.
-        prompt: stands before the continuation.
-        continuation: the text to score; a space is put before it.
+    A space is put before the continuation.
     """
     processor, model = generator.processor, generator.model
     inputs = processor(
@@ -207,17 +190,11 @@ def main(arguments: list[str] | None = None) -> None:
         batch_size=(32, "Pairs computed together."),
     )
     parser.add_argument("--dtype", default="bfloat16", help="of weights and computation [default: bfloat16]")
-    given = parser.parse_args(arguments)
+    given = vars(parser.parse_args(arguments))
+    as_json, layers = given.pop("json"), (given.pop("vision_layers"), given.pop("text_layers"))
+    kosmos = random_kosmos(*layers, dtype=given.pop("dtype"))
     with progress_bar("scoring") as progress:
-        bench = bench_scoring(
-            random_kosmos(given.vision_layers, given.text_layers, dtype=given.dtype),
-            candidates=given.candidates,
-            question_tokens=given.question_tokens,
-            rounds=given.rounds,
-            naive_pairs=min(24, given.candidates),
-            batch_size=given.batch_size,
-            progress=progress,
-        )
+        bench = bench_scoring(kosmos, naive_pairs=min(24, given["candidates"]), progress=progress, **given)
     naive = bench.routes["naive"].seconds
     write_results(
         asdict(bench),
@@ -231,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"width, {bench.vision_layers} + {bench.text_layers} layers, {bench.dtype}, "
             f"{bench.threads} threads"
         ],
-        as_json=given.json,
+        as_json=as_json,
     )
 
 

@@ -37,17 +37,11 @@ _BLOCK = 16_384
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CliplikeVectors:
-    """Gallery and two kinds of queries, float32 rows of unit length.
+    """Gallery and two kinds of queries, rows of unit length."""
 
-    Attributes:
-        gallery: [n, dim], image-like.
-        text_queries: [q, dim], across the modality gap.
-        image_queries: [q, dim], from the distribution of the gallery.
-    """
-
-    gallery: NDArray[np.float32]
-    text_queries: NDArray[np.float32]
-    image_queries: NDArray[np.float32]
+    gallery: NDArray[np.float32]  # [n, dim], image-like
+    text_queries: NDArray[np.float32]  # [q, dim], across the modality gap
+    image_queries: NDArray[np.float32]  # [q, dim], from the distribution of the gallery
 
 
 def cliplike(

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from refusing import refused
 from zsqretrieval.data.images import decode
-from zsqretrieval.errors import IntegrityError, InvalidInputError, MissingDependencyError
+from zsqretrieval.errors import IntegrityError, MissingDependencyError
 from zsqretrieval.evaluation.datasets import (
     Dataset,
     Query,
@@ -109,8 +110,7 @@ def made(
     ],
 )
 def test_invalid_data_sets_are_refused_with_their_line(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        made(**wrong)
+    refused(message, made, **wrong)
 
 
 def two_captions_and_a_question() -> Dataset:
@@ -124,7 +124,7 @@ def test_tasks_of_both_directions() -> None:
     data = two_captions_and_a_question()
     there = data.text_to_image()
     assert (there.queries, there.items) == (("a#0", "b#0", "a#1", "a#2"), ("a", "b", "c"))
-    assert there.clusters.tolist() == [0, 1, 0, 0]
+    assert there.clusters.tolist() == [0, 1, 0, 0] and there.clusters.dtype == np.int64
     assert there.forms == ("caption", "caption", "caption", "human question")
     back = data.of_form("caption").image_to_text()
     assert (back.queries, back.items) == (("a", "b"), ("a#0", "b#0", "a#1"))  # nobody speaks of c
@@ -133,10 +133,8 @@ def test_tasks_of_both_directions() -> None:
 
 
 def test_image_to_text_needs_texts_of_one_form() -> None:
-    with pytest.raises(InvalidInputError, match="caption, human question"):
-        two_captions_and_a_question().image_to_text()
-    with pytest.raises(InvalidInputError, match="no queries of the form 'poem'"):
-        two_captions_and_a_question().of_form("poem")
+    refused("caption, human question", two_captions_and_a_question().image_to_text)
+    refused("no queries of the form 'poem'", two_captions_and_a_question().of_form, "poem")
 
 
 @given(st.integers(1, 12), st.integers(1, 40), st.integers(0, 99))
@@ -187,22 +185,17 @@ def test_karpathy(tmp_path: Path) -> None:
 
 def test_karpathy_errors_name_the_record(tmp_path: Path) -> None:
     path, images = karpathy(tmp_path)
-    with pytest.raises(
-        InvalidInputError, match=r"no images of the split 'dev'; it has test \(2\), val \(1\)"
-    ):
-        read_karpathy(path, images, "dev")
-    with pytest.raises(InvalidInputError, match=r"nowhere.json is missing.*caption_datasets.zip"):
-        read_karpathy(tmp_path / "nowhere.json", images)
+    refused(r"no images of the split 'dev'; it has test \(2\), val \(1\)", read_karpathy, path, images, "dev")
+    refused(
+        r"nowhere.json is missing.*caption_datasets.zip", read_karpathy, tmp_path / "nowhere.json", images
+    )
     (images / "val2014/3.jpg").unlink()
-    with pytest.raises(InvalidInputError, match=r"dataset_coco.json, image 2: the image .*3.jpg is missing"):
-        read_karpathy(path, images)
+    refused(r"dataset_coco.json, image 2: the image .*3.jpg is missing", read_karpathy, path, images)
     document = json.loads(path.read_text())
     del document["images"][0]["sentences"][1]["raw"]
-    with pytest.raises(InvalidInputError, match=r"image 0, sentence 1: has no 'raw'"):
-        read_karpathy(write_json(path, document), images)
+    refused(r"image 0, sentence 1: has no 'raw'", read_karpathy, write_json(path, document), images)
     path.write_text("{")
-    with pytest.raises(InvalidInputError, match=r"dataset_coco.json: broken JSON"):
-        read_karpathy(path, images)
+    refused(r"dataset_coco.json: broken JSON", read_karpathy, path, images)
 
 
 def test_flickr8k(tmp_path: Path) -> None:
@@ -217,23 +210,17 @@ def test_flickr8k(tmp_path: Path) -> None:
     assert [query.source for query in data.queries] == [f"Flickr8k.token.txt:{n}" for n in (3, 1, 2)]
     assert ids(read_flickr(captions, images)) == ["x.jpg", "y.jpg"]
     split.write_text("y.jpg\nz.jpg\n")
-    with pytest.raises(
-        InvalidInputError, match=r"Flickr_8k.testImages.txt:2: the image 'z.jpg' has no captions"
-    ):
-        read_flickr(captions, images, split)
+    refused(
+        r"Flickr_8k.testImages.txt:2: the image 'z.jpg' has no captions", read_flickr, captions, images, split
+    )
     captions.write_text("x.jpg#0\tA dog .\nx.jpg A hound .\n")
-    with pytest.raises(InvalidInputError, match=r"Flickr8k.token.txt:2: not a caption"):
-        read_flickr(captions, images)
+    refused(r"Flickr8k.token.txt:2: not a caption", read_flickr, captions, images)
 
 
 def test_flickr30k_as_a_table_with_its_known_broken_row(tmp_path: Path) -> None:
     captions = tmp_path / "results.csv"
-    rows = [
-        "image_name| comment_number| comment",
-        "7.jpg| 0| A man | a plan .",
-        "2199200615.jpg| 4   A dog runs .",
-    ]
-    captions.write_text("\n".join(rows) + "\n")
+    head = "image_name| comment_number| comment\n"
+    captions.write_text(f"{head}7.jpg| 0| A man | a plan .\n2199200615.jpg| 4   A dog runs .\n")
     split = tmp_path / "test.txt"
     split.write_text("2199200615\n7\n")
     images = pictures(tmp_path / "images", "7.jpg", "2199200615.jpg")
@@ -242,21 +229,16 @@ def test_flickr30k_as_a_table_with_its_known_broken_row(tmp_path: Path) -> None:
         "2199200615.jpg#0": ("A dog runs .", "caption", ["2199200615.jpg"]),
         "7.jpg#0": ("A man | a plan .", "caption", ["7.jpg"]),
     }
-    captions.write_text("image_name| comment_number| comment\n7.jpg| zero| A man\n")
-    with pytest.raises(InvalidInputError, match=r"results.csv:2: not a row"):
-        read_flickr(captions, images)
+    captions.write_text(f"{head}7.jpg| zero| A man\n")
+    refused(r"results.csv:2: not a row", read_flickr, captions, images)
     captions.write_text("image| comment\n")
-    with pytest.raises(InvalidInputError, match=r"results.csv:1: the columns are"):
-        read_flickr(captions, images)
+    refused(r"results.csv:1: the columns are", read_flickr, captions, images)
 
 
 def test_coco(tmp_path: Path) -> None:
     images = pictures(tmp_path / "val2017", "000000000139.jpg", "000000000285.jpg")
     document = {
-        "images": [
-            {"id": 285, "file_name": "000000000285.jpg"},
-            {"id": 139, "file_name": "000000000139.jpg"},
-        ],
+        "images": [{"id": n, "file_name": f"000000000{n}.jpg"} for n in (285, 139)],
         "annotations": [
             {"id": 9, "image_id": 139, "caption": "A room.\n"},
             {"id": 3, "image_id": 139, "caption": "Chairs."},
@@ -271,8 +253,7 @@ def test_coco(tmp_path: Path) -> None:
         ("000000000139.jpg#1", "A room."),
     ]
     document["annotations"][2]["image_id"] = 1
-    with pytest.raises(InvalidInputError, match="annotation 2: belongs to the image 1, which"):
-        read_coco(write_json(path, document), images)
+    refused("annotation 2: belongs to the image 1, which", read_coco, write_json(path, document), images)
 
 
 def test_folder_of_own_images(tmp_path: Path) -> None:
@@ -302,11 +283,9 @@ def test_folder_of_own_images(tmp_path: Path) -> None:
         ('\n{"image": ', "captions.jsonl:2: broken JSON"),
     ]:
         file.write_text(line)
-        with pytest.raises(InvalidInputError, match=message):
-            read_folder(tmp_path)
+        refused(message, read_folder, tmp_path)
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(InvalidInputError, match="not UTF-8 at byte 0"):
-        read_folder(tmp_path)
+    refused("not UTF-8 at byte 0", read_folder, tmp_path)
 
 
 # --- shards -----------------------------------------------------------------------------------------------
@@ -323,8 +302,7 @@ def test_shards(tmp_path: Path) -> None:
         "test-00000/000#1": ("a tabby", ["test-00000/000"]),
         "test-00001/000#0": ("a dog", ["test-00001/000"]),
     }
-    with pytest.raises(InvalidInputError, match=r"no shards dev-\*.tar"):
-        read_shards(tmp_path, "dev")
+    refused(r"no shards dev-\*.tar", read_shards, tmp_path, "dev")
 
 
 LAION = [
@@ -348,10 +326,8 @@ def test_a_slice_of_laion_in_shards(tmp_path: Path) -> None:
     (tmp_path / "00000.parquet").write_bytes(b"the metadata that img2dataset writes beside, not read")
     check_laion(read_laion(tmp_path), "00000")
     assert len(read_laion(tmp_path, max_punsafe=None).gallery) == 5
-    with pytest.raises(InvalidInputError, match="all 5 images have a punsafe above -1"):
-        read_laion(tmp_path, max_punsafe=-1)
-    with pytest.raises(InvalidInputError, match=r"neither \*.tar nor \*.parquet"):
-        read_laion(pictures(tmp_path / "other", "x.png"))
+    refused("all 5 images have a punsafe above -1", read_laion, tmp_path, max_punsafe=-1)
+    refused(r"neither \*.tar nor \*.parquet", read_laion, pictures(tmp_path / "other", "x.png"))
 
 
 def test_parquet_without_pyarrow_says_how_to_install_it(
@@ -375,10 +351,7 @@ def test_a_slice_of_laion_as_parquet(tmp_path: Path) -> None:
     check_laion(data, "00001")
     assert decode(data.gallery[0]).size == (2, 2)
     parquet.write_table(pyarrow.Table.from_pylist([{"URL": "x", "caption": "y"}]), file)
-    with pytest.raises(
-        InvalidInputError, match=r"00001.parquet: has no column 'jpg', only \['URL', 'caption'\]"
-    ):
-        read_laion(tmp_path)
+    refused(r"00001.parquet: has no column 'jpg', only \['URL', 'caption'\]", read_laion, tmp_path)
     file.write_bytes(b"PAR1 cut short")
     with pytest.raises(IntegrityError, match="not a whole parquet file"):
         read_laion(tmp_path)
@@ -406,15 +379,18 @@ def test_inquire(tmp_path: Path) -> None:
         "13": ("an eagle, immature", "expert query", ["00001_Animalia/a.jpg", "00001_Animalia/b.jpg"]),
         "21": ("ice plant", "expert query", ["00002_Plantae/c.jpg"]),
     }
-    with pytest.raises(InvalidInputError, match=r"inquire_queries_val.csv is missing.*inquire-benchmark"):
-        read_inquire(*inquire(tmp_path), split="val")
+    refused(
+        r"inquire_queries_val.csv is missing.*inquire-benchmark",
+        read_inquire,
+        *inquire(tmp_path),
+        split="val",
+    )
 
 
 def test_inquire_in_part_and_graded(tmp_path: Path) -> None:
     folder, images = inquire(tmp_path)
     (images / "00002_Plantae/c.jpg").unlink()
-    with pytest.raises(InvalidInputError, match=r"inquire_annotations.csv:5: the image 'c.jpg' is not in"):
-        read_inquire(folder, images)
+    refused(r"inquire_annotations.csv:5: the image 'c.jpg' is not in", read_inquire, folder, images)
     data = read_inquire(folder, images, partial=True)
     assert [query.id for query in data.queries] == ["13"]
     assert data.notes == (
@@ -423,41 +399,29 @@ def test_inquire_in_part_and_graded(tmp_path: Path) -> None:
     annotations = folder / "inquire_annotations.csv"
     annotations.write_text("query_id,image_path,relevance\n13,a.jpg,2\n13,b.jpg,0\n21,a.jpg,1\n")
     assert read_inquire(folder, images).qrels["13"] == {"00001_Animalia/a.jpg": 2, "00001_Animalia/b.jpg": 0}
-    annotations.write_text("query_id,image_path,relevance\n13,a.jpg,yes\n")
-    with pytest.raises(InvalidInputError, match=r"inquire_annotations.csv:2: the relevance 'yes'"):
-        read_inquire(folder, images)
-    limit = csv.field_size_limit()
-    annotations.write_text(f"query_id,image_path\n13,a.jpg\n21,{'x' * (limit + 1)}\n")
-    with pytest.raises(InvalidInputError, match=r"inquire_annotations.csv:3: broken CSV: field larger than"):
-        read_inquire(folder, images)
-    annotations.write_text(f"query_id,{'x' * (limit + 1)}\n")
-    with pytest.raises(InvalidInputError, match=r"inquire_annotations.csv:1: broken CSV: field larger than"):
-        read_inquire(folder, images)
-    annotations.write_text("query_id,path\n")
-    with pytest.raises(InvalidInputError, match=r"inquire_annotations.csv:1: has no column 'image_path'"):
-        read_inquire(folder, images)
+    long = "x" * (csv.field_size_limit() + 1)
+    for text, message in [
+        ("query_id,image_path,relevance\n13,a.jpg,yes\n", "csv:2: the relevance 'yes'"),
+        (f"query_id,image_path\n13,a.jpg\n21,{long}\n", "csv:3: broken CSV: field larger than"),
+        (f"query_id,{long}\n", "csv:1: broken CSV: field larger than"),
+        ("query_id,path\n", "csv:1: has no column 'image_path'"),
+    ]:
+        annotations.write_text(text)
+        refused(f"inquire_annotations.{message}", read_inquire, folder, images)
 
 
 def test_retvqa(tmp_path: Path) -> None:
     images = pictures(tmp_path / "images", "1.jpg", "2.jpg", "3.jpg")
-    record = {
-        "question": "Do both have a tail?",
-        "answer": "yes",
-        "split": "test",
-        "pos_imgs": [1, 2],
-        "neg_imgs": [3],
-    }
+    record = {"question": "Do both have a tail?", "split": "test", "pos_imgs": [1, 2], "neg_imgs": [3]}
     other = record | {"split": "val", "pos_imgs": [404]}
     path = write_json(tmp_path / "retvqa_release_v1.json", {"17": record, "18": other})
     data = read_retvqa(path, images)
     assert texts(data)["17"][:2] == ("Do both have a tail?", "human question")
     assert data.qrels == {"17": {"3": 0, "1": 1, "2": 1}}
-    with pytest.raises(InvalidInputError, match=r"question 18: the image .*404.jpg is missing"):
-        read_retvqa(path, images, "val")
-    with pytest.raises(
-        InvalidInputError, match=r"no questions of the split 'train'; it has \['test', 'val'\]"
-    ):
-        read_retvqa(path, images, "train")
+    refused(r"question 18: the image .*404.jpg is missing", read_retvqa, path, images, "val")
+    refused(
+        r"no questions of the split 'train'; it has \['test', 'val'\]", read_retvqa, path, images, "train"
+    )
 
 
 def test_chatir(tmp_path: Path) -> None:
@@ -475,12 +439,6 @@ def test_chatir(tmp_path: Path) -> None:
     space = write_json(tmp_path / "space.json", [f"unlabeled2017/{n}.jpg" for n in (1, 2, 3)])
     searched = read_chatir(path, tmp_path, space, rounds=[2])
     assert len(searched.gallery) == 3 and searched.forms == ("dialog/2",) and not searched.notes
-    with pytest.raises(InvalidInputError, match="dialogue 0: has the rounds 0 to 2, but not 3"):
-        read_chatir(path, tmp_path, rounds=[3])
+    refused("dialogue 0: has the rounds 0 to 2, but not 3", read_chatir, path, tmp_path, rounds=[3])
     write_json(space, ["unlabeled2017/1.jpg"])
-    with pytest.raises(InvalidInputError, match=r"dialogue 1: the image .* of query '1@0' is not in"):
-        read_chatir(path, tmp_path, space)
-
-
-def test_clusters_are_int64() -> None:
-    assert two_captions_and_a_question().text_to_image().clusters.dtype == np.int64
+    refused(r"dialogue 1: the image .* of query '1@0' is not in", read_chatir, path, tmp_path, space)

@@ -259,8 +259,8 @@ def test_malformed_files_name_the_line_and_the_query(tmp_path: Path) -> None:
         ("q0 0 a 1\nq0 0 a 0\n", "qrels.txt:2: query 'q0': the item 'a' is repeated"),
         ("q0 0 a high\n", "qrels.txt:1: query 'q0': the grade 'high' is not an integer"),
         ("q0 a 1\n", "qrels.txt:1: has 3 columns"),
-        ("q0 0 a 1\nq0 0 z 1\n", "qrels.txt:2: query 'q0': the item 'z' is unknown"),
-        ("q9 0 a 1\n", "qrels.txt:1: the query 'q9' is unknown"),
+        ("q0 0 a 1\nq0 0 z 1\n", "qrels.txt:2: query 'q0': the item 'z' is not in toy"),
+        ("q9 0 a 1\n", "qrels.txt:1: the query 'q9' is not in toy"),
     ]:
         qrels.write_text(text)
         with pytest.raises(InvalidInputError, match=message):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PILImage
 
+from refusing import refused
 from small_sets import write_colours, write_folder
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import KINDS, open_dataset, open_distractors, open_judgments
@@ -39,10 +40,8 @@ def test_flickr8k_as_published(tmp_path: Path) -> None:
     one_list = named.replace("{split}", "test")
     assert [query.text for query in open_dataset(one_list).queries] == ["A cat ."]
     for mute in (one_list, named.rpartition(",")[0], f"flickr:{tmp_path}/{{split}}.txt,{images}"):
-        with pytest.raises(InvalidInputError, match=r"split 'dev'; write .* with \{split\} in the name of"):
-            open_dataset(mute, "dev")
-    with pytest.raises(InvalidInputError, match=r"trainImages.*missing"):
-        open_dataset(str(tmp_path), "train")
+        refused(r"split 'dev'; write .* with \{split\} in the name of", open_dataset, mute, "dev")
+    refused(r"trainImages.*missing", open_dataset, str(tmp_path), "train")
 
 
 def test_human_ratings_next_to_the_test_split_are_read(tmp_path: Path) -> None:
@@ -56,8 +55,7 @@ def test_human_ratings_next_to_the_test_split_are_read(tmp_path: Path) -> None:
     dev = open_dataset(str(shards), "dev")
     assert open_judgments(str(shards), "dev", dev) == ()
     (shards / "CrowdFlowerAnnotations.txt").write_text(f"{first}\t{second}#9\t1\t3\t0\n")
-    with pytest.raises(InvalidInputError, match=r"CrowdFlowerAnnotations.txt:1: .* is none of the 2"):
-        open_judgments(str(shards), None, data)
+    refused(r"CrowdFlowerAnnotations.txt:1: .* is none of the 2", open_judgments, str(shards), None, data)
     own = write_folder(tmp_path / "own")
     assert open_judgments(str(own), None, open_dataset(str(own))) == ()
 
@@ -77,23 +75,20 @@ def test_two_paths_are_separated_by_a_comma(tmp_path: Path) -> None:
     (tmp_path / "all.json").write_text(json.dumps({"images": [record]}))
     argument = f"karpathy:{tmp_path / 'all.json'},{tmp_path}"
     assert open_dataset(argument, "val").queries[0].text == "a dog"
-    with pytest.raises(InvalidInputError, match=r"no images of the split 'test'; it has val \(1\)"):
-        open_dataset(argument)
-    with pytest.raises(InvalidInputError, match=r"has 1 paths; karpathy needs karpathy:FILE\.json,IMAGES"):
-        open_dataset(f"karpathy:{tmp_path / 'all.json'}")
-    with pytest.raises(InvalidInputError, match="has 3 paths"):
-        open_dataset(f"{argument},{tmp_path}")
+    refused(r"no images of the split 'test'; it has val \(1\)", open_dataset, argument)
+    refused(
+        r"has 1 paths; karpathy needs karpathy:FILE\.json,IMAGES",
+        open_dataset,
+        f"karpathy:{tmp_path / 'all.json'}",
+    )
+    refused("has 3 paths", open_dataset, f"{argument},{tmp_path}")
 
 
 def test_unknown_data_sets_are_refused_with_the_kinds(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="neither a folder nor kind:path") as refused:
+    with pytest.raises(InvalidInputError, match="neither a folder nor kind:path") as raised:
         open_dataset("flickr9k:somewhere")
-    assert all(f"{name}:{kind.paths}" in str(refused.value) for name, kind in KINDS.items())
-    with pytest.raises(InvalidInputError, match="not a known kind of data set; the kinds are shards:FOLDER"):
-        open_dataset(str(tmp_path))
-    with pytest.raises(InvalidInputError, match="has 0 paths; shards needs shards:FOLDER"):
-        open_dataset("shards:")
-    with pytest.raises(InvalidInputError, match="has no splits, so no 'dev'"):
-        open_dataset(f"folder:{write_folder(tmp_path / 'own')}", "dev")
-    with pytest.raises(InvalidInputError, match=r"holds no shards train-\*\.tar"):
-        open_dataset(str(write_colours(tmp_path / "shards")), "train")
+    assert all(f"{name}:{kind.paths}" in str(raised.value) for name, kind in KINDS.items())
+    refused("not a known kind of data set; the kinds are shards:FOLDER", open_dataset, str(tmp_path))
+    refused("has 0 paths; shards needs shards:FOLDER", open_dataset, "shards:")
+    refused("has no splits, so no 'dev'", open_dataset, f"folder:{write_folder(tmp_path / 'own')}", "dev")
+    refused(r"holds no shards train-\*\.tar", open_dataset, str(write_colours(tmp_path / "shards")), "train")

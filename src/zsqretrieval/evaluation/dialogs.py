@@ -1,9 +1,8 @@
 """Clarifying dialogs with simulated users, under one policy after another.
 
-Every dialog is about one target image and begins with one of its captions; the user answers by the generator
-or by the other captions. All policies have the same dialogs, users, generator and first stage, so their
-differences are paired. The generator's output is computed once for all policies and kept in the cache of the
-bench.
+Every dialog is about one target image and begins with one of its captions. All policies have the same
+dialogs, users, generator and first stage, so their differences are paired. The generator's output is computed
+once for all policies and kept in the cache of the bench.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import contextlib
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -79,13 +79,13 @@ def measure_dialogs(
     """Measure how well policies find the target images of simulated users.
 
     Args:
-        bench: encoder, generator and data set. The whole gallery is searched, exactly. A generator with a
-            prefix cache is much faster, since it scores every image with every question.
+        bench: the whole gallery is searched, exactly. A generator with a prefix cache is much faster, since
+            it scores every image with every question.
         form: of the texts that are the captions of their images.
         scale: as for :class:`~zsqretrieval.dialog.dialog.Dialog`.
         temper: likewise.
         reread: likewise.
-        dialogs: how many; every image with captions is the target once before any is twice.
+        dialogs: how many.
         rounds: questions of each. A dialog without further questions keeps its ranking.
         candidates: images at the start of a dialog; answers add more. The others keep the order of the first
             stage, below them. :class:`~zsqretrieval.dialog.policies.CaptionDialog` ranks the whole gallery,
@@ -97,11 +97,9 @@ def measure_dialogs(
         seed: of the choice of dialogs and of their random choices.
 
     Returns:
-        Rows of group ``dialogs``, and facts.
-
-        ``depth`` is the number of answers, 0 before the first question. Measures are ``Hits@10``, cumulative
-        as in ChatIR: the target has been among the first ten by then; ``R@10`` of this round alone; and
-        ``BRI`` (:func:`best_rank_integral`, lower is better), without ``depth``.
+        Rows of group ``dialogs``: ``depth`` is the number of answers, 0 before the first question. Measures
+        are ``Hits@10``, cumulative as in ChatIR: the target has been among the first ten by then; ``R@10`` of
+        this round alone; and ``BRI`` (:func:`best_rank_integral`, lower is better), without ``depth``.
 
         Facts: ``settings``; ``asked``, by policy: ``questions`` and ``dont_know`` per dialog on average, and
         for policies that expect a gain, ``expected_gain`` and ``gain``, the fall of the entropy, in nats per
@@ -117,10 +115,9 @@ def measure_dialogs(
     if user not in ("generator", "captions"):
         raise InvalidInputError(f"user must be 'generator' or 'captions', not {user!r}")
     captions = _captions(bench, form)
-    places, texts = list(captions), list(captions.values())
     targets = [
-        _Target(places[image], texts[image][n], texts[image][:n] + texts[image][n + 1 :])
-        for image, n in draw_targets(texts, dialogs, seed)
+        _Target(image, captions[image][n], captions[image][:n] + captions[image][n + 1 :])
+        for image, n in draw_targets(captions, dialogs, seed)
     ]
     settings = {"scale": scale, "temper": temper, "reread": reread, "seed": seed}
     host = _Host(bench, _Gallery(bench), {}, user, rounds, candidates, settings)
@@ -134,11 +131,9 @@ def measure_dialogs(
         "asked": {name: _asked(one.turns) for name, one in played.items()},
         "calibration": _calibration(host, played, policies, targets) if calibrate else {},
         "examples": [
-            {
-                "text": target.text, "image": str(bench.dataset.gallery[target.image].id),
-                "turns": [{"question": turn.question, "answer": turn.answer, "entropy": turn.entropy_after}
-                          for turn in turns],
-            }
+            {"text": target.text, "image": str(bench.dataset.gallery[target.image].id),
+             "turns": [{"question": turn.question, "answer": turn.answer, "entropy": turn.entropy_after}
+                       for turn in turns]}
             for target, turns in zip(targets[:_EXAMPLES], next(iter(played.values())).turns, strict=False)
         ],
         "seconds": {name: one.seconds for name, one in played.items()},
@@ -147,46 +142,38 @@ def measure_dialogs(
 
 
 class _Target(NamedTuple):
-    """The target image of a dialog, the caption that begins it, and the other captions."""
-
     image: int
-    text: str
-    others: list[str]
+    text: str  # the caption that begins the dialog
+    others: list[str]  # the other captions
 
 
 def _captions(bench: Bench, form: str) -> dict[int, list[str]]:
     """The texts of every image that has some, by its position."""
     dataset = bench.dataset.of_form(form)
-    captions: dict[str, list[str]] = {str(image.id): [] for image in dataset.gallery}
-    for query in dataset.queries:
-        for image, grade in dataset.qrels[query.id].items():
-            if grade > 0:
-                captions[image].append(query.text.strip())
-    return {place: some for place, some in enumerate(captions.values()) if some}
+    text = {query.id: query.text.strip() for query in dataset.queries}
+    task = dataset.image_to_text()
+    place = {image: n for n, image in enumerate(dataset.text_to_image().items)}
+    return {place[image]: [text[query] for query in task.qrels[image]] for image in task.queries}
 
 
-def draw_targets(captions: Sequence[Sequence[str]], count: int, seed: int = 0) -> list[tuple[int, int]]:
-    """Draw target images, and the caption that begins each dialog.
+def draw_targets(captions: Mapping[int, Sequence[str]], count: int, seed: int = 0) -> list[tuple[int, int]]:
+    """Draw ``count`` target images of ``captions``, and for each the caption that begins the dialog.
 
-    Args:
-        captions: of every image, at least two.
-        count: number of dialogs; every image is drawn once before any is drawn twice.
-        seed: of the draw.
-
-    Returns:
-        ``count`` positions of image and caption; a smaller count gives the first of them.
+    Every image has at least two captions and is drawn once before any is drawn twice. A smaller count gives
+    the first of the same draws.
     """
-    if count > sum(map(len, captions)):
-        raise InvalidInputError(f"{count} dialogs need as many captions; there are {sum(map(len, captions))}")
-    if min(map(len, captions)) < 2:
+    counts = [len(some) for some in captions.values()]
+    if count > sum(counts):
+        raise InvalidInputError(f"{count} dialogs need as many captions; there are {sum(counts)}")
+    if min(counts) < 2:
         raise InvalidInputError("every image needs two captions: one to begin with, others to answer by")
     random = np.random.default_rng(seed)
-    orders = [random.permutation(len(some)) for some in captions]
+    images, orders = list(captions), [random.permutation(some) for some in counts]
     pairs = [
-        (int(image), int(orders[image][turn]))
-        for turn in range(max(map(len, captions)))
-        for image in random.permutation(len(captions))
-        if turn < len(orders[image])
+        (images[n], int(orders[n][turn]))
+        for turn in range(max(counts))
+        for n in random.permutation(len(images))
+        if turn < counts[n]
     ]
     return pairs[:count]
 
@@ -261,7 +248,7 @@ class _Host:
         ranks, turns, evidence = [], [], []
         # ChatIR ranks the whole gallery, which costs only the encoder.
         candidates = len(self.bench.dataset.gallery) if isinstance(policy, CaptionDialog) else self.candidates
-        for done, target in enumerate(targets, start=1):
+        for done, target in enumerate(targets, 1):
             with self._remembered(name, target):
                 dialog = Dialog(
                     self.gallery, target.text, candidates=candidates, policy=policy, budget=self.rounds,
@@ -285,9 +272,8 @@ class _Host:
         bench = self.bench
         recipe = repr([bench.generator.fingerprint, Wording(), bench.digests])
         key = cache_key("dialog", recipe, name, target.text, bench.digests[target.image])
-        known = [
-            (tuple(asked), said) for asked, said in json.loads(bench.cache.get_many([key]).get(key, "[]"))
-        ]
+        stored = json.loads(bench.cache.get_many([key]).get(key, "[]"))
+        known = [(tuple(asked), said) for asked, said in stored]
         self.memory.update(known)
         before = len(self.memory)
         yield
@@ -317,9 +303,8 @@ class _Host:
         after, keys = _log_p(dialog), list(before)
         prior = np.array([before[key] for key in keys])
         answers = np.array([after[key] for key in keys]) - prior
-        said, more = self.gallery.cosines(
-            [dialog.text, dialog_text(self.gallery, dialog.text, dialog.history)]
-        )
+        told = dialog_text(self.gallery, dialog.text, dialog.history)
+        said, more = self.gallery.cosines([dialog.text, told])
         heard = self.settings["reread"] * self.settings["scale"] * (more - said)[keys]
         return prior + heard, answers - heard, keys.index(target.image)
 
@@ -334,12 +319,9 @@ def _log_p(dialog: Dialog) -> dict[int, float]:
 def best_rank_integral(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
     """The best log rank integral (BRI) of PlugIR (Lee et al., ACL 2024, arXiv 2406.03411).
 
-    The area under the logarithm of the best rank so far, by the trapezoidal rule, over T rounds:
-    log(pi_0 pi_T) / 2T + (log pi_1 + ... + log pi_(T-1)) / T, where pi_t is the best rank up to round t,
-    from 1. It is 0 for a target that always ranks first.
-
-    Args:
-        ranks: int64 [d, T + 1], T >= 1, of the target in every round, from 0.
+    The area under the logarithm of the best rank so far, from 1, by the trapezoidal rule and divided by the T
+    rounds; 0 for a target that always ranks first. ``ranks``, int64 [d, T + 1] with T >= 1, are those of the
+    target in every round, from 0.
     """
     logs = np.log(np.minimum.accumulate(ranks, axis=1) + 1.0)
     area = (logs[:, 0] + logs[:, -1]) / 2 + logs[:, 1:-1].sum(1)
@@ -352,13 +334,13 @@ def _rows(
     """Every measure of every policy, compared with the first; images are the clusters."""
     clusters = np.array([target.image for target in targets])
     bootstrap = ClusterBootstrap(clusters, seed=seed)
-    values: dict[tuple[str, int | None], dict[str, NDArray[np.float64]]] = {}
+    values = defaultdict[tuple[str, int | None], dict[str, NDArray[np.float64]]](dict)
     for name, one in played.items():
         best = np.minimum.accumulate(one.ranks, axis=1)
         for turn in range(one.ranks.shape[1]):
-            values.setdefault(("Hits@10", turn), {})[name] = (best[:, turn] < _K).astype(np.float64)
-            values.setdefault(("R@10", turn), {})[name] = (one.ranks[:, turn] < _K).astype(np.float64)
-        values.setdefault(("BRI", None), {})[name] = best_rank_integral(one.ranks)
+            values["Hits@10", turn][name] = (best[:, turn] < _K).astype(np.float64)
+            values["R@10", turn][name] = (one.ranks[:, turn] < _K).astype(np.float64)
+        values["BRI", None][name] = best_rank_integral(one.ranks)
     rows: list[dict[str, Any]] = []
     for (measure, depth), of in values.items():
         rows += paired_rows(
@@ -383,10 +365,7 @@ def _asked(dialogs: Sequence[tuple[Turn, ...]]) -> dict[str, float]:
 def calibrated(
     grid: Sequence[float], evidence: Sequence[tuple[NDArray[np.float64], NDArray[np.float64], int]]
 ) -> float:
-    """The factor in ``grid`` with the highest mean of log-softmax(fixed + factor * scaled)[target].
-
-    ``evidence`` has fixed [n], scaled [n] and the position of the target of every case.
-    """
+    """The factor in ``grid`` with the highest mean of log-softmax(fixed + factor * scaled)[target]."""
 
     def mean_log_p(factor: float) -> float:
         log_p = [log_softmax(fixed + factor * scaled)[target] for fixed, scaled, target in evidence]

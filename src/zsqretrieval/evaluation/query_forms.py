@@ -1,19 +1,7 @@
 """Rules that turn captions into questions, so that one set of captions gives several forms of queries.
 
-The rules find the verb of a caption by a list of verbs and build a question around its parts. A rule may not
-apply, and it may give bad English; docs/evaluation.md counts how often. A question depends on its caption
-alone.
-
-============  ============================================  ==============================================
-rule          of "Two dogs run through the grass ."         of "A man in a hat is looking at stars ."
-============  ============================================  ==============================================
-``which``     Which picture shows two dogs running          Which picture shows a man in a hat looking
-              through the grass?                            at stars?
-``is there``  Are there two dogs running through the        Is there a man in a hat looking at stars?
-              grass?
-``what``      What is running through the grass?            Who is looking at stars?
-``how many``  How many dogs are running through the grass?  none: nothing is counted
-============  ============================================  ==============================================
+They find the verb of a caption by a list of verbs and build a question around its parts. A rule may not
+apply, and it may give bad English; docs/evaluation.md counts how often.
 
 ``which`` and ``is there`` keep the content of the caption; ``what`` drops the subject and ``how many`` the
 number, so both describe the image less precisely.
@@ -109,8 +97,8 @@ class _Parse:
     sure: bool  # that it has no other verb
 
     @property
-    def phrase(self) -> str:
-        return " ".join([*self.subject, *([self.doing] if self.doing else []), *self.rest])
+    def predicate(self) -> str:
+        return " ".join(filter(None, [self.doing, *self.rest]))
 
     @property
     def head(self) -> str:
@@ -241,31 +229,29 @@ def _is_animal_or_doer(word: str) -> bool:
     return word in _ACTORS or does
 
 
-def _which(caption: str) -> str | None:
-    parse = _parse(caption)
-    words = _words(caption)
-    if not words:
-        return None
-    return f"Which picture shows {_with_article(parse) if parse else ' '.join(words)}?"
+def _with_article(parse: _Parse) -> str:
+    first = parse.subject[0]
+    phrase = " ".join(filter(None, [*parse.subject, parse.predicate]))
+    complete = first in _ARTICLES | _DEFINITE | {"someone", "somebody"} or parse.plural
+    return phrase if complete else f"{'an' if first[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _is_there(caption: str) -> str | None:
-    parse = _parse(caption)
-    if parse is None or not parse.sure or parse.subject[0] in _DEFINITE:
+def _which(parse: _Parse) -> str:
+    """Which picture shows two dogs running through the grass?"""
+    return f"Which picture shows {_with_article(parse)}?"
+
+
+def _is_there(parse: _Parse) -> str | None:
+    """Are there two dogs running through the grass?"""
+    if parse.subject[0] in _DEFINITE:
         return None
     several = parse.plural and parse.subject[0] not in _ARTICLES
     return f"{'Are' if several else 'Is'} there {_with_article(parse)}?"
 
 
-def _with_article(parse: _Parse) -> str:
-    first = parse.subject[0]
-    complete = first in _ARTICLES | _DEFINITE | {"someone", "somebody"} or parse.plural
-    return parse.phrase if complete else f"{'an' if first[0] in 'aeiou' else 'a'} {parse.phrase}"
-
-
-def _what(caption: str) -> str | None:
-    parse = _parse(caption)
-    if parse is None or not parse.sure or len(parse.rest) < 2 or parse.subject[0] in _PRONOUNS:
+def _what(parse: _Parse) -> str | None:
+    """What is running through the grass?"""
+    if len(parse.rest) < 2 or parse.subject[0] in _PRONOUNS:
         return None
     # A list of people and things is neither who nor what.
     if parse.doing is None and (parse.rest[0] not in _PLACES or "and" in parse.subject):
@@ -276,24 +262,22 @@ def _what(caption: str) -> str | None:
     if head in _GROUPS and "of" in parse.subject:
         of = parse.subject[parse.subject.index("of") + 1 :]
         person = bool({*of} & _PERSONS)
-    asked = " ".join([*([parse.doing] if parse.doing else []), *parse.rest])
-    return f"{'Who' if person else 'What'} is {asked}?"
+    return f"{'Who' if person else 'What'} is {parse.predicate}?"
 
 
-def _how_many(caption: str) -> str | None:
-    parse = _parse(caption)
-    if parse is None or not parse.sure or not parse.rest or len(parse.subject) < 2 or "and" in parse.subject:
+def _how_many(parse: _Parse) -> str | None:
+    """How many dogs are running through the grass?"""
+    if not parse.rest or len(parse.subject) < 2 or "and" in parse.subject:
         return None
     counted = parse.subject[0] in _COUNTS or (parse.subject[0].isdigit() and int(parse.subject[0]) > 1)
     if not counted or parse.subject[1] == "of" or not _is_plural(parse.head):
         return None
     if parse.doing is None and parse.rest[0] not in _PLACES:
         return None
-    asked = " ".join([*([parse.doing] if parse.doing else []), *parse.rest])
-    return f"How many {' '.join(parse.subject[1:])} are {asked}?"
+    return f"How many {' '.join(parse.subject[1:])} are {parse.predicate}?"
 
 
-QUESTION_RULES: Mapping[str, Callable[[str], str | None]] = MappingProxyType(
+QUESTION_RULES: Mapping[str, Callable[[_Parse], str | None]] = MappingProxyType(
     {"which": _which, "is there": _is_there, "what": _what, "how many": _how_many}
 )
 """The rules by name; each turns a caption into a question, or None if it does not apply."""
@@ -305,33 +289,25 @@ def question_form(rule: str) -> str:
 
 
 def as_question(caption: str, rule: str) -> str | None:
-    """Turn a caption into a question.
-
-    Args:
-        caption: an English sentence or noun phrase, as people describe photographs.
-        rule: a name of :data:`QUESTION_RULES`.
-
-    Returns:
-        The question; None if the rule does not apply.
+    """Turn an English caption into a question; None if the rule does not apply.
 
     Raises:
         InvalidInputError: there is no such rule.
     """
     if rule not in QUESTION_RULES:
         raise InvalidInputError(f"there is no rule {rule!r}; choose from {', '.join(QUESTION_RULES)}")
-    return QUESTION_RULES[rule](caption)
+    parse = _parse(caption)
+    if parse is not None and (parse.sure or rule == "which"):
+        return QUESTION_RULES[rule](parse)
+    words = " ".join(_words(caption))
+    return f"Which picture shows {words}?" if words and rule == "which" else None
 
 
 def with_questions(dataset: Dataset, rules: Sequence[str] = tuple(QUESTION_RULES)) -> Dataset:
     """Add the questions that rules make from the captions.
 
-    Args:
-        dataset: with captions; other queries stay as they are.
-        rules: names of :data:`QUESTION_RULES`.
-
-    Returns:
-        The data set with further queries ``{caption}?{rule}`` of the form ``question/{rule}``, with the
-        relevant images of the caption. The notes count the captions that each rule applies to.
+    The queries ``{caption}?{rule}`` have the form ``question/{rule}`` and the relevant images of the caption.
+    The notes count the captions that each rule applies to.
 
     Raises:
         InvalidInputError: there is no such rule, or the data set has no captions.

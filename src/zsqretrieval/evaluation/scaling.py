@@ -94,30 +94,27 @@ def measure_scaling(
     """Measure text-to-image recall by the size of the gallery, and extrapolate it.
 
     Args:
-        bench: encoder, generator and data set. Images that no query asks for are distractors.
+        bench: images that no query asks for are distractors.
         form: of the queries, each with one relevant image.
         queries: size of the sample, evenly from all images; all when None.
         sizes: gallery sizes to measure; eight between 100 and all images when empty.
         scoring: re-ranks candidates; None measures the first stage alone.
-        fusion: combines the scores of both.
+        fusion: of the first-stage scores and those of ``scoring``.
         candidates: first-stage candidates in the whole gallery that are scored.
-        depths: candidates re-ranked in a gallery of any size, at most ``candidates``. The first K of a small
-            gallery are spread over a longer stretch of the list of the whole one, so a depth is measured from
-            the size on for which the list is long enough.
+        depths: candidates re-ranked in a gallery of any size, at most ``candidates``; measured from the size
+            on for which the list of the whole gallery contains the first K of the smaller one.
         synthetic: number of hard synthetic distractors; 0 for none.
         resamples: draws of the bootstrap that models are fitted to.
         draws: galleries drawn for re-ranking.
         seed: of all draws but the sample.
 
     Returns:
-        Rows of group ``scaling``, and facts.
-
-        ``depth`` is the number of images in the gallery. ``form`` is ``measured``; ``hard synthetic``, with
-        synthetic images in addition; a model (``beta``, ``normal``, ``pareto``), which extrapolates;
-        ``envelope``, from the lowest to the highest end of the models' intervals, without a value; or
-        ``held out, MODEL``, the prediction after fitting on a tenth of the distractors, whose gain is the
-        error. Measures are ``R@k``, and for models ``candidates needed``: K that keeps the ceiling. Re-ranked
-        systems are named ``likelihood@K`` and ``fused@K``.
+        Rows of group ``scaling``: ``depth`` is the number of images in the gallery. ``form`` is ``measured``;
+        ``hard synthetic``; a model (``beta``, ``normal``, ``pareto``), which extrapolates; ``envelope``, from
+        the lowest to the highest end of the models' intervals, without a value; or ``held out, MODEL``, the
+        prediction after fitting on a tenth of the distractors, whose gain is the error. Measures are ``R@k``,
+        and for models ``candidates needed``: K that keeps the ceiling. Re-ranked systems are named
+        ``likelihood@K`` and ``fused@K``.
 
         Facts: ``settings``; ``ceiling``, the share of queries whose relevant image is a candidate; ``fits``,
         the parameters of the models; ``cost`` of re-ranking on one H100; ``assumptions``.
@@ -143,8 +140,7 @@ def measure_scaling(
     whole = compete(asking, gallery, answers, np.arange(images))
     study = _Study(bench.name, asking, gallery, answers, whole, weights)
 
-    steps = np.array(sizes) if sizes else np.geomspace(_SMALLEST, images, _SIZES).astype(np.int64)
-    measured: list[int] = np.unique(steps).tolist()
+    measured = sorted({*(sizes or np.geomspace(_SMALLEST, images, _SIZES).astype(int).tolist())})
     held_out = max(whole.pool // _HELD_OUT, 2 * _TAIL_AT_LEAST)
     spreads = fit_spreads(whole, weights)
     rows = [*_measured(study, measured), *_held_out(study, held_out, seed)]
@@ -190,10 +186,10 @@ def _relevant_positions(task: Task) -> NDArray[np.int64]:
     place = {item: n for n, item in enumerate(task.items)}
     answers = []
     for query in task.queries:
-        right = [item for item, grade in task.qrels[query].items() if grade > 0]
+        right = [place[item] for item, grade in task.qrels[query].items() if grade > 0]
         if len(right) != 1:
             raise InvalidInputError(f"query {query!r} has {len(right)} relevant images; scaling needs one")
-        answers.append(place[right[0]])
+        answers += right
     return np.array(answers, np.int64)
 
 
@@ -219,6 +215,10 @@ class _Study:
     def means(self, ks: Sequence[int], found: NDArray[np.float64]) -> dict[int, Floats]:
         """Draws of the mean of each row of ``found`` [len(ks), q]."""
         return {k: self.mean(one) for k, one in zip(ks, found, strict=True)}
+
+    def within(self, size: int, ks: Sequence[int]) -> dict[int, Floats]:
+        """Draws of first-stage recall in a gallery of some size, by k."""
+        return self.means(ks, recall_in_sample(self.whole.beaten_by, self.whole.pool, size - 1, ks))
 
     def row(
         self, system: str, form: str, size: int, measure: str, draws: Floats, **more: Any
@@ -277,8 +277,7 @@ def compete(
 def _measured(study: _Study, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     for size in sizes:
         ks = [*_KS, *(k for k in _CEILINGS if max(_KS) < k < size)]
-        found = recall_in_sample(study.whole.beaten_by, study.whole.pool, size - 1, ks)
-        yield from study.recalls(study.system, "measured", size, study.means(ks, found))
+        yield from study.recalls(study.system, "measured", size, study.within(size, ks))
 
 
 # --- hard synthetic distractors ---------------------------------------------------------------------------
@@ -343,20 +342,13 @@ def recall_reranked(
 ) -> NDArray[np.float64]:
     """Recall@k after re-ranking, as shares of galleries drawn at random, float64 [len(ks), q].
 
-    The candidates in a drawn gallery are the first ``depth`` of the list that are in it; the fusion of their
-    scores ranks them, and a tie counts against the relevant image. Images that are no candidates are not
-    found. A drawn gallery is the same for all queries.
+    A drawn gallery has n other images (``distractors``), the same for all queries, and the relevant image of
+    every query, ``answers`` int64 [q] in ``first.items``. Its candidates are the first ``depth`` of the list
+    that are in it; the fusion of their scores ranks them, and a tie counts against the relevant image. Images
+    that are no candidates are not found.
 
-    Args:
-        first: the first stage over the whole gallery, best first; long enough by :func:`list_suffices`.
-        scored: other scores of the same candidates.
-        answers: int64 [q], position in ``first.items`` of each relevant image, which is in every gallery.
-        fusion: combines both.
-        distractors: n, number of other items in a drawn gallery.
-        depth: number of candidates.
-        ks: depths of the recall.
-        draws: number of galleries.
-        seed: of the draws.
+    ``first`` is the first stage over the whole gallery, best first and long enough by :func:`list_suffices`;
+    ``scored`` has other scores of the same candidates.
     """
     pool = len(first.items) - 1
     draws = 1 if distractors == pool else draws
@@ -392,7 +384,7 @@ def _reranked(
     for size, one in found.items():
         recalls = study.means(_KS, one)
         rows += study.recalls(system, "measured", size, recalls)
-        ceiling = study.mean(recall_in_sample(study.whole.beaten_by, study.whole.pool, size - 1, [depth])[0])
+        ceiling = study.within(size, [depth])[depth]
         for k, recall in recalls.items():
             kept[k].append(recall / np.maximum(ceiling, 1e-12))
     if len(found) < 2:
@@ -428,16 +420,15 @@ def _extrapolated(
 
 def _held_out(study: _Study, distractors: int, seed: int) -> Iterator[dict[str, Any]]:
     """Fit on some of the distractors and predict the whole gallery."""
-    size, whole = len(study.gallery), study.whole
+    size = len(study.gallery)
     members = np.random.default_rng(seed).permutation(size)[: distractors + 1]
     few = compete(study.asking, study.gallery, study.answers, members)
-    ks = (*_KS, 100)
-    measured = recall_in_sample(whole.beaten_by, whole.pool, whole.pool, ks)
+    measured = study.within(size, (*_KS, 100))
     for spread in fit_spreads(few, study.weights):
-        for k, found in zip(ks, measured, strict=True):
+        for k, found in measured.items():
             predicted = spread.recall(size, k)
             # The same draws of images in both, so what remains is the error of the model.
-            error = predicted - study.mean(found)
+            error = predicted - found
             low, high = interval_of(error)
             yield study.row(
                 study.system, f"held out, {spread.model}", size, f"R@{k}", predicted,

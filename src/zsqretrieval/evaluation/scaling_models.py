@@ -2,22 +2,18 @@
 
 A query has one relevant image and M other images, its *distractors*; b of them score at least as high. In a
 gallery of the relevant image and n distractors, drawn at random without replacement, the number of images
-ahead of it is hypergeometric, so recall@k needs no drawing::
+ahead of it is hypergeometric. The exact average over all such galleries is ::
 
-    P(found) = P(H <= k - 1),   H ~ Hypergeometric(M, b, n)
+    recall@k(n + 1) = P(H <= k - 1),   H ~ Hypergeometric(M, b, n)
 
-This is the exact average over all such galleries, and an unbiased estimate for other distractors of the same
-population. A re-ranked list is not such a count, because the candidates depend on the other images; there,
-galleries are drawn (:func:`~zsqretrieval.evaluation.scaling.recall_reranked`).
-
-Let p be the chance that one more random image scores higher than the relevant image of a query. In a gallery
-of N images the relevant image competes with N - 1 others, so over queries ::
+A re-ranked list is not such a count, because the candidates depend on the other images; there, galleries are
+drawn (:func:`~zsqretrieval.evaluation.scaling.recall_reranked`). For a larger gallery, let p be the chance
+that one more random image scores higher than the relevant image of a query; over queries ::
 
     recall@k(N) = E[ P(Binomial(N - 1, p) <= k - 1) ]
 
-and for k = 1 it is E[(1 - p)^(N - 1)]. The recall in a large gallery depends on the distribution of p below
-k / N. A gallery of M images shows p only down to about 1 / M; below that it has to be assumed. Three models
-agree where there are data and differ where there are none:
+This depends on the distribution of p below k / N, but a gallery of M images shows p only down to about 1 / M.
+Three models agree where there are data and differ where there are none:
 
 - ``beta``: p has a beta distribution (beta-binomial counts). Recall falls as a power of N.
 - ``normal``: the probit of p is normal, as in signal detection, where the scores of relevant and of other
@@ -25,8 +21,6 @@ agree where there are data and differ where there are none:
 - ``pareto``: fitted to scores in place of counts. The highest scores of the other images have a generalised
   Pareto tail (Pickands, Annals of Statistics 3, 1975) with the same shape for all queries, and p is the tail
   beyond the score of the relevant image. If the tail ends, p = 0 beyond its end, in a gallery of any size.
-
-Every model gives probabilities over the same bins of p, one row per draw of a bootstrap over images.
 """
 
 from __future__ import annotations
@@ -39,7 +33,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
-from scipy.stats import hypergeom
+from scipy.stats import genpareto, hypergeom
 
 __all__ = [
     "LAION_5B",
@@ -74,17 +68,11 @@ def interval_of(draws: Floats) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spread:
-    """Distribution of p over queries by one model.
-
-    Attributes:
-        model: its name.
-        mass: float64 [1 + draws, bins] of p, rows sum to 1; the first row is the estimate.
-        parameters: by name, float64 [1 + draws].
-    """
+    """Distribution of p over queries by one model; the first row is the estimate."""
 
     model: str
-    mass: Floats
-    parameters: Mapping[str, Floats]
+    mass: Floats  # [1 + draws, bins] of p, rows sum to 1
+    parameters: Mapping[str, Floats]  # by name, [1 + draws]
 
     def recall(self, gallery: int, k: int) -> Floats:
         """recall@k among ``gallery`` images, float64 [1 + draws] in [0, 1]."""
@@ -121,12 +109,7 @@ def recall_in_sample(
 ) -> NDArray[np.float64]:
     """Exact mean recall@k over all galleries with n of the M distractors, float64 [len(ks), q].
 
-    Args:
-        beaten_by: int64 [q], b.
-        pool: M.
-        distractors: n <= M.
-        ks: depths >= 1.
-        ahead: int64 [q], number of further images that score at least as high, in every gallery.
+    ``ahead``, int64 [q], further images score at least as high in every gallery.
     """
     counts, which = np.unique(beaten_by, return_inverse=True)
     exactly = hypergeom.pmf(np.arange(max(ks))[:, None], pool, counts, distractors)  # [k, counts]
@@ -138,11 +121,7 @@ def recall_in_sample(
 def list_suffices(listed: int, pool: int, distractors: int, depth: int) -> bool:
     """Whether the first ``depth`` of a part of a gallery are in the list of the whole, in 99 of 100 draws.
 
-    Args:
-        listed: length of the list of the whole gallery.
-        pool: M, distractors in the whole gallery.
-        distractors: n, distractors in the part.
-        depth: candidates in the part.
+    The list has ``listed`` images; the whole gallery has M distractors (``pool``), the part n.
     """
     return bool(hypergeom.cdf(depth - 1, pool, min(listed, pool), distractors) <= 0.01)
 
@@ -152,19 +131,12 @@ def list_suffices(listed: int, pool: int, distractors: int, depth: int) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Competition:
-    """Similarities of the relevant images and their distractors.
+    """Similarities of the relevant images and their distractors."""
 
-    Attributes:
-        pool: M, the number of distractors of every query.
-        own: float32 [q], similarity of the relevant image.
-        beaten_by: int64 [q], b, the number of distractors that are at least as similar.
-        best: float32 [q, m], the m highest similarities of distractors, best first.
-    """
-
-    pool: int
-    own: NDArray[np.float32]
-    beaten_by: NDArray[np.int64]
-    best: NDArray[np.float32]
+    pool: int  # M, the number of distractors of every query
+    own: NDArray[np.float32]  # [q], similarity of the relevant image
+    beaten_by: NDArray[np.int64]  # [q], b, the number of distractors that are at least as similar
+    best: NDArray[np.float32]  # [q, m], the m highest similarities of distractors, best first
 
 
 def fit_spreads(found: Competition, weights: Floats) -> tuple[Spread, ...]:
@@ -225,19 +197,12 @@ def fit_tail(found: Competition, weights: Floats) -> Spread:
     shape = np.clip((1 - 4 * r) / (1 - 2 * r), -5, 0.9)
     mass = []
     for weight, xi in zip(weights, shape, strict=True):
-        tail = kept / pool * _pareto_tail(beyond, float(xi))
-        counted = found.beaten_by / pool
-        mass.append(_histogram(np.where(beyond_threshold > 0, tail, counted), weight))
+        tail = kept / pool * genpareto.sf(beyond, xi, scale=1 - xi)  # excesses have the mean 1
+        chance = np.where(beyond_threshold > 0, tail, found.beaten_by / pool)
+        probit = np.clip(special.ndtri(chance), _EDGES[0], _EDGES[-1])
+        binned = np.histogram(probit, _EDGES, weights=weight)[0]
+        mass.append(binned / binned.sum())
     return Spread("pareto", np.stack(mass), {"shape": shape})
-
-
-def _pareto_tail(beyond: Floats, shape: float) -> Floats:
-    """P(excess > x), x in mean excesses, so the scale is 1 - shape."""
-    if abs(shape) < 1e-6:
-        return np.asarray(np.exp(-beyond))
-    base = np.maximum(1 + shape * beyond / (1 - shape), 0.0)
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.where(base > 0, base ** (-1 / shape), 0.0))
 
 
 def _beta(parameters: Floats) -> Floats:
@@ -262,13 +227,6 @@ def _mass(distribution: Floats) -> Floats:
     return np.diff(np.concatenate([[0.0], distribution[1:-1], [1.0]]))
 
 
-def _histogram(chance: Floats, weight: Floats) -> Floats:
-    with np.errstate(divide="ignore"):
-        probit = np.clip(special.ndtri(chance), _EDGES[0], _EDGES[-1])
-    mass = np.histogram(probit, _EDGES, weights=weight)[0]
-    return np.asarray(mass / mass.sum())
-
-
 def _count_likelihood(counts: NDArray[np.int64], pool: int) -> Floats:
     """P(b | p), averaged over each bin exactly, float64 [counts, bins].
 
@@ -281,15 +239,9 @@ def _count_likelihood(counts: NDArray[np.int64], pool: int) -> Floats:
 
 
 def extrapolated_share(sizes: NDArray[np.int64], share: Floats, gallery: int) -> Floats:
-    """Continue a share to a larger gallery: its logit is linear in log N (least squares).
+    """Continue a share [1 + draws, s] to N images: its logit is linear in log N (least squares).
 
-    Args:
-        sizes: int64 [s], two different sizes or more.
-        share: float64 [1 + draws, s], in [0, 1].
-        gallery: N.
-
-    Returns:
-        float64 [1 + draws], in (0, 1).
+    ``sizes`` int64 [s] has two different sizes or more. Returns float64 [1 + draws] in (0, 1).
     """
     x = np.log(sizes) - np.log(sizes).mean()
     logit = special.logit(np.clip(share, 1e-6, 1 - 1e-6))
@@ -306,11 +258,12 @@ _H100_FLOPS = 989e12  # dense bfloat16 peak, data sheet of NVIDIA's H100 SXM
 _PATCHES, _VISION_WIDTH, _VISION_LAYERS = 256, 1024, 24
 _LATENTS, _WIDTH, _LAYERS, _WORDS = 64, 2048, 24, 65_037
 _FRAME = 3  # <s>, <image> and </image> around the latents
+_QUESTION = 30  # tokens of prompt and question together
 _VECTOR_BYTES = 2 * 768  # a ViT-L/14 embedding in 16 bits
 
 
 def reranking_cost(
-    depths: Sequence[int], needed: Mapping[str, int], *, question_tokens: int = 30, utilisation: float = 0.4
+    depths: Sequence[int], needed: Mapping[str, int], *, utilisation: float = 0.4
 ) -> dict[str, Any]:
     """Cost of a query over LAION-5B on one H100, computed from the architecture, not measured.
 
@@ -321,7 +274,6 @@ def reranking_cost(
     Args:
         depths: numbers of candidates.
         needed: by model, the number of candidates that keep the ceiling.
-        question_tokens: of prompt and question together.
         utilisation: assumed share of the peak that is used, for large batches that are well fed.
 
     Returns:
@@ -334,10 +286,10 @@ def reranking_cost(
     vision = patches + _VISION_LAYERS * _layer_flops(tokens, tokens, _VISION_WIDTH)
     projections = 2 * tokens * _VISION_WIDTH * _WIDTH + 2 * 2 * (seen + _LATENTS) * _WIDTH**2
     resampler = projections + 4 * _LATENTS * seen * _WIDTH
-    length = prefix + question_tokens
-    head = 2 * question_tokens * _WIDTH * _WORDS
+    length = prefix + _QUESTION
+    head = 2 * _QUESTION * _WIDTH * _WORDS
     states = _LAYERS * _layer_flops(length, length, _WIDTH) + head
-    prefixes = _LAYERS * _layer_flops(question_tokens, length, _WIDTH) + head
+    prefixes = _LAYERS * _layer_flops(_QUESTION, length, _WIDTH) + head
     flops = {"pixels": vision + resampler + states, "states": states, "prefixes": prefixes}
     kept = {"pixels": 0, "states": 2 * _LATENTS * _WIDTH, "prefixes": 2 * 2 * _LAYERS * prefix * _WIDTH}
     speed = utilisation * _H100_FLOPS
@@ -349,7 +301,7 @@ def reranking_cost(
     return {
         "model": "Kosmos-2 re-ranks the candidates of CLIP ViT-L/14; computed, not measured",
         "accelerator": f"one H100: {_H100_FLOPS / 1e12:g} TFLOP/s dense bfloat16, used to {utilisation:.0%}",
-        "question_tokens": question_tokens,
+        "question_tokens": _QUESTION,
         "gflop_per_candidate": {name: round(one / 1e9, 1) for name, one in flops.items()},
         "bytes_kept_per_image": kept,
         "per_query": [

@@ -21,10 +21,6 @@ class GeneratorUser:
     """Answers by a generator: yes-or-no questions by the likelier answer, others by greedy decoding.
 
     If the same generator asks, the two share their mistakes, and only the choice of questions is measured.
-
-    Args:
-        interview: asks the generator.
-        target: the target image.
     """
 
     def __init__(self, interview: Interview, target: Hit) -> None:
@@ -64,7 +60,7 @@ _MOST = 7  # words of an action
 
 @final
 class CaptionUser:
-    """Answers from captions, by rules, without seeing the image.
+    """Answers from captions other than the one that began the dialog, by rules, without seeing the image.
 
     - Is there ...? "yes" if all content words of the question are in the captions, in any form ("person" for
       any word for a person), else "no": people mention what matters.
@@ -76,9 +72,6 @@ class CaptionUser:
 
     Of several answers, the one in most captions, then the first. :data:`DONT_KNOW` to other questions, and if
     no caption has an answer.
-
-    Args:
-        captions: of the image, without the one that began the dialog.
     """
 
     def __init__(self, captions: Sequence[str]) -> None:
@@ -86,7 +79,7 @@ class CaptionUser:
         self._known = frozenset(stem(word) for caption in captions for word in words(caption))
 
     def answer(self, question: str) -> str:
-        """The answer of the captions."""
+        """Answer from the captions."""
         kind, asked = topic(question)
         if kind == "polar" and asked:
             return "yes" if all(names(self._known, thing) for thing in asked) else "no"
@@ -133,14 +126,9 @@ class CaptionUser:
         for caption in self._captions:
             said = re.findall(r"[\w'-]+|[,.;]", caption)
             nouns = [n for n, word in enumerate(said) if _is_one_of(word, asked)]
-            verbs = [
-                n
-                for n, word in enumerate(said)
-                if re.fullmatch(r".{2,}ing", word)
-                and word not in _NOT_DOING
-                and said[n - 1] not in _LEADING  # "in a swimming pool"
-            ]
-            found += [_cut(" ".join(said[n:])) for n in verbs if nouns and n > nouns[0]][:1]
+            verbs = (n for n, word in enumerate(said) if re.fullmatch(r".{2,}ing", word))
+            doing = (n for n in verbs if said[n] not in _NOT_DOING and said[n - 1] not in _LEADING)
+            found += [_cut(" ".join(said[n:])) for n in doing if nouns and n > nouns[0]][:1]
         return found
 
 

@@ -57,10 +57,8 @@ def ratings_path(ratings: str) -> str:
 def write_run(run: Run, path: Path) -> None:
     """Write a run file atomically.
 
-    Args:
-        run: best first and without ties in single precision, as
-            :func:`~zsqretrieval.evaluation.metrics.break_ties` returns it; trec_eval would break ties by id.
-        path: the file.
+    The run must be best first and without ties in single precision, as
+    :func:`~zsqretrieval.evaluation.metrics.break_ties` returns it; trec_eval would break ties by id.
 
     Raises:
         InvalidInputError: the run has ties, is not sorted, or has no name; names a query.
@@ -75,47 +73,41 @@ def write_run(run: Run, path: Path) -> None:
     if not run.name:
         raise InvalidInputError("the run has no name; it is the last column of the file")
     system = _escaped(run.name)
+    lists = zip(run.queries, run.candidates.tolist(), run.scores.tolist(), strict=True)
     write_whole(
         path,
         (
             f"{_escaped(query)} Q0 {_escaped(run.items[candidate])} {rank} {score!r} {system}\n"
-            for query, candidates, scores in zip(
-                run.queries, run.candidates, run.scores.tolist(), strict=True
-            )
-            for rank, (candidate, score) in enumerate(zip(candidates.tolist(), scores, strict=True), 1)
+            for query, candidates, scores in lists
+            for rank, (candidate, score) in enumerate(zip(candidates, scores, strict=True), 1)
             if candidate >= 0
         ),
     )
 
 
 def read_run(path: Path, task: Task, direction: Direction = "text to image") -> Run:
-    """Read a run file of any system.
+    """Read a run file of any system: a run of all queries of the task.
 
-    Args:
-        path: the file. Its scores rank; the column of ranks is ignored, as in trec_eval.
-        task: queries and items that the file may name.
-        direction: of the task.
-
-    Returns:
-        A run of all queries of the task; a query that the file lacks has no candidates.
+    The scores rank; the column of ranks is ignored, as in trec_eval. A query that the file lacks has no
+    candidates.
 
     Raises:
         InvalidInputError: the file cannot be read, a line is malformed, a score is not finite, or an id is
             unknown or repeated. Names the line and the query.
     """
-    path = Path(path)
-    known = {item: n for n, item in enumerate(task.items)}
+    position = {item: n for n, item in enumerate(task.items)}
     answers: dict[str, dict[int, float]] = {query: {} for query in task.queries}
     name = ""
-    for place, columns in _rows(path, 6, "query Q0 item rank score system"):
-        query, item = unquote(columns[0]), unquote(columns[2])
-        if query not in answers:
-            raise InvalidInputError(f"{place}: the query {query!r} is not in {task.name}")
-        if item not in known:
-            raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} is not in {task.name}")
-        if known[item] in answers[query]:
-            raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} is repeated")
-        answers[query][known[item]] = _score(columns[4], f"{place}: query {query!r}: item {item!r}")
+    for place, query, item, columns in _rows(path, "query Q0 item rank score system", task):
+        try:
+            score = float(columns[4])
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score):
+            raise InvalidInputError(
+                f"{place}: query {query!r}: item {item!r}: the score {columns[4]!r} is not a finite number"
+            )
+        answers[query][position[item]] = score
         own = unquote(columns[5])
         if name and own != name:
             raise InvalidInputError(f"{place}: the system is {own!r}, in the lines before {name!r}")
@@ -129,68 +121,56 @@ def read_run(path: Path, task: Task, direction: Direction = "text to image") -> 
     return Run(name or path.stem, task.queries, task.items, candidates, scores, direction)
 
 
-def _score(text: str, place: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
-        raise InvalidInputError(f"{place}: the score {text!r} is not a finite number")
-    return score
-
-
 def write_qrels(qrels: Qrels, path: Path) -> None:
     """Write qrels atomically."""
-    write_whole(
-        path,
-        (
-            f"{_escaped(query)} 0 {_escaped(item)} {grade}\n"
-            for query, answers in qrels.items()
-            for item, grade in answers.items()
-        ),
+    lines = (
+        f"{_escaped(query)} 0 {_escaped(item)} {grade}\n"
+        for query, answers in qrels.items()
+        for item, grade in answers.items()
     )
+    write_whole(path, lines)
 
 
 def read_qrels(path: Path, task: Task | None = None) -> dict[str, dict[str, int]]:
-    """Read qrels: query id -> item id -> grade.
-
-    Args:
-        path: the file.
-        task: when given, only its queries and items may be named.
+    """Read qrels: query id -> item id -> grade; with a task, only its queries and items may be named.
 
     Raises:
         InvalidInputError: the file cannot be read, a line is malformed, a pair is repeated, or an id is
             unknown. Names the line.
     """
-    queries, items = (set(task.queries), set(task.items)) if task else (None, None)
     qrels: dict[str, dict[str, int]] = {}
-    for place, columns in _rows(Path(path), 4, "query 0 item grade"):
-        query, item = unquote(columns[0]), unquote(columns[2])
-        if queries is not None and query not in queries:
-            raise InvalidInputError(f"{place}: the query {query!r} is unknown")
-        if items is not None and item not in items:
-            raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} is unknown")
-        answers = qrels.setdefault(query, {})
-        if item in answers:
-            raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} is repeated")
+    for place, query, item, columns in _rows(path, "query 0 item grade", task):
         if not re.fullmatch(r"[+-]?\d+", columns[3]):
             raise InvalidInputError(f"{place}: query {query!r}: the grade {columns[3]!r} is not an integer")
-        answers[item] = int(columns[3])
+        qrels.setdefault(query, {})[item] = int(columns[3])
     return qrels
 
 
-def _rows(path: Path, count: int, columns: str) -> Iterator[tuple[str, list[str]]]:
+def _rows(path: Path, format: str, task: Task | None) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Place, query, item and all columns of every line."""
+    queries, items = (set(task.queries), set(task.items)) if task else (set(), set())
+    pairs: set[tuple[str, str]] = set()
+    count = len(format.split())
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                row = line.split()
-                if row and len(row) != count:
+                place, row = f"{path.name}:{number}", line.split()
+                if not row:
+                    continue
+                if len(row) != count:
+                    raise InvalidInputError(f"{place}: has {len(row)} columns, not the {count} of {format!r}")
+                query, item = unquote(row[0]), unquote(row[2])
+                if task and query not in queries:
+                    raise InvalidInputError(f"{place}: the query {query!r} is not in {task.name}")
+                if task and item not in items:
                     raise InvalidInputError(
-                        f"{path.name}:{number}: has {len(row)} columns, not the {count} of {columns!r}"
+                        f"{place}: query {query!r}: the item {item!r} is not in {task.name}"
                     )
-                if row:
-                    yield f"{path.name}:{number}", row
+                if (query, item) in pairs:
+                    raise InvalidInputError(f"{place}: query {query!r}: the item {item!r} is repeated")
+                pairs.add((query, item))
+                yield place, query, item, row
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path}: not UTF-8: {error.reason}") from error
     except (OSError, EOFError, zlib.error) as error:

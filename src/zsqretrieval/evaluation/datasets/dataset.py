@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.checks import check_counts
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Image
 
@@ -39,67 +41,40 @@ _T = TypeVar("_T")
 Qrels = Mapping[str, Mapping[str, int]]
 """Query id -> item id -> grade, as in TREC: 0 is judged and not relevant, a missing item is not judged."""
 
-CAPTION = "caption"
-"""Form of a query that is a person's sentence about an image."""
-
-HUMAN_QUESTION = "human question"
-"""Form of a query that a person asked."""
-
-ALT_TEXT = "alt text"
-"""Form of a query that is the alternative text of an image on a web page."""
-
-EXPERT_QUERY = "expert query"
-"""Form of INQUIRE's queries: phrases of naturalists, such as "a male mandarin duck in breeding plumage"."""
+# Forms of queries.
+CAPTION = "caption"  # a person's sentence about an image
+HUMAN_QUESTION = "human question"  # asked by a person
+ALT_TEXT = "alt text"  # the alternative text of an image on a web page
+EXPERT_QUERY = "expert query"  # INQUIRE's phrases of naturalists: "a male mandarin duck in breeding plumage"
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A text query.
-
-    Attributes:
-        id: its name in run files and qrels.
-        text: the query.
-        form: kind of text, for instance :data:`CAPTION`; results are reported per form.
-        source: file and line for error messages.
-    """
+    """A text query."""
 
     id: str
     text: str
-    form: str
-    source: str
+    form: str  # kind of text, for instance CAPTION; results are reported per form
+    source: str  # file and line for error messages
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """One direction of a data set, by ids: all that measuring needs.
-
-    Attributes:
-        name: of the data set, and the direction.
-        queries: q ids.
-        items: n ids of the ranked items.
-        qrels: of exactly these queries.
-        clusters: int64 [q]; queries of one cluster are not independent.
-        forms: the form of each query, q of them.
-    """
+    """One direction of a data set, by ids: all that measuring needs."""
 
     name: str
-    queries: tuple[str, ...]
-    items: tuple[str, ...]
-    qrels: Qrels
-    clusters: NDArray[np.int64]
-    forms: tuple[str, ...]
+    queries: tuple[str, ...]  # q ids
+    items: tuple[str, ...]  # n ids of the ranked items
+    qrels: Qrels  # of exactly these queries
+    clusters: NDArray[np.int64]  # [q]; queries of one cluster are not independent
+    forms: tuple[str, ...]  # of each query
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
     """Images, text queries, and the relevant images of each query.
 
-    Attributes:
-        name: for reports, for instance ``flickr8k test``.
-        gallery: the images, each with its own id.
-        queries: the texts.
-        qrels: query id -> image id -> grade; every query has an image of grade 1 or more.
-        notes: caveats of the data for reports.
+    Every image has an id, and every query an image of grade 1 or more.
 
     Raises:
         InvalidInputError: the gallery is empty, there are no queries, an id is missing or repeated, a query
@@ -110,42 +85,37 @@ class Dataset:
     gallery: tuple[Image, ...]
     queries: tuple[Query, ...]
     qrels: Qrels
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # caveats of the data for reports
 
     def __post_init__(self) -> None:
         if not self.gallery:
             raise InvalidInputError(f"{self.name}: the gallery is empty")
         if not self.queries:
             raise InvalidInputError(f"{self.name}: there are no queries")
-        seen: dict[str, str] = {}
+        images: dict[str, str] = {}  # id -> source
         for image in self.gallery:
             if not image.id:
                 raise InvalidInputError(f"{self.name}: {image.source} has no id; qrels cannot name it")
-            _once(seen, "image", image.id, image.source)
-        places: dict[str, str] = {}
+            _once(images, "image", image.id, image.source)
+        queries: dict[str, str] = {}
         for query in self.queries:
             if not query.id:
                 raise InvalidInputError(f"{query.source}: a query has no id; qrels cannot name it")
-            _once(places, "query", query.id, query.source)
+            _once(queries, "query", query.id, query.source)
             if not query.text.strip():
                 raise InvalidInputError(f"{query.source}: the text of query {query.id!r} is blank")
-            self._check_answers(query, seen)
-        for id in self.qrels:
-            if id not in places:
-                raise InvalidInputError(f"{self.name}: the qrels name the unknown query {id!r}")
-
-    def _check_answers(self, query: Query, images: Mapping[str, str]) -> None:
-        answers = self.qrels.get(query.id, {})
-        for id in answers:
-            if id not in images:
+            answers = self.qrels.get(query.id, {})
+            if strange := [id for id in answers if id not in images]:
                 raise InvalidInputError(
-                    f"{query.source}: the image {id!r} of query {query.id!r} is not in the gallery of "
-                    f"{self.name} ({len(images)} images); are these images of another split?"
+                    f"{query.source}: the image {strange[0]!r} of query {query.id!r} is not in the gallery "
+                    f"of {self.name} ({len(images)} images); are these images of another split?"
                 )
-        if not any(grade > 0 for grade in answers.values()):
-            raise InvalidInputError(
-                f"{query.source}: query {query.id!r} has no relevant image; leave it out, or judge one"
-            )
+            if not any(grade > 0 for grade in answers.values()):
+                raise InvalidInputError(
+                    f"{query.source}: query {query.id!r} has no relevant image; leave it out, or judge one"
+                )
+        if strange := [id for id in self.qrels if id not in queries]:
+            raise InvalidInputError(f"{self.name}: the qrels name the unknown query {strange[0]!r}")
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -165,28 +135,24 @@ class Dataset:
         return self._with(query for query in self.queries if query.form in forms)
 
     def sample(self, count: int, *, seed: int = 0) -> Dataset:
-        """The same gallery with a sample of the queries of each form.
+        """The same gallery with at most ``count`` queries of each form.
 
-        Args:
-            count: queries of each form; all if there are fewer. Every cluster gives one query before any
-                gives two, and all forms sample the same clusters as far as they have them.
-            seed: of the sample.
+        Every cluster gives one query before any gives two, and all forms sample the same clusters as far as
+        they have them.
 
         Raises:
             InvalidInputError: ``count`` < 1.
         """
-        if count < 1:
-            raise InvalidInputError(f"count must be at least 1, not {count}")
-        clusters = self.text_to_image().clusters
+        check_counts(count=count)
+        clusters = self.text_to_image().clusters.tolist()
         random = np.random.default_rng(seed)
-        place = random.permutation(int(clusters.max()) + 1)
-        turns: dict[tuple[str, int], int] = {}
-        queues: dict[str, list[tuple[int, int, int]]] = {}  # by form: turn in the cluster, its place, query
+        place = random.permutation(max(clusters) + 1).tolist()
+        turns: Counter[tuple[str, int]] = Counter()
+        queues = defaultdict[str, list[tuple[int, int, int]]](list)  # turn in the cluster, its place, query
         for n in random.permutation(len(self.queries)).tolist():
-            form = self.queries[n].form
-            turn = turns.get((form, clusters[n]), 0)
-            turns[form, clusters[n]] = turn + 1
-            queues.setdefault(form, []).append((turn, int(place[clusters[n]]), n))
+            form, cluster = self.queries[n].form, clusters[n]
+            queues[form].append((turns[form, cluster], place[cluster], n))
+            turns[form, cluster] += 1
         chosen = sorted(n for queue in queues.values() for _, _, n in sorted(queue)[:count])
         return self._with(self.queries[n] for n in chosen)
 
@@ -211,7 +177,7 @@ class Dataset:
         )
 
     def image_to_text(self) -> Task:
-        """Image-to-text task with texts of one form; images without a text are no queries.
+        """Image-to-text task; images without a text are no queries.
 
         Raises:
             InvalidInputError: the texts have several forms, so variants of one text would compete.
@@ -221,11 +187,11 @@ class Dataset:
                 f"{self.name} has texts of the forms {', '.join(self.forms)}; image to text needs one form: "
                 "choose it by of_form"
             )
-        texts: dict[str, dict[str, int]] = {}
+        texts = defaultdict[str, dict[str, int]](dict)  # image -> query -> grade
         for query in self.queries:
             for image, grade in self.qrels[query.id].items():
                 if grade > 0:
-                    texts.setdefault(image, {})[query.id] = grade
+                    texts[image][query.id] = grade
         asking = tuple(str(image.id) for image in self.gallery if image.id in texts)
         return Task(
             f"{self.name}, image to text",
@@ -248,10 +214,14 @@ def _once(seen: dict[str, str], what: str, id: str, source: str) -> None:
 
 def found(path: Path, what: str, origin: str) -> Path:
     """Return the path, or raise an error that names its content and publisher."""
-    path = Path(path)
     if not path.exists():
         raise InvalidInputError(f"{path} is missing: {what}. Nothing is downloaded; get it from {origin}")
     return path
+
+
+def read_json(path: Path, what: str, origin: str) -> Any:
+    """The value of a JSON file."""
+    return json_value(read_text(found(path, what, origin)), path.name)
 
 
 def read_text(path: Path) -> str:

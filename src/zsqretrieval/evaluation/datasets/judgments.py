@@ -2,17 +2,12 @@
 
 M. Hodosh, P. Young, J. Hockenmaier (JAIR 47, 2013) had captions of other images of the test split rated for
 each image. The conventions are those of CLIPScore (Hessel et al., EMNLP 2021, arXiv 2104.08718, appendix A
-and the repository's ``flickr8k_example``):
-
-- Expert: the ratings, 1 to 4, of three experts are separate observations, for Kendall's tau-c. Captions of
-  the image itself are left out, as in the SPICE paper: 5,664 of 5,822 pairs, 16,992 observations.
-- CrowdFlower: the share of at least three people who said that the caption describes the image, for tau-b:
-  all 47,830 pairs.
+and the repository's ``flickr8k_example``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,30 +25,21 @@ _ORIGIN = "the makers of Flickr8k at the University of Illinois (Flickr8k_text.z
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgments:
-    """Ratings of pairs of an image and a caption.
-
-    Attributes:
-        name: for reports.
-        images: int64 [n], positions in the gallery.
-        captions: n texts.
-        ratings: float64 [n, raters], higher is better; each is a separate observation.
-        variant: of Kendall's tau, ``"b"`` or ``"c"``.
-    """
+    """Ratings of pairs of an image and a caption."""
 
     name: str
-    images: NDArray[np.int64]
-    captions: tuple[str, ...]
-    ratings: NDArray[np.float64]
-    variant: Literal["b", "c"]
+    images: NDArray[np.int64]  # [n], positions in the gallery
+    captions: tuple[str, ...]  # n texts
+    ratings: NDArray[np.float64]  # [n, raters], higher is better; each is a separate observation
+    variant: Literal["b", "c"]  # of Kendall's tau
 
 
 def read_expert(path: Path, dataset: Dataset) -> Judgments:
-    """Read ``ExpertAnnotations.txt``: image, caption id and three ratings, between tabs.
+    """Read ``ExpertAnnotations.txt``: image, caption id and three ratings, 1 to 4, between tabs; for tau-c.
 
-    Args:
-        path: the file.
-        dataset: Flickr8k's test split. An image is found by its id or by ``image`` in its metadata; caption
-            ``{file}#{n}`` is the n-th of its captions.
+    Captions of the image itself are left out, as in the SPICE paper: 5,664 of 5,822 pairs, 16,992
+    observations. In ``dataset``, Flickr8k's test split, an image is found by its id or by ``image`` in its
+    metadata; caption ``{file}#{n}`` is the n-th of its captions.
 
     Raises:
         InvalidInputError: the file is missing, a line is malformed, or names something that is not in the
@@ -63,12 +49,13 @@ def read_expert(path: Path, dataset: Dataset) -> Judgments:
     def ratings(columns: Sequence[str]) -> list[float]:
         return [float(column) for column in columns]
 
-    rows = [row for row in _rows(path, dataset, ratings) if not row.own]
-    return _judgments("Flickr8k-Expert", rows, "c")
+    return _read("Flickr8k-Expert", path, dataset, ratings, "c", own=False)
 
 
 def read_crowdflower(path: Path, dataset: Dataset) -> Judgments:
-    """Read ``CrowdFlowerAnnotations.txt``: image, caption id, share of yes, numbers of yes and no.
+    """Read ``CrowdFlowerAnnotations.txt``: image, caption id, share of yes, numbers of yes and no; for tau-b.
+
+    At least three people said whether the caption describes the image: 47,830 pairs, all read.
 
     Raises:
         InvalidInputError: as :func:`read_expert`; or a share differs from that of its numbers.
@@ -80,30 +67,24 @@ def read_crowdflower(path: Path, dataset: Dataset) -> Judgments:
             raise ValueError(f"{given} is not the share of {yes} yes and {no} no")
         return [given]
 
-    return _judgments("Flickr8k-CrowdFlower", list(_rows(path, dataset, share)), "b")
+    return _read("Flickr8k-CrowdFlower", path, dataset, share, "b", own=True)
 
 
 def read_judgments(folder: Path, dataset: Dataset) -> tuple[Judgments, ...]:
-    """Read those of the two files that are in a folder.
-
-    Raises:
-        InvalidInputError: as :func:`read_expert` and :func:`read_crowdflower`.
-    """
+    """Read those of the two files that are in a folder; errors as of their readers."""
     files = {"ExpertAnnotations.txt": read_expert, "CrowdFlowerAnnotations.txt": read_crowdflower}
-    return tuple(
-        read(Path(folder) / name, dataset) for name, read in files.items() if (Path(folder) / name).is_file()
-    )
+    return tuple(read(folder / name, dataset) for name, read in files.items() if (folder / name).is_file())
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    image: int
-    caption: str
-    own: bool  # the caption was written for this image
-    ratings: list[float]
-
-
-def _rows(path: Path, dataset: Dataset, ratings: Callable[[Sequence[str]], list[float]]) -> Iterator[_Row]:
+def _read(
+    name: str,
+    path: Path,
+    dataset: Dataset,
+    ratings: Callable[[Sequence[str]], list[float]],
+    variant: Literal["b", "c"],
+    *,
+    own: bool,  # whether captions that were written for the rated image count
+) -> Judgments:
     files = [str(image.metadata.get("image", image.id)) for image in dataset.gallery]
     position = {file: n for n, file in enumerate(files)}
     place_of = {str(image.id): n for n, image in enumerate(dataset.gallery)}
@@ -111,16 +92,17 @@ def _rows(path: Path, dataset: Dataset, ratings: Callable[[Sequence[str]], list[
     for query in dataset.of_form(CAPTION).queries:
         for image in dataset.qrels[query.id]:
             captions[place_of[image]].append(query.text)
-    for place, line in lines(found(Path(path), "human ratings", _ORIGIN)):
+    rows: list[tuple[int, str, list[float]]] = []
+    for place, line in lines(found(path, "human ratings", _ORIGIN)):
         columns = line.split("\t")
         if len(columns) != 5:
             raise InvalidInputError(f"{place}: has {len(columns)} columns, not image, caption and 3 more")
         file, _, number = columns[1].partition("#")
-        for name in (columns[0], file):
-            if name not in position:
-                raise InvalidInputError(
-                    f"{place}: the image {name!r} is not in {dataset.name}; the ratings are of the test split"
-                )
+        if strange := [image for image in (columns[0], file) if image not in position]:
+            raise InvalidInputError(
+                f"{place}: the image {strange[0]!r} is not in {dataset.name}; the ratings are of the "
+                "test split"
+            )
         said = captions[position[file]]
         if not number.isdecimal() or int(number) >= len(said):
             raise InvalidInputError(f"{place}: {columns[1]!r} is none of the {len(said)} captions of {file}")
@@ -131,12 +113,9 @@ def _rows(path: Path, dataset: Dataset, ratings: Callable[[Sequence[str]], list[
         if not np.isfinite(rated).all():
             raise InvalidInputError(f"{place}: not a rating: {rated}")
         about, caption = position[columns[0]], said[int(number)]
-        yield _Row(about, caption, caption in captions[about], rated)
-
-
-def _judgments(name: str, rows: Sequence[_Row], variant: Literal["b", "c"]) -> Judgments:
+        if own or caption not in captions[about]:
+            rows.append((about, caption, rated))
     if not rows:
         raise InvalidInputError(f"{name}: there are no ratings")
-    images = np.array([row.image for row in rows], np.int64)
-    ratings = np.array([row.ratings for row in rows], np.float64)
-    return Judgments(name, images, tuple(row.caption for row in rows), ratings, variant)
+    images, rated_captions, all_ratings = zip(*rows, strict=True)
+    return Judgments(name, np.array(images, np.int64), rated_captions, np.array(all_ratings), variant)

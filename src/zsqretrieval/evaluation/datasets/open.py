@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from zsqretrieval.data.sources import read_webdataset
 from zsqretrieval.errors import InvalidInputError
@@ -28,20 +28,12 @@ _SHARDED = ("flickr8k", "shards")
 _SPLIT = "test"
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of data set.
+class Kind(NamedTuple):
+    """A kind of data set."""
 
-    Attributes:
-        paths: the paths behind the colon, separated by commas; optional ones in brackets.
-        holds: what they hold.
-        read: reads the data set from the paths and the split, which is empty if there are no splits.
-        splits: whether the files distinguish splits.
-    """
-
-    paths: str
+    paths: str  # behind the colon, separated by commas; optional ones in brackets
     holds: str
-    read: Callable[[Sequence[Path], str], Dataset]
+    read: Callable[..., Dataset]  # of the paths, and of the split if the files distinguish splits
     splits: bool = True
 
 
@@ -50,69 +42,38 @@ def _flickr8k_texts(folder: Path) -> Path | None:
     return next((one for one in (folder, folder / "Flickr8k_text") if (one / _FLICKR8K).is_file()), None)
 
 
-def _read_flickr8k(paths: Sequence[Path], split: str) -> Dataset:
-    (folder,) = paths
-    texts = _flickr8k_texts(folder)
-    if texts is None:
+def _read_flickr8k(folder: Path, split: str) -> Dataset:
+    if (texts := _flickr8k_texts(folder)) is None:
         return read_shards(folder, split)
     names = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images")  # the first as in the archive
     images = next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
     return read_flickr(texts / _FLICKR8K, images, texts / f"Flickr_8k.{split}Images.txt")
 
 
-def _read_flickr_files(paths: Sequence[Path], split: str) -> Dataset:
-    listed = [Path(str(path).replace("{split}", split)) for path in paths[2:]]
-    return read_flickr(paths[0], paths[1], *listed)
+def _read_flickr(captions: Path, images: Path, names: Path | None = None, *, split: str) -> Dataset:
+    return read_flickr(captions, images, names and Path(str(names).replace("{split}", split)))
 
 
 KINDS: Mapping[str, Kind] = {
-    "shards": Kind(
-        "FOLDER",
-        "WebDataset shards {split}-*.tar with captions",
-        lambda paths, split: read_shards(paths[0], split),
-    ),
+    "shards": Kind("FOLDER", "WebDataset shards {split}-*.tar with captions", read_shards),
     "flickr8k": Kind("FOLDER", "Flickr8k as published, or as shards {split}-*.tar", _read_flickr8k),
     "flickr": Kind(
         "CAPTIONS,IMAGES,[LIST]",
         "Flickr8k or Flickr30k in the original formats; {split} in LIST is filled in",
-        _read_flickr_files,
+        _read_flickr,
     ),
-    "karpathy": Kind(
-        "FILE.json,IMAGES",
-        "COCO or Flickr in the splits of Karpathy",
-        lambda paths, split: read_karpathy(paths[0], paths[1], split),
-    ),
+    "karpathy": Kind("FILE.json,IMAGES", "COCO or Flickr in the splits of Karpathy", read_karpathy),
     "coco": Kind(
         "FILE.json,IMAGES",
         "COCO captions as published, such as captions_val2017.json",
-        lambda paths, _: read_coco(*paths),
+        read_coco,
         splits=False,
     ),
-    "laion": Kind(
-        "FOLDER", "a slice of LAION by img2dataset", lambda paths, _: read_laion(paths[0]), splits=False
-    ),
-    "inquire": Kind(
-        "FOLDER,IMAGES",
-        "INQUIRE's CSV files and images",
-        lambda paths, split: read_inquire(paths[0], paths[1], split),
-    ),
-    "retvqa": Kind(
-        "FILE.json,IMAGES",
-        "questions with the images that answer them",
-        lambda paths, split: read_retvqa(paths[0], paths[1], split),
-    ),
-    "chatir": Kind(
-        "FILE.json,IMAGES,[SEARCH_SPACE.json]",
-        "dialogues of ChatIR",
-        lambda paths, _: read_chatir(*paths),
-        splits=False,
-    ),
-    "folder": Kind(
-        "FOLDER",
-        "your own images with a captions.jsonl",
-        lambda paths, _: read_folder(paths[0]),
-        splits=False,
-    ),
+    "laion": Kind("FOLDER", "a slice of LAION by img2dataset", read_laion, splits=False),
+    "inquire": Kind("FOLDER,IMAGES", "INQUIRE's CSV files and images", read_inquire),
+    "retvqa": Kind("FILE.json,IMAGES", "questions with the images that answer them", read_retvqa),
+    "chatir": Kind("FILE.json,IMAGES,[SEARCH_SPACE.json]", "dialogues of ChatIR", read_chatir, splits=False),
+    "folder": Kind("FOLDER", "your own images with a captions.jsonl", read_folder, splits=False),
 }
 """The kinds by name."""
 
@@ -141,16 +102,13 @@ def open_dataset(argument: str, split: str | None = None) -> Dataset:
             f"{argument!r}: nothing says which images are in the split {split!r}; write "
             f"flickr:{kind.paths}, with {{split}} in the name of LIST"
         )
-    return kind.read(given, (split or _SPLIT) if kind.splits else "")
+    return kind.read(*given, split=split or _SPLIT) if kind.splits else kind.read(*given)
 
 
 def open_judgments(argument: str, split: str | None, dataset: Dataset) -> tuple[Judgments, ...]:
     """Read the human ratings next to a data set: those of Flickr8k's test split, if they are there.
 
-    Args:
-        argument: as for :func:`open_dataset`.
-        split: as for :func:`open_dataset`.
-        dataset: the result of :func:`open_dataset`.
+    Arguments as for :func:`open_dataset`, and its result.
 
     Raises:
         InvalidInputError: a line cannot be read; names it.

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zsqretrieval.data.sources import read_webdataset, walk
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MissingDependencyError
@@ -25,7 +25,7 @@ from zsqretrieval.evaluation.datasets.dataset import (
     image_file,
     json_value,
     lines,
-    read_text,
+    read_json,
 )
 from zsqretrieval.types import Image
 
@@ -46,8 +46,7 @@ _LAION = "LAION's metadata by img2dataset (--output_format webdataset or parquet
 _PUNSAFE = 0.45  # the limit of LAION's release "research-safe"
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
+class _Text(NamedTuple):
     image: str
     text: str
     form: str
@@ -56,13 +55,12 @@ class _Text:
 
 def _assemble(name: str, gallery: Sequence[Image], texts: Iterable[_Text]) -> Dataset:
     """Queries named ``{image}#{n}``, counted within each image as in Flickr8k."""
-    counted: dict[str, int] = {}
+    counted: Counter[str] = Counter()
     queries, qrels = [], {}
-    for text in texts:
-        n = counted.get(text.image, 0)
-        counted[text.image] = n + 1
-        queries.append(Query(f"{text.image}#{n}", text.text, text.form, text.place))
-        qrels[queries[-1].id] = {text.image: 1}
+    for image, text, form, place in texts:
+        queries.append(Query(f"{image}#{counted[image]}", text, form, place))
+        qrels[queries[-1].id] = {image: 1}
+        counted[image] += 1
     return Dataset(name, tuple(gallery), tuple(queries), qrels)
 
 
@@ -76,41 +74,35 @@ def read_karpathy(
 
     ``dataset_coco.json`` and its siblings hold ``{"dataset": ..., "images": [...]}``; an image has
     ``filename``, ``filepath`` (COCO: the folder ``val2014`` or ``train2014``), ``split`` and ``sentences``,
-    each with its text as ``raw``.
-
-    Args:
-        captions: the JSON file.
-        images: the folder of images; ``filepath`` is a folder in it.
-        split: ``train``, ``restval``, ``val`` or ``test``.
-        captions_per_image: the first so many sentences of each image; all when None. COCO's test images have
-            5 to 7, 25,010 in all; papers that report 25,000 captions took the first 5.
+    each with its text as ``raw``. Splits are ``train``, ``restval``, ``val`` and ``test``. COCO's test images
+    have 5 to 7 sentences, 25,010 in all; papers that report 25,000 captions took the first 5
+    (``captions_per_image``).
 
     Raises:
         InvalidInputError: a file is missing or broken, or there is no such split. Names the record.
     """
-    path = found(Path(captions), "captions with Karpathy's splits", _KARPATHY)
-    document = json_value(read_text(path), path.name)
+    document = read_json(captions, "captions with Karpathy's splits", _KARPATHY)
     gallery: list[Image] = []
     texts: list[_Text] = []
-    splits: dict[str, int] = {}
-    for number, record in enumerate(field(document, "images", list, path.name)):
-        place = f"{path.name}, image {number}"
+    splits: Counter[str] = Counter()
+    for number, record in enumerate(field(document, "images", list, captions.name)):
+        place = f"{captions.name}, image {number}"
         own = field(record, "split", str, place)
-        splits[own] = splits.get(own, 0) + 1
+        splits[own] += 1
         if own != split:
             continue
         name = field(record, "filename", str, place)
         folder = field(record, "filepath", str, place) if "filepath" in record else ""
-        gallery.append(image_file(Path(images) / folder / name, name, place, "the data set's makers"))
+        gallery.append(image_file(images / folder / name, name, place, "the data set's makers"))
         for n, sentence in enumerate(field(record, "sentences", list, place)[:captions_per_image]):
             text = field(sentence, "raw", str, f"{place}, sentence {n}")
             texts.append(_Text(name, text, CAPTION, f"{place}, sentence {n}"))
     if not gallery:
         raise InvalidInputError(
-            f"{path.name} has no images of the split {split!r}; it has "
+            f"{captions.name} has no images of the split {split!r}; it has "
             f"{', '.join(f'{name} ({count})' for name, count in splits.items()) or 'none at all'}"
         )
-    name = document["dataset"] if isinstance(document.get("dataset"), str) else path.stem
+    name = document["dataset"] if isinstance(document.get("dataset"), str) else captions.stem
     return _assemble(f"{name} {split}", gallery, texts)
 
 
@@ -121,61 +113,46 @@ def read_flickr(captions: Path, images: Path, split: Path | None = None) -> Data
     sentence; or the table ``results.csv`` of Flickr30k, with the columns ``image_name``, ``comment_number``
     and ``comment`` between bars, one row of which (2199200615.jpg, 4) lacks a bar and is read all the same.
 
-    Args:
-        captions: the file of captions.
-        images: the folder of images.
-        split: a list of file names, with or without ``.jpg``, such as ``Flickr_8k.testImages.txt``; all
-            images with captions when None.
+    ``split`` is a list of file names, with or without ``.jpg``, such as ``Flickr_8k.testImages.txt``; all
+    images with captions when None.
 
     Raises:
         InvalidInputError: a file is missing, a line is malformed, or a listed image has no captions. Names
             the line.
     """
-    origin = _FLICKR30K if "results" in Path(captions).name else _FLICKR8K
-    path = found(Path(captions), "captions, one a line", origin)
-    rows = _flickr_csv(path) if path.suffix == ".csv" else _flickr_tokens(path)
+    origin = _FLICKR30K if "results" in captions.name else _FLICKR8K
+    path = found(captions, "captions, one a line", origin)
     texts: dict[str, list[_Text]] = {}
-    for text in rows:
+    for text in _flickr_captions(path):
         texts.setdefault(text.image, []).append(text)
-    if split is None:
-        listed = dict.fromkeys(texts, path.name)
-    else:
-        names = found(Path(split), "the list of the split's images", origin)
-        listed = {
-            line.strip() if Path(line.strip()).suffix else f"{line.strip()}.jpg": place
-            for place, line in lines(names)
-        }
+    listed = dict.fromkeys(texts, path.name)
+    if split is not None:
+        names = ((place, line.strip()) for place, line in lines(found(split, "the split's images", origin)))
+        listed = {name if Path(name).suffix else f"{name}.jpg": place for place, name in names}
     gallery = []
     for name, place in listed.items():
         if name not in texts:
             raise InvalidInputError(f"{place}: the image {name!r} has no captions in {path.name}")
-        gallery.append(image_file(Path(images) / name, name, place, origin))
-    label = path.name.split(".")[0] if split is None else Path(split).name.split(".")[0]
+        gallery.append(image_file(images / name, name, place, origin))
+    label = (split or path).name.split(".")[0]
     return _assemble(label, gallery, (text for name in listed for text in texts[name]))
 
 
-def _flickr_tokens(path: Path) -> Iterable[_Text]:
+def _flickr_captions(path: Path) -> Iterator[_Text]:
+    table = path.suffix == ".csv"
     for place, line in lines(path):
-        caption_id, tab, text = line.partition("\t")
-        image, mark, _ = caption_id.partition("#")
-        if not (tab and mark and image):
-            raise InvalidInputError(f"{place}: not a caption 'file#number<tab>sentence': {line[:80]!r}")
-        yield _Text(image, text.strip(), CAPTION, place)
-
-
-def _flickr_csv(path: Path) -> Iterable[_Text]:
-    for place, line in lines(path):
-        if place.endswith(":1"):
+        if table and place.endswith(":1"):
             header = [column.strip() for column in line.split("|")]
             if header != ["image_name", "comment_number", "comment"]:
                 raise InvalidInputError(
                     f"{place}: the columns are {header}, not image_name, comment_number and comment"
                 )
             continue
-        row = re.fullmatch(r"([^|]+)\|\s*(\d+)\s*[|\s]\s*(.*)", line)
+        row = re.fullmatch(r"([^|]+)\|\s*\d+\s*[|\s](.*)" if table else r"([^#\t]+)#[^\t]*\t(.*)", line)
         if row is None:
-            raise InvalidInputError(f"{place}: not a row 'image| number| sentence': {line[:80]!r}")
-        yield _Text(row[1].strip(), row[3].strip(), CAPTION, place)
+            wanted = "row 'image| number| sentence'" if table else "caption 'file#number<tab>sentence'"
+            raise InvalidInputError(f"{place}: not a {wanted}: {line[:80]!r}")
+        yield _Text(row[1].strip(), row[2].strip(), CAPTION, place)
 
 
 def read_coco(captions: Path, images: Path) -> Dataset:
@@ -188,29 +165,28 @@ def read_coco(captions: Path, images: Path) -> Dataset:
         InvalidInputError: a file is missing or broken, or an annotation names an unknown image. Names the
             record.
     """
-    path = found(Path(captions), "captions of COCO", _COCO)
-    document = json_value(read_text(path), path.name)
+    document = read_json(captions, "captions of COCO", _COCO)
     names: dict[int, str] = {}
     gallery = []
-    for number, record in enumerate(field(document, "images", list, path.name)):
-        place = f"{path.name}, image {number}"
+    for number, record in enumerate(field(document, "images", list, captions.name)):
+        place = f"{captions.name}, image {number}"
         name = field(record, "file_name", str, place)
         names[field(record, "id", int, place)] = name
-        gallery.append(image_file(Path(images) / name, name, place, _COCO))
+        gallery.append(image_file(images / name, name, place, _COCO))
     texts: list[tuple[int, _Text]] = []
-    for number, record in enumerate(field(document, "annotations", list, path.name)):
-        place = f"{path.name}, annotation {number}"
+    for number, record in enumerate(field(document, "annotations", list, captions.name)):
+        place = f"{captions.name}, annotation {number}"
         image = field(record, "image_id", int, place)
         if image not in names:
             raise InvalidInputError(f"{place}: belongs to the image {image}, which the file does not list")
         text = _Text(names[image], field(record, "caption", str, place).strip(), CAPTION, place)
         texts.append((field(record, "id", int, place), text))
     ordered = sorted(texts, key=lambda pair: pair[0])
-    return _assemble(f"COCO {path.stem}", gallery, (text for _, text in ordered))
+    return _assemble(f"COCO {captions.stem}", gallery, (text for _, text in ordered))
 
 
-def read_folder(folder: Path, captions: str = "captions.jsonl") -> Dataset:
-    """Read a folder of your own images, with a file of their captions and questions.
+def read_folder(folder: Path) -> Dataset:
+    """Read a folder of your own images, with their captions and questions in ``captions.jsonl``.
 
     One JSON object a line::
 
@@ -222,9 +198,8 @@ def read_folder(folder: Path, captions: str = "captions.jsonl") -> Dataset:
     Raises:
         InvalidInputError: the file is missing, a line is malformed, or names a missing image. Names the line.
     """
-    path = found(
-        Path(folder) / captions, "one JSON object a line, image and captions", "yourself: see the docs"
-    )
+    what = "one JSON object a line, image and captions"
+    path = found(folder / "captions.jsonl", what, "yourself: see the docs")
     gallery = list(walk(folder))
     known = {image.id for image in gallery}
     texts = []
@@ -233,21 +208,21 @@ def read_folder(folder: Path, captions: str = "captions.jsonl") -> Dataset:
         image = field(record, "image", str, place)
         if image not in known:
             raise InvalidInputError(f"{place}: the image {image!r} is not in {folder} or a folder in it")
-        captions_of = _strings(record, "captions", place) if "captions" in record else []
-        captions_of += [field(record, "caption", str, place)] if "caption" in record else []
-        questions = _strings(record, "questions", place) if "questions" in record else []
-        if not captions_of and not questions:
+        captions = _strings(record, "captions", place)
+        captions += [field(record, "caption", str, place)] if "caption" in record else []
+        questions = _strings(record, "questions", place)
+        if not captions and not questions:
             raise InvalidInputError(f"{place}: {image!r} has no caption, captions or questions")
-        texts += [_Text(image, text, CAPTION, place) for text in captions_of]
+        texts += [_Text(image, text, CAPTION, place) for text in captions]
         texts += [_Text(image, text, HUMAN_QUESTION, place) for text in questions]
-    return _assemble(Path(folder).absolute().name, gallery, texts)
+    return _assemble(folder.absolute().name, gallery, texts)
 
 
 def _strings(record: Mapping[str, Any], name: str, place: str) -> list[str]:
-    values = field(record, name, list, place)
-    for value in values:
-        if not isinstance(value, str):
-            raise InvalidInputError(f"{place}: {name!r} contains {value!r}, which is not a string")
+    """An optional list of strings."""
+    values = field(record, name, list, place) if name in record else []
+    if strange := [value for value in values if not isinstance(value, str)]:
+        raise InvalidInputError(f"{place}: {name!r} contains {strange[0]!r}, which is not a string")
     return list(values)
 
 
@@ -264,7 +239,7 @@ def read_shards(folder: Path, split: str = "test") -> Dataset:
         InvalidInputError: there are no such shards, no image in them, or an image has no caption; names it.
         IntegrityError: a shard is damaged.
     """
-    folder = found(Path(folder), "WebDataset shards", "whoever made them")
+    found(folder, "WebDataset shards", "whoever made them")
     shards = sorted(folder.glob(f"{split}-*.tar"))
     if not shards:
         raise InvalidInputError(f"{folder} holds no shards {split}-*.tar; give a folder of WebDataset shards")
@@ -298,16 +273,14 @@ def read_laion(folder: Path, *, max_punsafe: float | None = _PUNSAFE) -> Dataset
     gallery. LAION kept pairs with a cosine of at least 0.28 by CLIP ViT-B/32, so the numbers favour CLIP; the
     notes of the data set say so.
 
-    Args:
-        folder: of the shards or tables.
-        max_punsafe: images whose ``punsafe`` is higher or unknown are left out unread; None keeps all.
+    Images whose ``punsafe`` is above ``max_punsafe`` or unknown are left out unread; None keeps all.
 
     Raises:
         InvalidInputError: there is neither, a column is missing, or nothing is left.
         MissingDependencyError: parquet without pyarrow.
         IntegrityError: a file is damaged.
     """
-    folder = found(Path(folder), "a slice of LAION", _LAION)
+    found(folder, "a slice of LAION", _LAION)
     shards, tables = sorted(folder.glob("*.tar")), sorted(folder.glob("*.parquet"))
     if not shards and not tables:
         raise InvalidInputError(f"{folder} holds neither *.tar nor *.parquet; make them from {_LAION}")
@@ -320,22 +293,21 @@ def read_laion(folder: Path, *, max_punsafe: float | None = _PUNSAFE) -> Dataset
             unsafe += 1
             continue
         gallery.append(image)
-        text = (image.caption or "").strip()
-        if text:
+        if text := (image.caption or "").strip():
             texts.setdefault(text, {})[str(image.id)] = 1
             places.setdefault(text, image.source)
-    notes = ["LAION kept pairs that CLIP ViT-B/32 gave a cosine of at least 0.28: the numbers favour CLIP"]
-    if unsafe:
-        notes.append(f"{unsafe} images left out: punsafe above {max_punsafe} or unknown")
     if unsafe and not gallery:
         raise InvalidInputError(
             f"{folder}: all {unsafe} images have a punsafe above {max_punsafe}, or none; keep that column "
             "when fetching, or pass max_punsafe=None knowing that LAION contains unsafe images"
         )
+    notes = ["LAION kept pairs that CLIP ViT-B/32 gave a cosine of at least 0.28: the numbers favour CLIP"]
+    notes += [f"{unsafe} images left out: punsafe above {max_punsafe} or unknown"] if unsafe else []
     queries = [Query(f"alt-{n}", text, ALT_TEXT, places[text]) for n, text in enumerate(texts)]
     qrels = {query.id: texts[query.text] for query in queries}
-    name = f"LAION slice {folder.absolute().name}"
-    return Dataset(name, tuple(gallery), tuple(queries), qrels, tuple(notes))
+    return Dataset(
+        f"LAION slice {folder.absolute().name}", tuple(gallery), tuple(queries), qrels, tuple(notes)
+    )
 
 
 def _punsafe(metadata: Mapping[str, Any]) -> float:
@@ -358,23 +330,16 @@ def _read_parquet(tables: Iterable[Path]) -> Iterator[Image]:
                     f"{path.name}: has no column {min(missing)!r}, only {file.schema_arrow.names}; the "
                     "images must be in the table, not only their metadata"
                 )
-            row = -1
-            for batch in file.iter_batches(batch_size=256):
-                for record in batch.to_pylist():
-                    row += 1
-                    if isinstance(record["jpg"], bytes):
-                        yield _parquet_image(path, row, record)
+            batches = file.iter_batches(batch_size=256)
+            for row, record in enumerate(record for batch in batches for record in batch.to_pylist()):
+                content, caption, key = record.pop("jpg"), record.pop("caption"), record.get("key")
+                if isinstance(content, bytes):
+                    yield Image(
+                        content=content,
+                        source=f"{path.name}, row {row}",
+                        id=f"{path.stem}/{key if isinstance(key, str) else row}",
+                        caption=caption if isinstance(caption, str) else None,
+                        metadata=record,
+                    )
         except (ArrowException, OSError) as error:  # pyarrow raises both for damaged files
             raise IntegrityError(f"{path}: not a whole parquet file: {error}; fetch it again") from error
-
-
-def _parquet_image(path: Path, row: int, record: dict[str, Any]) -> Image:
-    content, caption = record.pop("jpg"), record.pop("caption")
-    key = record.get("key")
-    return Image(
-        content=content,
-        source=f"{path.name}, row {row}",
-        id=f"{path.stem}/{key if isinstance(key, str) else row}",
-        caption=caption if isinstance(caption, str) else None,
-        metadata=record,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +16,7 @@ from zsqretrieval.evaluation.datasets.dataset import (
     field,
     found,
     image_file,
-    json_value,
-    read_text,
+    read_json,
     table,
 )
 from zsqretrieval.types import Image
@@ -33,28 +33,22 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
 
     ``inquire_queries_{split}.csv`` with ``query_id`` and ``query_text``; ``inquire_annotations.csv`` with
     ``query_id`` and ``image_path``, a row for every relevant pair, and optionally ``relevance``, an integer.
-    INQUIRE's mAP@50 divides by min(50, relevant images): that is the measure ``APmin@50``, not ``mAP@50``.
+    An ``image_path`` is a path from ``images``, or a file name that occurs once in it. Splits are ``val`` and
+    ``test``. INQUIRE's mAP@50 divides by min(50, relevant images): that is the measure ``APmin@50``.
 
-    Args:
-        folder: of the CSV files.
-        images: the gallery. An ``image_path`` is a path from it, or a file name that occurs once in it.
-        split: ``val`` or ``test``.
-        partial: the folder holds only some of the images: pairs outside it are left out, and queries without
-            a remaining pair. The numbers are then not INQUIRE-Fullrank; the notes count what was left out.
+    ``partial`` leaves out pairs whose image is not in the gallery, and queries without a remaining pair. The
+    numbers are then not INQUIRE-Fullrank; the notes count what was left out.
 
     Raises:
         InvalidInputError: a file or split is missing, a row is malformed, or names an unknown image. Names
             the line.
     """
-    folder = Path(folder)
     asked = found(folder / f"inquire_queries_{split}.csv", f"the queries of the split {split!r}", _INQUIRE)
     judged = found(folder / "inquire_annotations.csv", "the relevant pairs", _INQUIRE)
-    gallery = list(walk(found(Path(images), "the images", _INQUIRE)))
+    gallery = list(walk(found(images, "the images", _INQUIRE)))
     known = {str(image.id) for image in gallery}
-    by_name: dict[str, str | None] = {}
-    for image_id in known:
-        name = image_id.rpartition("/")[2]
-        by_name[name] = None if name in by_name else image_id
+    times = Counter(_file_name(id) for id in known)
+    by_name = {_file_name(id): id for id in known if times[_file_name(id)] == 1}
     queries = [
         Query(row["query_id"].strip(), row["query_text"].strip(), EXPERT_QUERY, place)
         for place, row in table(asked, ("query_id", "query_text"))
@@ -66,7 +60,7 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
         if answers is None:
             continue  # a query of the other split
         path = row["image_path"].strip()
-        id = path if path in known else by_name.get(path.rpartition("/")[2])
+        id = path if path in known else by_name.get(_file_name(path))
         if id is not None:
             answers[id] = _grade(row.get("relevance"), place)
         elif partial:
@@ -88,6 +82,10 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
     return Dataset(f"INQUIRE {split}", tuple(gallery), tuple(queries), answers_of, notes)
 
 
+def _file_name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
 def _grade(relevance: str | None, place: str) -> int:
     try:
         return 1 if relevance is None else int(relevance)
@@ -101,24 +99,18 @@ def read_retvqa(questions: Path, images: Path, split: str = "test") -> Dataset:
     The format of ``retvqa_release_v1.json``: question id -> ``question``, ``answer``, ``split``, ``pos_imgs``
     and ``neg_imgs``, lists of image ids; files are ``{id}.jpg``. In the paper every question has its own pool
     of some 25 images; here the images of all questions of the split are one gallery, which is harder. Images
-    named as negative are judged 0, all others not at all.
-
-    Args:
-        questions: the JSON file.
-        images: the folder of images.
-        split: ``train``, ``val`` or ``test``.
+    named as negative are judged 0, all others not at all. ``split`` is ``train``, ``val`` or ``test``.
 
     Raises:
         InvalidInputError: a file or split is missing, or a record is malformed. Names the record.
     """
-    path = found(Path(questions), "questions with their images", _RETVQA)
-    document = json_value(read_text(path), path.name)
+    document = read_json(questions, "questions with their images", _RETVQA)
     if not isinstance(document, dict):
-        raise InvalidInputError(f"{path.name}: not an object of questions by id")
+        raise InvalidInputError(f"{questions.name}: not an object of questions by id")
     gallery: dict[str, Image] = {}
     queries, qrels, splits = [], {}, set()
     for id, record in document.items():
-        place = f"{path.name}, question {id}"
+        place = f"{questions.name}, question {id}"
         splits.add(own := field(record, "split", str, place))
         if own != split:
             continue
@@ -127,23 +119,18 @@ def read_retvqa(questions: Path, images: Path, split: str = "test") -> Dataset:
             for image in map(str, field(record, name, list, place)):
                 answers[image] = grade
                 if image not in gallery:
-                    gallery[image] = image_file(Path(images) / f"{image}.jpg", image, place, _RETVQA)
+                    gallery[image] = image_file(images / f"{image}.jpg", image, place, _RETVQA)
         queries.append(Query(id, field(record, "question", str, place), HUMAN_QUESTION, place))
         qrels[id] = answers
     if not queries:
         raise InvalidInputError(
-            f"{path.name} has no questions of the split {split!r}; it has {sorted(splits)}"
+            f"{questions.name} has no questions of the split {split!r}; it has {sorted(splits)}"
         )
-    return Dataset(f"{path.stem} {split}", tuple(gallery.values()), tuple(queries), qrels)
+    return Dataset(f"{questions.stem} {split}", tuple(gallery.values()), tuple(queries), qrels)
 
 
 def read_chatir(
-    dialogs: Path,
-    images: Path,
-    search_space: Path | None = None,
-    *,
-    rounds: Sequence[int] | None = None,
-    separator: str = ", ",
+    dialogs: Path, images: Path, search_space: Path | None = None, *, rounds: Sequence[int] | None = None
 ) -> Dataset:
     """Read the dialogues of ChatIR (Levy et al., NeurIPS 2023).
 
@@ -156,33 +143,28 @@ def read_chatir(
     round r counts a dialogue when any round up to r was a hit: the running maximum of ``R@10`` within each
     dialogue.
 
-    Args:
-        dialogs: the JSON file.
-        images: the folder that the paths start from.
-        search_space: ``Search_Space_val_50k.json``, the list of the gallery. Without it the gallery is the
-            images of the dialogues, which is far easier; the notes say so.
-        rounds: which rounds; all of the first dialogue when None.
-        separator: between the parts of a query.
+    ``search_space`` is ``Search_Space_val_50k.json``, the list of the gallery. Without it the gallery is the
+    images of the dialogues, which is far easier; the notes say so. ``rounds`` are all of the first dialogue
+    when None.
 
     Raises:
         InvalidInputError: a file is missing, a record is malformed, a dialogue is shorter than a round, or
             its image is not in the gallery. Names the record.
     """
-    path = found(Path(dialogs), "dialogues", _CHATIR)
-    records = json_value(read_text(path), path.name)
+    records = read_json(dialogs, "dialogues", _CHATIR)
     if not isinstance(records, list):
-        raise InvalidInputError(f"{path.name}: not a list of dialogues but {type(records).__name__}")
+        raise InvalidInputError(f"{dialogs.name}: not a list of dialogues but {type(records).__name__}")
     queries, qrels = [], {}
     targets: dict[str, str] = {}
     for number, record in enumerate(records):
-        place = f"{path.name}, dialogue {number}"
+        place = f"{dialogs.name}, dialogue {number}"
         image, parts = field(record, "img", str, place), field(record, "dialog", list, place)
         targets.setdefault(image, place)
         rounds = range(len(parts)) if rounds is None else rounds
         for r in rounds:
             if not 0 <= r < len(parts):
                 raise InvalidInputError(f"{place}: has the rounds 0 to {len(parts) - 1}, but not {r}")
-            text = separator.join(map(str, parts[: r + 1]))
+            text = ", ".join(map(str, parts[: r + 1]))
             queries.append(Query(f"{number}@{r}", text, f"dialog/{r}", place))
             qrels[queries[-1].id] = {image: 1}
     notes: tuple[str, ...] = ()
@@ -190,12 +172,9 @@ def read_chatir(
     if search_space is None:
         notes = (f"the gallery is the {len(targets)} images of the dialogues, not ChatIR's 50,000",)
     else:
-        listing = found(Path(search_space), "the list of the gallery", _CHATIR)
-        names = json_value(read_text(listing), listing.name)
+        names = read_json(search_space, "the list of the gallery", _CHATIR)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InvalidInputError(f"{listing.name}: not a list of paths")
-        searched = {name: f"{listing.name}, image {n}" for n, name in enumerate(names)}
-    gallery: list[Image] = [
-        image_file(Path(images) / name, name, place, _CHATIR) for name, place in searched.items()
-    ]
-    return Dataset(path.stem, tuple(gallery), tuple(queries), qrels, notes)
+            raise InvalidInputError(f"{search_space.name}: not a list of paths")
+        searched = {name: f"{search_space.name}, image {n}" for n, name in enumerate(names)}
+    gallery = tuple(image_file(images / name, name, place, _CHATIR) for name, place in searched.items())
+    return Dataset(dialogs.stem, gallery, tuple(queries), qrels, notes)

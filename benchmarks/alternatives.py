@@ -42,8 +42,6 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.types import Context, Image, Progress
 
-__all__ = ["NOTES", "AlternativesBench", "Route", "bench_alternatives"]
-
 Scores: TypeAlias = NDArray[np.float64]
 _Ways: TypeAlias = Mapping[str, Callable[[], Scores]]
 

@@ -20,8 +20,6 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.protocols import Index
 
-__all__ = ["IndexBench", "SearchBench", "bench_index", "bench_search"]
-
 _K = 10
 _SINGLES = 100  # single queries per round
 

@@ -15,8 +15,6 @@ from rich.progress import Progress as Bars
 from zsqretrieval.errors import ZsqError
 from zsqretrieval.types import Progress
 
-__all__ = ["command_line", "progress_bar", "run", "write_results"]
-
 
 def command_line(name: str, description: str, **numbers: tuple[int, str]) -> ArgumentParser:
     """Parser with ``--json``, and one option for each integer of ``numbers``: its default and help."""

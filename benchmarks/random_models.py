@@ -14,8 +14,6 @@ from torch import Tensor
 from zsqretrieval._util.torch import ensure_torchvision, resolve_dtype
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 
-__all__ = ["PROMPT", "WORDS", "random_clip", "random_kosmos"]
-
 PROMPT = "question:"
 """The prompt after every image, one token of the random Kosmos."""
 

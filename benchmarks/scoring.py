@@ -22,15 +22,6 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
 
-__all__ = [
-    "RouteBench",
-    "ScoringBench",
-    "bench_scoring",
-    "engine_scores",
-    "image_states",
-    "naive_log_likelihood",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class RouteBench:

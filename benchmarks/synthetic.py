@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = ["CliplikeVectors", "cliplike"]
-
 _CONE = 0.75  # length along the shared direction; the part with meaning has length 1
 _GAP_DEGREES = 65.0
 _WITHIN_CLUSTER, _BETWEEN_CLUSTERS = 0.6, 0.8

@@ -14,17 +14,6 @@ Every message says what was wrong, where, and what to do about it.
 
 from __future__ import annotations
 
-__all__ = [
-    "AlbumError",
-    "ImageError",
-    "IntegrityError",
-    "InvalidInputError",
-    "MismatchError",
-    "MissingDependencyError",
-    "WeightsError",
-    "ZsqError",
-]
-
 
 class ZsqError(Exception):
     """Root of the tree; catching it catches whatever this library raises on purpose."""

@@ -16,8 +16,6 @@ from zsqretrieval.plugins import check_empty_index, check_part, describe, new_in
 from zsqretrieval.presets import Calibration, Preset
 from zsqretrieval.protocols import Encoder, Generator, Index
 
-__all__ = ["Parts", "make_folder", "new_parts", "preset_parts", "stored_parts", "stored_setting"]
-
 
 @dataclass(frozen=True, slots=True)
 class Parts:

@@ -16,20 +16,6 @@ from typing import Any, Literal, TypeAlias, cast
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError, ZsqError
 from zsqretrieval.protocols import Configurable, Encoder, Index
 
-__all__ = [
-    "Kind",
-    "available",
-    "check_empty_index",
-    "check_part",
-    "create",
-    "describe",
-    "empty_like",
-    "load",
-    "name_of",
-    "new_index",
-    "restore",
-]
-
 Kind: TypeAlias = Literal["encoder", "index", "generator", "fusion"]
 
 _GROUPS: Mapping[str, str] = {

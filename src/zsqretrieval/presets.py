@@ -16,8 +16,6 @@ from zsqretrieval.protocols import Encoder
 from zsqretrieval.search.fusion import Fusion, WeightedSum
 from zsqretrieval.search.query_bank import SCALE, STRENGTH
 
-__all__ = ["PRESETS", "Calibration", "Preset", "preset_named"]
-
 _NUMBERS = ("bank_scale", "bank_strength", "dialog_scale", "dialog_temper", "dialog_reread")
 
 

@@ -16,8 +16,6 @@ from typing_extensions import Self
 
 from zsqretrieval.types import Context, Image, LogLikelihood, Neighbors, Progress
 
-__all__ = ["Configurable", "Encoder", "FilteredIndex", "Generator", "ImageStates", "Index"]
-
 
 @runtime_checkable
 class Encoder(Protocol):

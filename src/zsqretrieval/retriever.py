@@ -42,8 +42,6 @@ from zsqretrieval.search.rerank import Rerank, RerankLike
 from zsqretrieval.tasks.album_questions import AlbumQuestions
 from zsqretrieval.types import Image, Progress, Ranking
 
-__all__ = ["Retriever"]
-
 
 class Retriever:
     """Finds images by asking questions of them.

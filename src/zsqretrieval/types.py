@@ -13,18 +13,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = [
-    "Context",
-    "Explanation",
-    "Hit",
-    "Image",
-    "ImageState",
-    "LogLikelihood",
-    "Neighbors",
-    "Progress",
-    "Ranking",
-]
-
 Progress: TypeAlias = Callable[[str, int, "int | None"], object]
 """Called between batches with the name of the step, the number of items done and the total.
 

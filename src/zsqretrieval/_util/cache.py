@@ -15,8 +15,6 @@ from typing_extensions import Self
 
 from zsqretrieval.errors import IntegrityError
 
-__all__ = ["Cache", "cache_key"]
-
 _AT_ONCE = 500  # keys of one SELECT
 _CHECKSUM = 8  # bytes before each value
 

@@ -8,16 +8,6 @@ from numbers import Integral, Real
 
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = [
-    "check_amounts",
-    "check_counts",
-    "check_numbers",
-    "check_sequence",
-    "check_settings",
-    "check_text",
-    "check_verbalisers",
-]
-
 
 def check_settings(part: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Check the names of settings.

@@ -28,21 +28,6 @@ from numpy.typing import NDArray
 
 from zsqretrieval.errors import IntegrityError, MismatchError
 
-__all__ = [
-    "FORMAT_VERSION",
-    "Snapshot",
-    "StoredFile",
-    "array_part",
-    "atomic_write",
-    "locked",
-    "open_snapshot",
-    "peek_snapshot",
-    "read_array",
-    "sync_directory",
-    "write_snapshot",
-    "write_whole",
-]
-
 FORMAT_NAME = "zsqretrieval-snapshot"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = [
-    "DTYPES",
-    "FromPretrained",
-    "add_tensors",
-    "check_complete",
-    "ensure_torchvision",
-    "loading",
-    "resolve_device",
-    "resolve_dtype",
-    "tokenizer_facts",
-]
-
 DTYPES = ("float32", "bfloat16", "float16")
 
 

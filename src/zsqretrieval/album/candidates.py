@@ -19,8 +19,6 @@ from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Generator, ImageStates
 from zsqretrieval.types import Image, ImageState
 
-__all__ = ["StatesMode", "Viewer", "open_image", "parts_by_size"]
-
 StatesMode: TypeAlias = Literal["disk", "memory"] | None
 """Where image features are cached: in the album's directory, in memory, or nowhere."""
 

@@ -28,8 +28,6 @@ from zsqretrieval.album.sqlite import Database, chunks
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 
-__all__ = ["Catalog", "Record"]
-
 
 @dataclass(frozen=True, slots=True)
 class Record:

@@ -17,8 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from zsqretrieval.album.sqlite import Database
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
 
-__all__ = ["Change", "Position", "VectorLog", "key_list"]
-
 
 @dataclass(frozen=True, slots=True)
 class Position:

@@ -34,8 +34,6 @@ from zsqretrieval._util.files import atomic_write, locked
 from zsqretrieval.errors import AlbumError, ZsqError
 from zsqretrieval.protocols import ImageStates
 
-__all__ = ["StateStore", "read_facts"]
-
 _SUFFIX = ".safetensors"
 _SMALL = 64 << 20  # bytes; a sweep merges smaller files
 

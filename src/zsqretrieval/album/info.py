@@ -15,8 +15,6 @@ from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.features import read_facts
 from zsqretrieval.errors import AlbumError
 
-__all__ = ["CATALOG", "AlbumInfo", "describe_album", "find_catalog"]
-
 CATALOG = "catalog.sqlite"
 """File name of the catalog in an album."""
 

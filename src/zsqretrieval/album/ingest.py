@@ -24,8 +24,6 @@ from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Progress
 
-__all__ = ["AddReport", "Adder"]
-
 _Fate: TypeAlias = Literal["added", "replaced", "moved", "known"]
 
 _SUFFIX = re.compile(r"#[0-9a-f]{8}([0-9a-f]{56})?\Z")  # appended to an id that another source has

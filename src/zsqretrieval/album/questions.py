@@ -20,17 +20,6 @@ from zsqretrieval.album.changes import VectorLog, key_list
 from zsqretrieval.album.sqlite import Database
 from zsqretrieval.errors import IntegrityError
 
-__all__ = [
-    "SCHEMA",
-    "Judgement",
-    "KeptVectors",
-    "NewQuestion",
-    "QuestionTable",
-    "Recipe",
-    "StoredQuestion",
-    "StyleFacts",
-]
-
 SCHEMA = (
     "CREATE TABLE recipes (id INTEGER PRIMARY KEY, recipe TEXT NOT NULL UNIQUE)",
     """CREATE TABLE asked (

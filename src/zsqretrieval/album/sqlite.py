@@ -15,8 +15,6 @@ from typing import Any, TypeVar, final
 from zsqretrieval._util.files import atomic_write
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 
-__all__ = ["Database", "chunks", "translated"]
-
 _T = TypeVar("_T")
 
 _CHUNK = 900  # older versions of SQLite take at most 999 variables in a statement

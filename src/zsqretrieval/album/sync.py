@@ -26,8 +26,6 @@ from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.plugins import check_empty_index, describe, empty_like, restore
 from zsqretrieval.protocols import Encoder, Index
 
-__all__ = ["IndexSync"]
-
 
 @final
 class IndexSync:

@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from zsqretrieval.retriever import Retriever
     from zsqretrieval.types import Hit, Ranking
 
-__all__ = ["explanation_lines", "index", "info", "remove", "search"]
-
 
 def index(
     sources: Annotated[

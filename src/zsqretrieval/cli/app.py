@@ -21,8 +21,6 @@ from zsqretrieval.cli.evaluate import evaluate
 from zsqretrieval.cli.questions import questions
 from zsqretrieval.errors import ZsqError
 
-__all__ = ["Commands", "app", "main", "root"]
-
 
 class Commands(TyperGroup):
     """Commands whose errors end in one line and an exit code, not in a traceback."""

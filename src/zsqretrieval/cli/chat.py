@@ -13,8 +13,6 @@ from zsqretrieval.errors import InvalidInputError
 if TYPE_CHECKING:
     from zsqretrieval.dialog.dialog import Dialog
 
-__all__ = ["chat"]
-
 _UNDO = "undo"
 _QUIT = frozenset({"quit", "exit"})
 _WHY = {

@@ -23,25 +23,6 @@ if TYPE_CHECKING:
     from zsqretrieval.search.display import Stage
     from zsqretrieval.types import Hit, Progress
 
-__all__ = [
-    "PlainTable",
-    "check_page",
-    "emit_json",
-    "hit_json",
-    "human_seconds",
-    "human_size",
-    "name_skipped",
-    "notice",
-    "printable",
-    "progress_bars",
-    "say",
-    "score_cells",
-    "score_columns",
-    "show",
-    "timings_text",
-    "write_page",
-]
-
 _NAMED = 10  # skipped images that are named for people
 _EVERY = 60.0  # seconds between two progress lines without a terminal
 _UNBOUNDED = 10_000  # columns: piped output is never folded

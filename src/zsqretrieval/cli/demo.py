@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from zsqretrieval.data.samples import Question
     from zsqretrieval.types import Ranking
 
-__all__ = ["demo"]
-
 
 def demo(
     images: Annotated[

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from zsqretrieval.search.fusion import Fusion
     from zsqretrieval.types import Progress
 
-__all__ = ["Expansions", "Template", "Users", "command_line", "evaluate"]
-
 _DATASET = (
     "kind:path, or a folder whose kind is recognised: shards:FOLDER, flickr8k:FOLDER, "
     "flickr:CAPTIONS,IMAGES,[LIST], karpathy:FILE.json,IMAGES, coco:FILE.json,IMAGES, laion:FOLDER, "

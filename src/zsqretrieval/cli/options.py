@@ -17,26 +17,6 @@ if TYPE_CHECKING:
     from zsqretrieval.retriever import Retriever
     from zsqretrieval.search.rerank import Rerank
 
-__all__ = [
-    "Album",
-    "AsJson",
-    "Candidates",
-    "EncoderWeights",
-    "Fusions",
-    "GeneratorPreset",
-    "GeneratorWeights",
-    "HowFused",
-    "HowReranked",
-    "Reranks",
-    "States",
-    "Weight",
-    "caches_features",
-    "open_album",
-    "preset_with",
-    "read_lines",
-    "rerank_of",
-]
-
 
 class Reranks(str, Enum):
     """Scoring rules, named as their scores."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from zsqretrieval.album.questions import StoredQuestion
     from zsqretrieval.retriever import Retriever
 
-__all__ = ["Styles", "questions"]
-
 
 class Styles(str, Enum):
     """Styles of stored questions."""

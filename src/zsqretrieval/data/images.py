@@ -26,8 +26,6 @@ from PIL.WebPImagePlugin import WebPImageFile
 from zsqretrieval.errors import ImageError, InvalidInputError, MissingDependencyError
 from zsqretrieval.types import Image
 
-__all__ = ["MAX_PIXELS", "ImageLike", "as_image", "decode", "digest", "path_text", "read_bytes", "trimmed"]
-
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | PILImage.Image | Image
 """An image argument: a path, encoded bytes, a PIL image, or an :class:`~zsqretrieval.types.Image` record."""
 

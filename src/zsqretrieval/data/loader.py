@@ -21,8 +21,6 @@ from zsqretrieval.data.images import decode, digest, read_bytes
 from zsqretrieval.errors import ImageError, ZsqError
 from zsqretrieval.types import Image
 
-__all__ = ["Loader", "NewImage", "Skipped"]
-
 _PIXELS_AT_ONCE = 64_000_000  # decoded images held in memory together: 192 MB of RGB
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from zsqretrieval.errors import MissingDependencyError
 from zsqretrieval.types import Image
 
-__all__ = ["GENERIC_QUESTIONS", "PHOTOGRAPHS", "QUESTIONS", "Photograph", "Question", "photographs"]
-
 _DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 

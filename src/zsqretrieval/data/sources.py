@@ -23,8 +23,6 @@ from zsqretrieval.data.images import ImageLike, as_image, decode, digest, path_t
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
 from zsqretrieval.types import Image
 
-__all__ = ["IMAGE_SUFFIXES", "Reopener", "open_images", "read_webdataset", "walk"]
-
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif".split()  # noqa: SIM905
 )

@@ -30,8 +30,6 @@ from zsqretrieval.search.fusion import FIRST_STAGE, best_first
 from zsqretrieval.tasks.english import is_unknown, tidy
 from zsqretrieval.types import Hit, Progress, Ranking
 
-__all__ = ["Dialog", "Stopped"]
-
 _QUOTED = 60  # characters of an answer in an error
 
 Stopped = Literal["sure", "budget", "nothing to ask", "no candidates"]

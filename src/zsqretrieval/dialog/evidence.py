@@ -17,17 +17,6 @@ from zsqretrieval.search.fusion import best_first
 from zsqretrieval.tasks.english import is_polar, is_unknown, topic, verdict
 from zsqretrieval.types import Hit
 
-__all__ = [
-    "Scene",
-    "Turn",
-    "affirmed",
-    "answer_evidence",
-    "dialog_text",
-    "encoder_evidence",
-    "fitting",
-    "spoken",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Turn:

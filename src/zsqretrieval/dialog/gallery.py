@@ -18,8 +18,6 @@ from zsqretrieval.search.dense import FirstStage
 from zsqretrieval.tasks.english import question_in
 from zsqretrieval.types import Hit, Image, ImageState
 
-__all__ = ["AlbumGallery", "encoded_alike"]
-
 
 @final
 class AlbumGallery:

@@ -24,8 +24,6 @@ from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks.english import first_line, is_polar, tidy, tidy_question
 from zsqretrieval.types import Context, Hit, Image, ImageState, Progress
 
-__all__ = ["POLAR_ANSWERS", "Gallery", "Interview", "Memory", "Wording"]
-
 POLAR_ANSWERS = ("yes", "no")
 """The answers to a yes/no question."""
 

@@ -35,17 +35,6 @@ from zsqretrieval.tasks.english import (
     topic,
 )
 
-__all__ = [
-    "CaptionDialog",
-    "InformationGain",
-    "Policy",
-    "Proposal",
-    "RandomQuestion",
-    "entropy",
-    "information_gain",
-    "question_pool",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Proposal:

@@ -15,8 +15,6 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image
 
-__all__ = ["CachedEncoder"]
-
 T = TypeVar("T")
 
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image as PILImage
 
-__all__ = ["CLIPEncoder"]
-
 _LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
 _DEFAULT_NAME, _DEFAULT_TAG = "ViT-B-32", "laion2b_s34b_b79k"
 _RANDOM = "random"

@@ -27,8 +27,6 @@ from zsqretrieval.search.scoring import score_pairs
 from zsqretrieval.tasks.questions import generate_questions
 from zsqretrieval.types import Image
 
-__all__ = ["bytes_per_image", "cost_rows", "count_flops", "image_costs", "peak_memory", "query_costs"]
-
 Rows = list[dict[str, Any]]
 _Stage = tuple[str, int | None]  # name and depth
 

@@ -37,15 +37,6 @@ from zsqretrieval.search.fusion import FIRST_STAGE, best_first
 from zsqretrieval.tasks.english import is_unknown
 from zsqretrieval.types import Hit, Image, ImageState
 
-__all__ = [
-    "POLICIES",
-    "UserKind",
-    "best_rank_integral",
-    "calibrated",
-    "draw_targets",
-    "measure_dialogs",
-]
-
 UserKind = Literal["captions", "generator"]
 
 POLICIES: Mapping[str, Policy] = {

@@ -16,8 +16,6 @@ from zsqretrieval.search.scoring import score_pairs
 from zsqretrieval.tasks.questions import generate_questions
 from zsqretrieval.types import Progress
 
-__all__ = ["Clock", "estimate", "human_time"]
-
 _ENOUGH = 0.3  # seconds of a measurement
 _NULLS = 3  # null images of a prior
 _TEST = 0.03  # seconds of intervals and test of one measure of one system

@@ -46,8 +46,6 @@ from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, Weighted
 from zsqretrieval.search.scoring import score_pairs
 from zsqretrieval.types import Progress
 
-__all__ = ["ALPHAS", "GRID", "Rows", "check_leaks", "evaluate", "tune"]
-
 Rows = list[dict[str, Any]]
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -18,8 +18,6 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Judgments
 from zsqretrieval.evaluation.results import row
 
-__all__ = ["agreement_row"]
-
 
 def agreement_row(
     judgments: Judgments, system: str, scores: NDArray[np.float64], *, resamples: int = 1000, seed: int = 0

@@ -40,22 +40,6 @@ from zsqretrieval.evaluation.datasets import Qrels, Task
 from zsqretrieval.evaluation.run import Run, relevant
 from zsqretrieval.evaluation.stats import ClusterBootstrap
 
-__all__ = [
-    "MEASURES",
-    "MISSING",
-    "Bin",
-    "Reliability",
-    "break_ties",
-    "check_measures",
-    "first_place_reliability",
-    "first_ranks",
-    "is_falling",
-    "measure",
-    "reliability",
-    "tied_share",
-    "yes_no_reliability",
-]
-
 MEASURES = ("R@1", "R@5", "R@10", "R@100", "MRR", "nDCG@10", "mAP@50")
 """Default measures."""
 

@@ -17,8 +17,6 @@ from types import MappingProxyType
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import CAPTION, Dataset, Query
 
-__all__ = ["QUESTION_RULES", "as_question", "question_form", "with_questions"]
-
 
 def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())

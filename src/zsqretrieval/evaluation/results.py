@@ -51,8 +51,6 @@ from zsqretrieval.evaluation.metrics import MEASURES, measure
 from zsqretrieval.evaluation.run import Run
 from zsqretrieval.evaluation.stats import ClusterBootstrap, holm, permutation_test
 
-__all__ = ["COLUMNS", "Results", "compare", "curve_points", "paired_rows", "row", "table_of"]
-
 COLUMNS: Mapping[str, str] = {
     "group": "string", "system": "string", "form": "string", "direction": "string", "depth": "Int64",
     "measure": "string", "value": "float64", "low": "float64", "high": "float64", "baseline": "string",

@@ -18,21 +18,6 @@ from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.evaluation.datasets import Dataset, Task
 from zsqretrieval.search.fusion import Fusion, fuse
 
-__all__ = [
-    "DIRECTIONS",
-    "Direction",
-    "Run",
-    "exact_search",
-    "fused_run",
-    "prior_corrected",
-    "relevant",
-    "rerank_depth",
-    "shallow",
-    "some_queries",
-    "some_rows",
-    "task_of",
-]
-
 Direction: TypeAlias = Literal["text to image", "image to text"]
 
 DIRECTIONS: tuple[Direction, ...] = ("text to image", "image to text")

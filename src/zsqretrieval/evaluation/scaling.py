@@ -37,14 +37,6 @@ from zsqretrieval.evaluation.stats import ClusterBootstrap
 from zsqretrieval.search.fusion import Fusion, RerankOnly, WeightedSum, fuse
 from zsqretrieval.search.scoring import Likelihood, Scoring
 
-__all__ = [
-    "ASSUMPTIONS",
-    "compete",
-    "hard_distractors",
-    "measure_scaling",
-    "recall_reranked",
-]
-
 _KS = (1, 10)
 _CEILINGS = (10, 100, 1000, 10_000, 100_000)
 _SIZES = 8  # galleries measured between the smallest and all images

@@ -35,21 +35,6 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 from scipy.stats import genpareto, hypergeom
 
-__all__ = [
-    "LAION_5B",
-    "Competition",
-    "Spread",
-    "extrapolated_share",
-    "fit_counts",
-    "fit_spreads",
-    "fit_tail",
-    "found_at_random",
-    "interval_of",
-    "list_suffices",
-    "recall_in_sample",
-    "reranking_cost",
-]
-
 Floats: TypeAlias = NDArray[np.float64]
 
 _EDGES = np.linspace(-9, 5, 351)

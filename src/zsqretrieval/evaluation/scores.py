@@ -46,8 +46,6 @@ from zsqretrieval.search.scoring import Likelihood, Pair, Scoring, score_pairs
 from zsqretrieval.tasks.questions import check_style, generate_questions
 from zsqretrieval.types import Image, ImageState, LogLikelihood
 
-__all__ = ["Bench", "Part", "Questions", "encoder_name", "sample_rows"]
-
 Step = Callable[[str, float, int], object]
 """Called with the name of a step, the items done, and the total."""
 

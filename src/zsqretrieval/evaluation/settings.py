@@ -13,8 +13,6 @@ from zsqretrieval.evaluation.query_forms import QUESTION_RULES, question_form, w
 from zsqretrieval.evaluation.run import DIRECTIONS, Direction
 from zsqretrieval.search.fusion import Fusion, WeightedSum
 
-__all__ = ["Settings", "choose_directions", "with_forms", "with_weight"]
-
 _COUNTS = (
     *("candidates", "questions", "bank", "top_k", "ablation_queries", "tuning_queries"),
     *("batch_size", "resamples", "permutations", "timed_queries"),

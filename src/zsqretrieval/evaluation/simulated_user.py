@@ -11,8 +11,6 @@ from zsqretrieval.dialog.oracle import Interview
 from zsqretrieval.tasks.english import is_polar, names, stem, things, topic, words
 from zsqretrieval.types import Hit
 
-__all__ = ["DONT_KNOW", "CaptionUser", "GeneratorUser"]
-
 DONT_KNOW = "don't know"
 
 

@@ -15,8 +15,6 @@ from scipy.stats import permutation_test as exchange
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = ["ClusterBootstrap", "holm", "permutation_test"]
-
 _AT_ONCE = 2**22  # signs drawn together: 32 MB
 
 

@@ -28,18 +28,6 @@ from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.search.fusion import Fusion
 from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo
 
-__all__ = [
-    "CHECKS",
-    "FIRST_STAGE",
-    "SYSTEMS",
-    "WORDINGS",
-    "Choice",
-    "System",
-    "choose_systems",
-    "corrected",
-    "options",
-]
-
 FIRST_STAGE = "first_stage"
 """What the first stage is called on the command line."""
 

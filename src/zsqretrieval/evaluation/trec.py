@@ -27,16 +27,6 @@ from zsqretrieval.evaluation.datasets import Qrels, Task
 from zsqretrieval.evaluation.metrics import is_falling
 from zsqretrieval.evaluation.run import Direction, Run
 
-__all__ = [
-    "qrels_path",
-    "ratings_path",
-    "read_qrels",
-    "read_run",
-    "run_path",
-    "write_qrels",
-    "write_run",
-]
-
 
 def run_path(direction: str, form: str, system: str, *, ablation: bool = False) -> str:
     """Path of a run file from the folder of the report, with slashes."""

@@ -16,8 +16,6 @@ from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Context, LogLikelihood, Progress
 
-__all__ = ["check_pairs", "check_sampling", "read_texts", "write_texts"]
-
 
 def check_pairs(contexts: Sequence[Context], continuations: Sequence[str]) -> None:
     """Check that there is one continuation for each context.

@@ -36,8 +36,6 @@ from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerat
 from zsqretrieval.generators.engine.likelihood import ENGINE
 from zsqretrieval.types import Image
 
-__all__ = ["Kosmos1Generator"]
-
 _DEFAULT = "microsoft/kosmos-2-patch14-224"
 _OFFLINE = (
     f"With network, the repository {_DEFAULT} is downloaded once and cached. Offline, load it on a machine "

@@ -12,8 +12,6 @@ from typing_extensions import Self
 from zsqretrieval import plugins
 from zsqretrieval.protocols import Generator
 
-__all__ = ["LazyGenerator"]
-
 
 @final
 class LazyGenerator:

@@ -17,8 +17,6 @@ from typing import TypeAlias
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Context, Image, ImageState
 
-__all__ = ["PROMPTS", "Example", "Prompt", "check_prompt", "few_shot"]
-
 Segment: TypeAlias = "str | Image | ImageState"
 
 _IMAGE = "<image>"

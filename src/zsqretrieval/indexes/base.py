@@ -19,8 +19,6 @@ from zsqretrieval.indexes.keys import KeyTable, digest_rows
 from zsqretrieval.indexes.lock import SharedLock
 from zsqretrieval.types import Neighbors
 
-__all__ = ["VectorIndex", "top_rows"]
-
 
 class VectorIndex(ABC):
     """An index of unit vectors that stores identical vectors once, with all their keys.

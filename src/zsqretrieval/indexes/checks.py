@@ -10,13 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = [
-    "check_integer",
-    "check_key_dtype",
-    "check_keys",
-    "unit_rows",
-]
-
 _UNIT_TOLERANCE = 1e-6
 _BLOCK_ROWS = 4096
 

@@ -15,8 +15,6 @@ from zsqretrieval.indexes.base import VectorIndex, top_rows
 from zsqretrieval.indexes.keys import KeyTable, digest_rows
 from zsqretrieval.types import Neighbors
 
-__all__ = ["ExactIndex"]
-
 _QUERY_BLOCK = 256
 _ROW_BLOCK = 8192
 

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import IntegrityError
 from zsqretrieval.indexes.keys import digest_rows
 
-__all__ = ["GraphFile", "read_graph_file"]
-
 _HEADER = struct.Struct("=6QiI3QdQ")
 _BLOCK = 4096
 

@@ -27,8 +27,6 @@ from zsqretrieval.indexes.graphfile import read_graph_file
 from zsqretrieval.indexes.keys import KeyTable, KeyView
 from zsqretrieval.types import Neighbors
 
-__all__ = ["Graph", "HNSWIndex"]
-
 _MAX_ROWS = 2**32 - 1  # hnswlib numbers its elements with 32 bits
 _MAX_M = 10_000  # above it hnswlib lowers M and only says so on stderr
 _ADD_CHUNK = 256  # rows inserted per hold of the lock: a search waits for about a quarter of a second at most

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import IntegrityError
 from zsqretrieval.types import Neighbors
 
-__all__ = ["KeyTable", "KeyView", "digest_rows"]
-
 
 def digest_rows(rows: NDArray[np.float32]) -> list[bytes]:
     """A 128-bit digest of every row; only equal rows have equal digests."""

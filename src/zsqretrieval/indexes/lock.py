@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["SharedLock"]
-
 
 class SharedLock:
     """Many readers or one writer, first come first served, so neither side starves the other.

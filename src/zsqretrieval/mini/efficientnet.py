@@ -22,8 +22,6 @@ from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.data.images import decode
 from zsqretrieval.types import Image
 
-__all__ = ["IMAGE_SIZE", "EfficientNetLite2", "another_top", "likely_names", "picture", "scale_pixels"]
-
 IMAGE_SIZE = 260
 _LIKELIEST = 30
 

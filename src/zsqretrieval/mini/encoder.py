@@ -47,8 +47,6 @@ from zsqretrieval.mini.efficientnet import (
 from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
 from zsqretrieval.types import Image
 
-__all__ = ["HEAD_DIM", "AttentionPool", "ImageTower", "MiniEncoder", "TextTower", "join"]
-
 HEAD_DIM = 512
 
 _SHIPPED = Path(__file__).with_name("encoder.safetensors")

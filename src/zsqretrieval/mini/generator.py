@@ -46,8 +46,6 @@ from zsqretrieval.mini.efficientnet import (
 from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
 from zsqretrieval.types import Image
 
-__all__ = ["LATENTS", "WIDTH", "MiniGenerator", "MiniModel", "ResamplerBlock", "VisionModel"]
-
 WIDTH = 384
 LATENTS = 32
 

@@ -21,8 +21,6 @@ from torch import Tensor
 
 from zsqretrieval.errors import MissingDependencyError, WeightsError
 
-__all__ = ["FILES", "BaseWeights", "WeightFile", "read_base_weights", "read_trained"]
-
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:

@@ -25,8 +25,6 @@ from zsqretrieval.search.fusion import FIRST_STAGE, NORMALIZED, Fusion, best_fir
 from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.types import Hit, Image
 
-__all__ = ["FirstStage", "Found"]
-
 _Candidates: TypeAlias = list[tuple[Record, Hit]]  # best first
 
 

@@ -24,8 +24,6 @@ from zsqretrieval.errors import ImageError
 from zsqretrieval.search.explain import SAYS, words
 from zsqretrieval.types import Hit, Ranking
 
-__all__ = ["STAGES", "Row", "Stage", "contact_sheet", "render", "thumbnail", "thumbnails"]
-
 THUMBNAIL_SIDE = 256
 """Longest side of a thumbnail in pixels."""
 

@@ -25,8 +25,6 @@ from zsqretrieval.plugins import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index
 from zsqretrieval.search.fusion import FIRST_STAGE, Fusion, best_first, fuse, standardized
 
-__all__ = ["ALIKE", "Compared", "QuestionIndex", "best_questions", "compare", "join"]
-
 ALIKE = 1e-6
 """Largest range of similarities that counts as equal: the resolution of float32 vectors."""
 

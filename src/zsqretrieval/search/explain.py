@@ -25,8 +25,6 @@ from zsqretrieval.search.priors import null_images
 from zsqretrieval.tasks.english import first_line
 from zsqretrieval.types import Explanation, Hit, Image, ImageState
 
-__all__ = ["SAYS", "Word", "explain", "explain_hits", "words"]
-
 SAYS = 0.5
 """Smallest gain, in nats and of either sign, that pages and the command line show beside a word."""
 

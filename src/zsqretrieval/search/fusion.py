@@ -15,20 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from zsqretrieval._util.checks import check_amounts, check_numbers
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = [
-    "FIRST_STAGE",
-    "FUSED",
-    "NORMALIZED",
-    "Fusion",
-    "Maximum",
-    "ReciprocalRank",
-    "RerankOnly",
-    "WeightedSum",
-    "best_first",
-    "fuse",
-    "standardized",
-]
-
 FIRST_STAGE = "first_stage"
 """Name of the first-stage score in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>`."""
 

@@ -20,8 +20,6 @@ from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.search.scoring import Likelihood, Scoring, score_pairs
 from zsqretrieval.types import Image, ImageState, Progress
 
-__all__ = ["TextHit", "TextRanking", "rank_texts"]
-
 
 @dataclass(frozen=True, slots=True)
 class TextHit:

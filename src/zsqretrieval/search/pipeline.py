@@ -16,8 +16,6 @@ from zsqretrieval.search.rerank import CANDIDATES, Rerank, reorder, score_candid
 from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.types import Image, Progress, Ranking
 
-__all__ = ["Pipeline"]
-
 
 @final
 class Pipeline:

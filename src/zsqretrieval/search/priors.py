@@ -15,8 +15,6 @@ from zsqretrieval.protocols import Generator
 from zsqretrieval.search.scoring import Likelihood, pair_likelihoods
 from zsqretrieval.types import Image, ImageState, Progress
 
-__all__ = ["Prior", "log_prior", "null_images"]
-
 
 def null_images(count: int = 3, *, seed: int = 0) -> tuple[Image, ...]:
     """Make images without content: one mid-grey, the others Gaussian noise; 224 x 224, always the same.

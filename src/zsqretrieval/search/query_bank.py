@@ -19,8 +19,6 @@ from zsqretrieval._util.checks import check_amounts, check_sequence, check_text
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.protocols import Encoder
 
-__all__ = ["SCALE", "STRENGTH", "QueryBank"]
-
 SCALE = 20.0
 """Default inverse temperature; like the strength, chosen on Flickr8k dev (docs/rerank.md)."""
 

@@ -23,8 +23,6 @@ from zsqretrieval.search.fusion import FUSED, Fusion, RerankOnly, best_first, fu
 from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo, score_pairs
 from zsqretrieval.types import Hit, Image, Progress
 
-__all__ = ["CANDIDATES", "Rerank", "RerankLike", "Reranker", "reorder", "score_candidates"]
-
 CANDIDATES = 100
 """Candidates of a search that re-ranks, expands or normalises, unless :class:`Rerank` says otherwise."""
 

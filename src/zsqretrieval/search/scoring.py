@@ -22,8 +22,6 @@ from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
 
-__all__ = ["Likelihood", "Pair", "Scoring", "YesNo", "pair_likelihoods", "score_pairs"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:

@@ -7,8 +7,6 @@ from typing import Any
 
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = ["Accuracy"]
-
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:

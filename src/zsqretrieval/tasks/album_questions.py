@@ -39,8 +39,6 @@ from zsqretrieval.tasks.questions import (
 )
 from zsqretrieval.types import Progress
 
-__all__ = ["AlbumQuestions", "FilterReport", "QuestionsReport", "own_ranks"]
-
 Search: TypeAlias = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
 """The first stage: keys int64 [q, k] of the images nearest to vectors float32 [q, dim], best first."""
 

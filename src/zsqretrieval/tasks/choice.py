@@ -19,19 +19,6 @@ from zsqretrieval.tasks.accuracy import Accuracy
 from zsqretrieval.tasks.writing import Aggregate, Pictures, check_texts, image_records, log_likelihoods
 from zsqretrieval.types import Context
 
-__all__ = [
-    "SENTIMENTS",
-    "SENTIMENT_QUESTION",
-    "TIE",
-    "Choice",
-    "choose",
-    "classify",
-    "classify_sentiment",
-    "count_correct",
-    "recognize",
-    "single_best",
-]
-
 TIE = 1e-5
 """Scores closer than this, in nats, are a tie: rounding in float32 may move a score by as much."""
 

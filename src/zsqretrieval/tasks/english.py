@@ -8,28 +8,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = [
-    "Verdict",
-    "content_words",
-    "existence_questions",
-    "first_line",
-    "form",
-    "is_polar",
-    "is_settled",
-    "is_unknown",
-    "names",
-    "normalized",
-    "presupposed",
-    "question_in",
-    "stem",
-    "things",
-    "tidy",
-    "tidy_question",
-    "topic",
-    "verdict",
-    "words",
-]
-
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
 

@@ -25,8 +25,6 @@ from zsqretrieval.tasks.writing import (
 )
 from zsqretrieval.types import Context
 
-__all__ = ["Reasoned", "answer_step_by_step", "answered", "choose_step_by_step", "k_shot", "labelled"]
-
 
 def labelled(
     images: Pictures, labels: Sequence[str], *, prompt: Prompt = PROMPTS["classification"]

@@ -19,15 +19,6 @@ from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks.english import first_line, normalized, question_in
 from zsqretrieval.types import Image, ImageState
 
-__all__ = [
-    "STYLES",
-    "Question",
-    "Style",
-    "check_sampling",
-    "check_style",
-    "generate_questions",
-]
-
 OVERSAMPLE = 2
 """Texts drawn for each that is wanted, since some are equal or empty."""
 

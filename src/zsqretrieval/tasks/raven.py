@@ -30,17 +30,6 @@ from zsqretrieval.tasks.choice import single_best
 from zsqretrieval.tasks.writing import log_likelihoods
 from zsqretrieval.types import Image, Progress
 
-__all__ = [
-    "CANDIDATES",
-    "RAVEN_PROMPTS",
-    "RavenAnswer",
-    "RavenItem",
-    "RavenScore",
-    "read_raven",
-    "score_raven",
-    "write_raven",
-]
-
 CANDIDATES = 6
 """Candidates of an item."""
 

@@ -37,19 +37,6 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.tasks.raven import RavenItem
 from zsqretrieval.types import Image
 
-__all__ = [
-    "ATTRIBUTES",
-    "LAYOUTS",
-    "LEVELS",
-    "RULES",
-    "Matrix",
-    "Panel",
-    "draw_panel",
-    "fits",
-    "generate_matrices",
-    "raven_item",
-]
-
 LEVELS = (1, 2, 3, 4, 5)
 """The levels of every attribute."""
 

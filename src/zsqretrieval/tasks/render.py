@@ -14,8 +14,6 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.tasks.writing import check_texts
 from zsqretrieval.types import Image
 
-__all__ = ["render_text"]
-
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _LARGEST, _SMALLEST = 1 / 6, 1 / 40  # height of the letters, in shares of the picture's side

@@ -19,18 +19,6 @@ from zsqretrieval.generators.prompts import PROMPTS, Example, Prompt, few_shot
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Context, Image, ImageState
 
-__all__ = [
-    "Aggregate",
-    "Pictures",
-    "answer",
-    "caption",
-    "check_texts",
-    "image_records",
-    "log_likelihoods",
-    "text_per_image",
-    "write",
-]
-
 Aggregate: TypeAlias = Literal["sum", "mean"]
 """A log-likelihood in nats, or divided by its number of tokens."""
 

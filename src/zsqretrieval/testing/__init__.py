@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from zsqretrieval.testing.checks import Check, ContractError, parametrize_checks
 from zsqretrieval.testing.encoder import check_encoder, encoder_checks
-from zsqretrieval.testing.generator import GeneratorCase, check_generator, generator_checks
+from zsqretrieval.testing.generator import check_generator, generator_checks
+from zsqretrieval.testing.generator_case import GeneratorCase
 from zsqretrieval.testing.index import check_index, index_checks
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyIndex, ToyStatesGenerator
 

@@ -10,17 +10,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     from pytest import MarkDecorator
 
-__all__ = [
-    "Check",
-    "ContractError",
-    "expect",
-    "expect_refusal",
-    "list_check",
-    "parametrize_checks",
-    "promise_of",
-    "run_checks",
-]
-
 Factory = TypeVar("Factory")
 
 

@@ -26,8 +26,6 @@ from zsqretrieval.testing.pictures import (
 )
 from zsqretrieval.types import Image
 
-__all__ = ["check_encoder", "encoder_checks"]
-
 EncoderFactory: TypeAlias = Callable[[], Encoder]
 
 SAME = 1e-5

@@ -26,8 +26,6 @@ from zsqretrieval.testing.generator_states import state_checks
 from zsqretrieval.testing.pictures import paintings
 from zsqretrieval.types import Context, Image, LogLikelihood
 
-__all__ = ["GeneratorCase", "check_generator", "generator_checks"]
-
 SPLITS = (("what is", " the colour"), ("what is ", "the colour"), ("what is", "the colour"), ("what", "?"))
 
 _listed: list[Check[GeneratorFactory]] = []

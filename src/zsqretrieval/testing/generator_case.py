@@ -13,18 +13,6 @@ from zsqretrieval.testing.checks import Check, expect, promise_of
 from zsqretrieval.testing.pictures import paintings
 from zsqretrieval.types import Context, LogLikelihood
 
-__all__ = [
-    "QUESTIONS",
-    "WORDS",
-    "GeneratorCase",
-    "GeneratorFactory",
-    "case_check",
-    "expect_same",
-    "five_contexts",
-    "largest_gap",
-    "score",
-]
-
 QUESTIONS = (
     "red",
     "what is the colour of the picture?",

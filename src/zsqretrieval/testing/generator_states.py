@@ -22,8 +22,6 @@ from zsqretrieval.testing.generator_case import (
 from zsqretrieval.testing.pictures import paintings
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
 
-__all__ = ["state_checks"]
-
 _listed: list[Check[GeneratorFactory]] = []
 
 

@@ -38,8 +38,6 @@ from zsqretrieval.testing.index_refusals import refusals
 from zsqretrieval.testing.index_storage import storage_checks
 from zsqretrieval.types import Neighbors
 
-__all__ = ["check_index", "index_checks"]
-
 _listed: list[Check[IndexFactory]] = []
 _check = partial(list_check, _listed)
 

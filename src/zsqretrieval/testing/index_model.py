@@ -15,27 +15,6 @@ from zsqretrieval.protocols import Index
 from zsqretrieval.testing.checks import expect, expect_refusal
 from zsqretrieval.types import Neighbors
 
-__all__ = [
-    "DIM",
-    "TOLERANCE",
-    "IndexFactory",
-    "Keys",
-    "Operation",
-    "Vectors",
-    "cosines",
-    "expect_same_answers",
-    "expect_true_answers",
-    "expect_true_scores",
-    "expect_well_formed",
-    "filled",
-    "keys_from",
-    "play",
-    "random_vectors",
-    "recall",
-    "saved_and_loaded",
-    "vectors_of",
-]
-
 Keys: TypeAlias = NDArray[np.int64]
 Vectors: TypeAlias = NDArray[np.float32]
 

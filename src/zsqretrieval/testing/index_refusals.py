@@ -19,8 +19,6 @@ from zsqretrieval.testing.index_model import (
     random_vectors,
 )
 
-__all__ = ["refusals"]
-
 STORED_KEYS = np.arange(12, dtype=np.int64)
 STORED_VECTORS = random_vectors(12, DIM)
 NEW_KEYS = np.arange(100, 104, dtype=np.int64)

@@ -25,8 +25,6 @@ from zsqretrieval.testing.index_model import (
     vectors_of,
 )
 
-__all__ = ["storage_checks"]
-
 _listed: list[Check[IndexFactory]] = []
 _check = partial(list_check, _listed)
 

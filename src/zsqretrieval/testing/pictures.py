@@ -9,8 +9,6 @@ from PIL import Image as PILImage
 
 from zsqretrieval.types import Image
 
-__all__ = ["ORIENTATIONS", "as_image", "colour_modes", "encoded", "painting", "paintings", "turned"]
-
 # EXIF orientation -> how the camera changed the upright picture before storing it; viewers undo it.
 # Source: the Exif standard (JEITA CP-3451), tag 0x0112, "Orientation".
 ORIENTATIONS = {

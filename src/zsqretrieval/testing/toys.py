@@ -19,8 +19,6 @@ from zsqretrieval.data.images import decode
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Neighbors, Progress
 
-__all__ = ["ToyEncoder", "ToyGenerator", "ToyIndex", "ToyStatesGenerator"]
-
 COLOURS = {
     "red": (1.0, 0.0, 0.0),
     "green": (0.0, 1.0, 0.0),

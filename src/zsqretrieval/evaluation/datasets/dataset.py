@@ -18,24 +18,6 @@ from zsqretrieval._util.checks import check_counts
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Image
 
-__all__ = [
-    "ALT_TEXT",
-    "CAPTION",
-    "EXPERT_QUERY",
-    "HUMAN_QUESTION",
-    "Dataset",
-    "Qrels",
-    "Query",
-    "Task",
-    "field",
-    "found",
-    "image_file",
-    "json_value",
-    "lines",
-    "read_text",
-    "table",
-]
-
 _T = TypeVar("_T")
 
 Qrels = Mapping[str, Mapping[str, int]]

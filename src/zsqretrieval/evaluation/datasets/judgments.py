@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets.dataset import CAPTION, Dataset, found, lines
 
-__all__ = ["Judgments", "read_crowdflower", "read_expert", "read_judgments"]
-
 _ORIGIN = "the makers of Flickr8k at the University of Illinois (Flickr8k_text.zip)"
 
 

@@ -21,8 +21,6 @@ from zsqretrieval.evaluation.datasets.readers import (
 from zsqretrieval.evaluation.datasets.relevance import read_chatir, read_inquire, read_retvqa
 from zsqretrieval.types import Image
 
-__all__ = ["KINDS", "Kind", "open_dataset", "open_distractors", "open_judgments"]
-
 _FLICKR8K = "Flickr8k.token.txt"
 _SHARDED = ("flickr8k", "shards")
 _SPLIT = "test"

@@ -29,15 +29,6 @@ from zsqretrieval.evaluation.datasets.dataset import (
 )
 from zsqretrieval.types import Image
 
-__all__ = [
-    "read_coco",
-    "read_flickr",
-    "read_folder",
-    "read_karpathy",
-    "read_laion",
-    "read_shards",
-]
-
 _KARPATHY = "the page of A. Karpathy's deepimagesent (caption_datasets.zip, dataset_*.json)"
 _FLICKR8K = "its makers at the University of Illinois (Flickr8k_text.zip, Flickr8k_Dataset.zip)"
 _FLICKR30K = "its makers at the University of Illinois (shannon.cs.illinois.edu/DenotationGraph)"

@@ -21,8 +21,6 @@ from zsqretrieval.evaluation.datasets.dataset import (
 )
 from zsqretrieval.types import Image
 
-__all__ = ["read_chatir", "read_inquire", "read_retvqa"]
-
 _INQUIRE = "github.com/inquire-benchmark/INQUIRE (data/README.md; the images are iNaturalist 2024)"
 _RETVQA = "the authors of RETVQA (arXiv 2306.16713; the images are Visual Genome's)"
 _CHATIR = "github.com/levymsn/ChatIR (dialogues/, ChatIR_Protocol/); the images are COCO's unlabeled2017"

@@ -10,8 +10,6 @@ import pandas as pd
 from zsqretrieval.evaluation.report.tables import COMPARED, difference, frame_of, number, p_value, records
 from zsqretrieval.evaluation.results import Results
 
-__all__ = ["SIGNIFICANT", "answer", "outcome", "summary"]
-
 SIGNIFICANT = 0.05
 """Differences with a Holm-corrected p below this are called significant."""
 

@@ -18,8 +18,6 @@ import pandas as pd
 from zsqretrieval.errors import MissingDependencyError
 from zsqretrieval.evaluation.results import Results
 
-__all__ = ["PALETTE", "figures"]
-
 PALETTE = ("#2b83ba", "#cc6d00", "#1a9464", "#b659a6", "#d1512d", "#8668c9", "#8a8a1f")
 """Colours of the series: a contrast of at least 3 with white and with #161615."""
 

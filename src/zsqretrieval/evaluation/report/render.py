@@ -33,8 +33,6 @@ from zsqretrieval.evaluation.run import shallow
 from zsqretrieval.evaluation.trec import write_qrels, write_run
 from zsqretrieval.search.display import thumbnail
 
-__all__ = ["environment", "markdown_cell", "render", "write_report", "write_runs", "write_verdict"]
-
 _PACKAGES = (
     "zsqretrieval", "torch", "transformers", "open_clip_torch", "timm", "numpy", "pillow", "scipy", "pandas",
     "ir-measures", "pytrec-eval-terrier", "matplotlib",

@@ -11,18 +11,6 @@ import pandas as pd
 
 from zsqretrieval.evaluation.results import Results
 
-__all__ = [
-    "COMPARED",
-    "Table",
-    "difference",
-    "frame_of",
-    "number",
-    "p_value",
-    "records",
-    "software",
-    "tables",
-]
-
 COMPARED = ("R@1", "R@10")
 """Measures of systems and ablations whose difference to the baseline has a column."""
 

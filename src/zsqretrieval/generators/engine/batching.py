@@ -10,8 +10,6 @@ import torch
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval.types import Progress
 
-__all__ = ["plan_batches", "run_batches"]
-
 
 def plan_batches(
     lengths: Sequence[int],

@@ -12,8 +12,6 @@ from transformers import DynamicCache
 
 from zsqretrieval.generators.engine.likelihood import logits_of
 
-__all__ = ["Decoder"]
-
 
 class Decoder:
     """A decoder of transformers as a :class:`~zsqretrieval.generators.engine.likelihood.LanguageModel`.

@@ -14,8 +14,6 @@ from zsqretrieval.generators.engine.batching import plan_batches, run_batches
 from zsqretrieval.generators.engine.likelihood import TOKEN_BUDGET, LanguageModel, States, Tokens, read
 from zsqretrieval.types import Progress
 
-__all__ = ["continue_contexts"]
-
 
 def continue_contexts(
     model: LanguageModel,

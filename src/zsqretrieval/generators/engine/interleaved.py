@@ -24,8 +24,6 @@ from zsqretrieval.generators.engine.decoding import continue_contexts
 from zsqretrieval.generators.engine.likelihood import LanguageModel, Prefixes, Tokens, score_pairs
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
 
-__all__ = ["Frame", "InterleavedGenerator"]
-
 
 @dataclass(frozen=True, slots=True)
 class Frame:

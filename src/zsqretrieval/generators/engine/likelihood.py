@@ -29,24 +29,6 @@ from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine.batching import plan_batches, run_batches
 from zsqretrieval.types import Progress
 
-__all__ = [
-    "ENGINE",
-    "TOKEN_BUDGET",
-    "LanguageModel",
-    "Past",
-    "Prefixes",
-    "Reading",
-    "States",
-    "Tokens",
-    "check_finite",
-    "log_probs_of",
-    "log_softmax_of",
-    "logits_of",
-    "read",
-    "score_pairs",
-    "up_to_last_image",
-]
-
 Tokens: TypeAlias = tuple[int, ...]
 """A context or a continuation: tokens (>= 0) and rows of image states (-1 - row), in reading order."""
 

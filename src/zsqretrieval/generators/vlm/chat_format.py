@@ -14,8 +14,6 @@ from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.generators.vlm.families import Family
 from zsqretrieval.types import Context, Image, ImageState
 
-__all__ = ["ModelInputs", "Reader", "collate", "has_chat_template"]
-
 Segment: TypeAlias = "str | Image"
 
 

@@ -8,8 +8,6 @@ from typing import Any, TypeAlias
 
 from zsqretrieval.errors import InvalidInputError
 
-__all__ = ["FAMILIES", "REFUSED", "Family", "Layout", "family_of"]
-
 Rows: TypeAlias = dict[str, list[int]]
 """One integer per token: ``input_ids``, ``attention_mask`` and other inputs of the model."""
 

@@ -14,8 +14,6 @@ from zsqretrieval.types import Image
 if TYPE_CHECKING:
     from zsqretrieval.generators.vlm.model import VLMGenerator
 
-__all__ = ["check_scores"]
-
 
 def check_scores(generator: VLMGenerator, name: str) -> None:
     """Check that a model's scores are log-probabilities of a text after an image.

@@ -15,18 +15,6 @@ from zsqretrieval._util.torch import check_complete, ensure_torchvision, loading
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.generators.vlm.families import FAMILIES, family_of
 
-__all__ = [
-    "forward_options",
-    "hidden_behind",
-    "import_transformers",
-    "is_encoder_decoder",
-    "load",
-    "prepare",
-    "resolve",
-    "special_tokens",
-    "watched_head",
-]
-
 
 def import_transformers() -> Any:
     """The package, untyped: most of it has no annotations."""

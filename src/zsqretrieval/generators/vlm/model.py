@@ -36,8 +36,6 @@ from zsqretrieval.generators.vlm.loading import (
 )
 from zsqretrieval.types import Context, LogLikelihood, Progress
 
-__all__ = ["VLMGenerator"]
-
 _WINDOW = 8  # batches whose images are in memory at once
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Public names: a module's are those without an underscore; a package that re-exports lists them in ``__all__``."""
+"""Public names are those without an underscore; packages that re-export list theirs in ``__all__``."""
 
 from __future__ import annotations
 

@@ -143,12 +143,12 @@ def llava(folder: Path, chat_template: str | None = None) -> Path:
     return save(folder, hf.LlavaForConditionalGeneration(config), processor)
 
 
-def _blip2(folder: Path, tokenizer: Any, text_config: Any) -> Path:
+def _blip2(folder: Path, tokenizer: Any, text_config: Any, **settings: Any) -> Path:
     processor = hf.Blip2Processor(hf.BlipImageProcessor(size=SIZE), tokenizer, num_query_tokens=4)
     config = hf.Blip2Config(
         vision_config=hf.Blip2VisionConfig(**VISION),
         qformer_config=hf.Blip2QFormerConfig(**LAYERS, vocab_size=32, encoder_hidden_size=32),
-        text_config=text_config,
+        text_config=text_config(**settings, **text_ids(tokenizer)),  # the processor added a token
         num_query_tokens=4,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
@@ -159,32 +159,34 @@ def blip2_opt(folder: Path) -> Path:
     tokenizer = words_tokenizer(bos_token="</s>", eos_token="</s>")
     begin = ("</s>", tokenizer.convert_tokens_to_ids("</s>"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="</s> $A", special_tokens=[begin])
-    config = hf.OPTConfig(
+    return _blip2(
+        folder,
+        tokenizer,
+        hf.OPTConfig,
         hidden_size=32,
         ffn_dim=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         word_embed_proj_dim=32,
         max_position_embeddings=POSITIONS,
-        **text_ids(tokenizer),
     )
-    return _blip2(folder, tokenizer, config)
 
 
 def blip2_t5(folder: Path) -> Path:
     tokenizer = words_tokenizer()
     end = ("</s>", tokenizer.convert_tokens_to_ids("</s>"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[end])
-    config = hf.T5Config(
+    return _blip2(
+        folder,
+        tokenizer,
+        hf.T5Config,
         d_model=32,
         d_kv=16,
         d_ff=64,
         num_layers=2,
         num_heads=2,
         decoder_start_token_id=tokenizer.pad_token_id,
-        **text_ids(tokenizer),
     )
-    return _blip2(folder, tokenizer, config)
 
 
 def paligemma(folder: Path) -> Path:

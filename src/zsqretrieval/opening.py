@@ -114,6 +114,12 @@ def stored_setting(catalog: Catalog, name: str) -> Any:
     return catalog.get_meta(name) or catalog.settings.get(name)
 
 
+def store_setting(catalog: Catalog, name: str, value: Any) -> None:
+    """Store a setting that changed; None is not stored."""
+    if value is not None and value != stored_setting(catalog, name):
+        catalog.set_meta(name, value)
+
+
 def make_folder(folder: Path) -> None:
     """Make the directory of an album.
 

@@ -13,8 +13,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, cast, overload
+from typing import Literal, cast, overload
 
 from typing_extensions import Self
 
@@ -27,9 +26,9 @@ from zsqretrieval.data.images import ImageLike, as_image, decode
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.gallery import AlbumGallery
 from zsqretrieval.dialog.policies import InformationGain, Policy
-from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
+from zsqretrieval.errors import AlbumError, InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
-from zsqretrieval.opening import Parts, make_folder, new_parts, preset_parts, stored_parts, stored_setting
+from zsqretrieval.opening import Parts, make_folder, new_parts, preset_parts, store_setting, stored_parts
 from zsqretrieval.presets import Calibration, Preset, preset_named
 from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.search.dense import FirstStage
@@ -61,10 +60,7 @@ class Retriever:
         calibration: the constants of this pair of encoder and generator.
 
     Attributes:
-        encoder: the encoder.
-        calibration: the calibration.
-        questions: stored questions of the images; see
-            :class:`~zsqretrieval.tasks.album_questions.AlbumQuestions`.
+        questions: stored questions; see :class:`~zsqretrieval.tasks.album_questions.AlbumQuestions`.
 
     Raises:
         MismatchError: index and encoder differ in dim or fingerprint.
@@ -135,23 +131,22 @@ class Retriever:
     ) -> Self:
         """Open an album; with a preset, make it if there is none.
 
-        The parts of an existing album are restored by their plugin names, the generator on first use. Images
-        that were added after the index was last saved are indexed now. A damaged index is rebuilt from the
-        catalog, with a RuntimeWarning.
+        An existing album keeps its own parts, restored by their plugin names; the generator loads on first
+        use. Images added after the last save are indexed now. A damaged index is rebuilt, with a
+        RuntimeWarning.
 
         Args:
             path: the album's directory.
-            preset: parts of a new album; None if the album must exist. An existing album keeps its own parts;
-                its encoder must be the preset's.
-            encoder: for an album whose encoder is not a plugin; must have the fingerprint it was made with.
+            preset: parts of a new album; None if the album must exist. The encoder of an existing album must
+                be the preset's.
+            encoder: for an album whose encoder is not a plugin; must have its fingerprint.
             index: an empty index to fill from the catalog in place of the saved one.
             generator: replaces the album's generator; :meth:`save` stores it if it is a plugin.
             states: as for :class:`Retriever`; ``"auto"`` is the album's setting.
             calibration: replaces the album's; :meth:`save` stores it.
 
         Raises:
-            AlbumError: there is no album and no preset; or a part of the album is not a plugin, or its
-                calibration cannot be restored, and has to be passed.
+            AlbumError: there is no album and no preset; or a part or calibration cannot be restored.
             MismatchError: the album was made with another encoder.
             InvalidInputError: a part is not of its kind, or ``states`` without a generator that computes
                 features.
@@ -197,12 +192,8 @@ class Retriever:
                 self._viewer.sweep(self._catalog.known_digests)
                 described = Viewer.describe(self._viewer)
                 if described["part"] is not None:
-                    self._store("generator", described)
-            self._store("calibration", self.calibration.describe())
-
-    def _store(self, name: str, value: Any) -> None:
-        if value is not None and value != stored_setting(self._catalog, name):
-            self._catalog.set_meta(name, value)
+                    store_setting(self._catalog, "generator", described)
+            store_setting(self._catalog, "calibration", self.calibration.describe())
 
     def close(self) -> None:
         """Close the album. Added images are on disk already; call :meth:`save` first to keep the index."""
@@ -211,9 +202,7 @@ class Retriever:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # --- the album ----------------------------------------------------------------------------------------
@@ -271,11 +260,8 @@ class Retriever:
     ) -> AddReport:
         """Add images. Each batch is on disk before the next begins, so an interrupted call can be repeated.
 
-        An image that cannot be read is skipped and named in the report. Equal bytes are one image. An image
-        with the id and source of a present one but other bytes (a changed file) replaces it. A present image
-        that is no longer at its source and is found at a new one (a moved file) gets the new id and source.
-        An id taken by an image of another source gets a part of the digest appended (``cat.jpg#1f2e3d4c``).
-        Missing cached features are computed.
+        Unreadable images are skipped and named in the report. Equal bytes are one image; changed, moved and
+        renamed files are recognised (docs/albums.md). Missing cached features are computed.
 
         Args:
             images: paths (files, folders, tars, patterns), bytes, PIL images, records, or an iterable of
@@ -285,9 +271,8 @@ class Retriever:
 
         Raises:
             InvalidInputError: something is not an image source, metadata is not JSON, or ``batch_size`` < 1.
-                Earlier images stay.
-            IntegrityError: a tar is damaged; earlier images stay.
-            AlbumError: the disk is full or the album is locked; earlier batches stay.
+            IntegrityError: a tar is damaged.
+            AlbumError: the disk is full or the album is locked. After any error, earlier batches stay.
         """
         check_counts(batch_size=batch_size)
         adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
@@ -393,13 +378,6 @@ class Retriever:
         how = Rerank.of(rerank, generator=self.has_generator)
         if all(isinstance(one, Image) for one in queries):
             how = None
-        if bank is not None and not isinstance(bank, QueryBank):
-            raise InvalidInputError(f"bank must be a QueryBank of Retriever.query_bank(), not {bank!r}")
-        if bank is not None and bank.fingerprint != self.encoder.fingerprint:
-            raise MismatchError(
-                f"the bank was made with encoder {bank.fingerprint!r}, the album with "
-                f"{self.encoder.fingerprint!r}; make the bank again with Retriever.query_bank()"
-            )
         rankings = self._pipeline.search(
             queries, k, how,
             fusion=self.calibration.fusion, expansion=self.calibration.expansion if expand else None,
@@ -410,18 +388,17 @@ class Retriever:
     def query_bank(
         self, texts: Sequence[str] | None = None, *, style: str = "search", size: int = 2000
     ) -> QueryBank:
-        """Make a query bank, which :meth:`search` uses to lower images that are near every question.
+        """Make a query bank, with which :meth:`search` lowers images that are near every question.
 
         Args:
             texts: questions like those to come, one or more; None takes the album's kept questions.
-            style: style of the album's questions. Few different questions that fit many images, as in the
-                style ``"questions"``, do harm (docs/rerank.md).
-            size: most questions of the album, >= 1, drawn at random and always the same ones; a search
-                compares every candidate with all of them.
+            style: style of these. Few questions that fit many images, as in ``"questions"``, do harm
+                (docs/rerank.md).
+            size: most questions of the album, >= 1, a fixed random sample; a search compares every candidate
+                with all of them.
 
         Raises:
             InvalidInputError: the album has no kept questions of the style, a text is empty, or ``size`` < 1.
-            IntegrityError: a vector is damaged.
         """
         check_counts(size=size)
         scale, strength = self.calibration.bank_scale, self.calibration.bank_strength
@@ -460,12 +437,10 @@ class Retriever:
             progress: called between batches; may raise to stop.
 
         Returns:
-            Texts, best first, with their scores by name: ``"first_stage"``, the scoring rule's, with a prior
-            ``"prior"`` and ``"corrected"``, and ``"fused"``, which ranks.
+            Texts, best first; their scores also have ``"prior"`` and ``"corrected"``.
 
         Raises:
-            ImageError: the image cannot be decoded.
-            InvalidInputError, ZsqError: as :meth:`search`, for texts.
+            ImageError, InvalidInputError, ZsqError: as :meth:`search`, for texts.
         """
         check_counts(or_none=True, k=k)
         how = Rerank.of(rerank, generator=self.has_generator)
@@ -496,9 +471,6 @@ class Retriever:
             budget: most questions.
             sure: stop when an image is that probable, in (0, 1]; at 1 never for that reason.
             seed: seed of random draws.
-
-        Returns:
-            A dialog; answer its :attr:`~zsqretrieval.dialog.dialog.Dialog.question`.
 
         Raises:
             InvalidInputError: there is no generator, album or text is empty, or a setting is out of range.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sync import IndexSync
-from zsqretrieval.errors import IntegrityError, InvalidInputError
+from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.search.expansion import Compared, QuestionIndex, compare
 from zsqretrieval.search.fusion import FIRST_STAGE, NORMALIZED, Fusion, best_first
@@ -91,6 +91,8 @@ class FirstStage:
                 "this album has no stored questions to search; make some with Retriever.questions.generate() "
                 "or `zsq questions ALBUM`, or leave expand out"
             )
+        if bank is not None:
+            self._check_bank(bank)
         begin = time.perf_counter()
         vectors = self._encode(queries)
         encoded = time.perf_counter()
@@ -108,6 +110,15 @@ class FirstStage:
         return [
             Found([record for record, _ in one], tuple(hit for _, hit in one), dict(shares)) for one in found
         ]
+
+    def _check_bank(self, bank: object) -> None:
+        if not isinstance(bank, QueryBank):
+            raise InvalidInputError(f"bank must be a QueryBank of Retriever.query_bank(), not {bank!r}")
+        if bank.fingerprint != self._encoder.fingerprint:
+            raise MismatchError(
+                f"the bank was made with encoder {bank.fingerprint!r}, the album with "
+                f"{self._encoder.fingerprint!r}; make the bank again with Retriever.query_bank()"
+            )
 
     def _encode(self, queries: Sequence[str | Image]) -> NDArray[np.float32]:
         """Encode texts in one call and images in another: float32 [q, dim]."""

@@ -167,9 +167,9 @@ class Retriever:
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
         """Write the indexes beside the catalog; atomic.
 
-        For an album on disk this only saves the next :meth:`open` from indexing again: images, vectors and
-        features are on disk when :meth:`add` returns. An album in memory needs ``path`` and is on disk
-        afterwards. An index that is not a plugin is not written. Features of removed images are deleted.
+        This only saves the next :meth:`open` from indexing again: images, vectors and features are on disk
+        when :meth:`add` returns. An album in memory needs ``path`` and is on disk afterwards. An index that
+        is not a plugin is not written. Features of removed images are deleted.
 
         Raises:
             AlbumError: no path was ever given, the album is elsewhere, or ``path`` holds an album.
@@ -244,7 +244,7 @@ class Retriever:
         return f"Retriever({type(self.encoder).__name__}, {type(self.index).__name__}, in {where})"
 
     def records(self) -> Iterator[Record]:
-        """Iterate over the records of all images, in the order they were added."""
+        """Iterate over the records of all images, oldest first."""
         return self._catalog.iter_records()
 
     def find(self, id: str) -> Record | None:
@@ -354,11 +354,8 @@ class Retriever:
             progress: called between batches of candidates; may raise to stop.
 
         Returns:
-            Hits, best first. ``scores`` has the score of every stage by name: ``"first_stage"``, the cosine
-            similarity in [-1, 1], which combines ``"image_similarity"`` and ``"question_similarity"`` with
-            ``expand``; ``"normalized"`` with a bank; ``"likelihood"`` or ``"yes_no"``; and ``"fused"``, which
-            ranks. A candidate that could not be scored has ``score`` -inf; if none could, the first stage
-            ranks.
+            Hits, best first, with the score of every stage (:attr:`~zsqretrieval.types.Hit.scores`). A
+            candidate that could not be scored has ``score`` -inf; if none could, the first stage ranks.
 
         Raises:
             InvalidInputError: the question is empty, or too long for the generator; ``k`` < 1; re-ranking or

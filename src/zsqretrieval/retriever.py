@@ -224,7 +224,7 @@ class Retriever:
 
     @property
     def has_generator(self) -> bool:
-        """Whether there is a generator; does not load it."""
+        """Whether there is a generator; loads nothing."""
         return self._viewer is not None
 
     @property

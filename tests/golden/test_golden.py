@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from comparing import FLOAT32, compare, failures, load, rankings_apart
 from golden import SMALL, measure_small
 
 
-@pytest.mark.weights
 def test_the_numbers_are_what_they_were() -> None:
     old = load(SMALL)
     assert failures(compare(old, measure_small(old), FLOAT32)) == []

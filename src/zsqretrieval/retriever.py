@@ -107,8 +107,8 @@ class Retriever:
         """Make a retriever in memory from parts that belong together.
 
         Args:
-            preset: a key of :data:`~zsqretrieval.presets.PRESETS`, or a
-                :class:`~zsqretrieval.presets.Preset`, such as ``PRESETS["mini"].variant(index="exact")``.
+            preset: a key of :data:`~zsqretrieval.presets.PRESETS`, or a preset such as
+                ``PRESETS["mini"].variant(index="exact")``.
             states: as for :class:`Retriever`.
 
         Raises:
@@ -196,7 +196,7 @@ class Retriever:
             store_setting(self._catalog, "calibration", self.calibration.describe())
 
     def close(self) -> None:
-        """Close the album. Added images are on disk already; call :meth:`save` first to keep the index."""
+        """Close the album; call :meth:`save` first to keep the index."""
         self._catalog.close()
 
     def __enter__(self) -> Self:
@@ -240,8 +240,8 @@ class Retriever:
         return isinstance(id, str) and self._catalog.find(id) is not None
 
     def __repr__(self) -> str:
-        where = "memory" if self._path is None else str(self._path)
-        return f"Retriever({type(self.encoder).__name__}, {type(self.index).__name__}, in {where})"
+        parts = f"{type(self.encoder).__name__}, {type(self.index).__name__}"
+        return f"Retriever({parts}, in {self._path or 'memory'})"
 
     def records(self) -> Iterator[Record]:
         """Iterate over the records of all images, oldest first."""
@@ -337,10 +337,9 @@ class Retriever:
     ) -> Ranking | list[Ranking]:
         """Find the images that best fit a question, an image, or each of a list of them.
 
-        Encoder and index fetch candidates, the generator scores them, and a fusion of both scores ranks them.
-        Candidates whose image cannot be opened rank last, with a RuntimeWarning. For an image (a ``Path``,
-        bytes, a PIL image or a record) the first stage ranks alone. A list goes through encoder and index in
-        one batch.
+        Encoder and index fetch candidates, the generator scores them, and a fusion of both scores ranks them. For
+        an image (a ``Path``, bytes, a PIL image or a record) the first stage ranks alone. A list goes through
+        encoder and index in one batch. Images that cannot be opened rank last, with a RuntimeWarning.
 
         Args:
             query: a question, an image, or a list of them. A ``str`` is always a question.

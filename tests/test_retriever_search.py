@@ -746,7 +746,7 @@ def test_what_is_no_fusion_is_refused(wrong: Any) -> None:
     [
         ({"candidates": 0}, "candidates must be at least 1, not 0"),
         ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
-        ({"scoring": None}, "re-ranking takes"),
+        ({"scoring": "likely"}, "re-ranking takes"),
     ],
 )
 def test_rerank_settings_out_of_range_are_refused(settings: Any, message: str) -> None:

@@ -337,9 +337,9 @@ class Retriever:
     ) -> Ranking | list[Ranking]:
         """Find the images that best fit a question, an image, or each of a list of them.
 
-        Encoder and index fetch candidates, the generator scores them, and a fusion of both scores ranks them. For
-        an image (a ``Path``, bytes, a PIL image or a record) the first stage ranks alone. A list goes through
-        encoder and index in one batch. Images that cannot be opened rank last, with a RuntimeWarning.
+        Encoder and index fetch candidates, the generator scores them, and a fusion of both scores ranks them.
+        For an image (a ``Path``, bytes, a PIL image or a record) the first stage ranks alone. A list goes
+        through encoder and index in one batch. Images that cannot be opened rank last, with a RuntimeWarning.
 
         Args:
             query: a question, an image, or a list of them. A ``str`` is always a question.
@@ -441,12 +441,10 @@ class Retriever:
         check_counts(or_none=True, k=k)
         how = Rerank.of(rerank, generator=self.has_generator)
         generator = None
-        if how is not None:
+        if how is not None and how.scoring is not None:
             generator = self._pipeline.need_generator("re-ranking texts", ", or use rerank=None").generator
         record = _decoded(image)
         return rank_texts(self.encoder, generator, record, texts, k, how=how, prior=prior, progress=progress)
-
-    # --- dialogs ------------------------------------------------------------------------------------------
 
     def dialog(
         self,

@@ -73,8 +73,8 @@ def search(
     """Rank the first ``count`` candidates: ids and the scores of all stages, best first."""
     from zsqretrieval import Likelihood, Rerank, YesNo
 
-    rules = {"likelihood": Likelihood(), "yes_no": YesNo()}
-    how = None if scoring is None else Rerank(rules[scoring], candidates=count, batch_size=batch_size)
+    rules = {None: None, "likelihood": Likelihood(), "yes_no": YesNo()}
+    how = Rerank(rules[scoring], candidates=count, batch_size=batch_size)
     ranking = album.retriever.search(text, count, rerank=how, bank=bank)
     return [(hit.id, hit.scores) for hit in ranking]
 

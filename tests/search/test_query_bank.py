@@ -163,6 +163,9 @@ def test_more_than_k_are_normalized(retriever: Retriever) -> None:
     bank = QueryBank.from_texts(ENCODER, ["a red thing", "red"], strength=1.0)
     whole = retriever.search("red or blue", 6, bank=bank, rerank=None)
     assert retriever.search("red or blue", 2, bank=bank, rerank=None)[0].id == whole[0].id != "red.png"
+    first = {hit.id for hit in retriever.search("red or blue", 2, rerank=None)}
+    of_two = retriever.search("red or blue", 2, bank=bank, rerank=Rerank(None, candidates=2))
+    assert {hit.id for hit in of_two} == first and set(of_two[0].scores) == {"first_stage", "normalized"}
     few = retriever.search("red", 1, bank=bank, rerank=None)
     assert few[0].id == "red.png", "the only candidate"
 

@@ -61,6 +61,8 @@ class Pipeline:
             self.need_generator("").generator.get()  # loads before the clock starts
         only_nearest = how is None and bank is None and expansion is None
         depth = k if only_nearest else max(k, how.candidates if how else CANDIDATES)
+        if how is not None and how.scoring is None:
+            how = None
         found = self._first_stage.search(queries, depth, expansion=expansion, bank=bank)
         return [
             self._ranked(query, one, k, how, fusion, explain, progress)

@@ -41,8 +41,8 @@ class Rerank:
     """How to re-rank the candidates of a search.
 
     Attributes:
-        scoring: a scoring rule for the generator, such as ``Likelihood()`` or ``YesNo()``; or a
-            :class:`Reranker`.
+        scoring: a scoring rule for the generator, such as ``Likelihood()`` or ``YesNo()``; a
+            :class:`Reranker`; or None for the first stage alone, with ``candidates`` for a query bank.
         fusion: combines first-stage and re-ranking scores; None takes the calibration's for a scoring rule,
             and the re-ranking score alone for a :class:`Reranker`.
         candidates: how many images are scored, >= 1.
@@ -52,13 +52,13 @@ class Rerank:
         InvalidInputError: a part is not of its kind, or a number is below 1.
     """
 
-    scoring: Scoring | Reranker = Likelihood()  # noqa: RUF009  # frozen
+    scoring: Scoring | Reranker | None = Likelihood()  # noqa: RUF009  # frozen
     fusion: Fusion | None = None
     candidates: int = CANDIDATES
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        if isinstance(self.scoring, type) or not isinstance(self.scoring, Scoring | Reranker):
+        if isinstance(self.scoring, type) or not isinstance(self.scoring, Scoring | Reranker | None):
             raise InvalidInputError(
                 "re-ranking takes 'likelihood', 'yes_no', a rule such as Likelihood(), an object with "
                 f"score(question, images), Rerank(...) or None, not {self.scoring!r}"

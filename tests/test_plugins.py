@@ -99,7 +99,7 @@ def test_an_unknown_name_lists_what_there_is(site: Site) -> None:
     unheard: Any = "oracle"
     for function in (plugins.available, lambda kind: plugins.name_of(kind, 1)):
         with pytest.raises(
-            InvalidInputError, match="no kind of part 'oracle'; there are encoder, index, generator"
+            InvalidInputError, match="no kind of part 'oracle'; choose from encoder, index, generator"
         ):
             function(unheard)
 

@@ -88,7 +88,8 @@ def test_installed_packages_have_the_expected_files() -> None:
 
 def test_loading_the_models_imports_no_code_of_the_packages() -> None:
     code = (
-        "import sys; from zsqretrieval import MiniEncoder, MiniGenerator\n"
+        "import sys; from zsqretrieval.mini.encoder import MiniEncoder\n"
+        "from zsqretrieval.mini.generator import MiniGenerator\n"
         "MiniEncoder.from_pretrained(); MiniGenerator.from_pretrained()\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image as PILImage
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -123,6 +125,17 @@ def test_vectors_equal_those_of_open_clip(folder: Path, encoder: CLIPEncoder) ->
     np.testing.assert_allclose(encoder.encode_image(images), expected_images, atol=1e-6)
     np.testing.assert_allclose(encoder.encode_text(TEXTS), expected_texts, atol=1e-6)
     assert encoder.dim == 16
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text(max_size=20), max_size=6), batch_size=st.integers(1, 7))
+def test_text_vectors_do_not_depend_on_the_batch_size(
+    encoder: CLIPEncoder, texts: list[str], batch_size: int
+) -> None:
+    together = encoder.encode_text(texts, batch_size=batch_size)
+    assert together.shape == (len(texts), 16) and together.dtype == np.float32
+    for row, text in zip(together, texts, strict=True):
+        np.testing.assert_allclose(row, encoder.encode_text([text])[0], atol=1e-5)
 
 
 def test_batches_do_not_exceed_batch_size(encoder: CLIPEncoder, monkeypatch: pytest.MonkeyPatch) -> None:

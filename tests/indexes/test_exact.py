@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index_data import ranked, unit, vectors
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.indexes import exact
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.protocols import Configurable, FilteredIndex
@@ -116,3 +116,17 @@ def test_config_rebuilds_and_bad_settings_are_refused() -> None:
     for dim in (0, -1, 2.5, True, None, "8"):
         with pytest.raises(InvalidInputError, match="dim must be an integer"):
             ExactIndex(dim)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [({"dim": 64}, r"dim 32.*dim 64"), ({"fingerprint": "siglip"}, r"'clip'.*'siglip'")],
+)
+def test_snapshot_of_another_dim_or_encoder_is_refused(
+    tmp_path: Path, wanted: dict[str, int | str], message: str
+) -> None:
+    index = ExactIndex(32, fingerprint="clip")
+    index.add(np.arange(5), vectors(5))
+    index.save(tmp_path)
+    with pytest.raises(MismatchError, match=message):
+        ExactIndex.load(tmp_path, **wanted)  # type: ignore[arg-type]

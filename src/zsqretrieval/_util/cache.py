@@ -13,6 +13,7 @@ from typing import final
 
 from typing_extensions import Self
 
+from zsqretrieval._util.batches import batched
 from zsqretrieval.errors import IntegrityError
 
 _AT_ONCE = 500  # keys of one SELECT
@@ -54,11 +55,9 @@ class Cache:
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the values of the keys that are stored and undamaged."""
-        wanted = list(dict.fromkeys(keys))
         found: dict[bytes, bytes] = {}
         with self._transaction() as store:
-            for start in range(0, len(wanted), _AT_ONCE):
-                some = wanted[start : start + _AT_ONCE]
+            for some in batched(dict.fromkeys(keys), _AT_ONCE):
                 marks = ",".join("?" * len(some))
                 rows = store.execute(f"SELECT key, value FROM cache WHERE key IN ({marks})", some)
                 for key, stored in rows:

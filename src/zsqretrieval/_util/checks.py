@@ -1,4 +1,4 @@
-"""Argument checks."""
+"""Argument checks. Each raises an InvalidInputError that names what is wrong."""
 
 from __future__ import annotations
 
@@ -10,21 +10,13 @@ from zsqretrieval.errors import InvalidInputError
 
 
 def check_settings(part: str, given: Iterable[str], known: Sequence[str]) -> None:
-    """Check the names of settings.
-
-    Raises:
-        InvalidInputError: one is unknown; lists the known ones.
-    """
+    """Check the names of settings; the error lists the known ones."""
     if unknown := sorted(set(given) - set(known)):
         raise InvalidInputError(f"{part} has no setting {unknown[0]!r}; it has {', '.join(known)}")
 
 
 def check_counts(least: int = 1, *, or_none: bool = False, **counts: int | None) -> None:
-    """Check that values are whole numbers of at least ``least``, or None if ``or_none``.
-
-    Raises:
-        InvalidInputError: one is not; names it.
-    """
+    """Check that values are whole numbers of at least ``least``, or None if ``or_none``."""
     for name, count in counts.items():
         if count is None and or_none:
             continue
@@ -35,43 +27,38 @@ def check_counts(least: int = 1, *, or_none: bool = False, **counts: int | None)
 
 
 def check_amounts(**amounts: float) -> None:
-    """Check that values are finite numbers >= 0.
-
-    Raises:
-        InvalidInputError: one is not; names it.
-    """
+    """Check that values are finite numbers >= 0."""
     for name, amount in amounts.items():
         if not isinstance(amount, Real) or not (math.isfinite(amount) and amount >= 0):
             raise InvalidInputError(f"{name} must be a finite number of at least 0, not {amount!r}")
 
 
 def check_numbers(**numbers: float) -> None:
-    """Check that values are finite numbers.
-
-    Raises:
-        InvalidInputError: one is not; names it.
-    """
+    """Check that values are finite numbers."""
     for name, number in numbers.items():
         if not isinstance(number, Real) or not math.isfinite(number):
             raise InvalidInputError(f"{name} must be a finite number, not {number!r}")
 
 
 def check_sequence(values: object, name: str) -> None:
-    """Check that a value is a sequence, but not a text.
-
-    Raises:
-        InvalidInputError: it is not.
-    """
+    """Check that a value is a sequence, but not a text."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise InvalidInputError(f"{name} must be a list, not {type(values).__name__}")
 
 
-def check_text(text: object, what: str) -> None:
-    """Check that a value is a non-empty string of valid Unicode.
+def check_strings(texts: Iterable[object]) -> None:
+    """Check that an encoder's texts are strings, which may be empty, and not one string."""
+    if isinstance(texts, str):
+        raise InvalidInputError(f"texts must be a sequence of strings, not one string; try [{texts!r}]")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInputError(
+                f"texts must be a sequence of strings; texts[{i}] must be a string, not {type(text).__name__}"
+            )
 
-    Raises:
-        InvalidInputError: it is not.
-    """
+
+def check_text(text: object, what: str) -> None:
+    """Check that a value is a non-empty string of valid Unicode."""
     if not isinstance(text, str) or not text.strip():
         raise InvalidInputError(f"{what} must be a non-empty string, not {text!r}")
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -79,11 +66,7 @@ def check_text(text: object, what: str) -> None:
 
 
 def check_verbalisers(*, yes: Iterable[str], no: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Check the words that mean yes and no, and return both as tuples.
-
-    Raises:
-        InvalidInputError: a side is empty or not a sequence of texts, or a word is empty or repeated.
-    """
+    """Check the words that mean yes and no: non-empty, none twice. Returns both sides as tuples."""
     for name, words in (("yes", yes), ("no", no)):
         if isinstance(words, str) or not isinstance(words, Iterable):
             raise InvalidInputError(f"{name} must be a sequence of texts, not {words!r}")

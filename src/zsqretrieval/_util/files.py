@@ -265,7 +265,7 @@ def _write_part(path: Path, part: str, write: Callable[[Path], object]) -> Store
     with _temporary(path / part) as temporary:
         write(temporary)
         _flush(temporary)
-        digest = _sha256(temporary)
+        digest = sha256_of(temporary)
         stem, suffix = part.split(".")
         stored = StoredFile(f"{stem}-{digest[:16]}.{suffix}", temporary.stat().st_size, digest)
         temporary.replace(path / stored.name)
@@ -278,13 +278,14 @@ def _verify(path: Path, stored: StoredFile) -> None:
         size = file.stat().st_size
         if size != stored.size:
             raise _damaged(file, f"it has {size} bytes, the manifest says {stored.size}")
-        if _sha256(file) != stored.sha256:
+        if sha256_of(file) != stored.sha256:
             raise _damaged(file, "its SHA-256 digest differs from the manifest's")
     except FileNotFoundError:
         raise _damaged(file, "it is missing") from None
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with file.open("rb") as handle:
         while block := handle.read(1 << 20):

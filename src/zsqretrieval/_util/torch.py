@@ -118,6 +118,12 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
 # -- loading with transformers
 
 
+def import_transformers() -> Any:
+    """The package, untyped: most of it has no annotations."""
+    ensure_torchvision()
+    return importlib.import_module("transformers")
+
+
 def check_complete(name: str, report: Mapping[str, Iterable[object]]) -> None:
     """Refuse a model with missing weights, which transformers draws at random and only logs.
 

@@ -7,10 +7,11 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image as PILImage
@@ -23,6 +24,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from zsqretrieval._util.checks import check_counts
 from zsqretrieval.errors import ImageError, InvalidInputError, MissingDependencyError
 from zsqretrieval.types import Image
 
@@ -31,6 +33,11 @@ ImageLike: TypeAlias = str | os.PathLike[str] | bytes | PILImage.Image | Image
 
 MAX_PIXELS = 89_478_485
 """Default size limit in pixels: 256 MiB of RGB, Pillow's own limit."""
+
+DECODERS = 4
+"""Threads that decode for a model."""
+
+T = TypeVar("T")
 
 
 def as_image(x: ImageLike) -> Image:
@@ -145,10 +152,8 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
         ImageError: missing, empty, truncated, too large, or not an image; names it and the reason.
         InvalidInputError: ``max_pixels`` or ``size_hint`` is below 1.
     """
-    if max_pixels < 1 or (size_hint is not None and size_hint < 1):
-        raise InvalidInputError(
-            f"max_pixels and size_hint must be at least 1, not {max_pixels} and {size_hint}"
-        )
+    check_counts(max_pixels=max_pixels)
+    check_counts(or_none=True, size_hint=size_hint)
     record = as_image(image)
     if isinstance(record.content, PILImage.Image):
         with _named(record.source, record.content.format or "PIL"):
@@ -163,6 +168,12 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
                 encoded.draft(None, (size_hint, size_hint))
             # Decode before reading the orientation: in a PNG it may come after the pixels.
             return _upright(_to_rgb(encoded), encoded)
+
+
+def in_threads(function: Callable[[Image], T], images: Sequence[Image]) -> list[T]:
+    """Apply a function that decodes images on a few threads: Pillow releases the interpreter lock."""
+    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
+        return list(pool.map(function, images))
 
 
 def trimmed(picture: PILImage.Image) -> PILImage.Image:

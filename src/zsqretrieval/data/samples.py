@@ -95,21 +95,17 @@ def photographs() -> list[Image]:
     Raises:
         MissingDependencyError: a package is not installed, or holds none of them.
     """
-    found: dict[Photograph, Path] = {}
-    for package, distribution in _DISTRIBUTIONS.items():
-        spec = find_spec(package)  # of a top-level package: found, not imported
-        folders = list((spec and spec.submodule_search_locations) or [])[:1]
-        paths = {
-            one: Path(folder, one.file) for folder in folders for one in PHOTOGRAPHS if one.package == package
-        }
-        present = {one: path for one, path in paths.items() if path.is_file()}
-        if not present:
-            raise MissingDependencyError(
-                distribution, "the album of the demo", 'pip install "zsqretrieval[demo]"'
-            )
-        found |= present
-    return [
-        Image(found[one], source=str(found[one]), id=one.id, metadata={"credit": one.credit})
-        for one in PHOTOGRAPHS
-        if one in found
-    ]
+    absent = dict(_DISTRIBUTIONS)
+    found = []
+    for one in PHOTOGRAPHS:
+        spec = find_spec(one.package)  # of a top-level package: found, not imported
+        for folder in list((spec and spec.submodule_search_locations) or [])[:1]:
+            path = Path(folder, one.file)
+            if path.is_file():
+                found.append(Image(path, str(path), id=one.id, metadata={"credit": one.credit}))
+                absent.pop(one.package, None)
+    for distribution in absent.values():
+        raise MissingDependencyError(
+            distribution, "the album of the demo", 'pip install "zsqretrieval[demo]"'
+        )
+    return found

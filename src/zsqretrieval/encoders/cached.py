@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.cache import Cache, cache_key
+from zsqretrieval._util.checks import check_counts, check_strings
 from zsqretrieval.data.images import digest
-from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image
 
@@ -36,8 +36,7 @@ class CachedEncoder:
     def __init__(
         self, encoder: Encoder, cache: Cache | str | Path | None = None, *, capacity: int = 1_000_000
     ) -> None:
-        if capacity < 1:
-            raise InvalidInputError(f"capacity must be at least 1, not {capacity}")
+        check_counts(capacity=capacity)
         self.encoder = encoder
         if not isinstance(cache, Cache):
             cache = Cache(None if cache is None else Path(cache), capacity=capacity)
@@ -60,8 +59,7 @@ class CachedEncoder:
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode texts that are not cached; see :meth:`zsqretrieval.protocols.Encoder.encode_text`."""
-        if isinstance(texts, str):
-            raise InvalidInputError(f"texts must be a sequence of strings, not one string; try [{texts!r}]")
+        check_strings(texts)
         return self._encode(self.encoder.encode_text, texts, [f"text {text}" for text in texts], batch_size)
 
     def close(self) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.batches import batched
+from zsqretrieval._util.checks import check_counts, check_strings
 from zsqretrieval._util.torch import FromPretrained, add_tensors, ensure_torchvision, resolve_device
-from zsqretrieval.data.images import decode, trimmed
+from zsqretrieval.data.images import DECODERS, decode, trimmed
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.types import Image
 
@@ -30,8 +31,6 @@ _LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
 _DEFAULT_NAME, _DEFAULT_TAG = "ViT-B-32", "laion2b_s34b_b79k"
 _RANDOM = "random"
 _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-_DECODERS = 4  # threads that decode ahead of the model; Pillow releases the interpreter lock
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -162,7 +161,7 @@ class CLIPEncoder(FromPretrained):
             ImageError: an image cannot be decoded; names it.
             InvalidInputError: ``batch_size`` < 1.
         """
-        with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
+        with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
             pixels = _map_ahead(pool, self._pixels, images, ahead=2 * batch_size)
             return self._encode(self._model.encode_image, pixels, self._stack, batch_size)
 
@@ -175,11 +174,7 @@ class CLIPEncoder(FromPretrained):
             InvalidInputError: ``texts`` is one string, contains something other than strings, or
                 ``batch_size`` is below 1.
         """
-        if isinstance(texts, str):
-            raise InvalidInputError(f"texts must be a sequence of strings, not one string; try [{texts!r}]")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InvalidInputError(f"texts[{i}] must be a string, not {type(text).__name__}")
+        check_strings(texts)
         return self._encode(self._model.encode_text, texts, self._tokenize, batch_size)
 
     def _encode(
@@ -195,7 +190,7 @@ class CLIPEncoder(FromPretrained):
         parameter = next(self._model.parameters())
         rows = [np.empty((0, self.dim), np.float32)]
         with torch.inference_mode():
-            for batch in _batches(items, batch_size):
+            for batch in batched(items, batch_size):
                 features = forward(collate(batch).to(parameter.device)).float()  # [b, dim]
                 rows.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
         return np.concatenate(rows)
@@ -315,17 +310,6 @@ def _architecture(open_clip: Any, name: str, cache_dir: str | None) -> dict[str,
 
     path = download_pretrained_from_hf(name.removeprefix(_HUB), "open_clip_config.json", cache_dir=cache_dir)
     return dict(json.loads(Path(path).read_text(encoding="utf-8"))["model_cfg"])
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    batch: list[T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _map_ahead(

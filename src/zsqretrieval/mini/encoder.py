@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
@@ -34,14 +33,14 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_counts
-from zsqretrieval._util.torch import FromPretrained, ensure_torchvision, resolve_device
+from zsqretrieval._util.checks import check_counts, check_strings
+from zsqretrieval._util.torch import FromPretrained, import_transformers, resolve_device
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.mini.efficientnet import (
     EfficientNetLite2,
     another_top,
     likely_names,
-    picture,
+    pictures,
     scale_pixels,
 )
 from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
@@ -179,10 +178,8 @@ def _through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def _minilm(base: BaseWeights) -> Any:
-    ensure_torchvision()
-    from transformers import BertConfig, BertModel
-
-    bert: Any = BertModel(BertConfig.from_json_file(base.minilm_config), add_pooling_layer=False)
+    hf = import_transformers()
+    bert = hf.BertModel(hf.BertConfig.from_json_file(base.minilm_config), add_pooling_layer=False)
     bert.load_state_dict(base.minilm)
     return bert.eval()
 
@@ -220,7 +217,6 @@ class MiniEncoder(FromPretrained):
         self._device = device
         self._config = dict(config)
         self._fingerprint = fingerprint
-        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode")
 
     @classmethod
     def from_pretrained(
@@ -296,9 +292,8 @@ class MiniEncoder(FromPretrained):
         rows = np.empty((len(images), self.dim), dtype=np.float32)
         tower, known = self._image_tower, self._knowledge
         for batch in _batches(len(images), batch_size):
-            pictures = np.stack(list(self._pool.map(picture, images[batch])))  # uint8 [B, 260, 260, 3]
             with torch.inference_mode():
-                grid = tower.trunk(scale_pixels(torch.from_numpy(pictures)).to(self._device))
+                grid = tower.trunk(scale_pixels(pictures(images[batch])).to(self._device))
                 own = tower.own(grid)
                 names = likely_names(tower.class_probabilities(own), known["class_names"])
                 knowledge = normalize(names - known["image_mean"], dim=-1)
@@ -312,8 +307,7 @@ class MiniEncoder(FromPretrained):
         Raises:
             InvalidInputError: ``texts`` is a string or contains something else, or ``batch_size`` < 1.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise InvalidInputError("texts must be a sequence of strings; put a single one into a list")
+        check_strings(texts)
         rows = np.empty((len(texts), self.dim), dtype=np.float32)
         tower, known = self._text_tower, self._knowledge
         for batch in _batches(len(texts), batch_size):

@@ -20,18 +20,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 from typing_extensions import Self
 
-from zsqretrieval._util.torch import FromPretrained, ensure_torchvision, resolve_device, resolve_dtype
+from zsqretrieval._util.torch import FromPretrained, import_transformers, resolve_device, resolve_dtype
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine.decoder import Decoder
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
@@ -40,7 +38,7 @@ from zsqretrieval.mini.efficientnet import (
     EfficientNetLite2,
     another_top,
     likely_names,
-    picture,
+    pictures,
     scale_pixels,
 )
 from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
@@ -158,15 +156,13 @@ class MiniModel(nn.Module):
 
 def _language_model(base: BaseWeights, attention: str) -> Any:
     """MiniLM as a causal language model; its head is untrained but for the tied word embeddings."""
-    ensure_torchvision()
-    from transformers import BertConfig, BertLMHeadModel
-
-    settings = BertConfig.from_json_file(base.minilm_config)
+    hf = import_transformers()
+    settings = hf.BertConfig.from_json_file(base.minilm_config)
     settings.is_decoder = True
     settings.use_cache = False
     settings._attn_implementation = attention
     settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = 0.0
-    model: Any = BertLMHeadModel(settings)
+    model = hf.BertLMHeadModel(settings)
     weights = {f"bert.{name}": value for name, value in base.minilm.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
@@ -222,7 +218,6 @@ class MiniGenerator(FromPretrained, InterleavedGenerator):
         self._tokenizer = tokenizer
         self._config = dict(config)
         self._fingerprint = fingerprint
-        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode")
 
     @classmethod
     def from_pretrained(
@@ -287,6 +282,5 @@ class MiniGenerator(FromPretrained, InterleavedGenerator):
         return text.strip()
 
     def _see(self, images: Sequence[Image]) -> Tensor:
-        pictures = torch.from_numpy(np.stack(list(self._pool.map(picture, images))))
-        states: Tensor = self._model.eyes(pictures.to(self._language.device))  # [n, 32, 384]
+        states: Tensor = self._model.eyes(pictures(images).to(self._language.device))  # [n, 32, 384]
         return states

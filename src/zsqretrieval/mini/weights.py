@@ -19,6 +19,7 @@ from safetensors.torch import load, load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from zsqretrieval._util.files import sha256_of
 from zsqretrieval.errors import MissingDependencyError, WeightsError
 
 
@@ -62,11 +63,7 @@ class WeightFile:
 @lru_cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Digest of a file; size and time of change are part of the cache's key."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(path)
 
 
 FILES: Mapping[str, WeightFile] = {

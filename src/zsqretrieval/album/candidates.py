@@ -39,12 +39,7 @@ def parts_by_size(records: Sequence[Record]) -> Iterator[slice]:
 
 @final
 class Viewer:
-    """Gives the generator the images of an album.
-
-    Args:
-        generator: loaded on first use.
-        states: where image features are cached.
-        album: directory of the album; None while the album is in memory, and the features with it.
+    """Gives the generator the images of an album; ``album`` is None while album and features are in memory.
 
     Raises:
         InvalidInputError: no such mode, or a generator that computes no image features.
@@ -123,9 +118,6 @@ class Viewer:
 
         In this order an added image always has its features, even if it came as bytes and cannot be reopened.
         A crash in between leaves features without an image, which does no harm.
-
-        Raises:
-            AlbumError: the disk refuses.
         """
         store = self._opened()
         if store is None:
@@ -192,6 +184,16 @@ class Viewer:
             return []
         with self.generator.using() as generator:
             return list(_check_states(generator).image_states(images))
+
+
+def need_generator(viewer: Viewer | None, what: str, instead: str = "") -> Viewer:
+    """The viewer, for something that needs a generator; an InvalidInputError if there is none."""
+    if viewer is None:
+        raise InvalidInputError(
+            f"{what} needs a generator, and this retriever has none: pass one to Retriever or "
+            f"Retriever.open{instead}"
+        )
+    return viewer
 
 
 def open_image(files: Reopener, record: Record) -> Image | ImageError:

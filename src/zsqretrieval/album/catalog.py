@@ -20,11 +20,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self
 
+from zsqretrieval._util.batches import batched
+from zsqretrieval._util.checks import check_counts
 from zsqretrieval._util.files import sync_directory
 from zsqretrieval.album import questions
 from zsqretrieval.album.changes import VectorLog, key_list
 from zsqretrieval.album.questions import QuestionTable
-from zsqretrieval.album.sqlite import Database, chunks
+from zsqretrieval.album.sqlite import CHUNK, Database
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 
@@ -113,8 +115,7 @@ class Catalog:
             AlbumError: the file exists and is not empty, or its folder does not exist.
             InvalidInputError: ``dim`` is below 1, or the settings are not JSON.
         """
-        if dim < 1:
-            raise InvalidInputError(f"dim must be at least 1, not {dim}")
+        check_counts(dim=dim)
         fixed = {"dim": _to_json(int(dim), "dim"), "settings": _to_json(dict(settings or {}), "settings")}
         where = "the catalog in memory" if path is None else str(path)
         uri = ":memory:" if path is None else f"{Path(path).absolute().as_uri()}?mode=rwc"
@@ -193,6 +194,15 @@ class Catalog:
         with self._database.transaction("IMMEDIATE") as run:
             run.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
 
+    def setting(self, name: str) -> Any:
+        """A JSON value that the album was last saved with, else made with; None without."""
+        return self.get_meta(name) or self._settings.get(name)
+
+    def change_setting(self, name: str, value: Any) -> None:
+        """Store the value of a setting if it differs; None is not stored."""
+        if value is not None and value != self.setting(name):
+            self.set_meta(name, value)
+
     # --- writing ----------------------------------------------------------------------------------------
 
     def transaction(self) -> AbstractContextManager[object]:
@@ -259,11 +269,7 @@ class Catalog:
             )
 
     def remove(self, keys: ArrayLike) -> None:
-        """Remove images by keys int64 [n], with vectors and questions, all or none.
-
-        Raises:
-            InvalidInputError: a key is not present or repeated. Nothing has changed.
-        """
+        """Remove images by keys int64 [n], each present and given once; all or none, with their questions."""
         wanted = key_list(keys)
         if len(set(wanted)) < len(wanted):
             raise InvalidInputError("a key is given twice; nothing was removed")
@@ -271,6 +277,17 @@ class Catalog:
             self.log.refuse_unknown(wanted, self.known_keys(wanted))
             run.executemany("DELETE FROM images WHERE key = ?", ((key,) for key in wanted))
             run.executemany("INSERT INTO removals (key) VALUES (?)", ((key,) for key in wanted))
+
+    def remove_ids(self, ids: Sequence[str]) -> None:
+        """Remove images by id, as :meth:`remove`; an InvalidInputError names an id that is not present."""
+        with self.transaction():
+            present = self.known_ids(id for id in ids if isinstance(id, str))
+            if missing := [id for id in ids if id not in present]:
+                raise InvalidInputError(
+                    f"{len(missing)} of {len(ids)} ids are not in the album, the first is {missing[0]!r}; "
+                    "nothing was removed"
+                )
+            self.remove(list(present.values()))
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -306,7 +323,7 @@ class Catalog:
     def namesakes(self, ids: Iterable[str]) -> list[Record]:
         """The records whose id is one of ``ids``, or one of them followed by ``#`` and anything; by id."""
         found: dict[str, Record] = {}
-        for some in chunks(list(dict.fromkeys(ids))):
+        for some in batched(dict.fromkeys(ids), CHUNK):
             given = f"WITH given(name) AS (VALUES {', '.join(['(?)'] * len(some))})"
             rows = self._database.rows(
                 f"{given} SELECT {_RECORD} FROM given JOIN images ON id = name UNION ALL "
@@ -360,11 +377,7 @@ class Catalog:
         self._database.backup(path)
 
     def move_to(self, path: str | os.PathLike[str]) -> None:
-        """Move a catalog from memory to a file; other threads wait.
-
-        Raises:
-            AlbumError: ``path`` exists already, or cannot be written. The catalog stays in memory.
-        """
+        """Move a catalog from memory to a file; other threads wait. On an AlbumError it stays in memory."""
         if Path(path).exists():
             raise _exists(path)
         with self._database.held():

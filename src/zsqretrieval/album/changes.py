@@ -40,13 +40,8 @@ class Change:
 class VectorLog:
     """The vectors of one table, each with a checksum, and their change log.
 
-    Args:
-        database: holds the tables.
-        dim: length of every vector.
-        vectors: table of ``key``, ``vector`` and ``crc32``.
-        numbered: table whose AUTOINCREMENT gives the keys.
-        removals: table of ``seq`` and ``key``.
-        what: noun for error messages, "image" or "question".
+    ``vectors`` is a table of ``key``, ``vector`` and ``crc32``, ``numbered`` the table whose AUTOINCREMENT
+    gives the keys, ``removals`` a table of ``seq`` and ``key``; ``what`` is a noun for errors.
     """
 
     def __init__(
@@ -81,11 +76,7 @@ class VectorLog:
         return stacked.astype(np.float32).reshape(len(rows), self._dim)
 
     def get(self, keys: ArrayLike) -> NDArray[np.float32]:
-        """Vectors float32 [n, dim] of keys int64 [n], in the same order, verified by their checksums.
-
-        Raises:
-            InvalidInputError: a key is not present.
-        """
+        """Vectors float32 [n, dim] of keys int64 [n], all present, in order, verified by checksum."""
         wanted = key_list(keys)
         found = self._database.select("key, vector, crc32", self._vectors, "key", wanted)
         row_of = {row[0]: n for n, row in enumerate(found)}

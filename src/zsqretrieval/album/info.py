@@ -70,7 +70,7 @@ def describe_album(path: Path) -> AlbumInfo:
         settings = catalog.settings
         snapshot = catalog.get_meta("index")  # None until the first save
         snapshots = [one["folder"] for one in (snapshot, catalog.get_meta("questions")) if one]
-        generator = catalog.get_meta("generator") or settings.get("generator") or {}
+        generator = catalog.setting("generator") or {}
         part = generator.get("part")
         encoder = settings.get("encoder_part") or _NO_PLUGIN
         index = (snapshot["part"] if snapshot else settings.get("index")) or _NO_PLUGIN
@@ -81,7 +81,7 @@ def describe_album(path: Path) -> AlbumInfo:
             encoder={**encoder, "dim": catalog.dim, "fingerprint": settings["encoder"]},
             index={**index, "saved": snapshot is not None, "up_to_date": up_to_date},
             generator=None if part is None else {**part, "states": generator.get("states")},
-            calibration=catalog.get_meta("calibration") or settings.get("calibration"),
+            calibration=catalog.setting("calibration"),
             states=tuple(_describe_states(catalog, path)),
             questions=tuple(map(asdict, catalog.questions.styles())),
             bytes_on_disk={

@@ -10,14 +10,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, final
 
+from zsqretrieval._util.batches import batched
 from zsqretrieval._util.files import atomic_write
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 
-_T = TypeVar("_T")
-
-_CHUNK = 900  # older versions of SQLite take at most 999 variables in a statement
+CHUNK = 900
+"""Values in one statement: older versions of SQLite take at most 999."""
 
 # SQLite's messages that do not mean damage, and the user's remedy.
 _ADVICE = {
@@ -89,14 +89,12 @@ class Database:
         """The first column of the first row of a statement."""
         return self.rows(query, arguments)[0][0]
 
-    def select(
-        self, columns: str, table: str, by: str, values: Sequence[int] | Sequence[str]
-    ) -> list[tuple[Any, ...]]:
+    def select(self, columns: str, table: str, by: str, values: Sequence[int | str]) -> list[tuple[Any, ...]]:
         """The rows whose column ``by`` has one of the values, in no order."""
-        with self.transaction() if len(values) > _CHUNK else contextlib.nullcontext():
+        with self.transaction() if len(values) > CHUNK else contextlib.nullcontext():
             return [
                 row
-                for some in chunks(values)
+                for some in batched(values, CHUNK)
                 for row in self.rows(
                     f"SELECT {columns} FROM {table} WHERE {by} IN ({', '.join('?' * len(some))})", some
                 )
@@ -142,11 +140,6 @@ class Database:
         with translated(self.where):
             self.connection.close()
         self.connection, self.where = other.connection, other.where
-
-
-def chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    """Split values into runs that fit into one statement."""
-    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
 
 
 @contextmanager

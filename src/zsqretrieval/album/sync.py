@@ -29,14 +29,9 @@ from zsqretrieval.protocols import Encoder, Index
 
 @final
 class IndexSync:
-    """Keeps an index in step with a change log.
+    """Keeps an index in step with a change log of a catalog; it holds exactly the vectors of ``position``.
 
-    Args:
-        catalog: stores where the snapshot is.
-        log: change log of the catalog, of images or of questions.
-        index: holds exactly the vectors of ``position``.
-        position: a position of the log.
-        name: of the snapshot in the catalog, and the start of its folder's name.
+    ``name`` is the entry of its snapshot in the catalog, and the start of the snapshot's folder name.
     """
 
     def __init__(

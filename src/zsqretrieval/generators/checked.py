@@ -11,18 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from zsqretrieval._util.checks import check_counts, check_sequence
+from zsqretrieval._util.checks import check_amounts, check_counts, check_sequence
 from zsqretrieval.errors import InvalidInputError, ZsqError
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Context, LogLikelihood, Progress
 
 
 def check_pairs(contexts: Sequence[Context], continuations: Sequence[str]) -> None:
-    """Check that there is one continuation for each context.
-
-    Raises:
-        InvalidInputError: one of both is not a sequence, or their lengths differ.
-    """
+    """Check that there is one continuation for each context; an InvalidInputError if not."""
     check_sequence(contexts, "contexts")
     check_sequence(continuations, "continuations")
     if len(contexts) != len(continuations):
@@ -31,21 +27,11 @@ def check_pairs(contexts: Sequence[Context], continuations: Sequence[str]) -> No
         )
 
 
-def check_sampling(
-    contexts: Sequence[Context], n: int, max_new_tokens: int, temperature: float, seed: int | None
-) -> None:
-    """Check the arguments of ``generate``.
-
-    Raises:
-        InvalidInputError: ``contexts`` is not a sequence, or a setting is out of range.
-    """
-    check_sequence(contexts, "contexts")
-    if n < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf:
-        raise InvalidInputError(
-            f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}; the first two must be "
-            "at least 1, the temperature a number of at least 0"
-        )
+def check_sampling(n: int, max_new_tokens: int, temperature: float, seed: int | None) -> None:
+    """Check the settings of ``generate``; an InvalidInputError names one that is out of range."""
+    check_counts(n=n, max_new_tokens=max_new_tokens)
     check_counts(0, or_none=True, seed=seed)
+    check_amounts(temperature=temperature)
 
 
 def write_texts(

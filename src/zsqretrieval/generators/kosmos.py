@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ from zsqretrieval._util.torch import (
     FromPretrained,
     add_tensors,
     check_complete,
-    ensure_torchvision,
+    import_transformers,
     loading,
     resolve_device,
     resolve_dtype,
     tokenizer_facts,
 )
-from zsqretrieval.data.images import decode, trimmed
+from zsqretrieval.data.images import decode, in_threads, trimmed
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine.decoder import Decoder
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
@@ -47,7 +46,6 @@ _FAMILY = "kosmos-2"  # model_type of its configuration
 _TEXT_SETTINGS = ("attention_heads", "activation_function", "layer_norm_eps", "scale_embedding")
 _VISION_SETTINGS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "patch_size")
 _PIXEL_SETTINGS = ("do_", "size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
-_DECODERS = 4  # threads; Pillow releases the interpreter lock
 
 
 class Kosmos1Generator(FromPretrained, InterleavedGenerator):
@@ -176,8 +174,7 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
         return text.strip()
 
     def _see(self, images: Sequence[Image]) -> Tensor:
-        with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
-            pictures = list(pool.map(lambda image: trimmed(decode(image)), images))
+        pictures = in_threads(lambda image: trimmed(decode(image)), images)
         made = self.processor.image_processor(pictures, return_tensors="pt")
         pixels = made.pixel_values.to(self._language.device, self._language.dtype)  # [n, 3, 224, 224]
         vision = self.model.vision_model
@@ -188,17 +185,14 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
 
 
 def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    ensure_torchvision()
-    import transformers
-
-    classes: Any = transformers  # partly unannotated
-    family = classes.AutoConfig.from_pretrained(source).model_type
+    hf = import_transformers()
+    family = hf.AutoConfig.from_pretrained(source).model_type
     if family != _FAMILY:
         raise WeightsError(f"{source} is a {family} model, not Kosmos; try VLMGenerator")
-    model, report = classes.Kosmos2ForConditionalGeneration.from_pretrained(
+    model, report = hf.Kosmos2ForConditionalGeneration.from_pretrained(
         source, dtype=dtype, output_loading_info=True
     )
     check_complete(source, report)
     # Pillow resizes alike on every machine; torchvision, which may be missing, resizes differently.
-    image_processor = classes.CLIPImageProcessorPil.from_pretrained(source)
-    return model, classes.Kosmos2Processor(image_processor, classes.AutoTokenizer.from_pretrained(source))
+    image_processor = hf.CLIPImageProcessorPil.from_pretrained(source)
+    return model, hf.Kosmos2Processor(image_processor, hf.AutoTokenizer.from_pretrained(source))

@@ -29,11 +29,7 @@ class LazyGenerator:
 
     @classmethod
     def of(cls, generator: Generator) -> Self:
-        """Wrap a generator that exists already.
-
-        Raises:
-            InvalidInputError: it is not a generator.
-        """
+        """Wrap a generator that exists already; an InvalidInputError if it is none."""
         plugins.check_part("generator", generator)
         part = plugins.describe("generator", generator) or {"plugin": "", "config": {}}
         lazy = cls(part["plugin"], part["config"])
@@ -51,12 +47,7 @@ class LazyGenerator:
         return self._made
 
     def get(self) -> Generator:
-        """Load the generator on the first call, and return it.
-
-        Raises:
-            InvalidInputError: no installed package offers the plugin.
-            WeightsError: its weights cannot be found.
-        """
+        """Load the generator on the first call, and return it; errors as its plugin's."""
         if self._made is None:
             with self._lock:
                 if self._made is None:

@@ -12,31 +12,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from operator import index
-from typing import Any, TypeAlias, TypeVar, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_counts
-from zsqretrieval.album.candidates import Viewer
+from zsqretrieval.album.candidates import Viewer, need_generator
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.questions import Judgement, NewQuestion, Recipe, StoredQuestion, StyleFacts
 from zsqretrieval.data.loader import Skipped
 from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.generators.checked import check_sampling
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.tasks.english import normalized
-from zsqretrieval.tasks.questions import (
-    STYLES,
-    Question,
-    Style,
-    check_sampling,
-    check_style,
-    generate_questions,
-)
+from zsqretrieval.tasks.questions import STYLES, Question, Style, check_style, generate_questions
 from zsqretrieval.types import Progress
 
 Search: TypeAlias = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
@@ -45,7 +39,6 @@ Search: TypeAlias = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
 _New: TypeAlias = list[NewQuestion]  # in the class, `list` is a method
 
 _CHUNK = 512  # records looked up at once
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +119,9 @@ class AlbumQuestions:
             AlbumError: the disk is full or the album is locked; earlier batches stay.
         """
         begin = time.perf_counter()
-        viewer = self._viewer
-        if viewer is None:
-            raise InvalidInputError(
-                "writing questions needs a generator, and this retriever has none: pass one to Retriever or "
-                "Retriever.open"
-            )
+        viewer = need_generator(self._viewer, "writing questions")
         style = check_style(style, answers=answers)
-        check_sampling(n, temperature, seed, max_new_tokens)
+        check_sampling(n, max_new_tokens, temperature, seed)
         check_counts(batch_size=batch_size)
         batch_size, top_k = index(batch_size), _depth(top_k)
         sampling: dict[str, Any] = {  # plain numbers, since NumPy's are accepted but not JSON
@@ -153,11 +141,11 @@ class AlbumQuestions:
         asked = known = questions = kept = 0
         skipped: list[Skipped] = []
         with Reopener() as files:
-            for chunk in _batches(self._catalog.iter_records(), _CHUNK):
+            for chunk in batched(self._catalog.iter_records(), _CHUNK):
                 before = self._catalog.questions.asked(recipe, [record.key for record in chunk])
                 known += len(before)
                 waiting = [record for record in chunk if record.key not in before]
-                for batch in _batches(iter(waiting), batch_size):
+                for batch in batched(waiting, batch_size):
                     with viewer.showing(batch, files) as (generator, shown):
                         images = {
                             record.key: one
@@ -293,8 +281,3 @@ def _report(progress: Progress | None, what: str, done: int, total: int) -> None
 def _depth(top_k: int | None) -> int | None:
     check_counts(or_none=True, top_k=top_k)
     return None if top_k is None else index(top_k)
-
-
-def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    while batch := list(islice(items, size)):
-        yield batch

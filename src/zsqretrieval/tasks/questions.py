@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from zsqretrieval._util.checks import check_amounts, check_counts, check_sequence, check_text
+from zsqretrieval._util.checks import check_sequence, check_text
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.generators.checked import read_texts, write_texts
+from zsqretrieval.generators.checked import check_sampling, read_texts, write_texts
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks.english import first_line, normalized, question_in
@@ -139,7 +139,7 @@ def generate_questions(
     """
     style = check_style(style, answers=answers)
     check_sequence(images, "images")
-    check_sampling(n, temperature, seed, max_new_tokens)
+    check_sampling(n, max_new_tokens, temperature, seed)
     check_prompt(answer_prompt, "question", what="the prompt for answers")
     draws = -(-OVERSAMPLE * n // len(style.prompts)) if temperature > 0 else 1
     contexts = [prompt.context(image) for image in images for prompt in style.prompts]
@@ -174,23 +174,8 @@ def _likeliest(questions: Sequence[Question], n: int) -> tuple[Question, ...]:
     return tuple(sorted(by_form.values(), key=lambda one: (-one.log_likelihood, one.text))[:n])
 
 
-def check_sampling(n: int, temperature: float, seed: int | None, max_new_tokens: int) -> None:
-    """Check the settings of sampling.
-
-    Raises:
-        InvalidInputError: ``n`` or ``max_new_tokens`` < 1, or temperature or seed negative; names it.
-    """
-    check_counts(n=n, max_new_tokens=max_new_tokens)
-    check_counts(0, or_none=True, seed=seed)
-    check_amounts(temperature=temperature)
-
-
 def check_style(style: str | Style, *, answers: bool = False) -> Style:
-    """The style of a name; a style is returned as it is.
-
-    Raises:
-        InvalidInputError: unknown name, or answers to a style without questions.
-    """
+    """Look up a style by name; an InvalidInputError if it is unknown, or writes nothing to answer."""
     if not isinstance(style, Style):
         if not isinstance(style, str) or style not in STYLES:
             raise InvalidInputError(f"there is no style {style!r}; choose from {', '.join(STYLES)}")

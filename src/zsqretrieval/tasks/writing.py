@@ -86,11 +86,7 @@ def answer(
 
 
 def image_records(images: Pictures) -> list[Image | ImageState]:
-    """One image or several as records, not opened.
-
-    Raises:
-        InvalidInputError: there are none, or one is not an image.
-    """
+    """One image or several as records, not opened; an InvalidInputError if there are none."""
     several = [*images] if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
     if not several:
         raise InvalidInputError("there are no images; give one or more")
@@ -98,11 +94,7 @@ def image_records(images: Pictures) -> list[Image | ImageState]:
 
 
 def check_texts(texts: Sequence[str], what: str, *, least: int = 1) -> tuple[str, ...]:
-    """The stripped texts; ``what`` is their plural noun for the error.
-
-    Raises:
-        InvalidInputError: there are fewer than ``least``, or one is not a non-empty string.
-    """
+    """The stripped texts, at least ``least`` and none empty; ``what`` is their plural noun for the error."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise InvalidInputError(f"{what} must be a sequence of texts, not {texts!r}")
     for position, text in enumerate(texts):
@@ -114,11 +106,7 @@ def check_texts(texts: Sequence[str], what: str, *, least: int = 1) -> tuple[str
 
 
 def text_per_image(images: Sequence[object], texts: str | Sequence[str], what: str) -> tuple[str, ...]:
-    """One text for each image: the same for all, or a list of as many.
-
-    Raises:
-        InvalidInputError: as :func:`check_texts`, or their number is another.
-    """
+    """One text for each image: the same for all, or a list of as many; checked by :func:`check_texts`."""
     several = check_texts([texts] * len(images) if isinstance(texts, str) else texts, what)
     if len(several) != len(images):
         raise InvalidInputError(f"{len(several)} {what} for {len(images)} images; give one, or one per image")
@@ -141,12 +129,7 @@ def log_likelihoods(
     aggregate: Aggregate = "sum",
     batch_size: int = 16,
 ) -> NDArray[np.float64]:
-    """Log-likelihoods of n pairs in nats, float64 [n]; with "mean" per token.
-
-    Raises:
-        InvalidInputError: the aggregate is unknown, or a pair is too long for the generator.
-        ZsqError: the generator returned the wrong number of likelihoods, or one that is not finite.
-    """
+    """Log-likelihoods of n pairs in nats, float64 [n]; with "mean" per token."""
     if aggregate not in ("sum", "mean"):
         raise InvalidInputError(f"aggregate must be 'sum' or 'mean', not {aggregate!r}")
     found = read_texts(generator, contexts, continuations, batch_size=batch_size)

@@ -151,7 +151,8 @@ class InterleavedGenerator(ABC):
         Raises:
             InvalidInputError, MismatchError, ImageError: as :meth:`log_likelihood`.
         """
-        check_sampling(contexts, n, max_new_tokens, temperature, seed)
+        check_sequence(contexts, "contexts")
+        check_sampling(n, max_new_tokens, temperature, seed)
         rows, states = self._lay_out(contexts, self._text_tokens())
         for i, row in enumerate(rows):
             self._check_length(len(row), 1, f"context {i} and one new token")

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from PIL import Image as PILImage
+from torch.nn.utils.rnn import pad_sequence
 
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError
@@ -50,20 +51,12 @@ class ModelInputs:
 def collate(
     prompts: Sequence[ModelInputs], *, pad: int, side: str, device: Any, dtype: Any
 ) -> dict[str, torch.Tensor]:
-    """Stack B inputs of one shape, padded with the token ``pad`` on one ``side``, with pixels of ``dtype``.
-
-    Returns:
-        The model's keyword arguments: [B, longest, ...] per token, images one after another.
-    """
-    longest = max(map(len, prompts))
+    """Stack B inputs of one shape as keyword arguments: [B, longest, ...] per token, images in sequence."""
     batch = {}
     for name in prompts[0].tokens:
-        padded = []
-        for row in (prompt.tokens[name] for prompt in prompts):
-            shape = (1, longest - row.shape[1], *row.shape[2:])
-            room = torch.full(shape, pad if name == "input_ids" else 0, dtype=row.dtype)
-            padded.append(torch.cat([room, row] if side == "left" else [row, room], dim=1))
-        batch[name] = torch.cat(padded).to(device)
+        rows = [prompt.tokens[name][0] for prompt in prompts]  # [n, ...] each
+        fill = pad if name == "input_ids" else 0
+        batch[name] = pad_sequence(rows, True, fill, side).to(device)
     for name in prompts[0].images:
         value = torch.cat([prompt.images[name] for prompt in prompts])
         batch[name] = value.to(device, dtype if value.is_floating_point() else None)
@@ -101,14 +94,7 @@ class Reader:
         self._lead = "" if self._marks and self._spaced else lead
 
     def prompt(self, context: Context, name: str) -> ModelInputs:
-        """The inputs of a context; ``name`` is for errors.
-
-        Raises:
-            InvalidInputError: it is not a sequence of strings and images, is empty, contains the model's
-                image token as text, or the chat template cannot keep its order.
-            MismatchError: it contains an image state.
-            ImageError: an image cannot be decoded.
-        """
+        """The inputs of a context; ``name`` is for errors."""
         segments = self._segments(context, name)
         pictures = [decode(segment) for segment in segments if isinstance(segment, Image)]
         layout = self._family.layout
@@ -118,11 +104,7 @@ class Reader:
         return prompt
 
     def continuation(self, text: str, name: str) -> list[int]:
-        """The tokens of a continuation, which depend on nothing else.
-
-        Raises:
-            InvalidInputError: it is not a string, has no tokens, or contains the model's image token.
-        """
+        """The tokens of a continuation, which depend on nothing else."""
         if not isinstance(text, str):
             raise InvalidInputError(f"{name} must be a string, not {type(text).__name__}")
         self._check_reserved(text, name)

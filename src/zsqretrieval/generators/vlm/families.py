@@ -134,11 +134,7 @@ REFUSED: Mapping[str, str] = {
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a configuration's ``model_type``; an untested one is scored one pair at a time.
-
-    Raises:
-        InvalidInputError: its models cannot be scored; gives the reason.
-    """
+    """The family of a configuration's ``model_type``; an untested one is scored one pair at a time."""
     if model_type in REFUSED:
         raise InvalidInputError(
             f"{model_type} models cannot be scored by VLMGenerator: {REFUSED[model_type]}; use one of "

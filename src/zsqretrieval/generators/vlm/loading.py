@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,15 +10,9 @@ from typing import Any
 
 import torch
 
-from zsqretrieval._util.torch import check_complete, ensure_torchvision, loading
+from zsqretrieval._util.torch import check_complete, import_transformers, loading
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.generators.vlm.families import FAMILIES, family_of
-
-
-def import_transformers() -> Any:
-    """The package, untyped: most of it has no annotations."""
-    ensure_torchvision()
-    return importlib.import_module("transformers")
 
 
 def resolve(name_or_path: str | Path) -> str:
@@ -73,11 +66,7 @@ def is_encoder_decoder(config: Any) -> bool:
 
 
 def special_tokens(model: Any, tokenizer: Any) -> tuple[int, int | None, frozenset[int]]:
-    """The padding token, the decoder's start token, and the end tokens.
-
-    Raises:
-        InvalidInputError: the configuration of an encoder-decoder has no start token.
-    """
+    """The padding token, the decoder's start token, and the end tokens."""
     text, generation = model.config.get_text_config(), getattr(model, "generation_config", None)
     ends = getattr(generation, "eos_token_id", None) or getattr(text, "eos_token_id", None)
     ends = ends if isinstance(ends, list) else [ends]

@@ -12,10 +12,18 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_counts
-from zsqretrieval._util.torch import DTYPES, FromPretrained, add_tensors, resolve_device, tokenizer_facts
+from zsqretrieval._util.checks import check_counts, check_sequence
+from zsqretrieval._util.torch import (
+    DTYPES,
+    FromPretrained,
+    add_tensors,
+    import_transformers,
+    resolve_device,
+    tokenizer_facts,
+)
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.checked import check_pairs, check_sampling
 from zsqretrieval.generators.engine.batching import plan_batches, run_batches
@@ -26,7 +34,6 @@ from zsqretrieval.generators.vlm.load_check import check_scores
 from zsqretrieval.generators.vlm.loading import (
     forward_options,
     hidden_behind,
-    import_transformers,
     is_encoder_decoder,
     load,
     prepare,
@@ -209,7 +216,8 @@ class VLMGenerator(FromPretrained):
         Raises:
             InvalidInputError, MismatchError, ImageError: as :meth:`log_likelihood`.
         """
-        check_sampling(contexts, n, max_new_tokens, temperature, seed)
+        check_sequence(contexts, "contexts")
+        check_sampling(n, max_new_tokens, temperature, seed)
         entropy = np.random.SeedSequence(seed).entropy
         draws = n if temperature > 0 else 1
 
@@ -426,10 +434,8 @@ def _decoder_inputs(
     answers: Sequence[list[int]], start: int | None, pad: int, device: Any
 ) -> dict[str, torch.Tensor]:
     """The start token and each answer without its last token, padded on the right: int64 [B, T]."""
-    longest = max(map(len, answers))
-    rows = [[start, *answer[:-1]] + [pad] * (longest - len(answer)) for answer in answers]
-    mask = [[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers]
+    rows = [torch.tensor([start, *answer[:-1]]) for answer in answers]
     return {
-        "decoder_input_ids": torch.tensor(rows, device=device),
-        "decoder_attention_mask": torch.tensor(mask, device=device),
+        "decoder_input_ids": pad_sequence(rows, True, pad).to(device),
+        "decoder_attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True).to(device),
     }

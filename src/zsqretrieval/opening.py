@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from zsqretrieval.album.candidates import StatesMode, Viewer
 from zsqretrieval.album.catalog import Catalog
@@ -19,23 +19,14 @@ from zsqretrieval.protocols import Encoder, Generator, Index
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a retriever.
-
-    Attributes:
-        encoder: encodes images and queries.
-        catalog: records, vectors and questions.
-        index: the index of images, in step with the catalog.
-        viewer: gives the generator its inputs; None without a generator.
-        calibration: constants of encoder and generator.
-        path: directory of the album; None while it is in memory.
-    """
+    """The parts of a retriever."""
 
     encoder: Encoder
     catalog: Catalog
-    index: IndexSync
-    viewer: Viewer | None
-    calibration: Calibration
-    path: Path | None
+    index: IndexSync  # of images, in step with the catalog
+    viewer: Viewer | None  # gives the generator its inputs; None without a generator
+    calibration: Calibration  # of encoder and generator
+    path: Path | None  # directory of the album; None while it is in memory
 
 
 def new_parts(
@@ -100,8 +91,8 @@ def stored_parts(
         else:
             check_empty_index(encoder, index)
             sync = IndexSync(catalog, catalog.log, index)
-        viewer = Viewer.restore(stored_setting(catalog, "generator"), generator, states, path)
-        calibration = calibration or Calibration.restore(stored_setting(catalog, "calibration"), path)
+        viewer = Viewer.restore(catalog.setting("generator"), generator, states, path)
+        calibration = calibration or Calibration.restore(catalog.setting("calibration"), path)
         sync.update()
     except BaseException:
         catalog.close()
@@ -109,23 +100,8 @@ def stored_parts(
     return Parts(encoder, catalog, sync, viewer, calibration, path)
 
 
-def stored_setting(catalog: Catalog, name: str) -> Any:
-    """A setting that the album was last saved with, else made with."""
-    return catalog.get_meta(name) or catalog.settings.get(name)
-
-
-def store_setting(catalog: Catalog, name: str, value: Any) -> None:
-    """Store a setting that changed; None is not stored."""
-    if value is not None and value != stored_setting(catalog, name):
-        catalog.set_meta(name, value)
-
-
 def make_folder(folder: Path) -> None:
-    """Make the directory of an album.
-
-    Raises:
-        AlbumError: the system refuses.
-    """
+    """Make the directory of an album; an AlbumError if the system refuses."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

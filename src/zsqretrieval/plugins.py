@@ -37,13 +37,9 @@ _MEMBERS: Mapping[Kind, tuple[str, ...]] = {
 
 
 def available(kind: Kind) -> dict[str, EntryPoint]:
-    """List the plugins of a kind without importing them.
+    """List the plugins of a kind by name, without importing them.
 
-    Returns:
-        Entry points by name, sorted. A name that two packages claim is listed once; :func:`load` refuses it.
-
-    Raises:
-        InvalidInputError: unknown kind.
+    A name that two packages claim is listed once; :func:`load` refuses it.
     """
     return {name: claims[0] for name, claims in _claims(kind).items()}
 
@@ -168,11 +164,7 @@ def restore(kind: Kind, description: Mapping[str, Any] | None, album: object) ->
 
 
 def check_part(kind: Kind, part: object) -> None:
-    """Check that an object has the members of its protocol.
-
-    Raises:
-        InvalidInputError: it is a class, a name, or lacks members; names them.
-    """
+    """Check that an object is an instance with the members of its protocol; an InvalidInputError if not."""
     if isinstance(part, type):
         raise InvalidInputError(f"the {kind} is the class {part.__name__}; pass an instance")
     if isinstance(part, str):
@@ -182,11 +174,8 @@ def check_part(kind: Kind, part: object) -> None:
     # Look at the class first: reading a property may start work.
     missing = [name for name in _MEMBERS[kind] if not (hasattr(type(part), name) or hasattr(part, name))]
     if missing:
-        raise InvalidInputError(f"{part!r} is not {_a(kind)}: it has no {', '.join(missing)}")
-
-
-def _a(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "ei" else f"a {kind}"
+        article = "an" if kind[0] in "ei" else "a"
+        raise InvalidInputError(f"{part!r} is not {article} {kind}: it has no {', '.join(missing)}")
 
 
 def check_empty_index(encoder: Encoder, index: Index) -> None:
@@ -217,11 +206,7 @@ def new_index(name: str, encoder: Encoder) -> Index:
 
 
 def empty_like(index: Index) -> Index:
-    """Make an empty index of the same class and settings.
-
-    Raises:
-        AlbumError: its class cannot be built from settings.
-    """
+    """Make an empty index of the same class and settings; an AlbumError if there are no settings."""
     if not isinstance(index, Configurable):
         raise AlbumError(
             f"a change to the {type(index).__name__} was interrupted, and it has no config to make another "

@@ -66,11 +66,7 @@ class Calibration:
 
     @classmethod
     def restore(cls, description: Mapping[str, Any] | None, album: object) -> Self:
-        """Rebuild the calibration of an album.
-
-        Raises:
-            AlbumError: a fusion was not a plugin, or comes from a newer version of the library.
-        """
+        """Rebuild the calibration of an album; an AlbumError if this version cannot."""
         if description is None:
             raise AlbumError(
                 f"{album} was made with a fusion that is not a plugin, so its calibration cannot be "
@@ -149,12 +145,7 @@ class Preset:
         )
 
     def make_encoder(self) -> Encoder:
-        """Make the encoder.
-
-        Raises:
-            InvalidInputError: no such encoder.
-            WeightsError: its weights cannot be found.
-        """
+        """Make the encoder; errors as :func:`zsqretrieval.plugins.create`."""
         return cast(Encoder, plugins.create("encoder", self.encoder, self.encoder_config))
 
     def make_generator(self) -> LazyGenerator | None:
@@ -174,15 +165,7 @@ class Preset:
         return LazyGenerator(self.generator, self.generator_config)
 
     def check_album(self, encoder_part: Mapping[str, Any] | None, album: object) -> None:
-        """Check that an existing album has this preset's encoder, without loading it.
-
-        Args:
-            encoder_part: description of the album's encoder; None when it is not a plugin.
-            album: the album's directory, for the message.
-
-        Raises:
-            MismatchError: the album was made with another encoder.
-        """
+        """Check by its description that an album has this preset's encoder; a MismatchError if not."""
         part = encoder_part or {"plugin": "that is not a plugin", "config": {}}
         same = all(part["config"].get(name) == value for name, value in self.encoder_config.items())
         if part["plugin"] != self.encoder or not same:
@@ -211,11 +194,7 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def preset_named(preset: str | Preset) -> Preset:
-    """Look up a preset by name; a :class:`Preset` is returned as it is.
-
-    Raises:
-        InvalidInputError: no such preset; lists the names.
-    """
+    """Look up a preset by name, unless it is one; an InvalidInputError lists the names."""
     if isinstance(preset, Preset):
         return preset
     if preset not in PRESETS:

@@ -17,24 +17,24 @@ from typing import Literal, cast, overload
 
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_counts, check_text
-from zsqretrieval.album.candidates import StatesMode, Viewer
+from zsqretrieval._util.checks import check_counts
+from zsqretrieval.album.candidates import StatesMode, Viewer, need_generator
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.info import CATALOG
 from zsqretrieval.album.ingest import Adder, AddReport
-from zsqretrieval.data.images import ImageLike, as_image, decode
+from zsqretrieval.data.images import ImageLike
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.gallery import AlbumGallery
 from zsqretrieval.dialog.policies import InformationGain, Policy
 from zsqretrieval.errors import AlbumError, InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
-from zsqretrieval.opening import Parts, make_folder, new_parts, preset_parts, store_setting, stored_parts
+from zsqretrieval.opening import Parts, make_folder, new_parts, preset_parts, stored_parts
 from zsqretrieval.presets import Calibration, Preset, preset_named
 from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.search.dense import FirstStage
 from zsqretrieval.search.expansion import QuestionIndex
 from zsqretrieval.search.image_to_text import TextRanking, rank_texts
-from zsqretrieval.search.pipeline import Pipeline
+from zsqretrieval.search.pipeline import Pipeline, as_query, query_image
 from zsqretrieval.search.priors import Prior
 from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.search.rerank import Rerank, RerankLike
@@ -153,15 +153,14 @@ class Retriever:
             IntegrityError: the catalog is damaged.
         """
         folder = Path(path).absolute()
-        if preset is not None and not (folder / CATALOG).exists():
+        named = None if preset is None else preset_named(preset)
+        if named is not None and not (folder / CATALOG).exists():
             if any(part is not None for part in (encoder, index, generator, calibration)):
                 raise InvalidInputError(
                     f"{folder} holds no album yet; make one with Retriever(encoder, index, generator, "
                     "path=...), or from a preset alone"
                 )
-            made = preset_parts(preset_named(preset), folder, None if states == "auto" else states)
-            return cls._of(made)
-        named = None if preset is None else preset_named(preset)
+            return cls._of(preset_parts(named, folder, None if states == "auto" else states))
         return cls._of(stored_parts(Path(path), named, encoder, index, generator, states, calibration))
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -192,8 +191,8 @@ class Retriever:
                 self._viewer.sweep(self._catalog.known_digests)
                 described = Viewer.describe(self._viewer)
                 if described["part"] is not None:
-                    store_setting(self._catalog, "generator", described)
-            store_setting(self._catalog, "calibration", self.calibration.describe())
+                    self._catalog.change_setting("generator", described)
+            self._catalog.change_setting("calibration", self.calibration.describe())
 
     def close(self) -> None:
         """Close the album; call :meth:`save` first to keep the index."""
@@ -284,16 +283,7 @@ class Retriever:
         Raises:
             InvalidInputError: an id is not in the album; names it. Nothing has changed.
         """
-        wanted = list(dict.fromkeys([ids] if isinstance(ids, str) else ids))
-        with self._catalog.transaction():
-            present = self._catalog.known_ids(id for id in wanted if isinstance(id, str))
-            missing = [id for id in wanted if id not in present]
-            if missing:
-                raise InvalidInputError(
-                    f"{len(missing)} of {len(wanted)} ids are not in the album, the first is {missing[0]!r}; "
-                    "nothing was removed"
-                )
-            self._catalog.remove(list(present.values()))
+        self._catalog.remove_ids(list(dict.fromkeys([ids] if isinstance(ids, str) else ids)))
         self._index.update()
 
     # --- searching ----------------------------------------------------------------------------------------
@@ -366,7 +356,7 @@ class Retriever:
         """
         check_counts(k=k)
         several = isinstance(query, Sequence) and not isinstance(query, str | bytes)
-        queries = [_query(one) for one in cast("Sequence[ImageLike]", query if several else [query])]
+        queries = [as_query(one) for one in cast("Sequence[ImageLike]", query if several else [query])]
         if (explain or rerank not in ("auto", None)) and any(isinstance(one, Image) for one in queries):
             raise InvalidInputError(
                 "re-ranking and explaining need a question, not an image; use rerank=None"
@@ -442,8 +432,8 @@ class Retriever:
         how = Rerank.of(rerank, generator=self.has_generator)
         generator = None
         if how is not None and how.scoring is not None:
-            generator = self._pipeline.need_generator("re-ranking texts", ", or use rerank=None").generator
-        record = _decoded(image)
+            generator = need_generator(self._viewer, "re-ranking texts", ", or use rerank=None").generator
+        record = query_image(image)
         return rank_texts(self.encoder, generator, record, texts, k, how=how, prior=prior, progress=progress)
 
     def dialog(
@@ -482,18 +472,5 @@ class Retriever:
         Raises:
             InvalidInputError: there is no generator.
         """
-        viewer = self._pipeline.need_generator("a dialog")
+        viewer = need_generator(self._viewer, "a dialog")
         return AlbumGallery(self.encoder, self._catalog, self._first_stage, viewer)
-
-
-def _query(query: object) -> str | Image:
-    if isinstance(query, str):
-        check_text(query, "the question")
-        return query
-    return _decoded(query)  # type: ignore[arg-type]  # checked there
-
-
-def _decoded(image: ImageLike) -> Image:
-    """Decode as :meth:`Retriever.add` does: an encoder may decode a large JPEG at reduced size by itself."""
-    record = as_image(image)
-    return Image(decode(record), record.source)

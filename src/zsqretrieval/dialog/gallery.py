@@ -1,5 +1,7 @@
 """The images of an album as a dialog needs them, although images may be removed during the dialog."""
 
+# ruff: noqa: D102  (the methods are documented in Gallery)
+
 from __future__ import annotations
 
 import contextlib
@@ -27,11 +29,9 @@ class AlbumGallery:
         self._encoder, self._catalog, self._first_stage, self._viewer = encoder, catalog, first_stage, viewer
 
     def first_stage(self, text: str, k: int) -> tuple[Hit, ...]:
-        """The k images nearest to a text, best first."""
         return self._first_stage.search([text], k)[0].hits
 
     def similarities(self, texts: Sequence[str], hits: Sequence[Hit]) -> NDArray[np.float64]:
-        """Cosine similarities float64 [t, n]; nan for a removed image."""
         encoded = self._encoder.encode_text(texts)
         cosine = np.full((len(texts), len(hits)), np.nan)
         while True:
@@ -45,11 +45,9 @@ class AlbumGallery:
             return cosine
 
     def encoded_alike(self, texts: Sequence[str]) -> bool:
-        """Whether the encoder makes the same vector of all texts."""
         return encoded_alike(self._encoder, texts)
 
     def present(self, hits: Sequence[Hit]) -> NDArray[np.bool_]:
-        """Which images are still in the album: bool [n]."""
         return np.array([record is not None for record in self._records(hits)], np.bool_)
 
     def _records(self, hits: Sequence[Hit]) -> list[Record | None]:
@@ -60,7 +58,7 @@ class AlbumGallery:
         return [found.get((hit.key, hit.id, hit.source)) for hit in hits]
 
     def stored_questions(self, hits: Sequence[Hit]) -> list[tuple[str, ...]]:
-        """The retained questions of each image, without captions and key words."""
+        # without captions and key words
         stored: dict[int, list[str]] = {hit.key: [] for hit in hits}
         for one in self._catalog.questions.of(list(stored)):
             if one.judgement.kept and question_in(one.text):  # a dropped one may not fit the image
@@ -71,7 +69,6 @@ class AlbumGallery:
     def showing(
         self, hits: Sequence[Hit]
     ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
-        """The generator, and for each image its cached features, the image, or the reason for neither."""
         here = [record for record in self._records(hits) if record is not None]
         with Reopener() as files, self._viewer.showing(here, files) as (generator, shown):
             by_key = {record.key: one for record, one in zip(here, shown, strict=True)}

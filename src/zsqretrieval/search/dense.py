@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,40 +20,24 @@ from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.protocols import Encoder
-from zsqretrieval.search.expansion import Compared, QuestionIndex, compare
+from zsqretrieval.search.expansion import Candidate, QuestionIndex, compare, hit_of
 from zsqretrieval.search.fusion import FIRST_STAGE, NORMALIZED, Fusion, best_first
 from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.types import Hit, Image
 
-_Candidates: TypeAlias = list[tuple[Record, Hit]]  # best first
-
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The candidates of one query.
-
-    Attributes:
-        records: n images, best first.
-        hits: n hits in the same order.
-        timings: seconds by step: ``"encode"``, ``"first_stage"`` and ``"normalized"``. Queries of a batch
-            share its time equally.
-    """
+    """The n candidates of one query, best first."""
 
     records: list[Record]
     hits: tuple[Hit, ...]
-    timings: dict[str, float]
+    timings: dict[str, float]  # seconds by step; queries of a batch share its time equally
 
 
 @final
 class FirstStage:
-    """Searches an album by vectors.
-
-    Args:
-        encoder: encodes the queries.
-        catalog: the images.
-        follower: the index of images, in step with the catalog.
-        questions: the index of stored questions.
-    """
+    """Searches an album by vectors; ``follower`` is its index of images, ``questions`` that of questions."""
 
     def __init__(
         self, encoder: Encoder, catalog: Catalog, follower: IndexSync, questions: QuestionIndex
@@ -80,11 +64,6 @@ class FirstStage:
             k: candidates per query, >= 1; fewer when the album is smaller.
             expansion: combines similarities to images and to their stored questions; None for images alone.
             bank: normalises the scores.
-
-        Raises:
-            InvalidInputError: the album has no questions to expand with, or as
-                :func:`~zsqretrieval.search.expansion.join`.
-            IntegrityError: a vector is damaged.
         """
         if expansion is not None and not len(self._questions):
             raise InvalidInputError(
@@ -131,7 +110,7 @@ class FirstStage:
             vectors[list(images)] = self._encoder.encode_image(list(images.values()))
         return vectors
 
-    def _nearest(self, vectors: NDArray[np.float32], k: int) -> list[_Candidates]:
+    def _nearest(self, vectors: NDArray[np.float32], k: int) -> list[list[Candidate]]:
         while True:
             position = self._catalog.log.position
             neighbors = self._follower.update().search(vectors, k)
@@ -143,18 +122,20 @@ class FirstStage:
                     raise IntegrityError(f"index and catalog of this album disagree: {error}") from error
                 continue
             return [
-                [(record := next(records), _hit(record, score)) for score in scores[row].tolist()]
+                [
+                    (record := next(records), hit_of(record, {FIRST_STAGE: score}))
+                    for score in scores[row].tolist()
+                ]
                 for scores, row in zip(neighbors.scores, there, strict=True)
             ]
 
-    def _expanded(self, vector: NDArray[np.float32], k: int, expansion: Fusion) -> _Candidates:
+    def _expanded(self, vector: NDArray[np.float32], k: int, expansion: Fusion) -> list[Candidate]:
         by_image = self.keys(vector, k)[0]
         by_question = self._questions.nearest(vector, k)
         keys = np.concatenate([by_image[by_image >= 0], by_question])
-        found = compare(self._catalog, keys, vector, expansion)[:k]
-        return [(one.record, _compared_hit(one)) for one in found]
+        return compare(self._catalog, keys, vector, expansion)[:k]
 
-    def _normalized(self, found: _Candidates, bank: QueryBank) -> _Candidates:
+    def _normalized(self, found: list[Candidate], bank: QueryBank) -> list[Candidate]:
         """Normalise scores by the bank and sort again; images removed meanwhile are left out."""
         with self._catalog.reading():
             present = self._catalog.known_keys([record.key for record, _ in found])
@@ -165,21 +146,3 @@ class FirstStage:
             (kept[n][0], replace(kept[n][1], score=score, scores={**kept[n][1].scores, NORMALIZED: score}))
             for n, score in ((n, float(scores[n])) for n in best_first(scores))
         ]
-
-
-def _hit(record: Record, score: float) -> Hit:
-    return Hit(
-        key=record.key,
-        id=record.id,
-        source=record.source,
-        score=score,
-        scores={FIRST_STAGE: score},
-        caption=record.caption,
-        metadata=record.metadata,
-        digest=record.digest,
-    )
-
-
-def _compared_hit(one: Compared) -> Hit:
-    hit = _hit(one.record, one.joined)
-    return replace(hit, scores=one.scores, matched_question=one.matched)

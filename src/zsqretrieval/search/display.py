@@ -30,17 +30,11 @@ THUMBNAIL_SIDE = 256
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How pages and tables show the score of a stage.
+    """How pages and tables show the score of a stage."""
 
-    Attributes:
-        label: name in words.
-        digits: digits after the point.
-        legend: meaning of the number and its bar; empty for an unknown stage.
-    """
-
-    label: str
-    digits: int = 2
-    legend: str = ""
+    label: str  # name in words
+    digits: int = 2  # after the point
+    legend: str = ""  # meaning of the number and its bar; empty for an unknown stage
 
 
 STAGES: Mapping[str, Stage] = {
@@ -77,17 +71,11 @@ _EXPLAINED = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One query of the page.
-
-    Attributes:
-        ranking: the results.
-        expected: id of the right image, which is marked; None when unknown.
-        asked_with: thumbnail of the query image; None for a question.
-    """
+    """One query of the page."""
 
     ranking: Ranking
-    expected: str | None = None
-    asked_with: bytes | None = None
+    expected: str | None = None  # id of the right image, which is marked; None when unknown
+    asked_with: bytes | None = None  # thumbnail of the query image; None for a question
 
 
 def thumbnail(image: ImageLike, *, side: int = THUMBNAIL_SIDE) -> bytes:

@@ -11,9 +11,9 @@ of image and question scores.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.plugins import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index
 from zsqretrieval.search.fusion import FIRST_STAGE, Fusion, best_first, fuse, standardized
+from zsqretrieval.types import Hit
+
+Candidate: TypeAlias = tuple[Record, Hit]
+"""An image that the first stage found."""
 
 ALIKE = 1e-6
 """Largest range of similarities that counts as equal: the resolution of float32 vectors."""
@@ -70,14 +74,9 @@ class QuestionIndex:
             return self._follower
 
     def nearest(self, vector: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """Find the images whose questions are nearest to a text.
+        """Keys int64 [at most k] of the images whose questions are nearest to a text, best first.
 
-        Args:
-            vector: float32 [1, dim].
-            k: number of images, >= 1.
-
-        Returns:
-            int64 [at most k], different keys of images, best first.
+        ``vector`` is that of the text, float32 [1, dim].
         """
         index = self._opened().update()
         depth = k
@@ -90,58 +89,34 @@ class QuestionIndex:
             depth *= 2
 
     def save(self, album: Path) -> None:
-        """Write a snapshot into the album, if there are or were questions.
-
-        Raises:
-            OSError: the disk refuses; the earlier snapshot is still valid.
-        """
+        """Write a snapshot into the album, if there are or were questions."""
         self._album = album
         if self._follower is not None or len(self):
             self._opened().save(album)
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """An image compared with a text in both ways.
-
-    Attributes:
-        record: the image.
-        image: cosine similarity of image and text.
-        question: cosine similarity of its nearest kept question and the text; None without questions.
-        matched: that question; None without questions.
-        joined: both combined, on the scale of ``image``.
-    """
-
-    record: Record
-    image: float
-    question: float | None
-    matched: str | None
-    joined: float
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """The scores under their names in :attr:`Hit.scores <zsqretrieval.types.Hit.scores>`."""
-        scores = {FIRST_STAGE: self.joined, "image_similarity": self.image}
-        return scores if self.question is None else {**scores, "question_similarity": self.question}
+def hit_of(record: Record, scores: Mapping[str, float], matched: str | None = None) -> Hit:
+    """A hit by its first-stage score; ``matched`` is its nearest kept question."""
+    return Hit(
+        key=record.key,
+        id=record.id,
+        source=record.source,
+        score=scores[FIRST_STAGE],
+        scores=scores,
+        caption=record.caption,
+        metadata=record.metadata,
+        matched_question=matched,
+        digest=record.digest,
+    )
 
 
 def compare(
     catalog: Catalog, keys: NDArray[np.int64], vector: NDArray[np.float32], expansion: Fusion
-) -> list[Compared]:
-    """Compare images and their questions with a text.
+) -> list[Candidate]:
+    """Compare images and their questions with a text, float32 [1, dim]; best first by :func:`join`.
 
-    Args:
-        catalog: the vectors of both.
-        keys: int64 [n], keys of images; repeats and removed images are dropped.
-        vector: float32 [1, dim], the text.
-        expansion: combines both similarities.
-
-    Returns:
-        The images, best first.
-
-    Raises:
-        InvalidInputError: as :func:`join`.
-        IntegrityError: a vector is damaged.
+    Of the ``keys`` int64 [n], repeats and removed images are dropped. The scores of a hit also have the
+    similarities to the image and to its nearest kept question.
     """
     with catalog.reading():
         present = np.array(sorted(catalog.known_keys(np.unique(keys))), np.int64)
@@ -152,16 +127,15 @@ def compare(
     question, which = best_questions(present, kept.images, _cosines(kept.vectors, vector))
     order = best_first(image)  # a tie of the expansion keeps the order of the images
     joined = join(expansion, image[order], question[order])
-    return [
-        Compared(
-            records[n],
-            float(image[n]),
-            float(question[n]) if which[n] >= 0 else None,
-            kept.texts[which[n]] if which[n] >= 0 else None,
-            float(joined[place]),
-        )
-        for place, n in ((place, order[place]) for place in best_first(joined))
-    ]
+    found: list[Candidate] = []
+    for place in best_first(joined):
+        n = order[place]
+        scores = {FIRST_STAGE: float(joined[place]), "image_similarity": float(image[n])}
+        matched = None
+        if which[n] >= 0:
+            scores["question_similarity"], matched = float(question[n]), kept.texts[which[n]]
+        found.append((records[n], hit_of(records[n], scores, matched)))
+    return found
 
 
 def _cosines(vectors: NDArray[np.float32], vector: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -18,10 +18,11 @@ from zsqretrieval.album.candidates import Viewer, parts_by_size
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError
-from zsqretrieval.generators.checked import read_texts, write_texts
+from zsqretrieval.generators.checked import write_texts
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.search.priors import null_images
+from zsqretrieval.search.scoring import Likelihood, pair_likelihoods
 from zsqretrieval.tasks.english import first_line
 from zsqretrieval.types import Explanation, Hit, Image, ImageState
 
@@ -33,15 +34,10 @@ _MAX_NEW_TOKENS = 24
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word of a question.
+    """A word of a question."""
 
-    Attributes:
-        text: the word in the generator's tokens.
-        gain: gain in nats; negative where the image makes the word less likely.
-    """
-
-    text: str
-    gain: float
+    text: str  # in the generator's tokens
+    gain: float  # in nats; negative where the image makes the word less likely
 
 
 def explain_hits(
@@ -51,18 +47,7 @@ def explain_hits(
     records: Sequence[Record],
     prompt: Prompt,
 ) -> tuple[Hit, ...]:
-    """Add explanations to hits; None for an image that cannot be opened.
-
-    Args:
-        viewer: gives the generator the images.
-        question: the query.
-        hits: n hits.
-        records: their n images.
-        prompt: text before the question.
-
-    Raises:
-        InvalidInputError: the question is too long for the generator, or the generator writes no text.
-    """
+    """Add explanations to n hits of n records; None for an image that cannot be opened."""
     explained: list[Hit] = []
     with Reopener() as files:
         for part in parts_by_size(records):
@@ -106,11 +91,11 @@ def explain(
     if not images:
         return []
     nothing = null_images()
-    asked = f" {question.strip()}"
     shown = [*nothing, *images]
-    read = read_texts(
-        generator, [prompt.context(image) for image in shown], [asked] * len(shown), batch_size=batch_size
+    pairs = pair_likelihoods(
+        generator, Likelihood(prompt), [question] * len(shown), shown, batch_size=batch_size
     )
+    read = [one for (one,) in pairs]
     without = _mixed(np.stack([one.token_log_probs for one in read[: len(nothing)]]))
     answers = write_texts(
         generator,

@@ -141,14 +141,7 @@ class ReciprocalRank:
 def fuse(
     fusion: Fusion, first_stage: NDArray[np.float64], scores: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Apply a fusion and check its answer.
-
-    Returns:
-        float64 [n]; empty for no candidates.
-
-    Raises:
-        InvalidInputError: the fusion returned another shape, or nan.
-    """
+    """Apply a fusion: float64 [n]; an InvalidInputError if it returns another shape, or nan."""
     if not len(scores):
         return np.empty(0)
     fused = np.asarray(fusion.fuse(first_stage, scores), np.float64)

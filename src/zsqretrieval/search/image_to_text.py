@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,9 +54,6 @@ class TextRanking(Sequence[TextHit]):
 
     def __len__(self) -> int:
         return len(self.hits)
-
-    def __iter__(self) -> Iterator[TextHit]:
-        return iter(self.hits)
 
     def __getitem__(self, position: Any) -> Any:
         return self.hits[position]

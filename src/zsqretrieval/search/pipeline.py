@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import final
 
-from zsqretrieval.album.candidates import Viewer
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval._util.checks import check_text
+from zsqretrieval.album.candidates import Viewer, need_generator
+from zsqretrieval.data.images import ImageLike, as_image, decode
 from zsqretrieval.search.dense import FirstStage, Found
 from zsqretrieval.search.explain import explain_hits
 from zsqretrieval.search.fusion import Fusion
@@ -17,14 +18,23 @@ from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.types import Image, Progress, Ranking
 
 
+def as_query(query: ImageLike) -> str | Image:
+    """A question, checked, or the image to search with: a ``str`` is always a question."""
+    if not isinstance(query, str):
+        return query_image(query)
+    check_text(query, "the question")
+    return query
+
+
+def query_image(image: ImageLike) -> Image:
+    """Decode as an album does on adding: an encoder may decode a large JPEG at reduced size by itself."""
+    record = as_image(image)
+    return Image(decode(record), record.source)
+
+
 @final
 class Pipeline:
-    """Searches an album.
-
-    Args:
-        first_stage: fetches the candidates.
-        viewer: gives the generator their images; None without a generator.
-    """
+    """Searches an album; ``viewer`` gives the generator the candidates, None without a generator."""
 
     def __init__(self, first_stage: FirstStage, viewer: Viewer | None) -> None:
         self._first_stage, self._viewer = first_stage, viewer
@@ -43,22 +53,14 @@ class Pipeline:
     ) -> list[Ranking]:
         """Search for each query; see :meth:`zsqretrieval.retriever.Retriever.search`.
 
-        Args:
-            queries: questions, or images, for which the first stage ranks alone.
-            k: hits per query.
-            how: re-ranking; None for the first stage alone.
-            fusion: combines the scores unless ``how`` names a fusion.
-            expansion: as for :meth:`~zsqretrieval.search.dense.FirstStage.search`.
-            bank: the same.
-            explain: whether to explain the hits.
-            progress: called between batches of candidates.
+        ``fusion`` combines the scores unless ``how`` names one; for an image the first stage ranks alone.
         """
+        # a generator loads before the clock starts
         if explain:
-            self.need_generator("explain=True")
+            need_generator(self._viewer, "explain=True").generator.get()
         if how is not None and how.needs_generator:
-            self.need_generator(f"re-ranking by {how.name!r}", ", or use rerank=None")
-        if explain or (how is not None and how.needs_generator):
-            self.need_generator("").generator.get()  # loads before the clock starts
+            what = f"re-ranking by {how.name!r}"
+            need_generator(self._viewer, what, ", or use rerank=None").generator.get()
         only_nearest = how is None and bank is None and expansion is None
         depth = k if only_nearest else max(k, how.candidates if how else CANDIDATES)
         if how is not None and how.scoring is None:
@@ -93,19 +95,7 @@ class Pipeline:
             rule = how.scoring if how is not None and isinstance(how.scoring, Likelihood) else Likelihood()
             records = {record.key: record for record in found.records}
             of_hits = [records[hit.key] for hit in hits]
-            hits = explain_hits(self.need_generator("explain=True"), query, hits, of_hits, rule.prompt)
+            assert self._viewer is not None
+            hits = explain_hits(self._viewer, query, hits, of_hits, rule.prompt)
             timings["explain"] = time.perf_counter() - begin
         return Ranking(query, hits, timings)
-
-    def need_generator(self, what: str, instead: str = "") -> Viewer:
-        """The viewer, for something that needs a generator.
-
-        Raises:
-            InvalidInputError: there is no generator.
-        """
-        if self._viewer is None:
-            raise InvalidInputError(
-                f"{what} needs a generator, and this retriever has none: pass one to Retriever or "
-                f"Retriever.open{instead}"
-            )
-        return self._viewer

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.checks import check_numbers
+from zsqretrieval._util.checks import check_counts, check_numbers
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.protocols import Generator
 from zsqretrieval.search.scoring import Likelihood, pair_likelihoods
@@ -22,8 +22,7 @@ def null_images(count: int = 3, *, seed: int = 0) -> tuple[Image, ...]:
     Raises:
         InvalidInputError: ``count`` < 1.
     """
-    if count < 1:
-        raise InvalidInputError(f"count must be at least 1, not {count}")
+    check_counts(count=count)
     from PIL import Image as PILImage
 
     random = np.random.default_rng(seed)
@@ -74,19 +73,11 @@ def log_prior(
 ) -> NDArray[np.float64]:
     """Estimate log P(text) as the logarithm of the mean of P(text | null image).
 
-    Args:
-        generator: the language model.
-        likelihood: the scoring rule; with ``aggregate="mean"`` the estimate is per token, too.
-        images: null images or their cached features.
-        texts: n texts.
-        batch_size: pairs computed together.
-        progress: called between batches; may raise to stop.
+    ``images`` are null images or their cached features; the other arguments and the errors are those of
+    :func:`~zsqretrieval.search.scoring.score_pairs`.
 
     Returns:
-        float64 [n], in nats, or nats per token.
-
-    Raises:
-        ImageError, InvalidInputError, ZsqError: as :func:`~zsqretrieval.search.scoring.score_pairs`.
+        float64 [n], in nats; with ``aggregate="mean"`` per token, too.
     """
     found = pair_likelihoods(
         generator,

@@ -91,13 +91,7 @@ class QueryBank:
         return len(self.vectors)
 
     def hubness(self, images: ArrayLike) -> NDArray[np.float64]:
-        """Compute the hubness of images.
-
-        Args:
-            images: float32 [n, dim].
-
-        Returns:
-            float64 [n], in [-1, 1].
+        """Compute the hubness of images float32 [n, dim]: float64 [n], in [-1, 1].
 
         Raises:
             InvalidInputError: another dim, or a vector that is zero or not finite.
@@ -118,32 +112,14 @@ class QueryBank:
         return found / self.scale
 
     def taken(self, images: ArrayLike) -> NDArray[np.float64]:
-        """Strength times hubness.
-
-        Args:
-            images: float32 [n, dim].
-
-        Returns:
-            float64 [n].
-
-        Raises:
-            InvalidInputError: as :meth:`hubness`.
-        """
+        """Strength times hubness of images float32 [n, dim]: float64 [n]; errors as :meth:`hubness`."""
         taken: NDArray[np.float64] = self.strength * self.hubness(images)
         return taken
 
     def normalized(self, similarities: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
-        """Normalise similarities.
+        """Normalise cosine similarities [..., n] of queries and images float32 [n, dim].
 
-        Args:
-            similarities: float [..., n], cosine similarities of queries and images.
-            images: float32 [n, dim].
-
-        Returns:
-            float64 [..., n], higher is better; not cosines.
-
-        Raises:
-            InvalidInputError: as :meth:`hubness`.
+        Returns float64 [..., n], higher is better, which are not cosines; errors as :meth:`hubness`.
         """
         corrected: NDArray[np.float64] = np.asarray(similarities, np.float64) - self.taken(images)
         return corrected

@@ -114,20 +114,10 @@ def score_candidates(
     *,
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
-    """Score candidates for a question, all in one call of the generator unless their files are very large.
-
-    Args:
-        how: the scoring.
-        viewer: gives the generator its inputs; None will do for a :class:`Reranker`.
-        question: the query.
-        records: n candidates.
-        progress: called between batches; may raise to stop.
+    """Score n candidates for a question, in one call of the generator unless their files are very large.
 
     Returns:
         float64 [n], higher is better; nan for images that cannot be opened, which a RuntimeWarning names.
-
-    Raises:
-        InvalidInputError, ZsqError: as :func:`~zsqretrieval.search.scoring.score_pairs`.
     """
     scores = np.full(len(records), np.nan)
     unavailable: list[ImageError] = []
@@ -187,20 +177,10 @@ def _ask_reranker(how: Rerank, question: str, images: Sequence[Image]) -> NDArra
 
 
 def reorder(hits: Sequence[Hit], name: str, scores: NDArray[np.float64], fusion: Fusion) -> tuple[Hit, ...]:
-    """Order the hits of the first stage by their fused scores.
+    """Order n hits of the first stage, best first, by their fused scores.
 
-    Args:
-        hits: n hits by first-stage score, best first.
-        name: name of the re-ranking score.
-        scores: float64 [n], re-ranking scores; nan for a hit that has none.
-        fusion: combines both.
-
-    Returns:
-        The hits, best first, with the scores of every stage. Hits without a re-ranking score come last with
-        the score -inf; if no hit has one, the hits are returned unchanged.
-
-    Raises:
-        InvalidInputError: as :func:`~zsqretrieval.search.fusion.fuse`.
+    ``scores`` float64 [n] are the re-ranking scores of that ``name``. Hits whose score is nan come last with
+    the score -inf; if no hit has a score, the hits are returned unchanged.
     """
     scored = np.flatnonzero(~np.isnan(scores))
     if not len(scored):

@@ -14,18 +14,7 @@ from zsqretrieval.testing.index import check_index, index_checks
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyIndex, ToyStatesGenerator
 
 __all__ = [
-    "Check",
-    "ContractError",
-    "GeneratorCase",
-    "ToyEncoder",
-    "ToyGenerator",
-    "ToyIndex",
-    "ToyStatesGenerator",
-    "check_encoder",
-    "check_generator",
-    "check_index",
-    "encoder_checks",
-    "generator_checks",
-    "index_checks",
-    "parametrize_checks",
-]
+    "Check", "ContractError", "GeneratorCase", "ToyEncoder", "ToyGenerator", "ToyIndex",
+    "ToyStatesGenerator", "check_encoder", "check_generator", "check_index", "encoder_checks",
+    "generator_checks", "index_checks", "parametrize_checks",
+]  # fmt: skip

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pytest import MarkDecorator
 
 Factory = TypeVar("Factory")
+Subject = TypeVar("Subject")
 
 
 class ContractError(AssertionError):
@@ -115,17 +116,23 @@ def parametrize_checks(
     return pytest.mark.parametrize("check", cases)
 
 
-def promise_of(function: Callable[..., object]) -> str:
-    """The promise of a check: the first line of its docstring."""
-    return (function.__doc__ or "").strip().splitlines()[0]
+def lister(
+    checks: list[Check[Factory]], subject: Callable[[Factory], Subject]
+) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
+    """A decorator that appends a function as a check of what ``subject`` makes of a factory.
 
+    The first line of its docstring is the promise.
+    """
 
-def list_check(
-    checks: list[Check[Factory]], function: Callable[[Factory], None]
-) -> Callable[[Factory], None]:
-    """Append the function as a check; for use as a decorator."""
-    checks.append(Check(function.__name__, promise_of(function), function))
-    return function
+    def listed(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
+        def verify(factory: Factory) -> None:
+            function(subject(factory))
+
+        promise = (function.__doc__ or "").strip().splitlines()[0]
+        checks.append(Check(function.__name__, promise, verify))
+        return function
+
+    return listed
 
 
 def _describe(error: Exception) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Encoder
-from zsqretrieval.testing.checks import Check, ContractError, expect, expect_refusal, promise_of, run_checks
+from zsqretrieval.testing.checks import Check, ContractError, expect, expect_refusal, lister, run_checks
 from zsqretrieval.testing.pictures import (
     ORIENTATIONS,
     as_image,
@@ -54,13 +54,7 @@ UNUSUAL_TEXTS = {
 }
 
 _listed: list[Check[EncoderFactory]] = []
-
-
-def _check(function: Callable[[Encoder], None]) -> Callable[[Encoder], None]:
-    """List the function as a check of one encoder."""
-    verify: Callable[[EncoderFactory], None] = lambda make_encoder: function(make_encoder())  # noqa: E731
-    _listed.append(Check(function.__name__, promise_of(function), verify))
-    return function
+_check = lister(_listed, lambda make_encoder: make_encoder())
 
 
 def check_encoder(encoder: Encoder) -> None:

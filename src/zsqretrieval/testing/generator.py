@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,13 +10,13 @@ import numpy as np
 
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Generator
-from zsqretrieval.testing.checks import Check, expect, expect_refusal, run_checks
+from zsqretrieval.testing.checks import Check, expect, expect_refusal, lister, run_checks
 from zsqretrieval.testing.generator_case import (
     QUESTIONS,
     WORDS,
     GeneratorCase,
     GeneratorFactory,
-    case_check,
+    as_case,
     expect_same,
     five_contexts,
     largest_gap,
@@ -29,12 +29,7 @@ from zsqretrieval.types import Context, Image, LogLikelihood
 SPLITS = (("what is", " the colour"), ("what is ", "the colour"), ("what is", "the colour"), ("what", "?"))
 
 _listed: list[Check[GeneratorFactory]] = []
-
-
-def _check(function: Callable[[GeneratorCase], None]) -> Callable[[GeneratorCase], None]:
-    """List the function as a check."""
-    _listed.append(case_check(function))
-    return function
+_check = lister(_listed, as_case)
 
 
 def check_generator(generator: Generator | GeneratorCase) -> None:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from zsqretrieval.protocols import Generator
-from zsqretrieval.testing.checks import Check, expect, promise_of
+from zsqretrieval.testing.checks import expect
 from zsqretrieval.testing.pictures import paintings
 from zsqretrieval.types import Context, LogLikelihood
 
@@ -48,14 +48,10 @@ class GeneratorCase:
 GeneratorFactory: TypeAlias = Callable[[], Generator | GeneratorCase]
 
 
-def case_check(function: Callable[[GeneratorCase], None]) -> Check[GeneratorFactory]:
-    """A check that is given one case."""
-
-    def verify(make_generator: GeneratorFactory) -> None:
-        made = make_generator()
-        function(made if isinstance(made, GeneratorCase) else GeneratorCase(made))
-
-    return Check(function.__name__, promise_of(function), verify)
+def as_case(make_generator: GeneratorFactory) -> GeneratorCase:
+    """Make a generator, as a case."""
+    made = make_generator()
+    return made if isinstance(made, GeneratorCase) else GeneratorCase(made)
 
 
 def five_contexts() -> list[Context]:

@@ -9,12 +9,12 @@ import numpy as np
 
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import ImageStates
-from zsqretrieval.testing.checks import Check, expect, expect_refusal
+from zsqretrieval.testing.checks import Check, expect, expect_refusal, lister
 from zsqretrieval.testing.generator_case import (
     QUESTIONS,
     GeneratorCase,
     GeneratorFactory,
-    case_check,
+    as_case,
     expect_same,
     five_contexts,
     score,
@@ -35,7 +35,7 @@ def _state_check(
             function(case, case.generator)
 
     verify.__name__, verify.__doc__ = function.__name__, function.__doc__
-    _listed.append(case_check(verify))
+    lister(_listed, as_case)(verify)
     return function
 
 

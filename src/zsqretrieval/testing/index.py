@@ -9,12 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 
 from zsqretrieval.protocols import Index
-from zsqretrieval.testing.checks import Check, expect, list_check, run_checks
+from zsqretrieval.testing.checks import Check, expect, lister, run_checks
 from zsqretrieval.testing.index_model import (
     DIM,
     TOLERANCE,
@@ -39,7 +38,7 @@ from zsqretrieval.testing.index_storage import storage_checks
 from zsqretrieval.types import Neighbors
 
 _listed: list[Check[IndexFactory]] = []
-_check = partial(list_check, _listed)
+_check = lister(_listed, lambda make_index: make_index)
 
 
 def check_index(make_index: IndexFactory) -> None:

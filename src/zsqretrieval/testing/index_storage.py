@@ -5,14 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.protocols import Index
-from zsqretrieval.testing.checks import Check, expect, expect_refusal, list_check
+from zsqretrieval.testing.checks import Check, expect, expect_refusal, lister
 from zsqretrieval.testing.index_model import (
     DIM,
     IndexFactory,
@@ -26,7 +25,7 @@ from zsqretrieval.testing.index_model import (
 )
 
 _listed: list[Check[IndexFactory]] = []
-_check = partial(list_check, _listed)
+_check = lister(_listed, lambda make_index: make_index)
 
 
 @_check

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import threading
 from collections.abc import Sequence
@@ -15,8 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from typing_extensions import Self
 
+from zsqretrieval._util.checks import check_strings
+from zsqretrieval._util.files import atomic_write
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
+from zsqretrieval.generators.checked import check_pairs, check_sampling
+from zsqretrieval.indexes.checks import check_integer, check_keys, unit_rows
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Neighbors, Progress
 
 COLOURS = {
@@ -51,8 +54,7 @@ class ToyEncoder:
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode texts to float32 [n, 16]; see :meth:`zsqretrieval.protocols.Encoder.encode_text`."""
-        if isinstance(texts, str):
-            raise InvalidInputError(f"texts is one string, {texts!r}; pass a list of strings")
+        check_strings(texts)
         rows = np.empty((len(texts), self.dim))
         for row, text in zip(rows, texts, strict=True):
             named = [COLOURS[word] for word in re.findall(r"\w+", text.lower()) if word in COLOURS]
@@ -76,23 +78,18 @@ class ToyIndex:
 
     def add(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         """Store vectors under new keys; see :meth:`zsqretrieval.protocols.Index.add`."""
-        units = self._checked(vectors)
+        units, keys = self._checked(vectors), check_keys(keys)
+        if len(keys) != len(units):
+            raise InvalidInputError(f"{len(keys)} keys for {len(units)} vectors; give one key per vector")
         with self._writing:
             present, stored = self._rows
-            self._check_keys(keys)
-            if len(keys) != len(units):
-                raise InvalidInputError(f"{len(keys)} keys for {len(units)} vectors; give one key per vector")
-            if np.any(keys < 0):
-                raise InvalidInputError(f"negative keys: {keys[keys < 0].tolist()}; use keys >= 0")
             if np.any(again := np.isin(keys, present)):
                 raise InvalidInputError(f"keys already present: {keys[again].tolist()}; remove them first")
             self._rows = np.concatenate([present, keys]), np.concatenate([stored, units])
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Neighbors:
         """Find the k nearest stored vectors; see :meth:`zsqretrieval.protocols.Index.search`."""
-        units = self._checked(vectors)
-        if k < 1:
-            raise InvalidInputError(f"k is {k}; ask for at least 1 neighbour")
+        units, k = self._checked(vectors), check_integer("k", k)
         keys, stored = self._rows
         cosine = units @ stored.T  # [q, n]
         best = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
@@ -104,9 +101,9 @@ class ToyIndex:
 
     def remove(self, keys: NDArray[np.int64]) -> None:
         """Forget keys; see :meth:`zsqretrieval.protocols.Index.remove`."""
+        keys = check_keys(keys)
         with self._writing:
             present, stored = self._rows
-            self._check_keys(keys)
             if np.any(unknown := ~np.isin(keys, present)):
                 raise InvalidInputError(f"no such keys: {keys[unknown].tolist()}")
             kept = ~np.isin(present, keys)
@@ -119,12 +116,8 @@ class ToyIndex:
         np.savez(buffer, dim=self.dim, fingerprint=self.fingerprint, keys=keys, vectors=stored)
         content = buffer.getvalue()
         path.mkdir(parents=True, exist_ok=True)
-        unfinished = path / "index.npz.unfinished"
-        with unfinished.open("wb") as file:
-            file.write(hashlib.sha256(content).digest() + content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path / "index.npz")
+        with atomic_write(path / "index.npz") as file:
+            file.write_bytes(hashlib.sha256(content).digest() + content)
 
     @classmethod
     def load(cls, path: Path, *, dim: int | None = None, fingerprint: str | None = None) -> Self:
@@ -145,23 +138,7 @@ class ToyIndex:
         return index
 
     def _checked(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Unit rows, or an error."""
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            raise InvalidInputError(f"vectors of shape {vectors.shape}; this index takes [n, {self.dim}]")
-        if not np.all(np.isfinite(vectors)):
-            raise InvalidInputError("vectors with nan or infinity; every entry must be finite")
-        if not np.all(np.any(vectors, axis=1)):
-            raise InvalidInputError("a zero vector; it has no direction to compare")
-        return _unit(vectors)
-
-    @staticmethod
-    def _check_keys(keys: NDArray[np.int64]) -> None:
-        if keys.ndim != 1 or keys.dtype != np.int64:
-            raise InvalidInputError(
-                f"keys are {keys.dtype} of shape {keys.shape}; this index takes int64 [n]"
-            )
-        if len(np.unique(keys)) < len(keys):
-            raise InvalidInputError(f"a key is repeated in {keys.tolist()}")
+        return unit_rows(vectors, self.dim)
 
 
 class ToyGenerator:
@@ -200,10 +177,7 @@ class ToyGenerator:
         progress: Progress | None = None,
     ) -> list[LogLikelihood]:
         """Score n pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`."""
-        if len(contexts) != len(continuations):
-            raise InvalidInputError(
-                f"{len(contexts)} contexts for {len(continuations)} continuations; give one of each per pair"
-            )
+        check_pairs(contexts, continuations)
         found = []
         for pair, (context, text) in enumerate(zip(contexts, continuations, strict=True)):
             found.append(self._score(context, text, pair))
@@ -222,11 +196,7 @@ class ToyGenerator:
         batch_size: int = 16,
     ) -> list[list[str]]:
         """Continue each context; see :meth:`zsqretrieval.protocols.Generator.generate`."""
-        if n < 1 or max_new_tokens < 1 or not temperature >= 0:
-            raise InvalidInputError(
-                f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}; "
-                "the first two must be at least 1, the temperature at least 0"
-            )
+        check_sampling(n, max_new_tokens, temperature, seed)
         rng = np.random.default_rng(seed)
         prompts = [self._read(context, f"context {i}") for i, context in enumerate(contexts)]
         return [

@@ -83,30 +83,27 @@ def test_without_a_terminal_progress_is_one_line_a_minute(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
-    with console.progress_bars(lines=True) as report:
-        for moment, step, done, total in (
-            (30.0, "scoring", 10, 100),  # too soon
-            (90.0, "scoring", 30, 100),
-            (100.0, "scoring", 35, 100),  # too soon again
-            (150.0, "scoring", 100, 100),  # nothing left to say
-            (210.0, "writing", 1, 10),  # a step begins where the last one ended
-            (270.0, "writing", 2, 10),
+    with console.progress_bars(whole=True) as report:
+        for moment, step, done in (
+            (30.0, "scoring", 10),  # too soon
+            (90.0, "scoring", 30),
+            (100.0, "scoring", 35),  # too soon again
+            (210.0, "writing", 50),
+            (270.0, "writing", 75),
         ):
             now = moment
-            report(step, done, total)
+            report(step, done, 100)
     assert capsys.readouterr().err.splitlines() == [
-        "zsq: scoring: 30 of 100, about 4 minutes left",
-        "zsq: writing: 1 of 10, about 9 minutes left",
-        "zsq: writing: 2 of 10, about 8 minutes left",
+        "zsq: 30 %, about 4 minutes left: scoring",
+        "zsq: 50 %, about 4 minutes left: writing",
+        "zsq: 75 %, about 2 minutes left: writing",
     ]
 
 
 def test_control_characters_are_escaped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = console.PlainTable("a\x1bhead", "[bold]number", numbers=("[bold]number",))
-    table.add_row("a\x1bcell", "1\n2")
-    console.show(table)
+    console.show(("a\x1bhead", "[bold]number"), [("a\x1bcell", "1\n2")], numbers=("[bold]number",))
     console.say("said\x1b[2J\nin one line")
     head, _, cell, said = (line for line in capsys.readouterr().out.splitlines() if line.strip())
     assert (head.split(), cell.split()) == ([r"a\x1bhead", "[bold]number"], [r"a\x1bcell", r"1\n2"])

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsqretrieval.cli.console import (
-    PlainTable,
     check_page,
     emit_json,
     hit_json,
@@ -123,7 +122,7 @@ def index(
             )
             raise typer.Exit(130) from None
         if as_json:
-            emit_json(_report_json(album, retriever, report))
+            emit_json({"album": str(album.absolute()), "images": len(retriever), **asdict(report)})
         else:
             _say_report(sources, album, retriever, report)
 
@@ -154,19 +153,6 @@ def _check_parts(
             f"{album} was made with the index {info.index['plugin']!r}, not {index_name!r}; "
             "leave out --index, or make a new album"
         )
-
-
-def _report_json(album: Path, retriever: Retriever, report: AddReport) -> dict[str, Any]:
-    return {
-        "album": str(album.absolute()),
-        "images": len(retriever),
-        "added": list(report.added),
-        "replaced": list(report.replaced),
-        "moved": list(report.moved),
-        "known": report.known,
-        "skipped": [{"source": one.source, "reason": one.reason} for one in report.skipped],
-        "seconds": report.seconds,
-    }
 
 
 def _say_report(sources: list[str], album: Path, retriever: Retriever, report: AddReport) -> None:
@@ -276,11 +262,11 @@ def search(
         return
     scores = score_columns(ranking)
     matched = ["matched question"] if expand else []
-    table = PlainTable("", *scores.values(), "image", *matched, numbers=("", *scores.values()))
-    for rank, hit in enumerate(ranking, start=1):
-        nearest = [hit.matched_question or ""] if matched else []
-        table.add_row(str(rank), *score_cells(hit, scores), hit.id, *nearest)
-    show(table)
+    rows = [
+        [str(rank), *score_cells(hit, scores), hit.id, *([hit.matched_question or ""] if matched else [])]
+        for rank, hit in enumerate(ranking, start=1)
+    ]
+    show(("", *scores.values(), "image", *matched), rows, numbers=("", *scores.values()))
     if explain:
         for rank, hit in enumerate(ranking, start=1):
             say(f"{rank}. {hit.id}")
@@ -347,24 +333,24 @@ def info(album: Album, as_json: AsJson = False) -> None:
         return
     encoder, saved, sizes = facts.encoder, facts.index, facts.bytes_on_disk
     state = "not saved" if not saved["saved"] else "up to date" if saved["up_to_date"] else "not up to date"
-    table = PlainTable("album", facts.album)
-    table.add_row("images", str(facts.images))
-    table.add_row("encoder", f"{encoder['plugin'] or 'not a plugin'}, {encoder['dim']} dimensions")
-    table.add_row("fingerprint", encoder["fingerprint"])
-    table.add_row("index", f"{saved['plugin'] or 'not a plugin'}, {state}")
-    table.add_row("generator", _generator(facts.generator))
+    rows = [
+        ("images", str(facts.images)),
+        ("encoder", f"{encoder['plugin'] or 'not a plugin'}, {encoder['dim']} dimensions"),
+        ("fingerprint", encoder["fingerprint"]),
+        ("index", f"{saved['plugin'] or 'not a plugin'}, {state}"),
+        ("generator", _generator(facts.generator)),
+    ]
     if facts.generator and facts.calibration:
         fusion = facts.calibration["fusion"]
-        table.add_row("fusion", ", ".join([fusion["plugin"].replace("_", " "), *_settings(fusion["config"])]))
+        rows.append(("fusion", ", ".join([fusion["plugin"].replace("_", " "), *_settings(fusion["config"])])))
     for one in facts.states:
         made = f"{one['images']} of {facts.images} images, {one['dtype']}, by {one['fingerprint']}"
-        table.add_row("image features", f"{made}, {human_size(one['bytes_on_disk'])}")
+        rows.append(("image features", f"{made}, {human_size(one['bytes_on_disk'])}"))
     for style in facts.questions:
         found = f"{style['questions']} for {style['images']} images, {style['kept']} kept"
-        table.add_row(f"questions: {style['style']}", f"{found}, {style['answered']} answered")
-    table.add_row("catalog on disk", human_size(sizes["catalog"]))
-    table.add_row("index on disk", human_size(sizes["index"]))
-    show(table)
+        rows.append((f"questions: {style['style']}", f"{found}, {style['answered']} answered"))
+    rows += [(f"{part} on disk", human_size(sizes[part])) for part in ("catalog", "index")]
+    show(("album", facts.album), rows)
     if not facts.images:
         say("It is empty; add some images: zsq index FOLDER --out ALBUM")
     elif not saved["up_to_date"]:

@@ -43,14 +43,7 @@ class Commands(TyperGroup):
                 raise typer.Exit(1) from error
 
 
-def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     notice(f"warning: {message}")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsqretrieval.cli.console import PlainTable, printable, say, show
+from zsqretrieval.cli.console import printable, say, show
 from zsqretrieval.cli.options import Album, GeneratorPreset, GeneratorWeights, open_album
 from zsqretrieval.errors import InvalidInputError
 
@@ -87,10 +87,9 @@ def _apply(dialog: Dialog, said: str) -> bool:
 
 
 def _show(dialog: Dialog, k: int) -> None:
-    table = PlainTable("", "probability", "image", numbers=("", "probability"))
-    for rank, (name, p) in enumerate(list(dialog.probabilities.items())[:k], start=1):
-        table.add_row(str(rank), f"{100 * p:.1f} %", name)
-    show(table)
+    likeliest = enumerate(list(dialog.probabilities.items())[:k], start=1)
+    rows = [(str(rank), f"{100 * p:.1f} %", name) for rank, (name, p) in likeliest]
+    show(("", "probability", "image"), rows, numbers=("", "probability"))
     if dialog.history:
         turn = dialog.history[-1]
         say(f"Entropy: {turn.entropy_before:.2f} -> {turn.entropy_after:.2f} nats")

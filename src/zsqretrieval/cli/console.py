@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zsqretrieval.types import Hit, Progress
 
 _NAMED = 10  # skipped images that are named for people
-_EVERY = 60.0  # seconds between two progress lines without a terminal
+_EVERY = 60.0  # seconds between two lines of progress without a terminal
 _UNBOUNDED = 10_000  # columns: piped output is never folded
 
 
@@ -39,36 +39,22 @@ def notice(text: str) -> None:
     _console(stderr=True).print(f"zsq: {line}", soft_wrap=True)
 
 
-class PlainTable:
-    """A table with a line under its head.
+def show(columns: Iterable[str], rows: Iterable[Iterable[str]], *, numbers: Collection[str] = ()) -> None:
+    """Print a table on stdout, as wide as the terminal; into a pipe, as wide as its cells.
 
-    Args:
-        columns: names.
-        numbers: columns that are aligned to the right and never folded.
+    The columns named in ``numbers`` are aligned to the right and never folded.
     """
-
-    def __init__(self, *columns: str, numbers: Iterable[str] = ()) -> None:
-        self.columns, self.numbers = columns, frozenset(numbers)
-        self.rows: list[tuple[str, ...]] = []
-
-    def add_row(self, *cells: str) -> None:
-        """Append a row."""
-        self.rows.append(cells)
-
-
-def show(table: PlainTable) -> None:
-    """Print a table on stdout, as wide as the terminal; into a pipe, as wide as its cells."""
     from rich import box
     from rich.table import Table
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in table.columns:
-        aligned = column in table.numbers
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        aligned = column in numbers
         justify: Literal["right", "left"] = "right" if aligned else "left"
-        drawn.add_column(printable(column), justify=justify, no_wrap=aligned, overflow="fold")
-    for cells in table.rows:
-        drawn.add_row(*map(printable, cells))
-    _console(stderr=False).print(drawn)
+        table.add_column(printable(column), justify=justify, no_wrap=aligned, overflow="fold")
+    for cells in rows:
+        table.add_row(*map(printable, cells))
+    _console(stderr=False).print(table)
 
 
 def emit_json(facts: Mapping[str, Any]) -> None:
@@ -142,11 +128,7 @@ def name_skipped(skipped: Sequence[Skipped], tell: Callable[[str], None]) -> Non
 
 
 def check_page(path: Path | None) -> None:
-    """Check, before the work, that a page can be written.
-
-    Raises:
-        InvalidInputError: the path is a folder, or a file is in the way of one.
-    """
+    """Check, before the work, that a page can be written: no folder, and no file in the way of one."""
     if path is None:
         return
     if path.is_dir():
@@ -166,35 +148,43 @@ def write_page(path: Path, html: str) -> Path:
 
 
 @contextmanager
-def progress_bars(*, lines: bool = False) -> Iterator[Progress]:
+def progress_bars(*, whole: bool = False) -> Iterator[Progress]:
     """Show one bar per step; gives the callback for the library's ``progress`` arguments.
 
     Args:
-        lines: without a terminal, print a line once a minute instead.
+        whole: all calls count towards one total: show one bar, and without a terminal a line a minute.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bars
 
     named = TextColumn("{task.description}", markup=False)
-    columns = (named, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    counted: ProgressColumn = TaskProgressColumn() if whole else MofNCompleteColumn()
     console = _console(stderr=True)
     tasks: dict[str, Any] = {}
-    started: dict[str, float] = {}
-    last_call = last_line = time.monotonic()
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    begun = last = time.monotonic()
+    with Bars(
+        named, BarColumn(), counted, TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as bars:  # fmt: skip
 
         def report(step: str, done: int, total: int | None) -> None:
-            nonlocal last_call, last_line
+            nonlocal last
+            name = "" if whole else step
+            if name not in tasks:
+                tasks[name] = bars.add_task("")
+            bars.update(tasks[name], description=printable(step), completed=done, total=total)
             now = time.monotonic()
-            if step not in tasks:
-                tasks[step] = bars.add_task(printable(step), total=total)
-                started[step] = last_call  # the first call comes when a part is done
-            last_call = now
-            bars.update(tasks[step], completed=done, total=total)
-            if lines and not console.is_terminal and total and done < total and now - last_line >= _EVERY:
-                last_line = now
-                left = (now - started[step]) * (total - done) / max(done, 1) / 60
-                notice(f"{step}: {done} of {total}, about {left:.0f} minutes left")
+            if whole and not console.is_terminal and total and done and now - last >= _EVERY:
+                last = now
+                left = (now - begun) * (total - done) / done / 60
+                notice(f"{100 * done / total:.0f} %, about {left:.0f} minutes left: {step}")
 
         yield report
 

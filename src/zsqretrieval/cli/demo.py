@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zsqretrieval.cli.console import (
-    PlainTable,
     check_page,
     emit_json,
     hit_json,
@@ -103,7 +103,7 @@ def demo(
             "encoder": retriever.encoder.fingerprint,
             "index": index,
             "generator": retriever.generator.fingerprint if reranks and retriever.generator else None,
-            "skipped": [{"source": one.source, "reason": one.reason} for one in report.skipped],
+            "skipped": list(map(asdict, report.skipped)),
             "seconds": {"add": report.seconds, "search": _mean_timings(rankings)},
         }
     page = write_page(out, _page(asked, rankings, facts)) if rankings else None
@@ -113,7 +113,7 @@ def demo(
     if page is None:
         say(f"No images were found in {images}; give --images a folder of photographs.")
         return
-    show(_table(asked, rankings, facts))
+    _show(asked, rankings, facts)
     say(_summary(facts))
     if rerank is not Reranks.NONE and not reranks:
         say(f"The preset {preset} has no generator, so the first stage ranks alone.")
@@ -172,17 +172,17 @@ def _summary(facts: dict[str, Any]) -> str:
     return f"{said}. Indexed in {facts['seconds']['add']:.1f} s, answered in {each}."
 
 
-def _table(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[str, Any]) -> PlainTable:
+def _show(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[str, Any]) -> None:
     stages = score_columns(hit for ranking in rankings for hit in ranking)
     columns = ["question", "found first", *stages.values(), "then"]
     judged = any(one.expected for one in asked)
-    table = PlainTable(*columns, *(["as expected"] if judged else []), numbers=stages.values())
+    rows = []
     for one, ranking, fact in zip(asked, rankings, facts["questions"], strict=True):
         first, *others = ranking
         then = ", ".join(hit.id for hit in others)
         row = [one.text, first.id, *score_cells(first, stages), then]
-        table.add_row(*row, *([_verdict(fact, reranked=len(stages) > 1)] if judged else []))
-    return table
+        rows.append([*row, *([_verdict(fact, reranked=len(stages) > 1)] if judged else [])])
+    show([*columns, *(["as expected"] if judged else [])], rows, numbers=stages.values())
 
 
 def _verdict(fact: dict[str, Any], *, reranked: bool) -> str:

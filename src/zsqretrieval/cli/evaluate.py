@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import PlainTable, emit_json, notice, printable, say, show
+from zsqretrieval.cli.console import emit_json, notice, progress_bars, say, show
 from zsqretrieval.cli.options import AsJson, EncoderWeights, GeneratorWeights, preset_with
 from zsqretrieval.errors import InvalidInputError
 
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
     from zsqretrieval.evaluation.results import Results
     from zsqretrieval.evaluation.scores import Bench
     from zsqretrieval.search.fusion import Fusion
-    from zsqretrieval.types import Progress
 
 _DATASET = (
     "kind:path, or a folder whose kind is recognised: shards:FOLDER, flickr8k:FOLDER, "
@@ -34,7 +30,6 @@ _SYSTEMS = (
     "likelihood, yes_no, fused, expanded, fused+expanded; with a query bank: normalized, normalized+fused; "
     "ablations: no_image, shuffled, wording, mean, prior, pixels; first_stage alone; or all."
 )
-_LINE = 60.0  # seconds between two lines of progress without a terminal
 _PREFIXES = 1 << 30  # bytes of the prefix cache: dialogs score every image with every question
 
 
@@ -161,7 +156,6 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure retrieval systems on a data set, and write a report with run files and figures."""
-    from zsqretrieval import plugins
     from zsqretrieval._util.cache import Cache
     from zsqretrieval.evaluation.datasets import open_dataset, open_distractors, open_judgments
     from zsqretrieval.evaluation.dialogs import measure_dialogs
@@ -170,6 +164,7 @@ def evaluate(
     from zsqretrieval.evaluation.scores import Bench
     from zsqretrieval.evaluation.settings import Settings, choose_directions, with_forms, with_weight
     from zsqretrieval.evaluation.systems import choose_systems
+    from zsqretrieval.plugins import new_index
 
     if tune_on is not None and weight is not None:
         raise InvalidInputError("--tune-on chooses the weight and --weight gives it; use one of them")
@@ -226,16 +221,14 @@ def evaluate(
     made = chosen.make_encoder()
     lazy = chosen.make_generator()
     asked = None if lazy is None else lazy.get()
-    empty = None
-    if cost:
-        empty = plugins.load("index", chosen.index)(made.dim, fingerprint=made.fingerprint)
-    with _one_bar() as progress:
+    empty = new_index(chosen.index, made) if cost else None
+    with progress_bars(whole=True) as progress:
         results = run(
             data, made, asked, settings,
             work=folder, forms=data.forms, tune_on=tuning, judgments=judgments,
             index=empty, cost=cost, progress=progress, notice=notice,
         )  # fmt: skip
-        with closing(Cache(folder / "cache.sqlite")) as cache:
+        with Cache(folder / "cache.sqlite") as cache:
 
             def step(name: str, done: float, total: int) -> None:
                 progress(name, round(done), total)
@@ -319,31 +312,6 @@ def _with_scaling(results: Results, bench: Bench, sizes: list[int]) -> Results:
 # --- output -----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _one_bar() -> Iterator[Progress]:
-    """One progress bar over everything; without a terminal, a line a minute."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    last = begun = time.monotonic()
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("")
-
-        def report(step: str, done: int, total: int | None) -> None:
-            nonlocal last
-            now = time.monotonic()
-            bar.update(task, completed=done, total=total, description=printable(step))
-            if not console.is_terminal and total and done and now - last >= _LINE:
-                last = now
-                left = (now - begun) * (total - done) / done / 60
-                notice(f"{100 * done / total:.0f} %, about {left:.0f} minutes left: {step}")
-
-        yield report
-
-
 def command_line(ctx: typer.Context) -> str:
     """The command as it was given, with the defaults written out."""
     parameters = {parameter.name or "": parameter for parameter in ctx.command.params}
@@ -367,7 +335,7 @@ def _show(results: Results) -> None:
     for sentence in answer(results):
         say(sentence)
     numbers = ("R@1", "95 %", "R@10", "MRR", "p (Holm)", "ms")
-    table = PlainTable("direction", "form", "system", *numbers, numbers=numbers)
+    lines = []
     times = results.select("cost", form="system", measure="time")
     for (direction, form, system), rows in results.select("systems").groupby(
         ["direction", "form", "system"], sort=False
@@ -375,11 +343,11 @@ def _show(results: Results) -> None:
         found = {one["measure"]: one for one in rows.to_dict("records")}
         first = found["R@1"]
         spent = times[times["system"] == system]["value"] if direction == "text to image" else ()
-        table.add_row(
+        lines.append([
             str(direction), str(form), str(system), f"{100 * first['value']:.1f}",
             f"{100 * first['low']:.1f} to {100 * first['high']:.1f}",
             *(f"{100 * found[name]['value']:.1f}" if name in found else "" for name in ("R@10", "MRR")),
             f"{first['p']:.2g}" if first["p"] == first["p"] else "",
             f"{max(spent):.3g}" if len(spent) else "",
-        )  # fmt: skip
-    show(table)
+        ])  # fmt: skip
+    show(("direction", "form", "system", *numbers), lines, numbers=numbers)

@@ -104,11 +104,7 @@ def preset_with(
     encoder_weights: Path | None = None,
     generator_weights: Path | None = None,
 ) -> Preset:
-    """The preset of a name with another index or local weights.
-
-    Raises:
-        InvalidInputError: no such preset, no such path, or a part that takes no local weights.
-    """
+    """The preset of a name with another index or local weights."""
     from zsqretrieval.presets import preset_named
 
     preset = preset_named(name)
@@ -166,12 +162,7 @@ def open_album(
     needs_generator: bool = False,
     states: StatesMode | Literal["auto"] = "auto",
 ) -> Retriever:
-    """Open an album; a preset with a generator replaces the album's generator and calibration.
-
-    Raises:
-        typer.BadParameter: local weights without a preset.
-        InvalidInputError: a generator is needed and the preset has none.
-    """
+    """Open an album; a preset with a generator replaces the album's generator and calibration."""
     from zsqretrieval.retriever import Retriever
 
     if preset is None:
@@ -188,11 +179,7 @@ def open_album(
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a file of texts, one a line; empty lines are left out.
-
-    Raises:
-        InvalidInputError: the file cannot be read, is not UTF-8, or has no text.
-    """
+    """Read a UTF-8 file of texts, one a line; empty lines are left out."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:

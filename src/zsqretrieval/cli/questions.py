@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import (
-    PlainTable,
-    emit_json,
-    name_skipped,
-    notice,
-    progress_bars,
-    say,
-    show,
-)
+from zsqretrieval.cli.console import emit_json, name_skipped, notice, progress_bars, say, show
 from zsqretrieval.cli.options import Album, AsJson, GeneratorPreset, GeneratorWeights, open_album
 
 if TYPE_CHECKING:
@@ -115,30 +107,23 @@ def _chosen(retriever: Retriever, image: str | None, style: Styles | None) -> li
 
 
 def _question_json(one: StoredQuestion) -> dict[str, Any]:
-    made = asdict(one)
-    return {
-        "id": made["id"],
-        "text": made["text"],
-        "answer": made["answer"],
-        **made["judgement"],
-        "log_likelihood": made["log_likelihood"],
-        "tokens": made["tokens"],
-        "prompt": made["prompt"],
-        "recipe": made["recipe"],
-    }
+    """A question as JSON, without the keys of the catalog."""
+    facts = asdict(one)
+    judgement: dict[str, Any] = facts.pop("judgement")
+    return {name: value for name, value in facts.items() if name not in ("key", "image")} | judgement
 
 
 def _list(questions: list[StoredQuestion]) -> None:
     if not questions:
         say("No questions yet; make some: zsq questions ALBUM")
         return
-    table = PlainTable("image", "question", "answer", "rank", "kept", numbers=("rank",))
+    rows = []
     for one in questions:
         judged = one.judgement
         found = "" if judged.top_k is None else str(judged.rank or f"> {judged.top_k}")
         kept = "kept" if judged.kept else ""
-        table.add_row(one.id, one.text, one.answer or "", found, kept)
-    show(table)
+        rows.append((one.id, one.text, one.answer or "", found, kept))
+    show(("image", "question", "answer", "rank", "kept"), rows, numbers=("rank",))
 
 
 def _say_result(album: Path, facts: dict[str, Any]) -> None:
@@ -155,8 +140,6 @@ def _say_result(album: Path, facts: dict[str, Any]) -> None:
         )
     if facts["styles"]:
         numbers = ("images", "questions", "kept", "answered")
-        table = PlainTable("style", *numbers, numbers=numbers)
-        for one in facts["styles"]:
-            table.add_row(one["style"], *(str(one[name]) for name in numbers))
-        show(table)
+        rows = [[one["style"], *(str(one[name]) for name in numbers)] for one in facts["styles"]]
+        show(("style", *numbers), rows, numbers=numbers)
         say(f'Search them: zsq search {album} "what is the dog doing?" --expand')

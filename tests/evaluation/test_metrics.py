@@ -19,17 +19,13 @@ from zsqretrieval.evaluation.metrics import (
     MISSING,
     break_ties,
     check_measures,
-    first_place_reliability,
     first_ranks,
     measure,
-    reliability,
     tied_share,
-    yes_no_reliability,
 )
 from zsqretrieval.evaluation.run import Run
 from zsqretrieval.evaluation.settings import Settings
 from zsqretrieval.evaluation.trec import read_qrels, read_run, write_qrels, write_run
-from zsqretrieval.search.scoring import YesNo
 
 ITEMS = ("a", "b", "c", "d", "e", "f")
 NAN = float("nan")
@@ -339,87 +335,3 @@ def test_missing_candidates_have_no_rank_and_tied_ones_are_counted() -> None:
     assert first_ranks(scores, np.array([[False, False, True], [False] * 3])).tolist() == [1, MISSING]
     run = Run("toy", ("q0", "q1"), ITEMS, np.array([[0, -1, 1], [0, 1, 2]]), scores)
     assert tied_share(run) == 2 / 5
-
-
-# --- calibration ------------------------------------------------------------------------------------------
-
-
-def looking(queries: int, items: int = 3) -> Task:
-    """Query n looks for item n modulo the number of items."""
-    names = tuple(f"q{n}" for n in range(queries))
-    qrels = {name: {f"i{n % items}": 1} for n, name in enumerate(names)}
-    found = tuple(f"i{n}" for n in range(items))
-    return Task("toy", names, found, qrels, np.arange(queries), ("caption",) * queries)
-
-
-def scored(scores: list[list[float]], candidates: list[list[int]] | None = None) -> Run:
-    rows = np.array(scores, np.float64)
-    found = np.tile(np.arange(3), (len(rows), 1)) if candidates is None else np.array(candidates)
-    return Run("toy", looking(len(rows)).queries, ("i0", "i1", "i2"), found, rows)
-
-
-def test_bins_and_error_by_hand() -> None:
-    said = np.repeat([0.2, 0.9], 10)
-    true = np.array([True] * 4 + [False] * 6 + [True] * 8 + [False] * 2)
-    found = reliability(said, true, np.arange(20), bins=2)
-    assert [(one.observations, one.predicted, one.observed) for one in found.bins] == [
-        (10, pytest.approx(0.2), 0.4),
-        (10, pytest.approx(0.9), 0.8),
-    ]
-    assert found.error == pytest.approx((0.2 + 0.1) / 2)
-    for one in found.bins:
-        assert one.interval is not None and one.interval[0] < one.observed < one.interval[1]
-
-
-def test_few_observations_make_few_bins() -> None:
-    assert len(reliability(np.linspace(0, 1, 9), np.ones(9, bool), np.arange(9)).bins) == 1
-    assert len(reliability(np.linspace(0, 1, 40), np.ones(40, bool), np.arange(40)).bins) == 4
-    same = reliability(np.full(500, 0.5), np.ones(500, bool), np.arange(500))
-    assert len(same.bins) == 1 and same.error == 0.5
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_calibrated_probabilities_have_a_small_error(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    said = random.random(4000)
-    honest = reliability(said, random.random(4000) < said, np.arange(4000), resamples=50)
-    boastful = reliability(said**0.25, random.random(4000) < said, np.arange(4000), resamples=50)
-    assert honest.error < 0.06 < boastful.error
-    assert len(honest.bins) == 10 and {one.observations for one in honest.bins} == {400}
-
-
-def test_observations_of_one_cluster_widen_the_interval() -> None:
-    random = np.random.default_rng(0)
-    true = np.repeat(random.random(40) < 0.5, 25)
-    said = np.full(1000, 0.5)
-    width = [
-        np.ptp(reliability(said, true, clusters).bins[0].interval or (0, 0))
-        for clusters in (np.repeat(np.arange(40), 25), np.arange(1000))
-    ]
-    assert width[0] > 3 * width[1]
-
-
-def test_yes_no_counts_every_candidate() -> None:
-    odds = [[2.0, -1.0, 0.0], [800.0, -800.0, 0.5]]
-    found = yes_no_reliability(scored(odds, [[0, 1, 2], [1, 0, -1]]), looking(2))
-    assert found.observations == 5
-    said = [YesNo.probability(one) for one in (2.0, -1.0, 0.0, 800.0, -800.0)]
-    (one,) = found.bins
-    assert one.predicted == pytest.approx(np.mean(said)) and one.observed == pytest.approx(2 / 5)
-
-
-def test_first_place_is_softmax_and_wrong_when_it_ties() -> None:
-    found = first_place_reliability(scored([[0.02, 0.01, 0.0]] * 3), looking(3), scale=100.0)
-    (one,) = found.bins
-    assert one.predicted == pytest.approx(np.exp(2) / (np.exp(2) + np.exp(1) + 1)) and one.observed == 1 / 3
-    tied = first_place_reliability(scored([[1.0, 1.0, 0.0]]), looking(1))
-    assert tied.bins[0].observed == 0, "of equal scores the wrong one comes first"
-    alone = first_place_reliability(scored([[-700.0, np.nan, np.nan]], [[0, -1, -1]]), looking(1))
-    assert (alone.bins[0].predicted, alone.bins[0].observed) == (1.0, 1.0)
-
-
-def test_values_outside_0_to_1_are_refused() -> None:
-    for said in (np.array([1.1]), np.array([np.nan]), np.empty(0)):
-        with pytest.raises(InvalidInputError):
-            reliability(said, np.ones(len(said), bool), np.arange(len(said)))

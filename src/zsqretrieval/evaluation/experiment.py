@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from zsqretrieval._util.cache import Cache
 from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.evaluation.calibration import first_place, reliability_rows, yes_no
 from zsqretrieval.evaluation.cost import cost_rows
 from zsqretrieval.evaluation.datasets import Dataset, Judgments
 from zsqretrieval.evaluation.estimate import Clock, estimate
@@ -28,11 +29,9 @@ from zsqretrieval.evaluation.human import agreement_row
 from zsqretrieval.evaluation.metrics import (
     MISSING,
     break_ties,
-    first_place_reliability,
     first_ranks,
     measure,
     tied_share,
-    yes_no_reliability,
 )
 from zsqretrieval.evaluation.results import Results, compare, curve_points, row, table_of
 from zsqretrieval.evaluation.run import Direction, Run, relevant, shallow
@@ -241,22 +240,12 @@ def _calibration(
             run, scale = SYSTEMS[name].make(part, choice, settings.candidates), 1.0
             rows.append(row("reliability", name, "tied", tied_share(run), queries=len(run.queries), **where))
         if name == "yes_no":
-            found = yes_no_reliability(run, part.task, **drawn)
-            meaning[name] = "P(yes) of every candidate"
+            found, meaning[name] = yes_no(run, part.task), "P(yes) of every candidate"
         else:
-            found = first_place_reliability(run, part.task, scale=scale, **drawn)
             times = f", scores times {scale:g}" if scale != 1 else ""
+            found = first_place(run, part.task, scale=scale)
             meaning[name] = f"softmax of the first candidate{times}"
-        low, high = found.interval
-        rows.append(
-            row("reliability", name, "calibration error", found.error, low=low, high=high,
-                queries=found.observations, **where)
-        )  # fmt: skip
-        for n, one in enumerate(found.bins):
-            low, high = one.interval or (np.nan, np.nan)
-            of_bin = {"depth": n, "queries": one.observations, **where}
-            rows.append(row("reliability", name, "predicted", one.predicted, **of_bin))
-            rows.append(row("reliability", name, "observed", one.observed, low=low, high=high, **of_bin))
+        rows += reliability_rows(name, found, **drawn, **where)
     return rows
 
 
@@ -283,7 +272,7 @@ def _examples(part: Part, run: Run) -> list[dict[str, Any]]:
         first = [[one.items[place] for place in one.candidates[n, :_SHOWN] if place >= 0] for one in ranked]
         return {
             "direction": part.direction, "form": part.form, "outcome": outcome, "query": query,
-            "text": part.query_texts[n], "system": run.name, "before": before, "after": after,
+            "text": part.texts[n], "system": run.name, "before": before, "after": after,
             "relevant": [item for item, grade in qrels[query].items() if grade > 0],
             "first_before": first[0], "first_after": first[1],
         }  # fmt: skip
@@ -367,7 +356,7 @@ def _pixels_check(bench: Bench) -> dict[str, Any]:
     first = shallow(part.first, candidates)
     by_features = part.score(first, LIKELIHOOD, "pixels check")
     gallery = bench.dataset.gallery
-    texts = [text for text in part.query_texts for _ in range(first.candidates.shape[1])]
+    texts = [text for text in part.texts for _ in range(first.candidates.shape[1])]
     from_pixels = score_pairs(
         bench.generator, LIKELIHOOD, texts, [gallery[n] for n in first.candidates.ravel()]
     )

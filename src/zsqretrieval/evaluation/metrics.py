@@ -1,4 +1,4 @@
-"""Measures of a run, by query: ir-measures over trec_eval, and the calibration of scores.
+"""Measures of a run, by query: ir-measures over trec_eval.
 
 Some names mean what papers on image retrieval mean by them, which differs from TREC:
 
@@ -26,19 +26,17 @@ recall that any tie-breaking could give.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError
-from zsqretrieval.evaluation.datasets import Qrels, Task
-from zsqretrieval.evaluation.run import Run, relevant
-from zsqretrieval.evaluation.stats import ClusterBootstrap
+from zsqretrieval.evaluation.datasets import Qrels
+from zsqretrieval.evaluation.run import Run
 
 MEASURES = ("R@1", "R@5", "R@10", "R@100", "MRR", "nDCG@10", "mAP@50")
 """Default measures."""
@@ -48,7 +46,6 @@ MISSING = np.iinfo(np.int64).max
 
 _OURS = {"R": "Success", "Recall": "R", "mAP": "AP", "APmin": "AP"}
 _LARGEST = 1e37  # the end of single precision, in which trec_eval compares
-_FEWEST = 10  # observations of a bin
 
 
 def first_ranks(scores: NDArray[Any], right: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -209,91 +206,3 @@ def _ir_measures() -> Any:
             "ir_measures", "measuring a run", "pip install 'zsqretrieval[evaluation]'"
         ) from error
     return ir_measures
-
-
-# --- calibration ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """Observations of similar predicted probability."""
-
-    observations: int
-    predicted: float  # mean probability
-    observed: float  # share that is true
-    interval: tuple[float, float] | None  # of that share; None if a draw has no observation of the bin
-
-
-@dataclass(frozen=True, slots=True)
-class Reliability:
-    """Calibration of a system's probabilities."""
-
-    observations: int
-    bins: tuple[Bin, ...]  # by rising probability
-    error: float  # expected calibration error, in [0, 1]; biased upward with few observations
-    interval: tuple[float, float]  # of the error
-
-
-def yes_no_reliability(run: Run, task: Task, **drawn: int) -> Reliability:
-    """Compare P(yes) of every candidate with its relevance; scores are log-odds. ``drawn`` as below."""
-    there = run.candidates >= 0
-    predicted = 0.5 + 0.5 * np.tanh(run.scores[there] / 2)  # the logistic function, without overflow
-    clusters = np.broadcast_to(task.clusters[:, None], there.shape)[there]
-    return reliability(predicted, relevant(run, task.qrels)[there], clusters, **drawn)
-
-
-def first_place_reliability(run: Run, task: Task, *, scale: float = 1.0, **drawn: int) -> Reliability:
-    """Compare the softmax probability of the first candidate with its relevance.
-
-    The scores times ``scale``, such as CLIP's 100 for cosines, are logits. Of equal scores an irrelevant
-    candidate comes first. ``drawn`` as below.
-    """
-    logits = np.where(run.candidates >= 0, scale * run.scores, -np.inf)
-    best = logits.max(axis=1)
-    predicted = 1 / np.exp(logits - best[:, None]).sum(axis=1)
-    true = (relevant(run, task.qrels) | (logits < best[:, None])).all(axis=1)
-    return reliability(predicted, true, task.clusters, **drawn)
-
-
-def reliability(
-    predicted: NDArray[np.float64],
-    true: NDArray[np.bool_],
-    clusters: NDArray[np.int64],
-    *,
-    bins: int = 10,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Reliability:
-    """Compare predicted probabilities with outcomes, in bins of equally many observations.
-
-    Equal-mass bins (Nguyen and O'Connor, EMNLP 2015) are never empty; the expected calibration error is the
-    weighted mean of the bins' gaps (Naeini et al., AAAI 2015).
-
-    Args:
-        predicted: float64 [n], in [0, 1].
-        true: bool [n].
-        clusters: int64 [n], of the bootstrap.
-        bins: at most; fewer if there are not ten observations for each, or probabilities are equal.
-        resamples: draws of the bootstrap.
-        seed: of the draws.
-
-    Raises:
-        InvalidInputError: there are no observations, ``bins`` < 1, or a value is not a probability.
-    """
-    if bins < 1 or not len(predicted) or not ((predicted >= 0) & (predicted <= 1)).all():
-        raise InvalidInputError(f"{bins} bins of {len(predicted)} observations, not all of them in [0, 1]")
-    bins = max(min(bins, len(predicted) // _FEWEST), 1)
-    edges = np.unique(np.quantile(predicted, np.linspace(0, 1, bins + 1)[1:-1]))
-    _, of_bin = np.unique(np.searchsorted(edges, predicted, side="left"), return_inverse=True)
-    bootstrap = ClusterBootstrap(clusters, resamples=resamples, seed=seed)
-    found = []
-    members = [of_bin == n for n in range(of_bin.max() + 1)]
-    for mine in members:
-        with np.errstate(invalid="ignore"):
-            interval = bootstrap.interval(lambda hits, size: hits / size, 1.0 * (mine & true), 1.0 * mine)
-        shares = float(predicted[mine].mean()), float(true[mine].mean())
-        found.append(Bin(int(mine.sum()), *shares, interval if math.isfinite(sum(interval)) else None))
-    # The gap of a bin, weighted by its size, is a mean over all observations; the error is the sum of these.
-    gaps = [np.where(mine, predicted - true, 0.0) for mine in members]
-    interval = bootstrap.interval(lambda *means: np.abs(means).sum(axis=0), *gaps)
-    return Reliability(len(predicted), tuple(found), float(sum(abs(gap.mean()) for gap in gaps)), interval)

@@ -7,7 +7,7 @@ Run          --shallow, some_rows--> fewer candidates, fewer queries
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError, MismatchError
-from zsqretrieval.evaluation.datasets import Dataset, Task
+from zsqretrieval.evaluation.datasets import Dataset, Qrels, Task
 from zsqretrieval.search.fusion import Fusion, fuse
 
 Direction: TypeAlias = Literal["text to image", "image to text"]
@@ -79,14 +79,21 @@ def task_of(dataset: Dataset, direction: Direction) -> Task:
     return dataset.text_to_image() if direction == "text to image" else dataset.image_to_text()
 
 
-def relevant(run: Run, qrels: Mapping[str, Mapping[str, int]]) -> NDArray[np.bool_]:
+def relevant(run: Run, qrels: Qrels) -> NDArray[np.bool_]:
     """Whether each candidate is relevant, bool [q, k]; False for no candidate."""
-    place = {item: n for n, item in enumerate(run.items)}
-    found = np.zeros(run.candidates.shape, bool)
-    for row, query in enumerate(run.queries):
-        right = [place[item] for item, grade in qrels[query].items() if grade > 0]
-        found[row] = np.isin(run.candidates[row], right)
-    return found
+    right = _places(run.queries, run.items, qrels)
+    found = [np.isin(candidates, own) for candidates, own in zip(run.candidates, right, strict=True)]
+    return np.reshape(found, run.candidates.shape).astype(bool)
+
+
+def relevant_places(task: Task) -> list[list[int]]:
+    """Positions of the relevant items of every query."""
+    return _places(task.queries, task.items, task.qrels)
+
+
+def _places(queries: Sequence[str], items: Sequence[str], qrels: Qrels) -> list[list[int]]:
+    place = {item: n for n, item in enumerate(items)}
+    return [[place[item] for item, grade in qrels[query].items() if grade > 0] for query in queries]
 
 
 def exact_search(
@@ -106,14 +113,14 @@ def exact_search(
     Returns:
         Cosine similarities, best first.
     """
-    position = {item: n for n, item in enumerate(task.items)}
+    places = relevant_places(task)
     found = np.empty((len(queries), min(k, len(items))), np.int64)
     scores = np.empty(found.shape)
     for start in range(0, len(queries), _ROWS):
         similarity = queries[start : start + _ROWS] @ items.T  # [rows, n]
         right = np.zeros(similarity.shape, bool)
-        for row, query in enumerate(task.queries[start : start + _ROWS]):
-            right[row, [position[item] for item, grade in task.qrels[query].items() if grade > 0]] = True
+        for row, own in enumerate(places[start : start + _ROWS]):
+            right[row, own] = True
         best = np.lexsort((right, -similarity), axis=-1)[:, : found.shape[1]]
         found[start : start + _ROWS] = best
         scores[start : start + _ROWS] = np.take_along_axis(similarity, best, 1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Task
 from zsqretrieval.evaluation.results import row
-from zsqretrieval.evaluation.run import Run, exact_search
+from zsqretrieval.evaluation.run import Run, exact_search, relevant_places
 from zsqretrieval.evaluation.scaling_models import (
     LAION_5B,
     Competition,
@@ -126,7 +126,7 @@ def measure_scaling(
     if sizes and not 2 <= min(sizes) <= max(sizes) <= images:
         raise InvalidInputError(f"gallery sizes {list(sizes)} must be from 2 to {images} images")
     part = bench.part("text to image", form, queries)
-    asking, gallery = bench.encode_texts(part.query_texts), bench.gallery  # [q, D], [n, D]
+    asking, gallery = bench.encode_texts(part.texts), bench.gallery  # [q, D], [n, D]
     answers = _relevant_positions(part.task)
     weights = ClusterBootstrap(part.task.clusters, resamples=resamples, seed=seed).query_weights()
     whole = compete(asking, gallery, answers, np.arange(images))
@@ -175,14 +175,11 @@ def measure_scaling(
 
 def _relevant_positions(task: Task) -> NDArray[np.int64]:
     """Position of the relevant image of every query, int64 [q]."""
-    place = {item: n for n, item in enumerate(task.items)}
-    answers = []
-    for query in task.queries:
-        right = [place[item] for item, grade in task.qrels[query].items() if grade > 0]
-        if len(right) != 1:
-            raise InvalidInputError(f"query {query!r} has {len(right)} relevant images; scaling needs one")
-        answers += right
-    return np.array(answers, np.int64)
+    places = relevant_places(task)
+    for query, own in zip(task.queries, places, strict=True):
+        if len(own) != 1:
+            raise InvalidInputError(f"query {query!r} has {len(own)} relevant images; scaling needs one")
+    return np.array(places, np.int64)[:, 0]
 
 
 def _with_interval(draws: Floats) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _fused_normalized(part: Part, choice: Choice, depth: int) -> Run:
 
 def _no_image(part: Part, choice: Choice, depth: int) -> Run:
     run = shallow(part.first, depth)
-    scores = part.priors[:, None] if part.direction == "text to image" else part.priors[run.candidates]
+    scores = part.priors[part.pairs(run)[0]]
     return replace(run, scores=np.where(run.candidates >= 0, scores, np.nan))
 
 

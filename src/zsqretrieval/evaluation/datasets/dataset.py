@@ -104,6 +104,11 @@ class Dataset:
         """The forms of the queries in order of appearance."""
         return tuple(dict.fromkeys(query.form for query in self.queries))
 
+    @property
+    def places(self) -> dict[str, int]:
+        """Position of every image in the gallery by its id."""
+        return {str(image.id): n for n, image in enumerate(self.gallery)}
+
     def of_form(self, *forms: str) -> Dataset:
         """The same gallery with the queries of some forms only.
 

@@ -9,7 +9,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import ir_measures
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,7 +26,7 @@ from zsqretrieval.evaluation.report.render import render, write_runs
 from zsqretrieval.evaluation.report.tables import number, records, tables
 from zsqretrieval.evaluation.results import Results, compare, row, table_of
 from zsqretrieval.evaluation.run import Run
-from zsqretrieval.evaluation.trec import qrels_path, ratings_path, read_qrels, read_run, run_path
+from zsqretrieval.evaluation.trec import qrels_path, ratings_path, read_run, run_path
 
 NASTY = '<script>alert("|")</script> red'
 WAY = "text to image"
@@ -129,22 +131,26 @@ def test_run_files_measure_the_values_of_the_table(results: Results, folder: Pat
     for one in records(rows):
         again = measure(read_run(folder / one["run"], TASK), TASK.qrels, [one["measure"]])[one["measure"]]
         assert np.mean(again) == pytest.approx(one["value"]), one["run"]
-    assert read_qrels(folder / qrels_path(WAY, "question/which"), TASK) == TASK.qrels
+    judged = ir_measures.read_trec_qrels(str(folder / qrels_path(WAY, "question/which")))
+    assert [(one.query_id, unquote(one.doc_id), one.relevance) for one in judged] == [
+        (query, item, grade) for query, own in TASK.qrels.items() for item, grade in own.items()
+    ]
     assert (folder / ratings_path("Flickr8k-Expert")).read_text() == "image\tfused\nimage 1\t0.25\n"
 
 
 def test_run_files_can_be_cut_and_compressed(results: Results, tmp_path: Path) -> None:
     files = write_runs(results, tmp_path, depth=2, suffix=".gz")
     assert all(file.name.endswith(".gz") for file in files)
-    assert read_run(tmp_path / f"{run_path(WAY, 'caption', 'fused')}.gz", TASK).candidates.shape[1] == 2
+    fused = tmp_path / f"{run_path(WAY, 'caption', 'fused')}.gz"
+    assert read_run(fused, TASK).candidates.shape[1] == 2
     contents = [file.read_bytes() for file in files]
     (tmp_path / "runs" / "old.run.gz").write_bytes(b"of another evaluation")
     assert contents == [file.read_bytes() for file in write_runs(results, tmp_path, depth=2, suffix=".gz")]
     assert not (tmp_path / "runs" / "old.run.gz").exists()
-    for broken in (contents[0][:-9], b"no archive"):
-        files[0].write_bytes(broken)
-        with pytest.raises(InvalidInputError, match=r"qrels\.txt\.gz: cannot be read"):
-            read_qrels(files[0])
+    for broken in (fused.read_bytes()[:-9], b"no archive"):
+        fused.write_bytes(broken)
+        with pytest.raises(InvalidInputError, match=r"fused\.run\.gz: cannot be read"):
+            read_run(fused, TASK)
 
 
 def test_json_holds_all_rows_and_the_checksums_of_all_files(results: Results, folder: Path) -> None:

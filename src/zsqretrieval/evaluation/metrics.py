@@ -154,14 +154,6 @@ def break_ties(run: Run, qrels: Qrels) -> Run:
     return replace(run, candidates=candidates, scores=scores.astype(np.float64))
 
 
-def is_falling(run: Run) -> NDArray[np.bool_]:
-    """Whether the scores of a query are sorted and differ in single precision; bool [q]."""
-    scores, there = run.scores.astype(np.float32), run.candidates >= 0
-    falls = scores[:, 1:] < scores[:, :-1]
-    fine = ~there[:, 1:] | (there[:, :-1] & falls)  # no candidate stands behind a missing one
-    return np.asarray(fine.all(axis=1))
-
-
 def tied_share(run: Run) -> float:
     """Share of the candidates whose score another candidate of the same query has as well."""
     tied = 0

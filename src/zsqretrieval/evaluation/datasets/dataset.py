@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,16 +74,10 @@ class Dataset:
             raise InvalidInputError(f"{self.name}: the gallery is empty")
         if not self.queries:
             raise InvalidInputError(f"{self.name}: there are no queries")
-        images: dict[str, str] = {}  # id -> source
-        for image in self.gallery:
-            if not image.id:
-                raise InvalidInputError(f"{self.name}: {image.source} has no id; qrels cannot name it")
-            _once(images, "image", image.id, image.source)
-        queries: dict[str, str] = {}
+        _check_ids("image", self.gallery)
+        _check_ids("query", self.queries)
+        images, queries = self.places, {query.id for query in self.queries}
         for query in self.queries:
-            if not query.id:
-                raise InvalidInputError(f"{query.source}: a query has no id; qrels cannot name it")
-            _once(queries, "query", query.id, query.source)
             if not query.text.strip():
                 raise InvalidInputError(f"{query.source}: the text of query {query.id!r} is blank")
             answers = self.qrels.get(query.id, {})
@@ -157,7 +151,7 @@ class Dataset:
         return Task(
             f"{self.name}, text to image",
             tuple(query.id for query in self.queries),
-            tuple(str(image.id) for image in self.gallery),
+            tuple(self.places),
             self.qrels,
             np.array(clusters, np.int64),
             tuple(query.form for query in self.queries),
@@ -179,7 +173,7 @@ class Dataset:
             for image, grade in self.qrels[query.id].items():
                 if grade > 0:
                     texts[image][query.id] = grade
-        asking = tuple(str(image.id) for image in self.gallery if image.id in texts)
+        asking = tuple(image for image in self.places if image in texts)
         return Task(
             f"{self.name}, image to text",
             asking,
@@ -190,10 +184,16 @@ class Dataset:
         )
 
 
-def _once(seen: dict[str, str], what: str, id: str, source: str) -> None:
-    if id in seen:
-        raise InvalidInputError(f"{source}: the {what} {id!r} is repeated, first at {seen[id]}")
-    seen[id] = source
+def _check_ids(what: str, records: Sequence[Image | Query]) -> None:
+    seen: dict[str, str] = {}  # id -> source
+    for one in records:
+        if not one.id:
+            raise InvalidInputError(f"{one.source}: the {what} has no id; qrels cannot name it")
+        if one.id in seen:
+            raise InvalidInputError(
+                f"{one.source}: the {what} {one.id!r} is repeated, first at {seen[one.id]}"
+            )
+        seen[one.id] = one.source
 
 
 # --- reading files ---------------------------------------------------------------------------------------

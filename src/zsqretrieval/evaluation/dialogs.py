@@ -323,8 +323,7 @@ def _rows(
     played: Mapping[str, _Played], targets: Sequence[_Target], user: str, seed: int
 ) -> list[dict[str, Any]]:
     """Every measure of every policy, compared with the first; images are the clusters."""
-    clusters = np.array([target.image for target in targets])
-    bootstrap = ClusterBootstrap(clusters, seed=seed)
+    bootstrap = ClusterBootstrap(np.array([target.image for target in targets]), seed=seed)
     values = defaultdict[tuple[str, int | None], dict[str, NDArray[np.float64]]](dict)
     for name, one in played.items():
         best = np.minimum.accumulate(one.ranks, axis=1)
@@ -335,7 +334,7 @@ def _rows(
     rows: list[dict[str, Any]] = []
     for (measure, depth), of in values.items():
         rows += paired_rows(
-            "dialogs", measure, of, clusters, bootstrap, baseline=next(iter(played)), seed=seed,
+            "dialogs", measure, of, bootstrap, baseline=next(iter(played)),
             form=f"answered by {user}", direction="text to image", depth=depth,
             unit="" if depth is None else "%",
         )  # fmt: skip

@@ -33,7 +33,7 @@ from zsqretrieval.evaluation.metrics import (
     measure,
     tied_share,
 )
-from zsqretrieval.evaluation.results import Results, compare, curve_points, row, table_of
+from zsqretrieval.evaluation.results import Results, compare, paired_rows, row, table_of
 from zsqretrieval.evaluation.run import Direction, Run, relevant, shallow
 from zsqretrieval.evaluation.scores import Bench, Part
 from zsqretrieval.evaluation.settings import Settings, with_forms
@@ -213,16 +213,18 @@ def _measure_part(
 
 def _curves(part: Part, reranking: Sequence[str], choice: Choice, bootstrap: ClusterBootstrap) -> Rows:
     """Quality by number of re-ranked candidates, and the first-stage recall that limits it."""
-    settings, rows = part.bench.settings, Rows()
-    depths = settings.curve(part.direction, len(part.task.items))
+    depths = part.bench.settings.curve(part.direction, len(part.task.items))
+    where, rows = dict[str, Any](form=part.form, direction=part.direction), Rows()
     for name in reranking:
         for depth in depths:
             run = SYSTEMS[name].run(name, part, choice, depth)
-            rows += curve_points("curve", run, part.task, depth, _CURVE, bootstrap)
+            for measured, values in measure(run, part.task.qrels, _CURVE).items():
+                rows += paired_rows("curve", measured, {name: values}, bootstrap, depth=depth, **where)
     for depth in depths:
         if depth > 0 and reranking:
-            found = curve_points("ceiling", part.first, part.task, depth, [f"R@{depth}"], bootstrap)
-            rows += [one | {"measure": "ceiling"} for one in found]
+            (values,) = measure(part.first, part.task.qrels, [f"R@{depth}"]).values()
+            found = {part.first.name: values}
+            rows += paired_rows("ceiling", "ceiling", found, bootstrap, depth=depth, **where)
     return rows
 
 
@@ -230,7 +232,7 @@ def _calibration(
     part: Part, reranking: Sequence[str], choice: Choice, facts: dict[str, Any], drawn: Mapping[str, int]
 ) -> Rows:
     """Reliability of the scores as probabilities, and the share of tied candidates."""
-    settings, where = part.bench.settings, {"form": part.form, "direction": part.direction}
+    settings, where = part.bench.settings, dict[str, Any](form=part.form, direction=part.direction)
     meaning = facts["probabilities"].setdefault(part.direction, {})
     rows = Rows()
     for name in (part.first.name, *reranking):
@@ -351,21 +353,18 @@ def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str
 def _pixels_check(bench: Bench) -> dict[str, Any]:
     """Differences of likelihoods from pixels and from cached image features, for a few pairs."""
     queries, candidates = _COMPARED
-    form = bench.dataset.forms[0]
+    form, gallery = bench.dataset.forms[0], bench.dataset.gallery
     part = bench.part("text to image", form, queries)
     first = shallow(part.first, candidates)
-    by_features = part.score(first, LIKELIHOOD, "pixels check")
-    gallery = bench.dataset.gallery
-    texts = [text for text in part.texts for _ in range(first.candidates.shape[1])]
-    from_pixels = score_pairs(
-        bench.generator, LIKELIHOOD, texts, [gallery[n] for n in first.candidates.ravel()]
-    )
-    by_pixels = from_pixels.reshape(first.candidates.shape)
-    orders = [np.argsort(-scores, axis=1, kind="stable") for scores in (by_features.scores, by_pixels)]
+    by_features = part.score(first, LIKELIHOOD, "pixels check").scores
+    texts = np.repeat(part.texts, first.candidates.shape[1]).tolist()
+    shown = [gallery[n] for n in first.candidates.ravel()]
+    by_pixels = score_pairs(bench.generator, LIKELIHOOD, texts, shown).reshape(by_features.shape)
+    orders = [np.argsort(-scores, axis=1, kind="stable") for scores in (by_features, by_pixels)]
     return {
         "form": form,
-        "pairs": int(first.candidates.size),
-        "largest_difference": float(np.abs(by_features.scores - by_pixels).max()),
+        "pairs": by_pixels.size,
+        "largest_difference": float(np.abs(by_features - by_pixels).max()),
         "largest_score": float(np.abs(by_pixels).max()),
         "queries": len(first.queries),
         "queries_in_another_order": int((orders[0] != orders[1]).any(axis=1).sum()),
@@ -397,29 +396,32 @@ def tune(bench: Bench, choice: Choice) -> Choice:
     for direction in settings.directions:
         parts = [bench.part(direction, form, settings.queries) for form in bench.dataset.forms]
         for name in ordered:
-            system = SYSTEMS[name]
-            if direction not in system.directions:
+            if direction not in SYSTEMS[name].directions:
                 continue
-            if system.tunes == "alpha":
-                tried = [replace(choice, alpha=alpha) for alpha in ALPHAS]
-                values: Sequence[object] = ALPHAS
-            elif system.tunes == "expansion":
-                grid = next((one for kind, one in GRID.items() if isinstance(choice.expansion, kind)), None)
-                if grid is None:
-                    raise InvalidInputError(f"the expansion {choice.expansion!r} has no parameter to tune")
-                tried = [replace(choice, expansion=one) for one in grid]
-                values = grid
-            else:
-                tried = [replace(choice, fusions={**choice.fusions, (name, direction): w}) for w in weighted]
-                values = weighted
-            found = [_mean_recalls(parts, name, one, settings) for one in tried]
+            tried = _variants(choice, name, direction, weighted)
+            found = [_mean_recalls(parts, name, one, settings) for one in tried.values()]
             sweep += [
-                {"direction": direction, "system": name, "parameter": system.tunes, "value": str(value),
+                {"direction": direction, "system": name, "parameter": SYSTEMS[name].tunes, "value": value,
                  **dict(zip(_RECALLS, recalls, strict=True))}
-                for value, recalls in zip(values, found, strict=True)
+                for value, recalls in zip(tried, found, strict=True)
             ]  # fmt: skip
-            choice = tried[max(range(len(tried)), key=lambda n: (found[n], -n))]
+            choice = [*tried.values()][found.index(max(found))]
     return replace(choice, origin=f"tuned for R@1 on {bench.dataset.name}", sweep=tuple(sweep))
+
+
+def _variants(
+    choice: Choice, system: str, direction: Direction, fusions: Sequence[Fusion]
+) -> dict[str, Choice]:
+    """The choices that are tried for a system, by the value of its parameter."""
+    if SYSTEMS[system].tunes == "alpha":
+        return {str(alpha): replace(choice, alpha=alpha) for alpha in ALPHAS}
+    if SYSTEMS[system].tunes == "expansion":
+        grid = next((one for kind, one in GRID.items() if isinstance(choice.expansion, kind)), None)
+        if grid is None:
+            raise InvalidInputError(f"the expansion {choice.expansion!r} has no parameter to tune")
+        return {str(one): replace(choice, expansion=one) for one in grid}
+    own = [{**choice.fusions, (system, direction): one} for one in fusions]
+    return {str(one): replace(choice, fusions=some) for one, some in zip(fusions, own, strict=True)}
 
 
 def _mean_recalls(parts: Sequence[Part], name: str, choice: Choice, settings: Settings) -> list[float]:

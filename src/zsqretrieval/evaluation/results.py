@@ -183,12 +183,11 @@ def compare(
     rows: list[dict[str, Any]] = []
     for form in dict.fromkeys(task.forms):
         asked = of_form == form
-        clusters = task.clusters[asked]
-        bootstrap = ClusterBootstrap(clusters, resamples=resamples, seed=seed)
+        bootstrap = ClusterBootstrap(task.clusters[asked], resamples=resamples, seed=seed)
         for name in measures:
             rows += paired_rows(
-                group, name, {system: measured[system][name][asked] for system in names}, clusters, bootstrap,
-                baseline=baseline, permutations=permutations, seed=seed,
+                group, name, {system: measured[system][name][asked] for system in names}, bootstrap,
+                baseline=baseline, permutations=permutations,
                 form=form, direction=runs[0].direction, **columns,
             )  # fmt: skip
     return rows
@@ -198,43 +197,31 @@ def paired_rows(
     group: str,
     measure: str,
     values: Mapping[str, NDArray[np.float64]],
-    clusters: NDArray[np.int64],
     bootstrap: ClusterBootstrap,
     *,
-    baseline: str,
+    baseline: str | None = None,
     permutations: int = 9999,
-    seed: int = 0,
     **columns: Any,
 ) -> list[dict[str, Any]]:
-    """Rows of one measure, one for each system; ``values`` [q] of the same queries by system."""
-    base = values[baseline]
-    p_values = holm(
-        {
-            system: permutation_test(own, base, clusters, permutations=permutations, seed=seed)
-            for system, own in values.items()
-            if system != baseline
-        }
-    )
+    """Rows of one measure, one for each system; ``values`` [q] of the same queries by system.
+
+    Systems are compared with the ``baseline`` if it is given, with the seed of the bootstrap.
+    """
+    drawn = {"permutations": permutations, "seed": bootstrap.seed}
+    base = None if baseline is None else values[baseline]
+    p_values: dict[str, float] = {}
+    if base is not None:
+        others = {one: own for one, own in values.items() if one != baseline}
+        p_values = holm(
+            {one: permutation_test(own, base, bootstrap.clusters, **drawn) for one, own in others.items()}
+        )
     rows = []
     for system, own in values.items():
         low, high = bootstrap.mean_interval(own)
         one = row(group, system, measure, own.mean(), low=low, high=high, queries=len(own), **columns)
-        if system != baseline:
+        if base is not None and system != baseline:
             gain_low, gain_high = bootstrap.interval(lambda a, b: a - b, own, base)
             one |= {"baseline": baseline, "gain": float((own - base).mean()), "gain_low": gain_low,
                     "gain_high": gain_high, "p": p_values[system]}  # fmt: skip
         rows.append(one)
     return rows
-
-
-def curve_points(
-    group: str, run: Run, task: Task, depth: int, measures: Sequence[str], bootstrap: ClusterBootstrap
-) -> list[dict[str, Any]]:
-    """Rows of one point of a curve of quality by depth, without comparison."""
-    return [
-        row(
-            group, run.name, name, values.mean(), form=task.forms[0], direction=run.direction, depth=depth,
-            **dict(zip(("low", "high"), bootstrap.mean_interval(values), strict=True)), queries=len(values),
-        )
-        for name, values in measure(run, task.qrels, measures).items()
-    ]  # fmt: skip

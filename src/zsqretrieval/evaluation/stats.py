@@ -37,6 +37,7 @@ class ClusterBootstrap:
         check_counts(resamples=resamples)
         if not len(clusters):
             raise InvalidInputError("there are no queries to measure; give at least one")
+        self.clusters, self.seed = clusters, seed
         _, self._cluster = np.unique(clusters, return_inverse=True)
         self._sizes = np.bincount(self._cluster)
         count = len(self._sizes)

@@ -53,7 +53,7 @@ def looking(queries: int, items: int = 3) -> Task:
 def scored(scores: list[list[float]], candidates: list[list[int]] | None = None) -> Run:
     rows = np.array(scores, np.float64)
     found = np.tile(np.arange(3), (len(rows), 1)) if candidates is None else np.array(candidates)
-    return Run("toy", looking(len(rows)).queries, ("i0", "i1", "i2"), found, rows)
+    return Run("toy", looking(len(rows)), found, rows)
 
 
 def test_bins_and_error_by_hand() -> None:
@@ -99,18 +99,18 @@ def test_observations_of_one_cluster_widen_the_interval() -> None:
 
 def test_yes_no_counts_every_candidate() -> None:
     odds = [[2.0, -1.0, 0.0], [800.0, -800.0, 0.5]]
-    error, (one,) = bins_of(yes_no(scored(odds, [[0, 1, 2], [1, 0, -1]]), looking(2)))
+    error, (one,) = bins_of(yes_no(scored(odds, [[0, 1, 2], [1, 0, -1]])))
     assert error["queries"] == one["size"] == 5
     said = [YesNo.probability(one) for one in (2.0, -1.0, 0.0, 800.0, -800.0)]
     assert one["predicted"] == pytest.approx(np.mean(said)) and one["observed"] == pytest.approx(2 / 5)
 
 
 def test_first_place_is_softmax_and_wrong_when_it_ties() -> None:
-    said, true, _ = first_place(scored([[0.02, 0.01, 0.0]] * 3), looking(3), scale=100.0)
+    said, true, _ = first_place(scored([[0.02, 0.01, 0.0]] * 3), scale=100.0)
     assert said == pytest.approx([np.exp(2) / (np.exp(2) + np.exp(1) + 1)] * 3) and true.sum() == 1
-    _, true, _ = first_place(scored([[1.0, 1.0, 0.0]]), looking(1))
+    _, true, _ = first_place(scored([[1.0, 1.0, 0.0]]))
     assert not true.any(), "of equal scores the wrong one comes first"
-    said, true, _ = first_place(scored([[-700.0, np.nan, np.nan]], [[0, -1, -1]]), looking(1))
+    said, true, _ = first_place(scored([[-700.0, np.nan, np.nan]], [[0, -1, -1]]))
     assert said.tolist() == [1.0] and true.all()
 
 

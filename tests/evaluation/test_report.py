@@ -38,11 +38,11 @@ TASK = Task(
 )  # fmt: skip
 
 
-def run(name: str, seed: int) -> Run:
+def run(name: str, seed: int, task: Task = TASK) -> Run:
     """Every image for every query, in random order."""
     random = np.random.default_rng(seed)
     candidates = np.stack([random.permutation(len(IMAGES)) for _ in QUERIES])
-    return Run(name, QUERIES, IMAGES, candidates, np.tile(np.arange(12.0, 0, -1), (24, 1)))
+    return Run(name, task, candidates, np.tile(np.arange(12.0, 0, -1), (24, 1)))
 
 
 def of(form: str) -> Task:
@@ -56,15 +56,15 @@ def interval(group: str, system: str, measure: str, value: float, **others: Any)
 @pytest.fixture(scope="module")
 def results() -> Results:
     """Rows of every group for two forms, with the runs of the systems and one ablation."""
-    systems = [run("mini", 0), run("likelihood", 1), run("fused", 2), run("yes_no", 3)]
     drawn = {"resamples": 50, "permutations": 99}
-    rows, runs, qrels = list[dict[str, Any]](), {}, {}
+    rows, runs = list[dict[str, Any]](), {}
     for form in FORMS:
         where = {"form": form, "direction": WAY}
-        qrels[qrels_path(WAY, form)] = TASK.qrels
-        rows += compare(of(form), systems, baseline="mini", measures=["R@1", "R@10", "MRR"], depth=5, **drawn)
-        without = [systems[1], run("no_image", 4)]
-        rows += compare(of(form), without, baseline="likelihood", group="ablations", depth=5, **drawn)
+        task = of(form)
+        systems = [run(name, n, task) for n, name in enumerate(("mini", "likelihood", "fused", "yes_no"))]
+        rows += compare(systems, baseline="mini", measures=["R@1", "R@10", "MRR"], depth=5, **drawn)
+        without = [systems[1], run("no_image", 4, task)]
+        rows += compare(without, baseline="likelihood", group="ablations", depth=5, **drawn)
         rows.append(row("ablations", "chance", "R@1", 0.1, **where))
         for one in rows:
             if one["system"] != "chance" and one["form"] == form and one["group"] in ("systems", "ablations"):
@@ -112,7 +112,7 @@ def results() -> Results:
         "probabilities": {WAY: {"fused": "softmax of the first candidate"}},
     }  # fmt: skip
     ratings = {ratings_path("Flickr8k-Expert"): pd.DataFrame({"image": ["image 1"], "fused": [0.25]})}
-    return Results(table_of(rows), facts, runs, qrels, ratings)
+    return Results(table_of(rows), facts, runs, ratings)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_run_files_measure_the_values_of_the_table(results: Results, folder: Pat
     rows = results.table[results.table["run"].str.endswith(".run", na=False)]
     assert set(rows["run"]) == set(results.runs)
     for one in records(rows):
-        again = measure(read_run(folder / one["run"], TASK), TASK.qrels, [one["measure"]])[one["measure"]]
+        again = measure(read_run(folder / one["run"], TASK), [one["measure"]])[one["measure"]]
         assert np.mean(again) == pytest.approx(one["value"]), one["run"]
     judged = ir_measures.read_trec_qrels(str(folder / qrels_path(WAY, "question/which")))
     assert [(one.query_id, unquote(one.doc_id), one.relevance) for one in judged] == [

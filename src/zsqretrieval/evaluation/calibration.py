@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.datasets import Task
 from zsqretrieval.evaluation.results import row
 from zsqretrieval.evaluation.run import Run, relevant
 from zsqretrieval.evaluation.stats import ClusterBootstrap
@@ -24,15 +23,15 @@ class Predictions(NamedTuple):
     clusters: NDArray[np.int64]  # [n], of the bootstrap
 
 
-def yes_no(run: Run, task: Task) -> Predictions:
+def yes_no(run: Run) -> Predictions:
     """P(yes) of every candidate, and whether it is relevant; scores are log-odds."""
     there = run.candidates >= 0
     predicted = 0.5 + 0.5 * np.tanh(run.scores[there] / 2)  # the logistic function, without overflow
-    clusters = np.broadcast_to(task.clusters[:, None], there.shape)[there]
-    return Predictions(predicted, relevant(run, task.qrels)[there], clusters)
+    clusters = np.broadcast_to(run.task.clusters[:, None], there.shape)[there]
+    return Predictions(predicted, relevant(run)[there], clusters)
 
 
-def first_place(run: Run, task: Task, *, scale: float = 1.0) -> Predictions:
+def first_place(run: Run, *, scale: float = 1.0) -> Predictions:
     """The softmax probability of the first candidate of every query, and whether it is relevant.
 
     The scores times ``scale``, such as CLIP's 100 for cosines, are logits. Of equal scores an irrelevant
@@ -41,8 +40,8 @@ def first_place(run: Run, task: Task, *, scale: float = 1.0) -> Predictions:
     logits = np.where(run.candidates >= 0, scale * run.scores, -np.inf)
     best = logits.max(axis=1)
     predicted = 1 / np.exp(logits - best[:, None]).sum(axis=1)
-    true = (relevant(run, task.qrels) | (logits < best[:, None])).all(axis=1)
-    return Predictions(predicted, true, task.clusters)
+    true = (relevant(run) | (logits < best[:, None])).all(axis=1)
+    return Predictions(predicted, true, run.task.clusters)
 
 
 def reliability_rows(

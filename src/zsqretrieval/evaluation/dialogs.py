@@ -142,9 +142,8 @@ def _captions(bench: Bench, form: str) -> dict[int, list[str]]:
     """The texts of every image that has some, by its position."""
     dataset = bench.dataset.of_form(form)
     text = {query.id: query.text.strip() for query in dataset.queries}
-    task = dataset.image_to_text()
-    place = {image: n for n, image in enumerate(dataset.text_to_image().items)}
-    return {place[image]: [text[query] for query in task.qrels[image]] for image in task.queries}
+    task, places = dataset.image_to_text(), dataset.places
+    return {places[image]: [text[query] for query in task.qrels[image]] for image in task.queries}
 
 
 def draw_targets(captions: Mapping[int, Sequence[str]], count: int, seed: int = 0) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.calibration import first_place, reliability_rows, yes_no
 from zsqretrieval.evaluation.cost import cost_rows
-from zsqretrieval.evaluation.datasets import Dataset, Judgments
+from zsqretrieval.evaluation.datasets import Dataset, Direction, Judgments
 from zsqretrieval.evaluation.estimate import Clock, estimate
 from zsqretrieval.evaluation.human import agreement_row
 from zsqretrieval.evaluation.metrics import (
@@ -34,12 +34,12 @@ from zsqretrieval.evaluation.metrics import (
     tied_share,
 )
 from zsqretrieval.evaluation.results import Results, compare, paired_rows, row, table_of
-from zsqretrieval.evaluation.run import Direction, Run, relevant, shallow
+from zsqretrieval.evaluation.run import Run, relevant, shallow
 from zsqretrieval.evaluation.scores import Bench, Part
 from zsqretrieval.evaluation.settings import Settings, with_forms
 from zsqretrieval.evaluation.stats import ClusterBootstrap
 from zsqretrieval.evaluation.systems import CHECKS, LIKELIHOOD, SYSTEMS, YES_NO, Choice
-from zsqretrieval.evaluation.trec import qrels_path, ratings_path, run_path
+from zsqretrieval.evaluation.trec import ratings_path, run_path
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
 from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, WeightedSum
 from zsqretrieval.search.scoring import score_pairs
@@ -135,11 +135,9 @@ def evaluate(
         rows: Rows = []
         facts: dict[str, Any] = {"examples": [], "probabilities": {}}
         runs: dict[str, Run] = {}
-        qrels = {}
         for direction in settings.directions:
             for form in dataset.forms:
                 part = bench.part(direction, form, settings.queries)
-                qrels[qrels_path(direction, form)] = part.task.qrels
                 rows += _measure_part(part, systems, choice, runs, facts)
                 clock.finish(f"{direction}, {form}: ")
         pairs = {ratings_path(one.name): _rated(bench, one, choice, rows) for one in judgments}
@@ -147,7 +145,7 @@ def evaluate(
             rows += cost_rows(bench, encoder, choice, index)
         facts = _facts(bench, encoder, choice, systems) | facts
         clock.finish("")
-    return Results(table_of(rows), facts, runs, qrels, pairs, dataset)
+    return Results(table_of(rows), facts, runs, pairs, dataset)
 
 
 def check_leaks(dataset: Dataset, tune_on: Dataset) -> None:
@@ -179,9 +177,7 @@ def _measure_part(
     answers = [part.first, *(SYSTEMS[name].run(name, part, choice, depth) for name in complete)]
     drawn = {"resamples": settings.resamples, "seed": settings.seed}
     tested: dict[str, Any] = {**drawn, "permutations": settings.permutations}
-    rows = compare(
-        part.task, answers, baseline=part.first.name, measures=settings.measures, depth=depth, **tested
-    )
+    rows = compare(answers, baseline=part.first.name, measures=settings.measures, depth=depth, **tested)
     runs |= {run_path(direction, form, run.name): run for run in answers}
     reranking = [name for name in complete if SYSTEMS[name].reranks]
     rows += _curves(part, reranking, choice, ClusterBootstrap(part.task.clusters, **drawn))
@@ -191,12 +187,11 @@ def _measure_part(
         ablations = [name for name in here if SYSTEMS[name].base == base]
         compared = [SYSTEMS[name].run(name, sampled, choice, depth) for name in (base, *ablations)]
         rows += compare(
-            sampled.task, compared,
-            baseline=base, group="ablations", measures=_ABLATED, depth=depth, **tested,
+            compared, baseline=base, group="ablations", measures=_ABLATED, depth=depth, **tested,
         )  # fmt: skip
         runs |= {run_path(direction, form, run.name, ablation=True): run for run in compared[1:]}
     if len(here) > len(complete):
-        right = relevant(shallow(sampled.first, depth), sampled.task.qrels)
+        right = relevant(shallow(sampled.first, depth))
         rows.append(
             row("ablations", "chance", "R@1", right.mean(), form=form, direction=direction, depth=depth,
                 queries=len(right))
@@ -218,11 +213,11 @@ def _curves(part: Part, reranking: Sequence[str], choice: Choice, bootstrap: Clu
     for name in reranking:
         for depth in depths:
             run = SYSTEMS[name].run(name, part, choice, depth)
-            for measured, values in measure(run, part.task.qrels, _CURVE).items():
+            for measured, values in measure(run, _CURVE).items():
                 rows += paired_rows("curve", measured, {name: values}, bootstrap, depth=depth, **where)
     for depth in depths:
         if depth > 0 and reranking:
-            (values,) = measure(part.first, part.task.qrels, [f"R@{depth}"]).values()
+            (values,) = measure(part.first, [f"R@{depth}"]).values()
             found = {part.first.name: values}
             rows += paired_rows("ceiling", "ceiling", found, bootstrap, depth=depth, **where)
     return rows
@@ -240,12 +235,12 @@ def _calibration(
             run, scale = shallow(part.first, settings.candidates), _logit_scale(choice, part.direction)
         else:
             run, scale = SYSTEMS[name].make(part, choice, settings.candidates), 1.0
-            rows.append(row("reliability", name, "tied", tied_share(run), queries=len(run.queries), **where))
+            rows.append(row("reliability", name, "tied", tied_share(run), queries=len(run.scores), **where))
         if name == "yes_no":
-            found, meaning[name] = yes_no(run, part.task), "P(yes) of every candidate"
+            found, meaning[name] = yes_no(run), "P(yes) of every candidate"
         else:
             times = f", scores times {scale:g}" if scale != 1 else ""
-            found = first_place(run, part.task, scale=scale)
+            found = first_place(run, scale=scale)
             meaning[name] = f"softmax of the first candidate{times}"
         rows += reliability_rows(name, found, **drawn, **where)
     return rows
@@ -261,21 +256,21 @@ def _logit_scale(choice: Choice, direction: Direction) -> float:
 
 def _examples(part: Part, run: Run) -> list[dict[str, Any]]:
     """The queries whose reciprocal rank rises most over the first stage, and falls most."""
-    qrels = part.task.qrels
-    ranked = [break_ties(one, qrels) for one in (part.first, run)]
-    ranks = [first_ranks(one.scores, relevant(one, qrels)) for one in ranked]
+    task = part.task
+    ranked = [break_ties(one) for one in (part.first, run)]
+    ranks = [first_ranks(one.scores, relevant(one)) for one in ranked]
     inverse = [np.where(one == MISSING, 0.0, 1 / (1.0 + one)) for one in ranks]
     change = inverse[1] - inverse[0]
     order = np.argsort(-change, kind="stable")
 
     def example(outcome: str, n: int) -> dict[str, Any]:
-        query = run.queries[n]
+        query = task.queries[n]
         before, after = (None if one[n] == MISSING else int(one[n]) + 1 for one in ranks)
-        first = [[one.items[place] for place in one.candidates[n, :_SHOWN] if place >= 0] for one in ranked]
+        first = [[task.items[place] for place in one.candidates[n, :_SHOWN] if place >= 0] for one in ranked]
         return {
             "direction": part.direction, "form": part.form, "outcome": outcome, "query": query,
             "text": part.texts[n], "system": run.name, "before": before, "after": after,
-            "relevant": [item for item, grade in qrels[query].items() if grade > 0],
+            "relevant": [item for item, grade in task.qrels[query].items() if grade > 0],
             "first_before": first[0], "first_after": first[1],
         }  # fmt: skip
 
@@ -366,7 +361,7 @@ def _pixels_check(bench: Bench) -> dict[str, Any]:
         "pairs": by_pixels.size,
         "largest_difference": float(np.abs(by_features - by_pixels).max()),
         "largest_score": float(np.abs(by_pixels).max()),
-        "queries": len(first.queries),
+        "queries": len(first.scores),
         "queries_in_another_order": int((orders[0] != orders[1]).any(axis=1).sum()),
     }
 
@@ -428,5 +423,5 @@ def _mean_recalls(parts: Sequence[Part], name: str, choice: Choice, settings: Se
     recalls = []
     for part in parts:
         run = SYSTEMS[name].make(part, choice, settings.candidates)
-        recalls.append([float(one.mean()) for one in measure(run, part.task.qrels, _RECALLS).values()])
+        recalls.append([float(one.mean()) for one in measure(run, _RECALLS).values()])
     return [round(float(mean), 12) for mean in np.mean(recalls, axis=0)]

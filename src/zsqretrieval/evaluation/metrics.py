@@ -34,8 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError
-from zsqretrieval.evaluation.datasets import Qrels
+from zsqretrieval.errors import InvalidInputError, MissingDependencyError
 from zsqretrieval.evaluation.run import Run
 
 MEASURES = ("R@1", "R@5", "R@10", "R@100", "MRR", "nDCG@10", "mAP@50")
@@ -76,38 +75,32 @@ def check_measures(measures: Sequence[str]) -> None:
         _parse(name)
 
 
-def measure(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> dict[str, NDArray[np.float64]]:
+def measure(run: Run, measures: Sequence[str] = MEASURES) -> dict[str, NDArray[np.float64]]:
     """Measure every query of a run.
 
     Args:
         run: q queries; candidates in any order.
-        qrels: of exactly the run's queries.
         measures: names, as in the table above.
 
     Returns:
-        By name, float64 [q] in the order of ``run.queries``, in [0, 1]. A query without candidates gets 0.
+        By name, float64 [q] in the order of the queries, in [0, 1]. A query without candidates gets 0.
 
     Raises:
-        MismatchError: the queries of run and qrels differ; names one.
         InvalidInputError: as :func:`check_measures`.
         MissingDependencyError: ir-measures is not installed.
     """
-    if different := sorted(set(run.queries) ^ set(qrels)):
-        side = "the qrels lack" if different[0] in run.queries else "the run lacks"
-        raise MismatchError(
-            f"run {run.name!r}: {side} the query {different[0]!r}; both need the same queries"
-        )
     parsed = {name: _parse(name) for name in measures}
-    judged = {query: dict(qrels[query]) for query in run.queries}
-    falling = break_ties(run, qrels)
+    queries, items = run.task.queries, run.task.items
+    judged = {query: dict(run.task.qrels[query]) for query in queries}
+    falling = break_ties(run)
     ranked: dict[str, dict[str, float]] = {}
-    for query, candidates, scores in zip(run.queries, falling.candidates, falling.scores, strict=True):
+    for query, candidates, scores in zip(queries, falling.candidates, falling.scores, strict=True):
         there = candidates >= 0
         ranked[query] = {
-            run.items[position]: float(score)
+            items[position]: float(score)
             for position, score in zip(candidates[there], scores[there], strict=True)
         }
-    row = {query: n for n, query in enumerate(run.queries)}
+    row = {query: n for n, query in enumerate(queries)}
     values = {measured: np.zeros(len(row)) for measured in parsed.values()}
     for one in _ir_measures().pytrec_eval.evaluator(set(values), judged).iter_calc(ranked):
         values[one.measure][row[one.query_id]] = one.value
@@ -115,32 +108,29 @@ def measure(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> dict[
     return {name: values[measured] * _rescaling(name, relevant_items) for name, measured in parsed.items()}
 
 
-def break_ties(run: Run, qrels: Qrels) -> Run:
+def break_ties(run: Run) -> Run:
     """Sort every row best first by the tie rule, with scores that fall strictly even in single precision.
 
     A score changes by no more than is needed to separate it from its neighbour, so trec_eval measures the
     same from the file.
 
-    Args:
-        run: in any order.
-        qrels: grades. An item without one counts as grade 0; of equal grades, the first in the row stays
-            first. Queries without qrels keep the order of equal scores.
+    An item without a grade counts as grade 0; of equal grades, the first in the row stays first.
 
     Raises:
         InvalidInputError: a score is too large for single precision; names the query.
     """
     grades = np.zeros(run.candidates.shape)
-    position = {item: n for n, item in enumerate(run.items)}
-    grade_of = np.zeros(len(run.items))
-    for row, query in enumerate(run.queries):
-        judged = {position[item]: grade for item, grade in qrels.get(query, {}).items() if item in position}
+    position = {item: n for n, item in enumerate(run.task.items)}
+    grade_of = np.zeros(len(position))
+    for row, query in enumerate(run.task.queries):
+        judged = {position[item]: grade for item, grade in run.task.qrels[query].items()}
         grade_of[list(judged)] = list(judged.values())
         grades[row] = np.where(run.candidates[row] >= 0, grade_of[run.candidates[row]], 0)
         grade_of[list(judged)] = 0
     there = run.candidates >= 0
     beyond = np.where(there, np.abs(run.scores), 0) > _LARGEST
     if beyond.any():
-        query = run.queries[int(np.argwhere(beyond)[0][0])]
+        query = run.task.queries[int(np.argwhere(beyond)[0][0])]
         raise InvalidInputError(
             f"run {run.name!r}, query {query!r}: a score is beyond {_LARGEST}, the range of single "
             "precision; scale the scores"

@@ -46,7 +46,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError, MismatchError
-from zsqretrieval.evaluation.datasets import Dataset, Qrels, Task
+from zsqretrieval.evaluation.datasets import Dataset
 from zsqretrieval.evaluation.metrics import MEASURES, measure
 from zsqretrieval.evaluation.run import Run
 from zsqretrieval.evaluation.stats import ClusterBootstrap, holm, permutation_test
@@ -75,16 +75,14 @@ class Results:
             name, what they take away), ``checks``, ``first_stage`` (its name), and from the writer:
             ``command``, ``environment``, ``files``.
         runs: by path of the file, without the folder: the runs of all systems and ablations.
-        qrels: by path of the file: the qrels of each form and direction.
         ratings: by path of the file: scores of the pairs that people rated, one column a system.
-        dataset: the data set that was measured. Runs, qrels, ratings and dataset are empty after
+        dataset: the data set that was measured. Runs, ratings and dataset are empty after
             :meth:`from_json`.
     """
 
     table: pd.DataFrame
     facts: dict[str, Any]
     runs: Mapping[str, Run] = field(default_factory=dict)
-    qrels: Mapping[str, Qrels] = field(default_factory=dict)
     ratings: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     dataset: Dataset | None = None
 
@@ -139,7 +137,6 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def compare(
-    task: Task,
     runs: Sequence[Run],
     *,
     baseline: str,
@@ -155,8 +152,7 @@ def compare(
     Queries of different forms are never averaged: which form is easier says nothing about systems.
 
     Args:
-        task: of the runs.
-        runs: with different names.
+        runs: of one task, with different names.
         baseline: name of the run that the others are compared with.
         group: of the rows.
         measures: names from :mod:`~zsqretrieval.evaluation.metrics`.
@@ -170,15 +166,16 @@ def compare(
 
     Raises:
         InvalidInputError: two runs have the same name, or none has the baseline's.
-        MismatchError: a run has other queries or items than the task.
+        MismatchError: a run is of another task than the first.
     """
     names = [run.name for run in runs]
     if len(set(names)) != len(names) or baseline not in names:
         raise InvalidInputError(f"runs need different names, one of them {baseline!r}, not {names}")
+    task = runs[0].task
     for run in runs:
-        if run.queries != task.queries or run.items != task.items:
-            raise MismatchError(f"run {run.name!r} has other queries or items than {task.name}")
-    measured = {run.name: measure(run, task.qrels, measures) for run in runs}
+        if run.task is not task:
+            raise MismatchError(f"run {run.name!r} is of another task than {runs[0].name!r}, {task.name}")
+    measured = {run.name: measure(run, measures) for run in runs}
     of_form = np.array(task.forms)
     rows: list[dict[str, Any]] = []
     for form in dict.fromkeys(task.forms):
@@ -188,7 +185,7 @@ def compare(
             rows += paired_rows(
                 group, name, {system: measured[system][name][asked] for system in names}, bootstrap,
                 baseline=baseline, permutations=permutations,
-                form=form, direction=runs[0].direction, **columns,
+                form=form, direction=task.direction, **columns,
             )  # fmt: skip
     return rows
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Task
 from zsqretrieval.evaluation.results import row
-from zsqretrieval.evaluation.run import Run, exact_search, relevant_places
+from zsqretrieval.evaluation.run import Run, exact_search
 from zsqretrieval.evaluation.scaling_models import (
     LAION_5B,
     Competition,
@@ -140,9 +140,7 @@ def measure_scaling(
     ks = (*_KS, *_CEILINGS[1:])
     rows += _extrapolated(study, bench.name, spreads, lambda spread, n: {k: spread.recall(n, k) for k in ks})
     if scoring is not None:
-        first = exact_search(
-            asking, gallery, part.task, k=candidates, name=bench.name, direction="text to image"
-        )
+        first = exact_search(asking, gallery, part.task, k=candidates, name=bench.name)
         scored = part.score(first, scoring, f"scoring by {scoring.name}")
         for depth in depths:
             listed = first.candidates.shape[1]
@@ -175,7 +173,7 @@ def measure_scaling(
 
 def _relevant_positions(task: Task) -> NDArray[np.int64]:
     """Position of the relevant image of every query, int64 [q]."""
-    places = relevant_places(task)
+    places = task.relevant
     for query, own in zip(task.queries, places, strict=True):
         if len(own) != 1:
             raise InvalidInputError(f"query {query!r} has {len(own)} relevant images; scaling needs one")
@@ -332,14 +330,14 @@ def recall_reranked(
     """Recall@k after re-ranking, as shares of galleries drawn at random, float64 [len(ks), q].
 
     A drawn gallery has n other images (``distractors``), the same for all queries, and the relevant image of
-    every query, ``answers`` int64 [q] in ``first.items``. Its candidates are the first ``depth`` of the list
+    every query, ``answers`` int64 [q] in its items. Its candidates are the first ``depth`` of the list
     that are in it; the fusion of their scores ranks them, and a tie counts against the relevant image. Images
     that are no candidates are not found.
 
     ``first`` is the first stage over the whole gallery, best first and long enough by :func:`list_suffices`;
     ``scored`` has other scores of the same candidates.
     """
-    pool = len(first.items) - 1
+    pool = len(first.task.items) - 1
     draws = 1 if distractors == pool else draws
     random = np.random.default_rng(seed)
     relevant = first.candidates == answers[:, None]

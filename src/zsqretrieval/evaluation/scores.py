@@ -25,18 +25,9 @@ from zsqretrieval._util.cache import Cache, cache_key
 from zsqretrieval.data.images import digest
 from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.datasets import Dataset, Task
+from zsqretrieval.evaluation.datasets import Dataset, Direction, Task
 from zsqretrieval.evaluation.metrics import first_ranks
-from zsqretrieval.evaluation.run import (
-    Direction,
-    Run,
-    exact_search,
-    relevant_places,
-    shallow,
-    some_queries,
-    some_rows,
-    task_of,
-)
+from zsqretrieval.evaluation.run import Run, exact_search, shallow, some_rows
 from zsqretrieval.evaluation.settings import Settings
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
 from zsqretrieval.search.expansion import best_questions, join
@@ -321,19 +312,17 @@ class Bench:
         data, settings = self.dataset.of_form(form), self.settings
         if direction == "text to image" and queries is not None:
             data = data.sample(queries, seed=settings.seed)
-        task = task_of(data, direction)
+        task = data.task(direction)
         texts = self.encode_texts([query.text for query in data.queries])
         asking, searched = texts, self.gallery
         if direction == "image to text":
-            asking, searched = self.gallery[[data.places[query] for query in task.queries]], texts
+            asking, searched = self.gallery[data.positions(task.queries)], texts
             if queries is not None:
                 rows = sample_rows(len(task.queries), queries, settings.seed)
-                asking, task = asking[rows], some_queries(task, rows)
+                asking, task = asking[rows], task.some(rows)
         deepest = settings.deepest(direction)
-        first = exact_search(
-            asking, searched, task, k=max(deepest, _DEEP), name=self.name, direction=direction
-        )
-        return Part(self, data, form, task, first, deepest)
+        first = exact_search(asking, searched, task, k=max(deepest, _DEEP), name=self.name)
+        return Part(self, data, form, first, deepest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,16 +332,20 @@ class Part:
     bench: Bench
     data: Dataset  # with the texts of this form
     form: str
-    task: Task
     first: Run  # the first stage, best first
     deepest: int  # number of its candidates that are scored
     label: str = ""  # of the steps of a sampled part
     _scored: dict[str, Run] = field(default_factory=dict)
 
     @property
+    def task(self) -> Task:
+        """Of the first stage."""
+        return self.first.task
+
+    @property
     def direction(self) -> Direction:
         """Of the retrieval."""
-        return self.first.direction
+        return self.task.direction
 
     def step(self, what: str) -> str:
         """Name of a step for progress."""
@@ -361,8 +354,7 @@ class Part:
     def sample(self, count: int, depth: int) -> Part:
         """The part with fewer queries, of which fewer candidates are scored."""
         rows = sample_rows(len(self.task.queries), count, self.bench.settings.seed)
-        task, first = some_queries(self.task, rows), some_rows(self.first, rows)
-        return Part(self.bench, self.data, self.form, task, first, depth, "ablations: ")
+        return Part(self.bench, self.data, self.form, some_rows(self.first, rows), depth, "ablations: ")
 
     def scored(self, scoring: Scoring, depth: int) -> Run:
         """Scores of the first ``depth`` candidates of the first stage by a rule."""
@@ -380,9 +372,9 @@ class Part:
 
     def pairs(self, run: Run) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The text, a position in ``texts``, and the image in the gallery of each candidate; int64 [q, k]."""
-        given = np.arange(len(run.queries))
+        given = np.arange(len(run.candidates))
         if self.direction == "image to text":
-            given = np.array([self.data.places[query] for query in run.queries], np.int64)
+            given = self.data.positions(self.task.queries)
         queries = np.broadcast_to(given[:, None], run.candidates.shape)
         return (queries, run.candidates) if self.direction == "text to image" else (run.candidates, queries)
 
@@ -415,7 +407,7 @@ class Part:
         found = np.full((len(self.texts), min(2 * _EITHER, count)), -1, np.int64)
         scores = np.full(found.shape, np.nan)
         vectors = self.bench.encode_texts(self.texts)
-        for row, (vector, places) in enumerate(zip(vectors, relevant_places(self.task), strict=True)):
+        for row, (vector, places) in enumerate(zip(vectors, self.task.relevant, strict=True)):
             right = np.zeros(count, bool)
             right[places] = True
             items, joined = self.bench.expanded_search(vector, expansion, right)

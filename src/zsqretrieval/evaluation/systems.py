@@ -14,9 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.evaluation.datasets import DIRECTIONS, Direction
 from zsqretrieval.evaluation.run import (
-    DIRECTIONS,
-    Direction,
     Run,
     fused_run,
     prior_corrected,

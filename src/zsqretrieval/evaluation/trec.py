@@ -25,7 +25,7 @@ from zsqretrieval._util.files import write_whole
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Qrels, Task
 from zsqretrieval.evaluation.metrics import break_ties
-from zsqretrieval.evaluation.run import Direction, Run
+from zsqretrieval.evaluation.run import Run
 
 
 def run_path(direction: str, form: str, system: str, *, ablation: bool = False) -> str:
@@ -44,7 +44,7 @@ def ratings_path(ratings: str) -> str:
     return f"runs/agreement/{_file_name(ratings)}.tsv"
 
 
-def write_run(run: Run, qrels: Qrels, path: Path, *, depth: int | None = None) -> None:
+def write_run(run: Run, path: Path, *, depth: int | None = None) -> None:
     """Write a run file atomically: the first ``depth`` candidates of every query, all when None.
 
     Ties are broken by :func:`~zsqretrieval.evaluation.metrics.break_ties`; trec_eval would break them by id.
@@ -55,12 +55,12 @@ def write_run(run: Run, qrels: Qrels, path: Path, *, depth: int | None = None) -
     """
     if not run.name:
         raise InvalidInputError("the run has no name; it is the last column of the file")
-    ranked, system = break_ties(run, qrels), _escaped(run.name)
-    lists = zip(run.queries, ranked.candidates.tolist(), ranked.scores.tolist(), strict=True)
+    ranked, system = break_ties(run), _escaped(run.name)
+    lists = zip(run.task.queries, ranked.candidates.tolist(), ranked.scores.tolist(), strict=True)
     write_whole(
         path,
         (
-            f"{_escaped(query)} Q0 {_escaped(run.items[candidate])} {rank} {score!r} {system}\n"
+            f"{_escaped(query)} Q0 {_escaped(run.task.items[candidate])} {rank} {score!r} {system}\n"
             for query, candidates, scores in lists
             for rank, (candidate, score) in enumerate(zip(candidates, scores, strict=True), 1)
             if candidate >= 0 and (depth is None or rank <= depth)
@@ -68,7 +68,7 @@ def write_run(run: Run, qrels: Qrels, path: Path, *, depth: int | None = None) -
     )
 
 
-def read_run(path: Path, task: Task, direction: Direction = "text to image") -> Run:
+def read_run(path: Path, task: Task) -> Run:
     """Read a run file of any system: a run of all queries of the task.
 
     The scores rank; the column of ranks is ignored, as in trec_eval. A query that the file lacks has no
@@ -111,7 +111,7 @@ def read_run(path: Path, task: Task, direction: Direction = "text to image") -> 
     for row, found in enumerate(answers.values()):
         candidates[row, : len(found)] = list(found)
         scores[row, : len(found)] = list(found.values())
-    return Run(name or path.stem, task.queries, task.items, candidates, scores, direction)
+    return Run(name or path.stem, task, candidates, scores)
 
 
 def write_qrels(qrels: Qrels, path: Path) -> None:

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,11 @@ _T = TypeVar("_T")
 
 Qrels = Mapping[str, Mapping[str, int]]
 """Query id -> item id -> grade, as in TREC: 0 is judged and not relevant, a missing item is not judged."""
+
+Direction: TypeAlias = Literal["text to image", "image to text"]
+
+DIRECTIONS: tuple[Direction, ...] = ("text to image", "image to text")
+"""Retrieval directions."""
 
 # Forms of queries.
 CAPTION = "caption"  # a person's sentence about an image
@@ -50,6 +55,25 @@ class Task:
     qrels: Qrels  # of exactly these queries
     clusters: NDArray[np.int64]  # [q]; queries of one cluster are not independent
     forms: tuple[str, ...]  # of each query
+    direction: Direction = "text to image"
+
+    @property
+    def relevant(self) -> list[list[int]]:
+        """Positions of the relevant items of every query."""
+        place = {item: n for n, item in enumerate(self.items)}
+        answers = (self.qrels[query] for query in self.queries)
+        return [[place[item] for item, grade in own.items() if grade > 0] for own in answers]
+
+    def some(self, rows: NDArray[np.int64]) -> Task:
+        """The task with some of its queries and all items; int64 [r], their positions."""
+        queries = tuple(self.queries[row] for row in rows)
+        return replace(
+            self,
+            queries=queries,
+            qrels={query: self.qrels[query] for query in queries},
+            clusters=self.clusters[rows],
+            forms=tuple(self.forms[row] for row in rows),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +127,11 @@ class Dataset:
         """Position of every image in the gallery by its id."""
         return {str(image.id): n for n, image in enumerate(self.gallery)}
 
+    def positions(self, ids: Iterable[str]) -> NDArray[np.int64]:
+        """Positions of images in the gallery, int64 [n]."""
+        places = self.places
+        return np.array([places[id] for id in ids], np.int64)
+
     def of_form(self, *forms: str) -> Dataset:
         """The same gallery with the queries of some forms only.
 
@@ -140,6 +169,10 @@ class Dataset:
     def _with(self, queries: Iterable[Query]) -> Dataset:
         kept = tuple(queries)
         return replace(self, queries=kept, qrels={query.id: self.qrels[query.id] for query in kept})
+
+    def task(self, direction: Direction) -> Task:
+        """The task of one direction; errors as of :meth:`image_to_text`."""
+        return self.text_to_image() if direction == "text to image" else self.image_to_text()
 
     def text_to_image(self) -> Task:
         """Text-to-image task. Queries with the same relevant images are one cluster."""
@@ -181,6 +214,7 @@ class Dataset:
             {image: texts[image] for image in asking},
             np.arange(len(asking), dtype=np.int64),
             self.forms * len(asking),
+            "image to text",
         )
 
 

@@ -244,13 +244,13 @@ def write_runs(results: Results, folder: Path, *, depth: int | None = None, suff
         suffix: of all names, ``".gz"`` to compress.
     """
     files = []
-    for name, qrels in results.qrels.items():
-        files.append(folder / f"{name}{suffix}")
-        write_qrels(qrels, files[-1])
     for name, run in results.runs.items():
-        place = name.replace("/ablations/", "/").rpartition("/")[0]
         files.append(folder / f"{name}{suffix}")
-        write_run(run, results.qrels[f"{place}/qrels.txt"], files[-1], depth=depth)
+        write_run(run, files[-1], depth=depth)
+        judged = files[-1].with_name(f"qrels.txt{suffix}")
+        if judged not in files and judged.parent.name != "ablations":
+            files.append(judged)
+            write_qrels(run.task.qrels, judged)
     for name, scores in results.ratings.items():
         files.append(folder / f"{name}{suffix}")
         write_whole(files[-1], [scores.to_csv(sep="\t", index=False, float_format="%.7g")])

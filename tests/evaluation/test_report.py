@@ -26,7 +26,7 @@ from zsqretrieval.evaluation.report.render import render, write_runs
 from zsqretrieval.evaluation.report.tables import number, records, tables
 from zsqretrieval.evaluation.results import Results, compare, row, table_of
 from zsqretrieval.evaluation.run import Run
-from zsqretrieval.evaluation.trec import qrels_path, ratings_path, read_run, run_path
+from zsqretrieval.evaluation.trec import ratings_path, read_run, run_path
 
 NASTY = '<script>alert("|")</script> red'
 WAY = "text to image"
@@ -131,7 +131,7 @@ def test_run_files_measure_the_values_of_the_table(results: Results, folder: Pat
     for one in records(rows):
         again = measure(read_run(folder / one["run"], TASK), [one["measure"]])[one["measure"]]
         assert np.mean(again) == pytest.approx(one["value"]), one["run"]
-    judged = ir_measures.read_trec_qrels(str(folder / qrels_path(WAY, "question/which")))
+    judged = ir_measures.read_trec_qrels(str(folder / "runs/text-to-image/question-which/qrels.txt"))
     assert [(one.query_id, unquote(one.doc_id), one.relevance) for one in judged] == [
         (query, item, grade) for query, own in TASK.qrels.items() for item, grade in own.items()
     ]

@@ -34,11 +34,6 @@ def run_path(direction: str, form: str, system: str, *, ablation: bool = False) 
     return f"runs/{_file_name(direction)}/{_file_name(form)}{folder}/{_file_name(system)}.run"
 
 
-def qrels_path(direction: str, form: str) -> str:
-    """Path of the qrels of a direction and form."""
-    return f"runs/{_file_name(direction)}/{_file_name(form)}/qrels.txt"
-
-
 def ratings_path(ratings: str) -> str:
     """Path of the scores of rated pairs."""
     return f"runs/agreement/{_file_name(ratings)}.tsv"

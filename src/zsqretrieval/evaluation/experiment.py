@@ -289,7 +289,8 @@ def _rated(bench: Bench, judged: Judgments, choice: Choice, rows: Rows) -> Any:
     """
     settings, places = bench.settings, judged.images.tolist()
     texts = list(dict.fromkeys(judged.captions))
-    of_text = np.array([{text: n for n, text in enumerate(texts)}[text] for text in judged.captions])
+    place_of = {text: n for n, text in enumerate(texts)}
+    of_text = np.array([place_of[text] for text in judged.captions])
     vectors = bench.encode_texts(texts)[of_text]
     first = (bench.gallery[judged.images].astype(np.float64) * vectors).sum(axis=1)
     scores: dict[str, NDArray[np.float64]] = {bench.name: first}

@@ -93,7 +93,7 @@ def made(
     [
         ({"images": ()}, "toy: the gallery is empty"),
         ({"queries": (), "qrels": {}}, "toy: there are no queries"),
-        ({"images": ("a", "")}, "file 1 has no id"),
+        ({"images": ("a", "")}, "file 1: the image has no id"),
         ({"images": ("a", "b", "a")}, "file 2: the image 'a' is repeated, first at file 0"),
         ({"queries": (("q", "x"), ("q", "y"))}, r"toy.txt:2: the query 'q' is repeated, .* toy.txt:1"),
         ({"queries": (("q", " "),)}, "toy.txt:1: the text of query 'q' is blank"),
@@ -104,7 +104,7 @@ def made(
         ({"qrels": {"q": {"a": 0}}}, "toy.txt:1: query 'q' has no relevant image"),
         ({"qrels": {}}, "toy.txt:1: query 'q' has no relevant image"),
         ({"qrels": {"q": {"a": 1}, "p": {"a": 1}}}, "the qrels name the unknown query 'p'"),
-        ({"queries": (("", "x"),), "qrels": {"": {"a": 1}}}, "toy.txt:1: a query has no id"),
+        ({"queries": (("", "x"),), "qrels": {"": {"a": 1}}}, "toy.txt:1: the query has no id"),
         ({"qrels": {"q": {"a": 1}, "": {"a": 1}}}, "the qrels name the unknown query ''"),
         ({"qrels": {"q": {"a": 1, "": 1}}}, "toy.txt:1: the image '' of query 'q' is not"),
     ],
@@ -437,8 +437,9 @@ def test_chatir(tmp_path: Path) -> None:
     assert data.text_to_image().clusters.tolist() == [0, 0, 0, 1, 1, 1]
     assert "not ChatIR's 50,000" in data.notes[0]
     space = write_json(tmp_path / "space.json", [f"unlabeled2017/{n}.jpg" for n in (1, 2, 3)])
-    searched = read_chatir(path, tmp_path, space, rounds=[2])
-    assert len(searched.gallery) == 3 and searched.forms == ("dialog/2",) and not searched.notes
-    refused("dialogue 0: has the rounds 0 to 2, but not 3", read_chatir, path, tmp_path, rounds=[3])
+    searched = read_chatir(path, tmp_path, space)
+    assert len(searched.gallery) == 3 and searched.forms == data.forms and not searched.notes
     write_json(space, ["unlabeled2017/1.jpg"])
     refused(r"dialogue 1: the image .* of query '1@0' is not in", read_chatir, path, tmp_path, space)
+    write_json(path, [records[0], records[1] | {"dialog": ["a church", "tall? yes"]}])
+    refused("dialogue 1: has the rounds 0 to 1, but not 2", read_chatir, path, tmp_path)

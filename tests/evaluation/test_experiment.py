@@ -20,7 +20,7 @@ from zsqretrieval.evaluation.datasets import Dataset, read_folder, read_judgment
 from zsqretrieval.evaluation.estimate import human_time
 from zsqretrieval.evaluation.experiment import GRID, WEIGHTS, check_leaks, evaluate
 from zsqretrieval.evaluation.results import Results, compare
-from zsqretrieval.evaluation.run import relevant, shallow, task_of
+from zsqretrieval.evaluation.run import relevant, shallow
 from zsqretrieval.evaluation.settings import Settings, choose_directions, with_forms, with_weight
 from zsqretrieval.evaluation.systems import choose_systems
 from zsqretrieval.search.fusion import Maximum, ReciprocalRank, RerankOnly, WeightedSum
@@ -72,8 +72,7 @@ def test_every_system_is_compared_with_the_first_stage(colours: Dataset) -> None
     assert found[found["system"] == "ToyEncoder"]["gain"].isna().all()
     assert set(found["queries"]) == {24, 12}, "one number of queries for all systems of a form"
     runs = [one for path, one in results.runs.items() if path.startswith("runs/text-to-image/caption/")]
-    task = task_of(colours.of_form("caption"), "text to image")
-    rows = compare(task, runs, baseline="ToyEncoder", resamples=50, permutations=99, depth=4)
+    rows = compare(runs, baseline="ToyEncoder", resamples=50, permutations=99, depth=4)
     assert [one["value"] for one in rows] == there["value"].tolist()
     assert set(found["run"]) <= set(results.runs)
 
@@ -134,7 +133,7 @@ def test_chance_is_the_share_of_relevant_candidates(colours: Dataset) -> None:
     assert chance[I2T, "caption"] == pytest.approx(2 / 24)
     few = run(colours, replace(settings, candidates=4))
     nearest = shallow(few.runs["runs/image-to-text/caption/ToyEncoder.run"], 4)
-    share = relevant(nearest, few.qrels["runs/image-to-text/caption/qrels.txt"]).mean()
+    share = relevant(nearest).mean()
     chance = values(few, "ablations", "direction", "form", system="chance")
     assert chance[I2T, "caption"] == pytest.approx(share) and share > 2 / 24
 

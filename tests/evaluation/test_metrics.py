@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError
+from zsqretrieval.errors import InvalidInputError, MissingDependencyError
 from zsqretrieval.evaluation.datasets import Task
 from zsqretrieval.evaluation.metrics import (
     MEASURES,
     MISSING,
     break_ties,
     check_measures,
-    first_place_reliability,
     first_ranks,
     measure,
-    reliability,
     tied_share,
-    yes_no_reliability,
 )
 from zsqretrieval.evaluation.run import Run
 from zsqretrieval.evaluation.settings import Settings
-from zsqretrieval.evaluation.trec import read_qrels, read_run, write_qrels, write_run
-from zsqretrieval.search.scoring import YesNo
+from zsqretrieval.evaluation.trec import read_run, write_qrels, write_run
 
 ITEMS = ("a", "b", "c", "d", "e", "f")
 NAN = float("nan")
+
+
+def task_of(queries: Sequence[str], items: tuple[str, ...] = ITEMS, qrels: Any = None) -> Task:
+    judged = {query: {} for query in queries} if qrels is None else qrels
+    named = "toy", tuple(queries), items, judged, np.arange(len(queries)), ("caption",) * len(queries)
+    return Task(*named)
+
+
+def judged(run: Run, qrels: dict[str, dict[str, int]]) -> Run:
+    return replace(run, task=replace(run.task, qrels={**run.task.qrels, **qrels}))
 
 
 def run_of(*rows: dict[str, float], items: tuple[str, ...] = ITEMS, name: str = "toy") -> Run:
@@ -42,19 +51,14 @@ def run_of(*rows: dict[str, float], items: tuple[str, ...] = ITEMS, name: str = 
     for n, row in enumerate(rows):
         candidates[n, : len(row)] = [items.index(item) for item in row]
         scores[n, : len(row)] = list(row.values())
-    return Run(name, tuple(f"q{n}" for n in range(len(rows))), items, candidates, scores)
-
-
-def task_of(run: Run, qrels: dict[str, dict[str, int]]) -> Task:
-    clusters = np.arange(len(run.queries))
-    return Task("toy, text to image", run.queries, run.items, qrels, clusters, ("caption",) * len(clusters))
+    return Run(name, task_of([f"q{n}" for n in range(len(rows))], items), candidates, scores)
 
 
 def test_measures_by_hand() -> None:
     # q0 finds its image second of three; q1 first; q2 not at all; q3 answers nothing.
     run = run_of({"a": 3, "b": 2, "c": 1}, {"d": -1, "c": -2.5}, {"a": 9, "b": 8}, {})
     qrels = {"q0": {"b": 1}, "q1": {"d": 1}, "q2": {"f": 1}, "q3": {"a": 1}}
-    found = measure(run, qrels, ["R@1", "R@2", "Recall@2", "MRR", "nDCG@10", "mAP@50", "Success@2"])
+    found = measure(judged(run, qrels), ["R@1", "R@2", "Recall@2", "MRR", "nDCG@10", "mAP@50", "Success@2"])
     assert found["R@1"].tolist() == [0, 1, 0, 0]
     assert found["R@2"].tolist() == found["Recall@2"].tolist() == found["Success@2"].tolist() == [1, 1, 0, 0]
     assert found["MRR"].tolist() == found["mAP@50"].tolist() == [0.5, 1, 0, 0]
@@ -71,7 +75,7 @@ def test_several_relevant_items_by_hand() -> None:
         "mAP@5": (1 / 2 + 2 / 4) / 3, "mAP@2": (1 / 2) / 3, "APmin@2": (1 / 2) / 2,
         "nDCG@10": (1 / np.log2(3) + 2 / np.log2(5)) / ideal,
     }  # fmt: skip
-    found = measure(run, qrels, list(hand))
+    found = measure(judged(run, qrels), list(hand))
     assert {name: values[0] for name, values in found.items()} == pytest.approx(hand)
 
 
@@ -87,7 +91,9 @@ def test_recall_is_that_of_clip_benchmark_both_ways(images: int, captions: int, 
         candidates = np.broadcast_to(np.arange(len(items)), scores.shape)
         top = np.argsort(-scores, axis=1)[:, :k]
         recall = np.take_along_axis(pairs, top, 1).sum(1) / pairs.sum(1)
-        found = measure(Run("toy", queries, items, candidates, scores), qrels, [f"R@{k}", f"Recall@{k}"])
+        found = measure(
+            Run("toy", task_of(queries, items, qrels), candidates, scores), [f"R@{k}", f"Recall@{k}"]
+        )
         assert found[f"Recall@{k}"] == pytest.approx(recall)
         assert found[f"R@{k}"].tolist() == (recall > 0).tolist()
 
@@ -101,11 +107,11 @@ def test_no_tie_breaking_gives_a_lower_measure(levels: list[int], grades: list[i
     run = run_of(dict(zip(ITEMS, levels, strict=False)))
     qrels = {"q0": dict(zip(ITEMS, grades, strict=True))}
     names = ["R@1", "R@3", "Recall@3", "MRR", "nDCG@10", "nDCG@2", "mAP@50", "mAP@2", "APmin@2"]
-    found = measure(run, qrels, names)
+    found = measure(judged(run, qrels), names)
     least = dict.fromkeys(names, 1.0)
     for order in itertools.permutations(range(len(levels))):
         broken = {ITEMS[i]: levels[i] + order[i] / 100 for i in range(len(levels))}
-        one = measure(run_of(broken), qrels, names)
+        one = measure(judged(run_of(broken), qrels), names)
         least = {name: min(least[name], one[name][0]) for name in names}
     assert {name: values[0] for name, values in found.items()} == pytest.approx(least)
 
@@ -113,14 +119,14 @@ def test_no_tie_breaking_gives_a_lower_measure(levels: list[int], grades: list[i
 def test_constant_scores_have_no_recall_at_1() -> None:
     run = run_of(dict.fromkeys("fedcba", 0.5))
     for relevant in ITEMS:  # in trec_eval the name would decide
-        found = measure(run, {"q0": {relevant: 1}}, ["R@1", "R@5", "MRR"])
+        found = measure(judged(run, {"q0": {relevant: 1}}), ["R@1", "R@5", "MRR"])
         assert [values[0] for values in found.values()] == pytest.approx([0, 0, 1 / 6])
 
 
 def test_scores_equal_in_single_precision_keep_their_order() -> None:
     run = run_of({"a": 1.0, "b": 1.0 + 1e-12})
-    assert measure(run, {"q0": {"b": 1}}, ["R@1"])["R@1"] == [1]
-    assert measure(run, {"q0": {"a": 1}}, ["R@1"])["R@1"] == [0]
+    assert measure(judged(run, {"q0": {"b": 1}}), ["R@1"])["R@1"] == [1]
+    assert measure(judged(run, {"q0": {"a": 1}}), ["R@1"])["R@1"] == [0]
 
 
 scores = st.floats(-1e30, 1e30, width=64) | st.sampled_from([0.0, -0.0, 1.0, 1e-300, -17.25])
@@ -129,8 +135,8 @@ scores = st.floats(-1e30, 1e30, width=64) | st.sampled_from([0.0, -0.0, 1.0, 1e-
 @given(st.lists(st.lists(scores, max_size=6), min_size=1, max_size=4), st.data())
 def test_broken_ties_keep_the_order_and_fall(rows: list[list[float]], data: st.DataObject) -> None:
     run = run_of(*(dict(zip(ITEMS, row, strict=False)) for row in rows))
-    qrels = {query: {data.draw(st.sampled_from(ITEMS)): 1} for query in run.queries}
-    broken = break_ties(run, qrels)
+    qrels = {query: {data.draw(st.sampled_from(ITEMS)): 1} for query in run.task.queries}
+    broken = break_ties(judged(run, qrels))
     for n, row in enumerate(rows):
         own = broken.scores[n, : len(row)]
         assert (np.diff(own.astype(np.float32)) < 0).all()
@@ -147,15 +153,14 @@ def test_written_runs_measure_the_same_when_read(
 ) -> None:
     items = ("a b", "100%", "tab\tbed", "ünï", "e", "f")
     run = run_of(*(dict(zip(items, row, strict=False)) for row in rows), items=items, name="my system")
-    qrels = {query: {data.draw(st.sampled_from(items)): 1} for query in run.queries}
+    qrels = {query: {data.draw(st.sampled_from(items)): 1} for query in run.task.queries}
     folder = tmp_path_factory.mktemp("trec")
-    write_run(break_ties(run, qrels), folder / "runs" / "toy.run")
-    write_qrels(qrels, folder / "qrels.txt")
-    assert read_qrels(folder / "qrels.txt") == read_qrels(folder / "qrels.txt", task_of(run, qrels)) == qrels
-    back = read_run(folder / "runs" / "toy.run", task_of(run, qrels))
+    run = judged(run, qrels)
+    write_run(run, folder / "runs" / "toy.run")
+    back = read_run(folder / "runs" / "toy.run", run.task)
     assert back.name == ("my system" if any(rows) else "toy")
     measures = ["R@1", "MRR", "nDCG@10"]
-    ours, theirs = measure(run, qrels, measures), measure(back, qrels, measures)
+    ours, theirs = measure(run, measures), measure(back, measures)
     for name in measures:
         assert ours[name].tolist() == theirs[name].tolist()
 
@@ -166,25 +171,26 @@ def test_trec_eval_measures_the_same_from_the_file(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     items = tuple(f"image {n}" for n in range(40))
     candidates = random.permuted(np.tile(np.arange(40), (30, 1)), axis=1)
-    run = Run("t", tuple(f"q{n}" for n in range(30)), items, candidates, random.integers(0, 9, (30, 40)) / 8)
+    task = task_of([f"q{n}" for n in range(30)], items)
+    run = Run("t", task, candidates, random.integers(0, 9, (30, 40)) / 8)
     qrels = {
-        q: {items[i]: int(random.integers(1, 3)) for i in random.permutation(40)[:4]} for q in run.queries
+        q: {items[i]: int(random.integers(1, 3)) for i in random.permutation(40)[:4]} for q in task.queries
     }
-    write_run(break_ties(run, qrels), tmp_path / "t.run")
+    write_run(judged(run, qrels), tmp_path / "t.run")
     write_qrels(qrels, tmp_path / "qrels")
     theirs = ir_measures.calc_aggregate(
         [ir_measures.parse_measure(name) for name in ("Success@5", "RR", "nDCG@10", "AP@50")],
         list(ir_measures.read_trec_qrels(str(tmp_path / "qrels"))),
         list(ir_measures.read_trec_run(str(tmp_path / "t.run"))),
     )
-    ours = measure(run, qrels, ["R@5", "MRR", "nDCG@10", "mAP@50"])
+    ours = measure(judged(run, qrels), ["R@5", "MRR", "nDCG@10", "mAP@50"])
     assert [values.mean() for values in ours.values()] == pytest.approx(
         [theirs[ir_measures.parse_measure(name)] for name in ("Success@5", "RR", "nDCG@10", "AP@50")]
     )
 
 
 def test_all_measures_are_known() -> None:
-    found = measure(run_of({"a": 1.0}), {"q0": {"a": 1}})
+    found = measure(judged(run_of({"a": 1.0}), {"q0": {"a": 1}}))
     assert {name: values.tolist() for name, values in found.items()} == {name: [1.0] for name in MEASURES}
 
 
@@ -209,7 +215,7 @@ def test_unknown_measures_are_refused(name: str, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         check_measures(["MRR", name])
     with pytest.raises(InvalidInputError, match=message):
-        measure(run_of({"a": 1.0}), {"q0": {"a": 1}}, [name])
+        measure(judged(run_of({"a": 1.0}), {"q0": {"a": 1}}), [name])
     with pytest.raises(InvalidInputError, match=message):
         Settings(measures=("R@1", name))
 
@@ -217,28 +223,11 @@ def test_unknown_measures_are_refused(name: str, message: str) -> None:
 def test_missing_ir_measures_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ir_measures", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'zsqretrieval\[evaluation\]'"):
-        measure(run_of({"a": 1.0}), {"q0": {"a": 1}})
-
-
-@pytest.mark.parametrize(
-    ("queries", "judged", "message"),
-    [
-        (("q0", "q1"), ("q0",), "the qrels lack the query 'q1'"),
-        (("q0", "q1"), ("q0", "q1", "q7"), "the run lacks the query 'q7'"),
-        (("q0", "q1"), ("q0", "q1", ""), "the run lacks the query ''"),
-        (("", "q1"), ("q1",), "the qrels lack the query ''"),
-    ],
-)
-def test_run_and_qrels_of_other_queries_are_refused(
-    queries: tuple[str, ...], judged: tuple[str, ...], message: str
-) -> None:
-    run = replace(run_of({"a": 1.0}, {"b": 1.0}), queries=queries)
-    with pytest.raises(MismatchError, match=message):
-        measure(run, {query: {"a": 1} for query in judged})
+        measure(judged(run_of({"a": 1.0}), {"q0": {"a": 1}}))
 
 
 def test_malformed_files_name_the_line_and_the_query(tmp_path: Path) -> None:
-    task = task_of(run_of({"a": 1}, {"b": 1}), {"q0": {"a": 1}, "q1": {"b": 1}})
+    task = task_of(["q0", "q1"])
     file = tmp_path / "broken.run"
     good = "q0 Q0 a 1 0.5 toy\n"
     for line, message in [
@@ -254,26 +243,25 @@ def test_malformed_files_name_the_line_and_the_query(tmp_path: Path) -> None:
         file.write_text(good + line + "\n")
         with pytest.raises(InvalidInputError, match=message.replace(".", r"\.")):
             read_run(file, task)
-    qrels = tmp_path / "qrels.txt"
-    for text, message in [
-        ("q0 0 a 1\nq0 0 a 0\n", "qrels.txt:2: query 'q0': the item 'a' is repeated"),
-        ("q0 0 a high\n", "qrels.txt:1: query 'q0': the grade 'high' is not an integer"),
-        ("q0 a 1\n", "qrels.txt:1: has 3 columns"),
-        ("q0 0 a 1\nq0 0 z 1\n", "qrels.txt:2: query 'q0': the item 'z' is not in toy"),
-        ("q9 0 a 1\n", "qrels.txt:1: the query 'q9' is not in toy"),
-    ]:
-        qrels.write_text(text)
-        with pytest.raises(InvalidInputError, match=message):
-            read_qrels(qrels, task)
     with pytest.raises(InvalidInputError, match="nowhere: cannot be read: No such file"):
-        read_qrels(tmp_path / "nowhere")
+        read_run(tmp_path / "nowhere", task)
+    with pytest.raises(InvalidInputError, match="the run has no name"):
+        write_run(run_of({"a": 1}, name=""), tmp_path / "x.run")
 
 
-def test_runs_with_ties_are_not_written(tmp_path: Path) -> None:
-    for row in ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0 - 1e-12}, {"a": 1.0, "b": 2.0}):
-        with pytest.raises(InvalidInputError, match="query 'q1': scores tie or do not fall"):
-            write_run(run_of({"a": 2.0, "b": 1.0}, row), tmp_path / "x.run")
-    assert list(tmp_path.iterdir()) == []
+def test_written_ids_have_no_blanks_and_depth_cuts_after_ties_are_broken(tmp_path: Path) -> None:
+    run = run_of({"a b": 1.0, "100%": 1.0, "c": 1.0}, {"c": 2.0}, items=("a b", "100%", "c"), name="my run")
+    qrels = {"q0": {"a b": 2, "100%": 1}, "q1": {"c": 1}}
+    write_run(judged(run, qrels), tmp_path / "x.run.gz", depth=2)
+    lines = [
+        line.split() for line in gzip.decompress((tmp_path / "x.run.gz").read_bytes()).decode().split("\n")
+    ]
+    assert [line[:4] for line in lines[:3]] == [
+        ["q0", "Q0", "c", "1"], ["q0", "Q0", "100%25", "2"], ["q1", "Q0", "c", "1"],
+    ]  # fmt: skip
+    assert lines[3:] == [[]] and {line[5] for line in lines[:3]} == {"my%20run"}
+    write_qrels(qrels, tmp_path / "qrels.txt")
+    assert (tmp_path / "qrels.txt").read_text() == "q0 0 a%20b 2\nq0 0 100%25 1\nq1 0 c 1\n"
 
 
 def test_a_failed_write_keeps_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,14 +292,14 @@ def test_a_failed_write_keeps_the_former_file(tmp_path: Path, monkeypatch: pytes
 )
 def test_invalid_runs_are_refused(candidates: list[object], values: list[object], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        Run("toy", ("q0",), ITEMS, np.array(candidates), np.array(values, float))
+        Run("toy", task_of(["q0"]), np.array(candidates), np.array(values, float))
 
 
 def test_missing_candidates_are_sorted_last() -> None:
-    run = Run("toy", ("q0",), ITEMS, np.array([[-1, 3, -1]]), np.array([[NAN, 1.0, NAN]]))
-    assert break_ties(run, {}).candidates.tolist() == [[3, -1, -1]]
+    run = Run("toy", task_of(["q0"]), np.array([[-1, 3, -1]]), np.array([[NAN, 1.0, NAN]]))
+    assert break_ties(run).candidates.tolist() == [[3, -1, -1]]
     with pytest.raises(InvalidInputError, match="query 'q0': a score is beyond"):
-        break_ties(run_of({"a": 1e38}), {})
+        break_ties(run_of({"a": 1e38}))
 
 
 # --- ranks ------------------------------------------------------------------------------------------------
@@ -328,98 +316,15 @@ def test_first_ranks_agree_with_the_measured_recall(queries: int, items: int, se
         assert rank == min(better, default=MISSING)
     names = tuple(f"i{n}" for n in range(items))
     candidates = np.tile(np.arange(items), (queries, 1))
-    run = Run("toy", tuple(f"q{n}" for n in range(queries)), names, candidates, scores)
-    qrels = {q: {names[n]: int(right[row, n]) for n in range(items)} for row, q in enumerate(run.queries)}
+    asked = [f"q{n}" for n in range(queries)]
+    qrels = {q: {names[n]: int(right[row, n]) for n in range(items)} for row, q in enumerate(asked)}
+    run = Run("toy", task_of(asked, names, qrels), candidates, scores)
     for k in (1, 2, 5):
-        assert (measure(run, qrels, [f"R@{k}"])[f"R@{k}"] == (ranks < k)).all()
+        assert (measure(run, [f"R@{k}"])[f"R@{k}"] == (ranks < k)).all()
 
 
 def test_missing_candidates_have_no_rank_and_tied_ones_are_counted() -> None:
     scores = np.array([[0.5, NAN, 0.5], [1.0, 0.5, 0.0]])
     assert first_ranks(scores, np.array([[False, False, True], [False] * 3])).tolist() == [1, MISSING]
-    run = Run("toy", ("q0", "q1"), ITEMS, np.array([[0, -1, 1], [0, 1, 2]]), scores)
+    run = Run("toy", task_of(["q0", "q1"]), np.array([[0, -1, 1], [0, 1, 2]]), scores)
     assert tied_share(run) == 2 / 5
-
-
-# --- calibration ------------------------------------------------------------------------------------------
-
-
-def looking(queries: int, items: int = 3) -> Task:
-    """Query n looks for item n modulo the number of items."""
-    names = tuple(f"q{n}" for n in range(queries))
-    qrels = {name: {f"i{n % items}": 1} for n, name in enumerate(names)}
-    found = tuple(f"i{n}" for n in range(items))
-    return Task("toy", names, found, qrels, np.arange(queries), ("caption",) * queries)
-
-
-def scored(scores: list[list[float]], candidates: list[list[int]] | None = None) -> Run:
-    rows = np.array(scores, np.float64)
-    found = np.tile(np.arange(3), (len(rows), 1)) if candidates is None else np.array(candidates)
-    return Run("toy", looking(len(rows)).queries, ("i0", "i1", "i2"), found, rows)
-
-
-def test_bins_and_error_by_hand() -> None:
-    said = np.repeat([0.2, 0.9], 10)
-    true = np.array([True] * 4 + [False] * 6 + [True] * 8 + [False] * 2)
-    found = reliability(said, true, np.arange(20), bins=2)
-    assert [(one.observations, one.predicted, one.observed) for one in found.bins] == [
-        (10, pytest.approx(0.2), 0.4),
-        (10, pytest.approx(0.9), 0.8),
-    ]
-    assert found.error == pytest.approx((0.2 + 0.1) / 2)
-    for one in found.bins:
-        assert one.interval is not None and one.interval[0] < one.observed < one.interval[1]
-
-
-def test_few_observations_make_few_bins() -> None:
-    assert len(reliability(np.linspace(0, 1, 9), np.ones(9, bool), np.arange(9)).bins) == 1
-    assert len(reliability(np.linspace(0, 1, 40), np.ones(40, bool), np.arange(40)).bins) == 4
-    same = reliability(np.full(500, 0.5), np.ones(500, bool), np.arange(500))
-    assert len(same.bins) == 1 and same.error == 0.5
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_calibrated_probabilities_have_a_small_error(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    said = random.random(4000)
-    honest = reliability(said, random.random(4000) < said, np.arange(4000), resamples=50)
-    boastful = reliability(said**0.25, random.random(4000) < said, np.arange(4000), resamples=50)
-    assert honest.error < 0.06 < boastful.error
-    assert len(honest.bins) == 10 and {one.observations for one in honest.bins} == {400}
-
-
-def test_observations_of_one_cluster_widen_the_interval() -> None:
-    random = np.random.default_rng(0)
-    true = np.repeat(random.random(40) < 0.5, 25)
-    said = np.full(1000, 0.5)
-    width = [
-        np.ptp(reliability(said, true, clusters).bins[0].interval or (0, 0))
-        for clusters in (np.repeat(np.arange(40), 25), np.arange(1000))
-    ]
-    assert width[0] > 3 * width[1]
-
-
-def test_yes_no_counts_every_candidate() -> None:
-    odds = [[2.0, -1.0, 0.0], [800.0, -800.0, 0.5]]
-    found = yes_no_reliability(scored(odds, [[0, 1, 2], [1, 0, -1]]), looking(2))
-    assert found.observations == 5
-    said = [YesNo.probability(one) for one in (2.0, -1.0, 0.0, 800.0, -800.0)]
-    (one,) = found.bins
-    assert one.predicted == pytest.approx(np.mean(said)) and one.observed == pytest.approx(2 / 5)
-
-
-def test_first_place_is_softmax_and_wrong_when_it_ties() -> None:
-    found = first_place_reliability(scored([[0.02, 0.01, 0.0]] * 3), looking(3), scale=100.0)
-    (one,) = found.bins
-    assert one.predicted == pytest.approx(np.exp(2) / (np.exp(2) + np.exp(1) + 1)) and one.observed == 1 / 3
-    tied = first_place_reliability(scored([[1.0, 1.0, 0.0]]), looking(1))
-    assert tied.bins[0].observed == 0, "of equal scores the wrong one comes first"
-    alone = first_place_reliability(scored([[-700.0, np.nan, np.nan]], [[0, -1, -1]]), looking(1))
-    assert (alone.bins[0].predicted, alone.bins[0].observed) == (1.0, 1.0)
-
-
-def test_values_outside_0_to_1_are_refused() -> None:
-    for said in (np.array([1.1]), np.array([np.nan]), np.empty(0)):
-        with pytest.raises(InvalidInputError):
-            reliability(said, np.ones(len(said), bool), np.arange(len(said)))

@@ -9,7 +9,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import ir_measures
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,7 +26,7 @@ from zsqretrieval.evaluation.report.render import render, write_runs
 from zsqretrieval.evaluation.report.tables import number, records, tables
 from zsqretrieval.evaluation.results import Results, compare, row, table_of
 from zsqretrieval.evaluation.run import Run
-from zsqretrieval.evaluation.trec import qrels_path, ratings_path, read_qrels, read_run, run_path
+from zsqretrieval.evaluation.trec import ratings_path, read_run, run_path
 
 NASTY = '<script>alert("|")</script> red'
 WAY = "text to image"
@@ -36,11 +38,11 @@ TASK = Task(
 )  # fmt: skip
 
 
-def run(name: str, seed: int) -> Run:
+def run(name: str, seed: int, task: Task = TASK) -> Run:
     """Every image for every query, in random order."""
     random = np.random.default_rng(seed)
     candidates = np.stack([random.permutation(len(IMAGES)) for _ in QUERIES])
-    return Run(name, QUERIES, IMAGES, candidates, np.tile(np.arange(12.0, 0, -1), (24, 1)))
+    return Run(name, task, candidates, np.tile(np.arange(12.0, 0, -1), (24, 1)))
 
 
 def of(form: str) -> Task:
@@ -54,15 +56,15 @@ def interval(group: str, system: str, measure: str, value: float, **others: Any)
 @pytest.fixture(scope="module")
 def results() -> Results:
     """Rows of every group for two forms, with the runs of the systems and one ablation."""
-    systems = [run("mini", 0), run("likelihood", 1), run("fused", 2), run("yes_no", 3)]
     drawn = {"resamples": 50, "permutations": 99}
-    rows, runs, qrels = list[dict[str, Any]](), {}, {}
+    rows, runs = list[dict[str, Any]](), {}
     for form in FORMS:
         where = {"form": form, "direction": WAY}
-        qrels[qrels_path(WAY, form)] = TASK.qrels
-        rows += compare(of(form), systems, baseline="mini", measures=["R@1", "R@10", "MRR"], depth=5, **drawn)
-        without = [systems[1], run("no_image", 4)]
-        rows += compare(of(form), without, baseline="likelihood", group="ablations", depth=5, **drawn)
+        task = of(form)
+        systems = [run(name, n, task) for n, name in enumerate(("mini", "likelihood", "fused", "yes_no"))]
+        rows += compare(systems, baseline="mini", measures=["R@1", "R@10", "MRR"], depth=5, **drawn)
+        without = [systems[1], run("no_image", 4, task)]
+        rows += compare(without, baseline="likelihood", group="ablations", depth=5, **drawn)
         rows.append(row("ablations", "chance", "R@1", 0.1, **where))
         for one in rows:
             if one["system"] != "chance" and one["form"] == form and one["group"] in ("systems", "ablations"):
@@ -110,7 +112,7 @@ def results() -> Results:
         "probabilities": {WAY: {"fused": "softmax of the first candidate"}},
     }  # fmt: skip
     ratings = {ratings_path("Flickr8k-Expert"): pd.DataFrame({"image": ["image 1"], "fused": [0.25]})}
-    return Results(table_of(rows), facts, runs, qrels, ratings)
+    return Results(table_of(rows), facts, runs, ratings)
 
 
 @pytest.fixture(scope="module")
@@ -127,24 +129,28 @@ def test_run_files_measure_the_values_of_the_table(results: Results, folder: Pat
     rows = results.table[results.table["run"].str.endswith(".run", na=False)]
     assert set(rows["run"]) == set(results.runs)
     for one in records(rows):
-        again = measure(read_run(folder / one["run"], TASK), TASK.qrels, [one["measure"]])[one["measure"]]
+        again = measure(read_run(folder / one["run"], TASK), [one["measure"]])[one["measure"]]
         assert np.mean(again) == pytest.approx(one["value"]), one["run"]
-    assert read_qrels(folder / qrels_path(WAY, "question/which"), TASK) == TASK.qrels
+    judged = ir_measures.read_trec_qrels(str(folder / "runs/text-to-image/question-which/qrels.txt"))
+    assert [(one.query_id, unquote(one.doc_id), one.relevance) for one in judged] == [
+        (query, item, grade) for query, own in TASK.qrels.items() for item, grade in own.items()
+    ]
     assert (folder / ratings_path("Flickr8k-Expert")).read_text() == "image\tfused\nimage 1\t0.25\n"
 
 
 def test_run_files_can_be_cut_and_compressed(results: Results, tmp_path: Path) -> None:
     files = write_runs(results, tmp_path, depth=2, suffix=".gz")
     assert all(file.name.endswith(".gz") for file in files)
-    assert read_run(tmp_path / f"{run_path(WAY, 'caption', 'fused')}.gz", TASK).candidates.shape[1] == 2
+    fused = tmp_path / f"{run_path(WAY, 'caption', 'fused')}.gz"
+    assert read_run(fused, TASK).candidates.shape[1] == 2
     contents = [file.read_bytes() for file in files]
     (tmp_path / "runs" / "old.run.gz").write_bytes(b"of another evaluation")
     assert contents == [file.read_bytes() for file in write_runs(results, tmp_path, depth=2, suffix=".gz")]
     assert not (tmp_path / "runs" / "old.run.gz").exists()
-    for broken in (contents[0][:-9], b"no archive"):
-        files[0].write_bytes(broken)
-        with pytest.raises(InvalidInputError, match=r"qrels\.txt\.gz: cannot be read"):
-            read_qrels(files[0])
+    for broken in (fused.read_bytes()[:-9], b"no archive"):
+        fused.write_bytes(broken)
+        with pytest.raises(InvalidInputError, match=r"fused\.run\.gz: cannot be read"):
+            read_run(fused, TASK)
 
 
 def test_json_holds_all_rows_and_the_checksums_of_all_files(results: Results, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from zsqretrieval.evaluation.results import COLUMNS, Results, compare, row, tabl
 from zsqretrieval.evaluation.run import Run
 
 
-def task_and_runs() -> tuple[Task, list[Run]]:
+def three_runs() -> list[Run]:
     """40 images with two captions and a question each; ``good`` finds every caption's image, ``bad`` half."""
     images = tuple(f"i{n}" for n in range(40))
     queries = tuple(f"{image}#{n}" for image in images for n in range(3))
@@ -23,13 +24,13 @@ def task_and_runs() -> tuple[Task, list[Run]]:
     candidates = np.stack([owner, (owner + 1) % 40], 1)
     right = np.stack([np.ones(120), np.zeros(120)], 1)
     wrong = np.where((owner % 2 == 0)[:, None], right, right[:, ::-1])
-    runs = [Run("bad", queries, images, candidates, wrong), Run("good", queries, images, candidates, right)]
-    return task, [*runs, Run("same", queries, images, candidates, wrong * 3)]
+    runs = [Run("bad", task, candidates, wrong), Run("good", task, candidates, right)]
+    return [*runs, Run("same", task, candidates, wrong * 3)]
 
 
 def test_systems_are_compared_per_form() -> None:
-    task, runs = task_and_runs()
-    rows = compare(task, runs, baseline="bad", measures=["R@1", "MRR"], permutations=499, depth=2)
+    runs = three_runs()
+    rows = compare(runs, baseline="bad", measures=["R@1", "MRR"], permutations=499, depth=2)
     assert [(one["form"], one["measure"], one["system"]) for one in rows] == [
         (form, name, run.name) for form in ("caption", "question") for name in ("R@1", "MRR") for run in runs
     ]
@@ -43,17 +44,17 @@ def test_systems_are_compared_per_form() -> None:
     bad, same = by_key["question", "MRR", "bad"], by_key["question", "MRR", "same"]
     assert "baseline" not in bad and bad["value"] == same["value"] == 0.75
     assert (same["gain"], same["p"]) == (0, 1)
-    assert compare(task, runs, baseline="bad", measures=["R@1", "MRR"], permutations=499, depth=2) == rows
+    assert compare(runs, baseline="bad", measures=["R@1", "MRR"], permutations=499, depth=2) == rows
 
 
 def test_runs_of_other_names_or_queries_are_refused() -> None:
-    task, runs = task_and_runs()
+    runs = three_runs()
     for some, baseline in (([runs[0], runs[0]], "bad"), (runs, "clip")):
         with pytest.raises(InvalidInputError, match=f"need different names, one of them '{baseline}'"):
-            compare(task, some, baseline=baseline)
-    other = Run("other", task.queries[::-1], task.items, runs[0].candidates, runs[0].scores)
-    with pytest.raises(MismatchError, match="run 'other' has other queries"):
-        compare(task, [*runs, other], baseline="bad")
+            compare(some, baseline=baseline)
+    other = replace(runs[0], name="other", task=replace(runs[0].task))
+    with pytest.raises(MismatchError, match="run 'other' is of another task than 'bad', toy"):
+        compare([*runs, other], baseline="bad")
 
 
 def test_results_survive_json_and_missing_values_are_null() -> None:

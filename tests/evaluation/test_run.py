@@ -15,15 +15,23 @@ from zsqretrieval.evaluation.run import (
     prior_corrected,
     rerank_depth,
     shallow,
-    some_queries,
     some_rows,
 )
 from zsqretrieval.search.fusion import ReciprocalRank, RerankOnly, WeightedSum
 
+TASK = Task(
+    "toy",
+    ("q0", "q3"),
+    ("i0", "i1", "i2", "i3"),
+    {"q0": {"i0": 1}, "q3": {"i3": 1}},
+    np.array([4, 7]),
+    ("a", "b"),
+)
+
 
 def run_by_hand() -> Run:
     candidates = np.array([[0, 1, 2, 3]] * 2)
-    return Run("clip", ("q0", "q3"), ("i0", "i1", "i2", "i3"), candidates, np.array([[4.0, 3, 2, 1]] * 2))
+    return Run("clip", TASK, candidates, np.array([[4.0, 3, 2, 1]] * 2))
 
 
 def test_scores_are_fused_query_by_query() -> None:
@@ -88,21 +96,19 @@ def test_missing_candidates_stay_missing() -> None:
     )
     np.testing.assert_array_equal(fused_run(first, first, RerankOnly()).scores, first.scores)
     assert np.isnan(rerank_depth(first, first, 2).scores).tolist() == (first.candidates < 0).tolist()
-    corrected = prior_corrected(replace(first, direction="image to text"), np.arange(4.0), 0.5)
+    corrected = prior_corrected(first, np.arange(4.0), 0.5)
     assert corrected.name == "clip - prior" and corrected.scores[1, :3].tolist() == [1.5, 1.0, 0.5]
     assert np.isnan(corrected.scores[0, 2:]).all()
 
 
 def test_runs_of_other_candidates_are_not_fused() -> None:
     with pytest.raises(MismatchError, match="'clip' and 'other' differ"):
-        fused_run(run_by_hand(), replace(run_by_hand(), name="other", queries=("q0", "q9")), RerankOnly())
+        fused_run(run_by_hand(), replace(run_by_hand(), name="other", task=replace(TASK)), RerankOnly())
 
 
 def test_some_queries_keep_their_answers() -> None:
-    first, rows = run_by_hand(), np.array([1])
-    task = Task(
-        "toy", first.queries, first.items, {"q0": {"i0": 1}, "q3": {"i3": 1}}, np.array([4, 7]), ("a", "b")
-    )
-    few, asked = some_rows(first, rows), some_queries(task, rows)
-    assert few.queries == asked.queries == ("q3",) and few.items == asked.items == task.items
+    few = some_rows(run_by_hand(), np.array([1]))
+    asked = few.task
+    assert asked.queries == ("q3",) and asked.items == TASK.items and asked.relevant == [[3]]
     assert asked.qrels == {"q3": {"i3": 1}} and asked.clusters.tolist() == [7] and asked.forms == ("b",)
+    assert few.candidates.shape == few.scores.shape == (1, 4)

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from refusing import refused
 from zsqretrieval._util.cache import Cache
 from zsqretrieval.data.images import decode
-from zsqretrieval.evaluation.datasets import CAPTION, Dataset, Query
+from zsqretrieval.evaluation.datasets import CAPTION, Dataset, Query, Task
 from zsqretrieval.evaluation.results import table_of
 from zsqretrieval.evaluation.run import Run
 from zsqretrieval.evaluation.scaling import compete, hard_distractors, measure_scaling, recall_reranked
@@ -266,8 +266,9 @@ def two_stages(seed, queries=12, images=30):
     answers = random.integers(images, size=queries)
     order = np.argsort(-first, axis=1)
     names = tuple(map(str, range(queries))), tuple(map(str, range(images)))
+    task = Task("toy", *names, {}, np.arange(queries), (CAPTION,) * queries)
     runs = [
-        Run(name, *names, order, np.take_along_axis(scores, order, 1))
+        Run(name, task, order, np.take_along_axis(scores, order, 1))
         for name, scores in (("first", first), ("second", second))
     ]
     return first, second, answers, *runs
@@ -294,7 +295,7 @@ def test_reranking_smaller_galleries_approaches_the_average_over_all():
 
 def test_tie_after_reranking_counts_against_the_relevant_image():
     _, _, answers, run, scored = two_stages(2)
-    flat = Run("flat", run.queries, run.items, run.candidates, np.zeros_like(scored.scores))
+    flat = Run("flat", run.task, run.candidates, np.zeros_like(scored.scores))
     found = recall_reranked(run, flat, answers, RerankOnly(), 29, 30, ks=[1, 29, 30])
     assert found[:2].max() == 0 and found[2].min() == 1
 

@@ -18,9 +18,9 @@ from small_sets import write_colours
 from zsqretrieval._util.cache import Cache
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation import scores as scores_module
-from zsqretrieval.evaluation.datasets import Dataset, Query, read_shards
+from zsqretrieval.evaluation.datasets import DIRECTIONS, Dataset, Direction, Query, read_shards
 from zsqretrieval.evaluation.metrics import measure
-from zsqretrieval.evaluation.run import DIRECTIONS, Direction, fused_run, rerank_depth, shallow
+from zsqretrieval.evaluation.run import fused_run, rerank_depth, shallow
 from zsqretrieval.evaluation.scores import Questions, encoder_name, sample_rows
 from zsqretrieval.evaluation.systems import SYSTEMS, WORDINGS, Choice, choose_systems, options
 from zsqretrieval.search.expansion import join
@@ -50,10 +50,10 @@ def test_first_stage_finds_the_nearest_in_both_directions() -> None:
     there, back = (bench.part(way, "caption", None) for way in DIRECTIONS)
     assert there.first.candidates[:, 0].tolist() == [0, 0, 1, 2, 3, 3]
     assert there.first.scores[0, :2] == pytest.approx(np.cos(np.deg2rad([2, 8])))
-    assert back.first.queries == ("i0", "i1", "i2", "i3") and back.first.candidates.shape == (4, 6)
+    assert back.task.queries == ("i0", "i1", "i2", "i3") and back.first.candidates.shape == (4, 6)
     assert set(back.first.candidates[0, :2]) == {0, 1} and set(back.first.candidates[3, :2]) == {4, 5}
     for part in (there, back):
-        assert measure(part.first, part.task.qrels, ["R@1"])["R@1"].all()
+        assert measure(part.first, ["R@1"])["R@1"].all()
 
 
 def test_equal_similarities_rank_against_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,20 +64,20 @@ def test_equal_similarities_rank_against_the_system(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scores_module, "_DEEP", 3)
     for way in DIRECTIONS:
         part = bench_of(pictured(), Blind(), None, candidates=1).part(way, "caption", None)
-        found = measure(part.first, part.task.qrels, ["R@1", "R@100"])
+        found = measure(part.first, ["R@1", "R@100"])
         assert not found["R@1"].any() and not found["R@100"].any()
 
 
 def test_own_captions_that_tie_do_not_hurt_one_another() -> None:
     part = bench_of(pictured(), Plane(0.0), None).part("image to text", "caption", None)
-    assert measure(part.first, part.task.qrels, ["R@1"])["R@1"].all()
+    assert measure(part.first, ["R@1"])["R@1"].all()
 
 
 def test_images_without_texts_are_no_queries() -> None:
     data = pictured()
     few = replace(data, queries=data.queries[4:], qrels={q: data.qrels[q] for q in ("q4", "q5")})
     run = bench_of(few, Plane(), None).part("image to text", "caption", None).first
-    assert run.queries == ("i3",) and run.items == ("q4", "q5")
+    assert run.task.queries == ("i3",) and run.task.items == ("q4", "q5")
     assert run.scores[0] == pytest.approx(np.cos(np.deg2rad([2, 2])))
 
 
@@ -114,8 +114,8 @@ def test_candidates_are_scored_once_and_cached(way: Direction, tmp_path: Path) -
         names = {query.id: number(query.text) for query in pictured().queries} | {
             f"i{n}": n for n in range(4)
         }
-        for row, query in enumerate(run.queries):
-            expected = [-abs(names[query] - names[run.items[item]]) for item in run.candidates[row]]
+        for row, query in enumerate(run.task.queries):
+            expected = [-abs(names[query] - names[run.task.items[item]]) for item in run.candidates[row]]
             assert run.scores[row].tolist() == expected
     texts = len({query.text for query in pictured().queries})
     asked = texts * 3 if way == "text to image" else len({(q, t // 1) for q, t in _pairs(part)})
@@ -129,7 +129,7 @@ def _pairs(part: Any) -> set[tuple[str, int]]:
     texts = [query.text for query in part.data.queries]
     return {
         (query, number(texts[item]))
-        for query, row in zip(run.queries, run.candidates, strict=True)
+        for query, row in zip(run.task.queries, run.candidates, strict=True)
         for item in row
     }
 
@@ -268,7 +268,7 @@ def test_expanded_search_ranks_as_joining_all_images_does(seed: int, images: int
     vectors = random.normal(size=(questions, 3)).astype(np.float32)
     bench._questions["questions", 3] = Questions(("?",) * questions, owners, vectors, questions)
     run = bench.part("text to image", "caption", None).expanded(WeightedSum(0.7))
-    found = measure(run, data.qrels, ["MRR"])["MRR"]
+    found = measure(run, ["MRR"])["MRR"]
     for row in range(images):
         similarity = (Drawn.vectors @ Drawn.asking[row]).astype(np.float64)
         question = np.full(images, np.nan)
@@ -341,7 +341,7 @@ def test_prior_is_subtracted_image_to_text_only() -> None:
     np.testing.assert_array_equal(fused.scores, plain.scores)
     blind = SYSTEMS["no_image"].make(there, CHOICE, 4)
     assert (blind.scores == blind.scores[:, :1]).all()
-    assert not measure(blind, there.task.qrels, ["R@1"])["R@1"].any(), "ties count against it"
+    assert not measure(blind, ["R@1"])["R@1"].any(), "ties count against it"
     ranked = SYSTEMS["no_image"].make(back, CHOICE, 6)
     np.testing.assert_allclose(ranked.scores, priors[ranked.candidates])
 
@@ -350,12 +350,14 @@ def test_prior_is_subtracted_image_to_text_only() -> None:
 def test_shuffled_shows_another_image_in_place_of_each(way: Direction) -> None:
     part = bench_of(pictured(), Plane(), Asker(), candidates=3, seed=3).part(way, "caption", None)
     run = part.shuffled(Likelihood(), 3)
-    assert np.array_equal(run.candidates, part.first.candidates[:, :3]) and run.queries == part.first.queries
+    assert np.array_equal(run.candidates, part.first.candidates[:, :3]) and run.task is part.task
     texts = {query.id: number(query.text) for query in pictured().queries}
     shown: dict[int, set[int]] = {}
-    for row, query in enumerate(run.queries):
+    for row, query in enumerate(run.task.queries):
         for place, score in zip(run.candidates[row], run.scores[row], strict=True):
-            image, text = (run.items[place], query) if way == DIRECTIONS[0] else (query, run.items[place])
+            image, text = (
+                (run.task.items[place], query) if way == DIRECTIONS[0] else (query, run.task.items[place])
+            )
             possible = {n for n in range(4) if -abs(n - texts[text]) == score}
             own = shown.setdefault(int(image[1:]), set(range(4)))
             own &= possible

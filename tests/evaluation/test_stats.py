@@ -88,10 +88,6 @@ def test_holm_correction_by_hand() -> None:
         {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
     )
     assert holm({}) == {} and holm({"a": 0.04}) == {"a": 0.04}
-    with pytest.raises(InvalidInputError, match="p-value of 'b' is nan"):
-        holm({"a": 0.5, "b": float("nan")})
-    with pytest.raises(InvalidInputError, match="p-value of '' is 2"):
-        holm({"": 2.0})
 
 
 @given(st.dictionaries(st.text(max_size=2), st.floats(0, 1), max_size=6))
@@ -103,22 +99,6 @@ def test_holm_keeps_the_order_and_never_lowers_p(p_values: dict[str, float]) -> 
             adjusted[b] for b in p_values if p_values[b] <= p
         )
         assert all(adjusted[b] <= adjusted[a] for b, q in p_values.items() if q <= p)
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "permutations", "message"),
-    [
-        (np.ones(3), np.ones(2), 9, "q >= 1"),
-        (np.ones(0), np.ones(0), 9, "q >= 1"),
-        (np.array([np.nan]), np.ones(1), 9, "not finite"),
-        (np.ones(3), np.zeros(3), 0, "permutations must be at least 1"),
-    ],
-)
-def test_wrong_values_are_refused(
-    ours: NDArray[np.float64], theirs: NDArray[np.float64], permutations: int, message: str
-) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        permutation_test(ours, theirs, np.arange(len(ours)), permutations=permutations)
 
 
 def test_queries_of_one_image_count_as_one_observation() -> None:

@@ -64,9 +64,12 @@ def _row(kind: str, system: str, measure: str, value: float, **columns: Any) -> 
 
 
 def _spent(
-    kind: str, what: str, seconds: Sequence[float] | NDArray[Any], *, depth: int | None, flops: int | None
+    kind: str, what: str, seconds: Sequence[float] | NDArray[Any], flops: float, depth: int | None = None
 ) -> Rows:
-    """Rows of the median time of some calls, with its 95 % percentile bootstrap, and of their arithmetic."""
+    """Rows of the median time of some calls, with its 95 % percentile bootstrap, and of their arithmetic.
+
+    ``flops`` is nan where it was not counted.
+    """
     times = 1000 * np.asarray(seconds, np.float64)
     low = high = float(times[0])
     if len(times) > 1:
@@ -77,7 +80,7 @@ def _spent(
     place = {"depth": depth, "direction": "text to image" if kind in ("stage", "system") else None}
     median = float(np.median(times))
     rows = [_row(kind, what, "time", median, low=low, high=high, queries=len(times), unit="ms", **place)]
-    return rows + ([] if flops is None else [_row(kind, what, "flops", flops, unit="", **place)])
+    return rows if np.isnan(flops) else [*rows, _row(kind, what, "flops", flops, unit="", **place)]
 
 
 def query_costs(
@@ -99,7 +102,8 @@ def query_costs(
         on a few numbers and is left out.
     """
     gallery, settings = bench.gallery, bench.settings
-    needs = {need for name in settings.systems if name in SYSTEMS for need in SYSTEMS[name].needs}
+    chosen = {name: SYSTEMS[name] for name in settings.systems if name in SYSTEMS}
+    needs = {need for system in chosen.values() for need in system.needs}
     rules = [rule for rule in (LIKELIHOOD, YES_NO) if rule.name in needs]
     at = [depth for depth in settings.curve("text to image", len(gallery)) if depth > 0]
     deepest = max(at, default=1)
@@ -116,10 +120,8 @@ def query_costs(
     stages = [(rule, depth) for rule in rules for depth in at]
     (vector,) = encoder.encode_text([texts[0]])
     shown = bench.shown(compare(vector)) if rules else []
-    flops: dict[_Stage, int | None] = {
-        _TEXT: count_flops(encoder.encode_text, [texts[0]]),
-        _COMPARE: 2 * gallery.size,
-    }
+    flops: dict[_Stage, float] = {_COMPARE: 2 * gallery.size}
+    flops[_TEXT] = count_flops(encoder.encode_text, [texts[0]])
     for rule, depth in stages:
         flops[rule.name, depth] = count_flops(score, rule, texts[0], shown[:depth])
     seconds: dict[_Stage, list[float]] = {}
@@ -143,21 +145,17 @@ def query_costs(
             bench.step(f"timing {rule.name}", done, len(texts))
     rows = Rows()
     for (name, at_depth), times in seconds.items():
-        rows += _spent("stage", name, times, depth=at_depth, flops=flops.get((name, at_depth)))
+        rows += _spent("stage", name, times, flops.get((name, at_depth), np.nan), at_depth)
 
     def total(system: str, depth: int, *parts: _Stage) -> Rows:
-        counts = [flops.get(part) for part in parts]
-        known = [count for count in counts if count is not None]
         times = np.sum([seconds[part] for part in parts], axis=0)
-        return _spent("system", system, times, depth=depth,
-                     flops=sum(known) if len(known) == len(counts) else None)  # fmt: skip
+        return _spent("system", system, times, sum(flops.get(part, np.nan) for part in parts), depth)
 
     plain = (_TEXT, _COMPARE)
     rows += total(bench.name, 0, *plain)
-    for name in settings.systems:
-        if name not in SYSTEMS or SYSTEMS[name].base or "text to image" not in SYSTEMS[name].directions:
+    for name, system in chosen.items():
+        if system.base or "text to image" not in system.directions:
             continue
-        system = SYSTEMS[name]
         first = (_TEXT, _EXPAND) if "questions" in system.needs else plain
         rule_name = next((rule.name for rule in rules if rule.name in system.needs), None)
         rows += total(name, 0, *first)
@@ -189,13 +187,12 @@ def image_costs(
             begin = time.perf_counter()
             call(part)
             seconds.append((time.perf_counter() - begin) / len(part))
-        each = None if flops is None else flops // len(parts[0])
-        rows += _spent("image", what, seconds, depth=None, flops=each)
+        rows += _spent("image", what, seconds, flops // len(parts[0]))
     return rows
 
 
-def count_flops(call: Callable[..., object], *arguments: Any) -> int | None:
-    """Floating-point operations of a call by torch's counter; None if it does not compute with torch.
+def count_flops(call: Callable[..., object], *arguments: Any) -> float:
+    """Floating-point operations of a call by torch's counter; nan if it does not compute with torch.
 
     Matrix products, convolutions and attention are counted; activations, norms and sums are not.
     """
@@ -206,7 +203,7 @@ def count_flops(call: Callable[..., object], *arguments: Any) -> int | None:
     on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     with flop_counter.FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         call(*arguments)
-    return int(counter.get_total_flops()) or None
+    return int(counter.get_total_flops()) or np.nan
 
 
 def _attention(query: Any, key: Any, value: Any, *_: object, out_shape: object = None, **__: object) -> int:

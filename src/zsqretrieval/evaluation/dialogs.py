@@ -142,9 +142,8 @@ def _captions(bench: Bench, form: str) -> dict[int, list[str]]:
     """The texts of every image that has some, by its position."""
     dataset = bench.dataset.of_form(form)
     text = {query.id: query.text.strip() for query in dataset.queries}
-    task = dataset.image_to_text()
-    place = {image: n for n, image in enumerate(dataset.text_to_image().items)}
-    return {place[image]: [text[query] for query in task.qrels[image]] for image in task.queries}
+    task, places = dataset.image_to_text(), dataset.places
+    return {places[image]: [text[query] for query in task.qrels[image]] for image in task.queries}
 
 
 def draw_targets(captions: Mapping[int, Sequence[str]], count: int, seed: int = 0) -> list[tuple[int, int]]:
@@ -323,8 +322,7 @@ def _rows(
     played: Mapping[str, _Played], targets: Sequence[_Target], user: str, seed: int
 ) -> list[dict[str, Any]]:
     """Every measure of every policy, compared with the first; images are the clusters."""
-    clusters = np.array([target.image for target in targets])
-    bootstrap = ClusterBootstrap(clusters, seed=seed)
+    bootstrap = ClusterBootstrap(np.array([target.image for target in targets]), seed=seed)
     values = defaultdict[tuple[str, int | None], dict[str, NDArray[np.float64]]](dict)
     for name, one in played.items():
         best = np.minimum.accumulate(one.ranks, axis=1)
@@ -335,7 +333,7 @@ def _rows(
     rows: list[dict[str, Any]] = []
     for (measure, depth), of in values.items():
         rows += paired_rows(
-            "dialogs", measure, of, clusters, bootstrap, baseline=next(iter(played)), seed=seed,
+            "dialogs", measure, of, bootstrap, baseline=next(iter(played)),
             form=f"answered by {user}", direction="text to image", depth=depth,
             unit="" if depth is None else "%",
         )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 from zsqretrieval._util.cache import Cache, cache_key
@@ -17,6 +17,7 @@ from zsqretrieval.tasks.questions import generate_questions
 from zsqretrieval.types import Progress
 
 _ENOUGH = 0.3  # seconds of a measurement
+_RULES = ("likelihood", "yes_no")
 _NULLS = 3  # null images of a prior
 _TEST = 0.03  # seconds of intervals and test of one measure of one system
 _TAUS = 20_000  # pairs and draws of a rank correlation in the time of a test
@@ -98,11 +99,15 @@ def estimate(
         label = "" if last else f"{bench.dataset.name}: "
         of = [bench.encoder.fingerprint, bench.dataset.name, str(len(bench.dataset.gallery))]
         of.append(bench.generator.fingerprint if bench.settings.systems else "")
-        steps = _steps(bench, judgments if last else (), measured=last, cost=cost and last)
-        for step, (unit, count) in steps.items():
+        counts: dict[str, tuple[str, float]] = {}
+        for step, unit, count in _steps(bench, judgments if last else (), measured=last, cost=cost and last):
+            if count:
+                counts[step] = unit, counts.get(step, ("", 0))[1] + count
+        for step, (unit, count) in counts.items():
             counted[label + step] = (cache_key("step", *of, step, str(count)), unit, count)
-    units = {unit for key, unit, _ in counted.values() if not clock.finished(key)}
-    seconds = _seconds_each(benches[-1], units)
+    seconds = _seconds_each(
+        benches[-1], {unit for key, unit, _ in counted.values() if not clock.finished(key)}
+    )
     return {
         step: (key, 0.0 if clock.finished(key) else count * seconds[unit])
         for step, (key, unit, count) in counted.items()
@@ -111,65 +116,56 @@ def estimate(
 
 def _steps(
     bench: Bench, judgments: Sequence[Judgments], *, measured: bool, cost: bool
-) -> dict[str, tuple[str, float]]:
-    """Unit and count of every step of a bench."""
+) -> Iterator[tuple[str, str, float]]:
+    """Name, unit and count of the steps of a bench; counts of equal names are to be added."""
     settings, dataset = bench.settings, bench.dataset
-    images, texts = len(dataset.gallery), len(dataset.queries)
-    steps: dict[str, tuple[str, float]] = {
-        "encoding images": ("image", images),
-        "encoding texts": ("text", texts),
-    }
-
-    def add(step: str, unit: str, count: float) -> None:
-        if count:
-            steps[step] = (unit, steps.get(step, ("", 0))[1] + count)
-
-    asks = "text to image" in settings.directions
+    images, asks = len(dataset.gallery), "text to image" in settings.directions
     chosen = {name: SYSTEMS[name] for name in settings.systems if name in SYSTEMS}
     everything = {need for system in chosen.values() for need in system.needs}
+    yield "encoding images", "image", images
+    yield "encoding texts", "text", len(dataset.queries)
     if everything and isinstance(bench.generator, ImageStates):
-        add("image features", "features", images)
-    if asks and "questions" in everything:
-        add(f"asking images: {settings.style}", "question", images * settings.questions)
-    if asks and "bank" in everything:
-        add("asking images: search", "question", images * settings.bank)
+        yield "image features", "features", images
+    for need, style, each in (
+        ("questions", settings.style, settings.questions),
+        ("bank", "search", settings.bank),
+    ):
+        yield f"asking images: {style}", "question", images * each if asks and need in everything else 0
     for way in settings.directions:
         for form in dataset.forms:
             there = sum(query.form == form for query in dataset.queries)
             all_asking, items = (there, images) if way == "text to image" else (images, there)
             asking = min(all_asking, settings.queries or all_asking)
             pairs = asking * min(settings.deepest(way), items)
+            sampled = min(asking, settings.ablation_queries)
+            sample = sampled * min(settings.candidates, items)
             here = {name: one for name, one in chosen.items() if way in one.directions}
             needs = {need for one in here.values() for need in one.needs}
-            sample = min(asking, settings.ablation_queries) * min(settings.candidates, items)
             step = f"{way}, {form}: "
-            for rule in ("likelihood", "yes_no"):
-                add(f"{step}scoring by {rule}", rule, pairs if rule in needs else 0)
-            if "prior" in needs:
-                priors = there if way == "image to text" else sample / max(min(settings.candidates, items), 1)
-                corrects = way == "image to text" or "no_image" in here
-                add(f"{step}prior", "likelihood", _NULLS * priors if corrects else 0)
-            for name in here:
-                if name in WORDINGS:
-                    rule = WORDINGS[name].name
-                    add(f"{step}ablations: scoring by {rule}", rule, sample)
-            add(f"{step}ablations: shuffled", "likelihood", sample if "shuffled" in here else 0)
-            if "fused+expanded" in here:
-                add(f"{step}scoring expanded candidates", "likelihood", pairs / 4)
-            if measured:
-                tests = (len(here) + 1) * len(settings.measures)
-                add(f"{step}statistics", "test", tests + 4 * len(settings.depths) * len(here))
+            for rule in _RULES:
+                yield f"{step}scoring by {rule}", rule, pairs if rule in needs else 0
+            if "prior" in needs and way == "image to text":
+                yield f"{step}prior", "likelihood", _NULLS * there
+            elif "no_image" in here:
+                yield f"{step}prior", "likelihood", _NULLS * float(sampled)
+            for name in (name for name in here if name in WORDINGS):
+                yield f"{step}ablations: scoring by {WORDINGS[name].name}", WORDINGS[name].name, sample
+            yield f"{step}ablations: shuffled", "likelihood", sample if "shuffled" in here else 0
+            yield (
+                f"{step}scoring expanded candidates",
+                "likelihood",
+                pairs / 4 if "fused+expanded" in here else 0,
+            )
+            tests = (len(here) + 1) * len(settings.measures) + 4 * len(settings.depths) * len(here)
+            yield f"{step}statistics", "test", tests if measured else 0
     for judged in judgments:
         pairs = len(judged.captions)
-        for rule in ("likelihood", "yes_no"):
-            add(f"{judged.name}: scoring by {rule}", rule, pairs if rule in everything else 0)
-        add(f"{judged.name}: bootstrap", "test", pairs * settings.resamples / _TAUS * (len(chosen) + 1))
-    if cost and everything:
-        depths = sum(settings.curve("text to image", images))
-        for rule in ("likelihood", "yes_no"):
-            count = 1.2 * settings.timed_queries * depths if rule in everything else 0
-            add(f"timing {rule}", rule, count)
-    return steps
+        for rule in _RULES:
+            yield f"{judged.name}: scoring by {rule}", rule, pairs if rule in everything else 0
+        yield f"{judged.name}: bootstrap", "test", pairs * settings.resamples / _TAUS * (len(chosen) + 1)
+    for rule in _RULES:
+        timed = 1.2 * settings.timed_queries * sum(settings.curve("text to image", images))
+        yield f"timing {rule}", rule, timed if cost and rule in everything else 0
 
 
 def _seconds_each(bench: Bench, units: set[str]) -> dict[str, float]:

@@ -21,26 +21,25 @@ from numpy.typing import NDArray
 from zsqretrieval._util.cache import Cache
 from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.evaluation.calibration import first_place, reliability_rows, yes_no
 from zsqretrieval.evaluation.cost import cost_rows
-from zsqretrieval.evaluation.datasets import Dataset, Judgments
+from zsqretrieval.evaluation.datasets import Dataset, Direction, Judgments
 from zsqretrieval.evaluation.estimate import Clock, estimate
 from zsqretrieval.evaluation.human import agreement_row
 from zsqretrieval.evaluation.metrics import (
     MISSING,
     break_ties,
-    first_place_reliability,
     first_ranks,
     measure,
     tied_share,
-    yes_no_reliability,
 )
-from zsqretrieval.evaluation.results import Results, compare, curve_points, row, table_of
-from zsqretrieval.evaluation.run import Direction, Run, relevant, shallow
+from zsqretrieval.evaluation.results import Results, compare, paired_rows, row, table_of
+from zsqretrieval.evaluation.run import Run, relevant, shallow
 from zsqretrieval.evaluation.scores import Bench, Part
 from zsqretrieval.evaluation.settings import Settings, with_forms
 from zsqretrieval.evaluation.stats import ClusterBootstrap
 from zsqretrieval.evaluation.systems import CHECKS, LIKELIHOOD, SYSTEMS, YES_NO, Choice
-from zsqretrieval.evaluation.trec import qrels_path, ratings_path, run_path
+from zsqretrieval.evaluation.trec import ratings_path, run_path
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
 from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, WeightedSum
 from zsqretrieval.search.scoring import score_pairs
@@ -136,11 +135,9 @@ def evaluate(
         rows: Rows = []
         facts: dict[str, Any] = {"examples": [], "probabilities": {}}
         runs: dict[str, Run] = {}
-        qrels = {}
         for direction in settings.directions:
             for form in dataset.forms:
                 part = bench.part(direction, form, settings.queries)
-                qrels[qrels_path(direction, form)] = part.task.qrels
                 rows += _measure_part(part, systems, choice, runs, facts)
                 clock.finish(f"{direction}, {form}: ")
         pairs = {ratings_path(one.name): _rated(bench, one, choice, rows) for one in judgments}
@@ -148,7 +145,7 @@ def evaluate(
             rows += cost_rows(bench, encoder, choice, index)
         facts = _facts(bench, encoder, choice, systems) | facts
         clock.finish("")
-    return Results(table_of(rows), facts, runs, qrels, pairs, dataset)
+    return Results(table_of(rows), facts, runs, pairs, dataset)
 
 
 def check_leaks(dataset: Dataset, tune_on: Dataset) -> None:
@@ -180,9 +177,7 @@ def _measure_part(
     answers = [part.first, *(SYSTEMS[name].run(name, part, choice, depth) for name in complete)]
     drawn = {"resamples": settings.resamples, "seed": settings.seed}
     tested: dict[str, Any] = {**drawn, "permutations": settings.permutations}
-    rows = compare(
-        part.task, answers, baseline=part.first.name, measures=settings.measures, depth=depth, **tested
-    )
+    rows = compare(answers, baseline=part.first.name, measures=settings.measures, depth=depth, **tested)
     runs |= {run_path(direction, form, run.name): run for run in answers}
     reranking = [name for name in complete if SYSTEMS[name].reranks]
     rows += _curves(part, reranking, choice, ClusterBootstrap(part.task.clusters, **drawn))
@@ -192,12 +187,11 @@ def _measure_part(
         ablations = [name for name in here if SYSTEMS[name].base == base]
         compared = [SYSTEMS[name].run(name, sampled, choice, depth) for name in (base, *ablations)]
         rows += compare(
-            sampled.task, compared,
-            baseline=base, group="ablations", measures=_ABLATED, depth=depth, **tested,
+            compared, baseline=base, group="ablations", measures=_ABLATED, depth=depth, **tested,
         )  # fmt: skip
         runs |= {run_path(direction, form, run.name, ablation=True): run for run in compared[1:]}
     if len(here) > len(complete):
-        right = relevant(shallow(sampled.first, depth), sampled.task.qrels)
+        right = relevant(shallow(sampled.first, depth))
         rows.append(
             row("ablations", "chance", "R@1", right.mean(), form=form, direction=direction, depth=depth,
                 queries=len(right))
@@ -214,16 +208,18 @@ def _measure_part(
 
 def _curves(part: Part, reranking: Sequence[str], choice: Choice, bootstrap: ClusterBootstrap) -> Rows:
     """Quality by number of re-ranked candidates, and the first-stage recall that limits it."""
-    settings, rows = part.bench.settings, Rows()
-    depths = settings.curve(part.direction, len(part.task.items))
+    depths = part.bench.settings.curve(part.direction, len(part.task.items))
+    where, rows = dict[str, Any](form=part.form, direction=part.direction), Rows()
     for name in reranking:
         for depth in depths:
             run = SYSTEMS[name].run(name, part, choice, depth)
-            rows += curve_points("curve", run, part.task, depth, _CURVE, bootstrap)
+            for measured, values in measure(run, _CURVE).items():
+                rows += paired_rows("curve", measured, {name: values}, bootstrap, depth=depth, **where)
     for depth in depths:
         if depth > 0 and reranking:
-            found = curve_points("ceiling", part.first, part.task, depth, [f"R@{depth}"], bootstrap)
-            rows += [one | {"measure": "ceiling"} for one in found]
+            (values,) = measure(part.first, [f"R@{depth}"]).values()
+            found = {part.first.name: values}
+            rows += paired_rows("ceiling", "ceiling", found, bootstrap, depth=depth, **where)
     return rows
 
 
@@ -231,7 +227,7 @@ def _calibration(
     part: Part, reranking: Sequence[str], choice: Choice, facts: dict[str, Any], drawn: Mapping[str, int]
 ) -> Rows:
     """Reliability of the scores as probabilities, and the share of tied candidates."""
-    settings, where = part.bench.settings, {"form": part.form, "direction": part.direction}
+    settings, where = part.bench.settings, dict[str, Any](form=part.form, direction=part.direction)
     meaning = facts["probabilities"].setdefault(part.direction, {})
     rows = Rows()
     for name in (part.first.name, *reranking):
@@ -239,24 +235,14 @@ def _calibration(
             run, scale = shallow(part.first, settings.candidates), _logit_scale(choice, part.direction)
         else:
             run, scale = SYSTEMS[name].make(part, choice, settings.candidates), 1.0
-            rows.append(row("reliability", name, "tied", tied_share(run), queries=len(run.queries), **where))
+            rows.append(row("reliability", name, "tied", tied_share(run), queries=len(run.scores), **where))
         if name == "yes_no":
-            found = yes_no_reliability(run, part.task, **drawn)
-            meaning[name] = "P(yes) of every candidate"
+            found, meaning[name] = yes_no(run), "P(yes) of every candidate"
         else:
-            found = first_place_reliability(run, part.task, scale=scale, **drawn)
             times = f", scores times {scale:g}" if scale != 1 else ""
+            found = first_place(run, scale=scale)
             meaning[name] = f"softmax of the first candidate{times}"
-        low, high = found.interval
-        rows.append(
-            row("reliability", name, "calibration error", found.error, low=low, high=high,
-                queries=found.observations, **where)
-        )  # fmt: skip
-        for n, one in enumerate(found.bins):
-            low, high = one.interval or (np.nan, np.nan)
-            of_bin = {"depth": n, "queries": one.observations, **where}
-            rows.append(row("reliability", name, "predicted", one.predicted, **of_bin))
-            rows.append(row("reliability", name, "observed", one.observed, low=low, high=high, **of_bin))
+        rows += reliability_rows(name, found, **drawn, **where)
     return rows
 
 
@@ -270,21 +256,21 @@ def _logit_scale(choice: Choice, direction: Direction) -> float:
 
 def _examples(part: Part, run: Run) -> list[dict[str, Any]]:
     """The queries whose reciprocal rank rises most over the first stage, and falls most."""
-    qrels = part.task.qrels
-    ranked = [break_ties(one, qrels) for one in (part.first, run)]
-    ranks = [first_ranks(one.scores, relevant(one, qrels)) for one in ranked]
+    task = part.task
+    ranked = [break_ties(one) for one in (part.first, run)]
+    ranks = [first_ranks(one.scores, relevant(one)) for one in ranked]
     inverse = [np.where(one == MISSING, 0.0, 1 / (1.0 + one)) for one in ranks]
     change = inverse[1] - inverse[0]
     order = np.argsort(-change, kind="stable")
 
     def example(outcome: str, n: int) -> dict[str, Any]:
-        query = run.queries[n]
+        query = task.queries[n]
         before, after = (None if one[n] == MISSING else int(one[n]) + 1 for one in ranks)
-        first = [[one.items[place] for place in one.candidates[n, :_SHOWN] if place >= 0] for one in ranked]
+        first = [[task.items[place] for place in one.candidates[n, :_SHOWN] if place >= 0] for one in ranked]
         return {
             "direction": part.direction, "form": part.form, "outcome": outcome, "query": query,
-            "text": part.query_texts[n], "system": run.name, "before": before, "after": after,
-            "relevant": [item for item, grade in qrels[query].items() if grade > 0],
+            "text": part.texts[n], "system": run.name, "before": before, "after": after,
+            "relevant": [item for item, grade in task.qrels[query].items() if grade > 0],
             "first_before": first[0], "first_after": first[1],
         }  # fmt: skip
 
@@ -303,7 +289,8 @@ def _rated(bench: Bench, judged: Judgments, choice: Choice, rows: Rows) -> Any:
     """
     settings, places = bench.settings, judged.images.tolist()
     texts = list(dict.fromkeys(judged.captions))
-    of_text = np.array([{text: n for n, text in enumerate(texts)}[text] for text in judged.captions])
+    place_of = {text: n for n, text in enumerate(texts)}
+    of_text = np.array([place_of[text] for text in judged.captions])
     vectors = bench.encode_texts(texts)[of_text]
     first = (bench.gallery[judged.images].astype(np.float64) * vectors).sum(axis=1)
     scores: dict[str, NDArray[np.float64]] = {bench.name: first}
@@ -362,23 +349,20 @@ def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str
 def _pixels_check(bench: Bench) -> dict[str, Any]:
     """Differences of likelihoods from pixels and from cached image features, for a few pairs."""
     queries, candidates = _COMPARED
-    form = bench.dataset.forms[0]
+    form, gallery = bench.dataset.forms[0], bench.dataset.gallery
     part = bench.part("text to image", form, queries)
     first = shallow(part.first, candidates)
-    by_features = part.score(first, LIKELIHOOD, "pixels check")
-    gallery = bench.dataset.gallery
-    texts = [text for text in part.query_texts for _ in range(first.candidates.shape[1])]
-    from_pixels = score_pairs(
-        bench.generator, LIKELIHOOD, texts, [gallery[n] for n in first.candidates.ravel()]
-    )
-    by_pixels = from_pixels.reshape(first.candidates.shape)
-    orders = [np.argsort(-scores, axis=1, kind="stable") for scores in (by_features.scores, by_pixels)]
+    by_features = part.score(first, LIKELIHOOD, "pixels check").scores
+    texts = np.repeat(part.texts, first.candidates.shape[1]).tolist()
+    shown = [gallery[n] for n in first.candidates.ravel()]
+    by_pixels = score_pairs(bench.generator, LIKELIHOOD, texts, shown).reshape(by_features.shape)
+    orders = [np.argsort(-scores, axis=1, kind="stable") for scores in (by_features, by_pixels)]
     return {
         "form": form,
-        "pairs": int(first.candidates.size),
-        "largest_difference": float(np.abs(by_features.scores - by_pixels).max()),
+        "pairs": by_pixels.size,
+        "largest_difference": float(np.abs(by_features - by_pixels).max()),
         "largest_score": float(np.abs(by_pixels).max()),
-        "queries": len(first.queries),
+        "queries": len(first.scores),
         "queries_in_another_order": int((orders[0] != orders[1]).any(axis=1).sum()),
     }
 
@@ -408,34 +392,37 @@ def tune(bench: Bench, choice: Choice) -> Choice:
     for direction in settings.directions:
         parts = [bench.part(direction, form, settings.queries) for form in bench.dataset.forms]
         for name in ordered:
-            system = SYSTEMS[name]
-            if direction not in system.directions:
+            if direction not in SYSTEMS[name].directions:
                 continue
-            if system.tunes == "alpha":
-                tried = [replace(choice, alpha=alpha) for alpha in ALPHAS]
-                values: Sequence[object] = ALPHAS
-            elif system.tunes == "expansion":
-                grid = next((one for kind, one in GRID.items() if isinstance(choice.expansion, kind)), None)
-                if grid is None:
-                    raise InvalidInputError(f"the expansion {choice.expansion!r} has no parameter to tune")
-                tried = [replace(choice, expansion=one) for one in grid]
-                values = grid
-            else:
-                tried = [replace(choice, fusions={**choice.fusions, (name, direction): w}) for w in weighted]
-                values = weighted
-            found = [_mean_recalls(parts, name, one, settings) for one in tried]
+            tried = _variants(choice, name, direction, weighted)
+            found = [_mean_recalls(parts, name, one, settings) for one in tried.values()]
             sweep += [
-                {"direction": direction, "system": name, "parameter": system.tunes, "value": str(value),
+                {"direction": direction, "system": name, "parameter": SYSTEMS[name].tunes, "value": value,
                  **dict(zip(_RECALLS, recalls, strict=True))}
-                for value, recalls in zip(values, found, strict=True)
+                for value, recalls in zip(tried, found, strict=True)
             ]  # fmt: skip
-            choice = tried[max(range(len(tried)), key=lambda n: (found[n], -n))]
+            choice = [*tried.values()][found.index(max(found))]
     return replace(choice, origin=f"tuned for R@1 on {bench.dataset.name}", sweep=tuple(sweep))
+
+
+def _variants(
+    choice: Choice, system: str, direction: Direction, fusions: Sequence[Fusion]
+) -> dict[str, Choice]:
+    """The choices that are tried for a system, by the value of its parameter."""
+    if SYSTEMS[system].tunes == "alpha":
+        return {str(alpha): replace(choice, alpha=alpha) for alpha in ALPHAS}
+    if SYSTEMS[system].tunes == "expansion":
+        grid = next((one for kind, one in GRID.items() if isinstance(choice.expansion, kind)), None)
+        if grid is None:
+            raise InvalidInputError(f"the expansion {choice.expansion!r} has no parameter to tune")
+        return {str(one): replace(choice, expansion=one) for one in grid}
+    own = [{**choice.fusions, (system, direction): one} for one in fusions]
+    return {str(one): replace(choice, fusions=some) for one, some in zip(fusions, own, strict=True)}
 
 
 def _mean_recalls(parts: Sequence[Part], name: str, choice: Choice, settings: Settings) -> list[float]:
     recalls = []
     for part in parts:
         run = SYSTEMS[name].make(part, choice, settings.candidates)
-        recalls.append([float(one.mean()) for one in measure(run, part.task.qrels, _RECALLS).values()])
+        recalls.append([float(one.mean()) for one in measure(run, _RECALLS).values()])
     return [round(float(mean), 12) for mean in np.mean(recalls, axis=0)]

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from zsqretrieval._util.checks import check_counts
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Judgments
 from zsqretrieval.evaluation.results import row
@@ -36,25 +35,8 @@ def agreement_row(
         A row of the group ``agreement``: ``form`` is the name of the ratings, ``queries`` counts the pairs.
 
     Raises:
-        InvalidInputError: there are not n scores, one is not finite, all scores or all ratings are equal, or
-            no draw has a tau. Names the pair.
+        InvalidInputError: all scores or all ratings are equal, or no draw has a tau.
     """
-    check_counts(resamples=resamples)
-    if scores.shape != judgments.images.shape:
-        raise InvalidInputError(
-            f"scores are {scores.shape}, not one for each of {len(judgments.images)} pairs"
-        )
-    if not np.isfinite(scores).all():
-        n = int(np.argmin(np.isfinite(scores)))
-        raise InvalidInputError(
-            f"{judgments.name}: the score of {judgments.captions[n]!r} for image {judgments.images[n]} is "
-            f"{scores[n]}, not a finite number"
-        )
-    for what, values in (("scores", scores), ("ratings", judgments.ratings)):
-        if np.ptp(values) == 0:
-            raise InvalidInputError(
-                f"{judgments.name}: all {what} are {values.flat[0]}, so they rank nothing"
-            )
     raters = judgments.ratings.shape[1]
     order = np.argsort(judgments.images, kind="stable")
     by_image = np.split(order, np.flatnonzero(np.diff(judgments.images[order])) + 1)
@@ -63,6 +45,10 @@ def agreement_row(
         repeated = np.repeat(scores[pairs], raters)
         return float(kendalltau(repeated, judgments.ratings[pairs].ravel(), variant=judgments.variant)[0])
 
+    if np.isnan(value := tau(order)):
+        raise InvalidInputError(
+            f"{judgments.name}: all scores or all ratings are equal, so they rank nothing"
+        )
     random = np.random.default_rng(seed)
     drawn = [
         tau(np.concatenate([by_image[n] for n in random.integers(len(by_image), size=len(by_image))]))
@@ -74,6 +60,6 @@ def agreement_row(
         )
     low, high = np.nanpercentile(drawn, (2.5, 97.5))
     return row(
-        "agreement", system, f"tau-{judgments.variant}", tau(order), low=float(low), high=float(high),
+        "agreement", system, f"tau-{judgments.variant}", value, low=float(low), high=float(high),
         form=judgments.name, queries=len(scores), unit="",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Measures of a run, by query: ir-measures over trec_eval, and the calibration of scores.
+"""Measures of a run, by query: ir-measures over trec_eval.
 
 Some names mean what papers on image retrieval mean by them, which differs from TREC:
 
@@ -26,19 +26,16 @@ recall that any tie-breaking could give.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError
-from zsqretrieval.evaluation.datasets import Qrels, Task
-from zsqretrieval.evaluation.run import Run, relevant
-from zsqretrieval.evaluation.stats import ClusterBootstrap
+from zsqretrieval.errors import InvalidInputError, MissingDependencyError
+from zsqretrieval.evaluation.run import Run
 
 MEASURES = ("R@1", "R@5", "R@10", "R@100", "MRR", "nDCG@10", "mAP@50")
 """Default measures."""
@@ -48,7 +45,6 @@ MISSING = np.iinfo(np.int64).max
 
 _OURS = {"R": "Success", "Recall": "R", "mAP": "AP", "APmin": "AP"}
 _LARGEST = 1e37  # the end of single precision, in which trec_eval compares
-_FEWEST = 10  # observations of a bin
 
 
 def first_ranks(scores: NDArray[Any], right: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -79,38 +75,32 @@ def check_measures(measures: Sequence[str]) -> None:
         _parse(name)
 
 
-def measure(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> dict[str, NDArray[np.float64]]:
+def measure(run: Run, measures: Sequence[str] = MEASURES) -> dict[str, NDArray[np.float64]]:
     """Measure every query of a run.
 
     Args:
         run: q queries; candidates in any order.
-        qrels: of exactly the run's queries.
         measures: names, as in the table above.
 
     Returns:
-        By name, float64 [q] in the order of ``run.queries``, in [0, 1]. A query without candidates gets 0.
+        By name, float64 [q] in the order of the queries, in [0, 1]. A query without candidates gets 0.
 
     Raises:
-        MismatchError: the queries of run and qrels differ; names one.
         InvalidInputError: as :func:`check_measures`.
         MissingDependencyError: ir-measures is not installed.
     """
-    if different := sorted(set(run.queries) ^ set(qrels)):
-        side = "the qrels lack" if different[0] in run.queries else "the run lacks"
-        raise MismatchError(
-            f"run {run.name!r}: {side} the query {different[0]!r}; both need the same queries"
-        )
     parsed = {name: _parse(name) for name in measures}
-    judged = {query: dict(qrels[query]) for query in run.queries}
-    falling = break_ties(run, qrels)
+    queries, items = run.task.queries, run.task.items
+    judged = {query: dict(run.task.qrels[query]) for query in queries}
+    falling = break_ties(run)
     ranked: dict[str, dict[str, float]] = {}
-    for query, candidates, scores in zip(run.queries, falling.candidates, falling.scores, strict=True):
+    for query, candidates, scores in zip(queries, falling.candidates, falling.scores, strict=True):
         there = candidates >= 0
         ranked[query] = {
-            run.items[position]: float(score)
+            items[position]: float(score)
             for position, score in zip(candidates[there], scores[there], strict=True)
         }
-    row = {query: n for n, query in enumerate(run.queries)}
+    row = {query: n for n, query in enumerate(queries)}
     values = {measured: np.zeros(len(row)) for measured in parsed.values()}
     for one in _ir_measures().pytrec_eval.evaluator(set(values), judged).iter_calc(ranked):
         values[one.measure][row[one.query_id]] = one.value
@@ -118,32 +108,29 @@ def measure(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> dict[
     return {name: values[measured] * _rescaling(name, relevant_items) for name, measured in parsed.items()}
 
 
-def break_ties(run: Run, qrels: Qrels) -> Run:
+def break_ties(run: Run) -> Run:
     """Sort every row best first by the tie rule, with scores that fall strictly even in single precision.
 
     A score changes by no more than is needed to separate it from its neighbour, so trec_eval measures the
     same from the file.
 
-    Args:
-        run: in any order.
-        qrels: grades. An item without one counts as grade 0; of equal grades, the first in the row stays
-            first. Queries without qrels keep the order of equal scores.
+    An item without a grade counts as grade 0; of equal grades, the first in the row stays first.
 
     Raises:
         InvalidInputError: a score is too large for single precision; names the query.
     """
     grades = np.zeros(run.candidates.shape)
-    position = {item: n for n, item in enumerate(run.items)}
-    grade_of = np.zeros(len(run.items))
-    for row, query in enumerate(run.queries):
-        judged = {position[item]: grade for item, grade in qrels.get(query, {}).items() if item in position}
+    position = {item: n for n, item in enumerate(run.task.items)}
+    grade_of = np.zeros(len(position))
+    for row, query in enumerate(run.task.queries):
+        judged = {position[item]: grade for item, grade in run.task.qrels[query].items()}
         grade_of[list(judged)] = list(judged.values())
         grades[row] = np.where(run.candidates[row] >= 0, grade_of[run.candidates[row]], 0)
         grade_of[list(judged)] = 0
     there = run.candidates >= 0
     beyond = np.where(there, np.abs(run.scores), 0) > _LARGEST
     if beyond.any():
-        query = run.queries[int(np.argwhere(beyond)[0][0])]
+        query = run.task.queries[int(np.argwhere(beyond)[0][0])]
         raise InvalidInputError(
             f"run {run.name!r}, query {query!r}: a score is beyond {_LARGEST}, the range of single "
             "precision; scale the scores"
@@ -155,14 +142,6 @@ def break_ties(run: Run, qrels: Qrels) -> Run:
         below = np.nextafter(scores[:, column - 1], np.float32(-np.inf))
         scores[:, column] = np.minimum(scores[:, column], below)
     return replace(run, candidates=candidates, scores=scores.astype(np.float64))
-
-
-def is_falling(run: Run) -> NDArray[np.bool_]:
-    """Whether the scores of a query are sorted and differ in single precision; bool [q]."""
-    scores, there = run.scores.astype(np.float32), run.candidates >= 0
-    falls = scores[:, 1:] < scores[:, :-1]
-    fine = ~there[:, 1:] | (there[:, :-1] & falls)  # no candidate stands behind a missing one
-    return np.asarray(fine.all(axis=1))
 
 
 def tied_share(run: Run) -> float:
@@ -209,91 +188,3 @@ def _ir_measures() -> Any:
             "ir_measures", "measuring a run", "pip install 'zsqretrieval[evaluation]'"
         ) from error
     return ir_measures
-
-
-# --- calibration ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """Observations of similar predicted probability."""
-
-    observations: int
-    predicted: float  # mean probability
-    observed: float  # share that is true
-    interval: tuple[float, float] | None  # of that share; None if a draw has no observation of the bin
-
-
-@dataclass(frozen=True, slots=True)
-class Reliability:
-    """Calibration of a system's probabilities."""
-
-    observations: int
-    bins: tuple[Bin, ...]  # by rising probability
-    error: float  # expected calibration error, in [0, 1]; biased upward with few observations
-    interval: tuple[float, float]  # of the error
-
-
-def yes_no_reliability(run: Run, task: Task, **drawn: int) -> Reliability:
-    """Compare P(yes) of every candidate with its relevance; scores are log-odds. ``drawn`` as below."""
-    there = run.candidates >= 0
-    predicted = 0.5 + 0.5 * np.tanh(run.scores[there] / 2)  # the logistic function, without overflow
-    clusters = np.broadcast_to(task.clusters[:, None], there.shape)[there]
-    return reliability(predicted, relevant(run, task.qrels)[there], clusters, **drawn)
-
-
-def first_place_reliability(run: Run, task: Task, *, scale: float = 1.0, **drawn: int) -> Reliability:
-    """Compare the softmax probability of the first candidate with its relevance.
-
-    The scores times ``scale``, such as CLIP's 100 for cosines, are logits. Of equal scores an irrelevant
-    candidate comes first. ``drawn`` as below.
-    """
-    logits = np.where(run.candidates >= 0, scale * run.scores, -np.inf)
-    best = logits.max(axis=1)
-    predicted = 1 / np.exp(logits - best[:, None]).sum(axis=1)
-    true = (relevant(run, task.qrels) | (logits < best[:, None])).all(axis=1)
-    return reliability(predicted, true, task.clusters, **drawn)
-
-
-def reliability(
-    predicted: NDArray[np.float64],
-    true: NDArray[np.bool_],
-    clusters: NDArray[np.int64],
-    *,
-    bins: int = 10,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Reliability:
-    """Compare predicted probabilities with outcomes, in bins of equally many observations.
-
-    Equal-mass bins (Nguyen and O'Connor, EMNLP 2015) are never empty; the expected calibration error is the
-    weighted mean of the bins' gaps (Naeini et al., AAAI 2015).
-
-    Args:
-        predicted: float64 [n], in [0, 1].
-        true: bool [n].
-        clusters: int64 [n], of the bootstrap.
-        bins: at most; fewer if there are not ten observations for each, or probabilities are equal.
-        resamples: draws of the bootstrap.
-        seed: of the draws.
-
-    Raises:
-        InvalidInputError: there are no observations, ``bins`` < 1, or a value is not a probability.
-    """
-    if bins < 1 or not len(predicted) or not ((predicted >= 0) & (predicted <= 1)).all():
-        raise InvalidInputError(f"{bins} bins of {len(predicted)} observations, not all of them in [0, 1]")
-    bins = max(min(bins, len(predicted) // _FEWEST), 1)
-    edges = np.unique(np.quantile(predicted, np.linspace(0, 1, bins + 1)[1:-1]))
-    _, of_bin = np.unique(np.searchsorted(edges, predicted, side="left"), return_inverse=True)
-    bootstrap = ClusterBootstrap(clusters, resamples=resamples, seed=seed)
-    found = []
-    members = [of_bin == n for n in range(of_bin.max() + 1)]
-    for mine in members:
-        with np.errstate(invalid="ignore"):
-            interval = bootstrap.interval(lambda hits, size: hits / size, 1.0 * (mine & true), 1.0 * mine)
-        shares = float(predicted[mine].mean()), float(true[mine].mean())
-        found.append(Bin(int(mine.sum()), *shares, interval if math.isfinite(sum(interval)) else None))
-    # The gap of a bin, weighted by its size, is a mean over all observations; the error is the sum of these.
-    gaps = [np.where(mine, predicted - true, 0.0) for mine in members]
-    interval = bootstrap.interval(lambda *means: np.abs(means).sum(axis=0), *gaps)
-    return Reliability(len(predicted), tuple(found), float(sum(abs(gap.mean()) for gap in gaps)), interval)

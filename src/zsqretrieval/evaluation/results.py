@@ -46,7 +46,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError, MismatchError
-from zsqretrieval.evaluation.datasets import Dataset, Qrels, Task
+from zsqretrieval.evaluation.datasets import Dataset
 from zsqretrieval.evaluation.metrics import MEASURES, measure
 from zsqretrieval.evaluation.run import Run
 from zsqretrieval.evaluation.stats import ClusterBootstrap, holm, permutation_test
@@ -75,16 +75,14 @@ class Results:
             name, what they take away), ``checks``, ``first_stage`` (its name), and from the writer:
             ``command``, ``environment``, ``files``.
         runs: by path of the file, without the folder: the runs of all systems and ablations.
-        qrels: by path of the file: the qrels of each form and direction.
         ratings: by path of the file: scores of the pairs that people rated, one column a system.
-        dataset: the data set that was measured. Runs, qrels, ratings and dataset are empty after
+        dataset: the data set that was measured. Runs, ratings and dataset are empty after
             :meth:`from_json`.
     """
 
     table: pd.DataFrame
     facts: dict[str, Any]
     runs: Mapping[str, Run] = field(default_factory=dict)
-    qrels: Mapping[str, Qrels] = field(default_factory=dict)
     ratings: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     dataset: Dataset | None = None
 
@@ -139,7 +137,6 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def compare(
-    task: Task,
     runs: Sequence[Run],
     *,
     baseline: str,
@@ -155,8 +152,7 @@ def compare(
     Queries of different forms are never averaged: which form is easier says nothing about systems.
 
     Args:
-        task: of the runs.
-        runs: with different names.
+        runs: of one task, with different names.
         baseline: name of the run that the others are compared with.
         group: of the rows.
         measures: names from :mod:`~zsqretrieval.evaluation.metrics`.
@@ -170,26 +166,26 @@ def compare(
 
     Raises:
         InvalidInputError: two runs have the same name, or none has the baseline's.
-        MismatchError: a run has other queries or items than the task.
+        MismatchError: a run is of another task than the first.
     """
     names = [run.name for run in runs]
     if len(set(names)) != len(names) or baseline not in names:
         raise InvalidInputError(f"runs need different names, one of them {baseline!r}, not {names}")
+    task = runs[0].task
     for run in runs:
-        if run.queries != task.queries or run.items != task.items:
-            raise MismatchError(f"run {run.name!r} has other queries or items than {task.name}")
-    measured = {run.name: measure(run, task.qrels, measures) for run in runs}
+        if run.task is not task:
+            raise MismatchError(f"run {run.name!r} is of another task than {runs[0].name!r}, {task.name}")
+    measured = {run.name: measure(run, measures) for run in runs}
     of_form = np.array(task.forms)
     rows: list[dict[str, Any]] = []
     for form in dict.fromkeys(task.forms):
         asked = of_form == form
-        clusters = task.clusters[asked]
-        bootstrap = ClusterBootstrap(clusters, resamples=resamples, seed=seed)
+        bootstrap = ClusterBootstrap(task.clusters[asked], resamples=resamples, seed=seed)
         for name in measures:
             rows += paired_rows(
-                group, name, {system: measured[system][name][asked] for system in names}, clusters, bootstrap,
-                baseline=baseline, permutations=permutations, seed=seed,
-                form=form, direction=runs[0].direction, **columns,
+                group, name, {system: measured[system][name][asked] for system in names}, bootstrap,
+                baseline=baseline, permutations=permutations,
+                form=form, direction=task.direction, **columns,
             )  # fmt: skip
     return rows
 
@@ -198,43 +194,31 @@ def paired_rows(
     group: str,
     measure: str,
     values: Mapping[str, NDArray[np.float64]],
-    clusters: NDArray[np.int64],
     bootstrap: ClusterBootstrap,
     *,
-    baseline: str,
+    baseline: str | None = None,
     permutations: int = 9999,
-    seed: int = 0,
     **columns: Any,
 ) -> list[dict[str, Any]]:
-    """Rows of one measure, one for each system; ``values`` [q] of the same queries by system."""
-    base = values[baseline]
-    p_values = holm(
-        {
-            system: permutation_test(own, base, clusters, permutations=permutations, seed=seed)
-            for system, own in values.items()
-            if system != baseline
-        }
-    )
+    """Rows of one measure, one for each system; ``values`` [q] of the same queries by system.
+
+    Systems are compared with the ``baseline`` if it is given, with the seed of the bootstrap.
+    """
+    drawn = {"permutations": permutations, "seed": bootstrap.seed}
+    base = None if baseline is None else values[baseline]
+    p_values: dict[str, float] = {}
+    if base is not None:
+        others = {one: own for one, own in values.items() if one != baseline}
+        p_values = holm(
+            {one: permutation_test(own, base, bootstrap.clusters, **drawn) for one, own in others.items()}
+        )
     rows = []
     for system, own in values.items():
         low, high = bootstrap.mean_interval(own)
         one = row(group, system, measure, own.mean(), low=low, high=high, queries=len(own), **columns)
-        if system != baseline:
+        if base is not None and system != baseline:
             gain_low, gain_high = bootstrap.interval(lambda a, b: a - b, own, base)
             one |= {"baseline": baseline, "gain": float((own - base).mean()), "gain_low": gain_low,
                     "gain_high": gain_high, "p": p_values[system]}  # fmt: skip
         rows.append(one)
     return rows
-
-
-def curve_points(
-    group: str, run: Run, task: Task, depth: int, measures: Sequence[str], bootstrap: ClusterBootstrap
-) -> list[dict[str, Any]]:
-    """Rows of one point of a curve of quality by depth, without comparison."""
-    return [
-        row(
-            group, run.name, name, values.mean(), form=task.forms[0], direction=run.direction, depth=depth,
-            **dict(zip(("low", "high"), bootstrap.mean_interval(values), strict=True)), queries=len(values),
-        )
-        for name, values in measure(run, task.qrels, measures).items()
-    ]  # fmt: skip

@@ -7,28 +7,21 @@ Run          --shallow, some_rows--> fewer candidates, fewer queries
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError, MismatchError
-from zsqretrieval.evaluation.datasets import Dataset, Task
+from zsqretrieval.evaluation.datasets import Task
 from zsqretrieval.search.fusion import Fusion, fuse
-
-Direction: TypeAlias = Literal["text to image", "image to text"]
-
-DIRECTIONS: tuple[Direction, ...] = ("text to image", "image to text")
-"""Retrieval directions."""
 
 _ROWS = 256  # queries whose similarities are in memory together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """The candidates of one system for all queries of a task. Rows need no order: the scores rank.
+    """The candidates of one system for all q queries of a task. Rows need no order: the scores rank.
 
     Raises:
         InvalidInputError: shapes differ, a position is out of range or twice in a row, or a score is not
@@ -36,57 +29,42 @@ class Run:
     """
 
     name: str
-    queries: tuple[str, ...]  # q ids
-    items: tuple[str, ...]  # n ids of the gallery, or of the texts where images are the queries
-    candidates: NDArray[np.int64]  # [q, k], positions in ``items``, none twice in a row; -1 for none
+    task: Task
+    candidates: NDArray[np.int64]  # [q, k], positions in the items of the task, none twice in a row; -1: none
     scores: NDArray[np.float64]  # [q, k], higher is better; nan for no candidate
-    direction: Direction = "text to image"
 
     def __post_init__(self) -> None:
-        shape = self.candidates.shape
-        if len(shape) != 2 or self.scores.shape != shape or shape[0] != len(self.queries):
+        shape, items = self.candidates.shape, self.task.items
+        if len(shape) != 2 or self.scores.shape != shape or shape[0] != len(self.task.queries):
             raise InvalidInputError(
-                f"run {self.name!r}: {len(self.queries)} queries, candidates {shape} and scores "
+                f"run {self.name!r}: {len(self.task.queries)} queries, candidates {shape} and scores "
                 f"{self.scores.shape}; both must be [queries, k]"
             )
         if not np.issubdtype(self.candidates.dtype, np.integer):
             raise InvalidInputError(f"run {self.name!r}: candidates are {self.candidates.dtype}, not int64")
         ordered = np.sort(self.candidates, axis=1)
-        outside = (self.candidates < -1) | (self.candidates >= len(self.items))
+        outside = (self.candidates < -1) | (self.candidates >= len(items))
         twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
         broken = ~np.isfinite(self.scores) & (self.candidates >= 0)
         if outside.any():
             row, column = np.argwhere(outside)[0]
-            self._refuse(row, f"no candidate {self.candidates[row, column]} among {len(self.items)} items")
+            self._refuse(row, f"no candidate {self.candidates[row, column]} among {len(items)} items")
         if twice.any():
             row, column = np.argwhere(twice)[0]
-            self._refuse(row, f"the item {self.items[ordered[row, column]]!r} is a candidate twice")
+            self._refuse(row, f"the item {items[ordered[row, column]]!r} is a candidate twice")
         if broken.any():
             row, column = np.argwhere(broken)[0]
-            item, score = self.items[self.candidates[row, column]], self.scores[row, column]
+            item, score = items[self.candidates[row, column]], self.scores[row, column]
             self._refuse(row, f"the score of {item!r} is {score}, one of {broken.sum()} that are not finite")
 
     def _refuse(self, row: int, why: str) -> None:
-        raise InvalidInputError(f"run {self.name!r}, query {self.queries[row]!r}: {why}")
+        raise InvalidInputError(f"run {self.name!r}, query {self.task.queries[row]!r}: {why}")
 
 
-def task_of(dataset: Dataset, direction: Direction) -> Task:
-    """Return the task of a data set in one direction.
-
-    Raises:
-        InvalidInputError: image to text with texts of several forms.
-    """
-    return dataset.text_to_image() if direction == "text to image" else dataset.image_to_text()
-
-
-def relevant(run: Run, qrels: Mapping[str, Mapping[str, int]]) -> NDArray[np.bool_]:
+def relevant(run: Run) -> NDArray[np.bool_]:
     """Whether each candidate is relevant, bool [q, k]; False for no candidate."""
-    place = {item: n for n, item in enumerate(run.items)}
-    found = np.zeros(run.candidates.shape, bool)
-    for row, query in enumerate(run.queries):
-        right = [place[item] for item, grade in qrels[query].items() if grade > 0]
-        found[row] = np.isin(run.candidates[row], right)
-    return found
+    rows = zip(run.candidates, run.task.relevant, strict=True)
+    return np.reshape([np.isin(some, right) for some, right in rows], run.candidates.shape).astype(bool)
 
 
 def exact_search(
@@ -96,7 +74,6 @@ def exact_search(
     *,
     k: int,
     name: str,
-    direction: Direction,
 ) -> Run:
     """Compare every query, float32 [q, D], with every item, float32 [n, D], and keep the k best.
 
@@ -106,18 +83,18 @@ def exact_search(
     Returns:
         Cosine similarities, best first.
     """
-    position = {item: n for n, item in enumerate(task.items)}
+    places = task.relevant
     found = np.empty((len(queries), min(k, len(items))), np.int64)
     scores = np.empty(found.shape)
     for start in range(0, len(queries), _ROWS):
         similarity = queries[start : start + _ROWS] @ items.T  # [rows, n]
         right = np.zeros(similarity.shape, bool)
-        for row, query in enumerate(task.queries[start : start + _ROWS]):
-            right[row, [position[item] for item, grade in task.qrels[query].items() if grade > 0]] = True
+        for row, own in enumerate(places[start : start + _ROWS]):
+            right[row, own] = True
         best = np.lexsort((right, -similarity), axis=-1)[:, : found.shape[1]]
         found[start : start + _ROWS] = best
         scores[start : start + _ROWS] = np.take_along_axis(similarity, best, 1)
-    return Run(name, task.queries, task.items, found, scores, direction)
+    return Run(name, task, found, scores)
 
 
 def fused_run(first: Run, scored: Run, fusion: Fusion) -> Run:
@@ -181,26 +158,12 @@ def shallow(run: Run, depth: int) -> Run:
 
 def some_rows(run: Run, rows: NDArray[np.int64]) -> Run:
     """The run of some of its queries; int64 [r], their positions."""
-    queries = tuple(run.queries[row] for row in rows)
-    return replace(run, queries=queries, candidates=run.candidates[rows], scores=run.scores[rows])
-
-
-def some_queries(task: Task, rows: NDArray[np.int64]) -> Task:
-    """The task with some of its queries and all items; int64 [r], their positions."""
-    queries = tuple(task.queries[row] for row in rows)
-    return replace(
-        task,
-        queries=queries,
-        qrels={query: task.qrels[query] for query in queries},
-        clusters=task.clusters[rows],
-        forms=tuple(task.forms[row] for row in rows),
-    )
+    return replace(run, task=run.task.some(rows), candidates=run.candidates[rows], scores=run.scores[rows])
 
 
 def _same_candidates(first: Run, scored: Run) -> None:
-    same = (first.queries, first.items, first.direction) == (scored.queries, scored.items, scored.direction)
-    if not (same and np.array_equal(first.candidates, scored.candidates)):
+    if first.task is not scored.task or not np.array_equal(first.candidates, scored.candidates):
         raise MismatchError(
-            f"the runs {first.name!r} and {scored.name!r} differ in queries, items or candidates; "
+            f"the runs {first.name!r} and {scored.name!r} differ in task or candidates; "
             "only scores of the same candidates can be combined"
         )

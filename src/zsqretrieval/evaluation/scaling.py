@@ -126,7 +126,7 @@ def measure_scaling(
     if sizes and not 2 <= min(sizes) <= max(sizes) <= images:
         raise InvalidInputError(f"gallery sizes {list(sizes)} must be from 2 to {images} images")
     part = bench.part("text to image", form, queries)
-    asking, gallery = bench.encode_texts(part.query_texts), bench.gallery  # [q, D], [n, D]
+    asking, gallery = bench.encode_texts(part.texts), bench.gallery  # [q, D], [n, D]
     answers = _relevant_positions(part.task)
     weights = ClusterBootstrap(part.task.clusters, resamples=resamples, seed=seed).query_weights()
     whole = compete(asking, gallery, answers, np.arange(images))
@@ -140,9 +140,7 @@ def measure_scaling(
     ks = (*_KS, *_CEILINGS[1:])
     rows += _extrapolated(study, bench.name, spreads, lambda spread, n: {k: spread.recall(n, k) for k in ks})
     if scoring is not None:
-        first = exact_search(
-            asking, gallery, part.task, k=candidates, name=bench.name, direction="text to image"
-        )
+        first = exact_search(asking, gallery, part.task, k=candidates, name=bench.name)
         scored = part.score(first, scoring, f"scoring by {scoring.name}")
         for depth in depths:
             listed = first.candidates.shape[1]
@@ -175,14 +173,11 @@ def measure_scaling(
 
 def _relevant_positions(task: Task) -> NDArray[np.int64]:
     """Position of the relevant image of every query, int64 [q]."""
-    place = {item: n for n, item in enumerate(task.items)}
-    answers = []
-    for query in task.queries:
-        right = [place[item] for item, grade in task.qrels[query].items() if grade > 0]
-        if len(right) != 1:
-            raise InvalidInputError(f"query {query!r} has {len(right)} relevant images; scaling needs one")
-        answers += right
-    return np.array(answers, np.int64)
+    places = task.relevant
+    for query, own in zip(task.queries, places, strict=True):
+        if len(own) != 1:
+            raise InvalidInputError(f"query {query!r} has {len(own)} relevant images; scaling needs one")
+    return np.array(places, np.int64)[:, 0]
 
 
 def _with_interval(draws: Floats) -> dict[str, Any]:
@@ -335,14 +330,14 @@ def recall_reranked(
     """Recall@k after re-ranking, as shares of galleries drawn at random, float64 [len(ks), q].
 
     A drawn gallery has n other images (``distractors``), the same for all queries, and the relevant image of
-    every query, ``answers`` int64 [q] in ``first.items``. Its candidates are the first ``depth`` of the list
+    every query, ``answers`` int64 [q] in its items. Its candidates are the first ``depth`` of the list
     that are in it; the fusion of their scores ranks them, and a tie counts against the relevant image. Images
     that are no candidates are not found.
 
     ``first`` is the first stage over the whole gallery, best first and long enough by :func:`list_suffices`;
     ``scored`` has other scores of the same candidates.
     """
-    pool = len(first.items) - 1
+    pool = len(first.task.items) - 1
     draws = 1 if distractors == pool else draws
     random = np.random.default_rng(seed)
     relevant = first.candidates == answers[:, None]

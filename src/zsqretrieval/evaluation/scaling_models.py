@@ -240,6 +240,7 @@ LAION_5B = 5_850_000_000
 """Pairs of LAION-5B (laion.ai/blog/laion-5b)."""
 
 _H100_FLOPS = 989e12  # dense bfloat16 peak, data sheet of NVIDIA's H100 SXM
+_UTILISATION = 0.4  # assumed share of the peak that is used, for large batches that are well fed
 _PATCHES, _VISION_WIDTH, _VISION_LAYERS = 256, 1024, 24
 _LATENTS, _WIDTH, _LAYERS, _WORDS = 64, 2048, 24, 65_037
 _FRAME = 3  # <s>, <image> and </image> around the latents
@@ -247,9 +248,7 @@ _QUESTION = 30  # tokens of prompt and question together
 _VECTOR_BYTES = 2 * 768  # a ViT-L/14 embedding in 16 bits
 
 
-def reranking_cost(
-    depths: Sequence[int], needed: Mapping[str, int], *, utilisation: float = 0.4
-) -> dict[str, Any]:
+def reranking_cost(depths: Sequence[int], needed: Mapping[str, int]) -> dict[str, Any]:
     """Cost of a query over LAION-5B on one H100, computed from the architecture, not measured.
 
     FLOPs of matrix products, two for a multiplication and its addition. The sizes of Kosmos-2 are those of
@@ -259,7 +258,6 @@ def reranking_cost(
     Args:
         depths: numbers of candidates.
         needed: by model, the number of candidates that keep the ceiling.
-        utilisation: assumed share of the peak that is used, for large batches that are well fed.
 
     Returns:
         JSON values. What is kept of an image: ``pixels``: nothing; ``states``: the output of the resampler;
@@ -277,7 +275,7 @@ def reranking_cost(
     prefixes = _LAYERS * _layer_flops(_QUESTION, length, _WIDTH) + head
     flops = {"pixels": vision + resampler + states, "states": states, "prefixes": prefixes}
     kept = {"pixels": 0, "states": 2 * _LATENTS * _WIDTH, "prefixes": 2 * 2 * _LAYERS * prefix * _WIDTH}
-    speed = utilisation * _H100_FLOPS
+    speed = _UTILISATION * _H100_FLOPS
 
     def per_query(candidates: int, **model: str) -> dict[str, Any]:
         seconds = {kept: float(f"{candidates * one / speed:.3g}") for kept, one in flops.items()}
@@ -285,7 +283,7 @@ def reranking_cost(
 
     return {
         "model": "Kosmos-2 re-ranks the candidates of CLIP ViT-L/14; computed, not measured",
-        "accelerator": f"one H100: {_H100_FLOPS / 1e12:g} TFLOP/s dense bfloat16, used to {utilisation:.0%}",
+        "accelerator": f"one H100: {_H100_FLOPS / 1e12:g} TFLOP/s dense bfloat16, used to {_UTILISATION:.0%}",
         "question_tokens": _QUESTION,
         "gflop_per_candidate": {name: round(one / 1e9, 1) for name, one in flops.items()},
         "bytes_kept_per_image": kept,

@@ -25,17 +25,9 @@ from zsqretrieval._util.cache import Cache, cache_key
 from zsqretrieval.data.images import digest
 from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.datasets import Dataset, Task
+from zsqretrieval.evaluation.datasets import Dataset, Direction, Task
 from zsqretrieval.evaluation.metrics import first_ranks
-from zsqretrieval.evaluation.run import (
-    Direction,
-    Run,
-    exact_search,
-    shallow,
-    some_queries,
-    some_rows,
-    task_of,
-)
+from zsqretrieval.evaluation.run import Run, exact_search, shallow, some_rows
 from zsqretrieval.evaluation.settings import Settings
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
 from zsqretrieval.search.expansion import best_questions, join
@@ -320,20 +312,17 @@ class Bench:
         data, settings = self.dataset.of_form(form), self.settings
         if direction == "text to image" and queries is not None:
             data = data.sample(queries, seed=settings.seed)
-        task = task_of(data, direction)
+        task = data.task(direction)
         texts = self.encode_texts([query.text for query in data.queries])
         asking, searched = texts, self.gallery
         if direction == "image to text":
-            place = {str(image.id): n for n, image in enumerate(data.gallery)}
-            asking, searched = self.gallery[[place[query] for query in task.queries]], texts
+            asking, searched = self.gallery[data.positions(task.queries)], texts
             if queries is not None:
                 rows = sample_rows(len(task.queries), queries, settings.seed)
-                asking, task = asking[rows], some_queries(task, rows)
+                asking, task = asking[rows], task.some(rows)
         deepest = settings.deepest(direction)
-        first = exact_search(
-            asking, searched, task, k=max(deepest, _DEEP), name=self.name, direction=direction
-        )
-        return Part(self, data, form, task, first, deepest)
+        first = exact_search(asking, searched, task, k=max(deepest, _DEEP), name=self.name)
+        return Part(self, data, form, first, deepest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,16 +332,20 @@ class Part:
     bench: Bench
     data: Dataset  # with the texts of this form
     form: str
-    task: Task
     first: Run  # the first stage, best first
     deepest: int  # number of its candidates that are scored
     label: str = ""  # of the steps of a sampled part
     _scored: dict[str, Run] = field(default_factory=dict)
 
     @property
+    def task(self) -> Task:
+        """Of the first stage."""
+        return self.first.task
+
+    @property
     def direction(self) -> Direction:
         """Of the retrieval."""
-        return self.first.direction
+        return self.task.direction
 
     def step(self, what: str) -> str:
         """Name of a step for progress."""
@@ -361,8 +354,7 @@ class Part:
     def sample(self, count: int, depth: int) -> Part:
         """The part with fewer queries, of which fewer candidates are scored."""
         rows = sample_rows(len(self.task.queries), count, self.bench.settings.seed)
-        task, first = some_queries(self.task, rows), some_rows(self.first, rows)
-        return Part(self.bench, self.data, self.form, task, first, depth, "ablations: ")
+        return Part(self.bench, self.data, self.form, some_rows(self.first, rows), depth, "ablations: ")
 
     def scored(self, scoring: Scoring, depth: int) -> Run:
         """Scores of the first ``depth`` candidates of the first stage by a rule."""
@@ -371,56 +363,53 @@ class Part:
             self._scored[repr(scoring)] = run
         return shallow(self._scored[repr(scoring)], depth)
 
-    def score(self, run: Run, scoring: Scoring, what: str) -> Run:
-        """Scores of the candidates of any run with this part's items, and images or texts as queries."""
+    @cached_property
+    def texts(self) -> list[str]:
+        """Texts of the queries, text to image, or of the items, image to text."""
+        texts = {query.id: query.text for query in self.data.queries}
+        by_text = self.direction == "text to image"
+        return [texts[id] for id in (self.task.queries if by_text else self.task.items)]
+
+    def pairs(self, run: Run) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The text, a position in ``texts``, and the image in the gallery of each candidate; int64 [q, k]."""
+        given = np.arange(len(run.candidates))
+        if self.direction == "image to text":
+            given = self.data.positions(self.task.queries)
+        queries = np.broadcast_to(given[:, None], run.candidates.shape)
+        return (queries, run.candidates) if self.direction == "text to image" else (run.candidates, queries)
+
+    def score(self, run: Run, scoring: Scoring, what: str, instead: NDArray[np.int64] | None = None) -> Run:
+        """Scores of the candidates of any run with this part's queries and items.
+
+        ``instead``, int64 [N], are the images shown in place of those of the gallery.
+        """
         there = run.candidates >= 0
-        rows, candidates = np.nonzero(there)[0], run.candidates[there]
-        if self.direction == "text to image":
-            texts, places = [self.query_texts[row] for row in rows], candidates
-        else:
-            texts = [self.item_texts[n] for n in candidates]
-            place = {str(image.id): n for n, image in enumerate(self.data.gallery)}
-            places = np.array([place[query] for query in run.queries], np.int64)[rows]
+        texts, images = (one[there] for one in self.pairs(run))
+        images = images if instead is None else instead[images]
         scores = np.full(run.candidates.shape, np.nan)
-        scores[there] = self.bench.pair_scores(scoring, texts, places.tolist(), self.step(what))
+        scores[there] = self.bench.pair_scores(
+            scoring, [self.texts[n] for n in texts], images.tolist(), self.step(what)
+        )
         return replace(run, name=scoring.name, scores=scores)
 
     @cached_property
-    def query_texts(self) -> list[str]:
-        """Texts of the queries, text to image."""
-        texts = {query.id: query.text for query in self.data.queries}
-        return [texts[query] for query in self.task.queries]
-
-    @cached_property
-    def item_texts(self) -> list[str]:
-        """Texts of the items, image to text."""
-        return [query.text for query in self.data.queries]
-
-    @cached_property
     def priors(self) -> NDArray[np.float64]:
-        """Log priors of the texts: of the queries text to image [q], of the items image to text [n]."""
-        by_text = self.direction == "text to image"
-        texts = self.query_texts if by_text else self.item_texts
-        return self.bench.log_priors(texts, self.step("prior"))
+        """Log priors of the texts."""
+        return self.bench.log_priors(self.texts, self.step("prior"))
 
     def per_token(self, run: Run) -> Run:
         """Scores divided by the length of their text in tokens."""
-        if self.direction == "text to image":
-            counts = self.bench.token_counts(self.query_texts)[:, None]
-        else:
-            counts = self.bench.token_counts(self.item_texts)[run.candidates]
-        return replace(run, scores=run.scores / counts)
+        return replace(run, scores=run.scores / self.bench.token_counts(self.texts)[self.pairs(run)[0]])
 
     def expanded(self, expansion: Fusion) -> Run:
         """Search images and their questions; the candidates are its own."""
-        vectors = self.bench.encode_texts(self.query_texts)
-        place = {item: n for n, item in enumerate(self.task.items)}
-        width = min(2 * _EITHER, len(place))
-        found = np.full((len(vectors), width), -1, np.int64)
+        count = len(self.task.items)
+        found = np.full((len(self.texts), min(2 * _EITHER, count)), -1, np.int64)
         scores = np.full(found.shape, np.nan)
-        for row, (query, vector) in enumerate(zip(self.task.queries, vectors, strict=True)):
-            right = np.zeros(len(place), bool)
-            right[[place[item] for item, grade in self.task.qrels[query].items() if grade > 0]] = True
+        vectors = self.bench.encode_texts(self.texts)
+        for row, (vector, places) in enumerate(zip(vectors, self.task.relevant, strict=True)):
+            right = np.zeros(count, bool)
+            right[places] = True
             items, joined = self.bench.expanded_search(vector, expansion, right)
             found[row, : len(items)], scores[row, : len(items)] = items, joined
         return replace(self.first, name="expanded", candidates=found, scores=scores)
@@ -433,16 +422,10 @@ class Part:
 
     def shuffled(self, scoring: Scoring, depth: int) -> Run:
         """Scores of the candidates if the generator sees another image of the gallery in place of each."""
-        run, count = shallow(self.first, depth), len(self.data.gallery)
+        count = len(self.data.gallery)
         if count < 2:
             raise InvalidInputError(f"{self.data.name} has a single image; no other can replace it")
         circle = np.random.default_rng(self.bench.settings.seed).permutation(count)
         other = np.empty(count, np.int64)  # no image stands for itself
         other[circle] = np.roll(circle, 1)
-        if self.direction == "text to image":
-            swapped = replace(run, candidates=np.where(run.candidates >= 0, other[run.candidates], -1))
-        else:
-            ids = [str(image.id) for image in self.data.gallery]
-            place = {id: n for n, id in enumerate(ids)}
-            swapped = replace(run, queries=tuple(ids[other[place[query]]] for query in run.queries))
-        return replace(run, scores=self.score(swapped, scoring, "shuffled").scores)
+        return self.score(shallow(self.first, depth), scoring, "shuffled", other)

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from zsqretrieval._util.checks import check_amounts, check_counts
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.evaluation.datasets import CAPTION, Dataset
+from zsqretrieval.evaluation.datasets import CAPTION, DIRECTIONS, Dataset, Direction
 from zsqretrieval.evaluation.metrics import MEASURES, check_measures
 from zsqretrieval.evaluation.query_forms import QUESTION_RULES, question_form, with_questions
-from zsqretrieval.evaluation.run import DIRECTIONS, Direction
 from zsqretrieval.search.fusion import Fusion, WeightedSum
 
 _COUNTS = (

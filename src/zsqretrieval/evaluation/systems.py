@@ -14,9 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.evaluation.datasets import DIRECTIONS, Direction
 from zsqretrieval.evaluation.run import (
-    DIRECTIONS,
-    Direction,
     Run,
     fused_run,
     prior_corrected,
@@ -72,6 +71,9 @@ class Choice:
         }
 
 
+_Make = Callable[[Part, Choice, int], Run]
+
+
 @dataclass(frozen=True, slots=True)
 class System:
     """A system to measure.
@@ -82,7 +84,7 @@ class System:
     """
 
     about: str  # one line for reports
-    make: Callable[[Part, Choice, int], Run]
+    make: _Make
     needs: tuple[str, ...] = ()
     directions: tuple[Direction, ...] = DIRECTIONS
     reranks: bool = True  # scores candidates of the first stage, so a curve by depth can be drawn
@@ -98,7 +100,7 @@ class System:
         return replace(run, name=name)
 
 
-def _scored_by(scoring: Scoring) -> Callable[[Part, Choice, int], Run]:
+def _scored_by(scoring: Scoring) -> _Make:
     return lambda part, choice, depth: part.scored(scoring, depth)
 
 
@@ -108,9 +110,19 @@ def corrected(part: Part, choice: Choice, depth: int) -> Run:
     return prior_corrected(run, part.priors, choice.alpha) if part.direction == "image to text" else run
 
 
-def _fused(part: Part, choice: Choice, depth: int) -> Run:
-    fusion = choice.fusion_of("fused", part.direction)
-    return fused_run(shallow(part.first, depth), corrected(part, choice, depth), fusion)
+def _per_token(part: Part, choice: Choice, depth: int) -> Run:
+    return part.per_token(corrected(part, choice, depth))
+
+
+def _fused(
+    system: str, scores: _Make = corrected, first: Callable[[Part], Run] = lambda part: part.first
+) -> _Make:
+    """Fuse a first stage and scores of its candidates with the fusion of a system."""
+    return lambda part, choice, depth: fused_run(
+        shallow(first(part), depth),
+        scores(part, choice, depth),
+        choice.fusion_of(system, part.direction),
+    )
 
 
 def _fused_expanded(part: Part, choice: Choice, depth: int) -> Run:
@@ -121,25 +133,10 @@ def _fused_expanded(part: Part, choice: Choice, depth: int) -> Run:
     return rerank_depth(expanded, fused, depth)
 
 
-def _fused_normalized(part: Part, choice: Choice, depth: int) -> Run:
-    fusion = choice.fusion_of("normalized+fused", part.direction)
-    return fused_run(shallow(part.normalized, depth), corrected(part, choice, depth), fusion)
-
-
 def _no_image(part: Part, choice: Choice, depth: int) -> Run:
     run = shallow(part.first, depth)
-    scores = part.priors[:, None] if part.direction == "text to image" else part.priors[run.candidates]
+    scores = part.priors[part.pairs(run)[0]]
     return replace(run, scores=np.where(run.candidates >= 0, scores, np.nan))
-
-
-def _mean(part: Part, choice: Choice, depth: int) -> Run:
-    mean = part.per_token(corrected(part, choice, depth))
-    return fused_run(shallow(part.first, depth), mean, choice.fusion_of("fused: mean", part.direction))
-
-
-def _no_prior(part: Part, choice: Choice, depth: int) -> Run:
-    fusion = choice.fusion_of("fused", part.direction)
-    return fused_run(shallow(part.first, depth), part.scored(LIKELIHOOD, depth), fusion)
 
 
 WORDINGS: Mapping[str, Scoring] = {
@@ -162,7 +159,7 @@ SYSTEMS: Mapping[str, System] = {
         tunes="alpha", option="likelihood",
     ),
     "yes_no": System("log-odds of yes", _scored_by(YES_NO), ("yes_no",)),
-    "fused": System("first stage and likelihood", _fused, ("likelihood", "prior"), tunes="fusion"),
+    "fused": System("first stage and likelihood", _fused("fused"), ("likelihood", "prior"), tunes="fusion"),
     "expanded": System(
         "first stage over images and their generated questions",
         lambda part, choice, depth: part.expanded(choice.expansion),
@@ -177,7 +174,8 @@ SYSTEMS: Mapping[str, System] = {
         lambda part, choice, depth: part.normalized, ("bank",), _T2I, reranks=False,
     ),
     "normalized+fused": System(
-        "normalised first stage and likelihood", _fused_normalized, ("bank", "likelihood"), _T2I,
+        "normalised first stage and likelihood",
+        _fused("normalized+fused", first=lambda part: part.normalized), ("bank", "likelihood"), _T2I,
         tunes="fusion",
     ),
     "no_image": System(
@@ -193,11 +191,12 @@ SYSTEMS: Mapping[str, System] = {
         for name, rule in WORDINGS.items()
     },
     "fused: mean": System(
-        "the likelihood per token in place of the sum", _mean, ("prior",), tunes="fusion", base="fused",
-        option="mean",
+        "the likelihood per token in place of the sum",
+        _fused("fused: mean", _per_token), ("prior",), tunes="fusion", base="fused", option="mean",
     ),
     "fused: no prior": System(
-        "without subtracting the prior of the texts", _no_prior, (), _I2T, base="fused", option="prior"
+        "without subtracting the prior of the texts", _fused("fused", _scored_by(LIKELIHOOD)), (), _I2T,
+        base="fused", option="prior",
     ),
 }  # fmt: skip
 """All systems by name, the ablations last."""

@@ -6,10 +6,10 @@ import csv
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,11 @@ _T = TypeVar("_T")
 
 Qrels = Mapping[str, Mapping[str, int]]
 """Query id -> item id -> grade, as in TREC: 0 is judged and not relevant, a missing item is not judged."""
+
+Direction: TypeAlias = Literal["text to image", "image to text"]
+
+DIRECTIONS: tuple[Direction, ...] = ("text to image", "image to text")
+"""Retrieval directions."""
 
 # Forms of queries.
 CAPTION = "caption"  # a person's sentence about an image
@@ -50,6 +55,25 @@ class Task:
     qrels: Qrels  # of exactly these queries
     clusters: NDArray[np.int64]  # [q]; queries of one cluster are not independent
     forms: tuple[str, ...]  # of each query
+    direction: Direction = "text to image"
+
+    @property
+    def relevant(self) -> list[list[int]]:
+        """Positions of the relevant items of every query."""
+        place = {item: n for n, item in enumerate(self.items)}
+        answers = (self.qrels[query] for query in self.queries)
+        return [[place[item] for item, grade in own.items() if grade > 0] for own in answers]
+
+    def some(self, rows: NDArray[np.int64]) -> Task:
+        """The task with some of its queries and all items; int64 [r], their positions."""
+        queries = tuple(self.queries[row] for row in rows)
+        return replace(
+            self,
+            queries=queries,
+            qrels={query: self.qrels[query] for query in queries},
+            clusters=self.clusters[rows],
+            forms=tuple(self.forms[row] for row in rows),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,16 +98,10 @@ class Dataset:
             raise InvalidInputError(f"{self.name}: the gallery is empty")
         if not self.queries:
             raise InvalidInputError(f"{self.name}: there are no queries")
-        images: dict[str, str] = {}  # id -> source
-        for image in self.gallery:
-            if not image.id:
-                raise InvalidInputError(f"{self.name}: {image.source} has no id; qrels cannot name it")
-            _once(images, "image", image.id, image.source)
-        queries: dict[str, str] = {}
+        _check_ids("image", self.gallery)
+        _check_ids("query", self.queries)
+        images, queries = self.places, {query.id for query in self.queries}
         for query in self.queries:
-            if not query.id:
-                raise InvalidInputError(f"{query.source}: a query has no id; qrels cannot name it")
-            _once(queries, "query", query.id, query.source)
             if not query.text.strip():
                 raise InvalidInputError(f"{query.source}: the text of query {query.id!r} is blank")
             answers = self.qrels.get(query.id, {})
@@ -103,6 +121,16 @@ class Dataset:
     def forms(self) -> tuple[str, ...]:
         """The forms of the queries in order of appearance."""
         return tuple(dict.fromkeys(query.form for query in self.queries))
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Position of every image in the gallery by its id."""
+        return {str(image.id): n for n, image in enumerate(self.gallery)}
+
+    def positions(self, ids: Iterable[str]) -> NDArray[np.int64]:
+        """Positions of images in the gallery, int64 [n]."""
+        places = self.places
+        return np.array([places[id] for id in ids], np.int64)
 
     def of_form(self, *forms: str) -> Dataset:
         """The same gallery with the queries of some forms only.
@@ -142,6 +170,10 @@ class Dataset:
         kept = tuple(queries)
         return replace(self, queries=kept, qrels={query.id: self.qrels[query.id] for query in kept})
 
+    def task(self, direction: Direction) -> Task:
+        """The task of one direction; errors as of :meth:`image_to_text`."""
+        return self.text_to_image() if direction == "text to image" else self.image_to_text()
+
     def text_to_image(self) -> Task:
         """Text-to-image task. Queries with the same relevant images are one cluster."""
         numbers: dict[frozenset[str], int] = {}
@@ -152,7 +184,7 @@ class Dataset:
         return Task(
             f"{self.name}, text to image",
             tuple(query.id for query in self.queries),
-            tuple(str(image.id) for image in self.gallery),
+            tuple(self.places),
             self.qrels,
             np.array(clusters, np.int64),
             tuple(query.form for query in self.queries),
@@ -174,7 +206,7 @@ class Dataset:
             for image, grade in self.qrels[query.id].items():
                 if grade > 0:
                     texts[image][query.id] = grade
-        asking = tuple(str(image.id) for image in self.gallery if image.id in texts)
+        asking = tuple(image for image in self.places if image in texts)
         return Task(
             f"{self.name}, image to text",
             asking,
@@ -182,13 +214,20 @@ class Dataset:
             {image: texts[image] for image in asking},
             np.arange(len(asking), dtype=np.int64),
             self.forms * len(asking),
+            "image to text",
         )
 
 
-def _once(seen: dict[str, str], what: str, id: str, source: str) -> None:
-    if id in seen:
-        raise InvalidInputError(f"{source}: the {what} {id!r} is repeated, first at {seen[id]}")
-    seen[id] = source
+def _check_ids(what: str, records: Sequence[Image | Query]) -> None:
+    seen: dict[str, str] = {}  # id -> source
+    for one in records:
+        if not one.id:
+            raise InvalidInputError(f"{one.source}: the {what} has no id; qrels cannot name it")
+        if one.id in seen:
+            raise InvalidInputError(
+                f"{one.source}: the {what} {one.id!r} is repeated, first at {seen[one.id]}"
+            )
+        seen[one.id] = one.source
 
 
 # --- reading files ---------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ and the repository's ``flickr8k_example``).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +44,7 @@ def read_expert(path: Path, dataset: Dataset) -> Judgments:
         InvalidInputError: the file is missing, a line is malformed, or names something that is not in the
             data set. Names the line.
     """
-
-    def ratings(columns: Sequence[str]) -> list[float]:
-        return [float(column) for column in columns]
-
-    return _read("Flickr8k-Expert", path, dataset, ratings, "c", own=False)
+    return _read("Flickr8k-Expert", path, dataset, lambda columns: [*map(float, columns)], "c", own=False)
 
 
 def read_crowdflower(path: Path, dataset: Dataset) -> Judgments:
@@ -83,13 +80,11 @@ def _read(
     *,
     own: bool,  # whether captions that were written for the rated image count
 ) -> Judgments:
-    files = [str(image.metadata.get("image", image.id)) for image in dataset.gallery]
-    position = {file: n for n, file in enumerate(files)}
-    place_of = {str(image.id): n for n, image in enumerate(dataset.gallery)}
-    captions: list[list[str]] = [[] for _ in files]
+    position = {str(image.metadata.get("image", image.id)): n for n, image in enumerate(dataset.gallery)}
+    places, captions = dataset.places, defaultdict[int, list[str]](list)
     for query in dataset.of_form(CAPTION).queries:
         for image in dataset.qrels[query.id]:
-            captions[place_of[image]].append(query.text)
+            captions[places[image]].append(query.text)
     rows: list[tuple[int, str, list[float]]] = []
     for place, line in lines(found(path, "human ratings", _ORIGIN)):
         columns = line.split("\t")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from zsqretrieval.data.sources import walk
@@ -45,8 +45,8 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
     judged = found(folder / "inquire_annotations.csv", "the relevant pairs", _INQUIRE)
     gallery = list(walk(found(images, "the images", _INQUIRE)))
     known = {str(image.id) for image in gallery}
-    times = Counter(_file_name(id) for id in known)
-    by_name = {_file_name(id): id for id in known if times[_file_name(id)] == 1}
+    times = Counter(Path(id).name for id in known)
+    by_name = {Path(id).name: id for id in known if times[Path(id).name] == 1}
     queries = [
         Query(row["query_id"].strip(), row["query_text"].strip(), EXPERT_QUERY, place)
         for place, row in table(asked, ("query_id", "query_text"))
@@ -58,9 +58,12 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
         if answers is None:
             continue  # a query of the other split
         path = row["image_path"].strip()
-        id = path if path in known else by_name.get(_file_name(path))
+        id = path if path in known else by_name.get(Path(path).name)
         if id is not None:
-            answers[id] = _grade(row.get("relevance"), place)
+            relevance = row.get("relevance", "1")
+            if not re.fullmatch(r"\s*[+-]?\d+\s*", relevance or ""):
+                raise InvalidInputError(f"{place}: the relevance {relevance!r} is not an integer")
+            answers[id] = int(relevance)
         elif partial:
             outside += 1
         else:
@@ -78,17 +81,6 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
         queries = kept
     answers_of = {query.id: qrels[query.id] for query in queries}
     return Dataset(f"INQUIRE {split}", tuple(gallery), tuple(queries), answers_of, notes)
-
-
-def _file_name(path: str) -> str:
-    return path.rpartition("/")[2]
-
-
-def _grade(relevance: str | None, place: str) -> int:
-    try:
-        return 1 if relevance is None else int(relevance)
-    except ValueError:
-        raise InvalidInputError(f"{place}: the relevance {relevance!r} is not an integer") from None
 
 
 def read_retvqa(questions: Path, images: Path, split: str = "test") -> Dataset:
@@ -127,9 +119,7 @@ def read_retvqa(questions: Path, images: Path, split: str = "test") -> Dataset:
     return Dataset(f"{questions.stem} {split}", tuple(gallery.values()), tuple(queries), qrels)
 
 
-def read_chatir(
-    dialogs: Path, images: Path, search_space: Path | None = None, *, rounds: Sequence[int] | None = None
-) -> Dataset:
+def read_chatir(dialogs: Path, images: Path, search_space: Path | None = None) -> Dataset:
     """Read the dialogues of ChatIR (Levy et al., NeurIPS 2023).
 
     A JSON list, as ``dialogues/VisDial_v1.0_queries_val.json``, of::
@@ -142,8 +132,7 @@ def read_chatir(
     dialogue.
 
     ``search_space`` is ``Search_Space_val_50k.json``, the list of the gallery. Without it the gallery is the
-    images of the dialogues, which is far easier; the notes say so. ``rounds`` are all of the first dialogue
-    when None.
+    images of the dialogues, which is far easier; the notes say so. Rounds are those of the first dialogue.
 
     Raises:
         InvalidInputError: a file is missing, a record is malformed, a dialogue is shorter than a round, or
@@ -154,14 +143,15 @@ def read_chatir(
         raise InvalidInputError(f"{dialogs.name}: not a list of dialogues but {type(records).__name__}")
     queries, qrels = [], {}
     targets: dict[str, str] = {}
+    rounds = 0
     for number, record in enumerate(records):
         place = f"{dialogs.name}, dialogue {number}"
         image, parts = field(record, "img", str, place), field(record, "dialog", list, place)
         targets.setdefault(image, place)
-        rounds = range(len(parts)) if rounds is None else rounds
-        for r in rounds:
-            if not 0 <= r < len(parts):
-                raise InvalidInputError(f"{place}: has the rounds 0 to {len(parts) - 1}, but not {r}")
+        rounds = rounds or len(parts)
+        if len(parts) < rounds:
+            raise InvalidInputError(f"{place}: has the rounds 0 to {len(parts) - 1}, but not {rounds - 1}")
+        for r in range(rounds):
             text = ", ".join(map(str, parts[: r + 1]))
             queries.append(Query(f"{number}@{r}", text, f"dialog/{r}", place))
             qrels[queries[-1].id] = {image: 1}

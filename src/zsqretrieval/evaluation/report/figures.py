@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -51,7 +52,8 @@ def figures(results: Results) -> dict[str, tuple[str, str]]:
         }
 
 
-_Draw = Callable[[Any, Mapping[str, tuple[str, str]]], None]
+_Series = Mapping[str, tuple[str, str]]  # colour and marker of every system
+_Draw = Callable[[Any, _Series], None]  # into a figure of matplotlib
 
 
 def _plans(results: Results) -> Iterator[tuple[str, _Draw, str]]:
@@ -61,52 +63,48 @@ def _plans(results: Results) -> Iterator[tuple[str, _Draw, str]]:
         rows = results.select("systems", direction=way)
         for measure in rows["measure"].unique()[:1]:
             caption = f"{measure} of every system, {way}, with 95 % intervals."
-            yield f"systems {way}", _forest(rows[rows["measure"] == measure], measure), caption
+            yield f"systems {way}", partial(_forest, rows[rows["measure"] == measure], measure), caption
     for way in ways:
         for form in results.select("curve", direction=way)["form"].unique():
             caption = f"R@1 as more candidates are re-ranked, {way}, {form} queries. {_CEILING}"
-            yield f"depth {way} {form}", _depths(results, way, form), caption
+            yield f"depth {way} {form}", partial(_depths, results, way, form), caption
     for way in ways:
         for form in results.select("reliability", direction=way)["form"].unique():
             rows = results.select("reliability", direction=way, form=form)
             caption = f"Observed frequency by predicted probability, {way}, {form} queries. {_CALIBRATED}"
-            yield f"reliability {way} {form}", _reliability(rows), caption
+            yield f"reliability {way} {form}", partial(_reliability, rows), caption
     dialogs = results.select("dialogs", measure="Hits@10")
     for form in dialogs["form"].unique():
-        draw = _lines(dialogs[dialogs["form"] == form], "Hits@10", "answers")
+        draw = partial(_lines, dialogs[dialogs["form"] == form], "Hits@10", "answers")
         yield f"dialogs {form}", draw, f"Hits@10 by number of answers, {form}. Bands: 95 % intervals."
     scaling = results.select("scaling", measure="R@1")
     if len(shown := scaling[scaling["form"].isin(["measured", "envelope"])]):
-        draw = _lines(shown, "R@1", "images in the gallery", log=True)
+        draw = partial(_lines, shown, "R@1", "images in the gallery", log=True)
         yield "scaling", draw, "R@1 by the size of the gallery: measured (points), extrapolated (bands)."
 
 
-def _forest(rows: pd.DataFrame, measure: str) -> _Draw:
+def _forest(rows: pd.DataFrame, measure: str, figure: Any, series: _Series) -> None:
     """One line for each system with its interval, a block for each form."""
-
-    def draw(figure: Any, series: Mapping[str, tuple[str, str]]) -> None:
-        forms = list(rows["form"].unique())
-        counts = [int((rows["form"] == form).sum()) for form in forms]
-        figure.set_size_inches(_WIDTH, _ROW * sum(counts) + 0.3 * len(forms) + 0.35)
-        panels = figure.subplots(len(forms), 1, sharex=True, squeeze=False, height_ratios=counts)[:, 0]
-        for axes, form in zip(panels, forms, strict=True):
-            own = rows[rows["form"] == form].reset_index()
-            for place, row in own.iterrows():
-                colour, marker = series[row["system"]]
-                around = _around(own.loc[[place]])
-                axes.errorbar(100 * row["value"], place, xerr=around, fmt=marker, color=colour, ms=5, lw=1.8)
-            for first in own[own["gain"].isna()]["value"]:
-                axes.axvline(100 * first, ls=":", lw=1, color=_FIRST, zorder=0)
-            axes.set_yticks(range(len(own)), own["system"])
-            axes.set_ylim(len(own) - 0.5, -0.5)
-            axes.tick_params(axis="y", length=0)
-            axes.set_title(form, loc="left")
-        panels[-1].set_xlabel(f"{measure}, %")
-
-    return draw
+    forms = list(rows["form"].unique())
+    counts = [int((rows["form"] == form).sum()) for form in forms]
+    figure.set_size_inches(_WIDTH, _ROW * sum(counts) + 0.3 * len(forms) + 0.35)
+    panels = figure.subplots(len(forms), 1, sharex=True, squeeze=False, height_ratios=counts)[:, 0]
+    for axes, form in zip(panels, forms, strict=True):
+        own = rows[rows["form"] == form].reset_index()
+        for place, row in own.iterrows():
+            colour, marker = series[row["system"]]
+            around = _around(own.loc[[place]])
+            axes.errorbar(100 * row["value"], place, xerr=around, fmt=marker, color=colour, ms=5, lw=1.8)
+        for first in own[own["gain"].isna()]["value"]:
+            axes.axvline(100 * first, ls=":", lw=1, color=_FIRST, zorder=0)
+        axes.set_yticks(range(len(own)), own["system"])
+        axes.set_ylim(len(own) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(form, loc="left")
+    panels[-1].set_xlabel(f"{measure}, %")
 
 
-def _depths(results: Results, way: str, form: str) -> _Draw:
+def _depths(results: Results, way: str, form: str, figure: Any, series: _Series) -> None:
     """R@1 and the ceiling by the time of a query, or by depth where no times were measured."""
     times = results.select("cost", form="system", measure="time")[["system", "depth", "value"]]
     curve = results.select("curve", direction=way, form=form, measure="R@1").merge(
@@ -116,65 +114,59 @@ def _depths(results: Results, way: str, form: str) -> _Draw:
     shared = curve[curve["system"] == curve["system"].iloc[0]][["depth", "time"]]
     ceiling = results.select("ceiling", direction=way, form=form).merge(shared, on="depth")
     label = "ms a query" if across == "time" else "candidates re-ranked"
-    lines = _lines(curve, "R@1", label, across=across, log=across == "time")
-
-    def draw(figure: Any, series: Mapping[str, tuple[str, str]]) -> None:
-        lines(figure, series)
-        (axes,) = figure.axes
-        axes.plot(ceiling[across], 100 * ceiling["value"], "--", lw=1.2, color=_FIRST)
-        for row in ceiling.to_dict("records"):
-            axes.annotate(row["depth"], (row[across], 100 * row["value"]), (0, 4), ha="center",
-                          textcoords="offset points")  # fmt: skip
-        axes.set_ylim(0, max(axes.dataLim.y1 * 1.12, 1))
-
-    return draw
+    _lines(curve, "R@1", label, figure, series, across=across, log=across == "time")
+    (axes,) = figure.axes
+    axes.plot(ceiling[across], 100 * ceiling["value"], "--", lw=1.2, color=_FIRST)
+    for row in ceiling.to_dict("records"):
+        axes.annotate(row["depth"], (row[across], 100 * row["value"]), (0, 4), ha="center",
+                      textcoords="offset points")  # fmt: skip
+    axes.set_ylim(0, max(axes.dataLim.y1 * 1.12, 1))
 
 
-def _reliability(rows: pd.DataFrame) -> _Draw:
-    def draw(figure: Any, series: Mapping[str, tuple[str, str]]) -> None:
-        axes = figure.subplots()
-        axes.plot([0, 100], [0, 100], "--", lw=1, color=_FIRST)
-        for system, own in rows[rows["depth"].notna()].groupby("system", sort=False):
-            predicted = own[own["measure"] == "predicted"].set_index("depth")["value"]
-            observed = own[own["measure"] == "observed"].set_index("depth")
-            colour, marker = series[system]
-            axes.errorbar(
-                100 * predicted[observed.index], 100 * observed["value"],
-                yerr=_around(observed), fmt=marker + "-", color=colour, ms=3.5, lw=1.2, label=system,
-            )  # fmt: skip
-        axes.set(
-            xlabel="predicted probability, %", ylabel="observed frequency, %", xlim=(-3, 103), ylim=(-3, 103)
-        )
-        _legend(figure)
-
-    return draw
+def _reliability(rows: pd.DataFrame, figure: Any, series: _Series) -> None:
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], "--", lw=1, color=_FIRST)
+    for system, own in rows[rows["depth"].notna()].groupby("system", sort=False):
+        predicted = own[own["measure"] == "predicted"].set_index("depth")["value"]
+        observed = own[own["measure"] == "observed"].set_index("depth")
+        colour, marker = series[system]
+        axes.errorbar(
+            100 * predicted[observed.index], 100 * observed["value"],
+            yerr=_around(observed), fmt=marker + "-", color=colour, ms=3.5, lw=1.2, label=system,
+        )  # fmt: skip
+    ends = {"xlim": (-3, 103), "ylim": (-3, 103)}
+    axes.set(xlabel="predicted probability, %", ylabel="observed frequency, %", **ends)
+    _legend(figure)
 
 
 def _lines(
-    rows: pd.DataFrame, measure: str, label: str, *, across: str = "depth", log: bool = False
-) -> _Draw:
+    rows: pd.DataFrame,
+    measure: str,
+    label: str,
+    figure: Any,
+    series: _Series,
+    *,
+    across: str = "depth",
+    log: bool = False,
+) -> None:
     """The measure by another column: a line with a band for each system, a band alone without a value."""
+    axes = figure.subplots()
+    for system, own in rows.sort_values("depth").groupby("system", sort=False):
+        colour, marker = series[system]
+        for _, part in own.groupby(own["value"].isna()):
+            x, y, low, high = (part[name].astype(float) for name in (across, "value", "low", "high"))
+            axes.plot(x, 100 * y, marker + "-", ms=4, lw=1.5, color=colour, label=system)
+            axes.fill_between(x, 100 * low, 100 * high, color=colour, alpha=0.18, lw=0)
+    if log:
+        from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    def draw(figure: Any, series: Mapping[str, tuple[str, str]]) -> None:
-        axes = figure.subplots()
-        for system, own in rows.sort_values("depth").groupby("system", sort=False):
-            colour, marker = series[system]
-            for _, part in own.groupby(own["value"].isna()):
-                x, y, low, high = (part[name].astype(float) for name in (across, "value", "low", "high"))
-                axes.plot(x, 100 * y, marker + "-", ms=4, lw=1.5, color=colour, label=system)
-                axes.fill_between(x, 100 * low, 100 * high, color=colour, alpha=0.18, lw=0)
-        if log:
-            from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if rows[across].max() < 1e4 else (1,)))
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500, 10k, 1M
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylim(bottom=0)
-        axes.set(xlabel=label, ylabel=f"{measure}, %")
-        _legend(figure)
-
-    return draw
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if rows[across].max() < 1e4 else (1,)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500, 10k, 1M
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel=label, ylabel=f"{measure}, %")
+    _legend(figure)
 
 
 def _around(rows: pd.DataFrame) -> Any:
@@ -215,7 +207,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _svg(draw: _Draw, series: Mapping[str, tuple[str, str]]) -> str:
+def _svg(draw: _Draw, series: _Series) -> str:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, 2.7), layout="constrained")

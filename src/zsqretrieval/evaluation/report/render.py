@@ -24,12 +24,10 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from zsqretrieval._util.files import write_whole
-from zsqretrieval.evaluation.metrics import break_ties
 from zsqretrieval.evaluation.report.conclusions import SIGNIFICANT, answer, summary
 from zsqretrieval.evaluation.report.figures import figures
 from zsqretrieval.evaluation.report.tables import Table, frame_of, software, tables
 from zsqretrieval.evaluation.results import Results
-from zsqretrieval.evaluation.run import shallow
 from zsqretrieval.evaluation.trec import write_qrels, write_run
 from zsqretrieval.search.display import thumbnail
 
@@ -246,14 +244,13 @@ def write_runs(results: Results, folder: Path, *, depth: int | None = None, suff
         suffix: of all names, ``".gz"`` to compress.
     """
     files = []
-    for name, qrels in results.qrels.items():
-        files.append(folder / f"{name}{suffix}")
-        write_qrels(qrels, files[-1])
     for name, run in results.runs.items():
-        place = name.replace("/ablations/", "/").rpartition("/")[0]
-        ranked = break_ties(run, results.qrels[f"{place}/qrels.txt"])
         files.append(folder / f"{name}{suffix}")
-        write_run(ranked if depth is None else shallow(ranked, depth), files[-1])
+        write_run(run, files[-1], depth=depth)
+        judged = files[-1].with_name(f"qrels.txt{suffix}")
+        if judged not in files and judged.parent.name != "ablations":
+            files.append(judged)
+            write_qrels(run.task.qrels, judged)
     for name, scores in results.ratings.items():
         files.append(folder / f"{name}{suffix}")
         write_whole(files[-1], [scores.to_csv(sep="\t", index=False, float_format="%.7g")])

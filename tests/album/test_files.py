@@ -6,11 +6,7 @@ import errno
 import itertools
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -231,42 +227,3 @@ def test_readers_see_whole_snapshots_while_a_writer_replaces_them(tmp_path: Path
             stop.set()
 
     together(write, read)
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from zsqretrieval._util.files import write_snapshot
-print("ready", flush=True)
-turn = 0
-while True:
-    turn += 1
-    content = bytes([turn % 256]) * 300_000
-    write_snapshot(Path(sys.argv[1]), "letters", {"turn": turn}, {
-        "a.bin": lambda file: file.write_bytes(content),
-        "b.bin": lambda file: file.write_bytes(content[::-1]),
-    })
-    print("saved", flush=True)
-"""
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-@pytest.mark.parametrize("rounds", [5, pytest.param(15, marks=pytest.mark.slow)])
-def test_process_killed_while_saving_leaves_a_whole_snapshot(tmp_path: Path, rounds: int) -> None:
-    put(tmp_path, b"0", turn=0)
-    turns = []
-    for round_ in range(rounds):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        if round_ == rounds - 1:
-            process.stdout.readline()  # however slow the machine, one save is known to have returned
-        time.sleep(0.003 + 0.055 * round_ / rounds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        with open_snapshot(tmp_path, "letters") as snapshot:
-            turn = snapshot.facts["turn"]
-            assert set(snapshot.file("a.bin").read_bytes()) == ({turn % 256} if turn else {ord("0")})
-            turns.append(turn)
-    assert turns[-1] >= 1

@@ -6,6 +6,7 @@ import pytest
 from zsqretrieval.testing import (
     Check,
     ContractError,
+    GeneratorCase,
     ToyEncoder,
     ToyGenerator,
     ToyIndex,
@@ -24,7 +25,7 @@ KITS = {"encoder": encoder_checks, "index": index_checks, "generator": generator
 def test_conforming_parts_pass_in_silence(capsys):
     check_encoder(ToyEncoder())
     check_index(ToyIndex)
-    check_generator(ToyGenerator())
+    check_generator(GeneratorCase(ToyGenerator(), vocabulary=ToyGenerator.vocabulary))
     assert capsys.readouterr() == ("", "")
 
 

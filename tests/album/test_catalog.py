@@ -27,7 +27,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from together import together
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.changes import Change, Position
 from zsqretrieval.data.loader import NewImage
@@ -161,17 +160,6 @@ def test_rename_changes_id_source_caption_and_metadata(catalog: Catalog) -> None
     assert catalog.records([1, 2]) == [other, second]
 
 
-def test_images_can_exchange_their_ids(catalog: Catalog) -> None:
-    catalog.add([row(1), row(2), row(3)])
-    first, second, third = catalog.records([1, 2, 3])
-    exchanged = [replace(first, id="2.jpg"), replace(second, id="1.jpg")]
-    catalog.rename(exchanged)
-    assert catalog.records([1, 2, 3]) == [*exchanged, third]
-    with pytest.raises(InvalidInputError, match=r"already holds the id '3\.jpg' \(key 3\)"):
-        catalog.rename([replace(first, id="1.jpg"), replace(second, id="3.jpg")])
-    assert catalog.records([1, 2, 3]) == [*exchanged, third]
-
-
 NAN, INF = float("nan"), float("inf")
 
 
@@ -265,19 +253,6 @@ def test_transaction_is_one_change(path: Path) -> None:
         held: dict[int, np.ndarray] = {}
         assert replay(other, held, Position(), 2) == catalog.log.position == Position(4, 1)
         assert sorted(held) == [2, 3, 4]
-
-
-@pytest.mark.parametrize("error", [InvalidInputError, KeyboardInterrupt])
-def test_transaction_that_raises_is_undone(path: Path, error: type[BaseException]) -> None:
-    with Catalog.create(path, dim=DIM) as catalog:
-        catalog.add([row(1)])
-        with pytest.raises(error), catalog.transaction():
-            catalog.remove([1])
-            catalog.add([row(2)])
-            raise error
-        assert keys_of(catalog) == keys_in(path) == [1] and catalog.log.position == Position(1, 0)
-        assert catalog.add([row(2)]).tolist() == [2]
-        assert keys_in(path) == [1, 2]
 
 
 def test_refusal_within_a_transaction_undoes_only_itself(path: Path) -> None:
@@ -374,10 +349,10 @@ class CatalogMachine(RuleBasedStateMachine):
     @rule(data=st.data(), numbers=st.lists(st.integers(16, 30), unique=True, max_size=3))
     def change_and_take_back(self, data: st.DataObject, numbers: list[int]) -> None:
         keys = data.draw(st.lists(st.sampled_from(sorted(self.model)), unique=True, max_size=3))
-        with pytest.raises(ZeroDivisionError), self.catalog.transaction():
+        with pytest.raises(KeyboardInterrupt), self.catalog.transaction():
             self.catalog.add([row(number) for number in numbers])
             self.catalog.remove(keys)
-            _ = 1 / 0
+            raise KeyboardInterrupt
 
     @rule()
     def remember_this_moment(self) -> None:
@@ -577,29 +552,6 @@ def test_backup_is_a_whole_catalog(catalog: Catalog, path: Path) -> None:
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
 
 
-def test_backup_during_writes_is_one_snapshot(path: Path) -> None:
-    with Catalog.create(path, dim=DIM) as catalog:
-        catalog.add([row(i) for i in range(20)])
-        done = threading.Event()
-
-        counts = []
-
-        def write() -> None:
-            for start in range(20, 400, 20):
-                catalog.add([row(i) for i in range(start, start + 20)])
-            done.set()
-
-        def copy() -> None:
-            while not done.is_set():
-                catalog.backup(path.with_name("copy.sqlite"))
-                with Catalog.open(path.with_name("copy.sqlite")) as copy:
-                    copy.verify()
-                    counts.append(len(copy))
-
-        together(write, copy)
-    assert counts and all(count % 20 == 0 for count in counts)
-
-
 def test_backup_never_replaces_a_catalog_in_use(path: Path, catalog: Catalog) -> None:
     catalog.add([row(1)])
     with Catalog.create(path, dim=DIM) as used:
@@ -642,23 +594,7 @@ def test_catalog_in_memory_moves_to_a_file(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-# --- threads and processes
-
-
-def test_threads_add_read_and_remove_at_once(path: Path) -> None:
-    with Catalog.create(path, dim=DIM) as catalog:
-
-        def work(first: int) -> None:
-            for number in range(first, first + 10):
-                (key,) = catalog.add([row(number)])
-                assert np.array_equal(catalog.log.get([key])[0], vector(number))
-                if (number - first) % 3 == 0:
-                    catalog.remove([key])
-                replay(catalog, {}, Position(), 7)
-
-        together(*(lambda first=first: work(first) for first in range(0, 400, 100)))
-        assert len(catalog) == 4 * 6
-        catalog.verify()
+# --- processes
 
 
 WRITER = """

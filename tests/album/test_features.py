@@ -141,16 +141,6 @@ def test_features_in_memory_move_to_a_directory(tmp_path: Path) -> None:
     assert empty.in_memory
 
 
-def test_two_stores_share_a_directory(tmp_path: Path) -> None:
-    one, other = StateStore(GENERATOR, tmp_path), StateStore(GENERATOR, tmp_path)
-    fill(one, [1, 2])
-    fill(other, [3])
-    assert held(one, range(5)) == held(other, range(5)) == [1, 2, 3]
-    one.sweep(all_but())  # which puts the segments together
-    assert len(files(tmp_path)) == 1
-    assert held(other, range(5)) == [1, 2, 3], "its files are gone, their features are not"
-
-
 def test_deleted_features_are_missing_and_can_be_stored_again(tmp_path: Path) -> None:
     store = StateStore(GENERATOR, tmp_path)
     fill(store, range(3))

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
-import threading
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
-from together import together
 from zsqretrieval._util import files as storage
 from zsqretrieval._util.files import atomic_write, open_snapshot, peek_snapshot, write_snapshot
-from zsqretrieval.errors import IntegrityError, MismatchError
+from zsqretrieval.errors import IntegrityError
 
 
 def test_atomic_write_replaces_the_file(tmp_path: Path) -> None:
@@ -188,42 +185,8 @@ def test_missing_part_is_named(tmp_path: Path) -> None:
         snapshot.file("c.bin")
 
 
-def test_mismatches_name_both_sides(tmp_path: Path) -> None:
-    put(tmp_path, b"x", fingerprint="clip")
-    for kind, expected, message in (
-        ("digits", {}, "'letters'.*'digits'"),
-        ("letters", {"dim": 4}, "dim 3.*dim 4"),
-        ("letters", {"dim": 3, "fingerprint": "siglip"}, "'clip'.*'siglip'"),
-    ):
-        with pytest.raises(MismatchError, match=message), open_snapshot(tmp_path, kind, **expected):
-            pass
-    with open_snapshot(tmp_path, "letters", dim=None, fingerprint=None):
-        pass
-
-
 def test_folder_without_a_snapshot_is_an_integrity_error(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="nothing was saved there"):
         peek_snapshot(tmp_path)
     with pytest.raises(IntegrityError, match="nothing was saved there"):
         get(tmp_path / "missing")
-
-
-def test_readers_see_whole_snapshots_while_a_writer_replaces_them(tmp_path: Path) -> None:
-    states = [bytes([letter]) * 50_000 for letter in b"xyz"]
-    put(tmp_path, states[0])
-    stop = threading.Event()
-
-    def write() -> None:
-        for turn in itertools.count():
-            put(tmp_path, states[turn % 3])
-            if stop.is_set():
-                return
-
-    def read() -> None:
-        try:
-            for _ in range(40):
-                assert get(tmp_path) in states
-        finally:
-            stop.set()
-
-    together(write, read)

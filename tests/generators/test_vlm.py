@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -89,8 +90,26 @@ def context(seed: int = 0) -> Context:
 # -- the contract ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("check", generator_checks, ids=lambda check: check.name)
-@pytest.mark.parametrize("name", ALL)
+# These checks are about code that all families share; the others are about how a family reads a prompt.
+COMMON = {
+    *("fingerprint_is_stable", "scoring_is_deterministic", "inputs_are_not_changed", "broken_image_is_named"),
+    *("no_pairs_give_no_likelihoods", "unequal_lengths_are_refused", "empty_continuation_is_refused"),
+    *("settings_out_of_range_are_refused", "over_long_prompt_is_refused", "progress_reaches_the_total"),
+    *("progress_can_cancel", "n_texts_per_context", "generation_order_is_kept", "sampling_varies"),
+    *("greedy_generation_is_deterministic", "seed_makes_sampling_repeatable"),
+}
+
+
+def contract_cases() -> Iterator[Any]:
+    """All checks of one family of each kind, the others' common ones with --slow; none of image states."""
+    for name, check in itertools.product(ALL, generator_checks):
+        if "state" not in check.name:
+            slow = check.name in COMMON and name not in ("llava", "qwen2_vl", "florence2", "mllama")
+            marks = [pytest.mark.slow] if slow else []
+            yield pytest.param(name, check, id=f"{name}-{check.name}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "check"), contract_cases())
 def test_contract(name: str, check: Any, load: Load, request: pytest.FixtureRequest) -> None:
     if check.name == "chain_rule_holds" and name in NO_CHAIN:
         request.applymarker(pytest.mark.xfail(strict=True, reason=NO_CHAIN[name]))

@@ -659,7 +659,15 @@ def test_unknown_family_that_leaks_is_refused_by_name(
         check(lambda: leaking)
 
 
-@pytest.mark.parametrize("name", ["llava", "mllama", "idefics3", "internvl", "gemma3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llava",
+        "mllama",
+        "internvl",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("idefics3", "gemma3")),
+    ],
+)
 def test_unknown_family_that_does_not_leak_is_scored_pair_by_pair(
     name: str, load: Load, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from zsqretrieval.data.samples import photographs
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.generators.vlm.model import VLMGenerator
+from zsqretrieval.mini.encoder import MiniEncoder
 from zsqretrieval.mini.generator import MiniGenerator
 from zsqretrieval.presets import PRESETS
 from zsqretrieval.retriever import Retriever
@@ -128,6 +130,20 @@ STAND_INS: dict[str, tuple[Any, Any]] = {
 @pytest.fixture(autouse=True)
 def empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """The mini models are loaded once for all pages."""
+
+    def cached(load: Callable[..., Any]) -> Any:
+        made = functools.cache(load)
+        return staticmethod(functools.wraps(load)(lambda *names, **settings: made(*names, **settings)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (MiniEncoder, MiniGenerator):
+            patch.setattr(kind, "from_pretrained", cached(kind.from_pretrained))
+        yield
 
 
 def test_no_page_with_snippets_is_left_out() -> None:

@@ -7,17 +7,9 @@ import sys
 
 import pytest
 
-HEAVY = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "open_clip",
-    "timm",
-    "PIL",
-    "hnswlib",
-    "tokenizers",
-    "skimage",
-)
+HEAVY = {
+    *("torch", "torchvision", "transformers", "open_clip", "timm", "PIL", "hnswlib", "tokenizers", "skimage"),
+}
 
 
 def imported_by(statement: str) -> set[str]:
@@ -30,22 +22,28 @@ def imported_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_library_imports_none_of_its_dependencies() -> None:
-    seen = imported_by("import zsqretrieval; zsqretrieval.__version__; dir(zsqretrieval)")
-    assert not seen & {*HEAVY, "numpy"}
-    assert "zsqretrieval" in seen
-
-
-@pytest.mark.parametrize("module", ["types", "errors", "protocols", "plugins", "presets"])
-def test_the_foundations_import_nothing_heavy(module: str) -> None:
-    assert not imported_by(f"import zsqretrieval.{module}") & set(HEAVY)
-
-
-@pytest.mark.parametrize("module", ["encoders.clip", "encoders.cached", "data.images", "cli.app"])
-def test_what_reads_images_imports_no_model_library(module: str) -> None:
-    assert not imported_by(f"import zsqretrieval.{module}") & (set(HEAVY) - {"PIL"})
-
-
-def test_listing_plugins_imports_none_of_them() -> None:
-    seen = imported_by("from zsqretrieval.plugins import available; available('encoder'); available('index')")
-    assert not seen & set(HEAVY)
+@pytest.mark.parametrize(
+    ("statements", "absent"),
+    [
+        ("import zsqretrieval; zsqretrieval.__version__; dir(zsqretrieval)", {*HEAVY, "numpy"}),
+        (
+            "from zsqretrieval import types, errors, protocols, plugins, presets\n"
+            "plugins.available('encoder'); plugins.available('index')",
+            HEAVY,
+        ),
+        (
+            "import zsqretrieval.encoders.clip, zsqretrieval.encoders.cached, zsqretrieval.data.images\n"
+            "import zsqretrieval.cli.app, zsqretrieval.indexes.hnsw, zsqretrieval.testing",
+            {*HEAVY, "pytest", "hypothesis"} - {"PIL"},
+        ),
+        (
+            "from zsqretrieval import Retriever; from zsqretrieval.testing import ToyEncoder\n"
+            "with Retriever(ToyEncoder()) as r: r.search('red')",
+            HEAVY - {"PIL", "hnswlib"},
+        ),
+    ],
+    ids=["library", "foundations", "doors", "search"],
+)
+def test_heavy_packages_are_not_imported(statements: str, absent: set[str]) -> None:
+    seen = imported_by(statements)
+    assert not seen & absent and "zsqretrieval" in seen

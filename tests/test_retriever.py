@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -24,9 +25,17 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from PIL import Image as PILImage
 
+from seeing import Seeing
 from tars import pack
 from together import together
 from zsqretrieval import plugins
@@ -34,7 +43,6 @@ from zsqretrieval.album.ingest import AddReport
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import (
     AlbumError,
-    ImageError,
     IntegrityError,
     InvalidInputError,
     MismatchError,
@@ -44,6 +52,7 @@ from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.presets import PRESETS
 from zsqretrieval.retriever import Retriever
+from zsqretrieval.testing.pictures import encoded
 from zsqretrieval.testing.toys import ToyEncoder, ToyIndex
 from zsqretrieval.types import Image
 
@@ -57,9 +66,7 @@ def pixels(number: int) -> PILImage.Image:
 
 
 def png(number: int) -> bytes:
-    buffer = io.BytesIO()
-    pixels(number).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(pixels(number))
 
 
 def record(id: int | str, number: int | None = None) -> Image:
@@ -124,11 +131,6 @@ def vector_of(number: int) -> np.ndarray:
 def retriever() -> Iterator[Retriever]:
     with Retriever(ENCODER, exact()) as made:
         yield made
-
-
-@pytest.fixture
-def album(tmp_path: Path) -> Path:
-    return tmp_path / "album"
 
 
 @pytest.fixture
@@ -497,26 +499,6 @@ def test_empty_album_gives_empty_rankings(make: Any) -> None:
         assert len(retriever.search("red")) == 0
 
 
-@pytest.mark.parametrize(
-    ("query", "k", "message"),
-    [
-        ("", 10, "the question must be"),
-        ("  \n", 10, "the question must be"),
-        (["red", ""], 10, "the question must be"),
-        (None, 10, "must be a path, encoded bytes"),
-        ([None], 10, "must be a path, encoded bytes"),
-        (b"red", 10, "not an image"),
-        (Path("none.png"), 10, "no such file"),
-        ("red", 0, "k must be at least 1, not 0"),
-        (png(1), -1, "k must be at least 1, not -1"),
-    ],
-)
-def test_bad_query_or_k_is_refused(retriever: Retriever, query: Any, k: int, message: str) -> None:
-    error = ImageError if query == Path("none.png") else InvalidInputError
-    with pytest.raises(error, match=message):
-        retriever.search(query, k)
-
-
 def test_list_of_queries_gives_the_rankings_of_each(retriever: Retriever) -> None:
     retriever.add([Image(plain(colour), "drawn", id=colour) for colour in ("red", "green", "blue")])
     queries = ["a red thing", plain("blue"), "green"]
@@ -814,6 +796,7 @@ def test_closed_retriever_is_an_album_error(album: Path) -> None:
     for use in (lambda: retriever.add(record(1)), lambda: retriever.search("red"), retriever.save):
         with pytest.raises(AlbumError, match="closed"):
             use()
+    assert not (album / "catalog.sqlite-wal").exists(), "closing folds the journal into the file"
 
 
 def other_kind(folder: Path) -> None:
@@ -877,7 +860,7 @@ def test_flipped_bytes_in_the_catalog_raise_only_zsq_errors(filled: Path) -> Non
     generator = random.Random(1)
     catalog = filled / "catalog.sqlite"
     whole = catalog.read_bytes()
-    for _ in range(100):
+    for _ in range(40):
         broken = bytearray(whole)
         for _ in range(10):
             broken[generator.randrange(len(broken))] ^= 1 << generator.randrange(8)
@@ -888,6 +871,7 @@ def test_flipped_bytes_in_the_catalog_raise_only_zsq_errors(filled: Path) -> Non
                 with opened(filled) as retriever:
                     retriever.search("red")
                     ids(retriever)
+                    retriever._catalog.verify()
             except ZsqError:
                 pass
 
@@ -967,24 +951,31 @@ def test_index_with_an_unknown_key_is_an_error(retriever: Retriever) -> None:
         retriever.search("red")
 
 
-@pytest.mark.parametrize("make", [exact, hnsw])
-def test_searching_while_adding_and_removing(album: Path, make: Any) -> None:
-    with Retriever(ENCODER, make(), path=album) as retriever:
+@pytest.mark.filterwarnings("ignore:[0-9]+ of [0-9]+ candidates cannot be opened")
+@pytest.mark.parametrize(("make", "states"), [(exact, None), (hnsw, "disk")])
+def test_searching_while_adding_and_removing(album: Path, make: Any, states: Any) -> None:
+    """A hit that is removed after it was found may have lost its features by the time it is shown."""
+    generator = Seeing() if states else None
+    with Retriever(ENCODER, make(), generator, states=states, path=album) as retriever:
         retriever.add(records(*range(1000, 1010)))
         done = threading.Event()
         searches = 0
 
         def add() -> None:
-            for n in range(0, 90, 3):
-                retriever.add([record(m, m) for m in range(n, n + 3)])
-                retriever.remove(str(n))
-            done.set()
+            try:
+                for n in range(0, 60, 3):
+                    retriever.add([record(m, m) for m in range(n, n + 3)])
+                    retriever.remove(str(n))
+            finally:
+                done.set()
 
         def search() -> None:
             nonlocal searches
             while not done.is_set():
                 hits = retriever.search("red", 20)
                 assert len({hit.id for hit in hits}) == len(hits) >= 10
+                scored = [hit.scores.get("fused", -math.inf) for hit in hits]
+                assert generator is None or [hit.score for hit in hits] == scored
                 assert retriever.search(png(1003), 1)[0].id == "1003"
                 searches += 1
 
@@ -994,9 +985,12 @@ def test_searching_while_adding_and_removing(album: Path, make: Any) -> None:
 
         together(add, search, search, save)
         assert searches > 3
-        expected = {str(n): n for n in [*range(1000, 1010), *range(90)] if n >= 1000 or n % 3}
+        expected = {str(n): n for n in [*range(1000, 1010), *range(60)] if n >= 1000 or n % 3}
         check(retriever, expected)
-    with opened(album) as again:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # for an image without features
+            retriever.search("red", len(expected))
+    with opened(album, generator=generator) as again:
         check(again, expected)
 
 
@@ -1022,7 +1016,7 @@ def test_loading_while_others_save_finds_a_whole_index(filled: Path) -> None:
 
     def read() -> None:
         try:
-            for _ in range(40):
+            for _ in range(15):
                 opened(filled).close()  # a warning of a damaged index would be an error here
         finally:
             done.set()
@@ -1156,8 +1150,11 @@ class AlbumMachine(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-TestAlbumMachine = AlbumMachine.TestCase
-TestAlbumMachine.settings = settings(max_examples=12, stateful_step_count=25)
+@pytest.mark.parametrize("examples", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_album_agrees_with_a_dict(examples: int) -> None:
+    run_state_machine_as_test(
+        AlbumMachine, settings=settings(max_examples=examples, stateful_step_count=25, deadline=None)
+    )
 
 
 # --- sudden death
@@ -1166,13 +1163,14 @@ TestAlbumMachine.settings = settings(max_examples=12, stateful_step_count=25)
 # do and what has been done.
 NURSERY = """
 import json, os, random, sys
+from seeing import Seeing
 from test_retriever import opened, records
 
-def live(album, diary, first, seed):
+def live(album, diary, first, seed, states):
     def say(**news):
         os.write(diary, json.dumps(news).encode() + b"\\n")
     choice = random.Random(seed)
-    retriever = opened(album)
+    retriever = opened(album, generator=Seeing() if states else None)
     say(up=True)
     while True:
         deed = choice.random()
@@ -1191,11 +1189,11 @@ def live(album, diary, first, seed):
             retriever.save()
 
 for line in sys.stdin:
-    album, path, first, seed = json.loads(line)
+    album, path, *order = json.loads(line)
     diary = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     victim = os.fork()
     if not victim:
-        live(album, diary, first, seed)
+        live(album, diary, *order)
     os.close(diary)
     print(victim, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]), flush=True)
@@ -1204,10 +1202,10 @@ for line in sys.stdin:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", [exact, hnsw])
-def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, slow: bool) -> None:
-    Retriever(ENCODER, make(), path=album).close()
-    generator = random.Random(7)
+@pytest.mark.parametrize(("make", "states"), [(exact, None), (hnsw, "disk")])
+def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, states: Any, slow: bool) -> None:
+    Retriever(ENCODER, make(), Seeing() if states else None, states=states, path=album).close()
+    chance = random.Random(7)
     expected: dict[str, int] = {}
     acknowledged = 0
     deaths = {"adding": 0, "removing": 0, "saving": 0}
@@ -1222,14 +1220,14 @@ def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, slow:
     with nursery:
         for turn in range(200 if slow else 12):
             diary = album.parent / f"{turn}.jsonl"
-            order = [str(album), str(diary), turn * 100_000, turn]
+            order = [str(album), str(diary), turn * 100_000, turn, states]
             nursery.stdin.write(json.dumps(order).encode() + b"\n")
             nursery.stdin.flush()
             victim = int(nursery.stdout.readline())
-            news_before_death = generator.randrange(1, 16)
+            news_before_death = chance.randrange(1, 16)
             while not diary.exists() or diary.read_bytes().count(b"\n") < news_before_death:
                 time.sleep(0.001)
-            time.sleep(generator.uniform(0, 0.03))
+            time.sleep(chance.uniform(0, 0.03))
             os.kill(victim, signal.SIGKILL)
             assert int(nursery.stdout.readline()) == -signal.SIGKILL
 
@@ -1245,26 +1243,21 @@ def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, slow:
                     del expected[id]
             deaths["adding" if adding else "removing" if removing else "saving"] += 1
 
-            with opened(album) as survivor:  # a warning of a damaged index would be an error here
+            generator = Seeing() if states else None
+            with opened(album, generator=generator) as survivor:
+                # A warning of a damaged index or missing features would be an error here.
+                survivor._catalog.verify()
                 present = set(ids(survivor))
                 # What was under way is done or not done, as a whole; everything else is as acknowledged.
                 assert present - expected.keys() in (set(), adding)
                 assert expected.keys() - present in (set(), removing)
                 expected = {id: int(id) for id in present}
                 check(survivor, expected)
+                if generator is not None:
+                    assert len(survivor.search("red", max(1, len(present)))) == len(present)
+                    assert generator.looked_at == []
                 if turn % 10 == 0:
                     survivor.save()
                     assert len(snapshots(album)) == 1
         nursery.stdin.close()
     assert acknowledged > 20 and (not slow or min(deaths.values()) > 0)
-
-
-def test_retriever_imports_no_model_library() -> None:
-    code = (
-        "import sys; from zsqretrieval.retriever import Retriever; "
-        "from zsqretrieval.testing.toys import ToyEncoder\n"
-        "with Retriever(ToyEncoder()) as r: r.search('red')\n"
-        "print(*sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"torch", "transformers", "open_clip", "timm"} & set(done.stdout.split())

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-import warnings
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -23,6 +14,7 @@ import pytest
 from PIL import Image as PILImage
 
 from seeing import Seeing
+from together import together
 from zsqretrieval import plugins
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.features import StateStore
@@ -42,6 +34,10 @@ from zsqretrieval.types import Image, LogLikelihood, Ranking
 
 ENCODER = ToyEncoder()
 TOY = ToyGenerator()
+
+
+def red() -> PILImage.Image:
+    return PILImage.new("RGB", (6, 6), "red")
 
 
 class Painter(ToyEncoder):
@@ -75,11 +71,6 @@ def offered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def album(tmp_path: Path) -> Path:
-    return tmp_path / "album"
-
-
-@pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Twelve images of two colours each, left and right."""
     folder = tmp_path / "pictures"
@@ -101,10 +92,6 @@ def made(generator: Any = TOY, **rest: Any) -> Retriever:
 
 def ids(ranking: Ranking) -> list[str]:
     return [hit.id for hit in ranking]
-
-
-def red() -> PILImage.Image:
-    return PILImage.new("RGB", (6, 6), "red")
 
 
 # --- stages
@@ -194,11 +181,19 @@ def test_a_batch_size_changes_nothing(pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"query": ""}, "the question must be"),
+        ({"query": "  \n"}, "the question must be"),
+        ({"query": ["red", ""]}, "the question must be"),
+        ({"query": None}, "must be a path, encoded bytes"),
+        ({"query": [None]}, "must be a path, encoded bytes"),
+        ({"query": b"red"}, "not an image"),
+        ({"query": Path("none.png")}, "no such file"),
+        ({"query": "red " * 300}, "reads 256"),
         ({"k": 0}, "k must be at least 1, not 0"),
+        ({"query": red(), "k": -1}, "k must be at least 1, not -1"),
         ({"rerank": "likely"}, "re-ranking takes 'likelihood', 'yes_no', a rule .*, not 'likely'"),
         ({"rerank": Likelihood}, "re-ranking takes"),
         ({"rerank": WeightedSum()}, "re-ranking takes"),
-        ({"query": "red " * 300}, "reads 256"),
         ({"query": red(), "rerank": "yes_no"}, "need a question, not an image"),
         ({"query": red(), "explain": True}, "need a question, not an image"),
         ({"bank": "red"}, r"bank must be a QueryBank of Retriever.query_bank\(\), not 'red'"),
@@ -207,8 +202,25 @@ def test_a_batch_size_changes_nothing(pictures: Path) -> None:
 def test_what_makes_no_sense_is_refused(pictures: Path, settings: Any, message: str) -> None:
     with made() as retriever:
         retriever.add(pictures)
-        with pytest.raises(InvalidInputError, match=message):
+        error = ImageError if message == "no such file" else InvalidInputError
+        with pytest.raises(error, match=message):
             retriever.search(**{"query": "red", **settings})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Rerank(candidates=0), "candidates must be at least 1, not 0"),
+        (lambda: Rerank(batch_size=-1), "batch_size must be at least 1, not -1"),
+        (lambda: Rerank("likely"), "re-ranking takes"),
+        (lambda: Rerank(fusion="best"), "the fusion is the"),
+        (lambda: Calibration(WeightedSum), "the fusion is the"),
+        (lambda: Calibration(expansion=0.5), "is not a fusion: it has no fuse"),
+    ],
+)
+def test_wrong_settings_of_stages_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        make()
 
 
 def test_scoring_needs_a_generator() -> None:
@@ -299,57 +311,6 @@ def test_images_in_tars_are_shown(pictures: Path, tmp_path: Path) -> None:
         assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected])
 
 
-def test_searching_while_images_come_and_go(pictures: Path, album: Path) -> None:
-    def record(n: int) -> Image:
-        buffer = io.BytesIO()
-        PILImage.new("RGB", (4, 4), (n, 255 - n, 3 * n % 256)).save(buffer, "PNG")
-        return Image(buffer.getvalue(), f"place {n}", id=str(n))
-
-    failures: list[BaseException] = []
-    done = threading.Event()
-    with made(Seeing(), states="disk", path=album) as retriever:
-        retriever.add(pictures)
-
-        def guarded(work: Any) -> None:
-            try:
-                work()
-            except BaseException as error:
-                failures.append(error)
-
-        def change() -> None:
-            try:
-                for n in range(0, 60, 3):
-                    retriever.add([record(m) for m in range(n, n + 3)])
-                    retriever.remove(str(n))
-            finally:
-                done.set()
-
-        def search() -> None:
-            while not done.is_set():
-                ranking = retriever.search("red ?", 20, rerank=Rerank(batch_size=4))
-                assert len(set(ids(ranking))) == len(ranking) >= 12
-                assert all(hit.score == hit.scores.get("fused", -math.inf) for hit in ranking)
-
-        def save() -> None:
-            while not done.is_set():
-                retriever.save()
-
-        with warnings.catch_warnings():
-            # A hit that is removed after it was found may have lost its state by the time it is shown.
-            warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ candidates cannot be opened")
-            threads = [
-                threading.Thread(target=guarded, args=(work,)) for work in (change, search, search, save)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        if failures:
-            raise failures[0]
-        retriever.search("red ?", 52)  # all of which have their states: a warning would be an error here
-        assert len(retriever) == 52
-
-
 # --- states
 
 
@@ -369,29 +330,18 @@ def test_states_stand_in_for_images(pictures: Path, album: Path) -> None:
     assert not list((album.parent / "b").glob("states-*"))
 
 
-def test_an_album_with_states_needs_no_files(pictures: Path, album: Path) -> None:
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_an_album_with_states_needs_no_files(pictures: Path, album: Path, in_memory: bool) -> None:
     content = [path.read_bytes() for path in sorted(pictures.iterdir())]
-    with made(Seeing(), states="disk", path=album) as retriever:
-        retriever.add([*content, PILImage.new("RGB", (4, 4), "red")])
+    with made(Seeing(), states="disk", path=None if in_memory else album) as retriever:
+        retriever.add([*content[:6], red()])
+        retriever.save(album)
+        retriever.add(content[6:])
         ranking = retriever.search("red ?", 13)
-        retriever.save()
     generator = Seeing()
     with Retriever.open(album, encoder=ENCODER, generator=generator) as again:
         assert again.states == "disk"
         assert again.search("red ?", 13).hits == ranking.hits
-    assert generator.looked_at == []
-
-
-def test_an_album_in_memory_takes_its_states_along(pictures: Path, album: Path) -> None:
-    content = [path.read_bytes() for path in sorted(pictures.iterdir())]
-    with made(Seeing(), states="disk") as retriever:
-        retriever.add(content[:6])
-        retriever.save(album)
-        retriever.add(content[6:])
-        ranking = retriever.search("red ?", 12)
-    generator = Seeing()
-    with Retriever.open(album, encoder=ENCODER, generator=generator) as again:
-        assert again.search("red ?", 12).hits == ranking.hits
     assert generator.looked_at == []
 
 
@@ -517,59 +467,6 @@ def test_states_need_a_generator_that_makes_them(pictures: Path, album: Path) ->
         Retriever.open(album, encoder=ENCODER, generator=TOY, states="disk")
 
 
-VICTIM = """
-import os, sys
-import numpy as np
-from seeing import Seeing
-from zsqretrieval.retriever import Retriever
-from zsqretrieval.testing.toys import ToyEncoder
-from zsqretrieval.types import Image
-from PIL import Image as PILImage
-
-album, diary, first = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT), int(sys.argv[3])
-retriever = Retriever.open(album, encoder=ToyEncoder(), generator=Seeing())
-for n in range(first, first + 100000, 3):
-    colours = np.random.default_rng(n).integers(0, 256, (3, 2, 2, 3), np.uint8)
-    images = [Image(PILImage.fromarray(one), f"place {n + m}", str(n + m)) for m, one in enumerate(colours)]
-    added = retriever.add(images).added
-    os.write(diary, "".join(f"{id}\\n" for id in added).encode())
-    if n % 4 == 0:
-        retriever.remove(added[0])
-        os.write(diary, f"-{added[0]}\\n".encode())
-    if n % 5 == 0:
-        retriever.save()
-"""
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_sudden_death_leaves_no_image_without_its_state(album: Path, tmp_path: Path) -> None:
-    made(Seeing(), states="disk", path=album).close()
-    chance = random.Random(11)
-    expected: set[str] = set()
-    for turn in range(3):
-        diary = tmp_path / f"{turn}.txt"
-        command = [sys.executable, "-c", VICTIM, str(album), str(diary), str(turn * 100_000)]
-        with subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent / "helpers")}
-        ) as victim:
-            lines = chance.randrange(3, 30)
-            while not diary.exists() or diary.read_bytes().count(b"\n") < lines:
-                assert victim.poll() is None
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.02))
-            victim.kill()
-        for line in diary.read_text().split():
-            expected = expected - {line[1:]} if line.startswith("-") else expected | {line}
-        generator = Seeing()
-        with Retriever.open(album, encoder=ENCODER, generator=generator) as survivor:
-            present = {one.id for one in survivor.records()}
-            assert len(expected - present) <= 1 and len(present - expected) <= 3
-            expected = present
-            # None of them was ever a file: one without its state would be a warning, which is an error here.
-            assert len(survivor.search("red ?", len(present))) == len(present) == len(survivor)
-        assert generator.looked_at == []
-
-
 # --- parts
 
 
@@ -620,11 +517,7 @@ def test_a_lazy_generator_is_made_once_by_many_threads() -> None:
     lazy = LazyGenerator("seeing", {"glasses": 4})
     assert lazy.part == {"plugin": "seeing", "config": {"glasses": 4}} and lazy.made is None
     found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(lazy.get())) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*[lambda: found.append(lazy.get())] * 4)
     assert len({id(one) for one in found}) == 1 and Seeing.made == before + 1 and lazy.made is found[0]
 
 
@@ -728,30 +621,6 @@ def test_calibration_of_a_later_version_is_refused(album: Path, stored: Any) -> 
     with Retriever.open(album, encoder=ENCODER, calibration=Calibration()) as given:
         given.save()
     Retriever.open(album, encoder=ENCODER).close()
-
-
-@pytest.mark.parametrize("wrong", [WeightedSum, "best", 0.5])
-def test_what_is_no_fusion_is_refused(wrong: Any) -> None:
-    for build in (
-        lambda: Rerank(fusion=wrong),
-        lambda: Calibration(wrong),
-        lambda: Calibration(expansion=wrong),
-    ):
-        with pytest.raises(InvalidInputError, match=r"the fusion is the|is not a fusion: it has no fuse"):
-            build()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"candidates": 0}, "candidates must be at least 1, not 0"),
-        ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
-        ({"scoring": "likely"}, "re-ranking takes"),
-    ],
-)
-def test_rerank_settings_out_of_range_are_refused(settings: Any, message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        Rerank(**settings)
 
 
 class Widths:

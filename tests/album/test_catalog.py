@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -29,7 +27,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from together import together
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.changes import Change, Position
 from zsqretrieval.data.loader import NewImage
@@ -163,17 +160,6 @@ def test_rename_changes_id_source_caption_and_metadata(catalog: Catalog) -> None
     assert catalog.records([1, 2]) == [other, second]
 
 
-def test_images_can_exchange_their_ids(catalog: Catalog) -> None:
-    catalog.add([row(1), row(2), row(3)])
-    first, second, third = catalog.records([1, 2, 3])
-    exchanged = [replace(first, id="2.jpg"), replace(second, id="1.jpg")]
-    catalog.rename(exchanged)
-    assert catalog.records([1, 2, 3]) == [*exchanged, third]
-    with pytest.raises(InvalidInputError, match=r"already holds the id '3\.jpg' \(key 3\)"):
-        catalog.rename([replace(first, id="1.jpg"), replace(second, id="3.jpg")])
-    assert catalog.records([1, 2, 3]) == [*exchanged, third]
-
-
 NAN, INF = float("nan"), float("inf")
 
 
@@ -267,19 +253,6 @@ def test_transaction_is_one_change(path: Path) -> None:
         held: dict[int, np.ndarray] = {}
         assert replay(other, held, Position(), 2) == catalog.log.position == Position(4, 1)
         assert sorted(held) == [2, 3, 4]
-
-
-@pytest.mark.parametrize("error", [InvalidInputError, KeyboardInterrupt])
-def test_transaction_that_raises_is_undone(path: Path, error: type[BaseException]) -> None:
-    with Catalog.create(path, dim=DIM) as catalog:
-        catalog.add([row(1)])
-        with pytest.raises(error), catalog.transaction():
-            catalog.remove([1])
-            catalog.add([row(2)])
-            raise error
-        assert keys_of(catalog) == keys_in(path) == [1] and catalog.log.position == Position(1, 0)
-        assert catalog.add([row(2)]).tolist() == [2]
-        assert keys_in(path) == [1, 2]
 
 
 def test_refusal_within_a_transaction_undoes_only_itself(path: Path) -> None:
@@ -376,10 +349,10 @@ class CatalogMachine(RuleBasedStateMachine):
     @rule(data=st.data(), numbers=st.lists(st.integers(16, 30), unique=True, max_size=3))
     def change_and_take_back(self, data: st.DataObject, numbers: list[int]) -> None:
         keys = data.draw(st.lists(st.sampled_from(sorted(self.model)), unique=True, max_size=3))
-        with pytest.raises(ZeroDivisionError), self.catalog.transaction():
+        with pytest.raises(KeyboardInterrupt), self.catalog.transaction():
             self.catalog.add([row(number) for number in numbers])
             self.catalog.remove(keys)
-            _ = 1 / 0
+            raise KeyboardInterrupt
 
     @rule()
     def remember_this_moment(self) -> None:
@@ -534,38 +507,6 @@ def test_truncated_file_is_an_integrity_error(path: Path, keep: float) -> None:
         catalog.log.get(np.arange(1, 2001))
 
 
-def test_flipped_bytes_raise_no_sqlite_error(path: Path) -> None:
-    with Catalog.create(path, dim=DIM) as catalog:
-        catalog.add([row(i) for i in range(300)])
-    data = path.read_bytes()
-    generator = random.Random(0)
-    refused = 0
-    for _ in range(60):
-        broken = bytearray(data)
-        for _ in range(20):
-            broken[generator.randrange(len(broken))] = generator.randrange(256)
-        path.write_bytes(broken)
-        try:
-            with Catalog.open(path) as catalog:
-                catalog.verify()
-                list(catalog.log.changes(Position()))
-                catalog.records(keys_of(catalog))
-        except (IntegrityError, AlbumError, InvalidInputError):
-            refused += 1
-    assert refused > 30
-
-
-def test_use_after_close_is_an_album_error(path: Path) -> None:
-    catalog = Catalog.create(path, dim=DIM)
-    catalog.close()
-    catalog.close()
-    uses = (lambda: len(catalog), lambda: catalog.add([row(1)]), lambda: catalog.backup(path.with_name("b")))
-    for use in uses:
-        with pytest.raises(AlbumError, match="closed"):
-            use()
-    assert not path.with_name(path.name + "-wal").exists(), "closing folds the journal into the file"
-
-
 def test_full_disk_changes_nothing(path: Path) -> None:
     with Catalog.create(path, dim=DIM) as catalog:
         catalog.add([row(0)])
@@ -611,29 +552,6 @@ def test_backup_is_a_whole_catalog(catalog: Catalog, path: Path) -> None:
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
 
 
-def test_backup_during_writes_is_one_snapshot(path: Path) -> None:
-    with Catalog.create(path, dim=DIM) as catalog:
-        catalog.add([row(i) for i in range(20)])
-        done = threading.Event()
-
-        counts = []
-
-        def write() -> None:
-            for start in range(20, 400, 20):
-                catalog.add([row(i) for i in range(start, start + 20)])
-            done.set()
-
-        def copy() -> None:
-            while not done.is_set():
-                catalog.backup(path.with_name("copy.sqlite"))
-                with Catalog.open(path.with_name("copy.sqlite")) as copy:
-                    copy.verify()
-                    counts.append(len(copy))
-
-        together(write, copy)
-    assert counts and all(count % 20 == 0 for count in counts)
-
-
 def test_backup_never_replaces_a_catalog_in_use(path: Path, catalog: Catalog) -> None:
     catalog.add([row(1)])
     with Catalog.create(path, dim=DIM) as used:
@@ -676,23 +594,7 @@ def test_catalog_in_memory_moves_to_a_file(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-# --- threads, processes, sudden death
-
-
-def test_threads_add_read_and_remove_at_once(path: Path) -> None:
-    with Catalog.create(path, dim=DIM) as catalog:
-
-        def work(first: int) -> None:
-            for number in range(first, first + 10):
-                (key,) = catalog.add([row(number)])
-                assert np.array_equal(catalog.log.get([key])[0], vector(number))
-                if (number - first) % 3 == 0:
-                    catalog.remove([key])
-                replay(catalog, {}, Position(), 7)
-
-        together(*(lambda first=first: work(first) for first in range(0, 400, 100)))
-        assert len(catalog) == 4 * 6
-        catalog.verify()
+# --- processes
 
 
 WRITER = """
@@ -700,31 +602,23 @@ import json, sys, numpy as np
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.data.loader import NewImage
 
-path, name, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+path, name = sys.argv[1:]
 catalog = Catalog.open(path)
-for batch in range(int(sys.argv[4])):
-    names = [f"{name}-{batch}-{i}" for i in range(size)]
-    vectors = [np.random.default_rng([batch, i]).standard_normal(4).astype("float32") for i in range(size)]
-    keys = catalog.add([
-        NewImage(n, n, 1, n, metadata={"size": size}, vector=v) for n, v in zip(names, vectors)
-    ]).tolist()
+for batch in range(30):
+    vectors = np.random.default_rng(batch).standard_normal((5, 4)).astype("float32")
+    names = [f"{name}-{batch}-{i}" for i in range(5)]
+    keys = catalog.add([NewImage(n, n, 1, n, vector=v) for n, v in zip(names, vectors)]).tolist()
     removed = keys[:1] if batch % 3 == 0 else []
-    print(json.dumps({"ids": names, "keys": keys}), flush=True)
-    if removed:
-        catalog.remove(removed)
-        print(json.dumps({"removed": removed}), flush=True)
+    catalog.remove(removed)
+    print(json.dumps({"added": keys, "removed": removed}), flush=True)
 catalog.close()
 """
 
 
-def writer(path: Path, name: str, size: int, batches: int) -> subprocess.Popen[bytes]:
-    arguments = [sys.executable, "-c", WRITER, str(path), name, str(size), str(batches)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE)
-
-
 def test_two_processes_write_while_a_third_replays_the_log(path: Path) -> None:
     with Catalog.create(path, dim=DIM) as catalog:
-        writers = [writer(path, name, 5, 30) for name in "ab"]
+        commands = [[sys.executable, "-c", WRITER, str(path), name] for name in "ab"]
+        writers = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
         held: dict[int, np.ndarray] = {}
         position = Position()
         while any(process.poll() is None for process in writers):
@@ -733,49 +627,8 @@ def test_two_processes_write_while_a_third_replays_the_log(path: Path) -> None:
         assert [process.returncode for process in writers] == [0, 0]
         reports = [json.loads(line) for process in writers for line in process.communicate()[0].splitlines()]
         replay(catalog, held, position, 8)
-        added = [key for report in reports for key in report.get("keys", [])]
-        removed = {key for report in reports for key in report.get("removed", [])}
+        added = [key for report in reports for key in report["added"]]
+        removed = {key for report in reports for key in report["removed"]}
         assert len(set(added)) == len(added) == 300 and len(removed) == 20
         assert held.keys() == set(keys_of(catalog)) == set(added) - removed
         catalog.verify()
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-@pytest.mark.parametrize("turns", [6, pytest.param(15, marks=pytest.mark.slow)])
-def test_killed_process_loses_no_acknowledged_change(path: Path, turns: int) -> None:
-    Catalog.create(path, dim=DIM).close()
-    generator = random.Random(5)
-    expected: dict[str, int] = {}  # id -> key
-    for turn in range(turns):
-        size = generator.choice([1, 7, 60])
-        process = writer(path, str(turn), size, 100_000)
-        assert process.stdout is not None
-        first = process.stdout.readline()  # it is up and writing
-        time.sleep(generator.uniform(0, 0.08))
-        process.kill()
-        output = first + process.communicate()[0]
-        assert process.returncode == -signal.SIGKILL
-        reports = [json.loads(line) for line in output.split(b"\n")[:-1]]
-        added = [report for report in reports if "ids" in report]
-        for report in added:
-            expected.update(zip(report["ids"], report["keys"], strict=True))
-        removed = {key for report in reports for key in report.get("removed", [])}
-        expected = {id: key for id, key in expected.items() if key not in removed}
-        with Catalog.open(path) as catalog:
-            catalog.verify()
-            present = {record.id: record.key for record in catalog.iter_records()}
-            # Only what was under way when the process died is open: one removal, or one batch, whole or not.
-            missing, extra = expected.keys() - present.keys(), present.keys() - expected.keys()
-            assert missing <= {added[-1]["ids"][0]}
-            assert extra in (set(), {f"{turn}-{len(added)}-{i}" for i in range(size)})
-            assert all(expected.get(id, key) == key for id, key in present.items())
-            for id, stored in zip(present, catalog.log.get(list(present.values())), strict=True):
-                seed = [int(part) for part in id.split("-")[1:]]
-                assert np.array_equal(
-                    stored, np.random.default_rng(seed).standard_normal(4).astype("float32")
-                )
-            held: dict[int, np.ndarray] = {}
-            replay(catalog, held, Position(), 1000)
-            assert held.keys() == set(present.values())
-        expected = present
-    assert len(expected) > 5 * turns

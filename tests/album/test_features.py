@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -143,16 +139,6 @@ def test_features_in_memory_move_to_a_directory(tmp_path: Path) -> None:
     with pytest.raises(AlbumError, match="image features cannot be stored in"):
         empty.move_to(tmp_path / "file")
     assert empty.in_memory
-
-
-def test_two_stores_share_a_directory(tmp_path: Path) -> None:
-    one, other = StateStore(GENERATOR, tmp_path), StateStore(GENERATOR, tmp_path)
-    fill(one, [1, 2])
-    fill(other, [3])
-    assert held(one, range(5)) == held(other, range(5)) == [1, 2, 3]
-    one.sweep(all_but())  # which puts the segments together
-    assert len(files(tmp_path)) == 1
-    assert held(other, range(5)) == [1, 2, 3], "its files are gone, their features are not"
 
 
 def test_deleted_features_are_missing_and_can_be_stored_again(tmp_path: Path) -> None:
@@ -405,47 +391,3 @@ def test_threads_store_read_and_sweep_at_once(tmp_path: Path) -> None:
     together(*writers, *(lambda store=store: sweep(store) for store in stores))
     for store in (*stores, StateStore(GENERATOR, tmp_path)):
         assert held(store, range(100)) == list(range(80))
-
-
-# --- sudden death
-
-VICTIM = """
-import os, sys
-from pathlib import Path
-import numpy as np
-from seeing import Seeing
-from zsqretrieval.album.features import StateStore
-
-album, diary, first = Path(sys.argv[1]), os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT), int(sys.argv[3])
-store = StateStore(Seeing(), album)
-for n in range(first, first + 100000):
-    with store.held():
-        store.put({f"{n:064x}": np.array([n, n + 0.5, -n], np.float32)})
-    os.write(diary, f"{n}\\n".encode())
-    if n % 5 == 0:
-        store.sweep(set)
-"""
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-@pytest.mark.parametrize("turns", [2, pytest.param(6, marks=pytest.mark.slow)])
-def test_killed_process_loses_and_damages_no_features(tmp_path: Path, turns: int) -> None:
-    chance = random.Random(5)
-    expected: set[int] = set()
-    for turn in range(turns):
-        diary = tmp_path / f"{turn}.txt"
-        command = [sys.executable, "-c", VICTIM, str(tmp_path), str(diary), str(turn * 1000)]
-        victim = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-        while not (diary.exists() and diary.stat().st_size):
-            assert victim.poll() is None
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.1))
-        victim.kill()
-        victim.wait()
-        expected |= set(map(int, diary.read_text().split()))
-        store = StateStore(GENERATOR, tmp_path)  # a warning would be an error here
-        found = set(held(store, range(turn * 1000 + 1000)))
-        assert found >= expected and len(found - expected) <= 1 + turn
-        store.sweep(lambda digests: set(digests))
-        assert set(held(store, range(turn * 1000 + 1000))) == found
-        assert len(list(files(tmp_path)[0].parent.iterdir())) == 1

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
-from together import together
 from zsqretrieval._util import files as storage
 from zsqretrieval._util.files import atomic_write, open_snapshot, peek_snapshot, write_snapshot
-from zsqretrieval.errors import IntegrityError, MismatchError
+from zsqretrieval.errors import IntegrityError
 
 
 def test_atomic_write_replaces_the_file(tmp_path: Path) -> None:
@@ -192,81 +185,8 @@ def test_missing_part_is_named(tmp_path: Path) -> None:
         snapshot.file("c.bin")
 
 
-def test_mismatches_name_both_sides(tmp_path: Path) -> None:
-    put(tmp_path, b"x", fingerprint="clip")
-    for kind, expected, message in (
-        ("digits", {}, "'letters'.*'digits'"),
-        ("letters", {"dim": 4}, "dim 3.*dim 4"),
-        ("letters", {"dim": 3, "fingerprint": "siglip"}, "'clip'.*'siglip'"),
-    ):
-        with pytest.raises(MismatchError, match=message), open_snapshot(tmp_path, kind, **expected):
-            pass
-    with open_snapshot(tmp_path, "letters", dim=None, fingerprint=None):
-        pass
-
-
 def test_folder_without_a_snapshot_is_an_integrity_error(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="nothing was saved there"):
         peek_snapshot(tmp_path)
     with pytest.raises(IntegrityError, match="nothing was saved there"):
         get(tmp_path / "missing")
-
-
-def test_readers_see_whole_snapshots_while_a_writer_replaces_them(tmp_path: Path) -> None:
-    states = [bytes([letter]) * 50_000 for letter in b"xyz"]
-    put(tmp_path, states[0])
-    stop = threading.Event()
-
-    def write() -> None:
-        for turn in itertools.count():
-            put(tmp_path, states[turn % 3])
-            if stop.is_set():
-                return
-
-    def read() -> None:
-        try:
-            for _ in range(40):
-                assert get(tmp_path) in states
-        finally:
-            stop.set()
-
-    together(write, read)
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from zsqretrieval._util.files import write_snapshot
-print("ready", flush=True)
-turn = 0
-while True:
-    turn += 1
-    content = bytes([turn % 256]) * 300_000
-    write_snapshot(Path(sys.argv[1]), "letters", {"turn": turn}, {
-        "a.bin": lambda file: file.write_bytes(content),
-        "b.bin": lambda file: file.write_bytes(content[::-1]),
-    })
-    print("saved", flush=True)
-"""
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-@pytest.mark.parametrize("rounds", [5, pytest.param(15, marks=pytest.mark.slow)])
-def test_process_killed_while_saving_leaves_a_whole_snapshot(tmp_path: Path, rounds: int) -> None:
-    put(tmp_path, b"0", turn=0)
-    turns = []
-    for round_ in range(rounds):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        if round_ == rounds - 1:
-            process.stdout.readline()  # however slow the machine, one save is known to have returned
-        time.sleep(0.003 + 0.055 * round_ / rounds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        with open_snapshot(tmp_path, "letters") as snapshot:
-            turn = snapshot.facts["turn"]
-            assert set(snapshot.file("a.bin").read_bytes()) == ({turn % 256} if turn else {ord("0")})
-            turns.append(turn)
-    assert turns[-1] >= 1

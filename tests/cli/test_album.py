@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
 
 from running import Zsq
+from tars import pack
 from zsqretrieval.presets import PRESETS, Preset
+from zsqretrieval.testing.pictures import encoded
 
 
 @pytest.fixture
@@ -120,13 +120,8 @@ def test_page_path_is_checked_before_the_search(zsq: Zsq, album: Path) -> None:
 
 
 def test_page_shows_images_of_tars(zsq: Zsq, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "shard#1.tar", "w") as tar:
-        for name, colour in (("./one.png", "red"), ("two#2.png", "blue")):
-            png = io.BytesIO()
-            PILImage.new("RGB", (20, 20), colour).save(png, "PNG")
-            member = tarfile.TarInfo(name)
-            member.size = png.tell()
-            tar.addfile(member, io.BytesIO(png.getvalue()))
+    red, blue = (encoded(PILImage.new("RGB", (20, 20), colour)) for colour in ("red", "blue"))
+    pack(tmp_path / "shard#1.tar", {"./one.png": red, "two#2.png": blue})
     assert "2 added" in zsq("index", "shard#1.tar", "--out", "album", "--preset", "toy").stdout
     assert "shard#1/one" in zsq("search", "album", "red", "--html", "page.html").stdout
     page = Path("page.html").read_text(encoding="utf-8")

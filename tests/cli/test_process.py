@@ -21,19 +21,24 @@ HEAVY = {"torch", "torchvision", "transformers", "open_clip", "timm", "PIL", "nu
 
 
 def finish(started: subprocess.Popen[str]) -> tuple[int, str, str]:
-    stdout, stderr = started.communicate(timeout=60)
+    stdout, stderr = started.communicate(timeout=300)
     return started.returncode, stdout, stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["evaluate", "--help"], ["--version"]])
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    code = (
-        f"import atexit, sys; sys.argv = ['zsq', *{arguments!r}]; from zsqretrieval.cli import main;"
-        "seen = lambda: print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr);"
-        "atexit.register(seen); main()"
-    )
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from zsqretrieval.cli import main
+for arguments in (["--help"], ["demo", "--help"], ["evaluate", "--help"], ["--version"]):
+    sys.argv = ["zsq", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+print(*{name.split(".")[0] for name in sys.modules}, file=sys.stderr)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stdout
+    assert done.returncode == 0 and done.stdout.count("Usage: ") == 3 and __version__ in done.stdout
     modules = set(done.stderr.split())
     assert "zsqretrieval" in modules and not modules & HEAVY
 
@@ -42,12 +47,6 @@ def test_the_installed_script_says_its_version() -> None:
     script = Path(sys.executable).with_name("zsq")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"zsqretrieval {__version__}\n")
-
-
-def test_an_album_from_end_to_end(process: Start, colours: Path) -> None:
-    assert finish(process("index", colours, "--out", "album", "--preset", "toy"))[0] == 0
-    code, stdout, stderr = finish(process("search", "album", "red", "--json"))
-    assert (code, stderr) == (0, "") and json.loads(stdout)["hits"][0]["id"] == "red.png"
 
 
 def test_an_error_is_one_line_and_debug_shows_the_rest(process: Start) -> None:
@@ -94,7 +93,7 @@ def test_ctrl_c_keeps_what_was_added(process: Start, tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGINT, inherited)
     wal = tmp_path / "album" / "catalog.sqlite-wal"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (
         wal.exists() and wal.stat().st_size > 800_000
     ):  # the tables are made, some batches have gone by

@@ -127,20 +127,6 @@ def test_words_of_large_gain_are_marked() -> None:
     assert explanation_lines(replace(hit, explanation=mute)) == ["gives no answer", marked]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--list", "--remove"], "give one"),
-        (["--filter", "--image", "red.png"], "give one"),
-        (["--generator-weights", "x"], "needs the --preset"),
-        (["-n", "0"], "1"),
-    ],
-)
-def test_wrong_usage_exits_with_2(zsq: Zsq, album: Path, options: list[str], message: str) -> None:
-    ran = zsq("questions", album, *options)
-    assert ran.code == 2 and message in ran.stderr
-
-
 def test_album_without_a_generator_needs_a_preset_to_ask(zsq: Zsq, colours: Path) -> None:
     zsq("index", colours, "--out", "album", "--preset", "toy")
     ran = zsq("questions", "album")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from PIL import Image as PILImage
 from zsqretrieval.data import loader as loader_module
 from zsqretrieval.data.images import as_image, digest
 from zsqretrieval.data.loader import Loader, NewImage, Skipped
-from zsqretrieval.errors import IntegrityError
 from zsqretrieval.types import Image
 
 
@@ -108,29 +106,17 @@ def test_decoded_image_is_the_hashed_one_if_the_file_changes(tmp_path: Path) -> 
     assert one.digest == digest(png(1)) and one.image.content.getpixel((0, 0)) == (1, 1, 1)
 
 
-def test_error_of_the_source_comes_after_the_images_before_it() -> None:
-    def source() -> Iterator[Image]:
-        yield from images(1, 2, 3)
-        raise IntegrityError("a damaged tar")
-
-    read: list[str] = []
-    with Loader(source(), 2) as loader, pytest.raises(IntegrityError, match="damaged"):
-        for batch in loader:
-            read += [one.id for one in batch]
-    assert read == ["1", "2", "3"]
-
-
 def test_interrupt_leaves_no_thread_behind() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt), Loader(iter(images(*range(50))), 10) as loader:
         next(iter(loader))
         raise KeyboardInterrupt
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_lazily_opened_image_given_twice_is_read_by_one_thread(tmp_path: Path) -> None:
     PILImage.effect_noise((300, 300), 80).save(tmp_path / "noise.jpg")
-    for _ in range(10):
+    for _ in range(4):
         with PILImage.open(tmp_path / "noise.jpg") as lazy:
             groups, loader = load([as_image(lazy)] * 8, size=8)
         assert len(groups[0]) == 1 and loader.repeated == 7 and loader.skipped == []

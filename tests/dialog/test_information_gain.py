@@ -67,15 +67,3 @@ def test_gain_is_bounded_by_both_entropies(case: tuple[np.ndarray, np.ndarray]) 
     gain = information_gain(log_p, log_answers)
     of_answers = entropy(np.logaddexp.reduce(log_p[:, None] + log_answers, axis=0))
     assert 0 <= gain <= min(entropy(log_p), of_answers) + 1e-9
-
-
-@given(beliefs(4), st.permutations(range(4)))
-def test_gain_of_one_answer_per_image_is_the_entropy(log_p: np.ndarray, order: list[int]) -> None:
-    with np.errstate(divide="ignore"):
-        one_each = np.log(np.eye(4)[order])
-    assert information_gain(log_p, one_each) == pytest.approx(entropy(log_p), abs=1e-9)
-
-
-@given(beliefs(4), beliefs(3))
-def test_answer_independent_of_the_image_has_no_gain(log_p: np.ndarray, log_answer: np.ndarray) -> None:
-    assert information_gain(log_p, np.tile(log_answer, (4, 1))) == pytest.approx(0, abs=1e-12)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from zsqretrieval.data.images import digest
 from zsqretrieval.encoders.cached import CachedEncoder
-from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
+from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.testing import ToyEncoder, encoder_checks, parametrize_checks
 from zsqretrieval.testing.pictures import encoded, painting, paintings
 from zsqretrieval.types import Image
@@ -131,15 +131,6 @@ def test_a_damaged_row_is_computed_anew(damage, tmp_path: Path) -> None:
         assert np.array_equal(cached.encode_text(["a"]), expected)
     assert inner.asked == ["a", "a"], "the damaged row was replaced by a good one"
     cached.close()
-
-
-def test_a_file_that_is_no_cache_is_refused_and_named(tmp_path: Path) -> None:
-    path = tmp_path / "notes.txt"
-    path.write_text("not a database, and long enough to be looked at" * 10)
-    with pytest.raises(IntegrityError, match=r"notes\.txt cannot be used: file is not a database"):
-        CachedEncoder(ToyEncoder(), path)
-    with pytest.raises(IntegrityError, match="cannot be used: unable to open database file"):
-        CachedEncoder(ToyEncoder(), tmp_path)
 
 
 def test_a_failed_call_remembers_nothing_wrong() -> None:

@@ -436,7 +436,3 @@ def test_config_rebuilds_the_encoder(
     np.testing.assert_array_equal(again.encode_text(TEXTS), relative.encode_text(TEXTS))
     with pytest.raises(InvalidInputError, match="no setting 'devise'"):
         CLIPEncoder.from_config({**encoder.config, "devise": "cpu"})
-
-
-def test_import_does_not_import_torch() -> None:
-    assert run("import sys, zsqretrieval.encoders.clip; print('torch' in sys.modules)") == "False"

@@ -1,30 +1,53 @@
-"""What the tests of the training scripts share: the scripts as modules, and eight images with captions."""
+"""The example scripts as modules, what the docs show of them, and eight images with captions."""
 
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
+import re
 import sys
-import tarfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from PIL import Image as PILImage
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from tars import pack
+from zsqretrieval.testing.pictures import encoded
+
+ROOT = Path(__file__).parents[2]
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "orange")
 
 
+@cache
 def _script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up, and one script imports from the other
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str], ModuleType]:
+    """The module of a script by its name."""
+    return _script
+
+
+@pytest.fixture(scope="session")
+def shown() -> Callable[[str, str], str]:
+    """The output of a script, by its name, that a page of the docs shows."""
+
+    def find(page: str, name: str) -> str:
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        marks = rf"<!-- output of: python examples/{name}.py -->\n(.*?)<!-- end of output -->"
+        (found,) = re.findall(marks, text, re.DOTALL)
+        return str(found).strip()
+
+    return find
 
 
 @pytest.fixture(scope="session")
@@ -50,19 +73,12 @@ def compare_query_banks() -> ModuleType:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("colours")
+    members = {}
+    for number, colour in enumerate(COLOURS):
+        places = ("wall", "table", "floor", "bed", "car")
+        captions = [f"A {colour} square on a {place}." for place in places]
+        members[f"{number:04}.jpg"] = encoded(PILImage.new("RGB", (64, 48), colour), "JPEG")
+        members[f"{number:04}.json"] = json.dumps({"captions": captions}).encode()
     for split in ("train", "dev"):
-        with tarfile.open(folder / f"{split}-00000.tar", "w") as tar:
-            for number, colour in enumerate(COLOURS):
-                picture = io.BytesIO()
-                PILImage.new("RGB", (64, 48), colour).save(picture, "JPEG")
-                captions = [
-                    f"A {colour} square on a {place}." for place in ("wall", "table", "floor", "bed", "car")
-                ]
-                for suffix, content in (
-                    ("jpg", picture.getvalue()),
-                    ("json", json.dumps({"captions": captions}).encode()),
-                ):
-                    member = tarfile.TarInfo(f"{number:04}.{suffix}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+        pack(folder / f"{split}-00000.tar", members)
     return folder

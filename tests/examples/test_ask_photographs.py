@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +13,6 @@ from zsqretrieval.presets import PRESETS, Preset
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
 
 def shape_of(text: str) -> list[str]:
     """Lines that do not depend on the models: heads of tables, and the explained question."""
@@ -24,7 +20,7 @@ def shape_of(text: str) -> list[str]:
 
 
 def test_page_has_the_lines_that_the_example_prints(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Any, shown: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def make(preset: Preset, **settings: Any) -> Retriever:
         assert (preset, settings) == (PRESETS["mini"].variant(index="exact"), {"states": "memory"})
@@ -32,21 +28,12 @@ def test_page_has_the_lines_that_the_example_prints(
 
     monkeypatch.setattr(Retriever, "from_preset", make)
     monkeypatch.setattr(sys, "argv", ["ask_photographs", "--top-k", "18"])
-    spec = importlib.util.spec_from_file_location("ask_photographs", EXAMPLES / "ask_photographs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main()
+    script("ask_photographs").main()
     printed = capsys.readouterr().out
     first = re.match(r"(\d+) questions of 18 photographs, (\d+) kept \(`top_k=18`\)\.", printed)
     assert first is not None and int(first[1]) == int(first[2]) > 18, "all find their image among all"
-    page = (EXAMPLES.parent / "docs" / "questions.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(
-        r"<!-- output of: python examples/ask_photographs.py -->\n(.*?)<!-- end of output -->",
-        page,
-        re.DOTALL,
-    )
-    assert shape_of(printed) == shape_of(shown) and len(shape_of(shown)) == 4
+    page = shown("questions.md", "ask_photographs")
+    assert shape_of(printed) == shape_of(page) and len(shape_of(page)) == 4
     assert printed.count("\n|") == int(first[1]) + 3 + 3 + 3 * 2, (
         "a line for each, and two heads of each table"
     )

@@ -14,8 +14,6 @@ import pytest
 from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 
-PAGE = Path(__file__).parents[2] / "docs" / "rerank.md"
-
 
 def banks_of(table: str) -> list[str]:
     """The first column, without the numbers that depend on the models."""
@@ -24,6 +22,7 @@ def banks_of(table: str) -> list[str]:
 
 def test_page_has_the_rows_that_the_example_prints(
     compare_query_banks: ModuleType,
+    shown: Any,
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -35,10 +34,8 @@ def test_page_has_the_rows_that_the_example_prints(
     monkeypatch.setattr(sys, "argv", command)
     compare_query_banks.main()
     printed = capsys.readouterr().out
-    page = PAGE.read_text(encoding="utf-8")
-    marks = r"<!-- output of: python examples/compare_query_banks.py -->\n(.*?)<!-- end of output -->"
-    (shown,) = re.findall(marks, page, re.DOTALL)
-    assert banks_of(printed) == banks_of(shown) and len(banks_of(shown)) == 3 + 6 + 4
+    page = banks_of(shown("rerank.md", "compare_query_banks"))
+    assert banks_of(printed) == page and len(page) == 3 + 6 + 4
     none, *rows = [line.split("|") for line in printed.splitlines()[2:]]
     assert none[3].strip() == "87.5", "one colour has a name that the encoder does not know"
     assert all(re.fullmatch(r" \d+\.\d \([+-].* to .*\) ", row[3]) for row in rows)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,20 +12,9 @@ from zsqretrieval import plugins
 from zsqretrieval.tasks import read_raven
 from zsqretrieval.testing.toys import ToyGenerator
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-PAGE = (EXAMPLES.parent / "docs" / "tasks.md").read_text(encoding="utf-8")
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def run(script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     def make(kind: str, name: str, settings: dict[str, Any]) -> ToyGenerator:
         assert (kind, name, settings) == ("generator", "mini", {})
         return ToyGenerator()
@@ -36,17 +22,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def main(name: str, *arguments: object) -> str:
         monkeypatch.setattr(plugins, "create", make)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        load(name).main()
+        script(name).main()
         return capsys.readouterr().out
 
     return main
-
-
-def block(name: str) -> str:
-    (shown,) = re.findall(
-        rf"<!-- output of: python examples/{name}.py -->\n(.*?)<!-- end of output -->", PAGE, re.DOTALL
-    )
-    return shown.strip()
 
 
 def shape_of(text: str) -> list[str]:
@@ -55,32 +34,36 @@ def shape_of(text: str) -> list[str]:
             if line.startswith(("**", "|"))]  # fmt: skip
 
 
-def test_tour_prints_the_shape_of_the_page(run: Any) -> None:
+def test_tour_prints_the_shape_of_the_page(run: Any, shown: Any) -> None:
     printed = run("tasks_tour")
     assert "Generator: `toy-generator-1`" in printed
-    assert shape_of(printed) == shape_of(block("tasks_tour")) != []
+    assert shape_of(printed) == shape_of(shown("tasks.md", "tasks_tour")) != []
 
 
-def test_raven_test_prints_the_shape_of_the_page_and_saves_items(run: Any, tmp_path: Path) -> None:
+def test_raven_test_prints_the_shape_of_the_page_and_saves_items(
+    run: Any, shown: Any, tmp_path: Path
+) -> None:
     printed = run("raven", "--count", 2, "--save", tmp_path / "kept")
-    assert shape_of(printed) == shape_of(block("raven")) != []
+    assert shape_of(printed) == shape_of(shown("tasks.md", "raven")) != []
     assert [len(item.context) for item in read_raven(tmp_path / "kept")] == [3, 3, 4, 4, 8, 8]
     assert run("raven", "--data", tmp_path / "kept") == printed
 
 
-def test_refresh_docs_replaces_the_output_of_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = load("refresh_docs")
+def test_refresh_docs_replaces_the_output_of_a_page(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = script("refresh_docs").main
     page = tmp_path / "page.md"
     around = "before\n<!-- output of: python -c 'print(6 * 7)' -->\n{}<!-- end of output -->\nafter ü\n"
     page.write_text(around.format("old\n"), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["refresh_docs", str(page)])
-    script.main()
+    main()
     assert page.read_text(encoding="utf-8") == around.format("\n42\n\n")
-    script.main()
+    main()
     assert page.read_text(encoding="utf-8") == around.format("\n42\n\n")
     broken = around.format("old\n").replace("print(6 * 7)", "raise SystemExit(1)")
     page.write_text(broken, encoding="utf-8")
     with pytest.raises(Exception, match="non-zero exit status 1"):
-        script.main()
+        main()
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
     assert page.read_text(encoding="utf-8") == broken

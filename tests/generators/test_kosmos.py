@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 import tiny_vlms
 from benchmarks.scoring import naive_log_likelihood
+from contract_cases import contract_cases
 from tiny_kosmos import (
     Kosmos2Config,
     Kosmos2ForConditionalGeneration,
@@ -28,7 +29,7 @@ from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError, WeightsError
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.protocols import Configurable, ImageStates
-from zsqretrieval.testing import GeneratorCase, generator_checks, parametrize_checks
+from zsqretrieval.testing import GeneratorCase
 from zsqretrieval.testing.generator_case import QUESTIONS
 from zsqretrieval.testing.pictures import painting, paintings
 from zsqretrieval.types import Image, ImageState
@@ -53,19 +54,18 @@ def in_states(generator, images):
 # -- the contract
 
 
-@parametrize_checks(generator_checks, kosmos)
-def test_contract(check):
-    check()
+CONTRACTS = {
+    "float32": kosmos,
+    "with-prefixes-kept": lambda: kosmos(prefix_cache_bytes=100_000),
+    "in-16-bits": lambda: GeneratorCase(kosmos(torch.bfloat16), tolerance=0.01),
+}
 
 
-@parametrize_checks(generator_checks, lambda: kosmos(prefix_cache_bytes=100_000))
-def test_contract_with_prefixes_kept(check):
-    check()
-
-
-@parametrize_checks(generator_checks, lambda: GeneratorCase(kosmos(torch.bfloat16), tolerance=0.01))
-def test_contract_in_16_bits(check):
-    check()
+@pytest.mark.parametrize(
+    ("name", "check"), contract_cases([*CONTRACTS], whole=["float32", "with-prefixes-kept"])
+)
+def test_contract(name, check):
+    check(CONTRACTS[name])
 
 
 def test_generator_is_a_configurable_plugin_with_image_states():
@@ -277,42 +277,43 @@ LONG = "red" + " red" * 299
 ONE = (IMAGES[0],)
 
 
+def scored(contexts, continuations, **settings):
+    return lambda: kosmos().log_likelihood(contexts, continuations, **settings)
+
+
+def written(contexts, **settings):
+    return lambda: kosmos().generate(contexts, **settings)
+
+
 @pytest.mark.parametrize(
-    ("method", "arguments", "message"),
+    ("use", "message"),
     [
-        ("log_likelihood", ([ONE] * 2, ["red", LONG]), r"pair 1 has 9 \+ 300 = 309 tokens .* reads 256"),
-        ("generate", ([("red",), ("red" + " red" * 254,)],), "context 1 and one new token has 256"),
-        ("log_likelihood", ([ONE, "red"], ["red"] * 2), r"context 1 is one string.*\['red'\]"),
-        ("generate", ([(PurePosixPath("dog.jpg"), "red")],), r"context 0 contains a PurePosixPath.*as_image"),
-        ("generate", ([IMAGES[0]],), "context 0 must be a list, not Image"),
-        ("log_likelihood", ([ONE] * 3, "red"), "continuations must be a list, not str"),
-        ("log_likelihood", ([ONE], [3]), "continuation 0 must be a"),
-        ("log_likelihood", ([ONE], ["\ud800"]), "continuation 0 is not Unicode"),
-        ("log_likelihood", ([(IMAGES[0], "\ud800")], ["red"]), "a text of context 0 is not Unicode"),
+        (scored([ONE] * 2, ["red", LONG]), r"pair 1 has 9 \+ 300 = 309 tokens .* reads 256"),
+        (written([("red",), ("red" + " red" * 254,)]), "context 1 and one new token has 256"),
+        (scored([ONE, "red"], ["red"] * 2), r"context 1 is one string.*\['red'\]"),
+        (written([(PurePosixPath("dog.jpg"), "red")]), r"context 0 contains a PurePosixPath.*as_image"),
+        (written([IMAGES[0]]), "context 0 must be a list, not Image"),
+        (scored([ONE] * 3, "red"), "continuations must be a list, not str"),
+        (scored([ONE], [3]), "continuation 0 must be a"),
+        (scored([ONE], ["\ud800"]), "continuation 0 is not Unicode"),
+        (scored([(IMAGES[0], "\ud800")], ["red"]), "a text of context 0 is not Unicode"),
+        (scored([ONE], ["red"], batch_size=0), "batch_size must be at least 1"),
+        (written([ONE], batch_size=0), "batch_size must be at least 1"),
+        (lambda: kosmos().image_states(IMAGES, batch_size=0), "batch_size must be at least 1"),
+        (written([ONE], temperature=float("inf")), "temperature=inf"),
+        (written([ONE], seed=-1), "seed"),
+        (lambda: tiny_kosmos(prefix_cache_bytes=-1), "prefix_cache_bytes"),
+        (lambda: Kosmos1Generator.from_pretrained(dtype="int4"), "dtype must be one of float32"),
+        (lambda: Kosmos1Generator.from_config({"size": 3}), "no setting 'size'"),
     ],
 )
-def test_invalid_input_is_refused_by_its_position(method, arguments, message):
+def test_invalid_input_is_refused_by_position_or_name(use, message):
     with pytest.raises(InvalidInputError, match=message):
-        getattr(kosmos(), method)(*arguments)
+        use()
 
 
 def test_context_length_can_be_used_to_the_last_token():
     kosmos().log_likelihood([ONE], ["red" + " red" * (255 - 9)])
-
-
-@pytest.mark.parametrize(
-    ("method", "arguments", "settings", "message"),
-    [
-        ("log_likelihood", ([ONE], ["red"]), {"batch_size": 0}, "batch_size must be at least 1"),
-        ("generate", ([ONE],), {"batch_size": 0}, "batch_size must be at least 1"),
-        ("image_states", (IMAGES,), {"batch_size": 0}, "batch_size must be at least 1"),
-        ("generate", ([ONE],), {"temperature": float("inf")}, "temperature=inf"),
-        ("generate", ([ONE],), {"seed": -1}, "seed"),
-    ],
-)
-def test_setting_out_of_range_is_refused_by_name(method, arguments, settings, message):
-    with pytest.raises(InvalidInputError, match=message):
-        getattr(kosmos(), method)(*arguments, **settings)
 
 
 VALUES = np.zeros((6, 32), np.float32)
@@ -332,11 +333,6 @@ def test_wrong_image_state_is_refused_by_its_source(values, fingerprint, error, 
     state = ImageState(values, fingerprint or own, "x.jpg")
     with pytest.raises(error, match=message.replace("{own}", own)):
         kosmos().log_likelihood([(state, PROMPT)], ["red"])
-
-
-def test_negative_cache_size_is_refused():
-    with pytest.raises(InvalidInputError, match="prefix_cache_bytes"):
-        tiny_kosmos(prefix_cache_bytes=-1)
 
 
 def test_very_long_picture_is_encoded():
@@ -442,10 +438,3 @@ def test_out_of_memory_on_loading_is_raised_unchanged(saved, monkeypatch):
     monkeypatch.setattr(Kosmos2ForConditionalGeneration, "from_pretrained", refuse)
     with pytest.raises(MemoryError):
         Kosmos1Generator.from_pretrained(saved[1])
-
-
-def test_unknown_dtype_or_setting_is_refused():
-    with pytest.raises(InvalidInputError, match="dtype must be one of float32"):
-        Kosmos1Generator.from_pretrained(dtype="int4")
-    with pytest.raises(InvalidInputError, match="no setting 'size'"):
-        Kosmos1Generator.from_config({"size": 3})

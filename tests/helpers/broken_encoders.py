@@ -9,7 +9,7 @@ import time
 import numpy as np
 from PIL import Image as PILImage
 
-from caught_by import caught_by
+from caught_by import caught_by, spoiled
 from zsqretrieval.errors import ImageError
 from zsqretrieval.testing import ToyEncoder
 from zsqretrieval.types import Image
@@ -23,6 +23,44 @@ class BothWays(ToyEncoder):
 
     def encode_text(self, texts, *, batch_size=32):
         return self.spoil(super().encode_text(texts), batch_size)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def training_mode_batch_norm(rows, batch_size):
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        batch -= 0.1 * batch.mean(axis=0)
+    return unit(rows)
+
+
+def dropout(rows, _):
+    return unit(rows + np.random.default_rng().normal(0, 0.01, rows.shape).astype(np.float32))
+
+
+IMAGE_ROWS, TEXT_ROWS = "image_rows_are_unit_vectors", "text_rows_are_unit_vectors"
+SPOILED = spoiled(
+    BothWays,
+    Unnormalised=(lambda rows, _: rows * np.float32(1.001), IMAGE_ROWS, TEXT_ROWS),
+    Float64=(lambda rows, _: rows.astype(np.float64), IMAGE_ROWS, TEXT_ROWS, "no_images_give_no_rows"),
+    ColumnMajor=(lambda rows, _: np.asfortranarray(rows), IMAGE_ROWS, TEXT_ROWS),
+    StacksAnEmptyList=(
+        lambda rows, _: np.array(list(rows), np.float32),
+        *("no_images_give_no_rows", "no_texts_give_no_rows"),
+    ),
+    TrainingModeBatchNorm=(
+        training_mode_batch_norm,
+        *("image_batch_size_changes_nothing", "text_batch_size_changes_nothing"),
+    ),
+    Dropout=(dropout, "encoding_is_deterministic"),
+    Collapsed=(lambda rows, _: np.full_like(rows, 0.25), "different_images_differ", "different_texts_differ"),
+    NanRows=(
+        lambda rows, _: np.full_like(rows, np.nan),
+        *(IMAGE_ROWS, "encoding_is_deterministic", "different_texts_differ"),
+    ),
+)
 
 
 @caught_by("dim_and_fingerprint_are_stable")
@@ -40,30 +78,6 @@ class NumpyDim(ToyEncoder):
     dim = np.int64(16)
 
 
-@caught_by("image_rows_are_unit_vectors", "text_rows_are_unit_vectors")
-class Unnormalised(BothWays):
-    def spoil(self, rows, batch_size):
-        return rows * np.float32(1.001)
-
-
-@caught_by("image_rows_are_unit_vectors", "text_rows_are_unit_vectors", "no_images_give_no_rows")
-class Float64(BothWays):
-    def spoil(self, rows, batch_size):
-        return rows.astype(np.float64)
-
-
-@caught_by("image_rows_are_unit_vectors", "text_rows_are_unit_vectors")
-class ColumnMajor(BothWays):
-    def spoil(self, rows, batch_size):
-        return np.asfortranarray(rows)
-
-
-@caught_by("no_images_give_no_rows", "no_texts_give_no_rows")
-class StacksAnEmptyList(BothWays):
-    def spoil(self, rows, batch_size):
-        return np.array(list(rows), np.float32)
-
-
 @caught_by("image_order_is_kept", "text_order_is_kept")
 class SortedByLengthAndNotBack(ToyEncoder):
     def encode_image(self, images, *, batch_size=32):
@@ -71,34 +85,6 @@ class SortedByLengthAndNotBack(ToyEncoder):
 
     def encode_text(self, texts, *, batch_size=32):
         return super().encode_text(sorted(texts, key=len))
-
-
-@caught_by("image_batch_size_changes_nothing", "text_batch_size_changes_nothing")
-class TrainingModeBatchNorm(BothWays):
-    def spoil(self, rows, batch_size):
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            batch -= 0.1 * batch.mean(axis=0)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-@caught_by("encoding_is_deterministic")
-class Dropout(BothWays):
-    def spoil(self, rows, batch_size):
-        rows += np.random.default_rng().normal(0, 0.01, rows.shape).astype(np.float32)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-@caught_by("different_images_differ", "different_texts_differ")
-class Collapsed(BothWays):
-    def spoil(self, rows, batch_size):
-        return np.full_like(rows, 0.25)
-
-
-@caught_by("image_rows_are_unit_vectors", "encoding_is_deterministic", "different_texts_differ")
-class NanRows(BothWays):
-    def spoil(self, rows, batch_size):
-        return np.full_like(rows, np.nan)
 
 
 @caught_by("only_pixels_count")

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from caught_by import caught_by
+from caught_by import caught_by, spoiled
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.testing import ToyGenerator, ToyStatesGenerator
 from zsqretrieval.types import Image, ImageState, LogLikelihood
@@ -37,30 +37,94 @@ class SpoiledTexts(ToyGenerator):
         return self.spoil(super().generate(contexts, **settings))
 
 
+class SpoiledStates(ToyStatesGenerator):
+    """Applies ``spoil`` of a subclass to all image states."""
+
+    def image_states(self, images, *, batch_size=16):
+        return self.spoil(super().image_states(images))
+
+
+def texts_of(context):
+    return [segment for segment in context if isinstance(segment, str)]
+
+
+def images_of(context):
+    return [segment for segment in context if not isinstance(segment, str)]
+
+
+def first_token_free(log_probs):
+    """Shifts within the continuation, so that its first token is never scored."""
+    return np.concatenate([np.zeros(1, np.float32), log_probs[1:]])
+
+
+def dropout(log_probs):
+    return log_probs - np.random.default_rng().random(len(log_probs), np.float32)
+
+
+def without_text_before_the_image(context):
+    first = [i for i, segment in enumerate(context) if not isinstance(segment, str)]
+    return context[first[0] :] if first else context
+
+
+def first_image_only(context):
+    images = images_of(context)
+    return [segment for segment in context if isinstance(segment, str) or segment is images[0]]
+
+
+def images_in_any_order(context):
+    """Gathers the images in an order of its own."""
+    return [*sorted(images_of(context), key=lambda image: image.source), *texts_of(context)]
+
+
+LOG_PROBS, SUM_TO_ONE = "likelihoods_are_log_probabilities", "next_token_probabilities_sum_to_one"
+SPOILED = [
+    *spoiled(
+        SpoiledScores,
+        Losses=(lambda log_probs: -log_probs, LOG_PROBS),
+        Float64=(lambda log_probs: log_probs.astype(np.float64), LOG_PROBS),
+        OneNumberPerText=(lambda log_probs: log_probs.sum(keepdims=True), LOG_PROBS),
+        Temperature=(lambda log_probs: log_probs / 2, SUM_TO_ONE),  # without another softmax
+        FirstTokenFree=(first_token_free, "chain_rule_holds", SUM_TO_ONE),
+        LengthNormalised=(
+            lambda log_probs: log_probs / np.float32(len(log_probs)),
+            *("chain_rule_holds", "later_tokens_do_not_leak"),
+        ),
+        Dropout=(dropout, "scoring_is_deterministic"),
+    ),
+    *spoiled(
+        SpoiledContexts,
+        IgnoresImages=(texts_of, "image_matters", "every_image_matters"),
+        IgnoresText=(images_of, "text_matters"),
+        LosesTextBeforeTheImage=(without_text_before_the_image, "text_matters"),
+        FirstImageOnly=(first_image_only, "every_image_matters"),
+        ImagesInAnyOrder=(images_in_any_order, "every_image_matters"),
+    ),
+    *spoiled(
+        SpoiledTexts,
+        FlatTexts=(lambda texts: [text for each in texts for text in each], "n_texts_per_context"),
+        UniqueTexts=(lambda texts: [sorted(set(each)) for each in texts], "n_texts_per_context"),
+        TextsReversed=(lambda texts: texts[::-1], "generation_order_is_kept"),
+        CopiesTheFirstDraw=(lambda texts: [each[:1] * len(each) for each in texts], "sampling_varies"),
+        WritesBackwards=(
+            lambda texts: [[" ".join(text.split()[::-1]) for text in each] for each in texts],
+            "max_new_tokens_is_respected",
+        ),
+    ),
+    *spoiled(
+        SpoiledStates,
+        StatesOfAnyPrecision=(lambda states: states.astype(np.float64), "image_states_are_as_described"),
+        CoarseStates=(lambda states: states.round(1), "state_stands_for_its_image"),
+        StatesInReverse=(lambda states: states[::-1], "state_order_is_kept", "state_stands_for_its_image"),
+    ),
+]
+
+
 # -- likelihood
 
 
 @caught_by("fingerprint_is_stable")
 class NoFingerprint(ToyGenerator):
     fingerprint = ""
-
-
-@caught_by("likelihoods_are_log_probabilities")
-class Losses(SpoiledScores):
-    def spoil(self, log_probs):
-        return -log_probs
-
-
-@caught_by("likelihoods_are_log_probabilities")
-class Float64(SpoiledScores):
-    def spoil(self, log_probs):
-        return log_probs.astype(np.float64)
-
-
-@caught_by("likelihoods_are_log_probabilities")
-class OneNumberPerText(SpoiledScores):
-    def spoil(self, log_probs):
-        return log_probs.sum(keepdims=True)
 
 
 @caught_by("next_token_probabilities_sum_to_one")
@@ -73,28 +137,6 @@ class UnshiftedLabels(ToyGenerator):
         start = len(segments) - len(tokens)
         log_probs = [np.log(self._next(segments[: start + t + 1])[token]) for t, token in enumerate(tokens)]
         return LogLikelihood(tuple(self.vocabulary[t] for t in tokens), np.array(log_probs, np.float32))
-
-
-@caught_by("next_token_probabilities_sum_to_one")
-class Temperature(SpoiledScores):
-    """Log-probabilities of logits divided by 2, without another softmax."""
-
-    def spoil(self, log_probs):
-        return log_probs / 2
-
-
-@caught_by("chain_rule_holds", "next_token_probabilities_sum_to_one")
-class FirstTokenFree(SpoiledScores):
-    """Shifts within the continuation, so that its first token is never scored."""
-
-    def spoil(self, log_probs):
-        return np.concatenate([np.zeros(1, np.float32), log_probs[1:]])
-
-
-@caught_by("chain_rule_holds", "later_tokens_do_not_leak")
-class LengthNormalised(SpoiledScores):
-    def spoil(self, log_probs):
-        return log_probs / np.float32(len(log_probs))
 
 
 @caught_by("tokens_depend_on_the_continuation_only", "chain_rule_holds")
@@ -173,12 +215,6 @@ class LongestFirstAndNotBack(ToyGenerator):
 
 
 @caught_by("scoring_is_deterministic")
-class Dropout(SpoiledScores):
-    def spoil(self, log_probs):
-        return log_probs - np.random.default_rng().random(len(log_probs), np.float32)
-
-
-@caught_by("scoring_is_deterministic")
 class LeftoverCache(ToyGenerator):
     """Generation leaves something behind that the next scoring reads."""
 
@@ -190,41 +226,6 @@ class LeftoverCache(ToyGenerator):
 
     def _score(self, context, text, pair):
         return super()._score((*self.leftover, *context), text, pair)
-
-
-@caught_by("image_matters", "every_image_matters")
-class IgnoresImages(SpoiledContexts):
-    def spoil(self, context):
-        return [segment for segment in context if isinstance(segment, str)]
-
-
-@caught_by("text_matters")
-class IgnoresText(SpoiledContexts):
-    def spoil(self, context):
-        return [segment for segment in context if not isinstance(segment, str)]
-
-
-@caught_by("text_matters")
-class LosesTextBeforeTheImage(SpoiledContexts):
-    def spoil(self, context):
-        images = [i for i, segment in enumerate(context) if not isinstance(segment, str)]
-        return context[images[0] :] if images else context
-
-
-@caught_by("every_image_matters")
-class FirstImageOnly(SpoiledContexts):
-    def spoil(self, context):
-        images = [segment for segment in context if not isinstance(segment, str)]
-        return [segment for segment in context if isinstance(segment, str) or segment is images[0]]
-
-
-@caught_by("every_image_matters")
-class ImagesInAnyOrder(SpoiledContexts):
-    """Gathers the images in an order of its own."""
-
-    def spoil(self, context):
-        images = sorted((s for s in context if not isinstance(s, str)), key=lambda image: image.source)
-        return [*images, *(segment for segment in context if isinstance(segment, str))]
 
 
 @caught_by("no_pairs_give_no_likelihoods")
@@ -326,28 +327,10 @@ class CannotBeCancelled(ToyGenerator):
 # -- generation
 
 
-@caught_by("n_texts_per_context")
-class FlatTexts(SpoiledTexts):
-    def spoil(self, texts):
-        return [text for each in texts for text in each]
-
-
-@caught_by("n_texts_per_context")
-class UniqueTexts(SpoiledTexts):
-    def spoil(self, texts):
-        return [sorted(set(each)) for each in texts]
-
-
 @caught_by("greedy_generation_is_deterministic")
 class AlwaysSamples(ToyGenerator):
     def _continue(self, prompt, limit, temperature, rng):
         return super()._continue(prompt, limit, temperature or 1.0, rng)
-
-
-@caught_by("generation_order_is_kept")
-class TextsReversed(SpoiledTexts):
-    def spoil(self, texts):
-        return texts[::-1]
 
 
 @caught_by("generation_order_is_kept")
@@ -380,12 +363,6 @@ class SeedsOnlyOnce(ToyGenerator):
 
 
 @caught_by("sampling_varies")
-class CopiesTheFirstDraw(SpoiledTexts):
-    def spoil(self, texts):
-        return [each[:1] * len(each) for each in texts]
-
-
-@caught_by("sampling_varies")
 class OneSeedForAll(ToyGenerator):
     def generate(self, contexts, **settings):
         return super().generate(contexts, **{**settings, "seed": 0})
@@ -395,12 +372,6 @@ class OneSeedForAll(ToyGenerator):
 class OneTokenTooMany(ToyGenerator):
     def _continue(self, prompt, limit, temperature, rng):
         return super()._continue(prompt, limit + 1, temperature, rng)
-
-
-@caught_by("max_new_tokens_is_respected")
-class WritesBackwards(SpoiledTexts):
-    def spoil(self, texts):
-        return [[" ".join(text.split()[::-1]) for text in each] for each in texts]
 
 
 @caught_by("greedy_token_is_the_likeliest")
@@ -442,27 +413,11 @@ class CutsThePrompt(ToyGenerator):
 
 
 @caught_by("image_states_are_as_described")
-class StatesOfAnyPrecision(ToyStatesGenerator):
-    """Hands out what the computation happened to use."""
-
-    def image_states(self, images, *, batch_size=16):
-        return super().image_states(images).astype(np.float64)
-
-
-@caught_by("image_states_are_as_described")
 class NoStatesAtAll(ToyStatesGenerator):
     """An empty list has lost its shape."""
 
     def image_states(self, images, *, batch_size=16):
         return super().image_states(images) if images else np.empty(0, np.float32)
-
-
-@caught_by("state_stands_for_its_image")
-class CoarseStates(ToyStatesGenerator):
-    """Stores less than the model would notice."""
-
-    def image_states(self, images, *, batch_size=16):
-        return super().image_states(images).round(1)
 
 
 @caught_by("state_stands_for_its_image")
@@ -491,12 +446,6 @@ class BatchNormalised(ToyStatesGenerator):
         for start in range(0, len(states), batch_size):
             states[start : start + batch_size] -= states[start : start + batch_size].mean(axis=0) / 4
         return states
-
-
-@caught_by("state_order_is_kept", "state_stands_for_its_image")
-class StatesInReverse(ToyStatesGenerator):
-    def image_states(self, images, *, batch_size=16):
-        return super().image_states(images)[::-1]
 
 
 @caught_by("foreign_state_is_refused")

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from caught_by import caught_by
+from caught_by import caught_by, spoiled
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.testing import ToyIndex
 from zsqretrieval.testing.index_refusals import refusals
@@ -23,6 +23,41 @@ class SpoiledAnswers(ToyIndex):
         return Neighbors(*self.spoil(found.keys, found.scores))
 
 
+def worst_first(keys, scores):
+    n = int((keys[0] >= 0).sum()) if len(keys) else 0
+    keys[:, :n], scores[:, :n] = keys[:, :n][:, ::-1].copy(), scores[:, :n][:, ::-1].copy()
+    return keys, scores
+
+
+def as_many_as_there_are(keys, scores):
+    real = keys.max(axis=0, initial=-1) >= 0
+    return keys[:, real], scores[:, real]
+
+
+def keys_through_float64(keys, scores):
+    with np.errstate(invalid="ignore"):
+        return keys.astype(np.float64).astype(np.int64), scores
+
+
+TYPES, PADDING = "answers_have_contract_types", ("too_large_k_is_padded", "empty_index_answers_padding")
+SPOILED = spoiled(
+    SpoiledAnswers,
+    PlatformTypes=(lambda keys, scores: (keys.astype(np.uint64), scores.astype(np.float64)), TYPES),
+    FlatAnswers=(lambda keys, scores: (keys.squeeze(), scores.squeeze()), TYPES),
+    Distances=(lambda keys, scores: (keys, 1 - scores), "own_vector_is_nearest", "scores_are_cosines"),
+    ScoresMappedToZeroOne=(lambda keys, scores: (keys, (1 + scores) / 2), "scores_are_cosines"),
+    WorstFirst=(worst_first, "own_vector_is_nearest", "scores_fall"),
+    AsManyAsThereAre=(as_many_as_there_are, *PADDING),
+    PaddedWithKeyZero=(lambda keys, scores: (np.maximum(keys, 0), np.nan_to_num(scores)), *PADDING),
+    StacksAnEmptyList=(
+        lambda keys, scores: (np.array(list(keys), np.int64), np.array(list(scores), np.float32)),
+        "no_queries_give_no_rows",
+    ),
+    KeysThroughFloat64=(keys_through_float64, "large_keys_are_exact"),
+    Keys32=(lambda keys, scores: (keys.astype(np.int32).astype(np.int64), scores), "large_keys_are_exact"),
+)
+
+
 # -- searching
 
 
@@ -30,38 +65,6 @@ class SpoiledAnswers(ToyIndex):
 class ForgetsItsFingerprint(ToyIndex):
     def __init__(self, dim, fingerprint=""):
         super().__init__(dim)
-
-
-@caught_by("answers_have_contract_types")
-class PlatformTypes(SpoiledAnswers):
-    def spoil(self, keys, scores):
-        return keys.astype(np.uint64), scores.astype(np.float64)
-
-
-@caught_by("answers_have_contract_types")
-class FlatAnswers(SpoiledAnswers):
-    def spoil(self, keys, scores):
-        return keys.squeeze(), scores.squeeze()
-
-
-@caught_by("own_vector_is_nearest", "scores_are_cosines")
-class Distances(SpoiledAnswers):
-    def spoil(self, keys, scores):
-        return keys, 1 - scores
-
-
-@caught_by("scores_are_cosines")
-class ScoresMappedToZeroOne(SpoiledAnswers):
-    def spoil(self, keys, scores):
-        return keys, (1 + scores) / 2
-
-
-@caught_by("own_vector_is_nearest", "scores_fall")
-class WorstFirst(SpoiledAnswers):
-    def spoil(self, keys, scores):
-        n = int((keys[0] >= 0).sum()) if len(keys) else 0
-        keys[:, :n], scores[:, :n] = keys[:, :n][:, ::-1].copy(), scores[:, :n][:, ::-1].copy()
-        return keys, scores
 
 
 @caught_by("scores_are_cosines", "length_of_vectors_does_not_matter")
@@ -79,25 +82,6 @@ class NormsInFloat32(ToyIndex):
         super()._checked(vectors)
         with np.errstate(all="ignore"):
             return np.nan_to_num(vectors / np.sqrt((vectors * vectors).sum(axis=1, keepdims=True)))
-
-
-@caught_by("too_large_k_is_padded", "empty_index_answers_padding")
-class AsManyAsThereAre(SpoiledAnswers):
-    def spoil(self, keys, scores):
-        real = keys.max(axis=0, initial=-1) >= 0
-        return keys[:, real], scores[:, real]
-
-
-@caught_by("too_large_k_is_padded", "empty_index_answers_padding")
-class PaddedWithKeyZero(SpoiledAnswers):
-    def spoil(self, keys, scores):
-        return np.maximum(keys, 0), np.nan_to_num(scores)
-
-
-@caught_by("no_queries_give_no_rows")
-class StacksAnEmptyList(SpoiledAnswers):
-    def spoil(self, keys, scores):
-        return np.array(list(keys), np.int64), np.array(list(scores), np.float32)
 
 
 @caught_by("queries_do_not_affect_each_other")
@@ -161,19 +145,6 @@ class WritesToItsInput(ToyIndex):
     def add(self, keys, vectors):
         vectors *= 1
         super().add(keys, vectors)
-
-
-@caught_by("large_keys_are_exact")
-class KeysThroughFloat64(SpoiledAnswers):
-    def spoil(self, keys, scores):
-        with np.errstate(invalid="ignore"):
-            return keys.astype(np.float64).astype(np.int64), scores
-
-
-@caught_by("large_keys_are_exact")
-class Keys32(SpoiledAnswers):
-    def spoil(self, keys, scores):
-        return keys.astype(np.int32).astype(np.int64), scores
 
 
 # -- refusing

@@ -1,4 +1,4 @@
-"""Mark of the broken parts in ``broken_encoders``, ``broken_indexes`` and ``broken_generators``."""
+"""Marks of the broken parts in ``broken_encoders``, ``broken_indexes`` and ``broken_generators``."""
 
 from __future__ import annotations
 
@@ -11,3 +11,11 @@ def caught_by(*checks):
         return kind
 
     return mark
+
+
+def spoiled(base, **bugs):
+    """Subclasses of ``base``, each with its own ``spoil`` and the checks that must find it."""
+    return [
+        type(name, (base,), {"spoil": staticmethod(spoil), "caught_by": checks})
+        for name, (spoil, *checks) in bugs.items()
+    ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image as PILImage
 
+from tars import pack
+from zsqretrieval.testing.pictures import encoded
 from zsqretrieval.testing.toys import COLOURS
 
 CAPTIONS = {
@@ -25,18 +25,14 @@ def write_colours(folder: Path, splits: Sequence[str] = ("dev", "test"), shades:
     """
     folder.mkdir()
     for place, split in enumerate(splits):
-        with tarfile.open(folder / f"{split}-000.tar", "w") as tar:
-            for number in range(shades * len(COLOURS)):
-                name = list(COLOURS)[number % len(COLOURS)]
-                png = io.BytesIO()
-                picture = PILImage.new("RGB", (8, 8), name)
-                picture.putpixel((0, 0), (number, number, number + 100 * place))
-                picture.save(png, "PNG")
-                facts = json.dumps({"captions": CAPTIONS[name]}).encode()
-                for suffix, content in (("png", png.getvalue()), ("json", facts)):
-                    member = tarfile.TarInfo(f"{number:04}.{suffix}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+        members = {}
+        for number in range(shades * len(COLOURS)):
+            name = list(COLOURS)[number % len(COLOURS)]
+            picture = PILImage.new("RGB", (8, 8), name)
+            picture.putpixel((0, 0), (number, number, number + 100 * place))
+            members[f"{number:04}.png"] = encoded(picture)
+            members[f"{number:04}.json"] = json.dumps({"captions": CAPTIONS[name]}).encode()
+        pack(folder / f"{split}-000.tar", members)
     return folder
 
 

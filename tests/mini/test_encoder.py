@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import zsqretrieval.mini.encoder as mini_module
 from zsqretrieval import plugins
 from zsqretrieval.data.images import decode
-from zsqretrieval.data.samples import PHOTOGRAPHS, photographs
+from zsqretrieval.data.samples import photographs
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.mini.efficientnet import scale_pixels
 from zsqretrieval.mini.encoder import ImageTower, MiniEncoder, TextTower
@@ -141,7 +141,3 @@ def test_damaged_trained_part_is_refused(tmp_path: Path, damage: str) -> None:
 def test_wrong_arguments_are_refused(refused: Callable[[], object], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         refused()
-
-
-def test_all_photographs_of_the_demo_are_installed() -> None:
-    assert len(photographs()) == len(PHOTOGRAPHS)

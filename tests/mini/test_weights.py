@@ -12,7 +12,7 @@ import pytest
 
 from zsqretrieval.errors import MissingDependencyError, WeightsError
 from zsqretrieval.mini import weights
-from zsqretrieval.mini.weights import FILES, WeightFile
+from zsqretrieval.mini.weights import WeightFile
 
 CONTENT = b"weights" * 1000
 FILE = WeightFile("zsqfake", "1.0", "zsqfake/model/a.bin", hashlib.sha256(CONTENT).hexdigest())
@@ -79,11 +79,6 @@ def test_model_without_the_extra_names_the_pip_line(monkeypatch: pytest.MonkeyPa
     for model in (MiniEncoder, MiniGenerator):
         with pytest.raises(MissingDependencyError, match=r'pip install "zsqretrieval\[mini\]"$'):
             model.from_pretrained()
-
-
-def test_installed_packages_have_the_expected_files() -> None:
-    for file in FILES.values():
-        assert hashlib.sha256(file.verified().read_bytes()).hexdigest() == file.sha256
 
 
 def test_loading_the_models_imports_no_code_of_the_packages() -> None:

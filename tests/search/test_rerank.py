@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as npst
 from PIL import Image as PILImage
 
 from zsqretrieval.data.images import decode
-from zsqretrieval.errors import InvalidInputError, ZsqError
+from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, RerankOnly, WeightedSum, best_first
 from zsqretrieval.search.priors import Prior, log_prior, null_images
@@ -105,22 +105,29 @@ def test_yes_and_no_by_the_toy() -> None:
         (lambda: Likelihood(PROMPTS["vqa"]), "takes 1 images and question"),
         (lambda: Likelihood(aggregate="max"), "'sum' or 'mean', not 'max'"),  # type: ignore[arg-type]
         (lambda: YesNo(PROMPTS["question"]), r"one image and \{question\}"),
+        (lambda: Likelihood("Question:"), r"the prompt must be a Prompt, such as .*, not 'Question:'"),
+        (lambda: YesNo("is it?"), "the prompt must be a Prompt"),
         (lambda: YesNo(yes=()), "verbalisers must be non-empty strings"),
-        (lambda: YesNo(no=(" ",)), "verbalisers must be non-empty strings"),
-        (lambda: YesNo(yes=" yes"), "a sequence of texts, not ' yes'"),  # type: ignore[arg-type]
-        (lambda: YesNo(no=" no"), "a sequence of texts, not ' no'"),  # type: ignore[arg-type]
         (lambda: YesNo(yes=(" a",), no=(" b", " a")), "given twice"),
         (lambda: WeightedSum(-1), "weight must be a finite number of at least 0"),
         (lambda: WeightedSum(math.nan), "weight must be"),
+        (lambda: WeightedSum("1"), "weight must be a finite number of at least 0, not '1'"),
+        (lambda: WeightedSum(None), "weight must be"),
         (lambda: WeightedSum(scale="log"), "'standardized' or 'raw', not 'log'"),  # type: ignore[arg-type]
         (lambda: WeightedSum(first_stage_scale=100), "has no effect with scale"),
         (lambda: ReciprocalRank(-1), "constant must be"),
+        (lambda: ReciprocalRank(None), "constant must be"),
         (lambda: Maximum(math.inf), "shift must be a finite number"),
+        (lambda: Maximum("1"), "shift must be a finite number, not '1'"),
         (lambda: Maximum(scale="log"), "'standardized' or 'raw', not 'log'"),  # type: ignore[arg-type]
         (lambda: Prior(1.2), "alpha must lie between 0 and 1"),
         (lambda: Prior(math.nan), "alpha must be a finite number"),
+        (lambda: Prior(alpha="0.8"), "alpha must be a finite number"),
         (lambda: Prior(null_images=()), "at least one null image"),
+        (lambda: Prior(null_images=("grey.png",)), "null_images must be records of .*'grey.png'"),
         (lambda: null_images(0), "count must be at least 1"),
+        (lambda: score_pairs(GENERATOR, Likelihood(), ["red"], "red.png"), "images must be a list, not str"),
+        (lambda: score_pairs(GENERATOR, Likelihood(), "red", IMAGES[:1]), "texts must be a list, not str"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
@@ -161,21 +168,6 @@ def test_nothing_to_score() -> None:
     assert generator.calls == []
 
 
-@pytest.mark.parametrize("broken", [math.nan, -math.inf])
-def test_a_broken_generator_is_named_with_the_image(broken: float) -> None:
-    class Broken(ToyGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
-            return [said(-1, broken if context[0] is IMAGES[2] else -1) for context in contexts]
-
-    gave = r"the generator Broken gave -?(nan|inf) as the log-probability of"
-    with pytest.raises(ZsqError, match=rf"{gave} ' {re.escape(QUESTION)}' given blue: .*check_gen"):
-        score_images(Broken(), Likelihood(), QUESTION, IMAGES)
-    with pytest.raises(ZsqError, match=f"{gave} ' red bus' given blue:"):
-        score_texts(Broken(), Likelihood(), IMAGES[2], ["red bus"])
-    with pytest.raises(ZsqError, match=f"{gave} ' red bus' given blue:"):
-        log_prior(Broken(), Likelihood(), IMAGES, ["red bus"])
-
-
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_broken_rule_is_named_with_the_image(broken: float) -> None:
     class Broken(Likelihood):
@@ -187,15 +179,6 @@ def test_a_broken_rule_is_named_with_the_image(broken: float) -> None:
         score_images(GENERATOR, Broken(), QUESTION, IMAGES)
     with pytest.raises(InvalidInputError, match=r"^'red bus' given red: the scoring rule"):
         score_texts(GENERATOR, Broken(), IMAGES[0], ["red bus"])
-
-
-def test_a_generator_that_answers_too_little_is_an_error() -> None:
-    class Short(ToyGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
-            return super().log_likelihood(contexts, continuations)[:-1]
-
-    with pytest.raises(ZsqError, match="Short gave 5 likelihoods for 6 pairs"):
-        score_images(Short(), Likelihood(), QUESTION, IMAGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -408,29 +391,3 @@ def test_texts_are_scored_in_order_with_progress() -> None:
         GENERATOR, Likelihood(), null_images(2), TEXTS, batch_size=5, progress=lambda _, *n: seen.append(n)
     )
     assert seen[-1] == (8, 8)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (lambda: WeightedSum("1"), "weight must be a finite number of at least 0, not '1'"),
-        (lambda: WeightedSum(None), "weight must be"),
-        (lambda: Maximum("1"), "shift must be a finite number, not '1'"),
-        (lambda: ReciprocalRank(None), "constant must be"),
-        (lambda: Prior(alpha="0.8"), "alpha must be a finite number"),
-        (lambda: Prior(null_images=("grey.png",)), "null_images must be records of .*'grey.png'"),
-        (lambda: Likelihood("Question:"), r"the prompt must be a Prompt, such as .*, not 'Question:'"),
-        (lambda: YesNo("is it?"), "the prompt must be a Prompt"),
-        (
-            lambda: score_pairs(GENERATOR, Likelihood(), ["red"], "red.png"),
-            "images must be a list, not str",
-        ),
-        (
-            lambda: score_pairs(GENERATOR, Likelihood(), "red", null_images(1)),
-            "texts must be a list, not str",
-        ),
-    ],
-)
-def test_settings_of_another_kind_are_named(wrong: Any, message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        wrong()

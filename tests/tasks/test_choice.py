@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tables import TableGenerator, picture
-from zsqretrieval.errors import InvalidInputError, ZsqError
+from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.tasks import Choice, choose, count_correct
 from zsqretrieval.tasks.choice import TIE
-from zsqretrieval.types import LogLikelihood
 
 CAT, DOG = picture("cat.png"), picture("dog.png")
 TABLE = {
@@ -83,18 +82,3 @@ def test_bad_counts_and_aggregates_are_named() -> None:
             count_correct(choices, answers)
     with pytest.raises(InvalidInputError, match="aggregate must be 'sum' or 'mean', not 'max'"):
         choose(TableGenerator(TABLE), [[CAT]], ["cat", "big dog"], aggregate="max")  # type: ignore[arg-type]
-
-
-def test_generator_that_breaks_its_contract_is_named() -> None:
-    class Short(TableGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
-            return super().log_likelihood(contexts[:1], continuations[:1])
-
-    class Lost(TableGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
-            return [LogLikelihood(("x",), np.array([np.nan], np.float32))] * len(contexts)
-
-    with pytest.raises(ZsqError, match="Short gave 1 likelihoods for 2 pairs"):
-        choose(Short(TABLE), [[CAT]], ["cat", "big dog"])
-    with pytest.raises(ZsqError, match="Lost gave nan as the log-probability of ' cat' given cat"):
-        choose(Lost(TABLE), [[CAT]], ["cat", "big dog"])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as PILImage
 
 from tables import TableGenerator, picture
-from zsqretrieval.errors import ImageError, InvalidInputError, ZsqError
+from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.prompts import Prompt
 from zsqretrieval.tasks import (
     Reasoned,
@@ -142,12 +142,3 @@ def test_prompt_with_other_fields_is_refused() -> None:
 def test_broken_image_is_named() -> None:
     with pytest.raises(ImageError, match="<bytes>"):
         caption(ToyGenerator(), [CAT, b"no image"])
-
-
-def test_generator_that_writes_too_few_texts_is_named() -> None:
-    class Silent(TableGenerator):
-        def generate(self, contexts: Any, **_: Any) -> list[list[str]]:
-            return [[] for _ in contexts]
-
-    with pytest.raises(ZsqError, match="Silent wrote 0 texts for 2 contexts, not 1 each"):
-        caption(Silent(), [CAT, DOG])

@@ -47,6 +47,6 @@ def test_page_has_the_lines_that_the_example_prints(
         re.DOTALL,
     )
     assert shape_of(printed) == shape_of(shown) and len(shape_of(shown)) == 4
-    assert printed.count("\n|") == int(first[1]) + 3 + 3 + 3 * 2, (
+    assert printed.count("\n|") == module.SHOWN + 3 + 3 + 3 * 2, (
         "a line for each, and two heads of each table"
     )

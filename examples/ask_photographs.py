@@ -11,17 +11,19 @@ is selected: errors of the small model are printed as well.
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 
 from zsqretrieval import PRESETS, Retriever
 from zsqretrieval.data.samples import photographs
 from zsqretrieval.search.explain import words
 from zsqretrieval.types import Hit
 
+SHOWN = 6  # questions that are printed
 SEARCHED = ("what is the cat doing?", "where is the motorcycle?", "how many people are there?")
 
 
 def main() -> None:
-    """Print the questions, and three searches with and without them."""
+    """Print the first questions, and three searches with and without all of them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -35,7 +37,7 @@ def main() -> None:
         counts = f"{report.questions} questions of {report.asked} photographs, {report.kept} kept"
         print(f"{counts} (`top_k={args.top_k}`).\n")
         print("| image | question | answer | own rank | kept |\n|---|---|---|---|---|")
-        for one in retriever.questions.list():
+        for one in islice(retriever.questions.list(), SHOWN):
             rank = one.judgement.rank or f"> {args.top_k}"
             kept = "yes" if one.judgement.kept else ""
             print(f"| {one.id} | {one.text} | {one.answer or ''} | {rank} | {kept} |")

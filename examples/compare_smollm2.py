@@ -9,8 +9,8 @@ tokens to SmolLM2's width; they follow ``<|im_start|>``. SmolLM2's linear layers
 al., arXiv 2106.09685). The four texts of an image share its tokens in one row, and none attends to another,
 which takes half the time of one row each. 420 steps of 144 texts take 75 minutes on two cores.
 
-Prints the numbers in docs/mini-generator.md. Deterministic under ``--seed`` for a given number of threads and
-version of torch.
+Prints the numbers in examples/training_notes.md. Deterministic under ``--seed`` for a given number of threads
+and version of torch.
 """
 
 from __future__ import annotations

@@ -52,9 +52,6 @@ QUESTIONS = {
     "astronaut": "what is the woman wearing?",
     "cat": "what animal is this?",
     "coffee": "what is on the table?",
-    "motorcycle": "what colour is the motorcycle?",
-    "rocket": "where is the rocket?",
-    "photographer": "what is the man holding?",
 }
 # Names without a meaning, so that only their descriptions can help.
 MADE_UP = {
@@ -114,10 +111,10 @@ def head(title: str, *columns: str) -> None:
     print("|---" * len(columns) + "|")
 
 
-def verdicts(choices: Sequence[Choice], answers: Sequence[str]) -> str:
-    """Accuracy with its interval, and the mean probability of the right option."""
+def judge(items: str, way: str, choices: Sequence[Choice], answers: Sequence[str]) -> None:
+    """Print the accuracy with its interval, and the mean probability of the right option."""
     right = [one.posterior[one.options.index(name)] for one, name in zip(choices, answers, strict=True)]
-    return f"{count_correct(choices, answers)}; the right one gets {sum(right) / len(right):.2f} on average"
+    row(items, way, count_correct(choices, answers), f"{sum(right) / len(right):.2f}")
 
 
 def writing(generator: Generator, photos: dict[str, Image]) -> None:
@@ -134,13 +131,9 @@ def writing(generator: Generator, photos: dict[str, Image]) -> None:
 
 def recognition(generator: Generator, photos: dict[str, Image]) -> None:
     """Classification by names, then by made-up names with descriptions."""
-    head("Twelve photographs, twelve names", "photograph", "likeliest name", "P", "margin in nats")
     found = classify(generator, [photos[id] for id in NAMES], list(NAMES.values()))
-    for id, one in zip(NAMES, found, strict=True):
-        row(id, one.best, f"{one.posterior.max():.2f}", f"{one.margin:.2f}")
-    print(f"\n{verdicts(found, list(NAMES.values()))}")
+    judge("twelve photographs, twelve names", "names alone", found, list(NAMES.values()))
 
-    head("Six photographs, six made-up names", "what is read before", "result")
     images = [photos[id] for id in MADE_UP_OF]
     plain = classify(
         generator,
@@ -148,24 +141,24 @@ def recognition(generator: Generator, photos: dict[str, Image]) -> None:
         list(MADE_UP),
         prompt=Prompt("<image>Question:what is the name of thing in the picture? Answer:"),
     )
-    row("nothing", verdicts(plain, list(MADE_UP_OF.values())))
+    items = "six photographs, six made-up names"
+    judge(items, "names alone", plain, list(MADE_UP_OF.values()))
     described = recognize(generator, images, MADE_UP, category="thing")
-    row("descriptions", verdicts(described, list(MADE_UP_OF.values())))
+    judge(items, "with descriptions", described, list(MADE_UP_OF.values()))
 
 
 def opinions(generator: Generator) -> None:
     """Sentiment of texts in pictures."""
-    head("Twenty opinions, drawn as pictures", "way", "result")
     answers = [label for label, texts in OPINIONS.items() for _ in texts]
     images = [render_text(text) for texts in OPINIONS.values() for text in texts]
-    row("direct", verdicts(classify_sentiment(generator, images), answers))
+    items = "twenty opinions, drawn as pictures"
+    judge(items, "direct", classify_sentiment(generator, images), answers)
     slowly = choose_step_by_step(generator, images, SENTIMENT_QUESTION, SENTIMENTS)
-    row("chain of thought", verdicts(slowly, answers))
+    judge(items, "chain of thought", slowly, answers)
 
 
 def shots(generator: Generator) -> None:
     """Classification of drawn shapes with few-shot examples."""
-    head("Thirty drawn shapes of three kinds", "examples per kind", "result")
     panels = {
         (shape, size, colour): Image(draw_panel(Panel(1, size, shape, colour)), f"{name} {size}, {colour}")
         for shape, name in SHAPES.items()
@@ -177,7 +170,8 @@ def shots(generator: Generator) -> None:
     for k in (0, 1, 2):
         examples = k_shot(list(pool.values()), [SHAPES[shape] for shape, _, _ in pool], k)
         found = classify(generator, list(asked.values()), list(SHAPES.values()), examples=examples)
-        row(k, verdicts(found, [SHAPES[shape] for shape, _, _ in asked]))
+        answers = [SHAPES[shape] for shape, _, _ in asked]
+        judge("thirty drawn shapes of three kinds", f"{k}-shot", found, answers)
 
 
 def main() -> None:
@@ -191,6 +185,7 @@ def main() -> None:
     photos = {image.id: image for image in photographs() if image.id is not None}
     print(f"Generator: `{generator.fingerprint}`")
     writing(generator, photos)
+    head("Classification", "items", "way", "result", "P(right)")
     recognition(generator, photos)
     opinions(generator)
     shots(generator)

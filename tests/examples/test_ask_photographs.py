@@ -34,6 +34,6 @@ def test_page_has_the_lines_that_the_example_prints(
     assert first is not None and int(first[1]) == int(first[2]) > 18, "all find their image among all"
     page = shown("questions.md", "ask_photographs")
     assert shape_of(printed) == shape_of(page) and len(shape_of(page)) == 4
-    assert printed.count("\n|") == int(first[1]) + 3 + 3 + 3 * 2, (
+    assert printed.count("\n|") == module.SHOWN + 3 + 3 + 3 * 2, (
         "a line for each, and two heads of each table"
     )

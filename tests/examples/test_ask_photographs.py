@@ -28,7 +28,8 @@ def test_page_has_the_lines_that_the_example_prints(
 
     monkeypatch.setattr(Retriever, "from_preset", make)
     monkeypatch.setattr(sys, "argv", ["ask_photographs", "--top-k", "18"])
-    script("ask_photographs").main()
+    module = script("ask_photographs")
+    module.main()
     printed = capsys.readouterr().out
     first = re.match(r"(\d+) questions of 18 photographs, (\d+) kept \(`top_k=18`\)\.", printed)
     assert first is not None and int(first[1]) == int(first[2]) > 18, "all find their image among all"

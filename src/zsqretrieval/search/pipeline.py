@@ -95,7 +95,7 @@ class Pipeline:
             of_hits = [records[hit.key] for hit in hits]
             hits = explain_hits(self.need_generator("explain=True"), query, hits, of_hits, rule.prompt)
             timings["explain"] = time.perf_counter() - begin
-        return Ranking(query, hits, timings)
+        return Ranking(query, hits, timings, found.truncated)
 
     def need_generator(self, what: str, instead: str = "") -> Viewer:
         """The viewer, for something that needs a generator.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_tokenizers import word_pieces
 from tokenizers import processors
 
+from tiny_tokenizers import word_pieces
 from zsqretrieval import Retriever
 from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.encoders.cached import CachedEncoder
@@ -47,7 +47,7 @@ def mini() -> MiniEncoder:
     return MiniEncoder.from_pretrained(device="cpu")
 
 
-CASES = [("dog " * 75, False), ("dog " * 76, True), ("", False), (LONG, True), ("!" * 800, True)]
+CASES = [("dog " * 75, False), ("dog " * 76, True), ("", False), (LONG, True), ("! " * 80, True)]
 CASES += [("<end_of_text> " * 10, False), ("<end_of_text> " * 11, True)]
 
 

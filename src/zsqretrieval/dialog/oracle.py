@@ -248,8 +248,8 @@ class Interview:
             found = read_texts(
                 generator, contexts, texts, batch_size=self._batch_size, progress=self._progress
             )
-            tokens = {("tokens", text): one.tokens for text, one in zip(texts, found, strict=True)}
-            self._memory.update(tokens)
+            for text, one in zip(texts, found, strict=True):
+                self._memory["tokens", text] = one.tokens
             return [one.sum for one in found]
 
         names: dict[_Name, _Request] = {

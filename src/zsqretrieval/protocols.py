@@ -67,6 +67,15 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
+class TextLimit(Encoder, Protocol):
+    """An encoder that tells which texts it cuts."""
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Whether :meth:`encode_text` cuts each of n texts."""
+        ...
+
+
+@runtime_checkable
 class Index(Protocol):
     """Finds the stored vectors nearest to a query by cosine similarity."""
 

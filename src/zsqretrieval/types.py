@@ -170,11 +170,13 @@ class Ranking(Sequence[Hit]):
         query: the question, or the source of the query image.
         hits: the hits, best first.
         timings: seconds by stage.
+        truncated: whether the encoder cut the question, so that the first stage knows only its beginning.
     """
 
     query: str
     hits: tuple[Hit, ...]
     timings: Mapping[str, float] = field(default_factory=dict)
+    truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.hits)

@@ -30,7 +30,10 @@ def asking(toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def log_likelihood(self: Any, contexts: Any, continuations: Any, **settings: Any) -> list[LogLikelihood]:
         pairs = zip(contexts, continuations, strict=True)
         likely = [0.9 if text.strip() == colour(context[0]) else 0.05 for context, text in pairs]
-        return [LogLikelihood(("x",), np.log(np.array([p], np.float32))) for p in likely]
+        return [
+            LogLikelihood((text,), np.log(np.array([p], np.float32)))
+            for p, text in zip(likely, continuations, strict=True)
+        ]
 
     def generate(self: Any, contexts: Any, *, n: int = 1, **settings: Any) -> list[list[str]]:
         said = {"A question about this picture:": QUESTION, "An image of": "a thing"}

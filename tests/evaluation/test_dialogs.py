@@ -170,7 +170,7 @@ class Knowing:
         p = 0.5
         if thing in THINGS:
             p = 0.99 if has(int(state.values[0]), thing) == (text == " yes") else 0.01
-        return LogLikelihood(("x",), np.array([math.log(p)], np.float32))
+        return LogLikelihood((text,), np.array([math.log(p)], np.float32))
 
     def generate(self, contexts: Sequence[Context], *, n: int = 1, **settings: Any) -> list[list[str]]:
         return [self._continue(*context)[:n] for context in contexts]

@@ -82,7 +82,7 @@ class OneImage:
     def log_likelihood(self, contexts: Any, continuations: Sequence[str], **_: Any) -> list[LogLikelihood]:
         chances = {" yes": 0.3, " no": 0.2}
         return [
-            LogLikelihood(("x",), np.array([math.log(chances[text])], np.float32)) for text in continuations
+            LogLikelihood((text,), np.array([math.log(chances[text])], np.float32)) for text in continuations
         ]
 
     def generate(self, contexts: Any, **_: Any) -> list[list[str]]:

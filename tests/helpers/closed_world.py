@@ -50,7 +50,7 @@ class ClosedGenerator:
         question, _, said = prompt.removeprefix("Question: ").partition(" Answer:")
         answers = self.table.get(question if prompt != "Question:" else "told")
         p = 0.5 if answers is None else answers[f"{said}{text}".strip()][number]
-        return LogLikelihood(("x",), np.array([math.log(p) if p else -np.inf], np.float32))
+        return LogLikelihood((text,), np.array([math.log(p) if p else -np.inf], np.float32))
 
     def generate(self, contexts: Sequence[Context], *, n: int = 1, **settings: Any) -> list[list[str]]:
         return [((self._continue(*context) or [""]) * n)[:n] for context in contexts]

@@ -39,11 +39,11 @@ class TableGenerator:
         self, contexts: Sequence[Context], continuations: Sequence[str], **_: Any
     ) -> list[LogLikelihood]:
         self.contexts += map(_readable, contexts)
-        found = [
-            self._table[_last(context), text] for context, text in zip(contexts, continuations, strict=True)
-        ]
+        pairs = zip(contexts, continuations, strict=True)
+        found = [(text, self._table[_last(context), text]) for context, text in pairs]
         return [
-            LogLikelihood(tuple("x" * len(tokens)), np.log(tokens).astype(np.float32)) for tokens in found
+            LogLikelihood((text, *"x" * (len(tokens) - 1)), np.log(tokens).astype(np.float32))
+            for text, tokens in found
         ]
 
     def generate(

@@ -79,7 +79,8 @@ LOG_PROBS = st.floats(-700, -1e-6)
 @given(st.lists(LOG_PROBS, min_size=1, max_size=4), st.lists(LOG_PROBS, min_size=1, max_size=4))
 def test_yes_against_no_is_what_the_sums_of_probabilities_say(yes: list[float], no: list[float]) -> None:
     rule = YesNo(yes=tuple(f"y{n}" for n in range(len(yes))), no=tuple(f"n{n}" for n in range(len(no))))
-    score = rule.score([said(p) for p in (*yes, *no)])
+    words = zip((*rule.yes, *rule.no), (*yes, *no), strict=True)
+    score = rule.score([LogLikelihood((word,), np.array([p], np.float32)) for word, p in words])
     exact = [[math.fsum(math.exp(p - max(side)) for p in side), max(side)] for side in (yes, no)]
     expected = math.log(exact[0][0] / exact[1][0]) + exact[0][1] - exact[1][1]
     assert score == pytest.approx(expected, rel=1e-5, abs=1e-4)

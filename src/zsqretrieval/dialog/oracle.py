@@ -18,7 +18,7 @@ from scipy.special import log_softmax
 
 from zsqretrieval._util.checks import check_verbalisers
 from zsqretrieval.errors import ImageError
-from zsqretrieval.generators.checked import read_texts, write_texts
+from zsqretrieval.generators.checked import distinct, read_texts, write_texts
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks.english import first_line, is_polar, tidy, tidy_question
@@ -77,7 +77,8 @@ class Wording:
         describe: continued by a caption.
         answer: continued by the answer to ``question``.
         tell: continued by a description of the target image.
-        yes: continuations of ``answer`` that mean yes, with their leading space; their probabilities add up.
+        yes: continuations of ``answer`` that mean yes, with their leading space; their probabilities add up,
+            each sequence of tokens once.
         no: the same for no.
 
     Raises:
@@ -206,9 +207,17 @@ class Interview:
         found = self._log_likelihoods([one for some in requests for texts in some for one in texts], hits)
         with np.errstate(invalid="ignore"):  # nan stays nan
             return [
-                np.stack([np.logaddexp.reduce([found[one] for one in texts]) for texts in some], axis=1)
+                np.stack(
+                    [np.logaddexp.reduce([found[one] for one in self._distinct(texts)]) for texts in some],
+                    axis=1,
+                )
                 for some in requests
             ]
+
+    def _distinct(self, requests: Sequence[_Request]) -> list[_Request]:
+        """The requests whose probabilities add up."""
+        tokens = [self._memory.get(("tokens", one.text), (one.text,)) for one in requests]
+        return [requests[i] for i in distinct(tokens)]
 
     def log_verdicts(self, question: str, hits: Sequence[Hit]) -> NDArray[np.float64]:
         """Log P(yes) and log P(no), normalised over the two: float64 [n, 2]; nan as :meth:`log_answers`."""
@@ -239,6 +248,8 @@ class Interview:
             found = read_texts(
                 generator, contexts, texts, batch_size=self._batch_size, progress=self._progress
             )
+            for text, one in zip(texts, found, strict=True):
+                self._memory["tokens", text] = one.tokens
             return [one.sum for one in found]
 
         names: dict[_Name, _Request] = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from zsqretrieval._util.cache import Cache, cache_key
 from zsqretrieval._util.checks import check_counts, check_strings
 from zsqretrieval.data.images import digest
-from zsqretrieval.protocols import Encoder
+from zsqretrieval.protocols import Encoder, TextLimit
 from zsqretrieval.types import Image
 
 T = TypeVar("T")
@@ -61,6 +61,11 @@ class CachedEncoder:
         """Encode texts that are not cached; see :meth:`zsqretrieval.protocols.Encoder.encode_text`."""
         check_strings(texts)
         return self._encode(self.encoder.encode_text, texts, [f"text {text}" for text in texts], batch_size)
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts the wrapped encoder cuts; none if it does not tell."""
+        encoder = self.encoder
+        return encoder.truncated(texts) if isinstance(encoder, TextLimit) else [False] * len(texts)
 
     def close(self) -> None:
         """Close the cache; the encoder cannot be used afterwards."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -18,6 +19,7 @@ from typing_extensions import Self
 
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_counts, check_strings
+from zsqretrieval._util.letters import as_letters
 from zsqretrieval._util.torch import FromPretrained, add_tensors, ensure_torchvision, resolve_device
 from zsqretrieval.data.images import DECODERS, decode, trimmed
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
@@ -45,7 +47,7 @@ class CLIPEncoder(FromPretrained):
     Args:
         model: an open_clip model, on its device.
         preprocess: the model's validation transform: PIL RGB image to float tensor [3, H, W].
-        tokenize: list of n strings to int64 tensor [n, context length]; long texts are cut.
+        tokenize: a tokenizer of open_clip: list of n strings to int64 tensor [n, context length].
         architecture: ``model_cfg`` of the model's ``open_clip_config.json``.
         config: the arguments of :meth:`from_pretrained` that rebuild this encoder.
     """
@@ -56,7 +58,7 @@ class CLIPEncoder(FromPretrained):
         self,
         model: torch.nn.Module,
         preprocess: Callable[[PILImage.Image], torch.Tensor],
-        tokenize: Callable[[list[str]], torch.Tensor],
+        tokenize: Any,
         *,
         architecture: Mapping[str, Any],
         config: Mapping[str, Any],
@@ -114,7 +116,7 @@ class CLIPEncoder(FromPretrained):
                 open_clip, name, weights, seed,
                 device=target, precision=precision, force_quick_gelu=force_quick_gelu, cache_dir=cache,
             )  # fmt: skip
-            tokenize = open_clip.get_tokenizer(name, cache_dir=cache)
+            tokenize = _letters(open_clip.get_tokenizer(name, cache_dir=cache))
             architecture = _architecture(open_clip, name, cache)
         except Exception as error:  # open_clip, huggingface_hub, safetensors and torch raise various types
             raise WeightsError(_explain(name, weights, error)) from error
@@ -168,7 +170,8 @@ class CLIPEncoder(FromPretrained):
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
 
-        A text longer than the model's context (77 tokens for CLIP) is cut before its end token.
+        A text longer than the model's context (77 tokens for CLIP) is cut before its end token; see
+        :meth:`truncated`.
 
         Raises:
             InvalidInputError: ``texts`` is one string, contains something other than strings, or
@@ -176,6 +179,10 @@ class CLIPEncoder(FromPretrained):
         """
         check_strings(texts)
         return self._encode(self._model.encode_text, texts, self._tokenize, batch_size)
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts are longer than the model's context."""
+        return [_length(self._tokenize, text) > self._tokenize.context_length for text in texts]
 
     def _encode(
         self,
@@ -310,6 +317,30 @@ def _architecture(open_clip: Any, name: str, cache_dir: str | None) -> dict[str,
 
     path = download_pretrained_from_hf(name.removeprefix(_HUB), "open_clip_config.json", cache_dir=cache_dir)
     return dict(json.loads(Path(path).read_text(encoding="utf-8"))["model_cfg"])
+
+
+def _letters(tokenize: Any) -> Any:
+    """A copy of a tokenizer of open_clip to which no text contains a special token."""
+    from open_clip import tokenizer as of_open_clip
+
+    plain = copy.copy(tokenize)
+    if hasattr(tokenize, "tokenizer"):
+        plain.tokenizer = as_letters(tokenize.tokenizer)
+    else:  # SimpleTokenizer looks for special tokens first, and has them in its cache of words
+        special = [tokenize.decoder[id] for id in tokenize.all_special_ids]
+        words = tokenize.pat.pattern.removeprefix("|".join([*special, ""]))
+        plain.pat = of_open_clip.re.compile(words, tokenize.pat.flags)
+        plain.cache = {}
+    return plain
+
+
+def _length(tokenize: Any, text: str) -> int:
+    """Tokens of a text without a cut, with those that begin and end it."""
+    if not hasattr(tokenize, "tokenizer"):
+        return len(tokenize.encode(text)) + 2
+    own = 3 if tokenize.tokenizer_mode == "clips" else 0  # its beginning, end and class token
+    encoded = tokenize.tokenizer(tokenize.clean_fn(text), add_special_tokens=not own, verbose=False)
+    return len(encoded.input_ids) + own
 
 
 def _map_ahead(

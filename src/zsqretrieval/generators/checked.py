@@ -103,6 +103,19 @@ def read_texts(
     return read
 
 
+def distinct(tokens: Sequence[Sequence[str]]) -> list[int]:
+    """Positions of the texts whose probabilities add up, by the tokens of each.
+
+    A text whose tokens are those of another, or begin with them, is left out: its probability is contained in
+    the other's.
+    """
+    kept: list[int] = []
+    for i in sorted(range(len(tokens)), key=lambda i: len(tokens[i])):
+        if not any(tuple(tokens[i][: len(tokens[j])]) == tuple(tokens[j]) for j in kept):
+            kept.append(i)
+    return sorted(kept)
+
+
 def _broken(generator: Generator, what: str) -> ZsqError:
     return ZsqError(
         f"the generator {type(generator).__name__} {what}: its weights are damaged, its numbers overflow, or "

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn.functional import normalize
 from typing_extensions import Self
 
+from zsqretrieval._util.letters import as_letters, marks_of
 from zsqretrieval._util.torch import (
     FromPretrained,
     add_tensors,
@@ -52,7 +54,7 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
     """Kosmos as an :class:`~zsqretrieval.protocols.ImageStates` generator.
 
     A context becomes Kosmos' input: ``<s>``, then texts and images in order, each image as ``<image>``, its
-    64 latent tokens from the resampler, ``</image>``. Write ``<grounding>`` into a text to ask for locations.
+    64 latent tokens from the resampler, ``</image>``. A tag that a text contains is letters.
 
     Make one with :meth:`from_pretrained`.
 
@@ -60,13 +62,21 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
         model: a transformers ``Kosmos2ForConditionalGeneration``, on its device and in its dtype.
         processor: its ``Kosmos2Processor``.
         config: the arguments of :meth:`from_pretrained` that rebuild this generator.
+        grounding: whether ``<grounding>`` stands before the first text of every context, which makes the
+            model name places in the picture.
         prefix_cache_bytes: memory for keys and values between calls; an image takes 12.6 MiB in 16 bits.
     """
 
-    _settings = ("name", "dtype", "prefix_cache_bytes")
+    _settings = ("name", "dtype", "grounding", "prefix_cache_bytes")
 
     def __init__(
-        self, model: Any, processor: Any, *, config: Mapping[str, Any], prefix_cache_bytes: int = 0
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        config: Mapping[str, Any],
+        grounding: bool = False,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         self.model = model.eval()
         if model.device.type == "cpu":
@@ -74,12 +84,15 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
             # positions: 16-bit scores with and without a kept prefix are much closer.
             model.text_model.set_attn_implementation("eager")
         self.processor = processor
+        self._letters = as_letters(processor.tokenizer)
+        self._tags = frozenset(marks_of(processor.tokenizer).values())
         self._config = dict(config)
         text, tokenizer, layers = model.config.text_config, processor.tokenizer, model.text_model.model
         frame = Frame(
             start=(text.bos_token_id,),
             before_image=(tokenizer.convert_tokens_to_ids(processor.boi_token),),
             after_image=(tokenizer.convert_tokens_to_ids(processor.eoi_token),),
+            before_text=(tokenizer.convert_tokens_to_ids(processor.grd_token),) if grounding else (),
             stop=frozenset({text.eos_token_id, tokenizer.convert_tokens_to_ids(processor.eod_token)}),
         )
         super().__init__(
@@ -102,6 +115,7 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
         *,
         dtype: str | None = None,
         device: str | None = None,
+        grounding: bool = False,
         prefix_cache_bytes: int = 0,
     ) -> Self:
         """Load a model with its tokenizer and preprocessing.
@@ -111,6 +125,7 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
             dtype: of the computation: ``"float32"``, ``"bfloat16"`` or ``"float16"``. None takes bfloat16
                 where the device has arithmetic for it (CUDA; CPUs with AMX or AVX512-BF16), else float32.
             device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first available of these three.
+            grounding: see the class.
             prefix_cache_bytes: see the class.
 
         Raises:
@@ -124,8 +139,9 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
         source = str(folder.absolute()) if folder.is_dir() else str(name)
         with loading(f"Kosmos from {source}", source, _OFFLINE):
             model, processor = _load(source, torch_dtype)
-        config = {"name": source, "dtype": dtype, "prefix_cache_bytes": prefix_cache_bytes}
-        return cls(model.to(target), processor, config=config, prefix_cache_bytes=prefix_cache_bytes)
+        settings: dict[str, Any] = {"grounding": grounding, "prefix_cache_bytes": prefix_cache_bytes}
+        config = {"name": source, "dtype": dtype, **settings}
+        return cls(model.to(target), processor, config=config, **settings)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors), tokenizer and preprocessing for :meth:`from_pretrained`."""
@@ -152,6 +168,10 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
             "tokenizer": {**tokenizer_facts(self.processor.tokenizer), "added_tokens": None},
             "frame": [self._frame.start, self._frame.before_image, self._frame.after_image],
         }
+        if self._frame.before_text:
+            settings["grounding"] = self._frame.before_text
+        if self._squeezes:
+            settings["long pictures"] = "squeezed"
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         text = self.model.text_model
         tied = text.lm_head.weight is text.model.embed_tokens.weight
@@ -162,7 +182,7 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
         return digest.hexdigest()
 
     def _tokenize(self, text: str) -> Sequence[int]:
-        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ids: list[int] = self._letters(text, add_special_tokens=False, verbose=False).input_ids
         return ids
 
     def _token_texts(self, tokens: Sequence[int]) -> tuple[str, ...]:
@@ -170,11 +190,13 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
         return tuple(piece.replace("\u2581", " ") for piece in pieces)  # SentencePiece's mark of a space
 
     def _detokenize(self, tokens: Sequence[int]) -> str:
+        if not self._frame.before_text:  # without grounding, the tags of locations are no text
+            tokens = [token for token in tokens if token not in self._tags]
         text: str = self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text.strip()
 
     def _see(self, images: Sequence[Image]) -> Tensor:
-        pictures = in_threads(lambda image: trimmed(decode(image)), images)
+        pictures = in_threads(self._picture, images)
         made = self.processor.image_processor(pictures, return_tensors="pt")
         pixels = made.pixel_values.to(self._language.device, self._language.dtype)  # [n, 3, 224, 224]
         vision = self.model.vision_model
@@ -182,6 +204,15 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
         seen = normalize(vision.model.post_layernorm(seen), dim=-1)
         states: Tensor = self.model.image_to_text_projection(seen)[0]  # [n, 64, 2048]
         return states
+
+    def _picture(self, image: Image) -> PILImage.Image:
+        picture = decode(image)
+        return picture if self._squeezes else trimmed(picture)
+
+    @property
+    def _squeezes(self) -> bool:
+        """Whether the whole of any picture becomes a square, as with the published preprocessing."""
+        return "height" in self.processor.image_processor.to_dict()["size"]
 
 
 def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:

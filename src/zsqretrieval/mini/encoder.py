@@ -320,6 +320,10 @@ class MiniEncoder(FromPretrained):
                 rows[batch] = join(heads, knowledge, self._share).cpu().numpy()
         return rows
 
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts have more than 128 word pieces."""
+        return [bool(one.overflowing) for one in self._tokenizer.encode_batch(list(texts))]
+
     def _tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Word-piece ids, int64 [B, T], and float mask [B, T]."""
         encoded = [torch.tensor(one.ids) for one in self._tokenizer.encode_batch(list(texts))]

@@ -102,7 +102,7 @@ class BaseWeights:
     efficientnet: Mapping[str, Tensor]  # EfficientNet-Lite2, trained on ImageNet-1k
     minilm: Mapping[str, Tensor]  # all-MiniLM-L6-v2, a BERT of 6 layers, 384 wide; without pooler
     minilm_config: Path  # for BertConfig.from_json_file
-    tokenizer: Tokenizer  # word pieces of MiniLM; neither pads nor truncates
+    tokenizer: Tokenizer  # word pieces of MiniLM; neither pads nor truncates; reads special tokens as letters
 
 
 def read_base_weights() -> BaseWeights:
@@ -111,6 +111,7 @@ def read_base_weights() -> BaseWeights:
     tokenizer = Tokenizer.from_file(str(path["tokenizer"]))
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five letters, not the end
     unused = ("pooler.", "embeddings.position_ids")
     return BaseWeights(
         efficientnet=torch.load(path["efficientnet"], map_location="cpu", weights_only=True),

@@ -9,6 +9,7 @@ steps makes the search start again.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
-from zsqretrieval.protocols import Encoder
+from zsqretrieval.protocols import Encoder, TextLimit
 from zsqretrieval.search.expansion import Candidate, QuestionIndex, compare, hit_of
 from zsqretrieval.search.fusion import FIRST_STAGE, NORMALIZED, Fusion, best_first
 from zsqretrieval.search.query_bank import QueryBank
@@ -33,6 +34,7 @@ class Found:
     records: list[Record]
     hits: tuple[Hit, ...]
     timings: dict[str, float]  # seconds by step; queries of a batch share its time equally
+    truncated: bool  # whether the encoder cut the query
 
 
 @final
@@ -44,6 +46,7 @@ class FirstStage:
     ) -> None:
         self._encoder, self._catalog, self._follower = encoder, catalog, follower
         self._questions = questions
+        self._has_warned = False  # of a question that the encoder cuts
 
     def keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Keys int64 [q, k] of the images nearest to vectors float32 [q, dim], best first; -1 for none."""
@@ -87,8 +90,25 @@ class FirstStage:
             timings[NORMALIZED] = time.perf_counter() - searched
         shares = {step: seconds / max(len(queries), 1) for step, seconds in timings.items()}
         return [
-            Found([record for record, _ in one], tuple(hit for _, hit in one), dict(shares)) for one in found
+            Found([record for record, _ in one], tuple(hit for _, hit in one), dict(shares), cut)
+            for one, cut in zip(found, self._truncated(queries), strict=True)
         ]
+
+    def _truncated(self, queries: Sequence[str | Image]) -> list[bool]:
+        """Whether the encoder cut each query; the first one causes a warning."""
+        texts = [query for query in queries if isinstance(query, str)]
+        cut = truncated(self._encoder, texts)
+        if any(cut) and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"the question {texts[cut.index(True)][:60]!r}... is longer than the encoder reads: its end "
+                "plays no part in the first stage. Shorten it. Further ones are not named; they have "
+                "Ranking.truncated",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        of_texts = iter(cut)
+        return [isinstance(query, str) and next(of_texts) for query in queries]
 
     def _check_bank(self, bank: object) -> None:
         if not isinstance(bank, QueryBank):
@@ -146,3 +166,8 @@ class FirstStage:
             (kept[n][0], replace(kept[n][1], score=score, scores={**kept[n][1].scores, NORMALIZED: score}))
             for n, score in ((n, float(scores[n])) for n in best_first(scores))
         ]
+
+
+def truncated(encoder: Encoder, texts: Sequence[str]) -> list[bool]:
+    """Which texts an encoder cuts; none if it does not tell."""
+    return encoder.truncated(texts) if isinstance(encoder, TextLimit) else [False] * len(texts)

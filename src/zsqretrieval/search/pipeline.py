@@ -98,4 +98,4 @@ class Pipeline:
             assert self._viewer is not None
             hits = explain_hits(self._viewer, query, hits, of_hits, rule.prompt)
             timings["explain"] = time.perf_counter() - begin
-        return Ranking(query, hits, timings)
+        return Ranking(query, hits, timings, found.truncated)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_sequence, check_verbalisers
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.generators.checked import read_texts
+from zsqretrieval.generators.checked import distinct, read_texts
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
@@ -88,7 +88,8 @@ class YesNo:
     The score is log P(yes) - log P(no) in nats, which is monotone in the probability
     P(yes) / (P(yes) + P(no)) of VQAScore (Lin et al., arXiv 2404.01291), given by :meth:`probability`, and
     unlike it does not crowd at 0 and 1 when it is added to another score. The probabilities of several
-    verbalisers add up; wording moves results by points, so try some.
+    verbalisers add up, each sequence of tokens once (" yes" and " Yes" are one for a tokenizer that ignores
+    case); wording moves results by points, so try some.
 
     Attributes:
         prompt: takes one image and the field ``question``.
@@ -116,15 +117,29 @@ class YesNo:
         return [Pair(context, word) for word in (*self.yes, *self.no)]
 
     def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
-        """The log-odds of yes, in nats."""
-        sums = np.array([one.sum for one in likelihoods])
-        count = len(self.yes)
-        return float(np.logaddexp.reduce(sums[:count]) - np.logaddexp.reduce(sums[count:]))
+        """The log-odds of yes, in nats.
+
+        Raises:
+            InvalidInputError: a word that means yes has the same tokens as one that means no.
+        """
+        yes, no = likelihoods[: len(self.yes)], likelihoods[len(self.yes) :]
+        if both := {one.tokens for one in yes} & {one.tokens for one in no}:
+            raise InvalidInputError(
+                f"yes={self.yes!r} and no={self.no!r} share the tokens {next(iter(both))} of this "
+                "generator's tokenizer; choose words that it tells apart"
+            )
+        return _log_sum(yes) - _log_sum(no)
 
     @staticmethod
     def probability(score: float) -> float:
         """P(yes) / (P(yes) + P(no)) of a score."""
         return 1 / (1 + math.exp(-score)) if score > 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def _log_sum(likelihoods: Sequence[LogLikelihood]) -> float:
+    """Log of the probability of any of the texts."""
+    kept = distinct([one.tokens for one in likelihoods])
+    return float(np.logaddexp.reduce([likelihoods[i].sum for i in kept]))
 
 
 def score_pairs(

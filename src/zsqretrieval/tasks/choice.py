@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.generators.checked import read_texts
 from zsqretrieval.generators.prompts import PROMPTS, Example, Prompt, few_shot
 from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks.accuracy import Accuracy
-from zsqretrieval.tasks.writing import Aggregate, Pictures, check_texts, image_records, log_likelihoods
+from zsqretrieval.tasks.writing import Aggregate, Pictures, aggregated, check_texts, image_records
 from zsqretrieval.types import Context
 
 TIE = 1e-5
@@ -84,22 +85,28 @@ def choose(
         n choices, in the order of the contexts.
 
     Raises:
-        InvalidInputError: there are fewer than two options, two equal ones or an empty one; or a context with
-            an option is too long for the generator.
+        InvalidInputError: there are fewer than two options, an empty one, or two equal ones, also if only
+            the generator's tokenizer makes them equal; or a context with an option is too long.
         ImageError: an image cannot be decoded; names it.
         ZsqError: a likelihood is not finite; names the image.
     """
     names = check_texts(options, "options", least=2)
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidInputError(f"the option {repeated[0]!r} is given twice; every option must differ")
-    scores = log_likelihoods(
+    found = read_texts(
         generator,
         [context for context in contexts for _ in names],
         [f" {name}" for _ in contexts for name in names],
-        aggregate=aggregate,
         batch_size=batch_size,
     )
-    return [Choice(names, row) for row in scores.reshape(-1, len(names))]
+    tokens: dict[tuple[str, ...], str] = {}
+    for name, one in zip(names, found, strict=False):
+        if (same := tokens.setdefault(one.tokens, name)) != name:
+            raise InvalidInputError(
+                f"the options {same!r} and {name!r} are the same tokens for this generator; every option "
+                "must differ"
+            )
+    return [Choice(names, row) for row in aggregated(found, aggregate).reshape(-1, len(names))]
 
 
 def single_best(scores: NDArray[np.float64]) -> int | None:

@@ -17,7 +17,7 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.checked import read_texts, write_texts
 from zsqretrieval.generators.prompts import PROMPTS, Example, Prompt, few_shot
 from zsqretrieval.protocols import Generator
-from zsqretrieval.types import Context, Image, ImageState
+from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
 
 Aggregate: TypeAlias = Literal["sum", "mean"]
 """A log-likelihood in nats, or divided by its number of tokens."""
@@ -130,7 +130,11 @@ def log_likelihoods(
     batch_size: int = 16,
 ) -> NDArray[np.float64]:
     """Log-likelihoods of n pairs in nats, float64 [n]; with "mean" per token."""
+    return aggregated(read_texts(generator, contexts, continuations, batch_size=batch_size), aggregate)
+
+
+def aggregated(found: Sequence[LogLikelihood], aggregate: Aggregate) -> NDArray[np.float64]:
+    """N log-likelihoods in nats, float64 [n]; with "mean" per token."""
     if aggregate not in ("sum", "mean"):
         raise InvalidInputError(f"aggregate must be 'sum' or 'mean', not {aggregate!r}")
-    found = read_texts(generator, contexts, continuations, batch_size=batch_size)
     return np.array([one.sum if aggregate == "sum" else one.mean for one in found], np.float64)

@@ -32,6 +32,7 @@ class Frame:
     start: Tokens = ()  # at the beginning of every context
     before_image: Tokens = ()
     after_image: Tokens = ()
+    before_text: Tokens = ()  # once: before the first text of a context, or at its end if it has none
     stop: frozenset[int] = frozenset()  # end a generated text
 
 
@@ -206,11 +207,13 @@ class InterleavedGenerator(ABC):
                 raise InvalidInputError(f"context {i} is one string, not a sequence; try [{context!r}]")
             check_sequence(context, f"context {i}")
             row = list(self._frame.start)
+            before_text = self._frame.before_text
             for segment in context:
                 if isinstance(segment, str):
                     if segment.strip():
                         check_text(segment, f"a text of context {i}")
-                        row += tokenize(segment)
+                        row += before_text + tokenize(segment)
+                        before_text = ()
                 elif not isinstance(segment, Image | ImageState):
                     raise InvalidInputError(
                         f"context {i} contains a {type(segment).__name__}; give texts, ImageStates, and "
@@ -223,6 +226,7 @@ class InterleavedGenerator(ABC):
                     row += self._frame.before_image
                     row += range(-1 - first, -1 - first - self.state_shape[0], -1)
                     row += self._frame.after_image
+            row += before_text
             if not row:
                 raise InvalidInputError(f"context {i} is empty; give it a text or an image to continue from")
             rows.append(tuple(row))

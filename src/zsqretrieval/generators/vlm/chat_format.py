@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, TypeAlias
 
 import torch
 from PIL import Image as PILImage
 from torch.nn.utils.rnn import pad_sequence
 
+from zsqretrieval._util.letters import TypedText, as_letters
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.generators.vlm.chat_template import ChatTemplate, joined, template_of
 from zsqretrieval.generators.vlm.families import Family
 from zsqretrieval.types import Context, Image, ImageState
 
@@ -47,6 +51,10 @@ class ModelInputs:
         tokens["input_ids"][0, len(self) :] = torch.tensor(ids)
         return ModelInputs(tokens, self.images)
 
+    def without_last(self, n: int) -> ModelInputs:
+        """These inputs without their last n tokens."""
+        return ModelInputs({name: value[:, :-n] for name, value in self.tokens.items()}, self.images)
+
 
 def collate(
     prompts: Sequence[ModelInputs], *, pad: int, side: str, device: Any, dtype: Any
@@ -67,27 +75,40 @@ class Reader:
     """Converts contexts and continuations to the inputs of one family, and tokens back to text.
 
     With ``encoder_decoder`` continuations go to a separate decoder; with ``chat`` a context becomes the
-    user's turn of a conversation.
+    user's turn of a conversation, written by the chat template with the variables ``settings``. Special
+    tokens in a text are letters. An end token that the tokenizer puts after a context is dropped.
 
     Raises:
-        InvalidInputError: ``chat`` is set and the processor has no chat template for images.
+        InvalidInputError: ``chat`` is set and there is no chat template for images, or as for
+            :class:`~zsqretrieval.generators.vlm.chat_template.ChatTemplate`; or ``settings`` without chat.
     """
 
     def __init__(
-        self, processor: Any, config: Any, family: Family, encoder_decoder: bool, chat: bool
+        self,
+        processor: Any,
+        config: Any,
+        family: Family,
+        encoder_decoder: bool,
+        chat: bool,
+        settings: Mapping[str, Any],
     ) -> None:
-        self._processor = processor
         self._tokenizer = processor.tokenizer
+        self._letters = as_letters(processor.tokenizer)
+        self._typed = TypedText(processor.tokenizer, _placeholders(processor))
+        self._special = frozenset(self._typed.marks.values())
+        self._processor = copy.copy(processor)
+        self._processor.tokenizer = self._typed.tokenizer
         self._family = family
-        self._chat = chat
         if chat and not has_chat_template(processor, family):
             raise InvalidInputError(
                 f"chat=True needs a processor with a chat template, and this one of {family.name} has none"
             )
+        if settings and not chat:
+            raise InvalidInputError("chat_template_kwargs needs a model with a chat template, and chat=True")
         self._written = family.layout.image(processor, config) if family.layout else ""
-        self._reserved = self._placeholders()
-        self._orders: dict[tuple[bool, ...], bool] = {}  # order of texts and images: kept by the template?
-        lead = self._answer_lead() if chat else "" if encoder_decoder else family.lead
+        self.template = ChatTemplate(processor, self._image, settings) if chat else None
+        self._end = [] if encoder_decoder else _added_end(self._tokenizer)
+        lead = self.template.lead if self.template else "" if encoder_decoder else family.lead
         self._spaced = lead == " "
         # some tokenizers add a space in front of a text, and would add a second one
         self._marks = str(self._tokenizer.convert_ids_to_tokens(self._ids("a"))[0]).startswith("▁")
@@ -107,7 +128,6 @@ class Reader:
         """The tokens of a continuation, which depend on nothing else."""
         if not isinstance(text, str):
             raise InvalidInputError(f"{name} must be a string, not {type(text).__name__}")
-        self._check_reserved(text, name)
         if not text.strip():
             raise InvalidInputError(f"{name} is empty: {text!r}")
         if not text[0].isspace():
@@ -122,11 +142,11 @@ class Reader:
         return ids
 
     def shown(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """Each token as text, with its leading space."""
+        """Each token as text, with its leading space; part of a character as the tokenizer names it."""
         pieces = map(str, self._tokenizer.convert_ids_to_tokens(list(ids)))
         texts = [self._tokenizer.decode([one], clean_up_tokenization_spaces=False) for one in ids]
         return tuple(
-            f" {text.lstrip()}" if piece.startswith(("▁", "Ġ")) else text
+            piece if "\ufffd" in text else f" {text.lstrip()}" if piece.startswith(("▁", "Ġ")) else text
             for piece, text in zip(pieces, texts, strict=True)
         )
 
@@ -135,15 +155,28 @@ class Reader:
 
         Without special tokens, trailing white space, and the space that :meth:`continuation` adds.
         """
+        words = [one for one in ids if one not in self._special]
         text = self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            words, skip_special_tokens=True, clean_up_tokenization_spaces=False
         ).rstrip()
         return str(text.lstrip() if self._spaced else text)
+
+    def show(self, prompt: ModelInputs) -> str:
+        """The text of a prompt's tokens; a run of n equal special tokens is one, followed by ``[x n]``."""
+        ids = prompt.tokens["input_ids"][0].tolist()
+        shown = ""
+        for mark, run in groupby(ids, key=lambda one: one if one in self._special else None):
+            some = list(run)
+            text = self._tokenizer.decode(
+                some if mark is None else some[:1], clean_up_tokenization_spaces=False
+            )
+            shown += f"{text}[x {len(some)}]" if mark is not None and len(some) > 1 else str(text)
+        return shown
 
     # -- text --------------------------------------------------------------------------------------------
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return list(self._letters(text, add_special_tokens=False).input_ids)
 
     def _segments(self, context: Context, name: str) -> list[Segment]:
         """The context, with adjacent texts joined."""
@@ -159,9 +192,8 @@ class Reader:
                     "give it the image"
                 )
             if isinstance(segment, str):
-                self._check_reserved(segment, name)
                 if segments and isinstance(segments[-1], str):
-                    segments[-1] = _joined([segments[-1], segment])
+                    segments[-1] = joined([segments[-1], segment])
                 elif segment:
                     segments.append(segment)
             elif isinstance(segment, Image):
@@ -170,21 +202,7 @@ class Reader:
                 raise InvalidInputError(
                     f"{name} contains a {type(segment).__name__}; give strings and Image records"
                 )
-        return segments
-
-    def _placeholders(self) -> tuple[str, ...]:
-        owners = (self._processor, self._tokenizer)
-        names = ("image_token", "video_token", "audio_token", "boi_token")
-        found = {str(getattr(owner, name, None) or "") for owner in owners for name in names}
-        return tuple(sorted(found - {""}))
-
-    def _check_reserved(self, text: str, name: str) -> None:
-        for token in self._reserved:
-            if token in text:
-                raise InvalidInputError(
-                    f"{name} contains {token!r}, which stands for an image in this model; leave it out, and "
-                    "put images into the context as Image records"
-                )
+        return [self._typed.hide(one, name) if isinstance(one, str) else one for one in segments]
 
     # -- inputs that this class writes -------------------------------------------------------------------
 
@@ -193,15 +211,15 @@ class Reader:
         assert layout is not None
         leading = next((i for i, one in enumerate(segments) if isinstance(one, str)), len(segments))
         rest = [segment if isinstance(segment, str) else self._written for segment in segments[leading:]]
-        rows = layout.write(self._tokenizer, self._written * leading, _joined(rest))
+        rows = layout.write(self._typed.tokenizer, self._written * leading, joined(rest))
         tokens = {name: torch.tensor([row]) for name, row in rows.items()}
         seen = self._processor.image_processor(images=pictures, return_tensors="pt") if pictures else {}
-        return ModelInputs(tokens, dict(seen))
+        return self._open_ended(ModelInputs(tokens, dict(seen)))
 
     # -- inputs that the processor writes ----------------------------------------------------------------
 
     def _process(self, segments: list[Segment], pictures: list[PILImage.Image], name: str) -> ModelInputs:
-        text = self._conversation(segments, name) if self._chat else self._line(segments)
+        text = self._conversation(segments, name) if self.template else self._line(segments)
         begins = bool(self._tokenizer.bos_token) and text.startswith(self._tokenizer.bos_token)
         encoded = self._processor(
             text=[text],
@@ -218,75 +236,50 @@ class Reader:
             for key, value in tensors.items()
             if key not in of_images and tuple(value.shape[:2]) == (1, n)
         }
-        return ModelInputs(tokens, {key: value for key, value in tensors.items() if key not in tokens})
+        images = {key: value for key, value in tensors.items() if key not in tokens}
+        found = ModelInputs(tokens, images)
+        return found if begins else self._open_ended(found)
+
+    def _open_ended(self, prompt: ModelInputs) -> ModelInputs:
+        """Without the end token that the tokenizer has added: an answer follows."""
+        n = len(self._end)
+        ends = n and prompt.tokens["input_ids"][0, -n:].tolist() == self._end
+        return prompt.without_last(n) if ends else prompt
+
+    @property
+    def _image(self) -> str:
+        """An image in a plain prompt."""
+        return self._family.image or str(self._processor.image_token)
 
     def _line(self, segments: list[Segment]) -> str:
-        image = self._family.image or str(self._processor.image_token)
-        return _joined([segment if isinstance(segment, str) else image for segment in segments])
+        return joined([segment if isinstance(segment, str) else self._image for segment in segments])
 
     def _conversation(self, segments: list[Segment], name: str) -> str:
-        if not self._keeps_order(tuple(isinstance(segment, str) for segment in segments)):
+        assert self.template is not None
+        if not self.template.keeps_order(tuple(isinstance(segment, str) for segment in segments)):
             raise InvalidInputError(
                 f"{name}: the chat template of this model changes the order of text and images (many put "
                 "images first); put the images first, or load it with chat=False"
             )
-        return self._turn([segment if isinstance(segment, str) else None for segment in segments])
-
-    def _keeps_order(self, texts: tuple[bool, ...]) -> bool:
-        """Whether the template keeps this order of texts (True) and images (False)."""
-        if texts not in self._orders:
-            # marks that no template contains; a question might occur in one by chance
-            marks = [f"zq{number}xj" if is_text else None for number, is_text in enumerate(texts)]
-            image = str(self._processor.image_token)
-            self._orders[texts] = _in_order([mark or image for mark in marks], self._turn(marks))
-        return self._orders[texts]
-
-    def _turn(self, segments: Sequence[str | None]) -> str:
-        """A user's turn of texts and images (None), up to the beginning of the answer."""
-        parts = [{"type": "image"} if one is None else {"type": "text", "text": one} for one in segments]
-        return self._render([{"role": "user", "content": parts}], add_generation_prompt=True)
-
-    def _answer_lead(self) -> str:
-        """The white space that the template puts before the assistant's words."""
-        user: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": "zebra"}]}
-        prompt = self._render([user], add_generation_prompt=True)
-        answer = {**user, "role": "assistant"}
-        turn = self._render([user, answer], add_generation_prompt=False)
-        lead = turn.removeprefix(prompt).partition("zebra")[0] if turn.startswith(prompt) else ""
-        return "" if lead.strip() else lead
-
-    def _render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-        try:
-            return str(
-                self._processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
-            )
-        except Exception as error:  # templates are programs and raise various types
-            raise InvalidInputError(
-                f"the chat template of this model cannot write a user's turn of text and images: {error}; "
-                "load it with chat=False"
-            ) from error
+        return self.template.write([segment if isinstance(segment, str) else None for segment in segments])
 
 
-def _in_order(parts: Sequence[str], text: str) -> bool:
-    """Whether the text contains the parts in this order."""
-    place = 0
-    for part in parts:
-        found = text.find(part, place)
-        if found < 0:
-            return False
-        place = found + len(part)
-    return True
+def _placeholders(processor: Any) -> set[str]:
+    """Strings that a processor replaces by the tokens of an image, and the like."""
+    names = ("image_token", "video_token", "audio_token", "boi_token")
+    owners = (processor, processor.tokenizer)
+    return {str(getattr(owner, name, None) or "") for owner in owners for name in names} - {""}
+
+
+def _added_end(tokenizer: Any) -> list[int]:
+    """The tokens that the tokenizer puts after a text."""
+    own, whole = (list(tokenizer("a", add_special_tokens=add).input_ids) for add in (False, True))
+    for start in range(len(whole) - len(own) + 1):
+        if whole[start : start + len(own)] == own:
+            return whole[start + len(own) :]
+    return []
 
 
 def has_chat_template(processor: Any, family: Family) -> bool:
-    """Whether the processor has a chat template for images."""
-    return family.layout is None and getattr(processor, "chat_template", None) is not None
-
-
-def _joined(texts: Sequence[str]) -> str:
-    """Join texts, with a space between two that have no white space there."""
-    line = ""
-    for text in texts:
-        needs = line and text and not line[-1].isspace() and not text[0].isspace()
-        line += (" " if needs else "") + text
-    return line
+    """Whether the processor or its tokenizer has a chat template, and the family takes its prompts."""
+    return family.layout is None and template_of(processor) is not None

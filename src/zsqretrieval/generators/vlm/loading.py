@@ -49,7 +49,21 @@ def load(name: str, dtype: str | None, revision: str | None) -> tuple[Any, Any]:
             name, dtype=dtype or "auto", output_loading_info=True, **own
         )
     check_complete(name, report)
+    _complete(processor, model)
     return model, processor
+
+
+def _complete(processor: Any, model: Any) -> None:
+    """Give a processor saved before ``patch_size`` existed what it needs to count an image's tokens."""
+    if getattr(processor, "patch_size", 0) is None:
+        vision = model.config.vision_config
+        processor.patch_size = vision.patch_size
+        processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
+        # the token of the whole image, before those of its patches
+        whole = ("class_embedding", "cls_token")
+        processor.num_additional_image_tokens = int(
+            any(weight.endswith(whole) for weight in model.state_dict() if "vision" in weight)
+        )
 
 
 def _reading(name: str, what: str) -> AbstractContextManager[None]:

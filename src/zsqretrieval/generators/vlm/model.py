@@ -58,16 +58,19 @@ class VLMGenerator(FromPretrained):
         model: the model, on its device.
         processor: its processor.
         chat: whether a context becomes the user's turn of a conversation and its continuation the beginning
-            of the assistant's; None to do so if the processor has a chat template.
+            of the assistant's; None to do so if the processor or its tokenizer has a chat template.
+        chat_template_kwargs: variables for the chat template, such as ``{"enable_thinking": False}``.
         token_budget: most tokens in a batch, padding and images included.
         config: the arguments of :meth:`from_pretrained` that rebuild this generator.
 
     Raises:
-        InvalidInputError: the model's family cannot be scored, or ``chat`` is set and there is no chat
-            template.
+        InvalidInputError: the model's family cannot be scored; ``chat`` or ``chat_template_kwargs`` without a
+            chat template; or its prompts cannot be used, for instance because it opens a thought.
+
+    Special tokens in a text are letters. :meth:`show_prompt` shows what the model reads.
     """
 
-    _settings = ("name_or_path", "dtype", "chat", "token_budget", "revision")
+    _settings = ("name_or_path", "dtype", "chat", "chat_template_kwargs", "token_budget", "revision")
     _required = ("name_or_path",)
 
     def __init__(
@@ -76,6 +79,7 @@ class VLMGenerator(FromPretrained):
         processor: Any,
         *,
         chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         token_budget: int = 8192,
         config: Mapping[str, Any],
     ) -> None:
@@ -85,9 +89,11 @@ class VLMGenerator(FromPretrained):
         self._config = dict(config)
         self._token_budget = token_budget
         self._family = family_of(model.config.model_type)
-        self._chat = has_chat_template(processor, self._family) if chat is None else chat
+        chat = has_chat_template(processor, self._family) if chat is None else chat
         self._encoder_decoder = is_encoder_decoder(model.config)
-        self._reader = Reader(processor, model.config, self._family, self._encoder_decoder, self._chat)
+        self._reader = Reader(
+            processor, model.config, self._family, self._encoder_decoder, chat, chat_template_kwargs or {}
+        )
         self._pad, self._start, self._ends = special_tokens(model, processor.tokenizer)
         self._options = forward_options(model)
         prepare(model)
@@ -100,6 +106,7 @@ class VLMGenerator(FromPretrained):
         dtype: str | None = None,
         device: str | None = None,
         chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         token_budget: int = 8192,
         revision: str | None = None,
         self_check: bool = True,
@@ -112,6 +119,7 @@ class VLMGenerator(FromPretrained):
             dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for the checkpoint's.
             device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first available of these three.
             chat: as in the class.
+            chat_template_kwargs: as in the class.
             token_budget: as in the class.
             revision: branch, tag or commit on the hub; None for the newest.
             self_check: run four small forward passes, and refuse the model if a later token changes an
@@ -134,17 +142,21 @@ class VLMGenerator(FromPretrained):
             "name_or_path": name,
             "dtype": dtype,
             "chat": chat,
+            "chat_template_kwargs": chat_template_kwargs and dict(chat_template_kwargs),
             "token_budget": token_budget,
             "revision": revision,
         }
-        generator = cls(model.to(target), processor, chat=chat, token_budget=token_budget, config=config)
+        generator = cls(
+            model.to(target), processor, chat=chat, chat_template_kwargs=chat_template_kwargs,
+            token_budget=token_budget, config=config,
+        )  # fmt: skip
         if self_check:
             check_scores(generator, name)
         return generator
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over weights, architecture, processor, tokenizer, dtype, ``chat``, engine; not the device.
+        """SHA-256 over weights, architecture, processor, tokenizer, dtype, prompt, engine; not the device.
 
         Computed on first use, from all weights.
         """
@@ -153,7 +165,7 @@ class VLMGenerator(FromPretrained):
             "model": self._model.config.to_dict(),
             "processor": self._processor.__class__.__name__,
             "images": self._processor.image_processor.to_dict(),
-            "template": getattr(self._processor, "chat_template", None) if self._chat else None,
+            "template": self._reader.template and self._reader.template.describe(),
         }
         digest = hashlib.sha256()
         digest.update(json.dumps(_without_origin(settings), sort_keys=True, default=str).encode())
@@ -175,8 +187,7 @@ class VLMGenerator(FromPretrained):
         and answer. The images of 8 batches are in memory at once.
 
         Raises:
-            InvalidInputError: as in the protocol; or a text contains the model's image token, or the family
-                cannot keep a context's order.
+            InvalidInputError: as in the protocol; or the family cannot keep a context's order.
             MismatchError: a context contains an image state; this class has none.
             ImageError: an image cannot be decoded; names it.
         """
@@ -231,6 +242,16 @@ class VLMGenerator(FromPretrained):
             "generating", contexts, more, write, draws=draws, batch_size=batch_size, progress=progress
         )
         return [texts[i * draws : (i + 1) * draws] * (n // draws) for i in range(len(contexts))]
+
+    def show_prompt(self, context: Context) -> str:
+        """The text of the tokens that the model reads of a context, special ones included.
+
+        A run of n equal special tokens, such as those of an image, is written once, followed by ``[x n]``.
+
+        Raises:
+            InvalidInputError, MismatchError, ImageError: as :meth:`log_likelihood`.
+        """
+        return self._reader.show(self._reader.prompt(context, "the context"))
 
     def _run(
         self,

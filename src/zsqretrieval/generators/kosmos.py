@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from typing_extensions import Self
 
 from zsqretrieval._util.torch import (
+    DTYPES,
     FromPretrained,
     add_tensors,
     check_complete,
@@ -66,6 +67,10 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
     """
 
     _settings = ("name", "dtype", "prefix_cache_bytes")
+    safe_settings: ClassVar[Mapping[str, Any]] = {
+        "dtype": (None, *DTYPES),
+        "prefix_cache_bytes": range(2**30),
+    }
 
     def __init__(
         self, model: Any, processor: Any, *, config: Mapping[str, Any], prefix_cache_bytes: int = 0
@@ -109,7 +114,8 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
         """Load a model with its tokenizer and preprocessing.
 
         Args:
-            name: a hub repository, downloaded when not cached; or a folder of :meth:`save_pretrained`.
+            name: a hub repository, downloaded when not cached; or a folder of :meth:`save_pretrained`. Its
+                own code is never run.
             dtype: of the computation: ``"float32"``, ``"bfloat16"`` or ``"float16"``. None takes bfloat16
                 where the device has arithmetic for it (CUDA; CPUs with AMX or AVX512-BF16), else float32.
             device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first available of these three.
@@ -192,13 +198,15 @@ def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     import transformers
 
     classes: Any = transformers  # partly unannotated
-    family = classes.AutoConfig.from_pretrained(source).model_type
+    own = {"trust_remote_code": False}
+    family = classes.AutoConfig.from_pretrained(source, **own).model_type
     if family != _FAMILY:
         raise WeightsError(f"{source} is a {family} model, not Kosmos; try VLMGenerator")
     model, report = classes.Kosmos2ForConditionalGeneration.from_pretrained(
-        source, dtype=dtype, output_loading_info=True
+        source, dtype=dtype, output_loading_info=True, **own
     )
     check_complete(source, report)
     # Pillow resizes alike on every machine; torchvision, which may be missing, resizes differently.
     image_processor = classes.CLIPImageProcessorPil.from_pretrained(source)
-    return model, classes.Kosmos2Processor(image_processor, classes.AutoTokenizer.from_pretrained(source))
+    tokenizer = classes.AutoTokenizer.from_pretrained(source, **own)
+    return model, classes.Kosmos2Processor(image_processor, tokenizer)

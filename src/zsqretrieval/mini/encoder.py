@@ -24,7 +24,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -199,6 +199,7 @@ class MiniEncoder(FromPretrained):
     """
 
     _settings = ("weights", "knowledge_share")
+    safe_settings: ClassVar[Mapping[str, Any]] = {"weights": (None,), "knowledge_share": (None, int, float)}
 
     def __init__(
         self,

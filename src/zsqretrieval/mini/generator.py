@@ -22,7 +22,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -31,7 +31,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 from typing_extensions import Self
 
-from zsqretrieval._util.torch import FromPretrained, ensure_torchvision, resolve_device, resolve_dtype
+from zsqretrieval._util.torch import (
+    DTYPES,
+    FromPretrained,
+    ensure_torchvision,
+    resolve_device,
+    resolve_dtype,
+)
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine.decoder import Decoder
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
@@ -194,6 +200,11 @@ class MiniGenerator(FromPretrained, InterleavedGenerator):
     """
 
     _settings = ("weights", "dtype", "prefix_cache_bytes")
+    safe_settings: ClassVar[Mapping[str, Any]] = {
+        "weights": (None,),
+        "dtype": (None, *DTYPES),
+        "prefix_cache_bytes": range(2**30),
+    }
 
     def __init__(
         self,

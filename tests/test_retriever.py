@@ -601,6 +601,8 @@ def test_index_without_a_fingerprint_is_restored(album: Path) -> None:
 class Painter(ToyEncoder):
     """A plugin: a toy encoder that can be made anew from its settings."""
 
+    safe_settings = {"shade": int}  # noqa: RUF012
+
     def __init__(self, shade: int = 0) -> None:
         self.shade = shade
         self.fingerprint = f"painter-{shade}"

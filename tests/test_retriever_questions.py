@@ -374,7 +374,7 @@ def test_album_without_questions_has_no_snapshot_of_them(pictures: Path, album: 
         retriever.save()
         assert not list(album.glob("questions-*"))
         with Catalog.open(album / "catalog.sqlite") as catalog:
-            assert catalog.get_meta("questions") is None
+            assert catalog.get_snapshot("questions") is None
 
 
 # --- joining

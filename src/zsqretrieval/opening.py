@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from zsqretrieval.album.candidates import StatesMode, Viewer
 from zsqretrieval.album.catalog import Catalog
-from zsqretrieval.album.info import CATALOG, find_catalog
+from zsqretrieval.album.info import CATALOG, check_files, find_catalog
+from zsqretrieval.album.settings import AlbumSettings, PartName, SavedIndex
 from zsqretrieval.album.sync import IndexSync
-from zsqretrieval.errors import AlbumError, MismatchError
+from zsqretrieval.errors import AlbumError, IntegrityError, MismatchError
 from zsqretrieval.generators.lazy import LazyGenerator
-from zsqretrieval.plugins import check_empty_index, check_part, describe, new_index, restore
-from zsqretrieval.presets import Calibration, Preset
+from zsqretrieval.plugins import (
+    Kind,
+    check_empty_index,
+    check_part,
+    describe,
+    names_nothing,
+    new_index,
+    restore,
+)
+from zsqretrieval.presets import PRESETS, Calibration, Preset
 from zsqretrieval.protocols import Encoder, Generator, Index
 
 
@@ -70,29 +81,51 @@ def stored_parts(
     generator: Generator | LazyGenerator | None,
     states: StatesMode | Literal["auto"],
     calibration: Calibration | None,
+    trust_parts: bool,
 ) -> Parts:
     """Open an album; arguments and errors as for :meth:`~zsqretrieval.retriever.Retriever.open`."""
     catalog = Catalog.open(find_catalog(path).absolute())  # an error names the path as it was given
     path = path.absolute()
     try:
+        settings = AlbumSettings.read(catalog)
+        index_part = settings.index
+        with contextlib.suppress(IntegrityError):  # of which IndexSync.load warns
+            saved = SavedIndex.read(catalog, "index")
+            index_part = index_part if saved is None else saved.part
         if preset is not None:
-            preset.check_album(catalog.settings.get("encoder_part"), path)
+            preset.check_album(settings.encoder_part, path)
+        if not trust_parts:
+            named: list[tuple[Kind, Any, PartName | None]] = [
+                ("encoder", encoder, settings.encoder_part),
+                ("index", index, index_part),
+                ("generator", generator, settings.generator),
+                *(("fusion", calibration, one) for one in (settings.calibration or {}).values()),
+            ]
+            for kind, given, part in named:
+                if given is None and isinstance(part, dict):
+                    _check_trusted(kind, part, preset, path)
         if encoder is None:
-            encoder = restore("encoder", catalog.settings.get("encoder_part"), path)
+            encoder = restore("encoder", settings.encoder_part, path)
         check_part("encoder", encoder)
-        if catalog.settings.get("encoder") != encoder.fingerprint:
+        if settings.encoder != encoder.fingerprint:
             raise MismatchError(
-                f"{path} was made with encoder {catalog.settings.get('encoder')!r}, but this encoder is "
+                f"{path} was made with encoder {settings.encoder!r}, but this encoder is "
                 f"{encoder.fingerprint!r}: their vectors cannot be compared; pass that encoder, or add the "
                 "images to a new album"
             )
+        if catalog.dim != encoder.dim:
+            raise MismatchError(
+                f"{path} has vectors of dim {catalog.dim}, its encoder makes vectors of dim {encoder.dim}; "
+                "restore a backup"
+            )
         if index is None:
-            sync = IndexSync.load(catalog, catalog.log, encoder, path)
+            empty = restore("index", index_part, path)
+            sync = IndexSync.load(catalog, catalog.log, encoder, path, empty=empty)
         else:
             check_empty_index(encoder, index)
             sync = IndexSync(catalog, catalog.log, index)
-        viewer = Viewer.restore(catalog.setting("generator"), generator, states, path)
-        calibration = calibration or Calibration.restore(catalog.setting("calibration"), path)
+        viewer = Viewer.restore(settings, generator, states, path)
+        calibration = calibration or Calibration.restore(settings.calibration, path)
         sync.update()
     except BaseException:
         catalog.close()
@@ -100,9 +133,52 @@ def stored_parts(
     return Parts(encoder, catalog, sync, viewer, calibration, path)
 
 
+def _check_trusted(kind: Kind, part: PartName, preset: Preset | None, path: Path) -> None:
+    """Refuse to load what only the album names.
+
+    A part is restored if all its settings are harmless (:func:`~zsqretrieval.plugins.names_nothing`), apart
+    from those of one of the library's presets, or of the caller's. The settings of a preset count together:
+    its tag with another model could be a file.
+
+    Raises:
+        AlbumError: the album names a file, a repository or something unknown; says what.
+    """
+    name, config = part["plugin"], part["config"]
+    for own in _own_settings(kind, name, preset):
+        others = {setting: value for setting, value in config.items() if setting not in own}
+        if config == {**others, **own} and names_nothing(kind, {"plugin": name, "config": others}):
+            return
+    wanted = ", ".join(f"{setting}={value!r}" for setting, value in config.items())
+    raise AlbumError(
+        f"{path} asks for the {kind} {name!r} with {wanted}: whoever made the album may have chosen files or "
+        "repositories that neither a preset nor you named. If you made it or trust them, say so: "
+        f"Retriever.open(path, trust_parts=True), or --trust-parts on the command line; or pass your own "
+        f"{kind}: Retriever.open(path, {'calibration' if kind == 'fusion' else kind}=...)"
+    )
+
+
+def _own_settings(kind: Kind, plugin: str, preset: Preset | None) -> Iterator[Mapping[str, Any]]:
+    """Settings of a plugin that the library or the caller names."""
+    yield {}
+    if kind not in ("encoder", "generator"):
+        return
+    for one in [*PRESETS.values(), *([] if preset is None else [preset])]:
+        own = one.encoder_config if kind == "encoder" else one.generator_config
+        # A folder here that is called like a repository would be loaded in its place.
+        repositories = [name for name in own.values() if isinstance(name, str) and "/" in name]
+        hidden = one is not preset and any(Path(name).exists() for name in repositories)
+        if plugin == getattr(one, kind) and not hidden:
+            yield own
+
+
 def make_folder(folder: Path) -> None:
-    """Make the directory of an album; an AlbumError if the system refuses."""
+    """Make the directory of an album.
+
+    Raises:
+        AlbumError: the system refuses, or :func:`~zsqretrieval.album.info.check_files`.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AlbumError(f"cannot make the directory {folder}: {error.strerror or error}") from error
+    check_files(folder)

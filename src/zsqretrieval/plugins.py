@@ -151,16 +151,56 @@ def describe(kind: Kind, part: object) -> dict[str, Any] | None:
 def restore(kind: Kind, description: Mapping[str, Any] | None, album: object) -> Any:
     """Rebuild a part of an album from its description.
 
+    Whoever made the album wrote the description: ask :func:`names_nothing` or the user first.
+
     Raises:
-        AlbumError: there is no description, because the part was not a plugin.
-        InvalidInputError, ZsqError: as :func:`create`.
+        AlbumError: there is no description, because the part was not a plugin; or its settings are wrong.
+        ZsqError: as :func:`create`.
     """
     if description is None:
         raise AlbumError(
             f"{album} was made with an {kind} that is not a plugin, so it cannot be restored by name; "
             f"pass it: Retriever.open(path, {kind}=...)"
         )
-    return create(kind, description["plugin"], description["config"])
+    try:
+        return create(kind, description["plugin"], description["config"])
+    except (ZsqError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever settings of another type make of the part's own code
+        raise AlbumError(
+            f"{album} names the {kind} {description['plugin']!r} with the settings {description['config']}, "
+            f"from which it cannot be built ({type(error).__name__}: {error}); pass it: "
+            f"Retriever.open(path, {kind}=...)"
+        ) from error
+
+
+def names_nothing(kind: Kind, description: Mapping[str, Any]) -> bool:
+    """Whether a part can be built without loading anything that its settings name.
+
+    True if there are no settings, or if the class declares each of them harmless: its ``safe_settings`` maps
+    the name of a setting to the values that may come from anybody, which cannot name a file, a repository or
+    code, nor ask for more memory than the computer has. They are a value, a type, a ``range`` of integers, or
+    a tuple of these.
+
+    Args:
+        kind: kind of part.
+        description: as :func:`describe` makes it. A plugin that is not installed cannot load anything.
+    """
+    name, config = description["plugin"], description["config"]
+    if not config or name not in available(kind):
+        return True
+    safe = getattr(load(kind, name), "safe_settings", {})
+    return all(setting in safe and _is_among(value, safe[setting]) for setting, value in config.items())
+
+
+def _is_among(value: object, values: Any) -> bool:
+    if isinstance(values, type):
+        return type(value) is values
+    if isinstance(values, range):
+        return type(value) is int and value in values
+    if isinstance(values, tuple):
+        return any(_is_among(value, one) for one in values)
+    return type(value) is type(values) and value == values
 
 
 def check_part(kind: Kind, part: object) -> None:

@@ -80,7 +80,7 @@ class Calibration:
                 for name, value in description.items()
             }
             return cls(**restored)
-        except (InvalidInputError, KeyError, TypeError) as error:
+        except (InvalidInputError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise AlbumError(
                 f"{album} has the calibration {dict(description)}, which this version of zsqretrieval cannot "
                 "read; upgrade zsqretrieval, or pass one: Retriever.open(path, calibration=...)"

@@ -283,7 +283,11 @@ class ImageStates(Generator, Protocol):
 
 @runtime_checkable
 class Configurable(Protocol):
-    """A part that an album can restore by name: rebuilt as ``type(part).from_config(part.config)``."""
+    """A part that an album can restore by name: rebuilt as ``type(part).from_config(part.config)``.
+
+    An album made by somebody else restores it without being trusted if its class also has ``safe_settings``,
+    the settings and values that are harmless (:func:`zsqretrieval.plugins.names_nothing`).
+    """
 
     @property
     def config(self) -> Mapping[str, Any]:

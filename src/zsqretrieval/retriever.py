@@ -128,6 +128,7 @@ class Retriever:
         generator: Generator | LazyGenerator | None = None,
         states: StatesMode | Literal["auto"] = "auto",
         calibration: Calibration | None = None,
+        trust_parts: bool = False,
     ) -> Self:
         """Open an album; with a preset, make it if there is none.
 
@@ -144,9 +145,12 @@ class Retriever:
             generator: replaces the album's generator; :meth:`save` stores it if it is a plugin.
             states: as for :class:`Retriever`; ``"auto"`` is the album's setting.
             calibration: replaces the album's; :meth:`save` stores it.
+            trust_parts: load whatever files and repositories of weights the album names. False follows only
+                what a preset or you name (docs/albums.md). Code that comes with weights never runs.
 
         Raises:
-            AlbumError: there is no album and no preset; or a part or calibration cannot be restored.
+            AlbumError: there is no album and no preset; a part or calibration cannot be restored, or is not
+                trusted; or the album has links, pipes or devices among its files.
             MismatchError: the album was made with another encoder.
             InvalidInputError: a part is not of its kind, or ``states`` without a generator that computes
                 features.
@@ -154,14 +158,15 @@ class Retriever:
         """
         folder = Path(path).absolute()
         named = None if preset is None else preset_named(preset)
-        if named is not None and not (folder / CATALOG).exists():
+        if named is not None and not os.path.lexists(folder / CATALOG):
             if any(part is not None for part in (encoder, index, generator, calibration)):
                 raise InvalidInputError(
                     f"{folder} holds no album yet; make one with Retriever(encoder, index, generator, "
                     "path=...), or from a preset alone"
                 )
             return cls._of(preset_parts(named, folder, None if states == "auto" else states))
-        return cls._of(stored_parts(Path(path), named, encoder, index, generator, states, calibration))
+        parts = stored_parts(Path(path), named, encoder, index, generator, states, calibration, trust_parts)
+        return cls._of(parts)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
         """Write the indexes beside the catalog; atomic.

@@ -272,7 +272,7 @@ def test_refusal_within_a_transaction_undoes_only_itself(path: Path) -> None:
 def test_transaction_left_open_by_an_interrupt_is_rolled_back(path: Path) -> None:
     with Catalog.create(path, dim=DIM) as catalog:
         catalog._database.connection.execute("BEGIN IMMEDIATE")
-        catalog._database.connection.execute("INSERT INTO removals (key) VALUES (1)")
+        catalog._database.connection.execute("INSERT INTO removals (key, inverse) VALUES (1, ~1)")
         assert catalog.add([row(1)]).tolist() == [1]
         assert keys_in(path) == [1] and catalog.log.position == Position(1, 0)
 
@@ -475,8 +475,8 @@ def test_foreign_and_newer_files_are_refused(path: Path) -> None:
         Catalog.open(path)
     path.unlink()
     Catalog.create(path, dim=DIM).close()
-    run_sql(path, "PRAGMA user_version = 2")
-    with pytest.raises(IntegrityError, match="format 2, this version of zsqretrieval reads format 1"):
+    run_sql(path, "PRAGMA user_version = 3")
+    with pytest.raises(IntegrityError, match="format 3, this version of zsqretrieval reads format 2"):
         Catalog.open(path)
 
 

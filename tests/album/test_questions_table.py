@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Position
 from zsqretrieval.album.questions import Judgement, NewQuestion, QuestionTable, Recipe, StyleFacts
+from zsqretrieval.album.sqlite import checksum
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.errors import IntegrityError, InvalidInputError
 
@@ -163,7 +164,9 @@ def test_damaged_recipe_is_named(tmp_path: Path, damaged: str, style: str) -> No
         catalog.questions.write(RECIPE, {1: [question("A?")]})
         catalog.questions.write(replace(RECIPE, style="captions"), {2: []})
         with sqlite3.connect(path) as other:
-            other.execute("UPDATE recipes SET recipe = ? WHERE recipe LIKE ?", (damaged, f"%{style}%"))
+            [(row,)] = other.execute("SELECT id FROM recipes WHERE recipe LIKE ?", (f"%{style}%",))
+            columns = (damaged, checksum((row, damaged)), row)
+            other.execute("UPDATE recipes SET recipe = ?, crc32 = ? WHERE id = ?", columns)
         other.close()
         with pytest.raises(IntegrityError, match="the recipe of a question is damaged"):
             catalog.verify()

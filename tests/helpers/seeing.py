@@ -17,6 +17,7 @@ class Seeing(ToyStatesGenerator):
     """A plugin whose states are mean colours over ``glasses``; counts its images, batches and instances."""
 
     made = 0
+    safe_settings = {"glasses": int}  # noqa: RUF012
 
     def __init__(self, glasses: int = 1) -> None:
         super().__init__()

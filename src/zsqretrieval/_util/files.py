@@ -26,11 +26,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.untrusted import parse_json
 from zsqretrieval.errors import IntegrityError, MismatchError
 
 FORMAT_NAME = "zsqretrieval-snapshot"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+
+_LONGEST_MANIFEST = 2**20  # bytes
 
 _STORED_NAME = re.compile(r"[a-z]+-[0-9a-f]{16}\.[a-z]+")
 _OUR_NAME = re.compile(
@@ -184,7 +187,9 @@ def peek_snapshot(path: Path) -> Snapshot:
         IntegrityError: there is no manifest, it is damaged, or it has another format version.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if (path / MANIFEST).stat().st_size > _LONGEST_MANIFEST:
+            raise _damaged(path / MANIFEST, f"it has more than {_LONGEST_MANIFEST} bytes")
+        manifest = parse_json((path / MANIFEST).read_bytes())
         claimed = manifest.pop("checksum")
     except FileNotFoundError:
         raise IntegrityError(
@@ -203,8 +208,10 @@ def peek_snapshot(path: Path) -> Snapshot:
         )
     try:
         files = {part: StoredFile(**entry) for part, entry in manifest["files"].items()}
-        snapshot = Snapshot(path, manifest["kind"], manifest["facts"], files)
-    except (KeyError, TypeError, AttributeError) as error:
+        snapshot = Snapshot(path, manifest["kind"], dict(manifest["facts"]), files)
+        if not all(isinstance(one.name, str) and isinstance(one.sha256, str) for one in files.values()):
+            raise TypeError("names and digests are texts")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _damaged(path / MANIFEST, f"an entry is missing or of the wrong type ({error!r})") from error
     for part, stored in files.items():
         if not _STORED_NAME.fullmatch(stored.name):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from typing_extensions import Self
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import hashlib
 
     import torch
+
+T = TypeVar("T")
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -139,14 +143,66 @@ def check_complete(name: str, report: Mapping[str, Iterable[object]]) -> None:
         )
 
 
+_REMOTE_CODE = ("get_cached_module_file", "get_class_in_module")  # fetches a Python file; runs it
+_refusing: ContextVar[bool] = ContextVar("refusing remote code", default=False)
+
+
+@contextmanager
+def no_remote_code() -> Iterator[None]:
+    """Run no Python file that a model's folder or repository brings along, whatever its settings say.
+
+    ``trust_remote_code=False`` is not enough: open_clip takes transformers' arguments from a model's own
+    configuration, and without the argument transformers asks on the terminal.
+
+    Raises:
+        WeightsError: the block wanted to run or to ask for such code.
+    """
+    from transformers import dynamic_module_utils
+
+    remote: Any = dynamic_module_utils
+    with _lock:
+        if not hasattr(remote.get_class_in_module, "zsqretrieval"):
+            for name in _REMOTE_CODE:
+                setattr(remote, name, _refused(getattr(remote, name)))
+            remote.input = _refused(lambda *prompt: input(*prompt))  # by which it asks
+    before = _refusing.set(True)
+    try:
+        yield
+    except Exception as error:
+        if "custom code" not in str(error):
+            raise
+        reason = " ".join(str(error).split()).partition(" You can inspect")[0]
+        raise WeightsError(
+            f"{reason}: code that comes with weights is never run here; use a model that transformers itself "
+            "implements"
+        ) from error
+    finally:
+        _refusing.reset(before)
+
+
+def _refused(function: Callable[..., T]) -> Callable[..., T]:
+    """A function that runs no more while :func:`no_remote_code` holds in the same thread."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **settings: Any) -> T:
+        if _refusing.get():
+            raise WeightsError("the model contains custom code")
+        return function(*args, **settings)
+
+    guarded.zsqretrieval = True  # type: ignore[attr-defined]  # the mark that it is guarded already
+    return guarded
+
+
 @contextmanager
 def loading(what: str, source: str, advice: str) -> Iterator[None]:
     """Turn any error of transformers, huggingface_hub, json and safetensors into one of the library's.
 
-    ``what`` is loaded from ``source``; ``advice`` is for a source that is not a folder.
+    ``what`` is loaded from ``source``; ``advice`` is for a source that is not a folder. No code that comes
+    with the source is run.
     """
     try:
-        yield
+        with no_remote_code():
+            yield
     except (MemoryError, WeightsError):
         raise
     except ImportError as error:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.features import StateStore
+from zsqretrieval.album.settings import AlbumSettings
 from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
@@ -71,17 +72,17 @@ class Viewer:
     @classmethod
     def restore(
         cls,
-        description: Mapping[str, Any],
+        settings: AlbumSettings,
         generator: Generator | LazyGenerator | None,
         states: StatesMode | Literal["auto"],
         album: Path,
     ) -> Viewer | None:
-        """Rebuild the viewer of an album from :meth:`describe`, unless another generator or mode is given."""
-        part = description["part"]
+        """Rebuild the viewer of an album, unless another generator or mode is given."""
+        part = settings.generator
         if generator is None and part is not None:
             generator = LazyGenerator(part["plugin"], part["config"])
         if states == "auto":
-            states = None if generator is None else description["states"]
+            states = None if generator is None else settings.states
         return cls.of(generator, states, album)
 
     @staticmethod

@@ -3,6 +3,9 @@
 Records and vectors of a batch are written in one transaction, on disk (WAL, ``synchronous=FULL``) before
 :meth:`Catalog.add` returns, so a killed process or a power cut loses nothing that was returned. The index is
 a copy of the vectors: the change log (:attr:`Catalog.log`) keeps it in step, and can rebuild it.
+
+A catalog may have been made by somebody else, or be damaged. :meth:`Catalog.open` accepts exactly this schema
+and checks the structure of the file; every row is compared with its checksum and its types when it is read.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from typing_extensions import Self
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval._util.files import sync_directory
+from zsqretrieval._util.untrusted import check_depth
 from zsqretrieval.album import questions
 from zsqretrieval.album.changes import VectorLog, key_list
 from zsqretrieval.album.questions import QuestionTable
-from zsqretrieval.album.sqlite import CHUNK, Database
+from zsqretrieval.album.sqlite import CHUNK, Database, Table
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 
@@ -47,7 +51,7 @@ class Record:
 
 
 _APPLICATION_ID = 0x7A737143  # "zsqC", in the header of the file
-_VERSION = 1
+_VERSION = 2
 _PAGE_SIZE = 16384  # with 4096, a row and its vector of 512 float32 leave half of every page empty
 _BATCH = 900  # records read at once
 
@@ -61,19 +65,39 @@ _SCHEMA = (
         bytes INTEGER NOT NULL,
         digest TEXT NOT NULL UNIQUE,
         caption TEXT,
-        metadata TEXT NOT NULL)""",
+        metadata TEXT NOT NULL,
+        crc32 INTEGER NOT NULL)""",
     """CREATE TABLE vectors (
         key INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE,
         vector BLOB NOT NULL,
         crc32 INTEGER NOT NULL)""",
-    "CREATE TABLE removals (seq INTEGER PRIMARY KEY AUTOINCREMENT, key INTEGER NOT NULL)",
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE removals (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, key INTEGER NOT NULL, inverse INTEGER NOT NULL)""",
+    """CREATE TABLE meta (
+        name TEXT PRIMARY KEY, value TEXT NOT NULL, crc32 INTEGER NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE snapshots (
+        name TEXT PRIMARY KEY, value TEXT NOT NULL, crc32 INTEGER NOT NULL) WITHOUT ROWID""",
     *questions.SCHEMA,
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {_VERSION}",
 )
 
-_RECORD = "key, id, source, width, height, bytes, digest, caption, metadata"
+_IMAGES = Table(
+    "images",
+    "record of image",
+    key=int,
+    id=str,
+    source=str,
+    width=int,
+    height=int,
+    bytes=int,
+    digest=str,
+    caption=(str, None),
+    metadata=str,
+)
+_VECTORS = Table("vectors", "vector of image", key=int, vector=bytes)
+_META = Table("meta", "setting", name=str, value=str)
+_SNAPSHOTS = Table("snapshots", "description of the saved index", name=str, value=str)
 
 
 @final
@@ -91,14 +115,15 @@ class Catalog:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        database.verify(_META)
         dim, self._settings = self.get_meta("dim"), self.get_meta("settings")
-        if not isinstance(dim, int) or dim < 1 or not isinstance(self._settings, dict):
+        if type(dim) is not int or dim < 1 or not isinstance(self._settings, dict):
             raise IntegrityError(f"{database.where}: its dim or settings are missing or damaged")
         self._dim = dim
         self.log = VectorLog(
-            database, dim, vectors="vectors", numbered="images", removals="removals", what="image"
+            database, dim, vectors=_VECTORS, numbered="images", removals="removals", what="image"
         )
-        self.questions = QuestionTable(database, dim)
+        self.questions = QuestionTable(database, dim, _IMAGES)
 
     @classmethod
     def create(
@@ -127,7 +152,7 @@ class Catalog:
                 _refuse_if_used(database)  # by another process in the meantime
                 for statement in _SCHEMA:
                     run.execute(statement)
-                run.executemany("INSERT INTO meta VALUES (?, ?)", fixed.items())
+                run.executemany(_META.insert, map(_META.pack, fixed.items()))
             if path is not None:
                 sync_directory(Path(path).absolute().parent)
             return cls(database)
@@ -138,7 +163,8 @@ class Catalog:
 
         Raises:
             AlbumError: there is no such file, or it cannot be opened.
-            IntegrityError: the file is damaged, not a catalog, or of another format version.
+            IntegrityError: the file is damaged, not a catalog, of another format version, or was altered by
+                another program.
         """
         if not Path(path).is_file():
             raise AlbumError(f"{path}: no catalog here; make one with Catalog.create, or check the path")
@@ -151,8 +177,13 @@ class Catalog:
                     f"{path} has format {version}, this version of zsqretrieval reads format {_VERSION};"
                     " use the version that wrote it"
                 )
+            database.check_schema(_SCHEMA)
+            database.check_structure()
             database.rows("PRAGMA journal_mode = WAL")
-            return cls(database)
+            catalog = cls(database)
+            catalog.log.check_numbers()
+            catalog.questions.log.check_numbers()
+            return catalog
 
     def __enter__(self) -> Self:
         return self
@@ -163,6 +194,11 @@ class Catalog:
     def close(self) -> None:
         """Close the file. Closing twice does no harm; any other use afterwards is an AlbumError."""
         self._database.close()
+
+    @property
+    def where(self) -> str:
+        """The catalog's name in error messages."""
+        return self._database.where
 
     @property
     def dim(self) -> int:
@@ -183,16 +219,30 @@ class Catalog:
 
     def get_meta(self, name: str, default: Any = None) -> Any:
         """The JSON value stored under a name, or ``default``."""
-        rows = self._database.rows("SELECT value FROM meta WHERE name = ?", (name,))
-        return self._database.from_json(rows[0][0], f"meta {name!r}") if rows else default
+        return self._value(_META, name, default)
 
     def set_meta(self, name: str, value: Any) -> None:
         """Store a JSON value under a name; not "dim" and "settings", which never change."""
         if name in ("dim", "settings"):
             raise InvalidInputError(f"{name!r} is fixed when a catalog is made and cannot be changed")
-        text = _to_json(value, f"meta {name!r}")
+        self._set_value(_META, name, value)
+
+    def get_snapshot(self, name: str) -> Any:
+        """The JSON description of an index's snapshot, or None. Unlike all else it may be lost or damaged."""
+        return self._value(_SNAPSHOTS, name, None)
+
+    def set_snapshot(self, name: str, description: Any) -> None:
+        """Store the JSON description of an index's snapshot."""
+        self._set_value(_SNAPSHOTS, name, description)
+
+    def _value(self, table: Table, name: str, default: Any) -> Any:
+        rows = self._database.read(table, "name", [name])
+        return self._database.from_json(rows[0][1], f"{table.what} {name!r}") if rows else default
+
+    def _set_value(self, table: Table, name: str, value: Any) -> None:
+        row = table.pack((name, _to_json(value, f"{table.what} {name!r}")))
         with self._database.transaction("IMMEDIATE") as run:
-            run.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
+            run.execute(table.insert.replace("INSERT", "INSERT OR REPLACE"), row)
 
     def setting(self, name: str) -> Any:
         """A JSON value that the album was last saved with, else made with; None without."""
@@ -226,16 +276,13 @@ class Catalog:
             keys = range(first, first + len(images))
             try:
                 run.executemany(
-                    f"INSERT INTO images ({_RECORD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    ((key, *row) for key, row in zip(keys, columns, strict=True)),
+                    _IMAGES.insert,
+                    (_IMAGES.pack((key, *row)) for key, row in zip(keys, columns, strict=True)),
                 )
             except sqlite3.IntegrityError:
                 self._refuse_present(images, first)
                 raise
-            run.executemany(
-                "INSERT INTO vectors VALUES (?, ?, ?)",
-                ((key, *vector) for key, vector in zip(keys, packed, strict=True)),
-            )
+            run.executemany(_VECTORS.insert, map(_VECTORS.pack, zip(keys, packed, strict=True)))
         return np.asarray(keys, dtype=np.int64)
 
     def _refuse_present(self, images: Sequence[NewImage], first: int) -> None:
@@ -254,19 +301,23 @@ class Catalog:
         Images may exchange their ids. A key that is not present, an id of another image, or metadata that is
         not JSON is an InvalidInputError; nothing has changed then.
         """
-        columns = [(record.key, *_columns(record)) for record in records]
+        columns = [_columns(record) for record in records]
         with self._database.transaction("IMMEDIATE") as run:
             keys = [record.key for record in records]
-            self.log.refuse_unknown(keys, self.known_keys(keys))
+            rows = {row[0]: row for row in self._database.read(_IMAGES, "key", keys)}
+            self.log.refuse_unknown(keys, rows)
             # First to ids that no image has, so that the order of the updates does not matter.
             run.executemany("UPDATE images SET id = char(0) || key WHERE key = ?", ((key,) for key in keys))
             for id, key in self._known("id", [record.id for record in records]).items():
                 present = f"{self._database.where} already holds the id {id!r} (key {key})"
                 raise InvalidInputError(f"{present}; nothing was changed")
-            run.executemany(
-                "UPDATE images SET id = ?, source = ?, caption = ?, metadata = ? WHERE key = ?",
-                ((id, source, caption, metadata, key) for key, id, source, *_, caption, metadata in columns),
-            )
+            for key, (id, source, *_, caption, metadata) in zip(keys, columns, strict=True):
+                row = _IMAGES.pack((key, id, source, *rows[key][3:7], caption, metadata))
+                run.execute(
+                    "UPDATE images SET id = ?, source = ?, caption = ?, metadata = ?, crc32 = ?"
+                    " WHERE key = ?",
+                    (id, source, *row[-3:], key),
+                )
 
     def remove(self, keys: ArrayLike) -> None:
         """Remove images by keys int64 [n], each present and given once; all or none, with their questions."""
@@ -276,7 +327,9 @@ class Catalog:
         with self._database.transaction("IMMEDIATE") as run:
             self.log.refuse_unknown(wanted, self.known_keys(wanted))
             run.executemany("DELETE FROM images WHERE key = ?", ((key,) for key in wanted))
-            run.executemany("INSERT INTO removals (key) VALUES (?)", ((key,) for key in wanted))
+            run.executemany(
+                "INSERT INTO removals (key, inverse) VALUES (?, ?)", ((key, ~key) for key in wanted)
+            )
 
     def remove_ids(self, ids: Sequence[str]) -> None:
         """Remove images by id, as :meth:`remove`; an InvalidInputError names an id that is not present."""
@@ -308,16 +361,17 @@ class Catalog:
         return self._known("id", list(ids))
 
     def _known(self, column: str, values: Sequence[str]) -> dict[str, int]:
-        return dict(self._database.select(f"{column}, key", "images", column, values))
+        at = {"id": 1, "digest": 6}[column]  # in a row
+        return {row[at]: row[0] for row in self._database.read(_IMAGES, column, values)}
 
     def find(self, id: str) -> Record | None:
         """The record of an id, or None."""
-        rows = self._database.select(_RECORD, "images", "id", [id])
+        rows = self._database.read(_IMAGES, "id", [id])
         return self._record(rows[0]) if rows else None
 
     def by_digest(self, digests: Iterable[str]) -> dict[str, Record]:
         """The records of the digests that are present, by digest."""
-        rows = self._database.select(_RECORD, "images", "digest", list(digests))
+        rows = self._database.read(_IMAGES, "digest", list(digests))
         return {record.digest: record for record in map(self._record, rows)}
 
     def namesakes(self, ids: Iterable[str]) -> list[Record]:
@@ -326,49 +380,54 @@ class Catalog:
         for some in batched(dict.fromkeys(ids), CHUNK):
             given = f"WITH given(name) AS (VALUES {', '.join(['(?)'] * len(some))})"
             rows = self._database.rows(
-                f"{given} SELECT {_RECORD} FROM given JOIN images ON id = name UNION ALL "
+                f"{given} SELECT {_IMAGES.columns} FROM given JOIN images ON id = name UNION ALL "
                 # "$" is the character after "#"
-                f"SELECT {_RECORD} FROM given JOIN images ON id >= name || '#' AND id < name || '$'",
+                f"SELECT {_IMAGES.columns} FROM given JOIN images ON id >= name || '#' AND id < name || '$'",
                 some,
             )
+            rows = self._database.checked(_IMAGES, rows)
             found |= {record.id: record for record in map(self._record, rows)}
         return [found[id] for id in sorted(found)]
 
     def records(self, keys: ArrayLike) -> list[Record]:
         """The records of keys int64 [n], in the same order; repeats are allowed, unknown keys are not."""
         wanted = key_list(keys)
-        rows = {row[0]: self._record(row) for row in self._database.select(_RECORD, "images", "key", wanted)}
+        rows = {row[0]: self._record(row) for row in self._database.read(_IMAGES, "key", wanted)}
         self.log.refuse_unknown(wanted, rows)
         return [rows[key] for key in wanted]
 
     def iter_records(self) -> Iterator[Record]:
         """All records, by rising key. Images added or removed in the meantime may or may not appear."""
-        query = f"SELECT {_RECORD} FROM images WHERE key > ? ORDER BY key LIMIT {_BATCH}"
+        query = f"SELECT {_IMAGES.columns} FROM images WHERE key > ? ORDER BY key LIMIT {_BATCH}"
         last = 0
-        while rows := self._database.rows(query, (last,)):
+        while rows := self._database.checked(_IMAGES, self._database.rows(query, (last,))):
             yield from map(self._record, rows)
             last = rows[-1][0]
 
     def _record(self, row: tuple[Any, ...]) -> Record:
-        values = (*row[:-1], self._database.from_json(row[-1], f"metadata of image {row[0]}"))
+        metadata = self._database.from_json(row[-1], f"metadata of image {row[0]}")
+        if not isinstance(metadata, dict):
+            raise IntegrityError(
+                f"{self._database.where}: the metadata of image {row[0]} is damaged: it is no JSON object"
+            )
+        values = (*row[:-1], metadata)
         return Record(*values)
 
     # --- safety -----------------------------------------------------------------------------------------
 
     def verify(self) -> None:
         """Read everything and compare it with its checksums; damage is an IntegrityError that names it."""
-        with self._database.transaction() as run:
-            for pragma in ("integrity_check", "foreign_key_check"):
-                for row in run.execute(f"PRAGMA {pragma}"):
-                    if row != ("ok",):
-                        raise IntegrityError(
-                            f"{self._database.where} is damaged: {row}; restore it from a backup"
-                        )
+        with self._database.transaction():
+            self._database.check_structure()
+            if row := self._database.rows("PRAGMA foreign_key_check"):
+                raise IntegrityError(f"{self._database.where} is damaged: {row[0]}; restore it from a backup")
             bare = "SELECT count(*) FROM images WHERE key NOT IN (SELECT key FROM vectors)"
             if count := self._database.value(bare):
                 raise IntegrityError(f"{self._database.where} is damaged: {count} images have no vector")
-            for row in run.execute(f"SELECT {_RECORD} FROM images"):
-                self._record(row)
+            for _ in self.iter_records():
+                pass
+            for table in (_META, _SNAPSHOTS):
+                self._database.verify(table)
             self.log.verify()
             self.questions.verify()
 
@@ -422,6 +481,8 @@ def _columns(image: NewImage | Record) -> tuple[Any, ...]:
 
 def _to_json(value: Any, what: str) -> str:
     try:
-        return json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(value, allow_nan=False)
+        check_depth(value)
+        return text
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"the {what} cannot be kept as JSON: {error}") from error

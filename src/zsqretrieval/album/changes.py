@@ -1,20 +1,21 @@
 """The change log of stored vectors, by which an index is kept in step with the catalog.
 
 The catalog has two logs, for the vectors of images and of questions (:mod:`zsqretrieval.album.questions`).
-Each log is a table of vectors with rising keys and a table of removed keys.
+Each log is a table of vectors with rising keys and a table of removed keys. Keys and removals are numbered
+without gaps, so a lost or altered entry is noticed. A removal has its key twice, the second time with all
+bits inverted, which SQL can write, unlike a checksum.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, NoReturn, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zsqretrieval.album.sqlite import Database
+from zsqretrieval.album.sqlite import Database, Table
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
 
 
@@ -24,6 +25,10 @@ class Position:
 
     last_key: int = 0  # highest key given so far
     last_removal: int = 0  # number of removals so far
+
+    def is_beyond(self, other: Position) -> bool:
+        """Whether this position has a key or a removal that is still to come at another."""
+        return self.last_key > other.last_key or self.last_removal > other.last_removal
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,19 +45,20 @@ class Change:
 class VectorLog:
     """The vectors of one table, each with a checksum, and their change log.
 
-    ``vectors`` is a table of ``key``, ``vector`` and ``crc32``, ``numbered`` the table whose AUTOINCREMENT
-    gives the keys, ``removals`` a table of ``seq`` and ``key``; ``what`` is a noun for errors.
+    ``vectors`` is a table whose first column is ``key`` and whose last is ``vector``, ``numbered`` the table
+    whose AUTOINCREMENT gives the keys, ``removals`` a table of ``seq``, ``key`` and ``inverse``; ``what`` is
+    a noun for errors.
     """
 
     def __init__(
-        self, database: Database, dim: int, *, vectors: str, numbered: str, removals: str, what: str
+        self, database: Database, dim: int, *, vectors: Table, numbered: str, removals: str, what: str
     ) -> None:
         self._database = database
         self._dim = dim
         self._vectors, self._numbered, self._removals, self._what = vectors, numbered, removals, what
 
-    def pack(self, vector: ArrayLike, name: str) -> tuple[bytes, int]:
-        """The stored form of a vector: bytes and checksum; an InvalidInputError names a bad one."""
+    def pack(self, vector: ArrayLike, name: str) -> bytes:
+        """The stored form of a vector; an InvalidInputError names a bad one."""
         given = np.asarray(vector)
         if given.shape != (self._dim,) or given.dtype.kind != "f":
             got = f"{given.dtype} {list(given.shape)}"
@@ -61,24 +67,30 @@ class VectorLog:
             exact = given.astype("<f4")
         if not np.isfinite(exact).all() or not exact.any():
             raise InvalidInputError(f"{name!r}: the vector is zero or not finite; nothing was added")
-        blob = exact.tobytes()
-        return blob, zlib.crc32(blob)
+        return exact.tobytes()
 
-    def unpack(self, rows: Sequence[tuple[int, bytes, int]]) -> NDArray[np.float32]:
-        """Vectors float32 [n, dim] of n rows of key, vector and crc32; damage is an IntegrityError."""
-        for key, blob, crc32 in rows:
-            if len(blob) != 4 * self._dim or zlib.crc32(blob) != crc32:
-                raise IntegrityError(
-                    f"{self._database.where}: the vector of {self._what} {key} is damaged; restore the "
-                    f"catalog from a backup, or remove the {self._what} and add it again"
-                )
-        stacked = np.frombuffer(b"".join(blob for _, blob, _ in rows), dtype="<f4")
-        return stacked.astype(np.float32).reshape(len(rows), self._dim)
+    def unpack(self, rows: Sequence[tuple[Any, ...]]) -> NDArray[np.float32]:
+        """Vectors float32 [n, dim] of n rows of the table with checksum; damage is an IntegrityError."""
+        for row in rows:
+            if not self._vectors.intact(row) or len(row[-2]) != 4 * self._dim:
+                self._refuse(row[0])
+        stacked = np.frombuffer(b"".join(row[-2] for row in rows), dtype="<f4")
+        vectors = stacked.astype(np.float32).reshape(len(rows), self._dim)
+        bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)  # of another program
+        if bad.any():
+            self._refuse(rows[int(bad.argmax())][0])
+        return vectors
+
+    def _refuse(self, key: int) -> NoReturn:
+        raise IntegrityError(
+            f"{self._database.where}: the vector of {self._what} {key} is damaged; restore the "
+            f"catalog from a backup, or remove the {self._what} and add it again"
+        )
 
     def get(self, keys: ArrayLike) -> NDArray[np.float32]:
         """Vectors float32 [n, dim] of keys int64 [n], all present, in order, verified by checksum."""
         wanted = key_list(keys)
-        found = self._database.select("key, vector, crc32", self._vectors, "key", wanted)
+        found = self._database.select(self._vectors.columns, self._vectors.name, "key", wanted)
         row_of = {row[0]: n for n, row in enumerate(found)}
         self.refuse_unknown(wanted, row_of)
         return self.unpack(found)[[row_of[key] for key in wanted]]
@@ -92,16 +104,46 @@ class VectorLog:
                 f"{self._database.where} has no {self._what} with key {names}; nothing was changed"
             )
 
+    def check_numbers(self) -> None:
+        """Check that every key and every removal that was given a number is there; else an IntegrityError."""
+        with self._database.transaction():
+            count = {
+                table: int(self._database.value(f"SELECT count(*) FROM {table}"))
+                for table in (self._numbered, self._removals)
+            }
+            removed = count[self._removals]
+            if self.position != Position(count[self._numbered] + removed, removed):
+                raise IntegrityError(
+                    f"{self._database.where} is damaged: it has {count[self._numbered]} {self._what} keys "
+                    f"and {removed} removals at {self.position}; restore it from a backup"
+                )
+
     def verify(self) -> None:
-        """Read every vector; a damaged one is an IntegrityError."""
+        """Read every vector and removal; a damaged one is an IntegrityError."""
         with self._database.transaction() as run:
-            for row in run.execute(f"SELECT key, vector, crc32 FROM {self._vectors}"):
-                self.unpack([row])
+            self.check_numbers()
+            rows = run.execute(f"SELECT {self._vectors.columns} FROM {self._vectors.name}")
+            while some := rows.fetchmany(900):
+                self.unpack(some)
+            self._removed_after(0, self.position.last_removal)
+
+    def _removed_after(self, seq: int, most: int) -> list[tuple[int, int]]:
+        """Numbers and keys of at most ``most`` removals; damage is an IntegrityError."""
+        rows = self._database.rows(
+            f"SELECT seq, key, inverse FROM {self._removals} WHERE seq > ? ORDER BY seq LIMIT ?", (seq, most)
+        )
+        for number, row in enumerate(rows, start=seq + 1):
+            if row[:1] != (number,) or type(row[1]) is not int or row[2] != ~row[1]:
+                raise IntegrityError(
+                    f"{self._database.where}: removal {number} of {self._what}s is damaged; restore the "
+                    "catalog from a backup"
+                )
+        return [row[:2] for row in rows]
 
     @property
     def position(self) -> Position:
         """The present position; every added or removed vector changes it, in any process."""
-        last = dict(self._database.rows("SELECT name, seq FROM sqlite_sequence"))
+        last = self._database.counters()
         return Position(last.get(self._numbered, 0), last.get(self._removals, 0))
 
     def changes(self, since: Position, *, batch_size: int = 4096) -> Iterator[Change]:
@@ -123,24 +165,22 @@ class VectorLog:
         while True:
             with self._database.transaction():
                 present = self.position
-                if since.last_key > present.last_key or since.last_removal > present.last_removal:
+                if since.is_beyond(present):
                     raise MismatchError(
                         f"{self._database.where} stands at {present}, before {since}: that position is of "
                         "another catalog, or this one was restored; start again from Position()"
                     )
                 if since == present:
                     return
-                removals = self._database.rows(
-                    f"SELECT seq, key FROM {self._removals} WHERE seq > ? ORDER BY seq LIMIT ?",
-                    (since.last_removal, batch_size),
-                )
+                removals = self._removed_after(since.last_removal, batch_size)
                 last_removal = removals[-1][0] if removals else since.last_removal
                 # Add keys only once all removals of the same snapshot are read. Otherwise the later removal
                 # of a key that was added and removed in between would be of a key that was never added.
                 rows, last_key = [], since.last_key
                 if last_removal == present.last_removal:
                     rows = self._database.rows(
-                        f"SELECT key, vector, crc32 FROM {self._vectors} WHERE key > ? ORDER BY key LIMIT ?",
+                        f"SELECT {self._vectors.columns} FROM {self._vectors.name} WHERE key > ? "
+                        "ORDER BY key LIMIT ?",
                         (since.last_key, batch_size),
                     )
                     last_key = rows[-1][0] if len(rows) == batch_size else present.last_key

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from zsqretrieval._util.files import atomic_write, locked
+from zsqretrieval._util.untrusted import parse_json
 from zsqretrieval.errors import AlbumError, ZsqError
 from zsqretrieval.protocols import ImageStates
 
@@ -234,7 +235,9 @@ class StateStore:
         try:
             with safe_open(self._folder / name, framework="np") as file:
                 for digest in digests:
-                    states[digest] = file.get_tensor(digest)
+                    # Look at the shape first: a few bytes on the disk can claim any number of zeros.
+                    if tuple(file.get_slice(digest).get_shape()) == self._shape:
+                        states[digest] = file.get_tensor(digest)
         except FileNotFoundError:
             return False
         except (OSError, SafetensorError):  # cut short, for instance
@@ -269,7 +272,11 @@ def _write(
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Metadata of a file: fingerprint, shape, dtype, and crc32 by digest; a ValueError if it is damaged."""
+    """Metadata of a file: fingerprint, shape, dtype, and crc32 by digest.
+
+    Raises:
+        ValueError: the file is damaged. Apart from crc32, the values may have any type.
+    """
     try:
         with safe_open(path, framework="np") as file:
             metadata, names = file.metadata() or {}, set(file.keys())
@@ -277,8 +284,10 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise ValueError(str(error)) from error
     if metadata.get("sha256") != _sha256(metadata.get("facts", "")):
         raise ValueError("the checksum of its header does not match")
-    facts: dict[str, Any] = json.loads(metadata["facts"])
-    if names != facts["crc32"].keys():
+    facts = parse_json(metadata.get("facts", ""))
+    if not isinstance(facts, dict) or not isinstance(facts.get("crc32"), dict):
+        raise ValueError("its header is no object with checksums")
+    if names != facts["crc32"].keys() or not all(type(one) is int for one in facts["crc32"].values()):
         raise ValueError("its header does not list its tensors")
     return facts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from zsqretrieval._util.untrusted import check_regular, check_tree, deletes_another_file
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.features import read_facts
+from zsqretrieval.album.settings import AlbumSettings
+from zsqretrieval.album.sync import saved_index
 from zsqretrieval.errors import AlbumError
 
 CATALOG = "catalog.sqlite"
@@ -50,13 +54,45 @@ class AlbumInfo:
 
 
 def find_catalog(path: Path) -> Path:
-    """The catalog file of the album at ``path``; an AlbumError if there is none."""
+    """The catalog file of the album at ``path``.
+
+    Raises:
+        AlbumError: there is no album, or :func:`check_files` refuses it.
+    """
     catalog = path / CATALOG
     if not os.path.isfile(catalog):  # noqa: PTH113  # Path.is_file raises on paths that are too long or forbidden
         raise AlbumError(
             f"{path} is not an album (it holds no {CATALOG}); make one with `zsq index`, or check the path"
         )
+    check_files(path)
     return catalog
+
+
+def check_files(album: Path) -> None:
+    """Check that the files of an album are files.
+
+    Somebody else may have made it: a link would lead reading and deleting elsewhere, a pipe or device would
+    never end, and SQLite deletes the file that a journal names.
+
+    Raises:
+        AlbumError: they are not; names one.
+    """
+    try:
+        for entry in album.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process has just replaced it
+                if entry.name.startswith(CATALOG):
+                    check_regular(entry)
+                elif _FOLDER.fullmatch(entry.name):
+                    check_tree(entry)
+        if deletes_another_file(album / f"{CATALOG}-journal"):
+            raise ValueError(f"{CATALOG}-journal names another file, which opening it would delete")
+    except ValueError as error:
+        raise AlbumError(f"{album} is not opened: {error}; remove it if you trust the rest") from error
+    except OSError as error:
+        raise AlbumError(f"{album} cannot be read: {error.strerror or error}") from error
+
+
+_FOLDER = re.compile(r"(index|questions)-[0-9a-f]{8}|states-[0-9a-f]{16}")  # of snapshots and features
 
 
 def describe_album(path: Path) -> AlbumInfo:
@@ -67,21 +103,20 @@ def describe_album(path: Path) -> AlbumInfo:
         IntegrityError: its catalog is damaged.
     """
     with Catalog.open(find_catalog(path)) as catalog:
-        settings = catalog.settings
-        snapshot = catalog.get_meta("index")  # None until the first save
-        snapshots = [one["folder"] for one in (snapshot, catalog.get_meta("questions")) if one]
-        generator = catalog.setting("generator") or {}
-        part = generator.get("part")
-        encoder = settings.get("encoder_part") or _NO_PLUGIN
-        index = (snapshot["part"] if snapshot else settings.get("index")) or _NO_PLUGIN
-        up_to_date = snapshot is not None and snapshot["position"] == asdict(catalog.log.position)
+        settings = AlbumSettings.read(catalog)
+        snapshot, *_ = saved = [saved_index(catalog, name) for name in ("index", "questions")]
+        snapshots = [one.folder for one in saved if one is not None]
+        part = settings.generator
+        encoder = settings.encoder_part or _NO_PLUGIN
+        index = (snapshot.part if snapshot else settings.index) or _NO_PLUGIN
+        up_to_date = snapshot is not None and snapshot.position == catalog.log.position
         return AlbumInfo(
             album=str(path.absolute()),
             images=len(catalog),
-            encoder={**encoder, "dim": catalog.dim, "fingerprint": settings["encoder"]},
+            encoder={**encoder, "dim": catalog.dim, "fingerprint": settings.encoder},
             index={**index, "saved": snapshot is not None, "up_to_date": up_to_date},
-            generator=None if part is None else {**part, "states": generator.get("states")},
-            calibration=catalog.setting("calibration"),
+            generator=None if part is None else {**part, "states": settings.states},
+            calibration=settings.calibration,
             states=tuple(_describe_states(catalog, path)),
             questions=tuple(map(asdict, catalog.questions.styles())),
             bytes_on_disk={
@@ -92,21 +127,22 @@ def describe_album(path: Path) -> AlbumInfo:
         )
 
 
-_NO_PLUGIN = {"plugin": None, "config": None}
+_NO_PLUGIN: Mapping[str, Any] = {"plugin": None, "config": None}
 
 
 def _describe_states(catalog: Catalog, path: Path) -> Iterator[Mapping[str, Any]]:
-    for folder in sorted(path.glob("states-*")):
+    for folder in sorted(one for one in path.glob("states-*") if _FOLDER.fullmatch(one.name)):
         digests: set[str] = set()
         facts: Mapping[str, Any] = {}
         for file in folder.glob("*.safetensors"):
-            with contextlib.suppress(OSError, ValueError):  # damaged, or just merged by another process
-                facts = read_facts(file)
-                digests.update(facts["crc32"])
+            # damaged, or just merged by another process
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                read = read_facts(file)
+                facts = {"fingerprint": str(read["fingerprint"]), "dtype": np.dtype(read["dtype"]).name}
+                digests.update(read["crc32"])
         if facts:
             yield {
-                "fingerprint": facts["fingerprint"],
-                "dtype": np.dtype(facts["dtype"]).name,
+                **facts,
                 "images": len(catalog.known_digests(digests)),
                 "bytes_on_disk": _size(folder.iterdir()),
             }

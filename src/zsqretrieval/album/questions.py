@@ -8,23 +8,27 @@ questions have a vector. A question that is retained again gets a vector with a 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from operator import attrgetter
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsqretrieval.album.changes import VectorLog, key_list
-from zsqretrieval.album.sqlite import Database
+from zsqretrieval.album.sqlite import Database, Table
 from zsqretrieval.errors import IntegrityError
 
+_T = TypeVar("_T")
+
 SCHEMA = (
-    "CREATE TABLE recipes (id INTEGER PRIMARY KEY, recipe TEXT NOT NULL UNIQUE)",
+    """CREATE TABLE recipes (
+        id INTEGER PRIMARY KEY, recipe TEXT NOT NULL UNIQUE, crc32 INTEGER NOT NULL)""",
     """CREATE TABLE asked (
         image INTEGER NOT NULL REFERENCES images ON DELETE CASCADE,
         recipe INTEGER NOT NULL REFERENCES recipes ON DELETE CASCADE,
+        crc32 INTEGER NOT NULL,
         PRIMARY KEY (image, recipe)) WITHOUT ROWID""",
     """CREATE TABLE questions (
         key INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -40,15 +44,17 @@ SCHEMA = (
         top_k INTEGER,
         gallery INTEGER NOT NULL,
         kept INTEGER NOT NULL,
+        crc32 INTEGER NOT NULL,
         UNIQUE (image, form))""",
     """CREATE TABLE question_vectors (
         key INTEGER PRIMARY KEY AUTOINCREMENT,
         question INTEGER NOT NULL UNIQUE REFERENCES questions ON DELETE CASCADE,
         vector BLOB NOT NULL,
         crc32 INTEGER NOT NULL)""",
-    "CREATE TABLE question_removals (seq INTEGER PRIMARY KEY AUTOINCREMENT, key INTEGER NOT NULL)",
+    """CREATE TABLE question_removals (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, key INTEGER NOT NULL, inverse INTEGER NOT NULL)""",
     """CREATE TRIGGER question_vector_removed AFTER DELETE ON question_vectors
-        BEGIN INSERT INTO question_removals (key) VALUES (OLD.key); END""",
+        BEGIN INSERT INTO question_removals (key, inverse) VALUES (OLD.key, ~OLD.key); END""",
     "CREATE INDEX asked_by_recipe ON asked (recipe)",
     "CREATE INDEX questions_by_recipe ON questions (recipe)",
 )
@@ -134,11 +140,26 @@ class StyleFacts:
     answered: int  # questions with an answer
 
 
-_COLUMNS = (
-    "key, image, (SELECT id FROM images WHERE key = image), text, answer, prompt, log_likelihood, tokens, "
-    "rank, top_k, gallery, kept, (SELECT recipe FROM recipes WHERE id = questions.recipe)"
+_RECIPES = Table("recipes", "recipe", id=int, recipe=str)
+_ASKED = Table("asked", "list of recipes of image", image=int, recipe=int)
+_QUESTIONS = Table(
+    "questions",
+    "question",
+    key=int,
+    image=int,
+    recipe=int,
+    prompt=str,
+    text=str,
+    form=str,
+    answer=(str, None),
+    log_likelihood=float,
+    tokens=int,
+    rank=(int, None),
+    top_k=(int, None),
+    gallery=int,
+    kept=int,
 )
-_WITH_VECTORS = "question_vectors JOIN questions ON questions.key = question"
+_VECTORS = Table("question_vectors", "vector of question", key=int, question=int, vector=bytes)
 
 
 @final
@@ -148,16 +169,21 @@ class QuestionTable:
     Every method is atomic, may be called from any thread, and raises as
     :class:`~zsqretrieval.album.catalog.Catalog` does.
 
+    Args:
+        database: holds the tables.
+        dim: length of every vector.
+        images: table of the images, which begins with ``key`` and ``id``.
+
     Attributes:
         log: vectors of the retained questions, and their change log.
     """
 
-    def __init__(self, database: Database, dim: int) -> None:
-        self._database = database
+    def __init__(self, database: Database, dim: int, images: Table) -> None:
+        self._database, self._images = database, images
         self.log = VectorLog(
             database,
             dim,
-            vectors="question_vectors",
+            vectors=_VECTORS,
             numbered="question_vectors",
             removals="question_removals",
             what="question",
@@ -172,9 +198,9 @@ class QuestionTable:
     def asked(self, recipe: Recipe, images: ArrayLike) -> set[int]:
         """The images, out of some, for which this recipe was run; by key."""
         with self._database.transaction():
-            made_by = self._database.rows("SELECT id FROM recipes WHERE recipe = ?", (_recipe_text(recipe),))
-            found = self._database.select("image, recipe", "asked", "image", key_list(images))
-        return {image for image, by in found if (by,) in made_by}
+            made_by = self._database.read(_RECIPES, "recipe", [_recipe_text(recipe)])
+            found = self._database.read(_ASKED, "image", key_list(images))
+        return {image for image, by in found if by in dict(made_by)}
 
     def write(self, recipe: Recipe, questions: Mapping[int, Sequence[NewQuestion]]) -> tuple[int, int]:
         """Store questions, and the images for which the recipe was run; on disk when this returns.
@@ -191,28 +217,32 @@ class QuestionTable:
             How many questions are new, and how many of these are retained.
         """
         with self._database.transaction("IMMEDIATE") as run:
-            run.execute("INSERT OR IGNORE INTO recipes (recipe) VALUES (?)", (_recipe_text(recipe),))
-            made_by = self._database.value("SELECT id FROM recipes WHERE recipe = ?", (_recipe_text(recipe),))
+            text = _recipe_text(recipe)
+            if not self._database.read(_RECIPES, "recipe", [text]):
+                number = self._database.value("SELECT coalesce(max(id), 0) + 1 FROM recipes")
+                run.execute(_RECIPES.insert, _RECIPES.pack((number, text)))
+            made_by = self._database.read(_RECIPES, "recipe", [text])[0][0]
             present = {key for (key,) in self._database.select("key", "images", "key", list(questions))}
             images = sorted(present - self.asked(recipe, list(questions)))
-            stored = self._database.select("image, form, key", "questions", "image", images)
-            key_of = {(image, form): key for image, form, key in stored}
-            last = dict(self._database.rows("SELECT name, seq FROM sqlite_sequence")).get("questions", 0)
-            new: list[tuple[int, int, NewQuestion]] = []  # key, key of the image, question
-            answers: list[tuple[str | None, int]] = []  # of questions that are stored already
+            rows = {row[0]: row for row in self._database.read(_QUESTIONS, "image", images)}
+            key_of = {(row[1], row[5]): key for key, row in rows.items()}
+            last = self._database.counters().get("questions", 0)
+            columns = attrgetter("prompt", "text", "form", "answer", "log_likelihood", "tokens")
+            new: dict[int, NewQuestion] = {}  # by key
+            answered: set[int] = set()  # keys of questions that were there and gain an answer
             for image in images:
                 for one in questions[image]:
-                    if (image, one.form) in key_of:
-                        answers.append((one.answer, key_of[image, one.form]))
-                    else:
-                        new.append((last + len(new) + 1, image, one))
-                        key_of[image, one.form] = new[-1][0]
-            run.executemany("INSERT INTO asked VALUES (?, ?)", ((image, made_by) for image in images))
-            columns = attrgetter("prompt", "text", "form", "answer", "log_likelihood", "tokens")
-            rows = [(key, image, made_by, *columns(one), *astuple(one.judgement)) for key, image, one in new]
-            run.executemany(f"INSERT INTO questions VALUES ({', '.join('?' * 13)})", rows)
-            run.executemany("UPDATE questions SET answer = coalesce(answer, ?) WHERE key = ?", answers)
-            kept = [(key, one.text, one.vector) for key, _, one in new if one.judgement.kept]
+                    key = key_of.setdefault((image, one.form), last + len(new) + 1)
+                    if key not in rows:
+                        rows[key] = (key, image, made_by, *columns(one), *astuple(one.judgement))
+                        new[key] = one
+                    elif rows[key][6] is None:
+                        rows[key] = (*rows[key][:6], one.answer, *rows[key][7:])
+                        answered.add(key)
+            run.executemany(_ASKED.insert, (_ASKED.pack((image, made_by)) for image in images))
+            run.executemany(_QUESTIONS.insert, (_QUESTIONS.pack(rows[key]) for key in new))
+            self._update(rows[key] for key in answered - new.keys())
+            kept = [(key, one.text, one.vector) for key, one in new.items() if one.judgement.kept]
             self._add_vectors(kept)
         return len(new), len(kept)
 
@@ -220,23 +250,29 @@ class QuestionTable:
         """Replace the judgements of questions by key; ``vectors`` are of the retained ones."""
         with self._database.transaction("IMMEDIATE") as run:
             keys = list(judgements)
-            found = dict(self._database.select("key, text", "questions", "key", keys))
+            found = {row[0]: row for row in self._database.read(_QUESTIONS, "key", keys)}
             rows = self._database.select("question", "question_vectors", "question", keys)
             having = {key for (key,) in rows}
-            run.executemany(
-                "UPDATE questions SET rank = ?, top_k = ?, gallery = ?, kept = ? WHERE key = ?",
-                ((*astuple(judgements[key]), key) for key in found),
-            )
+            self._update((*row[:9], *astuple(judgements[key])) for key, row in found.items())
             dropped = [(key,) for key in found if not judgements[key].kept]
             run.executemany("DELETE FROM question_vectors WHERE question = ?", dropped)
             kept = [key for key in found if judgements[key].kept and key not in having]
-            self._add_vectors([(key, found[key], vectors[key]) for key in kept])
+            self._add_vectors([(key, found[key][4], vectors[key]) for key in kept])
+
+    def _update(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Replace answers and judgements by those of rows of the table; within a transaction."""
+        self._database.connection.executemany(
+            "UPDATE questions SET answer = ?, rank = ?, top_k = ?, gallery = ?, kept = ?, crc32 = ? "
+            "WHERE key = ?",
+            ((row[6], *row[9:], row[0]) for row in map(_QUESTIONS.pack, rows)),
+        )
 
     def _add_vectors(self, kept: Sequence[tuple[int, str, NDArray[np.float32]]]) -> None:
         """Store vectors by key and text of the question; within a transaction."""
+        last = self.log.position.last_key
+        rows = [(key, self.log.pack(vector, text)) for key, text, vector in kept]
         self._database.connection.executemany(
-            "INSERT INTO question_vectors (question, vector, crc32) VALUES (?, ?, ?)",
-            [(key, *self.log.pack(vector, text)) for key, text, vector in kept],
+            _VECTORS.insert, (_VECTORS.pack((n, *row)) for n, row in enumerate(rows, start=last + 1))
         )
 
     def remove(self, style: str | None = None) -> int:
@@ -259,85 +295,124 @@ class QuestionTable:
 
     def of(self, images: ArrayLike) -> list[StoredQuestion]:
         """The questions of images, by key of the image, then by falling likelihood."""
-        rows = self._database.select(_COLUMNS, "questions", "image", key_list(images))
-        return sorted(map(self._stored, rows), key=lambda one: (one.image, -one.log_likelihood, one.key))
+        with self._database.transaction():
+            found = self._stored(self._database.read(_QUESTIONS, "image", key_list(images)))
+        return sorted(found, key=lambda one: (one.image, -one.log_likelihood, one.key))
 
     def batches(self, size: int = 900) -> Iterator[list[StoredQuestion]]:
         """All questions, by rising key. Those added or removed in the meantime may or may not appear."""
-        query = f"SELECT {_COLUMNS} FROM questions WHERE key > ? ORDER BY key LIMIT ?"
+        query = f"SELECT {_QUESTIONS.columns} FROM questions WHERE key > ? ORDER BY key LIMIT ?"
         last = 0
-        while rows := self._database.rows(query, (last, size)):
-            yield list(map(self._stored, rows))
-            last = rows[-1][0]
+        while True:
+            with self._database.transaction():
+                found = self._stored(
+                    self._database.checked(_QUESTIONS, self._database.rows(query, (last, size)))
+                )
+            if not found:
+                return
+            yield found
+            last = found[-1].key
 
     def owners(self, vector_keys: ArrayLike) -> dict[int, int]:
         """Keys of images by the keys of vectors; only for vectors that are present."""
-        column = "question_vectors.key"
-        found = self._database.select(f"{column}, image", _WITH_VECTORS, column, key_list(vector_keys))
-        return dict(found)
+        with self._database.transaction():
+            question_of = {
+                key: question
+                for key, question, _ in self._database.read(_VECTORS, "key", key_list(vector_keys))
+            }
+            rows = self._database.read(_QUESTIONS, "key", list(question_of.values()))
+        image_of = {row[0]: row[1] for row in rows}
+        return {key: image_of[question] for key, question in question_of.items() if question in image_of}
 
     def kept(self, images: ArrayLike) -> KeptVectors:
         """The retained questions of images, by key of the question."""
-        columns = "question, vector, crc32, image, text"
-        rows = sorted(self._database.select(columns, _WITH_VECTORS, "image", key_list(images)))
-        owners = np.array([row[3] for row in rows], np.int64)
-        return KeptVectors(owners, tuple(row[4] for row in rows), self.log.unpack([row[:3] for row in rows]))
+        with self._database.transaction():
+            found = {row[0]: row for row in self._database.read(_QUESTIONS, "image", key_list(images))}
+            rows = self._database.select(_VECTORS.columns, _VECTORS.name, "question", list(found))
+        rows.sort(key=lambda row: row[1])
+        owners = np.array([found[row[1]][1] for row in rows], np.int64)
+        return KeptVectors(owners, tuple(found[row[1]][4] for row in rows), self.log.unpack(rows))
 
     def sample(self, style: str, size: int) -> NDArray[np.float32]:
         """Vectors float32 [n, dim] of a style's retained questions: all, or the same random ``size``."""
         with self._database.transaction():
-            made = list(self._recipes(style))
-            found = self._database.select("question_vectors.key", _WITH_VECTORS, "recipe", made)
+            made = self._database.read(_QUESTIONS, "recipe", list(self._recipes(style)))
+            found = self._database.select("key", _VECTORS.name, "question", [row[0] for row in made])
             keys = np.array(sorted(key for (key,) in found), np.int64)
             drawn = np.random.default_rng(0).permutation(len(keys))[:size]
             return self.log.get(keys[np.sort(drawn)])
 
     def styles(self) -> list[StyleFacts]:
         """Counts by style, sorted by name; only styles with images."""
-        with self._database.transaction():
-            asked = self._database.rows(
-                "SELECT recipe, image FROM asked UNION SELECT recipe, image FROM questions"
-            )
-            counts = self._database.rows(
-                "SELECT recipe, count(*), sum(kept), count(answer) FROM questions GROUP BY recipe"
-            )
-            styles = {row: recipe.style for row, recipe in self._recipes().items()}
         images: dict[str, set[int]] = {}
-        for row, image in asked:
-            images.setdefault(styles[row], set()).add(image)
-        totals = {style: np.zeros(3, int) for style in images}
-        for row, *count in counts:
-            totals[styles[row]] += count
-        return [StyleFacts(style, len(images[style]), *map(int, totals[style])) for style in sorted(images)]
+        totals: dict[str, list[int]] = {}  # questions, kept, answered
+        with self._database.transaction() as run:
+            styles = {row: recipe.style for row, recipe in self._recipes().items()}
+            for row in run.execute(f"SELECT {_ASKED.columns} FROM asked"):
+                [(image, recipe)] = self._database.checked(_ASKED, [row])
+                images.setdefault(self._part_of(styles, recipe), set()).add(image)
+            for row in run.execute(f"SELECT {_QUESTIONS.columns} FROM questions"):
+                [(_, image, recipe, *_, answer, _, _, _, _, _, kept)] = self._database.checked(
+                    _QUESTIONS, [row]
+                )
+                style = self._part_of(styles, recipe)
+                images.setdefault(style, set()).add(image)
+                counts = totals.setdefault(style, [0, 0, 0])
+                for n, one in enumerate((1, kept, answer is not None)):
+                    counts[n] += one
+        return [
+            StyleFacts(style, len(images[style]), *totals.get(style, (0, 0, 0))) for style in sorted(images)
+        ]
 
     def verify(self) -> None:
         """Read everything; damage is an IntegrityError."""
         self.log.verify()
-        self.styles()
+        self.styles()  # also the recipes, and the images that were asked
         for _ in self.batches():
             pass
 
     def _recipes(self, style: str | None = None) -> dict[int, Recipe]:
         """The recipes of a style, or all, by their row."""
-        recipes = {row: self._recipe(text) for row, text in self._database.rows("SELECT * FROM recipes")}
+        rows = self._database.rows(f"SELECT {_RECIPES.columns} FROM recipes")
+        recipes = {row: self._recipe(text) for row, text in self._database.checked(_RECIPES, rows)}
         return {row: recipe for row, recipe in recipes.items() if style in (None, recipe.style)}
 
     def _recipe(self, text: str) -> Recipe:
         facts = self._database.from_json(text, "recipe of a question")
         try:
             recipe = Recipe(**{**facts, "prompts": tuple(facts["prompts"])})
-            if not all(isinstance(part, str) for part in (recipe.style, *recipe.prompts)):
-                raise TypeError("style and prompts must be strings")
-        except (KeyError, TypeError) as error:
+            texts = (recipe.style, *recipe.prompts, recipe.generator, recipe.encoder)
+            if not all(isinstance(part, str) for part in texts):
+                raise TypeError("style, prompts and fingerprints must be strings")
+        except (KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(
                 f"{self._database.where}: the recipe of a question is damaged: {text!r}; restore a backup"
             ) from error
         return recipe
 
-    def _stored(self, row: tuple[Any, ...]) -> StoredQuestion:
-        rank, top_k, gallery, kept, recipe = row[8:]
-        values = (*row[:8], Judgement(rank, top_k, gallery, bool(kept)), self._recipe(recipe))
-        return StoredQuestion(*values)
+    def _stored(self, rows: Sequence[tuple[Any, ...]]) -> list[StoredQuestion]:
+        """Rows of the table as questions; within a transaction."""
+        recipes = self._recipes() if rows else {}
+        images = self._database.read(self._images, "key", sorted({row[1] for row in rows}))
+        id_of = {row[0]: row[1] for row in images}
+        return [
+            StoredQuestion(
+                key, image, self._part_of(id_of, image), text, answer, prompt, likelihood, tokens,
+                Judgement(rank, top_k, gallery, bool(kept)), self._part_of(recipes, recipe),
+            )
+            for (
+                key, image, recipe, prompt, text, _, answer, likelihood, tokens, rank, top_k, gallery, kept
+            ) in rows
+        ]  # fmt: skip
+
+    def _part_of(self, found: Mapping[int, _T], key: int) -> _T:
+        """The image or recipe that a row refers to."""
+        if key not in found:
+            raise IntegrityError(
+                f"{self._database.where} is damaged: a question is of the image or recipe {key}, which is "
+                "not there; restore a backup"
+            )
+        return found[key]
 
 
 def _recipe_text(recipe: Recipe) -> str:

@@ -1,26 +1,37 @@
-"""SQLite for the catalog: one connection for all threads, nested transactions, and this library's errors."""
+"""SQLite for the catalog: one connection for all threads, nested transactions, and this library's errors.
+
+SQLite notices damage of its own structure, but not of the content. So every row carries a checksum of its
+columns (:class:`Table`), which is verified whenever the row is read.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.files import atomic_write
+from zsqretrieval._util.untrusted import parse_json
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 
 CHUNK = 900
 """Values in one statement: older versions of SQLite take at most 999."""
 
+_LONGEST = 64 * 2**20  # bytes of a text, a blob or a row
+_LIMIT_LENGTH = 0  # SQLite's number of that limit
+
 # SQLite's messages that do not mean damage, and the user's remedy.
 _ADVICE = {
+    "too big": f"a text is longer than {_LONGEST} bytes; shorten it",
     "locked": "another process is writing to it; try again",
     "disk is full": "nothing was changed; free some space and try again",
     "readonly": "it cannot be written; check its permissions and those of its folder",
@@ -28,6 +39,43 @@ _ADVICE = {
     "disk I/O error": "the disk failed to read or write; check the disk and its free space",
     "closed database": "it was closed; open it again",
 }
+
+
+@final
+class Table:
+    """A table of the catalog whose last column, ``crc32``, is a checksum of the others of its row.
+
+    Args:
+        name: of the table.
+        what: noun for error messages; the first column follows it.
+        columns: the other columns in order, with their types; None for a column that may be null.
+    """
+
+    def __init__(self, name: str, what: str, /, **columns: Any) -> None:
+        self.name, self.what = name, what
+        self.columns = ", ".join([*columns, "crc32"])
+        self.insert = f"INSERT INTO {name} ({self.columns}) VALUES ({', '.join('?' * (len(columns) + 1))})"
+        kinds = [kind if isinstance(kind, tuple) else (kind,) for kind in columns.values()]
+        every = itertools.product(*((type(None) if one is None else one for one in some) for some in kinds))
+        self._types = frozenset((*types, int) for types in every)
+        self._kinds = [some[0] for some in kinds]
+
+    def pack(self, row: Iterable[Any]) -> tuple[Any, ...]:
+        """A row with its checksum, for :attr:`insert`."""
+        exact = (one if one is None else kind(one) for kind, one in zip(self._kinds, row, strict=True))
+        packed = tuple(exact)  # as SQLite returns it: no bool and no type of NumPy
+        return (*packed, checksum(packed))
+
+    def intact(self, row: tuple[Any, ...]) -> bool:
+        """Whether a row of :attr:`columns` has the right types and the right checksum."""
+        return tuple(map(type, row)) in self._types and checksum(row[:-1]) == row[-1]
+
+
+def checksum(row: tuple[Any, ...]) -> int:
+    """CRC-32 of numbers, texts and None, and of bytes in the last column."""
+    if row and isinstance(row[-1], bytes):
+        return zlib.crc32(row[-1], checksum(row[:-1]))
+    return zlib.crc32(ascii(row).encode())  # repr would depend on the version of Unicode
 
 
 @final
@@ -43,8 +91,11 @@ class Database:
                 uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
             )
         try:
-            self.rows("PRAGMA synchronous = FULL")
-            self.rows("PRAGMA foreign_keys = ON")
+            limit: Any = getattr(self.connection, "setlimit", None)  # from Python 3.11 on
+            if limit is not None:
+                limit(_LIMIT_LENGTH, _LONGEST)
+            for setting in ("synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
+                self.rows(f"PRAGMA {setting}")
         except BaseException:
             self.close()
             raise
@@ -89,6 +140,14 @@ class Database:
         """The first column of the first row of a statement."""
         return self.rows(query, arguments)[0][0]
 
+    def counters(self) -> dict[str, int]:
+        """The highest key ever given, by table; damage is an IntegrityError."""
+        rows = self.rows("SELECT name, seq FROM sqlite_sequence LIMIT 100")
+        found = dict(rows)
+        if len(found) < len(rows) or any(type(last) is not int or last < 0 for last in found.values()):
+            raise IntegrityError(f"{self.where}: the counters of its keys are damaged; restore a backup")
+        return found
+
     def select(self, columns: str, table: str, by: str, values: Sequence[int | str]) -> list[tuple[Any, ...]]:
         """The rows whose column ``by`` has one of the values, in no order."""
         with self.transaction() if len(values) > CHUNK else contextlib.nullcontext():
@@ -100,12 +159,58 @@ class Database:
                 )
             ]
 
+    def read(self, table: Table, by: str, values: Sequence[int] | Sequence[str]) -> list[tuple[Any, ...]]:
+        """The rows whose column ``by`` has one of the values, in no order and without their checksums."""
+        return self.checked(table, self.select(table.columns, table.name, by, values))
+
+    def checked(self, table: Table, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Rows of ``table.columns`` without their checksums; a damaged one is an IntegrityError."""
+        found = []
+        for row in rows:
+            if not table.intact(row):
+                raise IntegrityError(
+                    f"{self.where}: the {table.what} {row[0]!r} is damaged; restore the catalog from a backup"
+                )
+            found.append(row[:-1])
+        return found
+
+    def verify(self, table: Table) -> None:
+        """Read every row of a table; a damaged one is an IntegrityError."""
+        with self.transaction() as run:
+            for row in run.execute(f"SELECT {table.columns} FROM {table.name}"):
+                self.checked(table, [row])
+
     def from_json(self, text: str, what: str) -> Any:
         """Parse a JSON column; damage is an IntegrityError."""
         try:
-            return json.loads(text)
+            return parse_json(text)
         except ValueError as error:
             raise IntegrityError(f"{self.where}: the {what} is damaged: {error}") from error
+
+    def check_schema(self, statements: tuple[str, ...]) -> None:
+        """Check that exactly these statements made the file: it has no view, no trigger and no other table.
+
+        Raises:
+            IntegrityError: they did not; names one difference.
+        """
+        found = {row[:2]: row for row in self.rows(f"{_MADE} LIMIT 1000")}
+        wanted = _made_by(statements)
+        for kind, name in sorted(found.keys() ^ wanted.keys(), key=str):
+            fault = "lacks" if (kind, name) in wanted else "has"
+            raise IntegrityError(
+                f"{self.where} {fault} the {kind} {name!r}, so it was altered by another program; it is not "
+                "opened"
+            )
+        if changed := [name for name in wanted if found[name] != wanted[name]]:
+            raise IntegrityError(
+                f"{self.where}: the {' '.join(changed[0])} was altered by another program; it is not opened"
+            )
+
+    def check_structure(self) -> None:
+        """Let SQLite check pages, tables and indexes, in about 2 s per GB; damage is an IntegrityError."""
+        found = self.value("PRAGMA integrity_check(1)")
+        if found != "ok":
+            raise IntegrityError(f"{self.where} is damaged: {found}; restore it from a backup")
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy one snapshot of the database to a file, atomically; other threads and processes may write.
@@ -140,6 +245,18 @@ class Database:
         with translated(self.where):
             self.connection.close()
         self.connection, self.where = other.connection, other.where
+
+
+_MADE = "SELECT type, name, tbl_name, sql FROM sqlite_master"
+
+
+@lru_cache
+def _made_by(statements: tuple[str, ...]) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """The rows of ``sqlite_master`` after some statements, by type and name."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as empty:
+        for statement in statements:
+            empty.execute(statement)
+        return {row[:2]: row for row in empty.execute(_MADE)}
 
 
 @contextmanager

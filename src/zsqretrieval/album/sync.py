@@ -20,10 +20,12 @@ from typing import cast, final
 from typing_extensions import Self
 
 from zsqretrieval._util.files import locked
+from zsqretrieval._util.untrusted import has_holes
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Position, VectorLog
-from zsqretrieval.errors import IntegrityError, MismatchError
-from zsqretrieval.plugins import check_empty_index, describe, empty_like, restore
+from zsqretrieval.album.settings import SavedIndex
+from zsqretrieval.errors import IntegrityError
+from zsqretrieval.plugins import check_empty_index, describe, empty_like
 from zsqretrieval.protocols import Encoder, Index
 
 
@@ -83,9 +85,10 @@ class IndexSync:
                 self._index.save(album / folder)
                 position = asdict(cast(Position, self._position))
                 # The commit: from here on the new snapshot is the valid one, with its position.
-                self._catalog.set_meta(self._name, {"part": part, "folder": folder, "position": position})
+                self._catalog.set_snapshot(self._name, {"part": part, "folder": folder, "position": position})
             finally:  # delete the snapshots of earlier, failed and killed saves
-                current = (self._catalog.get_meta(self._name) or {}).get("folder")
+                saved = saved_index(self._catalog, self._name)
+                current = None if saved is None else saved.folder
                 for other in album.iterdir():
                     if re.fullmatch(rf"{self._name}-[0-9a-f]{{8}}", other.name) and other.name != current:
                         shutil.rmtree(other, ignore_errors=True)
@@ -98,34 +101,48 @@ class IndexSync:
         encoder: Encoder,
         album: Path,
         *,
+        empty: Index,
         name: str = "index",
-        empty: Index | None = None,
     ) -> Self:
-        """Load the snapshot of an album; an empty index if it is missing or, with a warning, damaged.
+        """Load the snapshot of an album, if it is of the kind of ``empty``, an empty index.
 
-        ``empty`` is an empty index, used in place of a snapshot of another kind; None makes the album's own,
-        which is an AlbumError if that is not a plugin.
+        The index is empty if there is no such snapshot, or, with a warning, if it is damaged.
         """
+        check_empty_index(encoder, empty)
         with locked(album, exclusive=False):  # or a save would delete the snapshot while it is loaded
-            saved = catalog.get_meta(name)
-            if empty is None:
-                part = saved["part"] if saved else catalog.settings.get("index")
-                empty = cast(Index, restore("index", part, album))
-            elif saved is not None and saved["part"] != describe("index", empty):
-                saved = None
-            check_empty_index(encoder, empty)
-            if saved is None:
+            saved = saved_index(catalog, name)
+            if saved is None or saved.part != describe("index", empty):
                 return cls(catalog, log, empty, name=name)
             try:
+                _check_files(album / saved.folder)
+                if saved.position.is_beyond(log.position):
+                    raise IntegrityError(f"it stands at {saved.position}, which is still to come")
                 index = type(empty).load(
-                    album / saved["folder"], dim=encoder.dim, fingerprint=empty.fingerprint or None
+                    album / saved.folder, dim=encoder.dim, fingerprint=empty.fingerprint or None
                 )
-                return cls(catalog, log, index, Position(**saved["position"]), name=name)
-            except (IntegrityError, MismatchError, OSError) as error:
-                warnings.warn(
-                    f"the saved {name} of {album} is damaged and is rebuilt from the catalog; "
-                    f"save() writes a new one ({error})",
-                    RuntimeWarning,
-                    stacklevel=5,
-                )
+                return cls(catalog, log, index, saved.position, name=name)
+            except Exception as error:  # whatever a damaged file makes of the index's own code
+                _warn(f"the saved {name} of {album} is damaged and is", error)
         return cls(catalog, log, empty, name=name)
+
+
+def saved_index(catalog: Catalog, name: str) -> SavedIndex | None:
+    """The description of a snapshot; None if there is none or, with a warning, if it is damaged."""
+    try:
+        return SavedIndex.read(catalog, name)
+    except IntegrityError as error:
+        _warn("the index is", error)
+        return None
+
+
+def _check_files(snapshot: Path) -> None:
+    """Refuse a snapshot whose files would take for ever to verify."""
+    for file in snapshot.rglob("*"):
+        if has_holes(file):
+            raise IntegrityError(f"{file} claims {file.stat().st_size} bytes that are not on the disk")
+
+
+def _warn(what: str, error: Exception) -> None:
+    warnings.warn(
+        f"{what} rebuilt from the catalog; save() writes a new one ({error})", RuntimeWarning, stacklevel=6
+    )

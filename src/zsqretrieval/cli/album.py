@@ -35,6 +35,7 @@ from zsqretrieval.cli.options import (
     HowReranked,
     Reranks,
     States,
+    TrustParts,
     Weight,
     open_album,
     preset_with,
@@ -74,6 +75,7 @@ def index(
     ] = None,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
+    trust_parts: TrustParts = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
     as_json: AsJson = False,
 ) -> None:
@@ -89,12 +91,14 @@ def index(
     total = _count(sources)
     wanted = preset or ("mini" if encoder_weights or generator_weights else None)
     if (album / CATALOG).is_file():
-        _check_parts(album, wanted, index_name, encoder_weights)
+        _check_index(album, index_name)
         retriever = open_album(
             album,
             preset=wanted,
             generator_weights=generator_weights,
             states={None: "auto", States.DISK: "disk", States.NONE: None}[states],
+            made_with=preset_with(wanted, encoder_weights=encoder_weights) if wanted else None,
+            trust_parts=trust_parts,
         )
     else:
         from zsqretrieval.retriever import Retriever
@@ -139,15 +143,11 @@ def _count(sources: list[str]) -> int | None:
     return count
 
 
-def _check_parts(
-    album: Path, preset: str | None, index_name: str | None, encoder_weights: Path | None
-) -> None:
-    """Refuse options that ask for another encoder or index than the album's."""
+def _check_index(album: Path, index_name: str | None) -> None:
+    """Refuse an option that asks for another index than the album's."""
     from zsqretrieval.album.info import describe_album
 
     info = describe_album(album)
-    if preset:
-        preset_with(preset, encoder_weights=encoder_weights).check_album(info.encoder, album)
     if index_name and index_name != info.index["plugin"]:
         raise InvalidInputError(
             f"{album} was made with the index {info.index['plugin']!r}, not {index_name!r}; "
@@ -215,6 +215,7 @@ def search(
     ] = False,
     preset: GeneratorPreset = None,
     generator_weights: GeneratorWeights = None,
+    trust_parts: TrustParts = False,
     html: Annotated[Path | None, typer.Option(help="Also write a page with the images.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -235,6 +236,7 @@ def search(
         preset=preset,
         generator_weights=generator_weights,
         needs_generator=image is None and (how is not None or explain),
+        trust_parts=trust_parts,
     ) as retriever:
         if image is not None:
             ranking = retriever.search(image, k)
@@ -371,10 +373,11 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
 def remove(
     album: Album,
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, as `zsq search` prints them.")],
+    trust_parts: TrustParts = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove images from an album, all of them or, when an id is unknown, none. Files are not touched."""
-    with open_album(album) as retriever:
+    with open_album(album, trust_parts=trust_parts) as retriever:
         before = len(retriever)
         retriever.remove(ids)
         retriever.save()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsqretrieval.cli.console import printable, say, show
-from zsqretrieval.cli.options import Album, GeneratorPreset, GeneratorWeights, open_album
+from zsqretrieval.cli.options import Album, GeneratorPreset, GeneratorWeights, TrustParts, open_album
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def chat(
     sure: Annotated[float, typer.Option(help="Stop when an image is that probable.")] = 0.9,
     preset: GeneratorPreset = None,
     generator_weights: GeneratorWeights = None,
+    trust_parts: TrustParts = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random draws.")] = 0,
 ) -> None:
     """Find one image of an album by answering questions about it.
@@ -42,7 +43,11 @@ def chat(
     end of the input (Ctrl-D) ends the dialog.
     """
     with open_album(
-        album, preset=preset, generator_weights=generator_weights, needs_generator=True
+        album,
+        preset=preset,
+        generator_weights=generator_weights,
+        needs_generator=True,
+        trust_parts=trust_parts,
     ) as retriever:
         dialog = retriever.dialog(text, candidates=candidates, budget=budget, sure=sure, seed=seed)
         _show(dialog, k)

@@ -68,6 +68,13 @@ EncoderWeights = Annotated[
 GeneratorWeights = Annotated[
     Path | None, typer.Option(help="Local file or folder with the generator's weights, not the preset's.")
 ]
+TrustParts = Annotated[
+    bool,
+    typer.Option(
+        "--trust-parts",
+        help="Load the weights that the album names; for albums that you made or trust.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
@@ -161,21 +168,33 @@ def open_album(
     generator_weights: Path | None = None,
     needs_generator: bool = False,
     states: StatesMode | Literal["auto"] = "auto",
+    made_with: Preset | None = None,
+    trust_parts: bool = False,
 ) -> Retriever:
-    """Open an album; a preset with a generator replaces the album's generator and calibration."""
+    """Open an album; a preset with a generator replaces the album's generator and calibration.
+
+    The album must have the encoder of ``made_with``. ``trust_parts`` loads weights that only the album names.
+    """
     from zsqretrieval.retriever import Retriever
 
     if preset is None:
         if generator_weights is not None:
             raise typer.BadParameter("--generator-weights needs the --preset whose weights they are")
-        return Retriever.open(path, states=states)
+        return Retriever.open(path, made_with, states=states, trust_parts=trust_parts)
     chosen = preset_with(preset, generator_weights=generator_weights)
     generator = chosen.make_generator()
     if generator is None:
         if needs_generator:
             raise InvalidInputError(f"the preset {preset!r} has no generator; choose one with a generator")
-        return Retriever.open(path, states=states)
-    return Retriever.open(path, generator=generator, calibration=chosen.calibration, states=states)
+        return Retriever.open(path, made_with, states=states, trust_parts=trust_parts)
+    return Retriever.open(
+        path,
+        made_with,
+        generator=generator,
+        calibration=chosen.calibration,
+        states=states,
+        trust_parts=trust_parts,
+    )
 
 
 def read_lines(path: Path) -> list[str]:

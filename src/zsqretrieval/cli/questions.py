@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsqretrieval.cli.console import emit_json, name_skipped, notice, progress_bars, say, show
-from zsqretrieval.cli.options import Album, AsJson, GeneratorPreset, GeneratorWeights, open_album
+from zsqretrieval.cli.options import Album, AsJson, GeneratorPreset, GeneratorWeights, TrustParts, open_album
 
 if TYPE_CHECKING:
     from zsqretrieval.album.questions import StoredQuestion
@@ -49,6 +49,7 @@ def questions(
     ] = False,
     preset: GeneratorPreset = None,
     generator_weights: GeneratorWeights = None,
+    trust_parts: TrustParts = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 16,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +65,11 @@ def questions(
     kept_within = top_k or None
     facts: dict[str, Any] = {"album": str(album.absolute())}
     with open_album(
-        album, preset=preset, generator_weights=generator_weights, needs_generator=writes
+        album,
+        preset=preset,
+        generator_weights=generator_weights,
+        needs_generator=writes,
+        trust_parts=trust_parts,
     ) as retriever:
         try:
             if remove:

@@ -19,6 +19,7 @@ from typing import Any, final
 from PIL import Image as PILImage
 from typing_extensions import Self
 
+from zsqretrieval._util.untrusted import has_holes
 from zsqretrieval.data.images import ImageLike, as_image, decode, digest, path_text, read_bytes
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
 from zsqretrieval.types import Image
@@ -254,6 +255,9 @@ class Reopener:
     """Reopens stored images: files, and members of tars as ``path#member``. For one thread.
 
     Tars stay open until the block ends. For a member of a ``.tar.gz`` everything before it is decompressed.
+
+    An album made by somebody else may name any file as a source. So only regular files are read, at most
+    1 GiB of one image, and a compressed tar only until it has grown to 16 times its size and 256 MiB.
     """
 
     def __init__(self) -> None:
@@ -285,11 +289,13 @@ class Reopener:
         archive, member = next((pair for pair in found if pair[0] is not None), (None, ""))
         whole = _file(source)
         if whole is not None or archive is None:
+            _check_bytes(source, os.path.getsize(whole) if whole else 1)  # noqa: PTH202
             return read_bytes(Image(Path(whole or source), source))
         try:
             tar, members = self._tar(archive)
             if member not in members:
                 raise ImageError(source, "no such member")
+            _check_bytes(source, members[member].size)
             file = tar.extractfile(members[member])
             return file.read() if file else b""
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
@@ -297,14 +303,51 @@ class Reopener:
 
     def _tar(self, path: str) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
         if path not in self._tars:
-            tar = tarfile.open(path)  # noqa: SIM115  # closed by __exit__
+            size = os.path.getsize(path)  # noqa: PTH202
+            if not size:  # as some files of the system say, which would never end
+                raise tarfile.ReadError("the file is empty")
+            zipped = path.lower().endswith("gz")
+            if zipped and has_holes(Path(path)):  # zeros behind the end, which gzip would skip
+                raise tarfile.ReadError("it claims bytes that are not on the disk")
+            tar = tarfile.open(path, "r:gz" if zipped else "r:", tarinfo=_Header)  # noqa: SIM115  # by __exit__
             members: dict[str, tarfile.TarInfo] = {}
             self._tars[path] = tar, members
             with contextlib.suppress(tarfile.TarError, EOFError, zlib.error):  # keep those before damage
                 for member in tar:
                     if member.isreg():
                         members[path_text(member.name.removeprefix("./"))] = member
+                    if member.offset_data + member.size > _GROWTH * size + _ANY_GROWTH:
+                        break  # before the next step, which would decompress this one
         return self._tars[path]
+
+
+_MAX_BYTES = 2**30  # of one encoded image
+_MAX_NAME = 2**20  # bytes of a long name or of other notes in a tar
+_GROWTH, _ANY_GROWTH = 16, 256 * 2**20  # of a compressed tar
+
+
+class _Header(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Parse a header; refuse notes of any size, which tarfile would read into memory."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _NOTES and header.size > _MAX_NAME:
+            raise tarfile.ReadError(f"a note of {header.size} bytes")
+        return header
+
+
+_NOTES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+def _check_bytes(source: str, size: int) -> None:
+    if size > _MAX_BYTES:
+        raise ImageError(source, f"too large: {size} bytes, the limit is {_MAX_BYTES}")
 
 
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,13 @@ from typing_extensions import Self
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_counts, check_strings
 from zsqretrieval._util.letters import as_letters
-from zsqretrieval._util.torch import FromPretrained, add_tensors, ensure_torchvision, resolve_device
+from zsqretrieval._util.torch import (
+    FromPretrained,
+    add_tensors,
+    ensure_torchvision,
+    no_remote_code,
+    resolve_device,
+)
 from zsqretrieval.data.images import DECODERS, decode, trimmed
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.types import Image
@@ -53,6 +59,12 @@ class CLIPEncoder(FromPretrained):
     """
 
     _settings = ("name", "pretrained", "precision", "cache_dir", "force_quick_gelu", "seed")
+    safe_settings: ClassVar[Mapping[str, Any]] = {
+        "precision": tuple(_PRECISIONS),
+        "cache_dir": (None,),
+        "force_quick_gelu": (False, True),
+        "seed": range(2**63),
+    }
 
     def __init__(
         self,
@@ -88,7 +100,8 @@ class CLIPEncoder(FromPretrained):
                 ``open_clip_config.json`` and weights; or ``"hf-hub:ORG/NAME"``.
             pretrained: weights of an architecture: a tag of open_clip, downloaded when not cached, or the
                 path of a checkpoint. ``"laion2b_s34b_b79k"`` if neither ``name`` nor ``pretrained`` is given.
-                A folder or hub repository has its own weights. ``"random"`` is for tests.
+                A folder or hub repository has its own weights; its own code is never run. ``"random"`` is for
+                tests.
             device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first available of these three.
             precision: of the computation, ``"fp32"``, ``"bf16"`` or ``"fp16"``; vectors are always float32.
             cache_dir: folder for downloads; None for open_clip's default.
@@ -112,12 +125,15 @@ class CLIPEncoder(FromPretrained):
         if not name.startswith((_LOCAL_DIR, _HUB)):
             _check_activation(open_clip, name, weights, force_quick_gelu)
         try:
-            model, preprocess = _build(
-                open_clip, name, weights, seed,
-                device=target, precision=precision, force_quick_gelu=force_quick_gelu, cache_dir=cache,
-            )  # fmt: skip
-            tokenize = _letters(open_clip.get_tokenizer(name, cache_dir=cache))
+            with no_remote_code():
+                model, preprocess = _build(
+                    open_clip, name, weights, seed,
+                    device=target, precision=precision, force_quick_gelu=force_quick_gelu, cache_dir=cache,
+                )  # fmt: skip
+                tokenize = _letters(open_clip.get_tokenizer(name, cache_dir=cache))
             architecture = _architecture(open_clip, name, cache)
+        except WeightsError:
+            raise
         except Exception as error:  # open_clip, huggingface_hub, safetensors and torch raise various types
             raise WeightsError(_explain(name, weights, error)) from error
         if force_quick_gelu:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image as PILImage
@@ -21,6 +21,7 @@ from typing_extensions import Self
 
 from zsqretrieval._util.letters import as_letters, marks_of
 from zsqretrieval._util.torch import (
+    DTYPES,
     FromPretrained,
     add_tensors,
     check_complete,
@@ -68,6 +69,11 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
     """
 
     _settings = ("name", "dtype", "grounding", "prefix_cache_bytes")
+    safe_settings: ClassVar[Mapping[str, Any]] = {
+        "dtype": (None, *DTYPES),
+        "grounding": (False, True),
+        "prefix_cache_bytes": range(2**30),
+    }
 
     def __init__(
         self,
@@ -121,7 +127,8 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
         """Load a model with its tokenizer and preprocessing.
 
         Args:
-            name: a hub repository, downloaded when not cached; or a folder of :meth:`save_pretrained`.
+            name: a hub repository, downloaded when not cached; or a folder of :meth:`save_pretrained`. Its
+                own code is never run.
             dtype: of the computation: ``"float32"``, ``"bfloat16"`` or ``"float16"``. None takes bfloat16
                 where the device has arithmetic for it (CUDA; CPUs with AMX or AVX512-BF16), else float32.
             device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first available of these three.
@@ -217,13 +224,15 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
 
 def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     hf = import_transformers()
-    family = hf.AutoConfig.from_pretrained(source).model_type
+    own = {"trust_remote_code": False}
+    family = hf.AutoConfig.from_pretrained(source, **own).model_type
     if family != _FAMILY:
         raise WeightsError(f"{source} is a {family} model, not Kosmos; try VLMGenerator")
     model, report = hf.Kosmos2ForConditionalGeneration.from_pretrained(
-        source, dtype=dtype, output_loading_info=True
+        source, dtype=dtype, output_loading_info=True, **own
     )
     check_complete(source, report)
     # Pillow resizes alike on every machine; torchvision, which may be missing, resizes differently.
     image_processor = hf.CLIPImageProcessorPil.from_pretrained(source)
-    return model, hf.Kosmos2Processor(image_processor, hf.AutoTokenizer.from_pretrained(source))
+    tokenizer = hf.AutoTokenizer.from_pretrained(source, **own)
+    return model, hf.Kosmos2Processor(image_processor, tokenizer)

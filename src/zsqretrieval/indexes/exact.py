@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ class ExactIndex(VectorIndex):
 
     _kind = "exact"
     _settings = ("dim", "fingerprint")
+    safe_settings: ClassVar[Mapping[str, Any]] = {"dim": range(2**31), "fingerprint": str}
 
     def __init__(self, dim: int, *, fingerprint: str = "") -> None:
         super().__init__(dim, fingerprint)

@@ -10,10 +10,10 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,15 @@ class HNSWIndex(VectorIndex):
 
     _kind = "hnsw"
     _settings = ("dim", "fingerprint", "M", "ef_construction", "ef", "seed", "threads")
+    safe_settings: ClassVar[Mapping[str, Any]] = {
+        "dim": range(2**31),
+        "fingerprint": str,
+        "M": range(257),
+        "ef_construction": range(4097),
+        "ef": range(65537),
+        "seed": range(2**31),
+        "threads": (None, range(1, 257)),
+    }
 
     def __init__(
         self,

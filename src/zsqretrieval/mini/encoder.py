@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -196,6 +196,7 @@ class MiniEncoder(FromPretrained):
     """
 
     _settings = ("weights", "knowledge_share")
+    safe_settings: ClassVar[Mapping[str, Any]] = {"weights": (None,), "knowledge_share": (None, int, float)}
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from tokenizers import Tokenizer
@@ -29,7 +29,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 from typing_extensions import Self
 
-from zsqretrieval._util.torch import FromPretrained, import_transformers, resolve_device, resolve_dtype
+from zsqretrieval._util.torch import (
+    DTYPES,
+    FromPretrained,
+    import_transformers,
+    resolve_device,
+    resolve_dtype,
+)
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine.decoder import Decoder
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
@@ -190,6 +196,11 @@ class MiniGenerator(FromPretrained, InterleavedGenerator):
     """
 
     _settings = ("weights", "dtype", "prefix_cache_bytes")
+    safe_settings: ClassVar[Mapping[str, Any]] = {
+        "weights": (None,),
+        "dtype": (None, *DTYPES),
+        "prefix_cache_bytes": range(2**30),
+    }
 
     def __init__(
         self,

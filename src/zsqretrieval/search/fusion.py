@@ -6,8 +6,9 @@ A fusion is a pure function of two arrays of scores: :class:`RerankOnly`, :class
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -68,6 +69,12 @@ class WeightedSum:
         InvalidInputError: a weight is negative or not finite, or the scale is unknown.
     """
 
+    safe_settings: ClassVar[Mapping[str, Any]] = {
+        "weight": (int, float),
+        "scale": ("standardized", "raw"),
+        "first_stage_scale": (int, float),
+    }
+
     weight: float = 1.0
     scale: Literal["standardized", "raw"] = "standardized"
     first_stage_scale: float = 1.0
@@ -100,6 +107,11 @@ class Maximum:
         InvalidInputError: the shift is not finite, or the scale is unknown.
     """
 
+    safe_settings: ClassVar[Mapping[str, Any]] = {
+        "shift": (int, float),
+        "scale": ("standardized", "raw"),
+    }
+
     shift: float = 0.0
     scale: Literal["standardized", "raw"] = "standardized"
 
@@ -127,6 +139,8 @@ class ReciprocalRank:
     Raises:
         InvalidInputError: the constant is negative or not finite.
     """
+
+    safe_settings: ClassVar[Mapping[str, Any]] = {"constant": (int, float)}
 
     constant: float = 60.0
 

@@ -13,7 +13,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,8 @@ class ColorEncoder:
     """
 
     dim = len(SHADES) + UNKNOWN
+    # Values that an album may give without being trusted: they name no file and take little memory.
+    safe_settings: ClassVar[Mapping[str, Any]] = {"side": range(1, 1025), "spread": (int, float)}
 
     def __init__(self, side: int = 48, spread: float = 0.025) -> None:
         if side < 1 or not spread > 0:

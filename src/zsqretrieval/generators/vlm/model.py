@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -72,6 +72,12 @@ class VLMGenerator(FromPretrained):
 
     _settings = ("name_or_path", "dtype", "chat", "chat_template_kwargs", "token_budget", "revision")
     _required = ("name_or_path",)
+    safe_settings: ClassVar[Mapping[str, Any]] = {
+        "dtype": (None, *DTYPES),
+        "chat": (None, False, True),
+        "token_budget": range(2**20),
+        "revision": (None,),
+    }
 
     def __init__(
         self,

@@ -113,6 +113,14 @@ def test_tokens_around_a_text_stay() -> None:
         assert letters(text).input_ids == [0, *ids(letters, text), 2]
 
 
+def test_mark_of_one_character_does_not_stop_the_others() -> None:
+    tokenizer = unigram()
+    tokenizer.add_special_tokens({"sep_token": "§"})
+    hidden = TypedText(tokenizer)
+    found = ids(hidden.tokenizer, hidden.hide("a § </s> dog", "it"))
+    assert marks_in(tokenizer, found) <= {"§"}
+
+
 def test_python_tokenizer_refuses_a_mark_in_a_prompt() -> None:
     hidden = TypedText(TOKENIZERS["bytes in Python"](), ["<image>"])
     for text, mark in (("a </s> b", "</s>"), ("an <image> b", "<image>")):

@@ -71,7 +71,8 @@ class TypedText:
         self._ids = frozenset(self.marks.values())
         # of a private area of Unicode: without lower and upper case, not white space, and nobody can guess it
         self._break = "".join(chr(0xE000 + byte) for byte in secrets.token_bytes(8))
-        self._pattern = _any_of({*self.marks, *placeholders})
+        # a mark of one character cannot be broken, and acts
+        self._pattern = _any_of(name for name in {*self.marks, *placeholders} if len(name) > 1)
 
     @cached_property
     def tokenizer(self) -> Any:

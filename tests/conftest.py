@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Each worker of pytest-xdist would compute on all cores. Set before torch is imported.
+# Each worker of pytest-xdist would compute on all cores, and has the width of a terminal, though it has none.
+# Set before torch is imported.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.pop("COLUMNS", None)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // int(workers), 1)))
 
 # No deadline: a busy machine is no failure.

@@ -435,12 +435,15 @@ def test_greedy_generation_takes_the_likeliest_token(name: str, load: Load) -> N
 
 @pytest.mark.parametrize("name", ["llava", "kosmos2", "florence2", "blip2_opt"])
 def test_generation_settings_of_the_checkpoint_are_ignored(
-    name: str, load: Load, folder: Callable[[str], Path]
+    name: str, load: Load, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = json.loads((folder(name) / "generation_config.json").read_text())
     assert saved["no_repeat_ngram_size"] == 1
-    (text,) = load(name).generate([context(1)], max_new_tokens=60)[0]
-    assert max(Counter(load(name)._reader._ids(text)).values()) > 1
+    generated: list[int] = []  # ids: Kosmos-2 writes tags of places, which are no text
+    reader = load(name)._reader
+    monkeypatch.setattr(reader, "text", lambda ids: str(generated.extend(ids)))
+    load(name).generate([context(1)], max_new_tokens=60)
+    assert max(Counter(generated).values()) > 1
 
 
 def test_samples_follow_the_probabilities(load: Load) -> None:

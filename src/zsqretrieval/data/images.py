@@ -215,15 +215,16 @@ def _opened(image: Image) -> Iterator[IO[bytes]]:
         if stat.S_ISDIR(mode):
             os.scandir(path).close()  # a folder that cannot be listed: report that reason
         # Opening a pipe would wait for ever, and reading some files of the system, which say they are empty.
-        file = path.open("rb") if stat.S_ISREG(mode) and status.st_size else None
+        file: IO[bytes] | None = None
+        if stat.S_ISREG(mode):
+            file = path.open("rb") if status.st_size else io.BytesIO()
     except FileNotFoundError as error:
         raise ImageError(image.source, "no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ImageError(image.source, f"cannot be opened: {reason}") from error
     if file is None:
-        reason = "the file is empty" if stat.S_ISREG(mode) else "is a folder or a device, not an image file"
-        raise ImageError(image.source, reason)
+        raise ImageError(image.source, "is a folder or a device, not an image file")
     with file:
         yield file
 

@@ -15,6 +15,7 @@ from unittest.mock import create_autospec
 import pytest
 from PIL import Image as PILImage
 
+from worded import worded
 from zsqretrieval.data.images import as_image
 from zsqretrieval.data.samples import photographs
 from zsqretrieval.encoders.clip import CLIPEncoder
@@ -122,7 +123,7 @@ STAND_INS: dict[str, tuple[Any, Any]] = {
     "clip.md": (CLIPEncoder, ToyEncoder()),  # would download 0.6 GB
     "kosmos.md": (Kosmos1Generator, ToyGenerator()),  # 6.7 GB
     "vlm.md": (VLMGenerator, ToyGenerator()),  # 7.5 GB
-    "tasks.md": (MiniGenerator, ToyGenerator()),  # would score 50 matrices for minutes
+    "tasks.md": (MiniGenerator, worded(PAGES["tasks.md"])),  # would score 50 matrices for minutes
 }
 """Parts that a page does not load here; the arguments of its ``from_pretrained`` must fit the signature."""
 

@@ -67,7 +67,8 @@ def recalls(place: str, sample: bool, depths: list[int]) -> dict[str, float]:
     return {f"R@{depth}": sum(rank <= depth for rank in firsts) / len(firsts) for depth in depths}
 
 
-LINKED = RESULTS.table[RESULTS.table["run"].notna() & RESULTS.table["measure"].str.startswith("R@")]
+WRITTEN = ["R@1", "R@5", "R@10"]  # run files are cut to the first 10
+LINKED = RESULTS.table[RESULTS.table["run"].notna() & RESULTS.table["measure"].isin(WRITTEN)]
 GROUPS = [pytest.param(rows, id="-".join(names)) for names, rows in LINKED.groupby(["group", "run"])]
 
 
@@ -83,7 +84,7 @@ def test_recall_is_that_of_its_run_file(rows: pd.DataFrame) -> None:
 
 def test_every_recall_has_a_run_file() -> None:
     recalled = RESULTS.table[RESULTS.table["group"].isin(["systems", "ablations"])]
-    assert set(recalled[recalled["run"].isna()]["system"]) <= {"chance"}
+    assert set(recalled[recalled["run"].isna()]["system"]) == {"chance"}
     assert len(GROUPS) > 40
 
 

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 
+from worded import worded
 from zsqretrieval import plugins
 from zsqretrieval.tasks import read_raven
 from zsqretrieval.testing.toys import ToyGenerator
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
 def run(script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     def make(kind: str, name: str, settings: dict[str, Any]) -> ToyGenerator:
         assert (kind, name, settings) == ("generator", "mini", {})
-        return ToyGenerator()
+        return worded(EXAMPLES / "tasks_tour.py")
 
     def main(name: str, *arguments: object) -> str:
         monkeypatch.setattr(plugins, "create", make)

@@ -315,7 +315,7 @@ def written(contexts, **settings):
         (scored([ONE], ["red"], batch_size=0), "batch_size must be at least 1"),
         (written([ONE], batch_size=0), "batch_size must be at least 1"),
         (lambda: kosmos().image_states(IMAGES, batch_size=0), "batch_size must be at least 1"),
-        (written([ONE], temperature=float("inf")), "temperature=inf"),
+        (written([ONE], temperature=float("inf")), "temperature must be a finite number of at least 0"),
         (written([ONE], seed=-1), "seed"),
         (lambda: tiny_kosmos(prefix_cache_bytes=-1), "prefix_cache_bytes"),
         (lambda: Kosmos1Generator.from_pretrained(dtype="int4"), "dtype must be one of float32"),

@@ -135,7 +135,7 @@ def test_prompt_with_other_fields_is_refused() -> None:
         caption(TableGenerator(), CAT, prompt=Prompt("<image><image>"))
     with pytest.raises(InvalidInputError, match="has no field question"):
         answer(TableGenerator(), CAT, "Who?", prompt=Prompt("<image>"))
-    with pytest.raises(InvalidInputError, match="max_new_tokens=0"):
+    with pytest.raises(InvalidInputError, match="max_new_tokens must be at least 1, not 0"):
         caption(ToyGenerator(), CAT, max_new_tokens=0)
 
 

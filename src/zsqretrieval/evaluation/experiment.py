@@ -189,7 +189,8 @@ def _measure_part(
         rows += compare(
             compared, baseline=base, group="ablations", measures=_ABLATED, depth=depth, **tested,
         )  # fmt: skip
-        runs |= {run_path(direction, form, run.name, ablation=True): run for run in compared[1:]}
+        alone = compared[1:] if base in complete else compared
+        runs |= {run_path(direction, form, run.name, ablation=True): run for run in alone}
     if len(here) > len(complete):
         right = relevant(shallow(sampled.first, depth))
         rows.append(
@@ -197,8 +198,8 @@ def _measure_part(
                 queries=len(right))
         )  # fmt: skip
     for one in rows:
-        ablation = one["group"] == "ablations" and one.get("baseline") is not None
-        if ablation or one["group"] == "systems":
+        if one["group"] in ("systems", "ablations") and one["system"] != "chance":
+            ablation = one["group"] == "ablations" and one["system"] not in complete
             one["run"] = run_path(direction, form, one["system"], ablation=ablation)
     if direction == "text to image" and reranking:
         name = "fused" if "fused" in reranking else reranking[-1]

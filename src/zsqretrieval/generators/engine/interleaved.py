@@ -212,7 +212,7 @@ class InterleavedGenerator(ABC):
                 if isinstance(segment, str):
                     if segment.strip():
                         check_text(segment, f"a text of context {i}")
-                        row += before_text + tokenize(segment)
+                        row += [*before_text, *tokenize(segment)]
                         before_text = ()
                 elif not isinstance(segment, Image | ImageState):
                     raise InvalidInputError(

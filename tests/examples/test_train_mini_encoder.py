@@ -20,10 +20,10 @@ def test_training_repeats_itself_and_the_encoder_loads_the_result(
         train_mini_encoder,
         "PHASES",
         (
-            train_mini_encoder.Phase("heads", steps=4, batch=8, head_rate=1e-3, base_rate=0.0, reworded=0.4),
-            train_mini_encoder.Phase("tuned", steps=3, batch=8, head_rate=1e-3, base_rate=1e-4, reworded=0.4),
+            train_mini_encoder.Phase("heads", steps=2, batch=8, head_rate=1e-3, base_rate=0.0, reworded=0.4),
+            train_mini_encoder.Phase("tuned", steps=2, batch=8, head_rate=1e-3, base_rate=1e-4, reworded=0.4),
             train_mini_encoder.Phase(
-                "own", steps=4, batch=8, head_rate=1e-3, base_rate=0.0, reworded=0.0, own=True
+                "own", steps=2, batch=8, head_rate=1e-3, base_rate=0.0, reworded=0.0, own=True
             ),
         ),
     )

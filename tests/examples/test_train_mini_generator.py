@@ -30,8 +30,8 @@ def test_training_repeats_itself_and_the_generator_loads_the_result(
         train_mini_generator,
         "PHASES",
         (
-            phase("read", steps=3, images=6, texts=2, ranking=False, mix=(0.4, 0.3, 0.3), **rates),
-            phase("rank", steps=3, images=6, texts=1, ranking=True, mix=(0.5, 0.0, 0.5), **rates),
+            phase("read", steps=2, images=6, texts=2, ranking=False, mix=(0.4, 0.3, 0.3), **rates),
+            phase("rank", steps=2, images=6, texts=1, ranking=True, mix=(0.5, 0.0, 0.5), **rates),
         ),
     )
     written = []

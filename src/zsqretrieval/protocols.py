@@ -75,6 +75,11 @@ class TextLimit(Encoder, Protocol):
         ...
 
 
+def truncated(encoder: Encoder, texts: Sequence[str]) -> list[bool]:
+    """Which of n texts an encoder cuts; none if it does not tell."""
+    return encoder.truncated(texts) if isinstance(encoder, TextLimit) else [False] * len(texts)
+
+
 @runtime_checkable
 class Index(Protocol):
     """Finds the stored vectors nearest to a query by cosine similarity."""

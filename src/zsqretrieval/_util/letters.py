@@ -134,10 +134,11 @@ class _LetterBackend:
         found: list[Any] = self._original.encode_batch(
             batch, add_special_tokens=add_special_tokens, **options
         )
-        return [
-            self._letters(text, add_special_tokens) if self._has_marks(one) else one
-            for text, one in zip(batch, found, strict=True)
-        ]
+        return [self._replaced(text, one, add_special_tokens) for text, one in zip(batch, found, strict=True)]
+
+    def _replaced(self, text: str, encoding: Any, add_special_tokens: bool) -> Any:
+        """The encoding, or another one if the text has marks."""
+        return self._letters(text, add_special_tokens) if self._has_marks(encoding) else encoding
 
     def _has_marks(self, encoding: Any) -> bool:
         added = encoding.special_tokens_mask  # 1 for a token that is not of the text
@@ -157,18 +158,9 @@ class _MixedBackend(_LetterBackend):
         self._break = mark_break
         self._pattern = _any_of(marks)
 
-    def encode_batch(
-        self, batch: Sequence[Any], add_special_tokens: bool = True, **options: Any
-    ) -> list[Any]:
-        found: list[Any] = self._original.encode_batch(
-            batch, add_special_tokens=add_special_tokens, **options
-        )
-        return [
-            self._mixed(text, add_special_tokens) if self._break in text else one
-            for text, one in zip(batch, found, strict=True)
-        ]
-
-    def _mixed(self, text: str, add_special_tokens: bool) -> Any:
+    def _replaced(self, text: str, encoding: Any, add_special_tokens: bool) -> Any:
+        if self._break not in text:
+            return encoding
         _, names = self._secret
         text = self._pattern.sub(lambda found: names[found[0]], text)
         return self._letters(text.replace(self._break, ""), add_special_tokens)

@@ -218,10 +218,11 @@ class QuestionTable:
         """
         with self._database.transaction("IMMEDIATE") as run:
             text = _recipe_text(recipe)
-            if not self._database.read(_RECIPES, "recipe", [text]):
-                number = self._database.value("SELECT coalesce(max(id), 0) + 1 FROM recipes")
-                run.execute(_RECIPES.insert, _RECIPES.pack((number, text)))
-            made_by = self._database.read(_RECIPES, "recipe", [text])[0][0]
+            if known := self._database.read(_RECIPES, "recipe", [text]):
+                made_by = known[0][0]
+            else:
+                made_by = self._database.value("SELECT coalesce(max(id), 0) + 1 FROM recipes")
+                run.execute(_RECIPES.insert, _RECIPES.pack((made_by, text)))
             present = {key for (key,) in self._database.select("key", "images", "key", list(questions))}
             images = sorted(present - self.asked(recipe, list(questions)))
             rows = {row[0]: row for row in self._database.read(_QUESTIONS, "image", images)}

@@ -42,11 +42,10 @@ class AlbumSettings:
             IntegrityError: they are missing or of another shape.
         """
         made = catalog.settings
-        last = {name: catalog.get_meta(name) or made.get(name) for name in ("generator", "calibration")}
         try:
             fingerprint = made["encoder"]
             _require(isinstance(fingerprint, str), "the fingerprint of its encoder is not a text")
-            viewer = last["generator"] or {"part": None, "states": None}
+            viewer = catalog.setting("generator") or {"part": None, "states": None}
             _require(isinstance(viewer, dict), "its generator is not described by an object")
             states = viewer["states"]
             _require(states is None or states in ("disk", "memory"), f"it caches features in {states!r}")
@@ -56,7 +55,7 @@ class AlbumSettings:
                 index=_part(made["index"], "index"),
                 generator=_part(viewer["part"], "generator"),
                 states=states,
-                calibration=_calibration(last["calibration"]),
+                calibration=_calibration(catalog.setting("calibration")),
             )
         except (KeyError, TypeError, ValueError) as error:
             fault = f"it has no setting {error}" if isinstance(error, KeyError) else str(error)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from zsqretrieval._util.cache import Cache, cache_key
 from zsqretrieval._util.checks import check_counts, check_strings
 from zsqretrieval.data.images import digest
-from zsqretrieval.protocols import Encoder, TextLimit
+from zsqretrieval.protocols import Encoder, truncated
 from zsqretrieval.types import Image
 
 T = TypeVar("T")
@@ -64,8 +64,7 @@ class CachedEncoder:
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Which texts the wrapped encoder cuts; none if it does not tell."""
-        encoder = self.encoder
-        return encoder.truncated(texts) if isinstance(encoder, TextLimit) else [False] * len(texts)
+        return truncated(self.encoder, texts)
 
     def close(self) -> None:
         """Close the cache; the encoder cannot be used afterwards."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
-from zsqretrieval.protocols import Encoder, TextLimit
+from zsqretrieval.protocols import Encoder, truncated
 from zsqretrieval.search.expansion import Candidate, QuestionIndex, compare, hit_of
 from zsqretrieval.search.fusion import FIRST_STAGE, NORMALIZED, Fusion, best_first
 from zsqretrieval.search.query_bank import QueryBank
@@ -166,8 +166,3 @@ class FirstStage:
             (kept[n][0], replace(kept[n][1], score=score, scores={**kept[n][1].scores, NORMALIZED: score}))
             for n, score in ((n, float(scores[n])) for n in best_first(scores))
         ]
-
-
-def truncated(encoder: Encoder, texts: Sequence[str]) -> list[bool]:
-    """Which texts an encoder cuts; none if it does not tell."""
-    return encoder.truncated(texts) if isinstance(encoder, TextLimit) else [False] * len(texts)

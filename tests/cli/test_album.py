@@ -71,7 +71,7 @@ def test_missing_source_makes_no_album(zsq: Zsq, tmp_path: Path) -> None:
     assert not (tmp_path / "album").exists()
 
 
-def test_folder_without_images_is_said_in_words(zsq: Zsq, tmp_path: Path) -> None:
+def test_folder_without_images_is_reported(zsq: Zsq, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     ran = zsq("index", "empty", "--out", "album", "--preset", "toy")
     assert ran.code == 0 and "No images were found in empty" in ran.stdout and ".jpg" in ran.stdout

@@ -71,14 +71,14 @@ def test_an_unknown_preset_is_an_error(zsq: Zsq) -> None:
     ("size", "said"),
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (115_532_876, "116 MB"), (2.5e9, "2.5 GB")],
 )
-def test_sizes_for_people(size: float, said: str) -> None:
+def test_sizes_have_units(size: float, said: str) -> None:
     assert human_size(size) == said
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.0123, "12 ms"), (0.00123, "1.2 ms"), (0.9996, "1000 ms"), (12.34, "12.3 s")]
 )
-def test_seconds_for_people(seconds: float, said: str) -> None:
+def test_seconds_have_units(seconds: float, said: str) -> None:
     assert human_seconds(seconds) == said
 
 

@@ -72,7 +72,7 @@ def test_a_question_is_answered_and_the_image_found(chat: Chat) -> None:
     assert chat("blue\n\nred\n")[1].count(QUESTION) == 1  # Enter ends it
 
 
-def test_the_end_of_the_input_ends_politely(chat: Chat) -> None:
+def test_end_of_input_ends_the_dialog(chat: Chat) -> None:
     code, said = chat("")
     assert code == 0
     assert "Aborted" not in said and "Likeliest: " in said
@@ -106,7 +106,7 @@ def test_undo_takes_an_answer_back(chat: Chat, monkeypatch: pytest.MonkeyPatch) 
     assert before == again != after
 
 
-def test_an_answer_that_made_it_sure_can_be_taken_back(chat: Chat) -> None:
+def test_undo_works_after_the_dialog_has_ended(chat: Chat) -> None:
     code, said = chat("blue\nundo\ngreen\n\n", "--sure", 0.5)
     assert code == 0
     assert said.count("One image is probable enough.") == 2 and said.count(QUESTION) == 2
@@ -120,12 +120,12 @@ def test_an_answer_that_made_it_sure_can_be_taken_back(chat: Chat) -> None:
         (("--sure", 0.01), "One image is probable enough."),
     ],
 )
-def test_it_says_why_it_asks_no_more(chat: Chat, options: tuple[object, ...], reason: str) -> None:
+def test_end_of_the_dialog_names_its_reason(chat: Chat, options: tuple[object, ...], reason: str) -> None:
     code, said = chat("blue\n", *options)
     assert code == 0 and reason in said and QUESTION not in said
 
 
-def test_mistakes_are_one_line(zsq: Zsq, chat: Chat, colours: Path) -> None:
+def test_invalid_input_is_a_one_line_message(zsq: Zsq, chat: Chat, colours: Path) -> None:
     zsq("index", colours, "--out", "mute", "--preset", "toy")
     ran = zsq("chat", "mute", "a thing")
     assert ran.code == 1 and "a dialog needs a generator" in ran.stderr

@@ -59,7 +59,7 @@ hostile = st.one_of(
 
 
 @given(hostile, hostile, hostile, hostile)
-def test_whatever_a_name_holds_stays_text(name: str, question: str, caption: str, title: str) -> None:
+def test_markup_in_names_is_escaped(name: str, question: str, caption: str, title: str) -> None:
     def page(*texts: str) -> Reader:
         name, question, caption, title = texts
         why = Explanation(caption, (name, f" {caption}"), np.zeros(2, np.float32), np.full(2, -1, np.float32))
@@ -77,7 +77,7 @@ def test_whatever_a_name_holds_stays_text(name: str, question: str, caption: str
     assert ("alt", caption) in told.attributes and ("title", f"/album/{name}") in told.attributes
 
 
-def test_the_expected_image_is_marked_where_it_stands() -> None:
+def test_expected_image_is_marked() -> None:
     ranking = Ranking("where?", (hit("first", 0.8), hit("second", 0.4)))
     first = contact_sheet([Row(ranking, "first")], {}, title="t")
     assert 'class="card expected" title="first"' in first and "ranked first" in first
@@ -117,7 +117,7 @@ def lines(page: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def test_every_stage_is_shown_and_the_one_that_ranks_is_set_off() -> None:
+def test_all_stages_are_shown_and_the_ranking_one_is_highlighted() -> None:
     ranking = Ranking(
         "a",
         (
@@ -153,7 +153,7 @@ def test_every_stage_is_shown_and_the_one_that_ranks_is_set_off() -> None:
     assert "Fused:" not in alone and "log-odds" not in alone
 
 
-def test_one_stage_needs_no_name_and_an_unknown_one_no_bar() -> None:
+def test_single_stage_has_no_name_and_missing_score_no_bar() -> None:
     assert lines(contact_sheet([Row(Ranking("a", (hit("x", 0.5),)))], {}, title="t")) == [
         ("", "100.0", "0.500")
     ]
@@ -161,7 +161,7 @@ def test_one_stage_needs_no_name_and_an_unknown_one_no_bar() -> None:
     assert lines(own)[1] == ("taste*", "", "7.00")
 
 
-def test_the_page_forbids_itself_scripts_and_the_network() -> None:
+def test_page_policy_forbids_scripts_and_network() -> None:
     page = contact_sheet([Row(Ranking("a", (hit("x"),)), asked_with=b"jpeg")], {"x": b"jpeg"}, title="t")
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page
     assert not re.search(r"https?:|url\(|<script|<link", page)
@@ -176,7 +176,7 @@ def test_thumbnails_fit_and_keep_their_shape() -> None:
     assert small.size == (30, 20)
 
 
-def test_images_that_are_gone_have_no_thumbnail(tmp_path: Path) -> None:
+def test_missing_image_has_no_thumbnail(tmp_path: Path) -> None:
     there, torn = tmp_path / "the#re.png", tmp_path / "torn.tar"
     PILImage.new("RGB", (8, 8)).save(there)
     torn.write_bytes(b"no tar")
@@ -198,7 +198,7 @@ def test_images_that_are_gone_have_no_thumbnail(tmp_path: Path) -> None:
         thumbnail(tmp_path / "gone.png")
 
 
-def test_a_hit_says_which_question_matched_and_why_it_was_found() -> None:
+def test_hit_shows_matched_question_and_explanation() -> None:
     gains = np.array([0.0, -0.75, 2.0, 0.25], np.float32)
     why = Explanation("on a <bed>", ("where", " is", " the", " cat"), gains, np.zeros(4, np.float32))
     scores = {"first_stage": 0.5, "image_similarity": 0.5, "question_similarity": 0.75}
@@ -220,7 +220,7 @@ def test_a_hit_says_which_question_matched_and_why_it_was_found() -> None:
     assert "nats" not in contact_sheet([Row(Ranking("a", (hit("x"),)))], {}, title="t")
 
 
-def test_a_dialog_is_shown_by_its_probabilities() -> None:
+def test_dialog_page_shows_probabilities() -> None:
     half = hit("x", -math.log(2), first_stage=0.3, dialog=-math.log(2))
     page = contact_sheet([Row(Ranking("a", (half,)))], {}, title="t")
     assert lines(page) == [("first stage", "100.0", "0.300"), ("dialog*", "50.0", "-0.69")]

@@ -24,14 +24,14 @@ def test_every_photograph_is_in_the_wheels() -> None:
         assert image.metadata["credit"]
 
 
-def test_every_question_has_its_photograph() -> None:
+def test_each_question_names_one_photograph() -> None:
     ids = [one.id for one in demo.PHOTOGRAPHS]
     expected = [question.expected for question in demo.QUESTIONS]
     assert len(set(ids)) == len(ids) and len(set(expected)) == len(expected)
     assert set(expected) <= set(ids)
 
 
-def test_no_package_is_imported_for_it() -> None:
+def test_photographs_are_found_without_importing_their_packages() -> None:
     before = set(sys.modules)
     demo.photographs()
     assert not {"skimage", "sklearn"} & (set(sys.modules) - before)
@@ -73,7 +73,7 @@ def test_a_photograph_that_a_later_version_dropped_is_left_out(
         demo.photographs()
 
 
-def test_json_is_all_there_is_on_stdout(zsq: Zsq) -> None:
+def test_json_option_prints_only_json(zsq: Zsq) -> None:
     ran = zsq("demo", "--preset", "toy", "-k", 2, "--json")
     facts = ran.json
     assert ran.code == 0
@@ -96,7 +96,7 @@ def test_json_is_all_there_is_on_stdout(zsq: Zsq) -> None:
     assert Path(facts["html"]) == Path("zsq-demo.html").absolute()
 
 
-def test_the_page_is_whole_and_small(zsq: Zsq) -> None:
+def test_page_has_all_questions_and_is_under_its_size_limit(zsq: Zsq) -> None:
     facts = zsq("demo", "--preset", "toy", "--json").json
     ran = zsq("demo", "--preset", "toy", "--out", "page.html")
     assert ran.code == 0 and str(Path("page.html").absolute()) in ran.stdout
@@ -111,7 +111,7 @@ def test_the_page_is_whole_and_small(zsq: Zsq) -> None:
         assert (f"{photograph.id}: {photograph.credit}" in page) == (photograph.id in shown)
 
 
-def test_the_count_is_honest(zsq: Zsq) -> None:
+def test_count_of_first_ranks_matches_the_rankings(zsq: Zsq) -> None:
     """The toy encoder sees colours only; table, sentence and page have to say so."""
     facts = zsq("demo", "--preset", "toy", "--json").json
     said = zsq("demo", "--preset", "toy").stdout
@@ -147,7 +147,7 @@ def test_a_generator_re_ranks(zsq: Zsq, preset: str) -> None:
     assert Path("zsq-demo.html").read_text(encoding="utf-8").count('class="score ranks"') == 3 * 16
 
 
-def test_without_a_generator_it_says_so(zsq: Zsq) -> None:
+def test_without_a_generator_the_page_names_the_first_stage_alone(zsq: Zsq) -> None:
     said = zsq("demo", "--preset", "toy").stdout
     assert "The preset toy has no generator" in said and "likelihood" not in said
     unread = zsq("demo", "--preset", "seeing", "--rerank", "none")
@@ -155,7 +155,7 @@ def test_without_a_generator_it_says_so(zsq: Zsq) -> None:
     assert zsq("demo", "--preset", "seeing", "--rerank", "none", "--json").json["generator"] is None
 
 
-def test_images_and_questions_of_ones_own(zsq: Zsq, colours: Path) -> None:
+def test_own_images_and_questions_replace_the_built_in_ones(zsq: Zsq, colours: Path) -> None:
     own = ("--images", colours, "--preset", "toy", "--index", "exact")
     facts = zsq("demo", *own, "-q", "what is red?", "--question", "what is blue?", "--json").json
     assert [one["hits"][0]["id"] for one in facts["questions"]] == ["red.png", "blue.png"]
@@ -165,7 +165,7 @@ def test_images_and_questions_of_ones_own(zsq: Zsq, colours: Path) -> None:
     assert all(question.text in said.stdout for question in demo.GENERIC_QUESTIONS)
 
 
-def test_a_folder_without_images_gets_a_sentence(zsq: Zsq, tmp_path: Path) -> None:
+def test_folder_without_images_is_a_one_line_error(zsq: Zsq, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     ran = zsq("demo", "--images", "empty", "--preset", "toy")
     assert ran.code == 0 and "No images were found in empty" in ran.stdout

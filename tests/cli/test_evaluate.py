@@ -101,7 +101,7 @@ def test_any_plugin_can_be_named(zsq: Zsq, tmp_path: Path) -> None:
         (("DATA", "--gallery-sizes", "auto"), "scaling needs more than 200"),
     ],
 )
-def test_wrong_arguments_are_refused_in_one_line(
+def test_wrong_arguments_are_one_line_errors(
     zsq: Zsq, tmp_path: Path, arguments: tuple[object, ...], message: str
 ) -> None:
     data = str(write_colours(tmp_path / "colours"))

@@ -49,7 +49,7 @@ def test_the_installed_script_says_its_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"zsqretrieval {__version__}\n")
 
 
-def test_an_error_is_one_line_and_debug_shows_the_rest(process: Start) -> None:
+def test_error_is_one_line_and_debug_shows_the_traceback(process: Start) -> None:
     code, stdout, stderr = finish(process("search", "nowhere", "red"))
     assert (code, stdout) == (1, "")
     assert stderr.startswith("zsq: error: nowhere is not an album") and stderr.count("\n") == 1
@@ -62,7 +62,7 @@ def test_an_error_is_one_line_and_debug_shows_the_rest(process: Start) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
-def test_a_disk_that_refuses_is_one_line_too(process: Start, colours: Path) -> None:
+def test_unwritable_page_is_a_one_line_error(process: Start, colours: Path) -> None:
     code, _, stderr = finish(
         process("demo", "--images", colours, "--preset", "toy", "--out", "/proc/no/such/page.html")
     )
@@ -109,7 +109,7 @@ def test_ctrl_c_keeps_what_was_added(process: Start, tmp_path: Path) -> None:
     assert (report["known"], len(report["added"]), report["images"]) == (safe, 300 - safe, 300)
 
 
-def test_a_narrow_terminal_and_an_old_code_page(process: Start, tmp_path: Path) -> None:
+def test_output_fits_a_narrow_terminal_and_an_old_code_page(process: Start, tmp_path: Path) -> None:
     folder = tmp_path / "named"
     folder.mkdir()
     PILImage.new("RGB", (9, 9), "red").save(folder / "猫 é.png")
@@ -126,7 +126,7 @@ def test_a_narrow_terminal_and_an_old_code_page(process: Start, tmp_path: Path) 
     assert max(map(len, table)) <= 50
 
 
-def test_a_reader_that_leaves_early_is_no_error(process: Start, colours: Path) -> None:
+def test_closed_pipe_is_no_error(process: Start, colours: Path) -> None:
     finish(process("index", colours, "--out", "album", "--preset", "toy"))
     started = process("search", "album", "red")
     started.stdout.close()

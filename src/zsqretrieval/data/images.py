@@ -93,7 +93,7 @@ class _Tiff(TiffImageFile):
     def load_prepare(self) -> None:
         """Skip Pillow's own limit, which holds for the whole process."""
         if self._im is None:
-            self.im = PILImage.new(self.mode, self._tile_size, None).im
+            self.im = PILImage.new(self.mode, (self.tag_v2[256], self.tag_v2[257]), None).im
         ImageFile.load_prepare(self)
 
 

@@ -167,7 +167,8 @@ class Loader:
         except ImageError as error:
             return Skipped(error.source, error.reason)
         sha256 = digest(record)
-        (caption, metadata), changes = mended_json((image.caption, image.metadata))
+        caption, of_caption = mended_json(image.caption)
+        metadata, of_metadata = mended_json(dict(image.metadata))
         return NewImage(
             id=image.id or (image.source if isinstance(image.content, Path) else sha256[:16]),
             source=image.source,
@@ -176,7 +177,7 @@ class Loader:
             caption=caption,
             metadata=metadata,
             image=record,
-            notes=(*image.notes, *changes),
+            notes=(*image.notes, *of_caption, *of_metadata),
         )
 
 

@@ -90,7 +90,7 @@ class Tar:
             if end > self._most:  # before the next step, which would decompress it
                 grown = "it grows to more than 16 times its size" if self.zipped else "cut short"
                 raise tarfile.ReadError(f"{grown}: {path_text(member.name)} claims {member.size} bytes")
-            if self._tar.offset <= member.offset:  # a negative size, at which tarfile would never end
+            if member.size < 0:  # which leads tarfile back to an earlier member
                 raise tarfile.ReadError(f"damaged at byte {member.offset}")
             name = path_text(member.name.removeprefix("./"))
             if member.isreg() and not name.rpartition("/")[2].startswith("."):
@@ -189,7 +189,9 @@ def _samples(path: Path, tar: Tar) -> Iterator[Image | ImageError]:
     samples: dict[str, dict[str, str]] = {}  # name up to the last dot -> extension -> name of the member
     for name in tar.members:
         folder, slash, base = name.rpartition("/")
-        key, _, extension = base.rpartition(".")
+        key, dot, extension = base.rpartition(".")
+        if not dot:
+            continue
         samples.setdefault(folder + slash + key, {}).setdefault(extension.lower(), name)
     images = {key: name for key, some in samples.items() if (name := _first_image(some))}
     images = {
@@ -197,8 +199,8 @@ def _samples(path: Path, tar: Tar) -> Iterator[Image | ImageError]:
         for key, name in images.items()
         if _first_key(key) == key or {"txt", "json"} & samples[key].keys() or _first_key(key) not in images
     }
-    for name in tar.repeated:
-        yield ImageError(where + name, "a later member of the tar has the same name; rename one of them")
+    for repeated in tar.repeated:
+        yield ImageError(where + repeated, "a later member of the tar has the same name; rename one of them")
     named = set(map(_first_key, images))
     for key, some in samples.items():
         if key in named and key not in images:

@@ -21,7 +21,7 @@ The total is None when it is unknown. The callback may raise to cancel the work;
 
 
 MAX_PIXELS = 200_000_000
-"""Default size limit of an image in pixels: 600 MB of RGB."""
+"""Default size limit of an image in pixels: 800 MB of RGB in Pillow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

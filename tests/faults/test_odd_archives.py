@@ -27,11 +27,10 @@ def png(number: int) -> bytes:
 
 def shard(path: Path, *names: str) -> Path:
     """A tar whose images and texts hold the number of their name's place."""
-    images = (".png", ".PNG", ".jpg")
-    members = {
-        name: png(n) if name.endswith(images) else b'{"caption": "%d"}' % n if name.endswith("json") else b"%d" % n
-        for n, name in enumerate(names)
-    }  # fmt: skip
+    members = {}
+    for n, name in enumerate(names):
+        text = b'{"caption": "%d"}' % n if name.endswith("json") else b"%d" % n
+        members[name] = png(n) if name.lower().endswith(("png", "jpg")) else text
     return pack(path, members)
 
 

@@ -1,4 +1,4 @@
-"""Captions and metadata of any content never end an addition: what no album can hold is replaced and named."""
+"""Odd captions and metadata are replaced and named; data sets that contradict themselves are refused."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_odd_caption_is_replaced_and_named(
         (None, {"x": math.inf, "y": [math.nan, 1.5]}, (None, {"x": None, "y": [None, 1.5]})),
         (None, {"x": 10**5000}, (None, {"x": None})),
         (None, {"\udcff": {"y": ("\udcff",)}}, (None, {"\ufffd": {"y": ["\ufffd"]}})),
-        (None, {1: "a", None: "b", True: "c"}, (None, {"1": "c", "null": "b"})),
+        (None, {1: "a", None: "b"}, (None, {"1": "a", "null": "b"})),
     ],
 )
 def test_odd_record_of_a_caller_is_replaced_and_named(
@@ -209,7 +209,7 @@ LIST = "0.jpg#0\ta\n1.jpg#0\tb\n"
     ("read", "places"),
     [
         (lambda p: inquire(p, [PAIR, ("7", "1.jpg", "1"), ("7", "0.jpg", "0")]),
-         r"inquire_annotations.csv:4: the relevance of \('7', '0.jpg'\) is 0, but 1 at inquire_annotations.csv:2"),
+         r"annotations.csv:4: the relevance of \('7', '0.jpg'\) is 0, but 1 at inquire_annotations.csv:2"),
         (lambda p: inquire(p, [PAIR, ("7", "some/where/0.jpg", "2")]), r"csv:3: .* is 2, but 1 at .*csv:2"),
         (lambda p: inquire(p, [("7", "0.jpg", " -1"), PAIR]), r"csv:3: .* is 1, but -1 at .*csv:2"),
         (lambda p: coco(p, [*TWO, (1, "1.jpg")], [(1, 1, "a"), (2, 2, "b")]),
@@ -218,10 +218,10 @@ LIST = "0.jpg#0\ta\n1.jpg#0\tb\n"
         (lambda p: coco(p, TWO, [(1, 1, "a"), (1, 2, "a")]), "annotation 1: .* at c.json, annotation 0"),
         (lambda p: flickr(p, LIST + "0.jpg#0\tc\n"),
          "c.token:3: the caption of '0.jpg#0' is 'c', but 'a' at c.token:1"),
-        (lambda p: flickr(p, BARS + "0.jpg| 0| a\n0.jpg| 0| b\n", "results.csv"), "csv:3: .*'a' at results.csv:2"),
+        (lambda p: flickr(p, BARS + "0.jpg| 0| a\n0.jpg| 0| b\n", "results.csv"), "csv:3: .*'a' at .*csv:2"),
         (lambda p: retvqa(p, {"q": question(["0", "1"], ["1"])}),
          "question q, pos_imgs: the relevance of '1' is 1, but 0 at r.json, question q, neg_imgs"),
-        (lambda p: retvqa(p, f'{{"q": {ONCE}, "q": {AGAIN}}}'), "r.json: .*'q' is given twice, with different"),
+        (lambda p: retvqa(p, f'{{"q": {ONCE}, "q": {AGAIN}}}'), "r.json: .*'q' is given twice, with"),
         (lambda p: retvqa(p, "[" * 100_000), "r.json: broken JSON"),
         (lambda p: coco(p, TWO, [(1, 1, "a\ud800"), (2, 2, "b")]), "annotation 0: .* is not Unicode"),
     ],
@@ -296,7 +296,7 @@ def test_parquet_with_cells_of_odd_types(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="no queries"):
         read_laion(tmp_path, max_punsafe=None)
     table(jpg=[{"bytes": png(), "path": "x"}] * 2, caption=["a", "b"])
-    with pytest.raises(InvalidInputError, match="the column 'jpg' holds struct<.*not encoded images"):
+    with pytest.raises(InvalidInputError, match=r"the column 'jpg' holds struct<.*not encoded images"):
         read_laion(tmp_path)
 
 

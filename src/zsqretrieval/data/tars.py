@@ -88,7 +88,9 @@ class Tar:
         for member in self._tar:
             end = member.offset_data + (0 if member.issparse() else member.size)
             if end > self._most:  # before the next step, which would decompress it
-                grown = "it grows to more than 16 times its size" if self.zipped else "cut short"
+                grown = (
+                    "it grows to more than 16 times its size, so unpack it" if self.zipped else "cut short"
+                )
                 raise tarfile.ReadError(f"{grown}: {path_text(member.name)} claims {member.size} bytes")
             if member.size < 0:  # which leads tarfile back to an earlier member
                 raise tarfile.ReadError(f"damaged at byte {member.offset}")
@@ -193,7 +195,7 @@ def _samples(path: Path, tar: Tar) -> Iterator[Image | ImageError]:
         if not dot:
             continue
         samples.setdefault(folder + slash + key, {}).setdefault(extension.lower(), name)
-    images = {key: name for key, some in samples.items() if (name := _first_image(some))}
+    images = {key: image for key, some in samples.items() if (image := _first_image(some))}
     images = {
         key: name
         for key, name in images.items()

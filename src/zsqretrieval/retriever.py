@@ -39,7 +39,7 @@ from zsqretrieval.search.priors import Prior
 from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.search.rerank import Rerank, RerankLike
 from zsqretrieval.tasks.album_questions import AlbumQuestions
-from zsqretrieval.types import Image, Progress, Ranking
+from zsqretrieval.types import MAX_PIXELS, Image, Progress, Ranking
 
 
 class Retriever:
@@ -260,27 +260,29 @@ class Retriever:
         images: ImageLike | Iterable[ImageLike],
         *,
         batch_size: int = 32,
+        max_pixels: int = MAX_PIXELS,
         progress: Progress | None = None,
     ) -> AddReport:
         """Add images. Each batch is on disk before the next begins, so an interrupted call can be repeated.
 
-        Unreadable images are skipped and named in the report. Equal bytes are one image; changed, moved and
-        renamed files are recognised (docs/albums.md). Missing cached features are computed.
+        Unreadable images and damaged tars are skipped and named in the report. Equal bytes are one image;
+        changed, moved and renamed files are recognised (docs/albums.md). Missing features are computed.
 
         Args:
             images: paths (files, folders, tars, patterns), bytes, PIL images, records, or an iterable of
                 them.
             batch_size: images encoded together, >= 1.
+            max_pixels: size limit of an image in pixels, at most 2^30; larger ones are skipped. Images of the
+                album stay readable whatever the limit of a later call is.
             progress: called after each batch; may raise to stop.
 
         Raises:
-            InvalidInputError: something is not an image source, metadata is not JSON, or ``batch_size`` < 1.
-            IntegrityError: a tar is damaged.
+            InvalidInputError: something is not an image source, metadata is not JSON, or a number is < 1.
             AlbumError: the disk is full or the album is locked. After any error, earlier batches stay.
         """
-        check_counts(batch_size=batch_size)
+        check_counts(batch_size=batch_size, max_pixels=max_pixels)
         adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
-        return adder.add(images, batch_size=batch_size, progress=progress)
+        return adder.add(images, batch_size=batch_size, max_pixels=max_pixels, progress=progress)
 
     def remove(self, ids: str | Iterable[str]) -> None:
         """Remove images and their questions by id; all of them or none. On disk when this returns.

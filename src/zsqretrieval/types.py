@@ -20,6 +20,10 @@ The total is None when it is unknown. The callback may raise to cancel the work;
 """
 
 
+MAX_PIXELS = 200_000_000
+"""Default size limit of an image in pixels: 800 MB of RGB in Pillow."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
     """One image, not decoded yet.
@@ -33,6 +37,8 @@ class Image:
         id: the caller's name for the image; None to name it after ``source``.
         caption: text of the image (alt text, human caption), or None.
         metadata: JSON values, stored in the catalog.
+        max_pixels: size limit in pixels, above which it is not decoded.
+        notes: what was replaced in caption and metadata when they were read, in words.
     """
 
     content: bytes | Path | PILImage.Image
@@ -40,6 +46,8 @@ class Image:
     id: str | None = None
     caption: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    max_pixels: int = MAX_PIXELS
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -50,6 +50,17 @@ def test_at_most_ten_skipped_images_are_named(zsq: Zsq, colours: Path) -> None:
     assert len(zsq("index", colours, "--out", "album", "--json").json["skipped"]) == 13
 
 
+def test_size_limit_skips_larger_images_and_replaced_parts_are_named(zsq: Zsq, tmp_path: Path) -> None:
+    for side in (10, 11):
+        PILImage.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
+    (tmp_path / "10.txt").write_bytes(b"caf\xe9")
+    first = zsq("index", tmp_path, "--out", "album", "--preset", "toy", "--max-pixels", 100)
+    assert "1 added, 1 skipped, 1 mended in" in first.stdout
+    assert "11.png: too large: 11 x 11 is 121 pixels, the limit is 100; " in first.stdout
+    assert "mended " in first.stdout and "10.png: caption: bytes that are not UTF-8" in first.stdout
+    assert zsq("index", tmp_path, "--out", "album", "--json").json["added"] == ["11.png"]
+
+
 def test_album_keeps_its_parts_and_refuses_others(
     zsq: Zsq, album: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

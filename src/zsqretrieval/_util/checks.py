@@ -61,8 +61,13 @@ def check_text(text: object, what: str) -> None:
     """Check that a value is a non-empty string of valid Unicode."""
     if not isinstance(text, str) or not text.strip():
         raise InvalidInputError(f"{what} must be a non-empty string, not {text!r}")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_unicode(text):
         raise InvalidInputError(f"{what} is not Unicode text: {text!r}; decode it with the right encoding")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string has no surrogates, which no file can hold."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_verbalisers(*, yes: Iterable[str], no: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from zsqretrieval._util.checks import is_unicode
+
 _DEEPEST = 100  # levels of nested JSON; Python's own limit depends on the caller
 
 
@@ -37,6 +39,43 @@ def check_depth(value: Any) -> None:
         if not level:
             return
     raise ValueError(_TOO_DEEP)
+
+
+def mended_json(value: Any) -> tuple[Any, tuple[str, ...]]:
+    """A copy of JSON values that any JSON file can hold, and what was replaced, in words.
+
+    Characters that are not Unicode become U+FFFD. Numbers that are not finite or have more than 4,300 digits,
+    and what is nested more than 100 levels deep, become None. Other types stay as they are.
+    """
+    notes: dict[str, None] = {}
+    return _mended(value, 0, notes), tuple(notes)
+
+
+def _mended(value: Any, depth: int, notes: dict[str, None]) -> Any:
+    if isinstance(value, str):
+        if not is_unicode(value):
+            notes["text that is not Unicode, now U+FFFD"] = None
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            notes["a number that is not finite, now null"] = None
+            return None
+    elif isinstance(value, int):
+        if value.bit_length() > _LONGEST:
+            notes["a number of thousands of digits, now null"] = None
+            return None
+    elif isinstance(value, (dict, list, tuple)):
+        if depth == _DEEPEST:
+            notes[f"parts nested more than {_DEEPEST} levels deep, now null"] = None
+            return None
+        if isinstance(value, dict):
+            pairs = [(_mended(k, depth, notes), _mended(v, depth + 1, notes)) for k, v in value.items()]
+            return dict(pairs)
+        return [_mended(one, depth + 1, notes) for one in value]
+    return value
+
+
+_LONGEST = 14_281  # bits of 4,299 digits; Python refuses to write and read more than 4,300
 
 
 def _children(value: Any) -> Iterable[Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.features import StateStore
 from zsqretrieval.album.settings import AlbumSettings
+from zsqretrieval.data.images import BYTES_AT_ONCE
 from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
@@ -23,14 +24,12 @@ from zsqretrieval.types import Image, ImageState
 StatesMode: TypeAlias = Literal["disk", "memory"] | None
 """Where image features are cached: in the album's directory, in memory, or nowhere."""
 
-_BYTES_AT_ONCE = 256 * 2**20  # encoded images in memory together
-
 
 def parts_by_size(records: Sequence[Record]) -> Iterator[slice]:
     """Split images into parts of at most 256 MiB of encoded bytes each: one part for most searches."""
     start, size = 0, 0
     for n, record in enumerate(records):
-        if n > start and size + record.bytes > _BYTES_AT_ONCE:
+        if n > start and size + record.bytes > BYTES_AT_ONCE:
             yield slice(start, n)
             start, size = n, 0
         size += record.bytes

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.batches import batched
-from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.checks import check_counts, is_unicode
 from zsqretrieval._util.files import sync_directory
 from zsqretrieval._util.untrusted import check_depth
 from zsqretrieval.album import questions
@@ -472,7 +472,7 @@ def _columns(image: NewImage | Record) -> tuple[Any, ...]:
     for name, text in texts.items():
         if not isinstance(text, str) or not text:
             raise InvalidInputError(f"{image.id!r}: its {name} must be a non-empty string, not {text!r}")
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not is_unicode(text):
             raise InvalidInputError(f"{image.id!r}: its {name} is not Unicode text; make it printable first")
     metadata = _to_json(dict(image.metadata), f"metadata of {image.id!r}")
     sizes = int(image.width), int(image.height), int(image.bytes)

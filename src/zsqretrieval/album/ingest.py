@@ -18,11 +18,11 @@ from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import ImageLike
-from zsqretrieval.data.loader import Loader, NewImage, Skipped
+from zsqretrieval.data.loader import Loader, Mended, NewImage, Skipped
 from zsqretrieval.data.sources import Reopener, open_images
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Encoder
-from zsqretrieval.types import Progress
+from zsqretrieval.types import MAX_PIXELS, Progress
 
 _Fate: TypeAlias = Literal["added", "replaced", "moved", "known"]
 
@@ -39,6 +39,7 @@ class AddReport:
     known: int  # number of other images that were in the album already, byte for byte
     skipped: tuple[Skipped, ...]  # images that could not be read
     seconds: float  # duration
+    mended: tuple[Mended, ...] = ()  # new images of whose caption or metadata a part was replaced
 
 
 @final
@@ -49,12 +50,17 @@ class Adder:
         self._encoder, self._catalog, self._index, self._viewer = encoder, catalog, index, viewer
 
     def add(
-        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int, progress: Progress | None
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        batch_size: int,
+        max_pixels: int = MAX_PIXELS,
+        progress: Progress | None,
     ) -> AddReport:
         """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`."""
         begin = time.perf_counter()
         ids: dict[_Fate, list[str]] = {"added": [], "replaced": [], "moved": [], "known": []}
-        with Loader(open_images(images), batch_size) as loader, Reopener() as files:
+        with Loader(open_images(images), batch_size, max_pixels) as loader, Reopener() as files:
             for batch in loader:
                 known = self._catalog.by_digest(one.digest for one in batch)
                 settled = set(known)
@@ -65,6 +71,8 @@ class Adder:
                     for fate, id in self._write([*waiting, *group], known, files):
                         ids[fate].append(id)
                     waiting = []
+                    for one in group:
+                        one.image = None  # else the pixels of the whole batch stay in memory
                     if progress is not None:
                         done = sum(map(len, ids.values())) + loader.repeated + len(loader.skipped)
                         progress("adding images", done, None)
@@ -75,6 +83,7 @@ class Adder:
             known=len(ids["known"]) + loader.repeated,
             skipped=tuple(loader.skipped),
             seconds=time.perf_counter() - begin,
+            mended=tuple(loader.mended),
         )
 
     def _write(

@@ -33,6 +33,7 @@ from zsqretrieval.cli.options import (
     GeneratorWeights,
     HowFused,
     HowReranked,
+    MaxPixels,
     Reranks,
     States,
     TrustParts,
@@ -42,7 +43,7 @@ from zsqretrieval.cli.options import (
     read_lines,
     rerank_of,
 )
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.errors import ImageError, InvalidInputError
 
 if TYPE_CHECKING:
     from zsqretrieval.album.ingest import AddReport
@@ -77,6 +78,7 @@ def index(
     generator_weights: GeneratorWeights = None,
     trust_parts: TrustParts = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
+    max_pixels: MaxPixels = 200_000_000,
     as_json: AsJson = False,
 ) -> None:
     """Add images to an album on disk; the album is made if there is none.
@@ -116,6 +118,7 @@ def index(
                 report = retriever.add(
                     list(sources),
                     batch_size=batch_size,
+                    max_pixels=max_pixels,
                     progress=lambda step, done, _: bars(step, done, total),
                 )
             retriever.save()
@@ -137,7 +140,7 @@ def _count(sources: list[str]) -> int | None:
 
     count = 0
     for image in open_images(list(sources)):
-        if isinstance(image.content, bytes):
+        if isinstance(image, ImageError) or isinstance(image.content, bytes):
             return None
         count += 1
     return count
@@ -162,9 +165,10 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
         "moved": len(report.moved),
         "known": report.known,
         "skipped": len(report.skipped),
+        "mended": len(report.mended),
     }
     if not any(counts.values()):
-        from zsqretrieval.data.sources import IMAGE_SUFFIXES
+        from zsqretrieval.data.tars import IMAGE_SUFFIXES
 
         say(
             f"No images were found in {', '.join(sources)}. "
@@ -174,6 +178,7 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     say(f"{said} in {report.seconds:.1f} s; {len(retriever)} images in {album}.")
     name_skipped(report.skipped, say)
+    name_skipped(report.mended, say, "mended")
     if len(retriever):
         say(f'Ask it something: zsq search {album} "a dog on the beach"')
 

@@ -75,6 +75,12 @@ TrustParts = Annotated[
         help="Load the weights that the album names; for albums that you made or trust.",
     ),
 ]
+MaxPixels = Annotated[
+    int,
+    typer.Option(
+        min=1, max=2**30, help="Skip images of more pixels than this; a decompression bomb has billions."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 

@@ -31,8 +31,14 @@ from zsqretrieval.types import Image
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | PILImage.Image | Image
 """An image argument: a path, encoded bytes, a PIL image, or an :class:`~zsqretrieval.types.Image` record."""
 
-MAX_PIXELS = 89_478_485
-"""Default size limit in pixels: 256 MiB of RGB, Pillow's own limit."""
+MOST_PIXELS = 2**30
+"""Largest size limit in pixels for the images of an album; it holds when they are opened again."""
+
+MAX_BYTES = 2**30
+"""Size limit of an encoded image in bytes."""
+
+BYTES_AT_ONCE = 256 * 2**20
+"""Encoded images that are held in memory together, in bytes."""
 
 DECODERS = 4
 """Threads that decode for a model."""
@@ -83,6 +89,14 @@ class _Jpeg(JpegImageFile):
         """Skip the resolution: Pillow warns about damaged EXIF when it looks for it."""
 
 
+class _Tiff(TiffImageFile):
+    def load_prepare(self) -> None:
+        """Skip Pillow's own limit, which holds for the whole process."""
+        if self._im is None:
+            self.im = PILImage.new(self.mode, (self.tag_v2[256], self.tag_v2[257]), None).im
+        ImageFile.load_prepare(self)
+
+
 _AVIF = frozenset({b"avif", b"avis"})
 _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
@@ -113,7 +127,7 @@ _DECODERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[IO[bytes]], Image
     ("WebP", lambda head: head.startswith(b"RIFF") and head[8:12] == b"WEBP", WebPImageFile),
     ("GIF", lambda head: head.startswith((b"GIF87a", b"GIF89a")), GifImageFile),
     ("BMP", lambda head: head.startswith(b"BM"), BmpImageFile),
-    ("TIFF", lambda head: head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
+    ("TIFF", lambda head: head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _Tiff),
     ("AVIF", lambda head: not _AVIF.isdisjoint(_brands(head)), AvifImageFile),
     ("HEIC", lambda head: not _HEIF.isdisjoint(_brands(head)), _heif),
 )
@@ -132,7 +146,9 @@ _UPRIGHT = {
 _RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}
 
 
-def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | None = None) -> PILImage.Image:
+def decode(
+    image: ImageLike, *, max_pixels: int | None = None, size_hint: int | None = None
+) -> PILImage.Image:
     """Decode an image to upright 8-bit RGB pixels: a new PIL image of mode RGB without metadata.
 
     Decodes JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF in every colour mode of Pillow, and HEIC with the extra
@@ -143,7 +159,8 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
 
     Args:
         image: the image; a PIL image is not changed.
-        max_pixels: size limit, compared with the header before memory is allocated.
+        max_pixels: size limit, compared with the header before memory is allocated; the record's when None,
+            200 million unless it says otherwise. Encoded images are limited to 1 GiB.
         size_hint: the caller will shrink the shorter side to about this many pixels. A JPEG is then decoded
             at 1/2, 1/4 or 1/8 of its size if both sides stay at least this long: much faster, with
             slightly different pixels than decoding in full.
@@ -152,22 +169,40 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, size_hint: int | N
         ImageError: missing, empty, truncated, too large, or not an image; names it and the reason.
         InvalidInputError: ``max_pixels`` or ``size_hint`` is below 1.
     """
-    check_counts(max_pixels=max_pixels)
-    check_counts(or_none=True, size_hint=size_hint)
+    check_counts(or_none=True, max_pixels=max_pixels, size_hint=size_hint)
     record = as_image(image)
+    with _header(record, max_pixels) as original:
+        if size_hint is not None and original is not record.content:
+            original.draft(None, (size_hint, size_hint))
+        # Decode before reading the orientation: in a PNG it may come after the pixels.
+        return _upright(_to_rgb(original), original)
+
+
+def dimensions(image: ImageLike) -> tuple[int, int]:
+    """Width and height in pixels from the header of an image, before its orientation is applied.
+
+    Raises:
+        ImageError: as :func:`decode`, as far as the header shows it.
+    """
+    with _header(as_image(image)) as original:
+        return original.size
+
+
+@contextmanager
+def _header(record: Image, max_pixels: int | None = None) -> Iterator[PILImage.Image]:
+    """Open an image and check its size; its pixels are not decoded yet."""
+    limit = record.max_pixels if max_pixels is None else max_pixels
     if isinstance(record.content, PILImage.Image):
         with _named(record.source, record.content.format or "PIL"):
-            _check_size(record.source, record.content, max_pixels)
-            return _upright(_to_rgb(record.content), record.content)
-    with _opened(record) as file:
+            _check_size(record.source, record.content, limit)
+            yield record.content
+        return
+    with _encoded(record) as file:
         name, decoder = _decoder(record.source, file.read(64))
         file.seek(0)
         with _named(record.source, name), decoder(file) as encoded:
-            _check_size(record.source, encoded, max_pixels)
-            if size_hint is not None:
-                encoded.draft(None, (size_hint, size_hint))
-            # Decode before reading the orientation: in a PNG it may come after the pixels.
-            return _upright(_to_rgb(encoded), encoded)
+            _check_size(record.source, encoded, limit)
+            yield encoded
 
 
 def in_threads(function: Callable[[Image], T], images: Sequence[Image]) -> list[T]:
@@ -185,7 +220,11 @@ def trimmed(picture: PILImage.Image) -> PILImage.Image:
     width, height = picture.size
     limit = 16 * min(width, height)
     left, top = max(0, width - limit) // 2, max(0, height - limit) // 2
-    return picture.crop((left, top, width - left, height - top)) if left or top else picture
+    if not left and not top:
+        return picture
+    box = (left, top, width - left, height - top)
+    # Not crop, which has a limit of its own.
+    return picture.transform((box[2] - left, box[3] - top), PILImage.Transform.EXTENT, box)
 
 
 @contextmanager
@@ -193,8 +232,10 @@ def _named(source: str, format: str) -> Iterator[None]:
     """Turn any exception of a decoder into an ImageError; damaged bytes raise many types."""
     try:
         yield
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(source, f"not enough memory for this {format} image") from error
     except MissingDependencyError as error:
         raise ImageError(source, str(error)) from error
     except Exception as error:
@@ -202,13 +243,23 @@ def _named(source: str, format: str) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(image: Image) -> Iterator[IO[bytes]]:
+def _encoded(image: Image) -> Iterator[IO[bytes]]:
     """Open the encoded bytes of a record that does not hold a PIL image."""
     if isinstance(image.content, bytes):
         yield io.BytesIO(image.content)
         return
-    path = image.content
-    assert isinstance(path, Path)
+    assert isinstance(image.content, Path)
+    with opened(image.content, image.source) as file:
+        yield file
+
+
+@contextmanager
+def opened(path: Path, source: str, limit: int = MAX_BYTES) -> Iterator[IO[bytes]]:
+    """Open a regular file of at most ``limit`` bytes.
+
+    Raises:
+        ImageError: there is no such file, or it cannot be read within the block; names ``source``.
+    """
     try:
         status = path.stat()
         mode = status.st_mode
@@ -219,14 +270,25 @@ def _opened(image: Image) -> Iterator[IO[bytes]]:
         if stat.S_ISREG(mode):
             file = path.open("rb") if status.st_size else io.BytesIO()
     except FileNotFoundError as error:
-        raise ImageError(image.source, "no such file") from error
+        raise ImageError(source, "no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ImageError(image.source, f"cannot be opened: {reason}") from error
+        raise ImageError(source, f"cannot be opened: {reason}") from error
     if file is None:
-        raise ImageError(image.source, "is a folder or a device, not an image file")
+        raise ImageError(source, "is a folder or a device, not a file")
     with file:
-        yield file
+        check_bytes(source, status.st_size, limit)
+        try:
+            yield file
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
+            raise ImageError(source, f"cannot be read: {reason}") from error
+
+
+def check_bytes(source: str, size: int, limit: int = MAX_BYTES) -> None:
+    """Raise an ImageError if something has more bytes than the limit."""
+    if size > limit:
+        raise ImageError(source, f"too large: {size} bytes, the limit is {limit}")
 
 
 def _decoder(source: str, head: bytes) -> tuple[str, Callable[[IO[bytes]], ImageFile]]:
@@ -246,7 +308,7 @@ def _check_size(source: str, image: PILImage.Image, max_pixels: int) -> None:
         raise ImageError(source, f"has no pixels ({width} x {height})")
     if width * height > max_pixels:
         size = f"too large: {width} x {height} is {width * height} pixels, the limit is {max_pixels}"
-        remedy = "make a smaller copy, or decode it with max_pixels=... if you trust it"
+        remedy = "make a smaller copy, or raise max_pixels (--max-pixels) if you trust it"
         raise ImageError(source, f"{size}; {remedy}")
 
 
@@ -263,17 +325,21 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
 
 def _to_grey(image: PILImage.Image) -> PILImage.Image:
     """Scale deep grey pixels to 8 bits (mode L); a transparent level becomes white."""
-    values = np.asarray(image).astype(np.float64)
-    transparent = values == image.info.get("transparency", np.nan)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    pixels = np.asarray(image)
+    # Some rows at a time: float64 takes up to four times the memory of the pixels, and several copies.
+    parts = [pixels[row : row + 64] for row in range(0, len(pixels), 64)]
+    extremes = [(some.min(), some.max()) for part in parts if (some := part[np.isfinite(part)]).size]
+    low = min((float(low) for low, _ in extremes), default=0.0)
+    high = max((float(high) for _, high in extremes), default=0.0)
     ceilings = [top for top in _RANGES.get(image.mode, (65535,)) if low >= 0 and high <= top]
     if ceilings:
         low, high = 0.0, float(ceilings[0])
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    grey = np.rint((values - low) / (high - low or 1.0) * 255)
-    grey[transparent] = 255
-    return PILImage.fromarray(grey.astype(np.uint8))
+    grey = np.empty(pixels.shape, np.uint8)
+    for part, scaled in zip(parts, np.split(grey, range(64, len(grey), 64)), strict=True):
+        values = np.nan_to_num(part.astype(np.float64), nan=low, posinf=high, neginf=low)
+        scaled[:] = np.rint((values - low) / (high - low or 1.0) * 255)
+        scaled[part == image.info.get("transparency", np.nan)] = 255
+    return PILImage.fromarray(grey)
 
 
 def _upright(pixels: PILImage.Image, original: PILImage.Image) -> PILImage.Image:
@@ -320,11 +386,8 @@ def read_bytes(image: ImageLike) -> bytes:
         buffer = io.BytesIO()
         decode(record).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
-    with _opened(record) as file:
-        try:
-            return file.read()
-        except OSError as error:
-            raise ImageError(record.source, f"cannot be read: {error.strerror or error}") from error
+    with _encoded(record) as file:
+        return file.read()
 
 
 def digest(image: ImageLike) -> str:

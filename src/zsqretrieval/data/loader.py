@@ -6,9 +6,9 @@ The bytes are read once, so the decoded image is the hashed one even if the file
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,16 +17,26 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from typing_extensions import Self
 
-from zsqretrieval.data.images import decode, digest, read_bytes
+from zsqretrieval._util.untrusted import mended_json
+from zsqretrieval.data.images import BYTES_AT_ONCE, MOST_PIXELS, decode, digest, dimensions, read_bytes
 from zsqretrieval.errors import ImageError, ZsqError
-from zsqretrieval.types import Image
+from zsqretrieval.types import MAX_PIXELS, Image
 
 _PIXELS_AT_ONCE = 64_000_000  # decoded images held in memory together: 192 MB of RGB
+_LARGE = 16 * 2**20  # bytes of a file whose header is examined before all of it is read
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
     """An image that was left out: where it came from, and why."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """An image whose caption or metadata was changed: where it came from, and what was replaced."""
 
     source: str
     reason: str
@@ -46,20 +56,28 @@ class NewImage:
     width: int = 0  # pixels, after decoding
     height: int = 0
     vector: NDArray[np.float32] | None = None  # [dim], finite, not zero; after encoding
+    notes: tuple[str, ...] = ()  # what was replaced in caption and metadata
 
 
 @final
 class Loader:
     """Reads and decodes images on a few threads.
 
+    Some 256 MiB of encoded images and 64 million decoded pixels are in memory together, or one larger image.
+
     Attributes:
         repeated: number of decoded images that an earlier one of the same batch equals.
         skipped: images that cannot be read or decoded.
+        mended: decoded images whose caption or metadata was changed.
     """
 
-    def __init__(self, images: Iterator[Image], batch_size: int) -> None:
+    def __init__(
+        self, images: Iterator[Image | ImageError], batch_size: int, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.repeated = 0
         self.skipped: list[Skipped] = []
+        self.mended: list[Mended] = []
+        self._max_pixels = min(max_pixels, MOST_PIXELS)
         self._images = images
         self._batch_size = batch_size
         self._threads = min(4, os.cpu_count() or 1)
@@ -76,18 +94,27 @@ class Loader:
         for batch in self._batches():
             # A PIL image loads its file on first use, which must not happen in two threads at once.
             in_memory = any(isinstance(image.content, PILImage.Image) for image in batch)
-            read = list(map(_read, batch) if in_memory else self._pool.map(_read, batch))
+            read = list(map(self._read, batch) if in_memory else self._pool.map(self._read, batch))
             self.skipped += [one for one in read if isinstance(one, Skipped)]
             yield [one for one in read if not isinstance(one, Skipped)]
 
     def _batches(self) -> Iterator[list[Image]]:
         batch: list[Image] = []
+        held = 0
         try:
             for image in self._images:
+                if isinstance(image, ImageError):
+                    self.skipped.append(Skipped(image.source, image.reason))
+                    continue
+                size = _encoded_size(image)
+                if batch and held + size > BYTES_AT_ONCE:
+                    yield batch
+                    batch, held = [], 0
                 batch.append(image)
+                held += size
                 if len(batch) == self._batch_size:
                     yield batch
-                    batch = []
+                    batch, held = [], 0
         except ZsqError:  # for instance a damaged tar
             yield batch
             raise
@@ -99,56 +126,89 @@ class Loader:
         alike: dict[str, list[NewImage]] = {}
         for one in batch:
             alike.setdefault(one.digest, []).append(one)
-        different = [same[0] for same in alike.values()]
-        group: list[NewImage] = []
-        pixels = 0
-        for start in range(0, len(different), self._threads):
-            some = different[start : start + self._threads]
-            for one, error in zip(some, self._pool.map(_decode, some), strict=True):
-                same = alike[one.digest]
-                if error is not None:
-                    self.skipped += [Skipped(image.source, error.reason) for image in same]
-                    continue
-                self.repeated += len(same) - 1
-                if group and pixels + one.width * one.height > _PIXELS_AT_ONCE:
-                    yield group
-                    group, pixels = [], 0
-                group.append(one)
-                pixels += one.width * one.height
-        yield group
+        waiting = self._sound(_measure, [same[0] for same in alike.values()], alike)
+        while True:
+            pixels = np.cumsum([one.width * one.height for one in waiting])
+            count = max(1, int((pixels <= _PIXELS_AT_ONCE).sum()))
+            group = self._sound(_decode, waiting[:count], alike)
+            self.repeated += sum(len(alike[one.digest]) - 1 for one in group)
+            self.mended += [Mended(one.source, "; ".join(one.notes)) for one in group if one.notes]
+            yield group
+            waiting = waiting[count:]
+            if not waiting:
+                return
+
+    def _sound(
+        self,
+        step: Callable[[NewImage], ImageError | None],
+        images: Sequence[NewImage],
+        alike: Mapping[str, Sequence[NewImage]],
+    ) -> list[NewImage]:
+        """Take a step with every image; those that fail, and their copies, are skipped."""
+        sound = []
+        for one, error in zip(images, self._pool.map(step, images), strict=True):
+            if error is None:
+                sound.append(one)
+            else:
+                self.skipped += [Skipped(image.source, error.reason) for image in alike[one.digest]]
+        return sound
+
+    def _read(self, image: Image) -> NewImage | Skipped:
+        record = Image(image.content, image.source, max_pixels=self._max_pixels)
+        try:
+            if isinstance(image.content, PILImage.Image):
+                # Identified by its pixels, not by an encoding.
+                record = replace(record, content=decode(record))
+            elif isinstance(image.content, Path) and _encoded_size(image) > _LARGE:
+                dimensions(record)
+            content = read_bytes(record)
+            if isinstance(image.content, Path):
+                record = replace(record, content=content)
+        except ImageError as error:
+            return Skipped(error.source, error.reason)
+        sha256 = digest(record)
+        caption, of_caption = mended_json(image.caption)
+        metadata, of_metadata = mended_json(dict(image.metadata))
+        return NewImage(
+            id=image.id or (image.source if isinstance(image.content, Path) else sha256[:16]),
+            source=image.source,
+            bytes=len(content),
+            digest=sha256,
+            caption=caption,
+            metadata=metadata,
+            image=record,
+            notes=(*image.notes, *of_caption, *of_metadata),
+        )
 
 
-def _read(image: Image) -> NewImage | Skipped:
+def _encoded_size(image: Image) -> int:
+    """Bytes of an image before it is decoded; 0 for a file that cannot be examined."""
+    if isinstance(image.content, bytes):
+        return len(image.content)
+    if isinstance(image.content, PILImage.Image):
+        return 3 * image.content.width * image.content.height
     try:
-        content: bytes | PILImage.Image
-        if isinstance(image.content, PILImage.Image):
-            content = decode(image)  # identified by its pixels, not by an encoding
-            size = len(read_bytes(content))
-        else:
-            content = read_bytes(image)
-            size = len(content)
+        return image.content.stat().st_size
+    except (OSError, ValueError):
+        return 0
+
+
+def _measure(one: NewImage) -> ImageError | None:
+    assert one.image is not None
+    try:
+        one.width, one.height = dimensions(one.image)
     except ImageError as error:
-        return Skipped(error.source, error.reason)
-    sha256 = digest(content)
-    return NewImage(
-        id=image.id or (image.source if isinstance(image.content, Path) else sha256[:16]),
-        source=image.source,
-        bytes=size,
-        digest=sha256,
-        caption=image.caption,
-        metadata=image.metadata,
-        image=Image(content, image.source),
-    )
+        return error
+    return None
 
 
 def _decode(one: NewImage) -> ImageError | None:
     assert one.image is not None
     try:
-        pixels = one.image.content
-        if not isinstance(pixels, PILImage.Image):
-            pixels = decode(one.image)
+        if not isinstance(one.image.content, PILImage.Image):
+            one.image = replace(one.image, content=decode(one.image))
     except ImageError as error:
         return error
-    one.image = Image(pixels, one.source)
-    one.width, one.height = pixels.size
+    assert isinstance(one.image.content, PILImage.Image)
+    one.width, one.height = one.image.content.size
     return None

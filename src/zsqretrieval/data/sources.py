@@ -5,34 +5,41 @@ Listing never looks at pixels, so one broken image cannot stop the listing of a 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
-import tarfile
-import warnings
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from PIL import Image as PILImage
 from typing_extensions import Self
 
-from zsqretrieval._util.untrusted import has_holes
-from zsqretrieval.data.images import ImageLike, as_image, decode, digest, path_text, read_bytes
+from zsqretrieval.data.images import (
+    MOST_PIXELS,
+    ImageLike,
+    as_image,
+    decode,
+    digest,
+    opened,
+    path_text,
+    read_bytes,
+)
+from zsqretrieval.data.tars import (
+    IMAGE_SUFFIXES,
+    MAX_TEXT,
+    TAR_ERRORS,
+    TAR_SUFFIXES,
+    Tar,
+    read_caption,
+    read_webdataset,
+)
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
 from zsqretrieval.types import Image
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif".split()  # noqa: SIM905
-)
-"""File name endings of images, in lower case."""
 
-_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-
-
-def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image]:
+def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image | ImageError]:
     """List the images of a source, without decoding any.
 
     Args:
@@ -41,11 +48,11 @@ def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image]:
             :func:`read_webdataset`); a glob pattern of folders, tars and image files; any other path, bytes,
             PIL image or record as one image; or an iterable of these.
 
-    The order is stable. A path that does not exist is listed too; decoding it raises an ImageError.
+    The order is stable. A path that does not exist is listed too; decoding it raises an ImageError. What
+    cannot be read of a tar is listed as an ImageError that names it, and damage behind the images before it.
 
     Raises:
         InvalidInputError: a pattern matches nothing, or an item is not an image.
-        IntegrityError: a tar is damaged.
     """
     if isinstance(source, (bytes, PILImage.Image, Image)):
         yield as_image(source)
@@ -62,12 +69,13 @@ def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image]:
         yield as_image(source)  # raises
 
 
-def _open_path(path: Path) -> Iterator[Image]:
+def _open_path(path: Path) -> Iterator[Image | ImageError]:
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on paths that cannot be examined
         yield from walk(path)
-        yield from read_webdataset(_tars(path))
+        for tar in _tars(path):
+            yield from _open_tar(tar)
     elif _is_tar(path) and not _is_pattern(path):
-        yield from read_webdataset([path])
+        yield from _open_tar(path)
     elif _is_pattern(path):
         base = Path(path.anchor)
         found = sorted(base.glob(str(path.relative_to(base))), key=lambda match: match.parts)
@@ -78,6 +86,15 @@ def _open_path(path: Path) -> Iterator[Image]:
                 yield from _open_path(match)
     else:
         yield as_image(path)
+
+
+def _open_tar(path: Path) -> Iterator[Image | ImageError]:
+    """The images of a tar, and behind them its damage, so that the tars after it are read."""
+    try:
+        yield from read_webdataset([path])
+    except IntegrityError as error:
+        source = path_text(path.absolute())
+        yield ImageError(source, str(error).removeprefix(f"{source}: "))
 
 
 def _tars(folder: Path) -> Iterator[Path]:
@@ -92,7 +109,7 @@ def _is_pattern(path: Path) -> bool:
 
 
 def _is_tar(path: Path) -> bool:
-    return path.name.lower().endswith(_TAR_SUFFIXES)
+    return path.name.lower().endswith(TAR_SUFFIXES)
 
 
 # --- folders --------------------------------------------------------------------------------------------
@@ -134,11 +151,13 @@ def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[
             yield from _walk(path, f"{prefix}{entry.name}/", visited)
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             text = path.with_suffix(".txt")
+            caption, notes = _read_caption(text) if text.name in names else (None, ())
             yield Image(
                 content=path,
                 source=path_text(path),
                 id=path_text(prefix + entry.name),
-                caption=_read_caption(text) if text.name in names else None,
+                caption=caption,
+                notes=notes,
             )
 
 
@@ -149,102 +168,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _read_caption(path: Path) -> str | None:
+def _read_caption(path: Path) -> tuple[str | None, tuple[str, ...]]:
     try:
-        return _caption(path.read_bytes())
-    except OSError as error:  # keep the image
-        reason = f"the caption cannot be read: {error.strerror or error}"
-        warnings.warn(f"{path_text(path)}: {reason}", RuntimeWarning, stacklevel=2)
-        return None
-
-
-def _caption(text: bytes) -> str | None:
-    return text.decode("utf-8-sig", errors="replace").strip() or None
-
-
-# --- tars -----------------------------------------------------------------------------------------------
-
-
-def read_webdataset(tar_paths: Iterable[str | os.PathLike[str]]) -> Iterator[Image]:
-    """List the images of tar files in the layout of img2dataset and WebDataset.
-
-    Neighbouring members whose names agree up to the first dot of the last path component are one sample:
-    ``{key}.jpg`` (or another of :data:`IMAGE_SUFFIXES`; the first one counts), ``{key}.txt`` its caption,
-    ``{key}.json`` its metadata, whose ``caption`` is used if there is no text file. In a sample without such
-    an image, images with further dots in their names are listed separately (``IMG.1.png``). Samples without
-    an image are skipped. Metadata that cannot be read causes a RuntimeWarning. Records hold the encoded
-    bytes; ``id`` is ``{name of the tar without suffix}/{key}``, ``source`` is ``{path of the tar}#{member}``.
-
-    Raises:
-        IntegrityError: a tar is cut short, damaged, or not a tar; names it. The samples before the damage
-            have been yielded.
-        InvalidInputError: a tar does not exist or cannot be opened.
-    """
-    for tar_path in tar_paths:
-        path = Path(tar_path).absolute()
-        stem = path.name[: -len(next((s for s in _TAR_SUFFIXES if path.name.lower().endswith(s)), ""))]
-        key, sample = "", dict[str, tuple[str, bytes]]()
-        for name, content in _members(path):
-            folder, slash, base = name.rpartition("/")
-            member_key, _, extension = base.partition(".")
-            member_key = folder + slash + member_key
-            if member_key != key:
-                yield from _sample(path, stem, key, sample)
-                key, sample = member_key, {}
-            sample.setdefault(extension.lower(), (name, content))
-        yield from _sample(path, stem, key, sample)
-
-
-def _members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every plain file in a tar, in order; raises if the tar has no proper end."""
-    try:
-        with tarfile.open(path, "r:gz" if path.name.lower().endswith("gz") else "r:") as tar:
-            for member in tar:
-                name = member.name.removeprefix("./")
-                file = tar.extractfile(member) if member.isreg() else None
-                if file is not None and not name.rpartition("/")[2].startswith("."):
-                    yield path_text(name), file.read()
-            # tarfile takes a damaged header for the end; the real end is a block of zeros.
-            assert tar.fileobj is not None
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}")
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # gzip's own errors have no errno
-            raise InvalidInputError(f"{path_text(path)}: cannot be read: {error.strerror}") from error
-        raise IntegrityError(f"{path_text(path)}: not a whole tar file: {error}; fetch it again") from error
-
-
-def _sample(path: Path, stem: str, key: str, sample: Mapping[str, tuple[str, bytes]]) -> Iterator[Image]:
-    images = [member for extension, member in sample.items() if f".{extension}" in IMAGE_SUFFIXES]
-    if not images:
-        for name, content in sample.values():
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Image(content, f"{path_text(path)}#{name}", id=f"{path_text(stem)}/{name}")
-        return
-    name, content = images[0]
-    metadata = _metadata(path, *sample["json"]) if "json" in sample else {}
-    caption = _caption(sample["txt"][1]) if "txt" in sample else metadata.get("caption")
-    yield Image(
-        content=content,
-        source=f"{path_text(path)}#{name}",
-        id=f"{path_text(stem)}/{key}",
-        caption=caption if isinstance(caption, str) else None,
-        metadata=metadata,
-    )
-
-
-def _metadata(path: Path, name: str, content: bytes) -> dict[str, Any]:
-    try:
-        # Python writes NaN and Infinity, which are not JSON, for missing numbers.
-        metadata = json.loads(content, parse_constant=lambda _: None)
-        if not isinstance(metadata, dict):
-            raise ValueError(f"not an object but {type(metadata).__name__}")
-    except (ValueError, RecursionError) as error:  # keep the image
-        where = f"{path_text(path)}#{name}"
-        warnings.warn(f"{where}: the metadata cannot be read: {error}", RuntimeWarning, stacklevel=2)
-        return {}
-    return metadata
+        with opened(path, path_text(path), MAX_TEXT) as file:
+            return read_caption(file.read())
+    except ImageError as error:  # keep the image
+        return None, (f"the caption cannot be read: {error.reason}",)
 
 
 # --- reopening ------------------------------------------------------------------------------------------
@@ -256,30 +185,33 @@ class Reopener:
 
     Tars stay open until the block ends. For a member of a ``.tar.gz`` everything before it is decompressed.
 
-    An album made by somebody else may name any file as a source. So only regular files are read, at most
-    1 GiB of one image, and a compressed tar only until it has grown to 16 times its size and 256 MiB.
+    An album made by somebody else may name any file as a source: the limits of files and tars hold here, too.
     """
 
     def __init__(self) -> None:
-        self._tars: dict[str, tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]] = {}
+        self._tars: dict[str, Tar] = {}
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for tar, _ in self._tars.values():
-            tar.close()
+        self._open.close()
 
     def open(self, source: str, sha256: str | None = None) -> Image:
         """Read the encoded bytes of an image, and verify its digest; None accepts any image.
+
+        An image of that digest was within the size limit when it was added, so it may have up to 2^30 pixels.
 
         Raises:
             ImageError: the image is missing, was never a file, or has changed.
         """
         image = Image(self._read(source), source)
-        # An image that was added as a PIL image has the digest of its pixels.
-        if sha256 not in (None, digest(image)) and sha256 != digest(decode(image)):
-            raise ImageError(source, "has changed since it was added; add it again")
+        if sha256 is not None:
+            image = replace(image, max_pixels=MOST_PIXELS)
+            # An image that was added as a PIL image has the digest of its pixels.
+            if sha256 != digest(image) and sha256 != digest(replace(image, content=decode(image))):
+                raise ImageError(source, "has changed since it was added; add it again")
         return image
 
     def _read(self, source: str) -> bytes:
@@ -289,65 +221,16 @@ class Reopener:
         archive, member = next((pair for pair in found if pair[0] is not None), (None, ""))
         whole = _file(source)
         if whole is not None or archive is None:
-            _check_bytes(source, os.path.getsize(whole) if whole else 1)  # noqa: PTH202
             return read_bytes(Image(Path(whole or source), source))
         try:
-            tar, members = self._tar(archive)
-            if member not in members:
+            if archive not in self._tars:
+                self._tars[archive] = self._open.enter_context(Tar(archive))
+            tar = self._tars[archive]
+            if member not in tar.members:
                 raise ImageError(source, "no such member")
-            _check_bytes(source, members[member].size)
-            file = tar.extractfile(members[member])
-            return file.read() if file else b""
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            return tar.read(member, source.removesuffix(member))
+        except TAR_ERRORS as error:
             raise ImageError(source, f"cannot be read: {error}") from error
-
-    def _tar(self, path: str) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
-        if path not in self._tars:
-            size = os.path.getsize(path)  # noqa: PTH202
-            if not size:  # as some files of the system say, which would never end
-                raise tarfile.ReadError("the file is empty")
-            zipped = path.lower().endswith("gz")
-            if zipped and has_holes(Path(path)):  # zeros behind the end, which gzip would skip
-                raise tarfile.ReadError("it claims bytes that are not on the disk")
-            tar = tarfile.open(path, "r:gz" if zipped else "r:", tarinfo=_Header)  # noqa: SIM115  # by __exit__
-            members: dict[str, tarfile.TarInfo] = {}
-            self._tars[path] = tar, members
-            with contextlib.suppress(tarfile.TarError, EOFError, zlib.error):  # keep those before damage
-                for member in tar:
-                    if member.isreg():
-                        members[path_text(member.name.removeprefix("./"))] = member
-                    if member.offset_data + member.size > _GROWTH * size + _ANY_GROWTH:
-                        break  # before the next step, which would decompress this one
-        return self._tars[path]
-
-
-_MAX_BYTES = 2**30  # of one encoded image
-_MAX_NAME = 2**20  # bytes of a long name or of other notes in a tar
-_GROWTH, _ANY_GROWTH = 16, 256 * 2**20  # of a compressed tar
-
-
-class _Header(tarfile.TarInfo):
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Parse a header; refuse notes of any size, which tarfile would read into memory."""
-        header = super().frombuf(buf, encoding, errors)
-        if header.type in _NOTES and header.size > _MAX_NAME:
-            raise tarfile.ReadError(f"a note of {header.size} bytes")
-        return header
-
-
-_NOTES = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-
-
-def _check_bytes(source: str, size: int) -> None:
-    if size > _MAX_BYTES:
-        raise ImageError(source, f"too large: {size} bytes, the limit is {_MAX_BYTES}")
 
 
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")

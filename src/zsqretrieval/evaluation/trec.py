@@ -123,7 +123,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Non-blank lines, each after its place, ``file:number``."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8") as file:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
             yield from ((f"{path.name}:{n}", line) for n, line in enumerate(file, 1) if line.strip())
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path}: not UTF-8: {error.reason}") from error

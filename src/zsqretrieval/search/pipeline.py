@@ -29,7 +29,7 @@ def as_query(query: ImageLike) -> str | Image:
 def query_image(image: ImageLike) -> Image:
     """Decode as an album does on adding: an encoder may decode a large JPEG at reduced size by itself."""
     record = as_image(image)
-    return Image(decode(record), record.source)
+    return Image(decode(record), record.source, max_pixels=record.max_pixels)
 
 
 @final

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.checks import check_counts, is_unicode
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Image
 
@@ -104,6 +104,10 @@ class Dataset:
         for query in self.queries:
             if not query.text.strip():
                 raise InvalidInputError(f"{query.source}: the text of query {query.id!r} is blank")
+            if not is_unicode(query.text):
+                raise InvalidInputError(
+                    f"{query.source}: the text of query {query.id!r} is not Unicode: {query.text!r}"
+                )
             answers = self.qrels.get(query.id, {})
             if strange := [id for id in answers if id not in images]:
                 raise InvalidInputError(
@@ -223,6 +227,8 @@ def _check_ids(what: str, records: Sequence[Image | Query]) -> None:
     for one in records:
         if not one.id:
             raise InvalidInputError(f"{one.source}: the {what} has no id; qrels cannot name it")
+        if not is_unicode(one.id):
+            raise InvalidInputError(f"{one.source}: the id of the {what} is not Unicode: {one.id!r}")
         if one.id in seen:
             raise InvalidInputError(
                 f"{one.source}: the {what} {one.id!r} is repeated, first at {seen[one.id]}"
@@ -264,11 +270,41 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def json_value(text: str, place: str) -> Any:
-    """Parse JSON; errors name the place."""
+    """Parse JSON, whose objects must not give a name twice with different values; errors name the place."""
+
+    def joined(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        whole = dict(pairs)
+        if len(whole) < len(pairs):
+            for name, value in pairs:
+                if whole[name] != value:
+                    raise ValueError(f"{name!r} is given twice, with different values")
+        return whole
+
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(text, object_pairs_hook=joined)
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{place}: broken JSON: {error}") from error
+
+
+class Once:
+    """Refuses to be told two values of one thing; the error names both places.
+
+    Args:
+        what: the value, as a word: "relevance".
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._known: dict[Any, tuple[Any, str]] = {}
+
+    def is_new(self, key: Hashable, value: object, place: str) -> bool:
+        """Whether a thing has no value yet; False for the same value, InvalidInputError for another."""
+        known, where = self._known.setdefault(key, (value, place))
+        if known != value:
+            raise InvalidInputError(
+                f"{place}: the {self._what} of {key!r} is {value!r:.80}, but {known!r:.80} at {where}"
+            )
+        return where == place
 
 
 def field(record: Any, name: str, kind: type[_T], place: str) -> _T:
@@ -288,6 +324,8 @@ def table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
         header = [name.strip() for name in rows.fieldnames or ()]
+        if repeated := [name for name, count in Counter(header).items() if count > 1]:
+            raise InvalidInputError(f"{path.name}:1: has two columns {repeated[0]!r}")
         if missing := [name for name in columns if name not in header]:
             raise InvalidInputError(
                 f"{path.name}:1: has no column {missing[0]!r}, only {', '.join(header) or 'nothing'}"

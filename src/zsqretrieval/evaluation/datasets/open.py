@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from zsqretrieval.data.sources import read_webdataset
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets.dataset import Dataset
 from zsqretrieval.evaluation.datasets.judgments import Judgments, read_judgments
@@ -14,6 +13,7 @@ from zsqretrieval.evaluation.datasets.readers import (
     read_coco,
     read_flickr,
     read_folder,
+    read_images,
     read_karpathy,
     read_laion,
     read_shards,
@@ -122,7 +122,7 @@ def open_distractors(argument: str, split: str | None) -> tuple[Image, ...]:
     name, given = _named(argument)
     shards = sorted(given[0].glob("*.tar")) if name in _SHARDED else []
     others = [path for path in shards if not path.name.startswith(f"{split or _SPLIT}-")]
-    return tuple(read_webdataset(others)) if others else ()
+    return tuple(read_images(others)) if others else ()
 
 
 def _named(argument: str) -> tuple[str, list[Path]]:

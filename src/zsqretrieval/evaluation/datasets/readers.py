@@ -12,13 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zsqretrieval.data.sources import read_webdataset, walk
-from zsqretrieval.errors import IntegrityError, InvalidInputError, MissingDependencyError
+from zsqretrieval.data.sources import walk
+from zsqretrieval.data.tars import read_caption, read_webdataset
+from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError, MissingDependencyError
 from zsqretrieval.evaluation.datasets.dataset import (
     ALT_TEXT,
     CAPTION,
     HUMAN_QUESTION,
     Dataset,
+    Once,
     Query,
     field,
     found,
@@ -44,7 +46,9 @@ class _Text(NamedTuple):
     place: str
 
 
-def _assemble(name: str, gallery: Sequence[Image], texts: Iterable[_Text]) -> Dataset:
+def _assemble(
+    name: str, gallery: Sequence[Image], texts: Iterable[_Text], notes: tuple[str, ...] = ()
+) -> Dataset:
     """Queries named ``{image}#{n}``, counted within each image as in Flickr8k."""
     counted: Counter[str] = Counter()
     queries, qrels = [], {}
@@ -52,7 +56,7 @@ def _assemble(name: str, gallery: Sequence[Image], texts: Iterable[_Text]) -> Da
         queries.append(Query(f"{image}#{counted[image]}", text, form, place))
         qrels[queries[-1].id] = {image: 1}
         counted[image] += 1
-    return Dataset(name, tuple(gallery), tuple(queries), qrels)
+    return Dataset(name, tuple(gallery), tuple(queries), qrels, notes)
 
 
 # --- captions ---------------------------------------------------------------------------------------------
@@ -131,6 +135,7 @@ def read_flickr(captions: Path, images: Path, split: Path | None = None) -> Data
 
 def _flickr_captions(path: Path) -> Iterator[_Text]:
     table = path.suffix == ".csv"
+    said = Once("caption")
     for place, line in lines(path):
         if table and place.endswith(":1"):
             header = [column.strip() for column in line.split("|")]
@@ -139,11 +144,13 @@ def _flickr_captions(path: Path) -> Iterator[_Text]:
                     f"{place}: the columns are {header}, not image_name, comment_number and comment"
                 )
             continue
-        row = re.fullmatch(r"([^|]+)\|\s*\d+\s*[|\s](.*)" if table else r"([^#\t]+)#[^\t]*\t(.*)", line)
+        row = re.fullmatch(r"([^|]+)\|\s*(\d+)\s*[|\s](.*)" if table else r"([^#\t]+)#([^\t]*)\t(.*)", line)
         if row is None:
             wanted = "row 'image| number| sentence'" if table else "caption 'file#number<tab>sentence'"
             raise InvalidInputError(f"{place}: not a {wanted}: {line[:80]!r}")
-        yield _Text(row[1].strip(), row[2].strip(), CAPTION, place)
+        image, number, text = (part.strip() for part in row.groups())
+        if said.is_new(f"{image}#{number}", text, place):
+            yield _Text(image, text, CAPTION, place)
 
 
 def read_coco(captions: Path, images: Path) -> Dataset:
@@ -158,12 +165,14 @@ def read_coco(captions: Path, images: Path) -> Dataset:
     """
     document = read_json(captions, "captions of COCO", _COCO)
     names: dict[int, str] = {}
+    listed, said = Once("file_name"), Once("caption")
     gallery = []
     for number, record in enumerate(field(document, "images", list, captions.name)):
         place = f"{captions.name}, image {number}"
         name = field(record, "file_name", str, place)
-        names[field(record, "id", int, place)] = name
-        gallery.append(image_file(images / name, name, place, _COCO))
+        if listed.is_new(id := field(record, "id", int, place), name, place):
+            names[id] = name
+            gallery.append(image_file(images / name, name, place, _COCO))
     texts: list[tuple[int, _Text]] = []
     for number, record in enumerate(field(document, "annotations", list, captions.name)):
         place = f"{captions.name}, annotation {number}"
@@ -171,7 +180,9 @@ def read_coco(captions: Path, images: Path) -> Dataset:
         if image not in names:
             raise InvalidInputError(f"{place}: belongs to the image {image}, which the file does not list")
         text = _Text(names[image], field(record, "caption", str, place).strip(), CAPTION, place)
-        texts.append((field(record, "id", int, place), text))
+        id = field(record, "id", int, place)
+        if said.is_new(id, text[:2], place):
+            texts.append((id, text))
     ordered = sorted(texts, key=lambda pair: pair[0])
     return _assemble(f"COCO {captions.stem}", gallery, (text for _, text in ordered))
 
@@ -220,6 +231,23 @@ def _strings(record: Mapping[str, Any], name: str, place: str) -> list[str]:
 # --- shards -----------------------------------------------------------------------------------------------
 
 
+def read_images(shards: Iterable[Path]) -> Iterator[Image]:
+    """The images of shards; what :func:`~zsqretrieval.data.tars.read_webdataset` cannot read is raised."""
+    for image in read_webdataset(shards):
+        if isinstance(image, ImageError):
+            raise image
+        yield image
+
+
+def _changes(gallery: Iterable[Image]) -> tuple[str, ...]:
+    """A note on captions and metadata of which something was replaced, if there are any."""
+    changed = [image for image in gallery if image.notes]
+    if not changed:
+        return ()
+    first = f"{changed[0].source}: {'; '.join(changed[0].notes)}"
+    return (f"{len(changed)} images have captions or metadata of which a part was replaced, such as {first}",)
+
+
 def read_shards(folder: Path, split: str = "test") -> Dataset:
     """Read captioned WebDataset shards, ``{split}-*.tar``, as img2dataset writes them.
 
@@ -235,7 +263,7 @@ def read_shards(folder: Path, split: str = "test") -> Dataset:
     if not shards:
         raise InvalidInputError(f"{folder} holds no shards {split}-*.tar; give a folder of WebDataset shards")
     gallery, texts = [], []
-    for image in read_webdataset(shards):
+    for image in read_images(shards):
         gallery.append(image)
         captions = image.metadata.get("captions")
         if captions is None or captions == []:
@@ -249,7 +277,7 @@ def read_shards(folder: Path, split: str = "test") -> Dataset:
         texts += [_Text(str(image.id), caption, CAPTION, image.source) for caption in captions]
     if not gallery:
         raise InvalidInputError(f"{folder}: the shards {split}-*.tar hold no images")
-    return _assemble(f"{folder.absolute().name} {split}", gallery, texts)
+    return _assemble(f"{folder.absolute().name} {split}", gallery, texts, _changes(gallery))
 
 
 def read_laion(folder: Path, *, max_punsafe: float | None = _PUNSAFE) -> Dataset:
@@ -279,7 +307,7 @@ def read_laion(folder: Path, *, max_punsafe: float | None = _PUNSAFE) -> Dataset
     texts: dict[str, dict[str, int]] = {}
     places: dict[str, str] = {}
     unsafe = 0
-    for image in read_webdataset(shards) if shards else _read_parquet(tables):
+    for image in read_images(shards) if shards else _read_parquet(tables):
         if max_punsafe is not None and not _punsafe(image.metadata) <= max_punsafe:
             unsafe += 1
             continue
@@ -294,6 +322,7 @@ def read_laion(folder: Path, *, max_punsafe: float | None = _PUNSAFE) -> Dataset
         )
     notes = ["LAION kept pairs that CLIP ViT-B/32 gave a cosine of at least 0.28: the numbers favour CLIP"]
     notes += [f"{unsafe} images left out: punsafe above {max_punsafe} or unknown"] if unsafe else []
+    notes += _changes(gallery)
     queries = [Query(f"alt-{n}", text, ALT_TEXT, places[text]) for n, text in enumerate(texts)]
     qrels = {query.id: texts[query.text] for query in queries}
     return Dataset(
@@ -321,16 +350,37 @@ def _read_parquet(tables: Iterable[Path]) -> Iterator[Image]:
                     f"{path.name}: has no column {min(missing)!r}, only {file.schema_arrow.names}; the "
                     "images must be in the table, not only their metadata"
                 )
-            batches = file.iter_batches(batch_size=256)
-            for row, record in enumerate(record for batch in batches for record in batch.to_pylist()):
-                content, caption, key = record.pop("jpg"), record.pop("caption"), record.get("key")
-                if isinstance(content, bytes):
+            if (kind := file.schema_arrow.field("jpg").type) not in ("binary", "large_binary"):
+                raise InvalidInputError(f"{path.name}: the column 'jpg' holds {kind}, not encoded images")
+            unsafe = [name for name in file.schema_arrow.names if name.lower() == "punsafe"][:1]
+            names = ["jpg", "caption", "key", *unsafe]  # other columns may be of any type
+            first = 0
+            for batch in file.iter_batches(batch_size=256, columns=names):
+                columns = [_cells(batch, name) for name in names]
+                for row, (content, text, key, *punsafe) in enumerate(zip(*columns, strict=True), first):
+                    if content is None:
+                        continue
+                    caption, notes = read_caption(text) if isinstance(text, bytes) else (None, ())
+                    named = key.decode("utf-8", "replace") if isinstance(key, bytes) else row
                     yield Image(
                         content=content,
                         source=f"{path.name}, row {row}",
-                        id=f"{path.stem}/{key if isinstance(key, str) else row}",
-                        caption=caption if isinstance(caption, str) else None,
-                        metadata=record,
+                        id=f"{path.stem}/{named}",
+                        caption=caption,
+                        metadata=dict(zip(unsafe, punsafe, strict=True)),
+                        notes=notes,
                     )
+                first += batch.num_rows
         except (ArrowException, OSError) as error:  # pyarrow raises both for damaged files
             raise IntegrityError(f"{path}: not a whole parquet file: {error}; fetch it again") from error
+
+
+def _cells(batch: Any, name: str) -> list[Any]:
+    """The cells of a column, text as bytes, since it may not be UTF-8; None if there is no such column."""
+    if name not in batch.schema.names:
+        return [None] * batch.num_rows
+    column = batch.column(name)
+    if column.type in ("string", "large_string"):
+        column = column.cast("binary")
+    cells: list[Any] = column.to_pylist()
+    return cells

@@ -12,6 +12,7 @@ from zsqretrieval.evaluation.datasets.dataset import (
     EXPERT_QUERY,
     HUMAN_QUESTION,
     Dataset,
+    Once,
     Query,
     field,
     found,
@@ -39,7 +40,7 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
 
     Raises:
         InvalidInputError: a file or split is missing, a row is malformed, or names an unknown image. Names
-            the line.
+            the line. A pair has two different relevances; names both lines.
     """
     asked = found(folder / f"inquire_queries_{split}.csv", f"the queries of the split {split!r}", _INQUIRE)
     judged = found(folder / "inquire_annotations.csv", "the relevant pairs", _INQUIRE)
@@ -52,10 +53,10 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
         for place, row in table(asked, ("query_id", "query_text"))
     ]
     qrels: dict[str, dict[str, int]] = {query.id: {} for query in queries}
-    outside = 0
+    outside, judged_once = 0, Once("relevance")
     for place, row in table(judged, ("query_id", "image_path")):
-        answers = qrels.get(row["query_id"].strip())
-        if answers is None:
+        query = row["query_id"].strip()
+        if query not in qrels:
             continue  # a query of the other split
         path = row["image_path"].strip()
         id = path if path in known else by_name.get(Path(path).name)
@@ -63,7 +64,8 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
             relevance = row.get("relevance", "1")
             if not re.fullmatch(r"\s*[+-]?\d+\s*", relevance or ""):
                 raise InvalidInputError(f"{place}: the relevance {relevance!r} is not an integer")
-            answers[id] = int(relevance)
+            judged_once.is_new((query, id), int(relevance), place)
+            qrels[query][id] = int(relevance)
         elif partial:
             outside += 1
         else:
@@ -105,8 +107,10 @@ def read_retvqa(questions: Path, images: Path, split: str = "test") -> Dataset:
         if own != split:
             continue
         answers: dict[str, int] = {}
+        judged = Once("relevance")
         for name, grade in (("neg_imgs", 0), ("pos_imgs", 1)):
             for image in map(str, field(record, name, list, place)):
+                judged.is_new(image, grade, f"{place}, {name}")
                 answers[image] = grade
                 if image not in gallery:
                     gallery[image] = image_file(images / f"{image}.jpg", image, place, _RETVQA)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.indexes.checks import nearest
 from zsqretrieval.plugins import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index
 from zsqretrieval.search.fusion import FIRST_STAGE, Fusion, best_first, fuse, standardized
@@ -81,7 +82,7 @@ class QuestionIndex:
         index = self._opened().update()
         depth = k
         while True:  # an image has several questions, so k questions may belong to fewer images
-            found = index.search(vector, depth).keys[0]
+            found = nearest(index, vector, depth).keys[0]
             owners = self._catalog.questions.owners(found[found >= 0])
             images = list(dict.fromkeys(owners[key] for key in found.tolist() if key in owners))
             if len(images) >= k or depth >= len(index):

@@ -11,14 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_sequence, check_text
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval._util.batches import sound
+from zsqretrieval.encoders.checked import encode_images, encode_texts
+from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.generators.checked import read_images
 from zsqretrieval.generators.lazy import LazyGenerator
-from zsqretrieval.protocols import Encoder, Generator, ImageStates
+from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.search.fusion import FIRST_STAGE, FUSED, RerankOnly, best_first, fuse
 from zsqretrieval.search.priors import Prior, log_prior
 from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.search.scoring import Likelihood, Scoring, score_pairs
-from zsqretrieval.types import Image, ImageState, Progress
+from zsqretrieval.types import Image, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ def rank_texts(
         raise InvalidInputError(f"texts are ranked by a scoring rule such as Likelihood(), not {rule!r}")
     prior = _prior(prior, rule)
     begin = time.perf_counter()
-    cosine = encoder.encode_text(texts) @ encoder.encode_image([image])[0]  # [n]
+    cosine = encode_texts(encoder, texts) @ encode_images(encoder, [image])[0]  # [n]
     timings = {"encode": time.perf_counter() - begin}
     scores = {FIRST_STAGE: cosine.astype(np.float64)}
     order = best_first(cosine)
@@ -119,7 +122,8 @@ def _scores(
     progress: Progress | None,
 ) -> dict[str, NDArray[np.float64]]:
     """Generator scores of n texts by name, each float64 [n]."""
-    shown, *blank = _with_features(generator, [image, *(prior.null_images if prior else ())])
+    # features once, where the generator computes some: every text uses them again
+    shown, *blank = sound(read_images(generator, [image, *(prior.null_images if prior else ())]), ImageError)
     scores = score_pairs(
         generator, rule, texts, [shown] * len(texts), batch_size=batch_size, progress=progress
     )
@@ -127,16 +131,6 @@ def _scores(
         return {rule.name: scores}
     log_priors = log_prior(generator, rule, blank, texts, batch_size=batch_size, progress=progress)
     return {rule.name: scores, "prior": log_priors, "corrected": scores - prior.alpha * log_priors}
-
-
-def _with_features(generator: Generator, images: Sequence[Image]) -> list[Image | ImageState]:
-    """Compute the features of images once, where the generator can: every text uses them again."""
-    if not isinstance(generator, ImageStates):
-        return list(images)
-    return [
-        ImageState(state, generator.fingerprint, image.source)
-        for state, image in zip(generator.image_states(images), images, strict=True)
-    ]
 
 
 def _prior(prior: Prior | Literal["auto"] | None, rule: Scoring | None) -> Prior | None:

@@ -183,7 +183,7 @@ def join(expansion: Fusion, image: NDArray[np.float64], question: NDArray[np.flo
         float64 [n], higher is better.
 
     Raises:
-        InvalidInputError: the expansion returned anything but one finite number per image.
+        InvalidInputError: as :func:`~zsqretrieval.search.fusion.fuse`.
     """
     known = ~np.isnan(question)
     if not known.any():
@@ -191,8 +191,6 @@ def join(expansion: Fusion, image: NDArray[np.float64], question: NDArray[np.flo
     asked = question[known]
     average = np.clip(asked.mean(), asked.min(), asked.max())  # the mean of equals may differ by rounding
     joined = fuse(expansion, image, np.where(known, question, average))
-    if not np.isfinite(joined).all():
-        raise InvalidInputError(f"the expansion {expansion!r} gave {joined.tolist()}; all must be finite")
     spread = image.std() if np.ptp(image) > ALIKE else 1.0  # keeps the questions from vanishing in rounding
     scaled: NDArray[np.float64] = image.mean() + spread * standardized(joined)
     return scaled

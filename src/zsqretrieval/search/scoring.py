@@ -225,13 +225,13 @@ def score_each(
 def _score(
     scoring: Scoring, text: str, image: Image | ImageState, likelihoods: Sequence[LogLikelihood]
 ) -> float:
-    score = finite_numbers([scoring.score(likelihoods)], 1)
-    if score is None:
+    score = scoring.score(likelihoods)
+    if finite_numbers([score], 1) is None:
         raise InvalidInputError(
-            f"{text!r} given {image.source}: the scoring rule {scoring.name!r} gave "
-            f"{scoring.score(likelihoods)} for finite likelihoods; it must give a finite number"
+            f"{text!r} given {image.source}: the scoring rule {scoring.name!r} gave {score} for finite "
+            "likelihoods; it must give a finite number"
         )
-    return float(score[0])
+    return float(score)
 
 
 def pair_likelihoods(

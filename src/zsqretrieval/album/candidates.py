@@ -191,9 +191,7 @@ class Viewer:
             for one in records
         ]
 
-    def _features(
-        self, images: Mapping[str, Image]
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, ImageError]]:
+    def _features(self, images: Mapping[str, Image]) -> tuple[dict[str, NDArray[Any]], dict[str, ImageError]]:
         """Features by digest, and why there are none for images that the generator cannot take."""
         if not images:
             return {}, {}

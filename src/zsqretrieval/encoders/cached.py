@@ -83,9 +83,7 @@ class CachedEncoder:
         known = {key: value for key, value in self.cache.get_many(keys).items() if len(value) == size}
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
         if new:
-            vectors = check_vectors(
-                self.encoder, encode(list(new.values()), batch_size=batch_size), len(new)
-            )
+            vectors = check_vectors(self.encoder, encode(list(new.values()), batch_size=batch_size), len(new))
             made = {key: vector.astype("<f4").tobytes() for key, vector in zip(new, vectors, strict=True)}
             self.cache.put_many(made)
             known |= made

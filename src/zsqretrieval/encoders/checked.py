@@ -31,9 +31,7 @@ def encode_images(encoder: Encoder, images: Sequence[Image], *, batch_size: int 
     return _stacked(encoder, sound(encode_each(encoder, images, batch_size=batch_size), ImageError))
 
 
-def encode_each(
-    encoder: Encoder, images: Sequence[Image], *, batch_size: int = 32
-) -> list[Row | ImageError]:
+def encode_each(encoder: Encoder, images: Sequence[Image], *, batch_size: int = 32) -> list[Row | ImageError]:
     """Encode images, with an error in the place of those that cannot be.
 
     An image that fails alone is at fault if the encoder can take a plain picture; else its error is raised.
@@ -110,5 +108,6 @@ def _name(encoder: Encoder) -> str:
 
 def _broken(encoder: Encoder, what: str) -> PartError:
     return PartError(
-        f"{_name(encoder)} gave {what}; it breaks its contract, which zsqretrieval.testing.check_encoder checks"
+        f"{_name(encoder)} gave {what}; it breaks its contract, which "
+        "zsqretrieval.testing.check_encoder checks"
     )

@@ -137,9 +137,7 @@ def read_texts(
         PartError: the generator returned too few or too many likelihoods, or something else.
         ZsqError: no likelihood is finite.
     """
-    found = read_each(
-        generator, contexts, continuations, batch_size=batch_size, progress=progress, stop=True
-    )
+    found = read_each(generator, contexts, continuations, batch_size=batch_size, progress=progress, stop=True)
     return sound(found, InvalidInputError)
 
 
@@ -183,9 +181,7 @@ def read_each(
         raise stopped.__cause__ from None
 
 
-def read_images(
-    generator: Generator, images: Sequence[Image]
-) -> list[Image | ImageState | ImageError]:
+def read_images(generator: Generator, images: Sequence[Image]) -> list[Image | ImageState | ImageError]:
     """The images as inputs of the generator: their states if it computes some, else the images themselves.
 
     An error stands in the place of an image for which it cannot compute a state.

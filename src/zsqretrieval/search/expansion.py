@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sync import IndexSync
-from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.checks import nearest
 from zsqretrieval.plugins import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index

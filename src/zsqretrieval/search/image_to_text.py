@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.checks import check_sequence, check_text
 from zsqretrieval._util.batches import sound
+from zsqretrieval._util.checks import check_sequence, check_text
 from zsqretrieval.encoders.checked import encode_images, encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import read_images

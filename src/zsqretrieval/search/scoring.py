@@ -175,9 +175,7 @@ def score_pairs(
     check_sequence(texts, "texts")
     check_sequence(images, "images")
     found = pair_likelihoods(generator, scoring, texts, images, batch_size=batch_size, progress=progress)
-    return np.array(
-        [_score(scoring, *one) for one in zip(texts, images, found, strict=True)], np.float64
-    )
+    return np.array([_score(scoring, *one) for one in zip(texts, images, found, strict=True)], np.float64)
 
 
 def score_each(
@@ -195,7 +193,9 @@ def score_each(
         float64 [n], nan where there is no score; and why, by position: an ImageError, also one among
         ``images``, if the image is at fault, alone or together with the text.
     """
-    faults: dict[int, InvalidInputError] = {n: one for n, one in enumerate(images) if isinstance(one, ImageError)}
+    faults: dict[int, InvalidInputError] = {
+        n: one for n, one in enumerate(images) if isinstance(one, ImageError)
+    }
     pairs = [
         [] if isinstance(image, ImageError) else scoring.pairs(text, image)
         for text, image in zip(texts, images, strict=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from zsqretrieval.errors import MismatchError, PartError
 
@@ -26,7 +26,7 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def each(
-    call: Callable[[list[int]], Sequence[T]], count: int, blame: Callable[[int, Exception], E]
+    call: Callable[[list[int]], Iterable[T]], count: int, blame: Callable[[int, Exception], E]
 ) -> list[T | E]:
     """Call on n items at once; only if that fails, halve the batch until the items that fail are alone.
 
@@ -72,5 +72,5 @@ def sound(results: Iterable[T | E], kind: type[E]) -> list[T]:
     for one in results:
         if isinstance(one, kind):
             raise one
-        kept.append(one)
+        kept.append(cast(T, one))
     return kept

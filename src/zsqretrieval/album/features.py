@@ -182,6 +182,10 @@ class StateStore:
             with contextlib.suppress(OSError):  # open in a reader on Windows; a later sweep deletes it
                 (folder / file).unlink()
 
+    def _is_sound(self, state: NDArray[Any]) -> bool:
+        kind = (state.shape, state.dtype) == (self._shape, self._dtype)
+        return kind and bool(np.isfinite(state).all())  # else a generator failed that was not checked
+
     @property
     def _state_bytes(self) -> int:
         return self._dtype.itemsize * math.prod(self._shape)
@@ -238,9 +242,11 @@ class StateStore:
         damaged = 0
         for digest in digests:
             state = states.get(digest)
-            intact = state is not None and (state.shape, state.dtype) == (self._shape, self._dtype)
-            intact = intact and bool(np.isfinite(state).all())  # else made by a generator that failed
-            if state is not None and intact and zlib.crc32(state.data) == self._places[digest][1]:
+            if (
+                state is not None
+                and self._is_sound(state)
+                and zlib.crc32(state.data) == self._places[digest][1]
+            ):
                 found[digest] = _read_only(state)
             else:
                 del self._places[digest]

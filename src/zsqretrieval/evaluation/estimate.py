@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, final
 
 from zsqretrieval._util.cache import Cache, cache_key
@@ -17,7 +18,7 @@ from zsqretrieval.generators.checked import read_images
 from zsqretrieval.protocols import ImageStates
 from zsqretrieval.search.scoring import score_each
 from zsqretrieval.tasks.questions import questions_for_each
-from zsqretrieval.types import Progress
+from zsqretrieval.types import Image, ImageState, Progress
 
 _ENOUGH = 0.3  # seconds of a measurement
 _RULES = ("likelihood", "yes_no")
@@ -186,11 +187,14 @@ def _seconds_each(bench: Bench, units: set[str]) -> dict[str, float]:
         if isinstance(generator, ImageStates):
             calls["features"] = lambda n: read_images(generator, images[:n])
 
+        @cache
+        def few() -> list[Image | ImageState | ImageError]:
+            return read_images(generator, images[:8])
+
         def scoring(rule: Any) -> Callable[[int], object]:
-            few = read_images(generator, images[:8])
             return lambda n: score_each(
                 generator, rule, [texts[i % len(texts)] for i in range(n)],
-                [few[i % len(few)] for i in range(n)], batch_size=settings.batch_size,
+                [few()[i % len(few())] for i in range(n)], batch_size=settings.batch_size,
             )  # fmt: skip
 
         calls |= {"likelihood": scoring(LIKELIHOOD), "yes_no": scoring(YES_NO)}

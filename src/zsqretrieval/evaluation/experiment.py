@@ -42,7 +42,7 @@ from zsqretrieval.evaluation.trec import ratings_path, run_path
 from zsqretrieval.evaluation.usable import digests_of, named, some_pairs
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
 from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, WeightedSum, fuse
-from zsqretrieval.search.scoring import score_each
+from zsqretrieval.search.scoring import Scoring, score_each
 from zsqretrieval.types import Progress
 
 Rows = list[dict[str, Any]]
@@ -292,7 +292,7 @@ def _rated(bench: Bench, judged: Judgments, choice: Choice, rows: Rows) -> Any:
     """
     settings = bench.settings
     step = f"{judged.name}: scoring by"
-    rules = {"likelihood": LIKELIHOOD, "yes_no": YES_NO}
+    rules: dict[str, Scoring] = {"likelihood": LIKELIHOOD, "yes_no": YES_NO}
     wanted = {"likelihood" if name == "fused" else name for name in settings.systems} & {*rules}
     likelihoods = {
         name: bench.pair_scores(rules[name], judged.captions, judged.images.tolist(), f"{step} {name}")

@@ -28,10 +28,8 @@ class Usable:
     dataset: Dataset
     vectors: NDArray[np.float32]  # [n, D], of its images
     digests: list[str]  # of its images
-    places: NDArray[np.int64]  # [N], of each image that was given, its position or its copy's; -1: left out
-    facts: Mapping[
-        str, Any
-    ]  # ``images`` left out, by id the reason; ``queries``; ``copies``, by id the first
+    places: NDArray[np.int64]  # [N], of each image that was given: its place or its copy's; -1: left out
+    facts: Mapping[str, Any]  # ``images`` left out (id: reason), ``queries`` (ids), ``copies`` (id: first id)
 
     def kept(self, judged: Judgments) -> Judgments:
         """The rated pairs whose image is usable."""

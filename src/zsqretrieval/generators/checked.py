@@ -276,6 +276,8 @@ def _each(
             raise error  # no item is to blame
         source = ", ".join(image.source for image in images)
         why = f"{_name(generator)} cannot take it: {reason(error)}"
+        key: object
+        fault: InvalidInputError
         if isinstance(error, ImageError) or (images and fails([*images, _ASKED], _SHORT)):
             key, fault = own, ImageError(source, error.reason if isinstance(error, ImageError) else why)
         elif fails(replaced, text):

@@ -21,7 +21,7 @@ from zsqretrieval.search.fusion import FIRST_STAGE, FUSED, RerankOnly, best_firs
 from zsqretrieval.search.priors import Prior, log_prior
 from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.search.scoring import Likelihood, Scoring, score_pairs
-from zsqretrieval.types import Image, Progress
+from zsqretrieval.types import Image, ImageState, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,9 @@ def _scores(
 ) -> dict[str, NDArray[np.float64]]:
     """Generator scores of n texts by name, each float64 [n]."""
     # features once, where the generator computes some: every text uses them again
-    shown, *blank = sound(read_images(generator, [image, *(prior.null_images if prior else ())]), ImageError)
+    images = [image, *(prior.null_images if prior else ())]
+    features: list[Image | ImageState] = sound(read_images(generator, images), ImageError)
+    shown, *blank = features
     scores = score_pairs(
         generator, rule, texts, [shown] * len(texts), batch_size=batch_size, progress=progress
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from zsqretrieval._util.batches import sound
 from zsqretrieval._util.checks import check_sequence, check_text
@@ -169,7 +170,7 @@ def questions_for_each(
     check_prompt(answer_prompt, "question", what="the prompt for answers")
     draws = -(-OVERSAMPLE * n // len(style.prompts)) if temperature > 0 else 1
     contexts = [prompt.context(image) for image in images for prompt in style.prompts]
-    settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     drawn = write_each(generator, contexts, n=draws, temperature=temperature, seed=seed, **settings)
     faults: dict[int, ImageError] = {}
     for at, texts in enumerate(drawn):

@@ -105,7 +105,7 @@ def test_picture_that_the_encoder_cannot_take_is_skipped_each_time(raises: Any, 
         for images in (
             tmp_path,
             tmp_path / "strip.png",
-        ):  # alone, no other image shows that the encoder works
+        ):  # alone, too
             (skipped,) = own.add(images).skipped
             assert skipped.source.endswith("strip.png")
             assert "the encoder PickyEncoder cannot take it: " in skipped.reason
@@ -154,14 +154,14 @@ def test_part_that_fails_for_every_image_skips_none(tmp_path: Path) -> None:
 
 def test_question_that_is_too_long_is_refused_as_before(tmp_path: Path) -> None:
     with album(tmp_path, ToyGenerator(30)) as own:
-        refused("^'.*red red.*: the generator ToyGenerator .* this model reads 30", own.search, "red " * 40)
+        refused(r"^'.*red red.*: the generator ToyGenerator .* this model reads 30", own.search, "red " * 40)
 
 
 def test_error_of_a_progress_callback_is_not_blamed_on_an_image(tmp_path: Path) -> None:
     def stop(*_: object) -> None:
         raise ValueError("stopped")
 
-    with album(tmp_path, ToyGenerator()) as own, pytest.raises(ValueError, match="^stopped$"):
+    with album(tmp_path, ToyGenerator()) as own, pytest.raises(ValueError, match=r"^stopped$"):
         own.search("red", progress=stop)
 
 

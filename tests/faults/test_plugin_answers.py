@@ -78,13 +78,13 @@ LIKELIHOODS = {
     "floats": (lambda right: [one.sum for one in right], "gave float -.* for ' red ?', not a LogLikelihood"),
     "Nones": ([None] * 3, "gave NoneType None for ' red ?', not a LogLikelihood"),
     "above 0": (scores(lambda one: -one), r"gave .* as a log-probability of ' red ?', above 0"),
-    "a list": (scores(list), r"log-probabilities list .* not an array"),
+    "a list": (scores(list), r"gave log-probabilities list .* not an array"),
     "one number": (
         scores(lambda one: one.sum(keepdims=True)),
-        r"log-probabilities float32 \[1\] for the 2 tok",
+        r"gave log-probabilities float32 \[1\] for the 2",
     ),
-    "integers": (scores(lambda one: one.astype(int)), r"log-probabilities int64 \[2\]"),
-    "two axes": (scores(lambda one: one[None]), r"log-probabilities float32 \[1, 2\]"),
+    "integers": (scores(lambda one: one.astype(int)), r"gave log-probabilities int64 \[2\]"),
+    "two axes": (scores(lambda one: one[None]), r"gave log-probabilities float32 \[1, 2\]"),
     "nan": (scores(lambda one: one * np.nan), "gave nan as the log-probability of ' red ?' given painting 0"),
     "minus infinity": (scores(lambda one: one - np.inf), "gave -inf as the log-probability"),
 }
@@ -210,7 +210,7 @@ def test_fusions_rerankers_and_rules_that_give_no_finite_numbers_are_refused(ans
 
     with pytest.raises(InvalidInputError, match=r"the fusion .*Broken.* gave .* for 3 candidates"):
         fuse(Broken(), np.arange(3.0), np.arange(3.0))
-    with pytest.raises(PartError, match="the re-ranker broken gave .* for 3 images"):
+    with pytest.raises(PartError, match=r"the re-ranker broken gave .* for 3 images"):
         _ask_reranker(Rerank(Broken()), "red", IMAGES)  # type: ignore[arg-type]
 
 

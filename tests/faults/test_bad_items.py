@@ -215,7 +215,7 @@ def test_text_and_image_that_are_too_long_together_are_both_named() -> None:
     )
     assert np.isnan(scores).tolist() == [False, False, False, True]
     assert isinstance(faults[3], ImageError)
-    assert "image 1: with ' red red" in str(faults[3]) and "695 tokens" in str(faults[3])
+    assert "image 1: with '<image>Question: red red" in str(faults[3]) and "695 tokens" in str(faults[3])
 
 
 def test_state_that_is_not_finite_is_refused_and_never_stored(tmp_path: Path) -> None:

@@ -194,6 +194,8 @@ class Bench:
         digests: Sequence[str],
         show: Callable[[Sequence[int]], Sequence[Image | ImageState | ImageError]],
         step: str,
+        *,
+        nulls: bool = False,
     ) -> NDArray[np.float64]:
         rule = f"{self.generator.fingerprint} {scoring!r}"
         keys = [cache_key("score", rule, *pair) for pair in zip(texts, digests, strict=True)]
@@ -212,7 +214,8 @@ class Bench:
                 self.generator, scoring, [texts[n] for n in some], images,
                 batch_size=self.settings.batch_size, progress=tell,
             )  # fmt: skip
-            self.unscored |= {(texts[some[i]], images[i].source): fault for i, fault in faults.items()}
+            if not nulls:  # the same texts fail with images
+                self.unscored |= {(texts[some[i]], images[i].source): fault for i, fault in faults.items()}
             made = {
                 keys[n]: struct.pack("<d", one)
                 for n, one in zip(some, scores.tolist(), strict=True)
@@ -228,7 +231,8 @@ class Bench:
     def log_priors(self, texts: Sequence[str], step: str = "prior") -> NDArray[np.float64]:
         """Log P(text) of n texts, averaged over null images; float64 [n], in nats."""
         given = self._null_scores(Likelihood(), texts, null_images(), step)
-        priors: NDArray[np.float64] = np.logaddexp.reduce(given, axis=0) - math.log(len(given))
+        with np.errstate(invalid="ignore"):  # nan for a text that the generator cannot take
+            priors: NDArray[np.float64] = np.logaddexp.reduce(given, axis=0) - math.log(len(given))
         return priors
 
     def token_counts(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -247,6 +251,7 @@ class Bench:
             [name for name in map(digest, nothing) for _ in texts],
             lambda some: [pairs[n][0] for n in some],
             step,
+            nulls=True,
         )
         return np.reshape(scores, (len(nothing), len(texts)))
 

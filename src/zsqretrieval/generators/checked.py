@@ -301,8 +301,8 @@ def _keys(context: Context, text: str) -> tuple[object, object, object]:
 
 
 def _quoted(context: Context, text: str) -> str:
-    parts = [part if isinstance(part, str) else "<image>" for part in context]
-    return repr(text or "".join(parts))[:200]
+    whole = "".join(part if isinstance(part, str) else "<image>" for part in context) + text
+    return repr(whole if len(whole) <= 200 else f"{whole[:100]} ... {whole[-100:]}")
 
 
 def _check_likelihood(generator: Generator, context: Context, text: str, one: object) -> None:

@@ -239,3 +239,40 @@ def test_spoiled_indexes_give_checked_answers(kind: Any) -> None:
         assert f"the index {kind.__name__} gave" in str(error)
     else:
         assert answer.keys.dtype == np.int64 and answer.scores.shape == (3, 4)
+
+
+DAMAGE = [OSError("gone"), ValueError("no JSON"), EOFError("end"), IntegrityError("bit")]
+MISTAKES = [TypeError("oops"), AttributeError("oops"), KeyError("oops"), NameError("oops")]
+
+
+@pytest.mark.parametrize("error", DAMAGE, ids=repr)
+def test_index_that_cannot_read_its_files_is_rebuilt(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, monkeypatch, error)
+    with (
+        pytest.warns(RuntimeWarning, match=f"is damaged and is rebuilt from the catalog; .*{error}"),
+        Retriever.open(tmp_path / "own.album", encoder=ToyEncoder()) as own,
+    ):
+        assert len(own.search("red")) == 3
+
+
+@pytest.mark.parametrize("error", MISTAKES, ids=repr)
+def test_mistake_in_the_code_of_an_index_is_not_taken_for_damage(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, monkeypatch, error)
+    with pytest.raises(type(error), match="oops"):
+        Retriever.open(tmp_path / "own.album", encoder=ToyEncoder())
+
+
+def saved(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """An album whose saved index raises when it is loaded."""
+    with Retriever(ToyEncoder(), ExactIndex(16), path=folder / "own.album") as own:
+        own.add(IMAGES)
+        own.save()
+
+    def load(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(ExactIndex, "load", load)

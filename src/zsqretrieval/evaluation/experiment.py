@@ -40,7 +40,7 @@ from zsqretrieval.evaluation.stats import ClusterBootstrap
 from zsqretrieval.evaluation.systems import CHECKS, LIKELIHOOD, SYSTEMS, YES_NO, Choice
 from zsqretrieval.evaluation.trec import ratings_path, run_path
 from zsqretrieval.evaluation.usable import digests_of, named, some_pairs
-from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
+from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index, truncated
 from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, WeightedSum, fuse
 from zsqretrieval.search.scoring import Scoring, score_each
 from zsqretrieval.types import Progress
@@ -347,7 +347,7 @@ def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str
             "name": dataset.name,
             "images": len(dataset.gallery),
             "forms": {form: min(count, settings.queries or count) for form, count in counts.items()},
-            "notes": [*dataset.notes, *_unscored_notes(bench)],
+            "notes": [*dataset.notes, *_cut_notes(bench), *_unscored_notes(bench)],
             "left_out": dict(bench.usable.facts),
             "unscored": [
                 {"text": text, "image": source, "reason": str(why)}
@@ -361,6 +361,19 @@ def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str
         "ablations": {name: SYSTEMS[name].about for name in systems if SYSTEMS[name].base},
         "checks": checks,
     }
+
+
+def _cut_notes(bench: Bench) -> list[str]:
+    """Which texts the encoder cuts."""
+    queries = bench.dataset.queries
+    cut = truncated(bench.encoder, [query.text for query in queries])
+    ids = [query.id for query, one in zip(queries, cut, strict=True) if one]
+    if not ids:
+        return []
+    return [
+        f"{len(ids)} of {len(queries)} texts are longer than the encoder reads, which knows only their "
+        f"beginning: {named(ids)}"
+    ]
 
 
 def _unscored_notes(bench: Bench) -> list[str]:

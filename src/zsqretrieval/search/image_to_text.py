@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from zsqretrieval.encoders.checked import encode_images, encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import read_images
 from zsqretrieval.generators.lazy import LazyGenerator
-from zsqretrieval.protocols import Encoder, Generator
+from zsqretrieval.protocols import Encoder, Generator, truncated
 from zsqretrieval.search.fusion import FIRST_STAGE, FUSED, RerankOnly, best_first, fuse
 from zsqretrieval.search.priors import Prior, log_prior
 from zsqretrieval.search.rerank import Rerank
@@ -33,12 +34,14 @@ class TextHit:
         index: its position in the list that was given.
         score: score that the ranking is sorted by; higher is better.
         scores: score of every stage by name.
+        truncated: whether the encoder cut the text, so that the first stage knows only its beginning.
     """
 
     text: str
     index: int
     score: float
     scores: Mapping[str, float]
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,14 @@ def rank_texts(
     begin = time.perf_counter()
     cosine = encode_texts(encoder, texts) @ encode_images(encoder, [image])[0]  # [n]
     timings = {"encode": time.perf_counter() - begin}
+    cut = truncated(encoder, texts)
+    if any(cut):
+        warnings.warn(
+            f"{sum(cut)} of {len(texts)} texts are longer than the encoder reads, which knows only their "
+            f"beginning: {texts[cut.index(True)][:60]!r}...",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     scores = {FIRST_STAGE: cosine.astype(np.float64)}
     order = best_first(cosine)
     if how is not None and rule is not None and generator is not None and len(texts):
@@ -104,7 +115,11 @@ def rank_texts(
         image.source,
         tuple(
             TextHit(
-                texts[n], int(n), float(ranked_by[n]), {name: float(one[n]) for name, one in scores.items()}
+                texts[n],
+                int(n),
+                float(ranked_by[n]),
+                {name: float(one[n]) for name, one in scores.items()},
+                cut[n],
             )
             for n in order[:k]
         ),

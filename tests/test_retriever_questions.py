@@ -448,7 +448,7 @@ def test_expansion_that_is_not_finite_is_refused() -> None:
         def fuse(self, first_stage: np.ndarray, scores: np.ndarray) -> np.ndarray:
             return np.full(len(scores), -np.inf)
 
-    with pytest.raises(InvalidInputError, match="all must be finite"):
+    with pytest.raises(InvalidInputError, match="one finite number per candidate"):
         join(Endless(), np.array([0.2, 0.1]), np.array([0.3, 0.4]))
 
 

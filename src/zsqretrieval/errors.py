@@ -2,7 +2,8 @@
 
     ZsqError
      ├── InvalidInputError        (also ValueError)   an argument is wrong: shape, dtype, range, content
-     │    └── ImageError                              an image cannot be decoded; names the image
+     │    └── ImageError                              an image cannot be decoded, or a model cannot take it
+     ├── PartError                                    a plugin gave an answer that breaks its contract
      ├── IntegrityError                               stored bytes are damaged: checksum, truncation, format
      ├── MismatchError            (also ValueError)   two parts do not belong together: dim, metric, encoder
      ├── AlbumError                                   an album is missing, already there, or in use
@@ -24,7 +25,7 @@ class InvalidInputError(ZsqError, ValueError):
 
 
 class ImageError(InvalidInputError):
-    """An image cannot be decoded.
+    """An image cannot be decoded, or a model cannot take it.
 
     Attributes:
         source: where the image came from (path, archive member, ``<bytes>``).
@@ -38,6 +39,13 @@ class ImageError(InvalidInputError):
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
         return type(self), (self.source, self.reason)
+
+
+class PartError(ZsqError):
+    """An encoder, index, generator, fusion or re-ranker gave an answer that breaks its contract.
+
+    The message names the part and what was wrong. :mod:`zsqretrieval.testing` checks parts.
+    """
 
 
 class IntegrityError(ZsqError):

@@ -241,6 +241,10 @@ def test_interrupted_questions_continue(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.texts == bench_of(pictured(), Plane(), Asker()).questions("questions", 1).texts
 
 
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(0, 12))
 def test_expanded_search_ranks_as_joining_all_images_does(seed: int, images: int, questions: int) -> None:
@@ -248,8 +252,8 @@ def test_expanded_search_ranks_as_joining_all_images_does(seed: int, images: int
 
     class Drawn:
         fingerprint, dim = "drawn", 3
-        vectors = random.normal(size=(images, 3)).astype(np.float32)
-        asking = random.normal(size=(images, 3)).astype(np.float32)
+        vectors = unit(random.normal(size=(images, 3)))
+        asking = unit(random.normal(size=(images, 3)))
 
         def encode_image(self, some: Sequence[Image], *, batch_size: int = 32) -> np.ndarray:
             return self.vectors[[int(str(image.id)) for image in some]]
@@ -265,7 +269,7 @@ def test_expanded_search_ranks_as_joining_all_images_does(seed: int, images: int
     )
     bench = bench_of(data, Drawn(), Asker())
     owners = random.integers(0, images, questions)
-    vectors = random.normal(size=(questions, 3)).astype(np.float32)
+    vectors = unit(random.normal(size=(questions, 3)))
     bench._questions["questions", 3] = Questions(("?",) * questions, owners, vectors, questions)
     run = bench.part("text to image", "caption", None).expanded(WeightedSum(0.7))
     found = measure(run, ["MRR"])["MRR"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ from zsqretrieval import Retriever
 from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.encoders.clip import CLIPEncoder, _letters
+from zsqretrieval.evaluation.datasets import Dataset, Query
+from zsqretrieval.evaluation.experiment import evaluate
+from zsqretrieval.evaluation.settings import Settings
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.mini.encoder import MiniEncoder
 from zsqretrieval.protocols import Encoder, TextLimit
@@ -88,6 +93,24 @@ def test_ranking_says_that_its_question_was_cut(mini: MiniEncoder) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert album.search(LONG).truncated
+
+
+def test_texts_that_are_cut_are_marked_in_a_ranking_and_named_in_a_report() -> None:
+    class Ten(ToyEncoder):
+        def truncated(self, texts: Sequence[str]) -> list[bool]:
+            return [len(text.split()) > 10 for text in texts]
+
+    image, *_ = paintings(2)
+    with Retriever(Ten(), ExactIndex(16)) as album:
+        with pytest.warns(RuntimeWarning, match=r"1 of 2 texts are longer than .*'a dog that"):
+            ranking = album.rank_texts(image, ["a dog", LONG])
+        assert {hit.text: hit.truncated for hit in ranking} == {"a dog": False, LONG: True}
+    queries = (Query("q0", "a dog", "caption", ""), Query("q1", LONG, "caption", ""))
+    data = Dataset("cut", (replace(image, id="i"),), queries, {one.id: {"i": 1} for one in queries})
+    settings = Settings(systems=(), directions=("text to image",), resamples=9, permutations=9)
+    results = evaluate(data, Ten(), None, settings, forms=["caption"], cost=False)
+    (note,) = results.facts["dataset"]["notes"]
+    assert note.startswith("1 of 2 texts are longer than the encoder reads") and note.endswith(": q1")
 
 
 def test_encoder_that_does_not_tell_is_used_without_a_mark() -> None:

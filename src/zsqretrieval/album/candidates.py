@@ -17,6 +17,7 @@ from zsqretrieval.album.settings import AlbumSettings
 from zsqretrieval.data.images import BYTES_AT_ONCE
 from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError
+from zsqretrieval.generators.checked import read_images
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Generator, ImageStates
 from zsqretrieval.types import Image, ImageState
@@ -117,18 +118,28 @@ class Viewer:
         """Cache the features of images by digest before the block begins; the block adds the images.
 
         In this order an added image always has its features, even if it came as bytes and cannot be reopened.
-        A crash in between leaves features without an image, which does no harm.
+        A crash in between leaves features without an image, which does no harm. An image that the generator
+        cannot take has none, which a RuntimeWarning says.
         """
         store = self._opened()
         if store is None:
             yield
             return
         states: dict[str, NDArray[Any]] = {}
+        refused: dict[str, ImageError] = {}
         while True:
-            new = [digest for digest in store.missing(images) if digest not in states]
-            states |= zip(new, self._features([images[digest] for digest in new]), strict=True)
+            new = {one: images[one] for one in store.missing(images) if one not in states | refused}
+            made, without = self._features(new)
+            states, refused = states | made, refused | without
+            if without:
+                warnings.warn(
+                    f"{len(without)} images have no cached features: "
+                    f"{'; '.join(map(str, [*without.values()][:3]))}. They rank last in re-ranked searches",
+                    RuntimeWarning,
+                    stacklevel=6,
+                )
             with store.held():
-                missing = store.missing(images)
+                missing = [one for one in store.missing(images) if one not in refused]
                 if not states.keys() >= set(missing):  # another process removed some just before
                     continue
                 try:
@@ -160,8 +171,7 @@ class Viewer:
             return [open_image(files, record) for record in records]
         states = store.get(record.digest for record in records)
         opened = {one.digest: open_image(files, one) for one in records if one.digest not in states}
-        images = {digest: one for digest, one in opened.items() if isinstance(one, Image)}
-        new = dict(zip(images, self._features(list(images.values())), strict=True))
+        new, refused = self._features({at: one for at, one in opened.items() if isinstance(one, Image)})
         try:
             with store.held():
                 store.put(new)
@@ -172,18 +182,24 @@ class Viewer:
                 stacklevel=4,
             )
         states |= new
+        unavailable = opened | refused
         return [
-            opened[one.digest]
+            unavailable[one.digest]
             if one.digest not in states
             else ImageState(states[one.digest], store.fingerprint, one.source)
             for one in records
         ]
 
-    def _features(self, images: Sequence[Image]) -> Sequence[NDArray[Any]]:
+    def _features(self, images: Mapping[str, Image]) -> tuple[dict[str, NDArray[Any]], dict[str, ImageError]]:
+        """Features by digest, and why there are none for images that the generator cannot take."""
         if not images:
-            return []
+            return {}, {}
         with self.generator.using() as generator:
-            return list(_check_states(generator).image_states(images))
+            found = dict(zip(images, read_images(generator, list(images.values())), strict=True))
+        return (
+            {at: one.values for at, one in found.items() if isinstance(one, ImageState)},
+            {at: one for at, one in found.items() if isinstance(one, ImageError)},
+        )
 
 
 def need_generator(viewer: Viewer | None, what: str, instead: str = "") -> Viewer:

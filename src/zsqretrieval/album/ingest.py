@@ -20,6 +20,7 @@ from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.loader import Loader, Mended, NewImage, Skipped
 from zsqretrieval.data.sources import Reopener, open_images
+from zsqretrieval.encoders.checked import encode_each
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import MAX_PIXELS, Progress
@@ -37,7 +38,7 @@ class AddReport:
     replaced: tuple[str, ...]  # ids that belong to another image now, because the file has changed
     moved: tuple[str, ...]  # new ids of images of the album whose file was moved
     known: int  # number of other images that were in the album already, byte for byte
-    skipped: tuple[Skipped, ...]  # images that could not be read
+    skipped: tuple[Skipped, ...]  # images that could not be read or encoded
     seconds: float  # duration
     mended: tuple[Mended, ...] = ()  # new images of whose caption or metadata a part was replaced
 
@@ -68,7 +69,8 @@ class Adder:
                     settled -= self._viewer.blind_to(known)
                 waiting = [one for one in batch if one.digest in settled]
                 for group in loader.decoded([one for one in batch if one.digest not in settled]):
-                    for fate, id in self._write([*waiting, *group], known, files):
+                    encoded = self._encoded(group, known, loader.skipped)
+                    for fate, id in self._write([*waiting, *encoded], known, files):
                         ids[fate].append(id)
                     waiting = []
                     for one in group:
@@ -86,20 +88,33 @@ class Adder:
             mended=tuple(loader.mended),
         )
 
+    def _encoded(
+        self, images: Sequence[NewImage], known: Mapping[str, Record], skipped: list[Skipped]
+    ) -> list[NewImage]:
+        """Encode the new images; those that the encoder cannot take are skipped."""
+        new = {one.digest: one.image for one in images if one.digest not in known and one.image is not None}
+        vectors = dict(
+            zip(new, encode_each(self._encoder, list(new.values()), batch_size=len(images)), strict=True)
+        )
+        kept: list[NewImage] = []
+        for one in images:
+            vector = vectors.get(one.digest)
+            if isinstance(vector, ImageError):
+                skipped.append(Skipped(one.source, vector.reason))
+                continue
+            one.vector = vector
+            kept.append(one)
+        return kept
+
     def _write(
         self, images: Sequence[NewImage], known: Mapping[str, Record], files: Reopener
     ) -> list[tuple[_Fate, str]]:
-        """Encode the new images, and write all changes in one transaction; none if nothing has changed."""
+        """Write all changes in one transaction; none if nothing has changed."""
         # Known images come first: one that was renamed frees its id for a new image.
         images = sorted(images, key=lambda one: one.digest not in known)
         new = [one for one in images if one.digest not in known]
         misplaced = [one for one in images if one.digest in known and not _has_name(known[one.digest], one)]
         decoded = {one.digest: one.image for one in images if one.image is not None and one.width}
-        if new:
-            pixels = [decoded[one.digest] for one in new]
-            vectors = self._encoder.encode_image(pixels, batch_size=len(images))
-            for one, vector in zip(new, vectors, strict=True):
-                one.vector = vector
         moved = {
             one.digest
             for one in misplaced

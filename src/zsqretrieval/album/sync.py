@@ -24,9 +24,11 @@ from zsqretrieval._util.untrusted import has_holes
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Position, VectorLog
 from zsqretrieval.album.settings import SavedIndex
-from zsqretrieval.errors import IntegrityError
+from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.plugins import check_empty_index, describe, empty_like
 from zsqretrieval.protocols import Encoder, Index
+
+_DAMAGE = (IntegrityError, MismatchError, OSError, ValueError, EOFError)  # what reading damaged files raises
 
 
 @final
@@ -121,7 +123,7 @@ class IndexSync:
                     album / saved.folder, dim=encoder.dim, fingerprint=empty.fingerprint or None
                 )
                 return cls(catalog, log, index, saved.position, name=name)
-            except Exception as error:  # whatever a damaged file makes of the index's own code
+            except _DAMAGE as error:  # anything else is a mistake in the index's own code
                 _warn(f"the saved {name} of {album} is damaged and is", error)
         return cls(catalog, log, empty, name=name)
 

@@ -210,7 +210,7 @@ class Dialog:
 
         Raises:
             InvalidInputError: the dialog was unpickled and has no gallery, or the generator cannot write.
-            ZsqError: a likelihood is not finite; names the image.
+            ZsqError: no likelihood is finite.
         """
         self._shown = self._propose()
         return self._shown
@@ -269,7 +269,7 @@ class Dialog:
         Raises:
             InvalidInputError: the dialog has ended; the answer is empty or too long for the generator; or as
                 :attr:`proposal`. Nothing has changed.
-            ZsqError: a likelihood is not finite; names the image. Nothing has changed.
+            ZsqError: no likelihood is finite. Nothing has changed.
         """
         self._check_statement(text, "an answer")
         proposal = self._shown or self.proposal

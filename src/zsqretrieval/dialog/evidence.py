@@ -90,7 +90,7 @@ def answer_evidence(scene: Scene, question: str | None, answer: str) -> NDArray[
 
     Raises:
         InvalidInputError: the answer is too long for the generator.
-        ZsqError: a likelihood is not finite; names the image.
+        ZsqError: no likelihood is finite.
     """
     interview = scene.interview
     said = verdict(answer) if question is not None and is_polar(question) else None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.data.sources import Reopener
+from zsqretrieval.encoders.checked import encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.search.dense import FirstStage
@@ -32,7 +33,7 @@ class AlbumGallery:
         return self._first_stage.search([text], k)[0].hits
 
     def similarities(self, texts: Sequence[str], hits: Sequence[Hit]) -> NDArray[np.float64]:
-        encoded = self._encoder.encode_text(texts)
+        encoded = encode_texts(self._encoder, texts)
         cosine = np.full((len(texts), len(hits)), np.nan)
         while True:
             here = self.present(hits)
@@ -78,5 +79,5 @@ class AlbumGallery:
 
 def encoded_alike(encoder: Encoder, texts: Sequence[str]) -> bool:
     """Whether an encoder makes the same vector of all texts, as it does of texts that it truncates."""
-    vectors = encoder.encode_text(texts)
+    vectors = encode_texts(encoder, texts)
     return bool(np.allclose(vectors, vectors[:1], rtol=0, atol=1e-5))

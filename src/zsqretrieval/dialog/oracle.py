@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from zsqretrieval._util.checks import check_verbalisers
-from zsqretrieval.errors import ImageError
-from zsqretrieval.generators.checked import distinct, read_texts, write_texts
+from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.generators.checked import distinct, read_each, write_each
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks.english import first_line, is_polar, tidy, tidy_question
@@ -120,9 +120,9 @@ class _Request(NamedTuple):
 class Interview:
     """Puts requests about images to a generator and caches the results.
 
-    An image without cached features whose file is missing has no text (``None``) and no likelihood (nan); a
-    RuntimeWarning names it once. Every method raises ``InvalidInputError`` where the generator cannot write
-    or a text is too long for it, and ``ZsqError``, which names the image, where a likelihood is not finite.
+    An image without cached features whose file is missing, or that the generator cannot take, has no text
+    (``None``) and no likelihood (nan); a RuntimeWarning names it once. Every method raises
+    ``InvalidInputError`` where the generator cannot write or a text is too long for it.
     Arguments as for :class:`~zsqretrieval.dialog.dialog.Dialog`.
     """
 
@@ -146,16 +146,21 @@ class Interview:
     def questions(self, hits: Sequence[Hit]) -> list[tuple[str, ...]]:
         """Questions about each image: the likeliest one first, then the sampled ones."""
 
-        def ask(generator: Generator, contexts: list[Context], _: object) -> list[tuple[str, ...]]:
-            likeliest = self._write(generator, contexts)
-            drawn = [  # one call per image, so that its draws do not depend on the other images
-                self._write(generator, [context], n=_DRAWS, temperature=_TEMPERATURE, seed=self._seed)[0]
-                for context in contexts
-            ]
-            return [
-                tuple(dict.fromkeys(filter(None, map(tidy_question, [*one, *more]))))
-                for one, more in zip(likeliest, drawn, strict=True)
-            ]
+        def ask(
+            generator: Generator, contexts: list[Context], _: object
+        ) -> list[tuple[str, ...] | InvalidInputError]:
+            found: list[tuple[str, ...] | InvalidInputError] = []
+            for context, one in zip(contexts, self._write(generator, contexts), strict=True):
+                if isinstance(one, InvalidInputError):
+                    found.append(one)
+                    continue
+                # one call per image, so that its draws do not depend on the other images
+                (more,) = self._write(
+                    generator, [context], n=_DRAWS, temperature=_TEMPERATURE, seed=self._seed
+                )
+                texts = one if isinstance(more, InvalidInputError) else [*one, *more]
+                found.append(tuple(dict.fromkeys(filter(None, map(tidy_question, texts)))))
+            return found
 
         name = ("questions", *map(str, (_DRAWS, _TEMPERATURE, self._seed, _MAX_NEW_TOKENS)))
         (found,) = self._cached({name: _Request(self.wording.ask)}, hits, ask)
@@ -173,13 +178,20 @@ class Interview:
             ("answer", str(_MAX_NEW_TOKENS), question): _Request(self.wording.answer, question)
             for question in questions
         }
-        return self._cached(requests, hits, self._first_lines)
+        return self._cached(requests, hits, self._first_lines, written=True)
 
-    def _first_lines(self, generator: Generator, contexts: list[Context], _: object) -> list[str]:
-        return [tidy(first_line(text)) for (text,) in self._write(generator, contexts)]
+    def _first_lines(
+        self, generator: Generator, contexts: list[Context], _: object
+    ) -> list[str | InvalidInputError]:
+        return [
+            one if isinstance(one, InvalidInputError) else tidy(first_line(one[0]))
+            for one in self._write(generator, contexts)
+        ]
 
-    def _write(self, generator: Generator, contexts: list[Context], **sampling: Any) -> list[list[str]]:
-        return write_texts(
+    def _write(
+        self, generator: Generator, contexts: list[Context], **sampling: Any
+    ) -> list[list[str] | InvalidInputError]:
+        return write_each(
             generator, contexts, max_new_tokens=_MAX_NEW_TOKENS, batch_size=self._batch_size, **sampling
         )
 
@@ -194,7 +206,8 @@ class Interview:
 
         Returns:
             For each question with a answers float64 [n, a] in nats, each <= 0, not normalised over the
-            answers; nan for an image that cannot be shown.
+            answers; nan for an image that cannot be shown, and for a question or answer that the generator
+            has written but cannot read.
         """
 
         def spellings(question: str, answer: str) -> list[_Request]:
@@ -204,7 +217,8 @@ class Interview:
             return [_Request(self.wording.answer, question, text=text) for text in texts]
 
         requests = [[spellings(question, answer) for answer in answers] for question, answers in asked]
-        found = self._log_likelihoods([one for some in requests for texts in some for one in texts], hits)
+        wanted = [one for some in requests for texts in some for one in texts]
+        found = self._log_likelihoods(wanted, hits, written=True)
         with np.errstate(invalid="ignore"):  # nan stays nan
             return [
                 np.stack(
@@ -240,23 +254,28 @@ class Interview:
         return self._log_likelihoods([request], hits)[request]
 
     def _log_likelihoods(
-        self, requests: Iterable[_Request], hits: Sequence[Hit]
+        self, requests: Iterable[_Request], hits: Sequence[Hit], *, written: bool = False
     ) -> dict[_Request, NDArray[np.float64]]:
-        """float64 [n] for each request."""
+        """float64 [n] for each request; ``written`` as for :meth:`_cached`."""
 
-        def score(generator: Generator, contexts: list[Context], texts: list[str]) -> list[float]:
-            found = read_texts(
+        def score(
+            generator: Generator, contexts: list[Context], texts: list[str]
+        ) -> list[float | InvalidInputError]:
+            found = read_each(
                 generator, contexts, texts, batch_size=self._batch_size, progress=self._progress
             )
             for text, one in zip(texts, found, strict=True):
-                self._memory["tokens", text] = one.tokens
-            return [one.sum for one in found]
+                if not isinstance(one, InvalidInputError):
+                    self._memory["tokens", text] = one.tokens
+            return [one if isinstance(one, InvalidInputError) else one.sum for one in found]
 
         names: dict[_Name, _Request] = {
             ("log_likelihood", one.prompt.template, one.question or "", one.said, one.text): one
             for one in requests
         }
-        found = np.array(self._cached(names, hits, score), np.float64)  # [requests, n]; None becomes nan
+        found = np.array(  # [requests, n]; None becomes nan
+            self._cached(names, hits, score, written=written), np.float64
+        )
         return dict(zip(names.values(), found, strict=True))
 
     # --- cache --------------------------------------------------------------------------------------------
@@ -265,9 +284,15 @@ class Interview:
         self,
         requests: Mapping[_Name, _Request],
         hits: Sequence[Hit],
-        compute: Callable[[Generator, list[Context], list[str]], Sequence[T]],
+        compute: Callable[[Generator, list[Context], list[str]], Sequence[T | InvalidInputError]],
+        *,
+        written: bool = False,
     ) -> list[list[T | None]]:
-        """Results [requests][n]; computed in one call where the cache lacks them; None: cannot be shown."""
+        """Results [requests][n]; computed in one call where the cache lacks them; None: cannot be shown.
+
+        A text that the generator cannot take is an InvalidInputError, or None if the generator has
+        ``written`` it.
+        """
 
         def key(name: _Name, hit: Hit) -> _Name:
             return (*name, str(hit.key))
@@ -277,7 +302,6 @@ class Interview:
             waiting = {hit.key: hit for _, hit in missing}
             with self.gallery.showing(list(waiting.values())) as (generator, shown):
                 images = dict(zip(waiting, shown, strict=True))
-                self._warn({at: one for at, one in images.items() if isinstance(one, ImageError)})
                 able = [
                     (name, hit, image)
                     for name, hit in missing
@@ -285,7 +309,15 @@ class Interview:
                 ]
                 contexts = [requests[name].context(image) for name, _, image in able]
                 values = compute(generator, contexts, [requests[name].text for name, *_ in able])
-                self._memory.update(zip([key(name, hit) for name, hit, _ in able], values, strict=True))
+                unseen = {at: one for at, one in images.items() if isinstance(one, ImageError)}
+                for (name, hit, _), value in zip(able, values, strict=True):
+                    if isinstance(value, ImageError):
+                        unseen.setdefault(hit.key, value)
+                    elif not isinstance(value, InvalidInputError):
+                        self._memory[key(name, hit)] = value
+                    elif not written:
+                        raise value
+                self._warn(unseen)
         return [[self._memory.get(key(name, hit)) for hit in hits] for name in requests]
 
     def _warn(self, unseen: Mapping[int, ImageError]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from zsqretrieval._util.cache import Cache, cache_key
 from zsqretrieval._util.checks import check_counts, check_strings
 from zsqretrieval.data.images import digest
+from zsqretrieval.encoders.checked import check_vectors
 from zsqretrieval.protocols import Encoder, truncated
 from zsqretrieval.types import Image
 
@@ -82,7 +83,7 @@ class CachedEncoder:
         known = {key: value for key, value in self.cache.get_many(keys).items() if len(value) == size}
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
         if new:
-            vectors = encode(list(new.values()), batch_size=batch_size)
+            vectors = check_vectors(self.encoder, encode(list(new.values()), batch_size=batch_size), len(new))
             made = {key: vector.astype("<f4").tobytes() for key, vector in zip(new, vectors, strict=True)}
             self.cache.put_many(made)
             known |= made

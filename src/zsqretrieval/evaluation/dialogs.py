@@ -27,6 +27,7 @@ from zsqretrieval.dialog.evidence import Turn, dialog_text
 from zsqretrieval.dialog.gallery import encoded_alike
 from zsqretrieval.dialog.oracle import Interview, Wording
 from zsqretrieval.dialog.policies import CaptionDialog, InformationGain, Policy, RandomQuestion
+from zsqretrieval.encoders.checked import encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.results import paired_rows
 from zsqretrieval.evaluation.scores import Bench
@@ -182,7 +183,7 @@ class _Gallery:
         return Hit(key, str(image.id), image.source, cosine, {FIRST_STAGE: cosine})
 
     def cosines(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        vectors = self._bench.encoder.encode_text(texts)
+        vectors = encode_texts(self._bench.encoder, texts)
         return np.asarray(vectors @ self._bench.gallery.T, np.float64)  # [t, N]
 
     def first_stage(self, text: str, k: int) -> list[Hit]:

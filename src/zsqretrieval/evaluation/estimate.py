@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, final
 
 from zsqretrieval._util.cache import Cache, cache_key
+from zsqretrieval.encoders.checked import encode_each
+from zsqretrieval.errors import ImageError
 from zsqretrieval.evaluation.datasets import Judgments
 from zsqretrieval.evaluation.scores import Bench, Step
 from zsqretrieval.evaluation.systems import LIKELIHOOD, SYSTEMS, WORDINGS, YES_NO
+from zsqretrieval.generators.checked import read_images
 from zsqretrieval.protocols import ImageStates
-from zsqretrieval.search.scoring import score_pairs
-from zsqretrieval.tasks.questions import generate_questions
-from zsqretrieval.types import Progress
+from zsqretrieval.search.scoring import score_each
+from zsqretrieval.tasks.questions import questions_for_each
+from zsqretrieval.types import Image, ImageState, Progress
 
 _ENOUGH = 0.3  # seconds of a measurement
 _RULES = ("likelihood", "yes_no")
@@ -97,7 +101,7 @@ def estimate(
     for bench in benches:
         last = bench is benches[-1]
         label = "" if last else f"{bench.dataset.name}: "
-        of = [bench.encoder.fingerprint, bench.dataset.name, str(len(bench.dataset.gallery))]
+        of = [bench.encoder.fingerprint, bench.given.name, str(len(bench.given.gallery))]
         of.append(bench.generator.fingerprint if bench.settings.systems else "")
         counts: dict[str, tuple[str, float]] = {}
         for step, unit, count in _steps(bench, judgments if last else (), measured=last, cost=cost and last):
@@ -118,7 +122,7 @@ def _steps(
     bench: Bench, judgments: Sequence[Judgments], *, measured: bool, cost: bool
 ) -> Iterator[tuple[str, str, float]]:
     """Name, unit and count of the steps of a bench; counts of equal names are to be added."""
-    settings, dataset = bench.settings, bench.dataset
+    settings, dataset = bench.settings, bench.given
     images, asks = len(dataset.gallery), "text to image" in settings.directions
     chosen = {name: SYSTEMS[name] for name in settings.systems if name in SYSTEMS}
     everything = {need for system in chosen.values() for need in system.needs}
@@ -170,29 +174,35 @@ def _steps(
 
 def _seconds_each(bench: Bench, units: set[str]) -> dict[str, float]:
     """Seconds of one image, text, pair, ... on this machine."""
-    dataset, settings = bench.dataset, bench.settings
+    dataset, settings = bench.given, bench.settings
     texts = [query.text for query in dataset.queries]
     encoder = bench.encoder.encoder
     images: Sequence[Any] = dataset.gallery
     calls: dict[str, Callable[[int], object]] = {
-        "image": lambda n: encoder.encode_image(images[:n]),
+        "image": lambda n: encode_each(encoder, images[:n]),
         "text": lambda n: encoder.encode_text([texts[i % len(texts)] for i in range(n)]),
     }
     if bench.settings.systems:
         generator = bench.generator
         if isinstance(generator, ImageStates):
-            calls["features"] = lambda n: generator.image_states(images[:n])
+            calls["features"] = lambda n: read_images(generator, images[:n])
+
+        @cache
+        def few() -> list[Image | ImageState | ImageError]:
+            return read_images(generator, images[:8])
 
         def scoring(rule: Any) -> Callable[[int], object]:
-            few = min(8, len(images))
-            return lambda n: score_pairs(
+            return lambda n: score_each(
                 generator, rule, [texts[i % len(texts)] for i in range(n)],
-                bench.shown(i % few for i in range(n)), batch_size=settings.batch_size,
+                [few()[i % len(few())] for i in range(n)], batch_size=settings.batch_size,
             )  # fmt: skip
 
         calls |= {"likelihood": scoring(LIKELIHOOD), "yes_no": scoring(YES_NO)}
-        calls["question"] = lambda n: generate_questions(
-            generator, bench.shown(range(min(n, len(images)))), settings.questions, style=settings.style
+        calls["question"] = lambda n: questions_for_each(
+            generator,
+            [one for one in read_images(generator, images[:n]) if not isinstance(one, ImageError)],
+            settings.questions,
+            style=settings.style,
         )
     seconds = {"test": _TEST}
     for unit in sorted(units - {"test"}):  # so that a broken generator fails at the same place each time

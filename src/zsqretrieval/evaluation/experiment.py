@@ -19,8 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from zsqretrieval._util.cache import Cache
-from zsqretrieval.data.images import digest
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.calibration import first_place, reliability_rows, yes_no
 from zsqretrieval.evaluation.cost import cost_rows
 from zsqretrieval.evaluation.datasets import Dataset, Direction, Judgments
@@ -34,15 +33,16 @@ from zsqretrieval.evaluation.metrics import (
     tied_share,
 )
 from zsqretrieval.evaluation.results import Results, compare, paired_rows, row, table_of
-from zsqretrieval.evaluation.run import Run, relevant, shallow
+from zsqretrieval.evaluation.run import Run, relevant, shallow, was_scored
 from zsqretrieval.evaluation.scores import Bench, Part
 from zsqretrieval.evaluation.settings import Settings, with_forms
 from zsqretrieval.evaluation.stats import ClusterBootstrap
 from zsqretrieval.evaluation.systems import CHECKS, LIKELIHOOD, SYSTEMS, YES_NO, Choice
 from zsqretrieval.evaluation.trec import ratings_path, run_path
-from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
-from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, WeightedSum
-from zsqretrieval.search.scoring import score_pairs
+from zsqretrieval.evaluation.usable import digests_of, named, some_pairs
+from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index, truncated
+from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, WeightedSum, fuse
+from zsqretrieval.search.scoring import Scoring, score_each
 from zsqretrieval.types import Progress
 
 Rows = list[dict[str, Any]]
@@ -136,16 +136,17 @@ def evaluate(
         facts: dict[str, Any] = {"examples": [], "probabilities": {}}
         runs: dict[str, Run] = {}
         for direction in settings.directions:
-            for form in dataset.forms:
+            for form in bench.dataset.forms:
                 part = bench.part(direction, form, settings.queries)
                 rows += _measure_part(part, systems, choice, runs, facts)
                 clock.finish(f"{direction}, {form}: ")
-        pairs = {ratings_path(one.name): _rated(bench, one, choice, rows) for one in judgments}
+        rated = [bench.usable.kept(one) for one in judgments]
+        pairs = {ratings_path(one.name): _rated(bench, one, choice, rows) for one in rated}
         if cost:
             rows += cost_rows(bench, encoder, choice, index)
         facts = _facts(bench, encoder, choice, systems) | facts
         clock.finish("")
-    return Results(table_of(rows), facts, runs, pairs, dataset)
+    return Results(table_of(rows), facts, runs, pairs, bench.dataset)
 
 
 def check_leaks(dataset: Dataset, tune_on: Dataset) -> None:
@@ -154,8 +155,9 @@ def check_leaks(dataset: Dataset, tune_on: Dataset) -> None:
     Raises:
         InvalidInputError: an image is in both data sets, byte for byte; names it.
     """
-    measured = {digest(image) for image in dataset.gallery}
-    shared = [image.source for image in tune_on.gallery if digest(image) in measured]
+    measured = {one for one in digests_of(dataset.gallery) if isinstance(one, str)}
+    pairs = zip(tune_on.gallery, digests_of(tune_on.gallery), strict=True)
+    shared = [image.source for image, one in pairs if one in measured]
     if shared:
         raise InvalidInputError(
             f"{tune_on.name} and {dataset.name} share {len(shared)} images, such as {min(shared)}; "
@@ -288,27 +290,36 @@ def _rated(bench: Bench, judged: Judgments, choice: Choice, rows: Rows) -> Any:
     Captions are compared with each other, so the likelihood stands with and without its prior, and the
     corrected one is fused, over all pairs at once, with the fusion of image to text.
     """
-    settings, places = bench.settings, judged.images.tolist()
+    settings = bench.settings
+    step = f"{judged.name}: scoring by"
+    rules: dict[str, Scoring] = {"likelihood": LIKELIHOOD, "yes_no": YES_NO}
+    wanted = {"likelihood" if name == "fused" else name for name in settings.systems} & {*rules}
+    likelihoods = {
+        name: bench.pair_scores(rules[name], judged.captions, judged.images.tolist(), f"{step} {name}")
+        for name in sorted(wanted)
+    }
+    scored = np.all([np.isfinite(own) for own in likelihoods.values()] or [judged.images >= 0], axis=0)
+    judged = some_pairs(judged, scored)
+    likelihoods = {name: own[scored] for name, own in likelihoods.items()}
     texts = list(dict.fromkeys(judged.captions))
     place_of = {text: n for n, text in enumerate(texts)}
     of_text = np.array([place_of[text] for text in judged.captions])
     vectors = bench.encode_texts(texts)[of_text]
     first = (bench.gallery[judged.images].astype(np.float64) * vectors).sum(axis=1)
     scores: dict[str, NDArray[np.float64]] = {bench.name: first}
-    step = f"{judged.name}: scoring by"
-    if {"likelihood", "fused"} & {*settings.systems}:
-        likelihood = bench.pair_scores(LIKELIHOOD, judged.captions, places, f"{step} likelihood")
+    if "likelihood" in wanted:
+        likelihood = likelihoods["likelihood"]
         without = likelihood - choice.alpha * bench.log_priors(texts, f"{judged.name}: prior")[of_text]
         if "likelihood" in settings.systems:
             scores |= {"likelihood": likelihood, "likelihood - prior": without}
         if "fused" in settings.systems:
-            scores["fused"] = choice.fusion_of("fused", settings.directions[-1]).fuse(first, without)
-    if "yes_no" in settings.systems:
-        scores["yes_no"] = bench.pair_scores(YES_NO, judged.captions, places, f"{step} yes_no")
+            scores["fused"] = fuse(choice.fusion_of("fused", settings.directions[-1]), first, without)
+    if "yes_no" in wanted:
+        scores["yes_no"] = likelihoods["yes_no"]
     for name, own in scores.items():
         if np.ptp(own):  # constant scores have no rank correlation
             rows.append(agreement_row(judged, name, own, resamples=settings.resamples, seed=settings.seed))
-    ids = [str(bench.dataset.gallery[place].id) for place in places]
+    ids = [str(bench.dataset.gallery[place].id) for place in judged.images.tolist()]
     return pd.DataFrame({"image": ids, **scores})
 
 
@@ -336,7 +347,12 @@ def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str
             "name": dataset.name,
             "images": len(dataset.gallery),
             "forms": {form: min(count, settings.queries or count) for form, count in counts.items()},
-            "notes": list(dataset.notes),
+            "notes": [*dataset.notes, *_cut_notes(bench), *_unscored_notes(bench)],
+            "left_out": dict(bench.usable.facts),
+            "unscored": [
+                {"text": text, "image": source, "reason": str(why)}
+                for (text, source), why in bench.unscored.items()
+            ],
         },
         "first_stage": bench.name,
         "settings": {name: list(one) if isinstance(one, tuple) else one for name, one in written.items()},
@@ -347,21 +363,53 @@ def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str
     }
 
 
+def _cut_notes(bench: Bench) -> list[str]:
+    """Which texts the encoder cuts."""
+    queries = bench.dataset.queries
+    cut = truncated(bench.encoder, [query.text for query in queries])
+    ids = [query.id for query, one in zip(queries, cut, strict=True) if one]
+    if not ids:
+        return []
+    return [
+        f"{len(ids)} of {len(queries)} texts are longer than the encoder reads, which knows only their "
+        f"beginning: {named(ids)}"
+    ]
+
+
+def _unscored_notes(bench: Bench) -> list[str]:
+    """Which texts and images the generator cannot take."""
+    if not bench.unscored:
+        return []
+    images, texts = dict[str, str](), dict[str, str]()
+    for (text, source), why in bench.unscored.items():
+        if isinstance(why, ImageError):
+            images[source] = f"{source} ({why.reason})"
+        else:
+            texts[text] = repr(text[:80])
+    return [
+        f"the generator cannot score {len(bench.unscored)} pairs, which stay below those that it scores, in "
+        f"the order of the first stage: {len(texts)} texts and {len(images)} images are too much for it, "
+        f"alone or together: {named([*texts.values(), *images.values()])}"
+    ]
+
+
 def _pixels_check(bench: Bench) -> dict[str, Any]:
     """Differences of likelihoods from pixels and from cached image features, for a few pairs."""
     queries, candidates = _COMPARED
     form, gallery = bench.dataset.forms[0], bench.dataset.gallery
     part = bench.part("text to image", form, queries)
     first = shallow(part.first, candidates)
-    by_features = part.score(first, LIKELIHOOD, "pixels check").scores
+    by_features = part.score(first, LIKELIHOOD, "pixels check")
     texts = np.repeat(part.texts, first.candidates.shape[1]).tolist()
     shown = [gallery[n] for n in first.candidates.ravel()]
-    by_pixels = score_pairs(bench.generator, LIKELIHOOD, texts, shown).reshape(by_features.shape)
-    orders = [np.argsort(-scores, axis=1, kind="stable") for scores in (by_features, by_pixels)]
+    pixels = score_each(bench.generator, LIKELIHOOD, texts, shown)[0].reshape(by_features.scores.shape)
+    both = was_scored(by_features) & np.isfinite(pixels)
+    features, by_pixels = (np.where(both, scores, 0.0) for scores in (by_features.scores, pixels))
+    orders = [np.argsort(-scores, axis=1, kind="stable") for scores in (features, by_pixels)]
     return {
         "form": form,
-        "pairs": by_pixels.size,
-        "largest_difference": float(np.abs(by_features - by_pixels).max()),
+        "pairs": int(both.sum()),
+        "largest_difference": float(np.abs(features - by_pixels).max()),
         "largest_score": float(np.abs(by_pixels).max()),
         "queries": len(first.scores),
         "queries_in_another_order": int((orders[0] != orders[1]).any(axis=1).sum()),

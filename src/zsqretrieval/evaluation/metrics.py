@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError
-from zsqretrieval.evaluation.run import Run
+from zsqretrieval.evaluation.run import Run, was_scored
 
 MEASURES = ("R@1", "R@5", "R@10", "R@100", "MRR", "nDCG@10", "mAP@50")
 """Default measures."""
@@ -146,11 +146,11 @@ def break_ties(run: Run) -> Run:
 
 def tied_share(run: Run) -> float:
     """Share of the candidates whose score another candidate of the same query has as well."""
-    tied = 0
-    for scores in run.scores:
-        _, counts = np.unique(scores[np.isfinite(scores)], return_counts=True)
+    tied, able = 0, was_scored(run)
+    for scores, there in zip(run.scores, able, strict=True):
+        _, counts = np.unique(scores[there], return_counts=True)
         tied += int(counts[counts > 1].sum())
-    return tied / max(int(np.isfinite(run.scores).sum()), 1)
+    return tied / max(int(able.sum()), 1)
 
 
 def _parse(name: str) -> Any:

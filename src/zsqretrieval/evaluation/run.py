@@ -16,6 +16,11 @@ from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.evaluation.datasets import Task
 from zsqretrieval.search.fusion import Fusion, fuse
 
+UNSCORED = -1e30
+"""Score of a candidate that the generator cannot take: it stays below those that were scored."""
+
+_LOWEST = UNSCORED / 1e5  # of any other score; fusions and priors may change the number
+
 _ROWS = 256  # queries whose similarities are in memory together
 
 
@@ -59,6 +64,17 @@ class Run:
 
     def _refuse(self, row: int, why: str) -> None:
         raise InvalidInputError(f"run {self.name!r}, query {self.task.queries[row]!r}: {why}")
+
+
+def with_scores(run: Run, scores: NDArray[np.float64]) -> Run:
+    """The run with other scores [q, k]; candidates whose score is nan are :data:`UNSCORED`."""
+    lacking = np.isnan(scores) & (run.candidates >= 0)
+    return replace(run, scores=np.where(lacking, UNSCORED, scores))
+
+
+def was_scored(run: Run) -> NDArray[np.bool_]:
+    """Which candidates have a score, bool [q, k]."""
+    return (run.candidates >= 0) & (np.nan_to_num(run.scores, nan=UNSCORED) > _LOWEST)
 
 
 def relevant(run: Run) -> NDArray[np.bool_]:
@@ -105,8 +121,8 @@ def fused_run(first: Run, scored: Run, fusion: Fusion) -> Run:
         InvalidInputError: as :func:`zsqretrieval.search.fusion.fuse`.
     """
     _same_candidates(first, scored)
-    scores = np.full(first.scores.shape, np.nan)
-    for row, there in enumerate(first.candidates >= 0):
+    scores = np.where(first.candidates >= 0, UNSCORED, np.nan)
+    for row, there in enumerate(was_scored(scored)):
         columns = np.flatnonzero(there)
         columns = columns[np.argsort(-first.scores[row, columns], kind="stable")]  # fusions expect best first
         scores[row, columns] = fuse(fusion, first.scores[row, columns], scored.scores[row, columns])
@@ -123,7 +139,8 @@ def rerank_depth(first: Run, scored: Run, depth: int) -> Run:
 
     Returns:
         A run with the name of ``scored``: re-ranked candidates in the order of ``scored``, below them the
-        others in the order of ``first``. Its scores are whole numbers; scores that were equal stay equal.
+        others, also those without a score, in the order of ``first``. Its scores are whole numbers; scores
+        that were equal stay equal.
 
     Raises:
         MismatchError: the candidates differ.
@@ -134,9 +151,12 @@ def rerank_depth(first: Run, scored: Run, depth: int) -> Run:
         raise InvalidInputError(f"run {scored.name!r} has {width} scored candidates, not {depth}")
     _same_candidates(shallow(first, width), scored)
     levels = np.full(first.scores.shape, np.nan)
+    able = np.ones(first.candidates.shape, np.bool_)
+    able[:, :width] = was_scored(scored)
     for row, there in enumerate(first.candidates >= 0):
         columns = np.flatnonzero(there)
-        read, left = columns[:depth], columns[depth:]
+        read = columns[:depth][able[row, columns[:depth]]]
+        left = np.setdiff1d(columns, read)
         levels[row, read] = np.unique(scored.scores[row, read], return_inverse=True)[1]  # from 0
         behind = np.unique(first.scores[row, left], return_inverse=True)[1]
         levels[row, left] = behind - len(columns)  # below 0
@@ -148,7 +168,8 @@ def prior_corrected(run: Run, log_priors: NDArray[np.float64], alpha: float) -> 
 
     Text to image, one text is scored for many images, and its prior changes no order.
     """
-    return replace(run, name=f"{run.name} - prior", scores=run.scores - alpha * log_priors[run.candidates])
+    corrected = with_scores(run, run.scores - alpha * log_priors[run.candidates])
+    return replace(corrected, name=f"{run.name} - prior")
 
 
 def shallow(run: Run, depth: int) -> Run:

@@ -14,8 +14,8 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, ClassVar, final
+from functools import cached_property, partial
+from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +24,24 @@ from zsqretrieval import plugins
 from zsqretrieval._util.cache import Cache, cache_key
 from zsqretrieval.data.images import digest
 from zsqretrieval.encoders.cached import CachedEncoder
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.encoders.checked import encode_each, encode_texts
+from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset, Direction, Task
 from zsqretrieval.evaluation.metrics import first_ranks
-from zsqretrieval.evaluation.run import Run, exact_search, shallow, some_rows
+from zsqretrieval.evaluation.run import Run, exact_search, shallow, some_rows, with_scores
 from zsqretrieval.evaluation.settings import Settings
+from zsqretrieval.evaluation.usable import Usable, usable_part
+from zsqretrieval.generators.checked import read_images
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
 from zsqretrieval.search.expansion import best_questions, join
 from zsqretrieval.search.fusion import Fusion, best_first
 from zsqretrieval.search.priors import null_images
 from zsqretrieval.search.query_bank import QueryBank
-from zsqretrieval.search.scoring import Likelihood, Pair, Scoring, score_pairs
-from zsqretrieval.tasks.questions import check_style, generate_questions
+from zsqretrieval.search.scoring import Likelihood, Pair, Scoring, score_each
+from zsqretrieval.tasks.questions import check_style, questions_for_each
 from zsqretrieval.types import Image, ImageState, LogLikelihood
+
+T = TypeVar("T")
 
 Step = Callable[[str, float, int], object]
 """Called with the name of a step, the items done, and the total."""
@@ -88,6 +93,10 @@ class Bench:
     """The vectors, scores and questions of one data set, with all forms to be measured.
 
     The generator can be None if no system needs it.
+
+    Attributes:
+        given: the data set as it was read, with images that may not be usable.
+        unscored: why the generator cannot score a text for an image, by text and source of the image.
     """
 
     def __init__(
@@ -100,9 +109,10 @@ class Bench:
         step: Step,
     ) -> None:
         self.encoder, self._generator = CachedEncoder(encoder, cache), generator
-        self.dataset, self.settings, self.cache, self.step = dataset, settings, cache, step
+        self.given, self.settings, self.cache, self.step = dataset, settings, cache, step
+        self.unscored: dict[tuple[str, str], InvalidInputError] = {}
         self.name = encoder_name(encoder)
-        self._features: dict[int, Image | ImageState] = {}
+        self._features: dict[int, Image | ImageState | ImageError] = {}
         self._questions: dict[tuple[str, int], Questions] = {}
 
     @property
@@ -115,32 +125,47 @@ class Bench:
     # --- vectors ---
 
     @cached_property
+    def usable(self) -> Usable:
+        """The images that can be encoded, their vectors, and what is left out."""
+        return usable_part(
+            self.given,
+            lambda images: self._encode(partial(encode_each, self.encoder), images, "encoding images"),
+        )
+
+    @property
+    def dataset(self) -> Dataset:
+        """The usable part of the data set."""
+        return self.usable.dataset
+
+    @property
     def gallery(self) -> NDArray[np.float32]:
         """Vectors of the images, float32 [N, D]."""
-        return self._encode(self.encoder.encode_image, self.dataset.gallery, "encoding images")
+        return self.usable.vectors
 
-    @cached_property
+    @property
     def digests(self) -> list[str]:
         """Digests of the images."""
-        return [digest(image) for image in self.dataset.gallery]
+        return self.usable.digests
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of texts, float32 [n, D]."""
-        return self._encode(self.encoder.encode_text, texts, "encoding texts")
+        rows = self._encode(partial(encode_texts, self.encoder), texts, "encoding texts")
+        return np.stack(rows) if rows else np.empty((0, self.encoder.dim), np.float32)
 
-    def _encode(
-        self, encode: Callable[[Any], NDArray[np.float32]], items: Sequence[Any], step: str
-    ) -> NDArray[np.float32]:
-        rows = [np.empty((0, self.encoder.dim), np.float32)]
+    def _encode(self, encode: Callable[[Any], Iterable[T]], items: Sequence[Any], step: str) -> list[T]:
+        rows: list[T] = []
         for start in range(0, len(items), _TOGETHER):
-            rows.append(encode(items[start : start + _TOGETHER]))
+            rows.extend(encode(items[start : start + _TOGETHER]))
             self.step(step, min(start + _TOGETHER, len(items)), len(items))
-        return np.concatenate(rows)
+        return rows
 
     # --- scores of pairs ---
 
-    def shown(self, places: Iterable[int]) -> list[Image | ImageState]:
-        """The images at these positions as the generator takes them: cached features if it makes some."""
+    def shown(self, places: Iterable[int]) -> list[Image | ImageState | ImageError]:
+        """The images at these positions as the generator takes them: cached features if it makes some.
+
+        An error stands in the place of an image for which it can make none.
+        """
         wanted = list(places)
         missing = [place for place in dict.fromkeys(wanted) if place not in self._features]
         gallery, generator = self.dataset.gallery, self.generator
@@ -148,9 +173,7 @@ class Bench:
             return [gallery[place] for place in wanted]
         for start in range(0, len(missing), _TOGETHER):
             some = missing[start : start + _TOGETHER]
-            values = generator.image_states([gallery[n] for n in some], batch_size=16)
-            for n, value in zip(some, values, strict=True):
-                self._features[n] = ImageState(value, generator.fingerprint, gallery[n].source)
+            self._features |= zip(some, read_images(generator, [gallery[n] for n in some]), strict=True)
             self.step("image features", len(self._features), len(gallery))
         return [self._features[place] for place in wanted]
 
@@ -159,8 +182,7 @@ class Bench:
     ) -> NDArray[np.float64]:
         """Scores of n texts, each for the image at a position of the gallery; float64 [n].
 
-        Raises:
-            ImageError, InvalidInputError, ZsqError: as :func:`~zsqretrieval.search.scoring.score_pairs`.
+        nan where the generator cannot take the text or the image; ``unscored`` has the reason.
         """
         digests = [self.digests[place] for place in places]
         return self._scores(scoring, texts, digests, lambda some: self.shown(places[n] for n in some), step)
@@ -170,8 +192,10 @@ class Bench:
         scoring: Scoring,
         texts: Sequence[str],
         digests: Sequence[str],
-        show: Callable[[Sequence[int]], Sequence[Image | ImageState]],
+        show: Callable[[Sequence[int]], Sequence[Image | ImageState | ImageError]],
         step: str,
+        *,
+        nulls: bool = False,
     ) -> NDArray[np.float64]:
         rule = f"{self.generator.fingerprint} {scoring!r}"
         keys = [cache_key("score", rule, *pair) for pair in zip(texts, digests, strict=True)]
@@ -185,21 +209,30 @@ class Bench:
 
         for start in range(0, len(missing), _BLOCK):
             some = missing[start : start + _BLOCK]
-            scores = score_pairs(
-                self.generator, scoring, [texts[n] for n in some], show(some),
+            images = show(some)
+            scores, faults = score_each(
+                self.generator, scoring, [texts[n] for n in some], images,
                 batch_size=self.settings.batch_size, progress=tell,
             )  # fmt: skip
-            made = {keys[n]: struct.pack("<d", one) for n, one in zip(some, scores.tolist(), strict=True)}
+            if not nulls:  # the same texts fail with images
+                self.unscored |= {(texts[some[i]], images[i].source): fault for i, fault in faults.items()}
+            made = {
+                keys[n]: struct.pack("<d", one)
+                for n, one in zip(some, scores.tolist(), strict=True)
+                if not math.isnan(one)
+            }
             self.cache.put_many(made)
             known |= made
             done += len(some)
         self.step(step, len(keys), len(keys))
-        return np.array([struct.unpack("<d", known[key])[0] for key in keys], np.float64)
+        unknown = struct.pack("<d", math.nan)
+        return np.array([struct.unpack("<d", known.get(key, unknown))[0] for key in keys], np.float64)
 
     def log_priors(self, texts: Sequence[str], step: str = "prior") -> NDArray[np.float64]:
         """Log P(text) of n texts, averaged over null images; float64 [n], in nats."""
         given = self._null_scores(Likelihood(), texts, null_images(), step)
-        priors: NDArray[np.float64] = np.logaddexp.reduce(given, axis=0) - math.log(len(given))
+        with np.errstate(invalid="ignore"):  # nan for a text that the generator cannot take
+            priors: NDArray[np.float64] = np.logaddexp.reduce(given, axis=0) - math.log(len(given))
         return priors
 
     def token_counts(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -218,6 +251,7 @@ class Bench:
             [name for name in map(digest, nothing) for _ in texts],
             lambda some: [pairs[n][0] for n in some],
             step,
+            nulls=True,
         )
         return np.reshape(scores, (len(nothing), len(texts)))
 
@@ -244,11 +278,17 @@ class Bench:
             key = cache_key("questions", recipe, *(self.digests[place] for place in places))
             value = self.cache.get_many([key]).get(key)
             if value is None:
-                made = generate_questions(
-                    self.generator, self.shown(places), n,
-                    style=one, temperature=settings.temperature, seed=settings.seed,
+                shown = self.shown(places)
+                able = [image for image in shown if not isinstance(image, ImageError)]
+                made = iter(
+                    questions_for_each(
+                        self.generator, able, n,
+                        style=one, temperature=settings.temperature, seed=settings.seed,
+                    )
                 )  # fmt: skip
-                value = json.dumps([[question.text for question in some] for some in made]).encode()
+                asked = [() if isinstance(image, ImageError) else next(made) for image in shown]
+                texts = [[] if isinstance(some, ImageError) else [one.text for one in some] for some in asked]
+                value = json.dumps(texts).encode()
                 self.cache.put_many({key: value})
             written += json.loads(value)
             self.step(step, len(written), count)
@@ -390,7 +430,7 @@ class Part:
         scores[there] = self.bench.pair_scores(
             scoring, [self.texts[n] for n in texts], images.tolist(), self.step(what)
         )
-        return replace(run, name=scoring.name, scores=scores)
+        return replace(with_scores(run, scores), name=scoring.name)
 
     @cached_property
     def priors(self) -> NDArray[np.float64]:
@@ -399,7 +439,7 @@ class Part:
 
     def per_token(self, run: Run) -> Run:
         """Scores divided by the length of their text in tokens."""
-        return replace(run, scores=run.scores / self.bench.token_counts(self.texts)[self.pairs(run)[0]])
+        return with_scores(run, run.scores / self.bench.token_counts(self.texts)[self.pairs(run)[0]])
 
     def expanded(self, expansion: Fusion) -> Run:
         """Search images and their questions; the candidates are its own."""

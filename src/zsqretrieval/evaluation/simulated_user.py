@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import final
 
+import numpy as np
+
 from zsqretrieval.dialog.oracle import Interview
 from zsqretrieval.tasks.english import is_polar, names, stem, things, topic, words
 from zsqretrieval.types import Hit
@@ -26,10 +28,10 @@ class GeneratorUser:
         self._target = target
 
     def answer(self, question: str) -> str:
-        """The generator's answer; :data:`DONT_KNOW` if it is empty."""
+        """The generator's answer; :data:`DONT_KNOW` if it is empty, or the image cannot be shown."""
         if is_polar(question):
             ((yes, no),) = self._interview.log_verdicts(question, [self._target])
-            return "yes" if yes > no else "no"
+            return DONT_KNOW if np.isnan(yes) else "yes" if yes > no else "no"
         return self._interview.answers([question], [self._target])[0][0] or DONT_KNOW
 
 

@@ -21,6 +21,7 @@ from zsqretrieval.evaluation.run import (
     prior_corrected,
     rerank_depth,
     shallow,
+    with_scores,
 )
 from zsqretrieval.evaluation.scores import Part
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
@@ -136,7 +137,7 @@ def _fused_expanded(part: Part, choice: Choice, depth: int) -> Run:
 def _no_image(part: Part, choice: Choice, depth: int) -> Run:
     run = shallow(part.first, depth)
     scores = part.priors[part.pairs(run)[0]]
-    return replace(run, scores=np.where(run.candidates >= 0, scores, np.nan))
+    return with_scores(run, np.where(run.candidates >= 0, scores, np.nan))
 
 
 WORDINGS: Mapping[str, Scoring] = {

@@ -2,19 +2,33 @@
 
 A generator may be a plugin, so its answers are checked here, and only here.
 
-contexts                --write_texts--> texts
-contexts, continuations --read_texts--> log-likelihoods
+contexts                --write_texts, write_each--> texts
+contexts, continuations --read_texts, read_each----> log-likelihoods
+images                  --read_images--------------> states, where the generator computes some
+
+A call that fails is repeated with ever fewer items until those that fail alone are found, and for each of
+them with a plain picture, and with a short text, in place of its own. So an error names the image or the text
+that the generator cannot take, ``write_each`` and ``read_each`` go on without it, and a generator that cannot
+do anything is not mistaken for a bad image.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
+from zsqretrieval._util.batches import each, sound
 from zsqretrieval._util.checks import check_amounts, check_counts, check_sequence
-from zsqretrieval.errors import InvalidInputError, ZsqError
-from zsqretrieval.protocols import Generator
-from zsqretrieval.types import Context, LogLikelihood, Progress
+from zsqretrieval.data.refused import blame_image, plain, reason
+from zsqretrieval.errors import ImageError, InvalidInputError, PartError, ZsqError
+from zsqretrieval.generators.prompts import PROMPTS
+from zsqretrieval.protocols import Generator, ImageStates
+from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
+
+T = TypeVar("T")
 
 
 def check_pairs(contexts: Sequence[Context], continuations: Sequence[str]) -> None:
@@ -47,33 +61,64 @@ def write_texts(
     """Generate texts; see :meth:`zsqretrieval.protocols.Generator.generate`.
 
     Raises:
-        InvalidInputError, ImageError: the generator cannot generate text; or as in ``generate``.
-        ZsqError: the generator returned too few or too many texts.
+        InvalidInputError, ImageError: the generator cannot generate text; or as in ``generate``. Names the
+            image or the text that it cannot take.
+        PartError: the generator returned too few or too many texts, or something else.
+    """
+    found = write_each(
+        generator, contexts,
+        n=n, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size,
+        stop=True,
+    )  # fmt: skip
+    return sound(found, InvalidInputError)
+
+
+def write_each(
+    generator: Generator,
+    contexts: Sequence[Context],
+    *,
+    n: int = 1,
+    max_new_tokens: int = 24,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    batch_size: int = 16,
+    stop: bool = False,
+) -> list[list[str] | InvalidInputError]:
+    """Generate texts, with an error in the place of contexts that the generator cannot take.
+
+    Other contexts are then numbered anew, so that they get other samples. As :func:`write_texts`, which is
+    this with ``stop``.
     """
     cannot = InvalidInputError(
-        f"the generator {type(generator).__name__} scores texts but writes none, so it can neither "
+        f"{_name(generator)} scores texts but writes none, so it can neither "
         "ask nor answer; use one with generate(), such as that of the preset 'mini'"
     )
     if not callable(getattr(generator, "generate", None)):
         raise cannot
-    if not contexts:
-        return []
-    try:
-        written = generator.generate(
-            contexts,
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            batch_size=batch_size,
-        )
-    except NotImplementedError as error:
-        raise cannot from error
-    if [len(texts) for texts in written] != [n] * len(contexts):
-        raise _broken(
-            generator, f"wrote {sum(map(len, written))} texts for {len(contexts)} contexts, not {n} each"
-        )
-    return written
+
+    def write(some: Sequence[Context], _: object) -> list[list[str]]:
+        try:
+            written = generator.generate(
+                some,
+                n=n,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                batch_size=batch_size,
+            )
+        except NotImplementedError as error:
+            raise cannot from error
+        if not (_is_list(written) and all(map(_is_list, written))):
+            raise _broken(generator, f"wrote {_shown(written)}, not a list of texts for each context")
+        if [len(texts) for texts in written] != [n] * len(some):
+            raise _broken(
+                generator, f"wrote {sum(map(len, written))} texts for {len(some)} contexts, not {n} each"
+            )
+        if strange := [text for texts in written for text in texts if not isinstance(text, str)]:
+            raise _broken(generator, f"wrote {_shown(strange[0])}, not a string")
+        return written
+
+    return _each(generator, write, contexts, [""] * len(contexts), stop)
 
 
 def read_texts(
@@ -87,20 +132,87 @@ def read_texts(
     """Score pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`.
 
     Raises:
-        InvalidInputError, ImageError: as in ``log_likelihood``.
-        ZsqError: the generator returned too few or too many likelihoods, or one that is not finite; names the
-            image.
+        InvalidInputError, ImageError: as in ``log_likelihood``. Names the image or the text that the
+            generator cannot take: too long, or a likelihood that is not finite.
+        PartError: the generator returned too few or too many likelihoods, or something else.
+        ZsqError: no likelihood is finite.
     """
-    if not contexts:
-        return []
-    read = generator.log_likelihood(contexts, continuations, batch_size=batch_size, progress=progress)
-    if len(read) != len(contexts):
-        raise _broken(generator, f"gave {len(read)} likelihoods for {len(contexts)} pairs")
-    for context, text, one in zip(contexts, continuations, read, strict=True):
-        if not math.isfinite(one.sum):
-            shown = ", ".join(part.source for part in context if not isinstance(part, str))
-            raise _broken(generator, f"gave {one.sum} as the log-probability of {text!r} given {shown}")
-    return read
+    found = read_each(generator, contexts, continuations, batch_size=batch_size, progress=progress, stop=True)
+    return sound(found, InvalidInputError)
+
+
+def read_each(
+    generator: Generator,
+    contexts: Sequence[Context],
+    continuations: Sequence[str],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+    stop: bool = False,
+) -> list[LogLikelihood | InvalidInputError]:
+    """Score pairs, with an error in the place of those that the generator cannot take.
+
+    It is an :class:`ImageError` if the images of the pair are at fault, alone or together with its text. As
+    :func:`read_texts`, which is this with ``stop``.
+    """
+
+    def report(step: str, done: int, total: int | None) -> None:
+        assert progress is not None
+        try:
+            progress(step, done, total)
+        except Exception as error:  # the caller's, who may raise to stop
+            raise _Stopped from error
+
+    def read(some: Sequence[Context], texts: Sequence[str]) -> list[LogLikelihood]:
+        found = generator.log_likelihood(
+            some, texts, batch_size=batch_size, progress=report if progress is not None else None
+        )
+        if not _is_list(found) or len(found) != len(some):
+            count = len(found) if _is_list(found) else _shown(found)
+            raise _broken(generator, f"gave {count} likelihoods for {len(some)} pairs")
+        for context, text, one in zip(some, texts, found, strict=True):
+            _check_likelihood(generator, context, text, one)
+        return found
+
+    try:
+        return _each(generator, read, contexts, continuations, stop)
+    except _Stopped as stopped:
+        assert stopped.__cause__ is not None
+        raise stopped.__cause__ from None
+
+
+def read_images(generator: Generator, images: Sequence[Image]) -> list[Image | ImageState | ImageError]:
+    """The images as inputs of the generator: their states if it computes some, else the images themselves.
+
+    An error stands in the place of an image for which it cannot compute a state.
+
+    Raises:
+        PartError: the states have another shape or dtype than the generator says.
+    """
+    if not isinstance(generator, ImageStates):
+        return list(images)
+    shape, dtype, fingerprint = tuple(generator.state_shape), generator.state_dtype, generator.fingerprint
+
+    def see(some: Sequence[Image]) -> NDArray[Any]:
+        states = np.asarray(generator.image_states(some))
+        if states.shape != (len(some), *shape) or states.dtype != dtype:
+            raise _broken(
+                generator,
+                f"made states of {states.dtype} {list(states.shape)} for {len(some)} images but says "
+                f"{np.dtype(dtype)} {list(shape)} each",
+            )
+        if not np.isfinite(states).all():
+            raise ZsqError(f"{_name(generator)} made a state that is not finite: {_CAUSES}")
+        return states
+
+    def blame(i: int, error: Exception) -> ImageError:
+        return blame_image(_name(generator), lambda one: see([one]), images[i], error)
+
+    found = each(lambda some: see([images[i] for i in some]), len(images), blame)
+    return [
+        one if isinstance(one, ImageError) else ImageState(one, fingerprint, image.source)
+        for image, one in zip(images, found, strict=True)
+    ]
 
 
 def distinct(tokens: Sequence[Sequence[str]]) -> list[int]:
@@ -116,8 +228,119 @@ def distinct(tokens: Sequence[Sequence[str]]) -> list[int]:
     return sorted(kept)
 
 
-def _broken(generator: Generator, what: str) -> ZsqError:
-    return ZsqError(
-        f"the generator {type(generator).__name__} {what}: its weights are damaged, its numbers overflow, or "
-        "it breaks its contract; zsqretrieval.testing.check_generator checks that"
-    )
+# --- what was wrong ---------------------------------------------------------------------------------------
+
+_CAUSES = "its weights are damaged, its numbers overflow, or it breaks its contract"
+_ABOVE = 1e-4  # nats; rounding may leave a certain token a little above 0
+_ASKED = PROMPTS["question"].template.removeprefix("<image>")  # a context of few tokens
+_SHORT = " a"  # a text of few tokens
+
+
+class _Stopped(BaseException):
+    """Carries an exception of a progress callback past the generator, which must not be blamed for it."""
+
+
+def _each(
+    generator: Generator,
+    call: Callable[[Sequence[Context], Sequence[str]], Sequence[T]],
+    contexts: Sequence[Context],
+    texts: Sequence[str],
+    stop: bool,
+) -> list[T | InvalidInputError]:
+    """Call on n pairs; images and texts that have failed once are left out from then on."""
+    check_pairs(contexts, texts)
+    faults: dict[object, InvalidInputError] = {}  # by images, texts, or both
+
+    def some_of(some: list[int]) -> Sequence[T]:
+        for i in some if faults else ():
+            for key in _keys(contexts[i], texts[i]):
+                if key in faults:
+                    raise faults[key]
+        return call([contexts[i] for i in some], [texts[i] for i in some])
+
+    def fails(context: Context, text: str) -> bool:
+        try:
+            call([context], [text])
+        except Exception:
+            return True
+        return False
+
+    def blame(i: int, error: Exception) -> InvalidInputError:
+        if error in faults.values():
+            return cast(InvalidInputError, error)
+        context, text = contexts[i], texts[i]
+        own, words, both = _keys(context, text)
+        images = [part for part in context if not isinstance(part, str)]
+        replaced = [part if isinstance(part, str) else plain(part) for part in context]
+        if fails([*map(plain, images[:1]), _ASKED], _SHORT):
+            raise error  # no item is to blame
+        source = ", ".join(image.source for image in images)
+        why = f"{_name(generator)} cannot take it: {reason(error)}"
+        key: object
+        fault: InvalidInputError
+        if isinstance(error, ImageError) or (images and fails([*images, _ASKED], _SHORT)):
+            key, fault = own, ImageError(source, error.reason if isinstance(error, ImageError) else why)
+        elif fails(replaced, text):
+            key, fault = words, InvalidInputError(f"{_quoted(context, text)}: {why}")
+        else:
+            key, fault = both, ImageError(source, f"with {_quoted(context, text)}: {why}")
+        fault.__cause__ = error
+        if stop:
+            raise fault
+        faults[key] = fault
+        return fault
+
+    return each(some_of, len(contexts), blame)
+
+
+def _keys(context: Context, text: str) -> tuple[object, object, object]:
+    """Keys of the images of a pair, of its texts, and of both."""
+    images = tuple(id(part) for part in context if not isinstance(part, str))
+    words = (*(part if isinstance(part, str) else None for part in context), text)
+    return images, words, (images, words)
+
+
+def _quoted(context: Context, text: str) -> str:
+    whole = "".join(part if isinstance(part, str) else "<image>" for part in context) + text
+    return repr(whole if len(whole) <= 200 else f"{whole[:100]} ... {whole[-100:]}")
+
+
+def _check_likelihood(generator: Generator, context: Context, text: str, one: object) -> None:
+    if not isinstance(one, LogLikelihood):
+        raise _broken(generator, f"gave {_shown(one)} for {text!r}, not a LogLikelihood")
+    values = one.token_log_probs
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape != (len(one.tokens),):
+        raise _broken(
+            generator,
+            f"gave log-probabilities {_shown(values)} for the {len(one.tokens)} tokens of {text!r}, not an "
+            "array float32 [tokens]",
+        )
+    if not np.isfinite(values).all():
+        shown = ", ".join(part.source for part in context if not isinstance(part, str))
+        raise ZsqError(
+            f"{_name(generator)} gave {one.sum} as the log-probability of {text!r} given {shown}: {_CAUSES}; "
+            f"{_KIT}"
+        )
+    if (values > _ABOVE).any():
+        raise _broken(generator, f"gave {values.max():.4g} as a log-probability of {text!r}, above 0")
+
+
+_KIT = "zsqretrieval.testing.check_generator checks that"
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return f"{type(value).__name__} {value!r}"[:80]
+
+
+def _name(generator: Generator) -> str:
+    return f"the generator {type(generator).__name__}"
+
+
+def _broken(generator: Generator, what: str) -> PartError:
+    return PartError(f"{_name(generator)} {what}: it breaks its contract; {_KIT}")

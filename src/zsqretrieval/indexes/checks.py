@@ -1,4 +1,4 @@
-"""Argument checks of the indexes, before any state changes or native code runs."""
+"""Argument checks of the indexes, before any state changes or native code runs; checks of their answers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.errors import InvalidInputError, PartError
+from zsqretrieval.protocols import Index
+from zsqretrieval.types import Neighbors
 
 _UNIT_TOLERANCE = 1e-6
 _BLOCK_ROWS = 4096
+_SCORE_TOLERANCE = 1e-3  # of a cosine, and of the order of equal ones
 
 
 def unit_rows(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
@@ -91,3 +94,43 @@ def _as_array(values: ArrayLike, name: str) -> NDArray[Any]:
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InvalidInputError(f"{name} cannot be read as an array: {error}") from error
+
+
+def nearest(index: Index, vectors: NDArray[np.float32], k: int) -> Neighbors:
+    """Search an index, which may be a plugin, and check its answer: as :meth:`Index.search`.
+
+    Raises:
+        PartError: wrong shapes or dtypes, scores that are not finite, not cosines or not best first, a
+            negative or repeated key, or padding in front of a key.
+    """
+    found = index.search(vectors, k)
+    if wrong := _wrong(found, len(vectors), k):
+        raise PartError(
+            f"the index {type(index).__name__} gave {wrong}; it breaks its contract, which "
+            "zsqretrieval.testing.check_index checks"
+        )
+    return found
+
+
+def _wrong(found: object, q: int, k: int) -> str | None:
+    """What is wrong with the answer of an index to q queries."""
+    if not isinstance(found, Neighbors):
+        return f"{type(found).__name__}, not Neighbors"
+    for name, values, dtype in (("keys", found.keys, np.int64), ("scores", found.scores, np.float32)):
+        if not isinstance(values, np.ndarray) or values.dtype != dtype:
+            shown = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+            return f"{name} of {shown}, not {np.dtype(dtype)}"
+        if values.shape != (q, k):
+            return f"{name} of shape {list(values.shape)}, not {[q, k]}"
+    there = found.keys >= 0
+    if (found.keys < -1).any() or (there[:, 1:] > there[:, :-1]).any():
+        return "a negative key, or -1 in front of a key"
+    if not np.isfinite(scores := found.scores[there]).all() or (np.abs(scores) > 1 + _SCORE_TOLERANCE).any():
+        return f"the score {scores[np.argmax(~(np.abs(scores) <= 1))]}, not a cosine"
+    with np.errstate(invalid="ignore"):  # nan behind the last key
+        if (found.scores[:, 1:] > found.scores[:, :-1] + _SCORE_TOLERANCE).any():
+            return "scores that are not best first"
+    ordered = np.sort(found.keys, axis=1)
+    if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+        return "a key twice for one query"
+    return None

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sync import IndexSync
+from zsqretrieval.encoders.checked import encode_images, encode_texts
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
+from zsqretrieval.indexes.checks import nearest
 from zsqretrieval.protocols import Encoder, truncated
 from zsqretrieval.search.expansion import Candidate, QuestionIndex, compare, hit_of
 from zsqretrieval.search.fusion import FIRST_STAGE, NORMALIZED, Fusion, best_first
@@ -50,7 +52,7 @@ class FirstStage:
 
     def keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Keys int64 [q, k] of the images nearest to vectors float32 [q, dim], best first; -1 for none."""
-        return self._follower.update().search(vectors, k).keys
+        return nearest(self._follower.update(), vectors, k).keys
 
     def search(
         self,
@@ -125,21 +127,24 @@ class FirstStage:
         texts = {n: query for n, query in enumerate(queries) if isinstance(query, str)}
         images = {n: query for n, query in enumerate(queries) if not isinstance(query, str)}
         if texts:
-            vectors[list(texts)] = self._encoder.encode_text(list(texts.values()))
+            vectors[list(texts)] = encode_texts(self._encoder, list(texts.values()))
         if images:
-            vectors[list(images)] = self._encoder.encode_image(list(images.values()))
+            vectors[list(images)] = encode_images(self._encoder, list(images.values()))
         return vectors
 
     def _nearest(self, vectors: NDArray[np.float32], k: int) -> list[list[Candidate]]:
         while True:
             position = self._catalog.log.position
-            neighbors = self._follower.update().search(vectors, k)
+            neighbors = nearest(self._follower.update(), vectors, k)
             there = neighbors.keys >= 0  # [q, k]
             try:
                 records = iter(self._catalog.records(neighbors.keys[there]))
             except InvalidInputError as error:  # a hit was removed between the two steps: search again
                 if position == self._catalog.log.position:
-                    raise IntegrityError(f"index and catalog of this album disagree: {error}") from error
+                    raise IntegrityError(
+                        f"the index {type(self._follower.index).__name__} and the catalog of this album "
+                        f"disagree: {error}"
+                    ) from error
                 continue
             return [
                 [

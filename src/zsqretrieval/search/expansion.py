@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sync import IndexSync
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.indexes.checks import nearest
 from zsqretrieval.plugins import empty_like, new_index
 from zsqretrieval.protocols import Configurable, Encoder, Index
 from zsqretrieval.search.fusion import FIRST_STAGE, Fusion, best_first, fuse, standardized
@@ -81,7 +81,7 @@ class QuestionIndex:
         index = self._opened().update()
         depth = k
         while True:  # an image has several questions, so k questions may belong to fewer images
-            found = index.search(vector, depth).keys[0]
+            found = nearest(index, vector, depth).keys[0]
             owners = self._catalog.questions.owners(found[found >= 0])
             images = list(dict.fromkeys(owners[key] for key in found.tolist() if key in owners))
             if len(images) >= k or depth >= len(index):
@@ -182,7 +182,7 @@ def join(expansion: Fusion, image: NDArray[np.float64], question: NDArray[np.flo
         float64 [n], higher is better.
 
     Raises:
-        InvalidInputError: the expansion returned anything but one finite number per image.
+        InvalidInputError: as :func:`~zsqretrieval.search.fusion.fuse`.
     """
     known = ~np.isnan(question)
     if not known.any():
@@ -190,8 +190,6 @@ def join(expansion: Fusion, image: NDArray[np.float64], question: NDArray[np.flo
     asked = question[known]
     average = np.clip(asked.mean(), asked.min(), asked.max())  # the mean of equals may differ by rounding
     joined = fuse(expansion, image, np.where(known, question, average))
-    if not np.isfinite(joined).all():
-        raise InvalidInputError(f"the expansion {expansion!r} gave {joined.tolist()}; all must be finite")
     spread = image.std() if np.ptp(image) > ALIKE else 1.0  # keeps the questions from vanishing in rounding
     scaled: NDArray[np.float64] = image.mean() + spread * standardized(joined)
     return scaled

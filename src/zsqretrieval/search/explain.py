@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.batches import each
 from zsqretrieval.album.candidates import Viewer, parts_by_size
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.sources import Reopener
@@ -47,18 +48,36 @@ def explain_hits(
     records: Sequence[Record],
     prompt: Prompt,
 ) -> tuple[Hit, ...]:
-    """Add explanations to n hits of n records; None for an image that cannot be opened."""
+    """Add explanations to n hits of n records.
+
+    None for an image that cannot be opened or that the generator cannot take.
+    """
     explained: list[Hit] = []
     with Reopener() as files:
         for part in parts_by_size(records):
             with viewer.showing(records[part], files) as (generator, shown):
                 images = [one for one in shown if not isinstance(one, ImageError)]
-                found = iter(explain(generator, question, images, prompt=prompt))
+                found = iter(_explain_each(generator, question, images, prompt))
+            able = [None if isinstance(one, ImageError) else next(found) for one in shown]
             explained += [
-                hit if isinstance(one, ImageError) else replace(hit, explanation=next(found))
-                for hit, one in zip(hits[part], shown, strict=True)
+                replace(hit, explanation=one) if isinstance(one, Explanation) else hit
+                for hit, one in zip(hits[part], able, strict=True)
             ]
     return tuple(explained)
+
+
+def _explain_each(
+    generator: Generator, question: str, images: Sequence[Image | ImageState], prompt: Prompt
+) -> list[Explanation | ImageError]:
+    def call(some: list[int]) -> list[Explanation]:
+        return explain(generator, question, [images[i] for i in some], prompt=prompt)
+
+    def blame(_: int, error: Exception) -> ImageError:
+        if isinstance(error, ImageError):
+            return error
+        raise error
+
+    return each(call, len(images), blame)
 
 
 def explain(
@@ -85,8 +104,7 @@ def explain(
 
     Raises:
         InvalidInputError: the question is too long for the generator, or the generator writes no text.
-        ImageError: an image cannot be decoded; names it.
-        ZsqError: the generator returned numbers that are not finite; names the image.
+        ImageError: an image cannot be decoded, or the generator cannot take it; names it.
     """
     if not images:
         return []

@@ -155,16 +155,27 @@ class ReciprocalRank:
 def fuse(
     fusion: Fusion, first_stage: NDArray[np.float64], scores: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Apply a fusion: float64 [n]; an InvalidInputError if it returns another shape, or nan."""
+    """Apply a fusion: float64 [n]; an InvalidInputError if it returns anything but finite numbers."""
     if not len(scores):
         return np.empty(0)
-    fused = np.asarray(fusion.fuse(first_stage, scores), np.float64)
-    if fused.shape != scores.shape or np.isnan(fused).any():
+    fused = finite_numbers(answer := fusion.fuse(first_stage, scores), len(scores))
+    if fused is None:
         raise InvalidInputError(
-            f"the fusion {fusion!r} gave {fused.tolist()} for {len(scores)} candidates; "
-            "it must give one number per candidate, without nan"
+            f"the fusion {fusion!r} gave {str(answer)[:200]} for {len(scores)} candidates; "
+            "it must give one finite number per candidate"
         )
     return fused
+
+
+def finite_numbers(values: object, count: int) -> NDArray[np.float64] | None:
+    """N finite numbers as float64 [n]; None if they are anything else."""
+    try:
+        numbers = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        return None
+    if numbers.dtype.kind not in "fiu" or numbers.shape != (count,) or not np.isfinite(numbers).all():
+        return None
+    return numbers.astype(np.float64)
 
 
 def best_first(fused: ArrayLike) -> NDArray[np.intp]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,10 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.batches import sound
 from zsqretrieval._util.checks import check_sequence, check_text
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.encoders.checked import encode_images, encode_texts
+from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.generators.checked import read_images
 from zsqretrieval.generators.lazy import LazyGenerator
-from zsqretrieval.protocols import Encoder, Generator, ImageStates
+from zsqretrieval.protocols import Encoder, Generator, truncated
 from zsqretrieval.search.fusion import FIRST_STAGE, FUSED, RerankOnly, best_first, fuse
 from zsqretrieval.search.priors import Prior, log_prior
 from zsqretrieval.search.rerank import Rerank
@@ -30,12 +34,14 @@ class TextHit:
         index: its position in the list that was given.
         score: score that the ranking is sorted by; higher is better.
         scores: score of every stage by name.
+        truncated: whether the encoder cut the text, so that the first stage knows only its beginning.
     """
 
     text: str
     index: int
     score: float
     scores: Mapping[str, float]
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +88,16 @@ def rank_texts(
         raise InvalidInputError(f"texts are ranked by a scoring rule such as Likelihood(), not {rule!r}")
     prior = _prior(prior, rule)
     begin = time.perf_counter()
-    cosine = encoder.encode_text(texts) @ encoder.encode_image([image])[0]  # [n]
+    cosine = encode_texts(encoder, texts) @ encode_images(encoder, [image])[0]  # [n]
     timings = {"encode": time.perf_counter() - begin}
+    cut = truncated(encoder, texts)
+    if any(cut):
+        warnings.warn(
+            f"{sum(cut)} of {len(texts)} texts are longer than the encoder reads, which knows only their "
+            f"beginning: {texts[cut.index(True)][:60]!r}...",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     scores = {FIRST_STAGE: cosine.astype(np.float64)}
     order = best_first(cosine)
     if how is not None and rule is not None and generator is not None and len(texts):
@@ -101,7 +115,11 @@ def rank_texts(
         image.source,
         tuple(
             TextHit(
-                texts[n], int(n), float(ranked_by[n]), {name: float(one[n]) for name, one in scores.items()}
+                texts[n],
+                int(n),
+                float(ranked_by[n]),
+                {name: float(one[n]) for name, one in scores.items()},
+                cut[n],
             )
             for n in order[:k]
         ),
@@ -119,7 +137,10 @@ def _scores(
     progress: Progress | None,
 ) -> dict[str, NDArray[np.float64]]:
     """Generator scores of n texts by name, each float64 [n]."""
-    shown, *blank = _with_features(generator, [image, *(prior.null_images if prior else ())])
+    # features once, where the generator computes some: every text uses them again
+    images = [image, *(prior.null_images if prior else ())]
+    features: list[Image | ImageState] = sound(read_images(generator, images), ImageError)
+    shown, *blank = features
     scores = score_pairs(
         generator, rule, texts, [shown] * len(texts), batch_size=batch_size, progress=progress
     )
@@ -127,16 +148,6 @@ def _scores(
         return {rule.name: scores}
     log_priors = log_prior(generator, rule, blank, texts, batch_size=batch_size, progress=progress)
     return {rule.name: scores, "prior": log_priors, "corrected": scores - prior.alpha * log_priors}
-
-
-def _with_features(generator: Generator, images: Sequence[Image]) -> list[Image | ImageState]:
-    """Compute the features of images once, where the generator can: every text uses them again."""
-    if not isinstance(generator, ImageStates):
-        return list(images)
-    return [
-        ImageState(state, generator.fingerprint, image.source)
-        for state, image in zip(generator.image_states(images), images, strict=True)
-    ]
 
 
 def _prior(prior: Prior | Literal["auto"] | None, rule: Scoring | None) -> Prior | None:

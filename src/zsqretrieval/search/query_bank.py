@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_amounts, check_sequence, check_text
+from zsqretrieval.encoders.checked import encode_texts
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.protocols import Encoder
 
@@ -84,7 +85,7 @@ class QueryBank:
             raise InvalidInputError("a bank needs one text or more")
         for n, text in enumerate(texts):
             check_text(text, f"text {n} of the bank")
-        return cls(encoder.encode_text(list(texts)), encoder.fingerprint, scale, strength)
+        return cls(encode_texts(encoder, texts), encoder.fingerprint, scale, strength)
 
     def __len__(self) -> int:
         """Number of queries."""

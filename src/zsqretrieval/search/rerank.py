@@ -17,10 +17,10 @@ from zsqretrieval._util.checks import check_counts
 from zsqretrieval.album.candidates import Viewer, open_image, parts_by_size
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.sources import Reopener
-from zsqretrieval.errors import ImageError, InvalidInputError, ZsqError
+from zsqretrieval.errors import ImageError, InvalidInputError, PartError
 from zsqretrieval.plugins import check_part
-from zsqretrieval.search.fusion import FUSED, Fusion, RerankOnly, best_first, fuse
-from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo, score_pairs
+from zsqretrieval.search.fusion import FUSED, Fusion, RerankOnly, best_first, finite_numbers, fuse
+from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo, score_each
 from zsqretrieval.types import Hit, Image, Progress
 
 CANDIDATES = 100
@@ -117,7 +117,11 @@ def score_candidates(
     """Score n candidates for a question, in one call of the generator unless their files are very large.
 
     Returns:
-        float64 [n], higher is better; nan for images that cannot be opened, which a RuntimeWarning names.
+        float64 [n], higher is better; nan for images that cannot be opened or that the generator cannot take,
+        which a RuntimeWarning names.
+
+    Raises:
+        InvalidInputError: the generator cannot take the question; or as :func:`score_pairs`.
     """
     scores = np.full(len(records), np.nan)
     unavailable: list[ImageError] = []
@@ -126,27 +130,30 @@ def score_candidates(
             if isinstance(how.scoring, Scoring):
                 assert viewer is not None
                 with viewer.showing(records[part], files) as (generator, inputs):
-                    images = [one for one in inputs if not isinstance(one, ImageError)]
-                    found = score_pairs(
+                    scores[part], faults = score_each(
                         generator,
                         how.scoring,
-                        [question] * len(images),
-                        images,
+                        [question] * len(inputs),
+                        inputs,
                         batch_size=how.batch_size,
                         progress=_of_part(progress, part, len(records)),
                     )
+                for fault in faults.values():
+                    if not isinstance(fault, ImageError):  # the question is at fault
+                        raise fault
+                    unavailable.append(fault)
             else:
-                inputs = [open_image(files, record) for record in records[part]]
-                found = _ask_reranker(how, question, [one for one in inputs if isinstance(one, Image)])
-            available = np.array([not isinstance(one, ImageError) for one in inputs])
-            scores[part][available] = found
-            unavailable += [one for one in inputs if isinstance(one, ImageError)]
+                opened = [open_image(files, record) for record in records[part]]
+                images = [one for one in opened if isinstance(one, Image)]
+                unavailable += [one for one in opened if isinstance(one, ImageError)]
+                available = np.array([isinstance(one, Image) for one in opened])
+                scores[part][available] = _ask_reranker(how, question, images)
     if unavailable:
         names = "; ".join(map(str, unavailable[:3])) + ("; ..." if len(unavailable) > 3 else "")
         warnings.warn(
-            f"{len(unavailable)} of {len(records)} candidates cannot be opened and rank last, in the "
-            f"order of the first stage: {names}. Cache image features (states='disk') for images that are "
-            "not files or do not stay in place",
+            f"{len(unavailable)} of {len(records)} candidates cannot be opened or scored and rank last, in "
+            f"the order of the first stage: {names}. Cache image features (states='disk') for images that "
+            "are not files or do not stay in place",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -167,11 +174,14 @@ def _of_part(progress: Progress | None, part: slice, candidates: int) -> Progres
 def _ask_reranker(how: Rerank, question: str, images: Sequence[Image]) -> NDArray[np.float64]:
     """Call a re-ranker and check its answer."""
     assert isinstance(how.scoring, Reranker)
-    scores = np.asarray(how.scoring.score(question, images), np.float64) if images else np.empty(0)
-    if scores.shape != (len(images),) or not np.isfinite(scores).all():
-        raise ZsqError(
-            f"the re-ranker {how.name} gave scores of shape {list(scores.shape)} for {len(images)} images, "
-            "or numbers that are not finite; it must give one finite number per image"
+    if not images:
+        return np.empty(0)
+    answer = how.scoring.score(question, images)
+    scores = finite_numbers(answer, len(images))
+    if scores is None:
+        raise PartError(
+            f"the re-ranker {how.name} gave {str(answer)[:200]} for {len(images)} images; it must give one "
+            "finite number per image"
         )
     return scores
 

@@ -15,11 +15,13 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.batches import sound
 from zsqretrieval._util.checks import check_sequence, check_verbalisers
-from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.generators.checked import distinct, read_texts
+from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.generators.checked import distinct, read_each, read_texts
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
+from zsqretrieval.search.fusion import finite_numbers
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
 
 
@@ -165,21 +167,71 @@ def score_pairs(
         float64 [n], finite, higher is better.
 
     Raises:
-        ImageError: an image cannot be decoded; names it.
+        ImageError: an image cannot be decoded, or the generator cannot take it; names it.
         InvalidInputError: a text is too long for the generator, or the rule gave a score that is not finite.
-        ZsqError: the generator returned the wrong number of likelihoods, or one that is not finite; names the
-            text and the image.
+        PartError: an answer of the generator breaks its contract.
+        ZsqError: no likelihood is finite.
     """
     check_sequence(texts, "texts")
     check_sequence(images, "images")
     found = pair_likelihoods(generator, scoring, texts, images, batch_size=batch_size, progress=progress)
-    scores = np.array([scoring.score(one) for one in found], np.float64)
-    for wrong in np.flatnonzero(~np.isfinite(scores)).tolist():
-        raise InvalidInputError(
-            f"{texts[wrong]!r} given {images[wrong].source}: the scoring rule {scoring.name!r} gave "
-            f"{scores[wrong]} for finite likelihoods; it must give a finite number"
+    return np.array([_score(scoring, *one) for one in zip(texts, images, found, strict=True)], np.float64)
+
+
+def score_each(
+    generator: Generator,
+    scoring: Scoring,
+    texts: Sequence[str],
+    images: Sequence[Image | ImageState | ImageError],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> tuple[NDArray[np.float64], dict[int, InvalidInputError]]:
+    """Score n texts as :func:`score_pairs`, and go on without those that cannot be scored.
+
+    Returns:
+        float64 [n], nan where there is no score; and why, by position: an ImageError, also one among
+        ``images``, if the image is at fault, alone or together with the text.
+    """
+    faults: dict[int, InvalidInputError] = {
+        n: one for n, one in enumerate(images) if isinstance(one, ImageError)
+    }
+    pairs = [
+        [] if isinstance(image, ImageError) else scoring.pairs(text, image)
+        for text, image in zip(texts, images, strict=True)
+    ]
+    found = iter(
+        read_each(
+            generator,
+            [pair.context for some in pairs for pair in some],
+            [pair.continuation for some in pairs for pair in some],
+            batch_size=batch_size,
+            progress=progress,
         )
-    return scores
+    )
+    scores = np.full(len(texts), np.nan)
+    for n, (text, image, some) in enumerate(zip(texts, images, pairs, strict=True)):
+        if isinstance(image, ImageError):
+            continue
+        read = [next(found) for _ in some]
+        wrong = next((one for one in read if isinstance(one, InvalidInputError)), None)
+        if wrong is None:
+            scores[n] = _score(scoring, text, image, sound(read, InvalidInputError))
+        else:
+            faults[n] = wrong
+    return scores, faults
+
+
+def _score(
+    scoring: Scoring, text: str, image: Image | ImageState, likelihoods: Sequence[LogLikelihood]
+) -> float:
+    score = scoring.score(likelihoods)
+    if finite_numbers([score], 1) is None:
+        raise InvalidInputError(
+            f"{text!r} given {image.source}: the scoring rule {scoring.name!r} gave {score} for finite "
+            "likelihoods; it must give a finite number"
+        )
+    return float(score)
 
 
 def pair_likelihoods(

@@ -25,12 +25,13 @@ from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.questions import Judgement, NewQuestion, Recipe, StoredQuestion, StyleFacts
 from zsqretrieval.data.loader import Skipped
 from zsqretrieval.data.sources import Reopener
+from zsqretrieval.encoders.checked import encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import check_sampling
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.tasks.english import normalized
-from zsqretrieval.tasks.questions import STYLES, Question, Style, check_style, generate_questions
+from zsqretrieval.tasks.questions import STYLES, Question, Style, check_style, questions_for_each
 from zsqretrieval.types import Progress
 
 Search: TypeAlias = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
@@ -48,7 +49,7 @@ class QuestionsReport:
     Attributes:
         asked: images that questions were written for.
         known: images that had been asked with the same settings before.
-        skipped: images that cannot be opened, with the reason.
+        skipped: images that cannot be opened or that the generator cannot take, with the reason.
         questions: new questions.
         kept: new questions that passed the round trip.
         seconds: time taken.
@@ -152,15 +153,18 @@ class AlbumQuestions:
                             for record, one in zip(batch, shown, strict=True)
                             if not isinstance(one, ImageError)
                         }
-                        found = generate_questions(
+                        found = questions_for_each(
                             generator, list(images.values()), style=style, answers=answers,
                             batch_size=batch_size, **sampling,
                         )  # fmt: skip
-                        written = dict(zip(images, found, strict=True))
+                    results = zip(images, found, strict=True)
+                    written = {key: one for key, one in results if not isinstance(one, ImageError)}
                     new, passed = self._catalog.questions.write(recipe, self._judged(written, top_k))
                     questions, kept, asked = questions + new, kept + passed, asked + len(written)
                     skipped += [
-                        Skipped(one.source, one.reason) for one in shown if isinstance(one, ImageError)
+                        Skipped(one.source, one.reason)
+                        for one in (*shown, *found)
+                        if isinstance(one, ImageError)
                     ]
                     _report(progress, "writing", asked + known + len(skipped), len(self._catalog))
                 _report(progress, "writing", asked + known + len(skipped), len(self._catalog))
@@ -191,7 +195,7 @@ class AlbumQuestions:
         self, texts: Sequence[str], images: Sequence[int], top_k: int | None
     ) -> tuple[NDArray[np.float32], Sequence[Judgement]]:
         """Encode questions and search for them: vectors float32 [q, dim], and whether each is kept."""
-        vectors = self._encoder.encode_text(texts)
+        vectors = encode_texts(self._encoder, texts)
         gallery = len(self._catalog)
         if top_k is None or not texts:
             return vectors, [Judgement(None, None, gallery, kept=True)] * len(texts)

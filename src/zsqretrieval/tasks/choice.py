@@ -88,7 +88,7 @@ def choose(
         InvalidInputError: there are fewer than two options, an empty one, or two equal ones, also if only
             the generator's tokenizer makes them equal; or a context with an option is too long.
         ImageError: an image cannot be decoded; names it.
-        ZsqError: a likelihood is not finite; names the image.
+        ZsqError: no likelihood is finite.
     """
     names = check_texts(options, "options", least=2)
     if repeated := sorted({name for name in names if names.count(name) > 1}):

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
+from zsqretrieval._util.batches import sound
 from zsqretrieval._util.checks import check_sequence, check_text
-from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.generators.checked import check_sampling, read_texts, write_texts
+from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.generators.checked import check_sampling, read_each, write_each
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks.english import first_line, normalized, question_in
@@ -134,8 +136,33 @@ def generate_questions(
     Raises:
         InvalidInputError: unknown style; ``n`` or ``max_new_tokens`` < 1; temperature or seed negative;
             answers to a style without questions; a generator that scores texts but writes none.
-        ImageError: an image cannot be decoded; names it.
-        ZsqError: a likelihood is not finite; names the image.
+        ImageError: an image cannot be decoded, or the generator cannot take it; names it.
+    """
+    written = questions_for_each(
+        generator, images, n,
+        style=style, answers=answers, answer_prompt=answer_prompt, temperature=temperature, seed=seed,
+        max_new_tokens=max_new_tokens, batch_size=batch_size,
+    )  # fmt: skip
+    return sound(written, ImageError)
+
+
+def questions_for_each(
+    generator: Generator,
+    images: Sequence[Image | ImageState],
+    n: int = 3,
+    *,
+    style: str | Style = "questions",
+    answers: bool = False,
+    answer_prompt: Prompt = PROMPTS["vqa"],
+    temperature: float = 0.7,
+    seed: int | None = 0,
+    max_new_tokens: int = 24,
+    batch_size: int = 16,
+) -> list[tuple[Question, ...] | ImageError]:
+    """Write questions as :func:`generate_questions`, with an error in the place of images that have none.
+
+    A text that the generator writes but cannot read is dropped: it is too long, or has a mark that the model
+    takes for an image.
     """
     style = check_style(style, answers=answers)
     check_sequence(images, "images")
@@ -143,28 +170,48 @@ def generate_questions(
     check_prompt(answer_prompt, "question", what="the prompt for answers")
     draws = -(-OVERSAMPLE * n // len(style.prompts)) if temperature > 0 else 1
     contexts = [prompt.context(image) for image in images for prompt in style.prompts]
-    settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    drawn = write_texts(generator, contexts, n=draws, temperature=temperature, seed=seed, **settings)
-    tidied = [dict.fromkeys(map(question_in if style.asks else first_line, texts)) for texts in drawn]
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    drawn = write_each(generator, contexts, n=draws, temperature=temperature, seed=seed, **settings)
+    faults: dict[int, ImageError] = {}
+    for at, texts in enumerate(drawn):
+        if isinstance(texts, ImageError):
+            faults[at // len(style.prompts)] = texts
+        elif isinstance(texts, InvalidInputError):  # the prompt is at fault
+            raise texts
+    able = [[] if isinstance(texts, InvalidInputError) else texts for texts in drawn]
+    tidied = [dict.fromkeys(map(question_in if style.asks else first_line, texts)) for texts in able]
     pairs = [(at, text) for at, texts in enumerate(tidied) for text in texts if normalized(text)]
-    likelihoods = read_texts(
+    likelihoods = read_each(
         generator, [contexts[at] for at, _ in pairs], [f" {text}" for _, text in pairs], batch_size=batch_size
     )
     written: list[list[Question]] = [[] for _ in images]
+    unread: dict[int, ImageError] = {}
     for (at, text), likelihood in zip(pairs, likelihoods, strict=True):
         image, prompt = divmod(at, len(style.prompts))
+        if isinstance(likelihood, InvalidInputError):
+            if isinstance(likelihood, ImageError):
+                unread[image] = likelihood
+            continue
         template = style.prompts[prompt].template
         written[image].append(Question(text, None, style.name, template, likelihood.sum, len(likelihood)))
     chosen = [_likeliest(questions, n) for questions in written]
-    if not answers:
-        return chosen
-    asking = [
-        answer_prompt.context(image, question=one.text)
-        for image, questions in zip(images, chosen, strict=True)
-        for one in questions
-    ]
-    replies = (first_line(text) for (text,) in write_texts(generator, asking, **settings))
-    return [tuple(replace(one, answer=next(replies) or None) for one in questions) for questions in chosen]
+    if answers:
+        asking = [
+            answer_prompt.context(image, question=one.text)
+            for image, questions in zip(images, chosen, strict=True)
+            for one in questions
+        ]
+        replies = iter(write_each(generator, asking, **settings))
+        chosen = [tuple(_answered(one, next(replies)) for one in questions) for questions in chosen]
+    faults |= {image: one for image, one in unread.items() if not written[image]}
+    return [faults.get(image, questions) for image, questions in enumerate(chosen)]
+
+
+def _answered(question: Question, written: list[str] | InvalidInputError) -> Question:
+    """The question with the generator's answer, unless it could not read the question."""
+    if isinstance(written, InvalidInputError):
+        return question
+    return replace(question, answer=first_line(written[0]) or None)
 
 
 def _likeliest(questions: Sequence[Question], n: int) -> tuple[Question, ...]:

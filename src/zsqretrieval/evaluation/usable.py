@@ -1,0 +1,128 @@
+"""The images of a data set that can be measured: those that can be encoded, each once.
+
+What is left out is counted and named, in the notes of the data set, which every report shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsqretrieval.data.images import digest
+from zsqretrieval.encoders.checked import Row
+from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.evaluation.datasets import Dataset, Judgments
+from zsqretrieval.types import Image
+
+_NAMED = 10  # in a note
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Usable:
+    """The usable part of a data set."""
+
+    dataset: Dataset
+    vectors: NDArray[np.float32]  # [n, D], of its images
+    digests: list[str]  # of its images
+    places: NDArray[np.int64]  # [N], of each image that was given: its place or its copy's; -1: left out
+    facts: Mapping[str, Any]  # ``images`` left out (id: reason), ``queries`` (ids), ``copies`` (id: first id)
+
+    def kept(self, judged: Judgments) -> Judgments:
+        """The rated pairs whose image is usable."""
+        images = self.places[judged.images]
+        return some_pairs(replace(judged, images=images), images >= 0)
+
+
+def some_pairs(judged: Judgments, chosen: NDArray[np.bool_]) -> Judgments:
+    """Some of n rated pairs, bool [n]."""
+    captions = tuple(judged.captions[n] for n in np.flatnonzero(chosen))
+    return replace(judged, images=judged.images[chosen], captions=captions, ratings=judged.ratings[chosen])
+
+
+def digests_of(images: Iterable[Image]) -> list[str | ImageError]:
+    """The digest of every image, or why it cannot be read."""
+    found: list[str | ImageError] = []
+    for image in images:
+        try:
+            found.append(digest(image))
+        except ImageError as error:
+            found.append(error)
+    return found
+
+
+def usable_part(dataset: Dataset, encode: Callable[[Sequence[Image]], Sequence[Row | ImageError]]) -> Usable:
+    """Leave out images that cannot be read or encoded, the queries that only they answer, and copies.
+
+    Images with equal bytes are one image, the first of them, which answers the queries of all: no system can
+    tell them apart.
+
+    Raises:
+        ImageError: no image is usable.
+    """
+    digests = digests_of(dataset.gallery)
+    faults = {n: one for n, one in enumerate(digests) if isinstance(one, ImageError)}
+    firsts = dict[str, int]()
+    for n, one in enumerate(digests):
+        if isinstance(one, str):
+            firsts.setdefault(one, n)
+    order = sorted(firsts.values())
+    rows = dict(zip(order, encode([dataset.gallery[n] for n in order]), strict=True))
+    faults |= {n: one for n, one in rows.items() if isinstance(one, ImageError)}
+    kept = [n for n in order if n not in faults]
+    if not kept:
+        raise next(iter(faults.values()))
+    position = {n: place for place, n in enumerate(kept)}
+    owner = [n if n in faults else firsts[str(one)] for n, one in enumerate(digests)]
+    places = np.array([position.get(n, -1) for n in owner], np.int64)
+    ids = [str(image.id) for image in dataset.gallery]
+    new_id = {id: ids[kept[place]] for id, place in zip(ids, places.tolist(), strict=True) if place >= 0}
+    qrels: dict[str, dict[str, int]] = {}
+    for query, judged in dataset.qrels.items():
+        own: dict[str, int] = {}
+        for id, grade in judged.items():
+            if id in new_id:
+                own[new_id[id]] = max(grade, own.get(new_id[id], grade))
+        qrels[query] = own
+    answered = [query for query in dataset.queries if any(grade > 0 for grade in qrels[query.id].values())]
+    without = [query.id for query in dataset.queries if query not in set(answered)]
+    out = {ids[n]: faults[owner[n]] for n in np.flatnonzero(places < 0).tolist()}
+    copies = {ids[n]: ids[owner[n]] for n in range(len(ids)) if places[n] >= 0 and owner[n] != n}
+    notes = list(dataset.notes)
+    if out:
+        notes.append(
+            f"{len(out)} of {len(ids)} images cannot be read or encoded and are left out: "
+            + named(f"{id} ({error.reason})" for id, error in out.items())
+        )
+    if without:
+        notes.append(
+            f"{len(without)} of {len(dataset.queries)} queries are left out, since only these images answer "
+            f"them: {named(without)}"
+        )
+    if copies:
+        notes.append(
+            f"{len(copies)} images are copies of others, byte for byte; equal images count as one: "
+            + named(f"{id} is {first}" for id, first in copies.items())
+        )
+    if not answered:
+        raise InvalidInputError(f"{dataset.name}: no query is left to measure: {'; '.join(notes)}")
+    part = replace(
+        dataset,
+        gallery=tuple(dataset.gallery[n] for n in kept),
+        queries=tuple(answered),
+        qrels={query.id: qrels[query.id] for query in answered},
+        notes=tuple(notes),
+    )
+    facts = {"images": {id: one.reason for id, one in out.items()}, "queries": without, "copies": copies}
+    vectors = np.stack([row for row in rows.values() if not isinstance(row, ImageError)])
+    return Usable(part, vectors, [str(digests[n]) for n in kept], places, facts)
+
+
+def named(names: Iterable[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    every = list(names)
+    more = f"; and {len(every) - _NAMED} more, in report.json" if len(every) > _NAMED else ""
+    return "; ".join(every[:_NAMED]) + more

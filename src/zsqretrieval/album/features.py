@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from zsqretrieval._util.files import atomic_write, locked
-from zsqretrieval._util.untrusted import parse_json
+from zsqretrieval._util.untrusted import has_holes, parse_json
 from zsqretrieval.errors import AlbumError
 from zsqretrieval.protocols import ImageStates
 
@@ -277,6 +277,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged. Apart from crc32, the values may have any type.
     """
+    if has_holes(path):  # which safetensors would map into memory
+        raise ValueError("it claims bytes that are not on the disk")
     try:
         with safe_open(path, framework="np") as file:
             metadata, names = file.metadata() or {}, set(file.keys())

@@ -210,7 +210,7 @@ class Database:
         """Let SQLite check pages, tables and indexes, in about 2 s per GB; damage is an IntegrityError."""
         found = self.value("PRAGMA integrity_check(1)")
         if found != "ok":
-            raise IntegrityError(f"{self.where} is damaged: {found}; restore it from a backup")
+            raise IntegrityError(f"{self.where} is damaged: {_line(found)}; restore it from a backup")
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy one snapshot of the database to a file, atomically; other threads and processes may write.
@@ -272,4 +272,10 @@ def translated(where: str) -> Iterator[None]:
         for sign, advice in _ADVICE.items():
             if sign in str(error):
                 raise AlbumError(f"{where}: {error}: {advice}") from error
-        raise IntegrityError(f"{where} is damaged or not a catalog: {error}; restore a backup") from error
+        reason = _line(str(error))
+        raise IntegrityError(f"{where} is damaged or not a catalog: {reason}; restore a backup") from error
+
+
+def _line(text: str) -> str:
+    """SQLite's description of damage in one line."""
+    return " ".join(text.split())

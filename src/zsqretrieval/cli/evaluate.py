@@ -158,6 +158,7 @@ def evaluate(
     """Measure retrieval systems on a data set, and write a report with run files and figures."""
     from zsqretrieval._util.cache import Cache
     from zsqretrieval.evaluation.datasets import open_dataset, open_distractors, open_judgments
+    from zsqretrieval.evaluation.datasets.dataset import read_json
     from zsqretrieval.evaluation.dialogs import measure_dialogs
     from zsqretrieval.evaluation.experiment import evaluate as run
     from zsqretrieval.evaluation.report import write_report, write_verdict
@@ -173,7 +174,7 @@ def evaluate(
     if template is Template.REPORT and report.exists() and not report.is_dir():
         raise InvalidInputError(f"{report} is a file; a report is a folder")
     for page in filter(None, (published, alternatives)):
-        json.loads(page.read_text(encoding="utf-8"))
+        read_json(page, "numbers for the verdict", "benchmarks/")
     own = preset_with(preset, encoder_weights=encoder_weights, generator_weights=generator_weights)
     chosen = own.variant(
         encoder=encoder,

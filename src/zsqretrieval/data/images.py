@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -141,6 +142,9 @@ _UPRIGHT = {
     7: PILImage.Transpose.TRANSVERSE,
     8: PILImage.Transpose.ROTATE_90,
 }
+
+# Pillow warns of damaged tags in a TIFF, and decodes it or raises.
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 # Usual ranges of pixels deeper than 8 bits, smallest first.
 _RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}

@@ -372,7 +372,8 @@ def _read_parquet(tables: Iterable[Path]) -> Iterator[Image]:
                     )
                 first += batch.num_rows
         except (ArrowException, OSError) as error:  # pyarrow raises both for damaged files
-            raise IntegrityError(f"{path}: not a whole parquet file: {error}; fetch it again") from error
+            reason = " ".join(str(error).split())  # some are several lines
+            raise IntegrityError(f"{path}: not a whole parquet file: {reason}; fetch it again") from error
 
 
 def _cells(batch: Any, name: str) -> list[Any]:

@@ -1190,6 +1190,10 @@ def live(album, diary, first, seed, states):
             say(removing=ids)
             retriever.remove(ids)
             say(removed=ids)
+        elif states and deed < 0.87:
+            say(asking=True)
+            retriever.questions.generate(2, top_k=None, batch_size=4)
+            say(asked=[(one.id, one.text) for one in retriever.questions.list()])
         else:
             retriever.save()
 
@@ -1206,14 +1210,15 @@ for line in sys.stdin:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [12, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("make", "states"), [(exact, None), (hnsw, "disk")])
-def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, states: Any, slow: bool) -> None:
+def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, states: Any, rounds: int) -> None:
     Retriever(ENCODER, make(), Seeing() if states else None, states=states, path=album).close()
     chance = random.Random(7)
     expected: dict[str, int] = {}
+    questions: set[tuple[str, str]] = set()
     acknowledged = 0
-    deaths = {"adding": 0, "removing": 0, "saving": 0}
+    deaths = {"adding": 0, "removing": 0, "saving": 0, **({"asking": 0} if states else {})}
     modules = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
     nursery = subprocess.Popen(
         [sys.executable, "-c", NURSERY],
@@ -1223,7 +1228,7 @@ def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, state
     )
     assert nursery.stdin is not None and nursery.stdout is not None
     with nursery:
-        for turn in range(200 if slow else 12):
+        for turn in range(rounds):
             diary = album.parent / f"{turn}.jsonl"
             order = [str(album), str(diary), turn * 100_000, turn, states]
             nursery.stdin.write(json.dumps(order).encode() + b"\n")
@@ -1238,15 +1243,19 @@ def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, state
 
             adding: set[str] = set()
             removing: set[str] = set()
+            asking = False
             for line in diary.read_text().splitlines():
                 news = json.loads(line)
                 adding = set(news.get("adding", ()))
                 removing = set(news.get("removing", ()))
+                asking = "asking" in news
+                questions = {(id, text) for id, text in news.get("asked", questions)}
                 expected |= {id: int(id) for id in news.get("added", ())}
                 acknowledged += len(news.get("added", ()))
                 for id in news.get("removed", ()):
                     del expected[id]
-            deaths["adding" if adding else "removing" if removing else "saving"] += 1
+            doing = "adding" if adding else "removing" if removing else "asking" if asking else "saving"
+            deaths[doing] += 1
 
             generator = Seeing() if states else None
             with opened(album, generator=generator) as survivor:
@@ -1258,6 +1267,9 @@ def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, state
                 assert expected.keys() - present in (set(), removing)
                 expected = {id: int(id) for id in present}
                 check(survivor, expected)
+                stored = {(one.id, one.text) for one in survivor.questions.list()}
+                assert {one for one in questions if one[0] in present} <= stored
+                assert {id for id, _ in stored} <= present
                 if generator is not None:
                     assert len(survivor.search("red", max(1, len(present)))) == len(present)
                     assert generator.looked_at == []
@@ -1265,4 +1277,4 @@ def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, state
                     survivor.save()
                     assert len(snapshots(album)) == 1
         nursery.stdin.close()
-    assert acknowledged > 20 and (not slow or min(deaths.values()) > 0)
+    assert acknowledged > 20 and (rounds < 100 or min(deaths.values()) > 0), deaths

@@ -1,0 +1,83 @@
+"""The fuzz job: a quick run over every kind of input, and the faults that it must report."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from planted import PLANTS
+from strangers import make_album
+from tests.fuzz import TARGETS
+from zsqretrieval.album.features import read_facts
+from zsqretrieval.album.info import CATALOG
+from zsqretrieval.cli import app
+from zsqretrieval.errors import IntegrityError
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.testing.toys import ToyEncoder
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures memory by /proc")
+
+
+def fuzz(*arguments: object) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root / "src"), str(root)])
+    return subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", *map(str, arguments)],
+        capture_output=True, text=True, timeout=600, cwd=root, env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_quick_run_finds_no_fault(target: str) -> None:
+    ran = fuzz("--target", target, "--cases", 24)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(rf"^{target} +24 ", ran.stdout, re.MULTILINE)
+
+
+def test_planted_faults_are_reported_and_end_nothing() -> None:
+    targets = [word for name in PLANTS for word in ("--target", f"planted:{name}")]
+    ran = fuzz(*targets, "--cases", 1, "--seconds", 1, "--megabytes", 250)
+    assert ran.returncode == 1, ran.stderr
+    reported = dict(re.findall(r"^FAULT planted:(\w+): (.*)$", ran.stdout, re.MULTILINE))
+    for name, (_, fault) in PLANTS.items():
+        assert reported.get(name, "").startswith(fault) if fault else name not in reported, name
+    assert "\n  python -m tests.fuzz --target planted:hang --seed 0 --case 0\n" in ran.stdout
+
+
+def test_case_can_be_replayed() -> None:
+    shown = [fuzz("--target", "images", "--seed", 3, "--case", 5).stdout.splitlines()[:2] for _ in range(2)]
+    assert shown[0] == shown[1] and "bytes" in shown[0][0]
+
+
+# --- what the job has found -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"", b"[" * 100_000])
+def test_numbers_for_the_verdict_that_are_no_json_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "numbers.json").write_bytes(content)
+    command = ["evaluate", str(tmp_path), "--report", "out", "--published", str(tmp_path / "numbers.json")]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 1 and "numbers.json" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_feature_file_of_200_gib_without_content_is_damaged(tmp_path: Path) -> None:
+    with (tmp_path / "x.safetensors").open("wb") as file:
+        file.truncate(200 * 2**30)
+    with pytest.raises(ValueError, match="not on the disk"):
+        read_facts(tmp_path / "x.safetensors")
+
+
+def test_damaged_pages_of_a_catalog_are_an_error_of_one_line(tmp_path: Path) -> None:
+    catalog = make_album(tmp_path / "album") / CATALOG
+    content = bytearray(catalog.read_bytes())
+    content[2 * 16_384] = 255  # the kind of a page
+    catalog.write_bytes(content)
+    with pytest.raises(IntegrityError, match="is damaged") as refused:
+        Retriever.open(tmp_path / "album", encoder=ToyEncoder())
+    assert "\n" not in str(refused.value)

@@ -300,6 +300,22 @@ def test_parquet_with_cells_of_odd_types(tmp_path: Path) -> None:
         read_laion(tmp_path)
 
 
+@pytest.mark.parametrize("wrap", ["plain", "view", "dictionary"])
+def test_parquet_columns_of_every_text_and_binary_type_are_read(tmp_path: Path, wrap: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    types = {
+        "plain": (pa.large_string(), pa.large_binary()),
+        "view": (pa.string_view(), pa.binary_view()),
+        "dictionary": (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int8(), pa.binary())),
+    }
+    text, binary = types[wrap]
+    columns = {"jpg": pa.array([png(0), png(1)]).cast(binary), "caption": pa.array(["a", "b"]).cast(text)}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    assert [query.text for query in read_laion(tmp_path, max_punsafe=None).queries] == ["a", "b"]
+
+
 @pytest.mark.parametrize("suffix", ["run", "run.gz"])
 def test_byte_order_mark_of_a_run_is_accepted(tmp_path: Path, suffix: str) -> None:
     task = inquire(tmp_path / "data", [PAIR]).text_to_image()

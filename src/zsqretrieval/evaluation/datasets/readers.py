@@ -350,7 +350,7 @@ def _read_parquet(tables: Iterable[Path]) -> Iterator[Image]:
                     f"{path.name}: has no column {min(missing)!r}, only {file.schema_arrow.names}; the "
                     "images must be in the table, not only their metadata"
                 )
-            if (kind := file.schema_arrow.field("jpg").type) not in ("binary", "large_binary"):
+            if _plain(kind := file.schema_arrow.field("jpg").type) not in _BINARY:
                 raise InvalidInputError(f"{path.name}: the column 'jpg' holds {kind}, not encoded images")
             unsafe = [name for name in file.schema_arrow.names if name.lower() == "punsafe"][:1]
             names = ["jpg", "caption", "key", *unsafe]  # other columns may be of any type
@@ -381,7 +381,18 @@ def _cells(batch: Any, name: str) -> list[Any]:
     if name not in batch.schema.names:
         return [None] * batch.num_rows
     column = batch.column(name)
-    if column.type in ("string", "large_string"):
+    if _plain(column.type) in _STRING:
         column = column.cast("binary")
     cells: list[Any] = column.to_pylist()
     return cells
+
+
+_STRING = ("string", "large_string", "string_view")
+_BINARY = ("binary", "large_binary", "binary_view")
+
+
+def _plain(kind: Any) -> Any:
+    """The type of a column's values; pandas writes categories as a dictionary."""
+    from pyarrow import types
+
+    return kind.value_type if types.is_dictionary(kind) else kind

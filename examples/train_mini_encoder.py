@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from zsqretrieval.data.images import decode
-from zsqretrieval.data.sources import read_webdataset
+from zsqretrieval.evaluation.datasets.readers import read_images
 from zsqretrieval.mini.efficientnet import IMAGE_SIZE, likely_names, scale_pixels
 from zsqretrieval.mini.encoder import HEAD_DIM, AttentionPool, ImageTower, TextTower, join
 from zsqretrieval.mini.weights import read_base_weights
@@ -106,7 +106,7 @@ def captioned(data: Path, split: str) -> Iterator[tuple[Image, list[str]]]:
     shards = sorted(data.glob(f"{split}-*.tar"))
     if not shards:
         raise SystemExit(f"{data} has no shards {split}-*.tar; give a folder of WebDataset shards")
-    for image in read_webdataset(shards):
+    for image in read_images(shards):
         yield image, image.metadata["captions"]
 
 

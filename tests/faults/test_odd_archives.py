@@ -101,29 +101,25 @@ def test_last_of_members_with_one_name_is_read_and_the_others_are_named(tmp_path
 
 @pytest.mark.parametrize("folder", ["", "a.b/"])
 @pytest.mark.parametrize(
-    "names",
+    ("names", "far"),
     [
-        ("0.png", "1.png", "0.txt", "1.txt"),
-        ("0.txt", "1.txt", "0.png", "1.png"),
-        ("0.json", "1.png", "0.png", "1.json"),
-        ("1.txt", "0.png", "1.png", "0.json"),
-        ("0.png", "other.bin", "1.PNG", "1.TXT", "0.txt"),
+        (("0.png", "1.png", "0.txt", "1.txt"), ["0.txt"]),
+        (("0.txt", "1.txt", "0.png", "1.png"), ["1.txt"]),
+        (("0.json", "1.png", "0.png", "1.json"), ["1.json", "0.json"]),
+        (("1.txt", "0.png", "1.png", "0.json"), ["0.json", "1.txt"]),
+        (("0.png", "other.bin", "1.PNG", "1.TXT", "0.txt"), ["0.txt"]),
     ],
 )
-def test_captions_apart_from_their_images_are_read(
-    tmp_path: Path, folder: str, names: tuple[str, ...]
+def test_captions_apart_from_their_images_are_read_or_named(
+    tmp_path: Path, folder: str, names: tuple[str, ...], far: list[str]
 ) -> None:
     members = [folder + name for name in names]
-    captions = {
-        Path(name).stem: str(n) for n, name in enumerate(names) if name.lower().endswith(("txt", "json"))
-    }
-    expected = {f"x/{folder}{key}": captions[key] for key in ("0", "1")}
-    assert listed(shard(tmp_path / "x.tar", *members)) == (expected, [])
-    # Going back in a compressed tar reads it again from the beginning: near captions are read, others named.
-    read, named = listed(shard(tmp_path / "x.tgz", *members))
-    lost = {name.removesuffix(".txt").removesuffix(".json") for name in named}
-    assert {id for id, caption in read.items() if caption is None} == {f"x/{key}" for key in lost}
-    assert all(caption in (None, expected[str(id)]) for id, caption in read.items())
+    numbers = {Path(name).stem: str(n) for n, name in enumerate(names) if not name.lower().endswith("png")}
+    captions = {f"x/{folder}{key}": numbers[key] for key in ("0", "1")}
+    assert listed(shard(tmp_path / "x.tar", *members)) == (captions, [])
+    # Going back in a compressed tar would read it again from the beginning.
+    lost = {f"x/{folder}{Path(name).stem}": None for name in far}
+    assert listed(shard(tmp_path / "x.tgz", *members)) == (captions | lost, [folder + name for name in far])
 
 
 # --- dots -------------------------------------------------------------------------------------------------

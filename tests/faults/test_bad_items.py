@@ -158,11 +158,16 @@ def test_question_that_is_too_long_is_refused_as_before(tmp_path: Path) -> None:
 
 
 def test_error_of_a_progress_callback_is_not_blamed_on_an_image(tmp_path: Path) -> None:
-    def stop(*_: object) -> None:
-        raise ValueError("stopped")
+    calls: list[object] = []
+
+    def stop(*call: object) -> None:
+        calls.append(call)
+        if len(calls) == 2:
+            raise ValueError("stopped")
 
     with album(tmp_path, ToyGenerator()) as own, pytest.raises(ValueError, match=r"^stopped$"):
         own.search("red", progress=stop)
+    assert len(calls) == 2
 
 
 def test_written_text_with_the_mark_of_an_image_is_dropped_alone() -> None:

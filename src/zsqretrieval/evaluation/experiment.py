@@ -380,16 +380,13 @@ def _unscored_notes(bench: Bench) -> list[str]:
     """Which texts and images the generator cannot take."""
     if not bench.unscored:
         return []
-    images, texts = dict[str, str](), dict[str, str]()
-    for (text, source), why in bench.unscored.items():
-        if isinstance(why, ImageError):
-            images[source] = f"{source} ({why.reason})"
-        else:
-            texts[text] = repr(text[:80])
+    images = {source for (_, source), why in bench.unscored.items() if isinstance(why, ImageError)}
+    texts = {text for (text, _), why in bench.unscored.items() if not isinstance(why, ImageError)}
+    ids = [query.id for query in bench.dataset.queries if query.text in texts]
     return [
         f"the generator cannot score {len(bench.unscored)} pairs, which stay below those that it scores, in "
         f"the order of the first stage: {len(texts)} texts and {len(images)} images are too much for it, "
-        f"alone or together: {named([*texts.values(), *images.values()])}"
+        f"alone or together: {named([*ids, *sorted(images)])}"
     ]
 
 

@@ -48,29 +48,15 @@ def check_sampling(n: int, max_new_tokens: int, temperature: float, seed: int | 
     check_amounts(temperature=temperature)
 
 
-def write_texts(
-    generator: Generator,
-    contexts: Sequence[Context],
-    *,
-    n: int = 1,
-    max_new_tokens: int = 24,
-    temperature: float = 0.0,
-    seed: int | None = None,
-    batch_size: int = 16,
-) -> list[list[str]]:
-    """Generate texts; see :meth:`zsqretrieval.protocols.Generator.generate`.
+def write_texts(generator: Generator, contexts: Sequence[Context], **settings: Any) -> list[list[str]]:
+    """Generate texts, with the settings of :func:`write_each`.
 
     Raises:
         InvalidInputError, ImageError: the generator cannot generate text; or as in ``generate``. Names the
             image or the text that it cannot take.
         PartError: the generator returned too few or too many texts, or something else.
     """
-    found = write_each(
-        generator, contexts,
-        n=n, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size,
-        stop=True,
-    )  # fmt: skip
-    return sound(found, InvalidInputError)
+    return sound(write_each(generator, contexts, stop=True, **settings), InvalidInputError)
 
 
 def write_each(
@@ -84,10 +70,10 @@ def write_each(
     batch_size: int = 16,
     stop: bool = False,
 ) -> list[list[str] | InvalidInputError]:
-    """Generate texts, with an error in the place of contexts that the generator cannot take.
+    """Generate texts; see :meth:`zsqretrieval.protocols.Generator.generate`.
 
-    Other contexts are then numbered anew, so that they get other samples. As :func:`write_texts`, which is
-    this with ``stop``.
+    An error stands in the place of a context that the generator cannot take; with ``stop`` it is raised. The
+    other contexts are then numbered anew, so that they get other samples.
     """
     cannot = InvalidInputError(
         f"{_name(generator)} scores texts but writes none, so it can neither "
@@ -122,14 +108,9 @@ def write_each(
 
 
 def read_texts(
-    generator: Generator,
-    contexts: Sequence[Context],
-    continuations: Sequence[str],
-    *,
-    batch_size: int = 16,
-    progress: Progress | None = None,
+    generator: Generator, contexts: Sequence[Context], continuations: Sequence[str], **settings: Any
 ) -> list[LogLikelihood]:
-    """Score pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`.
+    """Score pairs, with the settings of :func:`read_each`.
 
     Raises:
         InvalidInputError, ImageError: as in ``log_likelihood``. Names the image or the text that the
@@ -137,8 +118,7 @@ def read_texts(
         PartError: the generator returned too few or too many likelihoods, or something else.
         ZsqError: no likelihood is finite.
     """
-    found = read_each(generator, contexts, continuations, batch_size=batch_size, progress=progress, stop=True)
-    return sound(found, InvalidInputError)
+    return sound(read_each(generator, contexts, continuations, stop=True, **settings), InvalidInputError)
 
 
 def read_each(
@@ -150,10 +130,10 @@ def read_each(
     progress: Progress | None = None,
     stop: bool = False,
 ) -> list[LogLikelihood | InvalidInputError]:
-    """Score pairs, with an error in the place of those that the generator cannot take.
+    """Score pairs; see :meth:`zsqretrieval.protocols.Generator.log_likelihood`.
 
-    It is an :class:`ImageError` if the images of the pair are at fault, alone or together with its text. As
-    :func:`read_texts`, which is this with ``stop``.
+    An error stands in the place of a pair that the generator cannot take; with ``stop`` it is raised. It is
+    an :class:`ImageError` if the images of the pair are at fault, alone or together with its text.
     """
 
     def report(step: str, done: int, total: int | None) -> None:
@@ -278,8 +258,10 @@ def _each(
         why = f"{_name(generator)} cannot take it: {reason(error)}"
         key: object
         fault: InvalidInputError
-        if isinstance(error, ImageError) or (images and fails([*images, _ASKED], _SHORT)):
-            key, fault = own, ImageError(source, error.reason if isinstance(error, ImageError) else why)
+        if images and isinstance(error, ImageError):
+            key, fault = own, ImageError(source if len(images) == 1 else error.source, error.reason)
+        elif images and fails([*images, _ASKED], _SHORT):
+            key, fault = own, ImageError(source, why)
         elif fails(replaced, text):
             key, fault = words, InvalidInputError(f"{_quoted(context, text)}: {why}")
         else:

@@ -204,8 +204,9 @@ def _completed(results: Results, command: str) -> Results:
 
 
 def _without_texts(results: Results) -> Results:
-    """The results without examples, which hold texts of the data set."""
+    """The results without examples and pairs, which hold texts of the data set."""
     facts = {**results.facts, "examples": []}
+    facts["dataset"] = {name: one for name, one in facts["dataset"].items() if name != "unscored"}
     if "dialogs" in facts:
         facts["dialogs"] = {name: one for name, one in facts["dialogs"].items() if name != "examples"}
     return replace(results, facts=facts)

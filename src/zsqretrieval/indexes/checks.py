@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from zsqretrieval._util.checks import shown
 from zsqretrieval.errors import InvalidInputError
 
 _UNIT_TOLERANCE = 1e-6
@@ -82,7 +83,7 @@ def check_integer(name: str, value: Any, *, least: int = 1, most: int = 2**31 - 
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or not least <= number <= most:
-        raise InvalidInputError(f"{name} must be an integer from {least} to {most}, not {value!r}")
+        raise InvalidInputError(f"{name} must be an integer from {least} to {most}, not {shown(value)}")
     return number
 
 

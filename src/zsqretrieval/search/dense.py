@@ -24,7 +24,7 @@ from zsqretrieval.protocols import Encoder, truncated
 from zsqretrieval.search.expansion import Candidate, QuestionIndex, compare, hit_of
 from zsqretrieval.search.fusion import FIRST_STAGE, NORMALIZED, Fusion, best_first
 from zsqretrieval.search.query_bank import QueryBank
-from zsqretrieval.types import Hit, Image
+from zsqretrieval.types import Hit, Image, Neighbors
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,15 @@ class FirstStage:
         self._has_warned = False  # of a question that the encoder cuts
 
     def keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """Keys int64 [q, k] of the images nearest to vectors float32 [q, dim], best first; -1 for none."""
-        return self._follower.update().search(vectors, k).keys
+        """Keys int64 [q, at most k] of the images nearest to vectors [q, dim], best first; -1 for none.
+
+        An index answers with k columns however few vectors it has, so k is cut to their number.
+        """
+        return self._search(vectors, k).keys
+
+    def _search(self, vectors: NDArray[np.float32], k: int) -> Neighbors:
+        index = self._follower.update()
+        return index.search(vectors, min(k, max(len(index), 1)))
 
     def search(
         self,
@@ -133,7 +140,7 @@ class FirstStage:
     def _nearest(self, vectors: NDArray[np.float32], k: int) -> list[list[Candidate]]:
         while True:
             position = self._catalog.log.position
-            neighbors = self._follower.update().search(vectors, k)
+            neighbors = self._search(vectors, k)
             there = neighbors.keys >= 0  # [q, k]
             try:
                 records = iter(self._catalog.records(neighbors.keys[there]))

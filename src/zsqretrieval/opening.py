@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.info import CATALOG, check_files, find_catalog
 from zsqretrieval.album.settings import AlbumSettings, PartName, SavedIndex
 from zsqretrieval.album.sync import IndexSync
-from zsqretrieval.errors import AlbumError, IntegrityError, MismatchError
+from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.plugins import (
     Kind,
@@ -38,6 +39,7 @@ class Parts:
     viewer: Viewer | None  # gives the generator its inputs; None without a generator
     calibration: Calibration  # of encoder and generator
     path: Path | None  # directory of the album; None while it is in memory
+    trusted: bool  # whether any part that the album names may be loaded
 
 
 def new_parts(
@@ -63,7 +65,7 @@ def new_parts(
         "calibration": calibration.describe(),
     }
     catalog = Catalog.create(None if path is None else path / CATALOG, dim=encoder.dim, settings=settings)
-    return Parts(encoder, catalog, IndexSync(catalog, catalog.log, index), viewer, calibration, path)
+    return Parts(encoder, catalog, IndexSync(catalog, catalog.log, index), viewer, calibration, path, True)
 
 
 def preset_parts(preset: Preset, path: Path | None, states: StatesMode) -> Parts:
@@ -73,7 +75,7 @@ def preset_parts(preset: Preset, path: Path | None, states: StatesMode) -> Parts
     return new_parts(encoder, new_index(preset.index, encoder), generator, path, states, preset.calibration)
 
 
-def stored_parts(
+def open_parts(
     path: Path,
     preset: Preset | None,
     encoder: Encoder | None,
@@ -84,14 +86,23 @@ def stored_parts(
     trust_parts: bool,
 ) -> Parts:
     """Open an album; arguments and errors as for :meth:`~zsqretrieval.retriever.Retriever.open`."""
+    folder = path.absolute()
+    if preset is not None and not os.path.lexists(folder / CATALOG):
+        if any(part is not None for part in (encoder, index, generator, calibration)):
+            raise InvalidInputError(
+                f"{folder} holds no album yet; make one with Retriever(encoder, index, generator, path=...), "
+                "or from a preset alone"
+            )
+        try:
+            return preset_parts(preset, folder, None if states == "auto" else states)
+        except AlbumError:
+            if not os.path.lexists(folder / CATALOG):
+                raise  # else another process has just made it
     catalog = Catalog.open(find_catalog(path).absolute())  # an error names the path as it was given
     path = path.absolute()
     try:
         settings = AlbumSettings.read(catalog)
-        index_part = settings.index
-        with contextlib.suppress(IntegrityError):  # of which IndexSync.load warns
-            saved = SavedIndex.read(catalog, "index")
-            index_part = index_part if saved is None else saved.part
+        index_part = _index_part(catalog, settings)
         if preset is not None:
             preset.check_album(settings.encoder_part, path)
         if not trust_parts:
@@ -130,7 +141,44 @@ def stored_parts(
     except BaseException:
         catalog.close()
         raise
-    return Parts(encoder, catalog, sync, viewer, calibration, path)
+    return Parts(encoder, catalog, sync, viewer, calibration, path, trust_parts)
+
+
+def _index_part(catalog: Catalog, settings: AlbumSettings) -> PartName | None:
+    """The description of the album's index, as it was saved or made."""
+    with contextlib.suppress(IntegrityError):  # of which IndexSync.load warns
+        saved = SavedIndex.read(catalog, "index")
+        if saved is not None:
+            return saved.part
+    return settings.index
+
+
+def pack_parts(parts: Parts) -> tuple[Any, ...]:
+    """The arguments of :func:`unpack_parts`: parts by their descriptions, or else the objects themselves.
+
+    Raises:
+        AlbumError: the album is in memory, or its index cannot be described.
+    """
+    if parts.path is None:
+        raise AlbumError("an album in memory cannot be pickled; save(path) it first, which puts it on disk")
+    index = describe("index", parts.index.index)
+    if index is None:
+        raise AlbumError(
+            f"{parts.path} cannot be pickled: its {type(parts.index.index).__name__} is not a plugin; open "
+            "it in the other process with Retriever.open(path, index=...)"
+        )
+    if index == _index_part(parts.catalog, AlbumSettings.read(parts.catalog)):
+        index = None  # the other process loads the saved one
+    viewer = (parts.viewer.generator, parts.viewer.states) if parts.viewer else (None, None)
+    encoder = describe("encoder", parts.encoder) or parts.encoder
+    return parts.path, encoder, index, *viewer, parts.calibration, parts.trusted
+
+
+def unpack_parts(path: Path, encoder: Any, index: Any, *given: Any) -> Parts:
+    """Open the album of :func:`pack_parts` again; errors as for :func:`open_parts`."""
+    if isinstance(encoder, dict):
+        encoder = restore("encoder", encoder, path)
+    return open_parts(path, None, encoder, index and restore("index", index, path), *given)
 
 
 def _check_trusted(kind: Kind, part: PartName, preset: Preset | None, path: Path) -> None:
@@ -169,6 +217,23 @@ def _own_settings(kind: Kind, plugin: str, preset: Preset | None) -> Iterator[Ma
         hidden = one is not preset and any(Path(name).exists() for name in repositories)
         if plugin == getattr(one, kind) and not hidden:
             yield own
+
+
+def album_path(path: str | os.PathLike[str]) -> Path:
+    """The directory of an album as it was given.
+
+    Raises:
+        InvalidInputError: it is no path.
+        AlbumError: no directory can have it.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise InvalidInputError(
+            f"the path of an album must be a str or a pathlib.Path, not {type(path).__name__}"
+        )
+    with contextlib.suppress(UnicodeEncodeError):
+        if os.fspath(path) and b"\0" not in os.fsencode(path):
+            return Path(path)
+    raise AlbumError(f"{os.fspath(path)!r} is not an album path; name a directory, such as './album'")
 
 
 def make_folder(folder: Path) -> None:

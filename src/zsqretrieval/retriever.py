@@ -10,14 +10,16 @@ from it (:mod:`zsqretrieval.album.sync`), so nothing that an ``add`` returned ca
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast, overload
+from typing import Any, Literal, cast, overload
 
 from typing_extensions import Self
 
+from zsqretrieval import opening
 from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.candidates import StatesMode, Viewer, need_generator
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.info import CATALOG
@@ -28,7 +30,7 @@ from zsqretrieval.dialog.gallery import AlbumGallery
 from zsqretrieval.dialog.policies import InformationGain, Policy
 from zsqretrieval.errors import AlbumError, InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
-from zsqretrieval.opening import Parts, make_folder, new_parts, preset_parts, stored_parts
+from zsqretrieval.opening import Parts
 from zsqretrieval.presets import Calibration, Preset, preset_named
 from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.search.dense import FirstStage
@@ -81,8 +83,8 @@ class Retriever:
         states: StatesMode = None,
         calibration: Calibration = Calibration(),  # noqa: B008  # frozen
     ) -> None:
-        folder = None if path is None else Path(path).absolute()
-        self._attach(new_parts(encoder, index, generator, folder, states, calibration))
+        folder = None if path is None else opening.album_path(path).absolute()
+        self._attach(opening.new_parts(encoder, index, generator, folder, states, calibration))
 
     def _attach(self, parts: Parts) -> None:
         self.encoder, self.calibration = parts.encoder, parts.calibration
@@ -92,13 +94,19 @@ class Retriever:
         self._first_stage = FirstStage(parts.encoder, parts.catalog, parts.index, self._question_index)
         self._pipeline = Pipeline(self._first_stage, parts.viewer)
         self.questions = AlbumQuestions(parts.catalog, parts.encoder, self._first_stage.keys, parts.viewer)
-        self._saving = threading.Lock()
+        self._saving, self._parts = Lock(), parts
 
     @classmethod
     def _of(cls, parts: Parts) -> Self:
         retriever = cls.__new__(cls)
         retriever._attach(parts)
         return retriever
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return opening.pack_parts(replace(self._parts, path=self._path, calibration=self.calibration))
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._attach(opening.unpack_parts(*state))
 
     # --- opening and saving -------------------------------------------------------------------------------
 
@@ -115,7 +123,7 @@ class Retriever:
             InvalidInputError: no such preset, encoder, index or generator.
             WeightsError: the encoder's weights cannot be found.
         """
-        return cls._of(preset_parts(preset_named(preset), None, states))
+        return cls._of(opening.preset_parts(preset_named(preset), None, states))
 
     @classmethod
     def open(
@@ -156,17 +164,9 @@ class Retriever:
                 features.
             IntegrityError: the catalog is damaged.
         """
-        folder = Path(path).absolute()
         named = None if preset is None else preset_named(preset)
-        if named is not None and not os.path.lexists(folder / CATALOG):
-            if any(part is not None for part in (encoder, index, generator, calibration)):
-                raise InvalidInputError(
-                    f"{folder} holds no album yet; make one with Retriever(encoder, index, generator, "
-                    "path=...), or from a preset alone"
-                )
-            return cls._of(preset_parts(named, folder, None if states == "auto" else states))
-        parts = stored_parts(Path(path), named, encoder, index, generator, states, calibration, trust_parts)
-        return cls._of(parts)
+        given = encoder, index, generator, states, calibration, trust_parts
+        return cls._of(opening.open_parts(opening.album_path(path), named, *given))
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
         """Write the indexes beside the catalog; atomic.
@@ -183,11 +183,11 @@ class Retriever:
             if self._path is None:
                 if path is None:
                     raise AlbumError("this album is in memory; say where to save it: save(path)")
-                folder = Path(path).absolute()
-                make_folder(folder)
+                folder = opening.album_path(path).absolute()
+                opening.make_folder(folder)
                 self._catalog.move_to(folder / CATALOG)
                 self._path = folder
-            elif path is not None and Path(path).absolute() != self._path:
+            elif path is not None and opening.album_path(path).absolute() != self._path:
                 raise AlbumError(f"this album is in {self._path}; copy that directory to {path} instead")
             self._index.save(self._path)
             self._question_index.save(self._path)
@@ -288,9 +288,9 @@ class Retriever:
         """Remove images and their questions by id; all of them or none. On disk when this returns.
 
         Raises:
-            InvalidInputError: an id is not in the album; names it. Nothing has changed.
+            InvalidInputError: an id is not in the album, or no string; names it. Nothing has changed.
         """
-        self._catalog.remove_ids(list(dict.fromkeys([ids] if isinstance(ids, str) else ids)))
+        self._catalog.remove_ids(ids)
         self._index.update()
 
     # --- searching ----------------------------------------------------------------------------------------

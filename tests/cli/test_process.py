@@ -134,3 +134,31 @@ def test_closed_pipe_is_no_error(process: Start, colours: Path) -> None:
     started.stderr.close()
     started.wait(60)
     assert "Traceback" not in stderr
+
+
+def test_two_commands_that_make_the_same_album_at_once_both_succeed(
+    process: Start, colours: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        PILImage.new("RGB", (8, 8), (80 * number, 0, 0)).save(folder / f"{number}.png")
+    started = [process("index", folder, "--out", "album", "--preset", "toy", "--json") for folder in folders]
+    for code, _, stderr in map(finish, started):
+        assert code == 0, stderr
+    code, stdout, _ = finish(process("info", "album", "--json"))
+    assert code == 0 and json.loads(stdout)["images"] == len(folders)
+
+
+def test_huge_number_of_results_is_the_number_of_images(process: Start, colours: Path) -> None:
+    finish(process("index", colours, "--out", "album", "--preset", "toy"))
+    code, stdout, stderr = finish(process("search", "album", "red", "-k", "9" * 400, "--json"))
+    assert code == 0, stderr
+    assert len(json.loads(stdout)["hits"]) == 4
+
+
+@pytest.mark.parametrize("command", [["search", "", "red"], ["info", ""], ["index", ".", "--out", ""]])
+def test_empty_album_path_is_refused(command: list[str], process: Start, tmp_path: Path) -> None:
+    code, _, stderr = finish(process(*command))
+    assert (code, stderr) == (1, "zsq: error: '' is not an album path; name a directory, such as './album'\n")
+    assert not list(tmp_path.glob("catalog*"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import final
 from typing_extensions import Self
 
 from zsqretrieval._util.batches import batched
+from zsqretrieval._util.processes import Lock
 from zsqretrieval.errors import IntegrityError
 
 _AT_ONCE = 500  # keys of one SELECT
@@ -40,7 +40,7 @@ class Cache:
     """
 
     def __init__(self, path: Path | None = None, *, capacity: int | None = None) -> None:
-        self.path, self._capacity, self._lock = path, capacity, threading.Lock()
+        self.path, self._capacity, self._lock = path, capacity, Lock(gate=True)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         with self._refusal():

@@ -21,23 +21,38 @@ def check_counts(least: int = 1, *, or_none: bool = False, **counts: int | None)
         if count is None and or_none:
             continue
         if isinstance(count, bool) or not isinstance(count, Integral):
-            raise InvalidInputError(f"{name} must be a whole number, not {count!r}")
+            raise InvalidInputError(f"{name} must be a whole number, not {shown(count)}")
         if count < least:
-            raise InvalidInputError(f"{name} must be at least {least}, not {count}")
+            raise InvalidInputError(f"{name} must be at least {least}, not {shown(count)}")
 
 
 def check_amounts(**amounts: float) -> None:
     """Check that values are finite numbers >= 0."""
     for name, amount in amounts.items():
-        if not isinstance(amount, Real) or not (math.isfinite(amount) and amount >= 0):
-            raise InvalidInputError(f"{name} must be a finite number of at least 0, not {amount!r}")
+        if not (_is_finite(amount) and amount >= 0):
+            raise InvalidInputError(f"{name} must be a finite number of at least 0, not {shown(amount)}")
 
 
 def check_numbers(**numbers: float) -> None:
     """Check that values are finite numbers."""
     for name, number in numbers.items():
-        if not isinstance(number, Real) or not math.isfinite(number):
-            raise InvalidInputError(f"{name} must be a finite number, not {number!r}")
+        if not _is_finite(number):
+            raise InvalidInputError(f"{name} must be a finite number, not {shown(number)}")
+
+
+def _is_finite(number: object) -> bool:
+    try:
+        return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+    except OverflowError:  # an integer that no float can hold
+        return False
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: Python refuses to write integers of many digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number with too many digits to show"
 
 
 def check_sequence(values: object, name: str) -> None:

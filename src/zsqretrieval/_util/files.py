@@ -12,12 +12,14 @@ a crash or a full disk before it keeps the old snapshot, after it the new one is
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,8 +51,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Replace a file as a whole, on disk when the block ends; a crash leaves the old file or the new one.
 
     Yields the path of a temporary file in the same folder, not made yet. The block writes and closes it. If
-    the block raises, or the disk refuses (OSError), ``path`` is unchanged.
+    the block raises, or the disk refuses (OSError), ``path`` is unchanged. A pipe or a device is an OSError.
     """
+    if not _is_replaceable(path):
+        raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
     with _temporary(path) as temporary:
         yield temporary
         _flush(temporary)
@@ -61,14 +65,26 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, pieces: Iterable[str]) -> None:
     """Replace a text file as a whole, compressed if its name ends in ``.gz``; missing folders are made.
 
-    Line ends are part of the pieces. Characters that are not Unicode are escaped.
+    Line ends are part of the pieces. Characters that are not Unicode are escaped. A pipe or a device, such as
+    ``/dev/stdout``, is written to; of a link, the file that it leads to is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
+    path = Path(os.path.realpath(path)) if path.is_file() else path
+    whole = atomic_write(path) if _is_replaceable(path) else contextlib.nullcontext(path)
+    with whole as unfinished, unfinished.open("wb") as file:
         # The compressed file holds neither name nor time, so equal texts make equal files.
         zipped = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else None
         with zipped or contextlib.nullcontext(file) as out:
             out.writelines(piece.encode(errors="backslashreplace") for piece in pieces)
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether a path is free, or that of a file or a folder, perhaps by links; not of a pipe or a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # writing it says what is wrong
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 @contextlib.contextmanager
@@ -116,6 +132,8 @@ def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked meanwhile has the descriptor, too
         os.close(descriptor)
 
 

@@ -7,7 +7,6 @@ import importlib
 import json
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_settings
+from zsqretrieval._util.processes import Lock
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError, WeightsError
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def loading(what: str, source: str, advice: str) -> Iterator[None]:
 _OPERATORS = ("nms", "qnms")
 _MISSING_OPERATOR = re.compile(rf"operator torchvision::({'|'.join(_OPERATORS)}) does not exist")
 
-_lock = threading.Lock()
+_lock = Lock()
 _library: Any = None  # a torch.library.Library; the schemas live as long as this object
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal, TypeAlias, final
 
 from numpy.typing import NDArray
 
+from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.features import StateStore
 from zsqretrieval.album.settings import AlbumSettings
@@ -55,7 +55,7 @@ class Viewer:
         self.states: StatesMode = states
         self._album = album
         self._store: StateStore | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @classmethod
     def of(

@@ -14,7 +14,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -24,8 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.batches import batched
-from zsqretrieval._util.checks import check_counts, is_unicode
-from zsqretrieval._util.files import sync_directory
+from zsqretrieval._util.checks import check_counts, is_unicode, shown
+from zsqretrieval._util.files import locked, sync_directory
 from zsqretrieval._util.untrusted import check_depth
 from zsqretrieval.album import questions
 from zsqretrieval.album.changes import VectorLog, key_list
@@ -124,6 +124,7 @@ class Catalog:
             database, dim, vectors=_VECTORS, numbered="images", removals="removals", what="image"
         )
         self.questions = QuestionTable(database, dim, _IMAGES)
+        self.check_place()  # remembers the write-ahead log, which exists by now
 
     @classmethod
     def create(
@@ -143,8 +144,9 @@ class Catalog:
         check_counts(dim=dim)
         fixed = {"dim": _to_json(int(dim), "dim"), "settings": _to_json(dict(settings or {}), "settings")}
         where = "the catalog in memory" if path is None else str(path)
-        uri = ":memory:" if path is None else f"{Path(path).absolute().as_uri()}?mode=rwc"
-        with _opened(uri, where) as database:
+        file = None if path is None else Path(path).absolute()
+        made_once = nullcontext() if file is None else locked(file.parent, exclusive=True)
+        with made_once, _opened(Database(file, where, make=True)) as database:
             _refuse_if_used(database)  # before any change to the file
             database.rows(f"PRAGMA page_size = {_PAGE_SIZE}")
             database.rows("PRAGMA journal_mode = WAL")
@@ -153,8 +155,8 @@ class Catalog:
                 for statement in _SCHEMA:
                     run.execute(statement)
                 run.executemany(_META.insert, map(_META.pack, fixed.items()))
-            if path is not None:
-                sync_directory(Path(path).absolute().parent)
+            if file is not None:
+                sync_directory(file.parent)
             return cls(database)
 
     @classmethod
@@ -168,8 +170,11 @@ class Catalog:
         """
         if not Path(path).is_file():
             raise AlbumError(f"{path}: no catalog here; make one with Catalog.create, or check the path")
-        with _opened(f"{Path(path).absolute().as_uri()}?mode=rw", str(path), timeout) as database:
+        with _opened(Database(Path(path).absolute(), str(path), timeout)) as database:
             version = int(database.value("PRAGMA user_version"))
+            if not version:  # another process may just be making it
+                with locked(Path(path).absolute().parent, exclusive=False):
+                    version = int(database.value("PRAGMA user_version"))
             if database.value("PRAGMA application_id") != _APPLICATION_ID or version < 1:
                 raise IntegrityError(f"{path} is not a catalog of zsqretrieval; check the path")
             if version != _VERSION:
@@ -255,6 +260,10 @@ class Catalog:
 
     # --- writing ----------------------------------------------------------------------------------------
 
+    def check_place(self) -> None:
+        """As :meth:`Database.check_place <zsqretrieval.album.sqlite.Database.check_place>`."""
+        self._database.check_place()
+
     def transaction(self) -> AbstractContextManager[object]:
         """Make the block one change: on disk when it ends, undone when it raises; others wait to write."""
         return self._database.transaction("IMMEDIATE")
@@ -331,14 +340,17 @@ class Catalog:
                 "INSERT INTO removals (key, inverse) VALUES (?, ?)", ((key, ~key) for key in wanted)
             )
 
-    def remove_ids(self, ids: Sequence[str]) -> None:
+    def remove_ids(self, ids: str | Iterable[str]) -> None:
         """Remove images by id, as :meth:`remove`; an InvalidInputError names an id that is not present."""
+        if not isinstance(ids, Iterable):
+            raise InvalidInputError(f"ids must be a string, or several in a list, not {shown(ids)}")
+        wanted = [ids] if isinstance(ids, str) else list(ids)
         with self.transaction():
-            present = self.known_ids(id for id in ids if isinstance(id, str))
-            if missing := [id for id in ids if id not in present]:
+            present = self.known_ids(id for id in wanted if isinstance(id, str))
+            if missing := [id for id in wanted if not isinstance(id, str) or id not in present]:
                 raise InvalidInputError(
-                    f"{len(missing)} of {len(ids)} ids are not in the album, the first is {missing[0]!r}; "
-                    "nothing was removed"
+                    f"{len(missing)} of {len(wanted)} ids are not in the album, the first is "
+                    f"{shown(missing[0])}; nothing was removed"
                 )
             self.remove(list(present.values()))
 
@@ -366,7 +378,7 @@ class Catalog:
 
     def find(self, id: str) -> Record | None:
         """The record of an id, or None."""
-        rows = self._database.read(_IMAGES, "id", [id])
+        rows = self._database.read(_IMAGES, "id", [id] if isinstance(id, str) else [])
         return self._record(rows[0]) if rows else None
 
     def by_digest(self, digests: Iterable[str]) -> dict[str, Record]:
@@ -445,9 +457,8 @@ class Catalog:
 
 
 @contextmanager
-def _opened(uri: str, where: str, timeout: float = 30.0) -> Iterator[Database]:
+def _opened(database: Database) -> Iterator[Database]:
     """A database that is closed if the block raises."""
-    database = Database(uri, where, timeout)
     try:
         yield database
     except BaseException:

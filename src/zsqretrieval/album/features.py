@@ -18,7 +18,6 @@ import json
 import math
 import os
 import secrets
-import threading
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from zsqretrieval._util.files import atomic_write, locked
+from zsqretrieval._util.processes import Lock
 from zsqretrieval._util.untrusted import has_holes, parse_json
 from zsqretrieval.errors import AlbumError
 from zsqretrieval.protocols import ImageStates
@@ -55,7 +55,7 @@ class StateStore:
         self._places: dict[str, tuple[str, int]] = {}  # file and CRC-32 by digest
         self._files: dict[str, int | None] = {}  # number of tensors; None if the header is damaged
         self._damaged: set[str] = set()  # files with damaged tensors
-        self._lock = threading.RLock()
+        self._lock = Lock()
         if album is not None:
             self.move_to(album)
 

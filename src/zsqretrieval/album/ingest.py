@@ -121,6 +121,7 @@ class Adder:
             if not _is_at(files, known[one.digest].source, one.digest)
             and _is_at(files, one.source, one.digest)
         }
+        self._catalog.check_place()
         with self._viewer.keeping(decoded) if self._viewer and decoded else contextlib.nullcontext():
             if not new and not misplaced:
                 return [("known", one.id) for one in images]

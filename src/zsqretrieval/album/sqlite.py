@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import sqlite3
-import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any, final
 
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.files import atomic_write
+from zsqretrieval._util.processes import Lock, renew_in_forks
 from zsqretrieval._util.untrusted import parse_json
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 
@@ -80,15 +80,31 @@ def checksum(row: tuple[Any, ...]) -> int:
 
 @final
 class Database:
-    """An SQLite file, or a database in memory; ``where`` is its name in error messages."""
+    """An SQLite file, or a database in memory.
 
-    def __init__(self, uri: str, where: str, timeout: float) -> None:
+    Args:
+        path: the file; None for memory.
+        where: its name in error messages.
+        timeout: seconds to wait while another process writes.
+        make: make the file if it does not exist.
+    """
+
+    def __init__(self, path: Path | None, where: str, timeout: float = 30.0, *, make: bool = False) -> None:
         self.where = where
-        self._lock = threading.RLock()
+        self._path, self._timeout = path, timeout
+        self._lock = Lock(gate=True)
         self._inside = False  # a transaction; guarded by the lock
-        with translated(where):
+        self._closed = self._forked = False
+        self._connect("rwc" if make else "rw")
+        self._file = _identity(path)
+        self._journal: tuple[int, int] | None = None  # identity of the write-ahead log, once it is written to
+        renew_in_forks(self)
+
+    def _connect(self, mode: str) -> None:
+        uri = ":memory:" if self._path is None else f"{self._path.absolute().as_uri()}?mode={mode}"
+        with translated(self.where):
             self.connection = sqlite3.connect(
-                uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
+                uri, uri=True, timeout=self._timeout, isolation_level=None, check_same_thread=False
             )
         try:
             limit: Any = getattr(self.connection, "setlimit", None)  # from Python 3.11 on
@@ -100,15 +116,33 @@ class Database:
             self.close()
             raise
 
+    def renew(self) -> None:
+        """Close the file in a forked process; the next use opens it again.
+
+        SQLite's locks belong to the parent. Now the parent still has its own, so that closing here leaves the
+        write-ahead log alone.
+        """
+        if self._path is not None:
+            self.connection.close()
+            self._forked, self._journal = True, None
+
     def close(self) -> None:
         """Close the file. Closing twice does no harm; any other use afterwards is an AlbumError."""
         with self._lock, translated(self.where):
+            self._closed = True
             self.connection.close()
 
     @contextmanager
     def _held(self) -> Iterator[sqlite3.Connection]:
         """The connection, for one thread at a time."""
         with self._lock, translated(self.where):
+            if self._forked and not self._closed:
+                self.check_place()
+                self._forked, self._journal = (
+                    False,
+                    None,
+                )  # the parent may have deleted its journal
+                self._connect("rw")
             if not self._inside and self.connection.in_transaction:  # an interrupt came before its COMMIT
                 self.connection.execute("ROLLBACK")
             yield self.connection
@@ -121,6 +155,8 @@ class Database:
             try:
                 self._inside = True
                 run.execute("SAVEPOINT step" if nested else f"BEGIN {kind}")
+                if kind != "DEFERRED":
+                    self.check_place()
                 yield run
                 run.execute("RELEASE step" if nested else "COMMIT")
             except BaseException:
@@ -129,6 +165,22 @@ class Database:
                 raise
             finally:
                 self._inside = nested
+
+    def check_place(self) -> None:
+        """Check that the file is still where it was opened: a write to it would be lost.
+
+        Raises:
+            AlbumError: it was moved, deleted or replaced, or its write-ahead log was.
+        """
+        if self._path is None:
+            return
+        journal = _identity(self._path.with_name(f"{self._path.name}-wal"))
+        self._journal = self._journal or journal
+        if _identity(self._path) != self._file or journal != self._journal:
+            raise AlbumError(
+                f"{self.where} was moved, deleted or replaced since it was opened; nothing was written. "
+                "Close the album and open the one that is there now"
+            )
 
     def rows(self, query: str, arguments: Sequence[Any] = ()) -> list[Any]:
         """All rows of a statement."""
@@ -218,12 +270,12 @@ class Database:
         A ``path`` that is in use or cannot be written is an AlbumError.
         """
         target = Path(path).absolute()
-        wal = target.with_name(target.name + "-wal")
-        if wal.exists():  # SQLite would apply this journal to the copy
-            raise AlbumError(f"{target} is a catalog in use ({wal.name} exists); back up to another path")
         with self._lock:
             self.value("SELECT count(*) FROM sqlite_master")  # an error of this file must not name the target
             try:
+                wal = target.with_name(target.name + "-wal")
+                if wal.exists():  # SQLite would apply this journal to the copy
+                    raise AlbumError(f"{target} is a catalog in use ({wal.name} exists); choose another path")
                 with (
                     atomic_write(target) as temporary,
                     translated(str(target)),
@@ -231,8 +283,9 @@ class Database:
                 ):
                     self.connection.backup(copy)
                     copy.execute("PRAGMA journal_mode = DELETE")  # one file, no journal beside it
-            except OSError as error:
-                raise AlbumError(f"{target} cannot be written: {error.strerror or error}") from error
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise AlbumError(f"{target} cannot be written: {reason}") from error
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -245,6 +298,16 @@ class Database:
         with translated(self.where):
             self.connection.close()
         self.connection, self.where = other.connection, other.where
+        self._path, self._file, self._timeout = other._path, other._file, other._timeout
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    """Device and inode of a file; None if there is none."""
+    try:
+        status = Path(file or "").stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 _MADE = "SELECT type, name, tbl_name, sql FROM sqlite_master"

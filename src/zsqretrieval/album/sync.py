@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-import threading
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import cast, final
 from typing_extensions import Self
 
 from zsqretrieval._util.files import locked
+from zsqretrieval._util.processes import Lock
 from zsqretrieval._util.untrusted import has_holes
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Position, VectorLog
@@ -50,7 +50,7 @@ class IndexSync:
         self._catalog, self._log, self._name, self._index = catalog, log, name, index
         # None during a step. It stays None after an interrupt: the index may hold half of the step.
         self._position: Position | None = position
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     @property
     def index(self) -> Index:
@@ -81,6 +81,7 @@ class IndexSync:
         if part is None:
             return
         with locked(album, exclusive=True), self._lock:
+            self._catalog.check_place()  # or the snapshots of another album would be deleted
             self.update()
             folder = f"{self._name}-{secrets.token_hex(4)}"
             try:

@@ -38,6 +38,7 @@ from zsqretrieval.cli.options import (
     States,
     TrustParts,
     Weight,
+    album_path,
     open_album,
     preset_with,
     read_lines,
@@ -56,7 +57,12 @@ def index(
         list[str],
         typer.Argument(metavar="SOURCE...", help="Folders, tars (WebDataset), image files or patterns."),
     ],
-    album: Annotated[Path, typer.Option("--out", "-o", help="Directory of the album, new or existing.")],
+    album: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="ALBUM", parser=album_path, help="Directory of the album, new or existing."
+        ),
+    ],
     preset: Annotated[
         str | None,
         typer.Option(

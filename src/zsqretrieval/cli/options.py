@@ -41,7 +41,14 @@ class States(str, Enum):
     NONE = "none"
 
 
-Album = Annotated[Path, typer.Argument(metavar="ALBUM", help="Directory of the album.")]
+def album_path(text: str) -> Path:
+    """As :func:`zsqretrieval.opening.album_path`; ``Path("")`` would be the current folder."""
+    from zsqretrieval import opening
+
+    return opening.album_path(text)
+
+
+Album = Annotated[Path, typer.Argument(metavar="ALBUM", parser=album_path, help="Directory of the album.")]
 Candidates = Annotated[int, typer.Option(min=1, help="First-stage candidates that the generator scores.")]
 HowReranked = Annotated[
     Reranks | None,

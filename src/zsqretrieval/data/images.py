@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import stat
 import struct
 import warnings
@@ -78,8 +79,20 @@ def as_image(x: ImageLike) -> Image:
 
 
 def path_text(path: str | bytes | os.PathLike[Any]) -> str:
-    r"""A path as printable Unicode: bytes that are not UTF-8 become ``\xNN``."""
-    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+    r"""A path as Unicode: bytes that are not UTF-8 become ``\xNN``, other paths are as they are.
+
+    A ``\`` that stands before ``xNN`` in the name itself becomes ``\x5c``, so that no two paths share a text.
+    """
+    name = os.fsdecode(path)
+    if os.sep == "/":
+        name = _LIKE_ESCAPED.sub(r"\\x5c", name)
+    try:
+        return os.fsencode(name).decode("utf-8", errors="backslashreplace")
+    except UnicodeEncodeError:  # no file has such a name
+        return name.encode(errors="backslashreplace").decode()
+
+
+_LIKE_ESCAPED = re.compile(r"\\(?=x[0-9a-f]{2})")
 
 
 # --- pixels ---------------------------------------------------------------------------------------------

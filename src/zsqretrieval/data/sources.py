@@ -78,7 +78,12 @@ def _open_path(path: Path) -> Iterator[Image | ImageError]:
         yield from _open_tar(path)
     elif _is_pattern(path):
         base = Path(path.anchor)
-        found = sorted(base.glob(str(path.relative_to(base))), key=lambda match: match.parts)
+        try:
+            found = sorted(base.glob(str(path.relative_to(base))), key=lambda match: match.parts)
+        except RecursionError:  # of glob
+            raise InvalidInputError(
+                f"{path}: folders are nested too deep for a pattern; give the folder"
+            ) from None
         if not found:
             raise InvalidInputError(f"no file matches {path}")
         for match in found:
@@ -99,9 +104,13 @@ def _open_tar(path: Path) -> Iterator[Image | ImageError]:
 
 def _tars(folder: Path) -> Iterator[Path]:
     """The tars below a folder, sorted by folder. :func:`walk` reports the folders that cannot be listed."""
-    for above, folders, files in os.walk(folder.absolute()):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(above, name) for name in sorted(files) if _is_tar(Path(name)) and name[0] != ".")
+    waiting = [os.fspath(folder.absolute())]
+    while waiting:  # not os.walk, which before Python 3.12 recurses
+        entries: list[os.DirEntry[str]] = []
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as listing:
+            entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: e.name)
+        yield from (Path(e.path) for e in entries if _is_tar(Path(e.name)) and not _is_folder(e))
+        waiting += [e.path for e in reversed(entries) if e.is_dir(follow_symlinks=False)]
 
 
 def _is_pattern(path: Path) -> bool:
@@ -130,10 +139,24 @@ def walk(folder: str | os.PathLike[str]) -> Iterator[Image]:
     root = Path(folder).absolute()
     if not root.is_dir():
         raise InvalidInputError(f"{root} is not a folder")
-    return _walk(root, "", set())
+    return _walk(root)
 
 
-def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[Image]:
+def _walk(root: Path) -> Iterator[Image]:
+    visited: set[tuple[int, int]] = set()
+    open_folders = [_listed(root, "", visited)]  # not by recursion, whose depth is limited
+    while open_folders:
+        one = next(open_folders[-1], None)
+        if one is None:
+            open_folders.pop()
+        elif isinstance(one, Image):
+            yield one
+        else:
+            open_folders.append(_listed(*one, visited))
+
+
+def _listed(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[Image | tuple[Path, str]]:
+    """The images of a folder, and its subfolders with their prefix, by name."""
     try:
         status = folder.stat()
         with os.scandir(folder) as listing:
@@ -148,7 +171,7 @@ def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[
     for entry in entries:
         path = folder / entry.name
         if _is_folder(entry):
-            yield from _walk(path, f"{prefix}{entry.name}/", visited)
+            yield path, f"{prefix}{entry.name}/"
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             text = path.with_suffix(".txt")
             caption, notes = _read_caption(text) if text.name in names else (None, ())
@@ -239,6 +262,6 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 def _file(path: str) -> str | None:
     """The file whose :func:`~zsqretrieval.data.images.path_text` is ``path``; None when it does not exist."""
     escaped = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(path))
-    names = dict.fromkeys((path, os.fsdecode(escaped)))  # mostly the same name twice
+    names = dict.fromkeys((os.fsdecode(escaped), path))  # mostly the same name twice
     # Path.is_file raises on folders without permission.
     return next((one for one in names if os.path.isfile(one)), None)  # noqa: PTH113

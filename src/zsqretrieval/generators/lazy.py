@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast, final
@@ -10,6 +9,7 @@ from typing import Any, cast, final
 from typing_extensions import Self
 
 from zsqretrieval import plugins
+from zsqretrieval._util.processes import Lock
 from zsqretrieval.protocols import Generator
 
 
@@ -25,7 +25,7 @@ class LazyGenerator:
     def __init__(self, plugin: str, config: Mapping[str, Any] | None = None) -> None:
         self._plugin, self._config = plugin, dict(config or {})
         self._made: Generator | None = None
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     @classmethod
     def of(cls, generator: Generator) -> Self:
@@ -35,6 +35,9 @@ class LazyGenerator:
         lazy = cls(part["plugin"], part["config"])
         lazy._made = generator
         return lazy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self._plugin, self._config)) if self._plugin else (type(self).of, (self._made,))
 
     @property
     def part(self) -> dict[str, Any] | None:

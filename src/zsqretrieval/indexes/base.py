@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.files import Snapshot, array_part, open_snapshot, read_array, write_snapshot
+from zsqretrieval._util.processes import Lock
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.checks import check_integer, check_key_dtype, check_keys, unit_rows
 from zsqretrieval.indexes.keys import KeyTable, digest_rows
@@ -36,7 +36,7 @@ class VectorIndex(ABC):
         self._fingerprint = str(fingerprint)
         self._table = KeyTable()
         self._lock = SharedLock()
-        self._writing = threading.Lock()  # held over a whole add, remove or save
+        self._writing = Lock()  # held over a whole add, remove or save
 
     # --- hooks
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from zsqretrieval._util.checks import shown
 from zsqretrieval.errors import InvalidInputError, PartError
 from zsqretrieval.protocols import Index
 from zsqretrieval.types import Neighbors
@@ -85,7 +86,7 @@ def check_integer(name: str, value: Any, *, least: int = 1, most: int = 2**31 - 
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or not least <= number <= most:
-        raise InvalidInputError(f"{name} must be an integer from {least} to {most}, not {value!r}")
+        raise InvalidInputError(f"{name} must be an integer from {least} to {most}, not {shown(value)}")
     return number
 
 
@@ -99,10 +100,13 @@ def _as_array(values: ArrayLike, name: str) -> NDArray[Any]:
 def nearest(index: Index, vectors: NDArray[np.float32], k: int) -> Neighbors:
     """Search an index, which may be a plugin, and check its answer: as :meth:`Index.search`.
 
+    An index answers with k columns however few vectors it has, so k is cut to their number.
+
     Raises:
         PartError: wrong shapes or dtypes, scores that are not finite, not cosines or not best first, a
             negative or repeated key, or padding in front of a key.
     """
+    k = min(k, max(len(index), 1))
     found = index.search(vectors, k)
     if wrong := _wrong(found, len(vectors), k):
         raise PartError(
@@ -118,8 +122,8 @@ def _wrong(found: object, q: int, k: int) -> str | None:
         return f"{type(found).__name__}, not Neighbors"
     for name, values, dtype in (("keys", found.keys, np.int64), ("scores", found.scores, np.float32)):
         if not isinstance(values, np.ndarray) or values.dtype != dtype:
-            shown = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
-            return f"{name} of {shown}, not {np.dtype(dtype)}"
+            kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+            return f"{name} of {kind}, not {np.dtype(dtype)}"
         if values.shape != (q, k):
             return f"{name} of shape {list(values.shape)}, not {[q, k]}"
     there = found.keys >= 0

@@ -272,7 +272,7 @@ class Graph:
         """Load a file that :func:`read_graph_file` has verified; IntegrityError when hnswlib refuses it."""
         native = _import_hnswlib().Index(space="ip", dim=dim)
         try:
-            native.load_index(str(file), max_elements=count)
+            native.load_index(os.fsencode(file), max_elements=count)
         except RuntimeError as error:
             raise IntegrityError(
                 f"hnswlib refuses {file} ({error}); rebuild the index from its source"
@@ -328,7 +328,7 @@ class Graph:
 
     def save(self, file: Path) -> None:
         """Write the graph and read it back: hnswlib itself reports neither a full disk nor a bad path."""
-        self._native.save_index(str(file))
+        self._native.save_index(os.fsencode(file))  # as a str, it has to be UTF-8
         expected, found = self._native.index_file_size(), file.stat().st_size
         if found != expected:
             raise OSError(

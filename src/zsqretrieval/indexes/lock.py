@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from zsqretrieval._util.processes import renew_in_forks
+
 
 class SharedLock:
     """Many readers or one writer, first come first served, so neither side starves the other.
@@ -16,6 +18,11 @@ class SharedLock:
     """
 
     def __init__(self) -> None:
+        self.renew()
+        renew_in_forks(self)
+
+    def renew(self) -> None:
+        """Forget all holders, in a forked process."""
         self._changed = threading.Condition()
         self._queue: deque[object] = deque()
         self._readers = 0

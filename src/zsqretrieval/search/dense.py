@@ -51,7 +51,7 @@ class FirstStage:
         self._has_warned = False  # of a question that the encoder cuts
 
     def keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """Keys int64 [q, k] of the images nearest to vectors float32 [q, dim], best first; -1 for none."""
+        """Keys int64 [q, at most k] of the images nearest to vectors [q, dim], best first; -1 for none."""
         return nearest(self._follower.update(), vectors, k).keys
 
     def search(

@@ -10,7 +10,6 @@ of image and question scores.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias, final
@@ -18,6 +17,7 @@ from typing import TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.indexes.checks import nearest
@@ -52,7 +52,7 @@ class QuestionIndex:
     def __init__(self, catalog: Catalog, encoder: Encoder, like: Index, album: Path | None) -> None:
         self._catalog, self._encoder, self._like, self._album = catalog, encoder, like, album
         self._follower: IndexSync | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def __len__(self) -> int:
         """Number of questions."""
@@ -79,14 +79,14 @@ class QuestionIndex:
         ``vector`` is that of the text, float32 [1, dim].
         """
         index = self._opened().update()
-        depth = k
+        depth = k = min(k, max(len(index), 1))
         while True:  # an image has several questions, so k questions may belong to fewer images
             found = nearest(index, vector, depth).keys[0]
             owners = self._catalog.questions.owners(found[found >= 0])
             images = list(dict.fromkeys(owners[key] for key in found.tolist() if key in owners))
             if len(images) >= k or depth >= len(index):
                 return np.array(images[:k], np.int64)
-            depth *= 2
+            depth = min(2 * depth, len(index))
 
     def save(self, album: Path) -> None:
         """Write a snapshot into the album, if there are or were questions."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -107,7 +107,7 @@ def _tars(folder: Path) -> Iterator[Path]:
     waiting = [os.fspath(folder.absolute())]
     while waiting:  # not os.walk, which before Python 3.12 recurses
         entries: list[os.DirEntry[str]] = []
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as listing:
+        with suppress(OSError), os.scandir(waiting.pop()) as listing:
             entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: e.name)
         yield from (Path(e.path) for e in entries if _is_tar(Path(e.name)) and not _is_folder(e))
         waiting += [e.path for e in reversed(entries) if e.is_dir(follow_symlinks=False)]

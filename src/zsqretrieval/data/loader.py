@@ -5,10 +5,12 @@ The bytes are read once, so the decoded image is the hashed one even if the file
 
 from __future__ import annotations
 
+import builtins
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -43,6 +45,7 @@ class NewImage:
     caption: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)  # JSON values, without NaN and infinity
     image: Image | None = None  # with encoded bytes after reading, with upright RGB pixels after decoding
+    encoded: builtins.bytes | None = None  # of an image that is no file, or to be copied
     width: int = 0  # pixels, after decoding
     height: int = 0
     vector: NDArray[np.float32] | None = None  # [dim], finite, not zero; after encoding
@@ -50,14 +53,15 @@ class NewImage:
 
 @final
 class Loader:
-    """Reads and decodes images on a few threads.
+    """Reads and decodes images on a few threads; with ``copy``, each has its encoded bytes.
 
     Attributes:
         repeated: number of decoded images that an earlier one of the same batch equals.
         skipped: images that cannot be read or decoded.
     """
 
-    def __init__(self, images: Iterator[Image], batch_size: int) -> None:
+    def __init__(self, images: Iterator[Image], batch_size: int, *, copy: bool = False) -> None:
+        self._read = partial(_read, copy=copy)
         self.repeated = 0
         self.skipped: list[Skipped] = []
         self._images = images
@@ -76,7 +80,7 @@ class Loader:
         for batch in self._batches():
             # A PIL image loads its file on first use, which must not happen in two threads at once.
             in_memory = any(isinstance(image.content, PILImage.Image) for image in batch)
-            read = list(map(_read, batch) if in_memory else self._pool.map(_read, batch))
+            read = list(map(self._read, batch) if in_memory else self._pool.map(self._read, batch))
             self.skipped += [one for one in read if isinstance(one, Skipped)]
             yield [one for one in read if not isinstance(one, Skipped)]
 
@@ -118,26 +122,26 @@ class Loader:
         yield group
 
 
-def _read(image: Image) -> NewImage | Skipped:
+def _read(image: Image, *, copy: bool) -> NewImage | Skipped:
     try:
         content: bytes | PILImage.Image
         if isinstance(image.content, PILImage.Image):
             content = decode(image)  # identified by its pixels, not by an encoding
-            size = len(read_bytes(content))
+            encoded = read_bytes(content)
         else:
-            content = read_bytes(image)
-            size = len(content)
+            content = encoded = read_bytes(image)
     except ImageError as error:
         return Skipped(error.source, error.reason)
     sha256 = digest(content)
     return NewImage(
         id=image.id or (image.source if isinstance(image.content, Path) else sha256[:16]),
         source=image.source,
-        bytes=size,
+        bytes=len(encoded),
         digest=sha256,
         caption=image.caption,
         metadata=image.metadata,
         image=Image(content, image.source),
+        encoded=encoded if copy or not isinstance(image.content, Path) else None,
     )
 
 

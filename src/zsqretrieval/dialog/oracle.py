@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_verbalisers
 from zsqretrieval.errors import ImageError
 from zsqretrieval.generators.checked import distinct, read_texts, write_texts
@@ -148,10 +149,13 @@ class Interview:
 
         def ask(generator: Generator, contexts: list[Context], _: object) -> list[tuple[str, ...]]:
             likeliest = self._write(generator, contexts)
-            drawn = [  # one call per image, so that its draws do not depend on the other images
-                self._write(generator, [context], n=_DRAWS, temperature=_TEMPERATURE, seed=self._seed)[0]
-                for context in contexts
-            ]
+            drawn: list[list[str]] = []
+            for context in contexts:  # one call per image, so that its draws do not depend on the others
+                drawn += self._write(
+                    generator, [context], n=_DRAWS, temperature=_TEMPERATURE, seed=self._seed
+                )
+                if self._progress is not None:
+                    self._progress("writing questions", len(drawn), len(contexts))
             return [
                 tuple(dict.fromkeys(filter(None, map(tidy_question, [*one, *more]))))
                 for one, more in zip(likeliest, drawn, strict=True)
@@ -176,7 +180,12 @@ class Interview:
         return self._cached(requests, hits, self._first_lines)
 
     def _first_lines(self, generator: Generator, contexts: list[Context], _: object) -> list[str]:
-        return [tidy(first_line(text)) for (text,) in self._write(generator, contexts)]
+        lines: list[str] = []
+        for some in batched(contexts, self._batch_size):
+            lines += [tidy(first_line(text)) for (text,) in self._write(generator, some)]
+            if self._progress is not None:
+                self._progress("writing answers", len(lines), len(contexts))
+        return lines
 
     def _write(self, generator: Generator, contexts: list[Context], **sampling: Any) -> list[list[str]]:
         return write_texts(
@@ -295,7 +304,7 @@ class Interview:
             named = "; ".join(map(str, new[:3])) + ("; ..." if len(new) > 3 else "")
             warnings.warn(
                 f"{len(new)} of the candidates cannot be shown to the generator and keep their probability: "
-                f"{named}. Cache the features (states='disk') of images that do not stay files",
+                f"{named}. Keep copies of images that do not stay in place: add them again with copy=True",
                 RuntimeWarning,
                 stacklevel=5,
             )

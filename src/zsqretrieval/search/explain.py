@@ -42,6 +42,7 @@ class Word:
 
 def explain_hits(
     viewer: Viewer,
+    files: Reopener,
     question: str,
     hits: Sequence[Hit],
     records: Sequence[Record],
@@ -49,15 +50,14 @@ def explain_hits(
 ) -> tuple[Hit, ...]:
     """Add explanations to n hits of n records; None for an image that cannot be opened."""
     explained: list[Hit] = []
-    with Reopener() as files:
-        for part in parts_by_size(records):
-            with viewer.showing(records[part], files) as (generator, shown):
-                images = [one for one in shown if not isinstance(one, ImageError)]
-                found = iter(explain(generator, question, images, prompt=prompt))
-            explained += [
-                hit if isinstance(one, ImageError) else replace(hit, explanation=next(found))
-                for hit, one in zip(hits[part], shown, strict=True)
-            ]
+    for part in parts_by_size(records):
+        with viewer.showing(records[part], files) as (generator, shown):
+            images = [one for one in shown if not isinstance(one, ImageError)]
+            found = iter(explain(generator, question, images, prompt=prompt))
+        explained += [
+            hit if isinstance(one, ImageError) else replace(hit, explanation=next(found))
+            for hit, one in zip(hits[part], shown, strict=True)
+        ]
     return tuple(explained)
 
 

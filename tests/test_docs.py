@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +15,10 @@ from unittest.mock import create_autospec
 
 import pytest
 from PIL import Image as PILImage
+from typer.testing import CliRunner
 
 from worded import worded
+from zsqretrieval.cli import app
 from zsqretrieval.data.images import as_image
 from zsqretrieval.data.samples import photographs
 from zsqretrieval.encoders.clip import CLIPEncoder
@@ -44,6 +47,14 @@ def snippets(page: str, language: str = "python") -> list[str]:
 def run(page: str, names: Names) -> None:
     for number, snippet in enumerate(snippets(page)):
         exec(compile(snippet, f"{page}, snippet {number}", "exec", dont_inherit=True), names)
+
+
+def run_commands(page: str) -> None:
+    """Run the lines of a page that begin with ``zsq``, without input."""
+    commands = [line for snippet in snippets(page, "sh") for line in snippet.splitlines()]
+    for command in (shlex.split(line) for line in commands if line.startswith("zsq ")):
+        done = CliRunner().invoke(app, command[1:])
+        assert done.exit_code == 0, f"{command}: {done.output}"
 
 
 def save_photographs(folder: str, count: int = 3) -> None:
@@ -160,9 +171,10 @@ def test_snippets_run_from_top_to_bottom(page: str, monkeypatch: pytest.MonkeyPa
     run(page, SETUPS[page]())
 
 
-def test_readme_runs_twice_in_the_same_folder() -> None:
+def test_readme_runs_twice_in_the_same_folder_commands_first() -> None:
     save_photographs("Pictures")
     for _ in range(2):
+        run_commands(README)
         run(README, {})
 
 

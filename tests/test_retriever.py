@@ -356,7 +356,7 @@ def test_object_that_is_not_an_image_source_is_refused(
 
 def test_adding_nothing_gives_an_empty_report(retriever: Retriever) -> None:
     report = retriever.add([])
-    assert report == AddReport((), (), (), 0, (), report.seconds)
+    assert report == AddReport((), (), (), (), 0, (), report.seconds)
     with pytest.raises(InvalidInputError, match="batch_size"):
         retriever.add([], batch_size=0)
 
@@ -1261,6 +1261,8 @@ def test_killed_process_loses_nothing_acknowledged(album: Path, make: Any, state
             with opened(album, generator=generator) as survivor:
                 # A warning of a damaged index or missing features would be an error here.
                 survivor._catalog.verify()
+                digests = {one.digest for one in survivor.records()}
+                assert digests <= set(survivor._catalog.kept.digests()), "bytes that cannot be shown"
                 present = set(ids(survivor))
                 # What was under way is done or not done, as a whole; everything else is as acknowledged.
                 assert present - expected.keys() in (set(), adding)

@@ -94,7 +94,7 @@ def open_parts(
                 "or from a preset alone"
             )
         try:
-            return preset_parts(preset, folder, None if states == "auto" else states)
+            return preset_parts(preset, folder, "lazy" if states == "auto" else states)
         except AlbumError:
             if not os.path.lexists(folder / CATALOG):
                 raise  # else another process has just made it

@@ -25,6 +25,7 @@ from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.info import CATALOG
 from zsqretrieval.album.ingest import Adder, AddReport
 from zsqretrieval.data.images import ImageLike
+from zsqretrieval.data.sources import Reopener, Row
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.gallery import AlbumGallery
 from zsqretrieval.dialog.policies import InformationGain, Policy
@@ -56,9 +57,10 @@ class Retriever:
         generator: scores the candidates; None for the first stage alone. A
             :class:`~zsqretrieval.generators.lazy.LazyGenerator` is loaded on first use.
         path: directory of the new album, made when missing; None keeps the album in memory.
-        states: where image features of the generator are cached: ``"disk"``, in the album; ``"memory"``,
-            until :meth:`close`; None computes them for every query. Needs a generator with
-            :class:`~zsqretrieval.protocols.ImageStates`.
+        states: when and where image features of the generator are cached: ``"lazy"``, on first use, in the
+            album; ``"disk"``, by :meth:`add`, in the album; ``"memory"``, by :meth:`add`, until
+            :meth:`close`; None computes them for every query. A generator without
+            :class:`~zsqretrieval.protocols.ImageStates` has none, and takes ``"lazy"`` or None.
         calibration: the constants of this pair of encoder and generator.
 
     Attributes:
@@ -66,8 +68,8 @@ class Retriever:
 
     Raises:
         MismatchError: index and encoder differ in dim or fingerprint.
-        InvalidInputError: a part is not of its kind, the index is not empty, or ``states`` without a
-            generator that computes features.
+        InvalidInputError: a part is not of its kind, the index is not empty, or ``states="disk"`` or
+            ``"memory"`` without a generator that computes features.
         AlbumError: ``path`` holds an album, or the directory cannot be made.
 
     All methods are safe to call from several threads; searches run while images are added.
@@ -80,7 +82,7 @@ class Retriever:
         generator: Generator | LazyGenerator | None = None,
         *,
         path: str | os.PathLike[str] | None = None,
-        states: StatesMode = None,
+        states: StatesMode = "lazy",
         calibration: Calibration = Calibration(),  # noqa: B008  # frozen
     ) -> None:
         folder = None if path is None else opening.album_path(path).absolute()
@@ -92,7 +94,7 @@ class Retriever:
         self._index = parts.index
         self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.index, parts.path)
         self._first_stage = FirstStage(parts.encoder, parts.catalog, parts.index, self._question_index)
-        self._pipeline = Pipeline(self._first_stage, parts.viewer)
+        self._pipeline = Pipeline(self._first_stage, parts.viewer, parts.catalog)
         self.questions = AlbumQuestions(parts.catalog, parts.encoder, self._first_stage.keys, parts.viewer)
         self._saving, self._parts = Lock(), parts
 
@@ -111,7 +113,7 @@ class Retriever:
     # --- opening and saving -------------------------------------------------------------------------------
 
     @classmethod
-    def from_preset(cls, preset: str | Preset = "mini", *, states: StatesMode = None) -> Self:
+    def from_preset(cls, preset: str | Preset = "mini", *, states: StatesMode = "lazy") -> Self:
         """Make a retriever in memory from parts that belong together.
 
         Args:
@@ -151,7 +153,7 @@ class Retriever:
             encoder: for an album whose encoder is not a plugin; must have its fingerprint.
             index: an empty index to fill from the catalog in place of the saved one.
             generator: replaces the album's generator; :meth:`save` stores it if it is a plugin.
-            states: as for :class:`Retriever`; ``"auto"`` is the album's setting.
+            states: as for :class:`Retriever`; ``"auto"`` is the album's setting, ``"lazy"`` for a new one.
             calibration: replaces the album's; :meth:`save` stores it.
             trust_parts: load whatever files and repositories of weights the album names. False follows only
                 what a preset or you name (docs/albums.md). Code that comes with weights never runs.
@@ -173,7 +175,7 @@ class Retriever:
 
         This only saves the next :meth:`open` from indexing again: images, vectors and features are on disk
         when :meth:`add` returns. An album in memory needs ``path`` and is on disk afterwards. An index that
-        is not a plugin is not written. Features of removed images are deleted.
+        is not a plugin is not written. Features and kept bytes of removed images are deleted.
 
         Raises:
             AlbumError: no path was ever given, the album is elsewhere, or ``path`` holds an album.
@@ -191,6 +193,7 @@ class Retriever:
                 raise AlbumError(f"this album is in {self._path}; copy that directory to {path} instead")
             self._index.save(self._path)
             self._question_index.save(self._path)
+            self._catalog.sweep_kept()
             if self._viewer is not None:
                 self._viewer.move_to(self._path)
                 self._viewer.sweep(self._catalog.known_digests)
@@ -255,10 +258,15 @@ class Retriever:
         """Look up the record of one image; None when there is none."""
         return self._catalog.find(id)
 
+    def files(self) -> Reopener:
+        """Open images: ``with retriever.files() as files: files.open(hit.source, hit.digest)``."""
+        return self._catalog.kept.files()
+
     def add(
         self,
-        images: ImageLike | Iterable[ImageLike],
+        images: ImageLike | Row | Iterable[ImageLike | Row],
         *,
+        copy: bool = False,
         batch_size: int = 32,
         max_pixels: int = MAX_PIXELS,
         progress: Progress | None = None,
@@ -266,26 +274,29 @@ class Retriever:
         """Add images. Each batch is on disk before the next begins, so an interrupted call can be repeated.
 
         Unreadable images and damaged tars are skipped and named in the report. Equal bytes are one image;
-        changed, moved and renamed files are recognised (docs/albums.md). Missing features are computed.
+        changed, moved and renamed files are recognised (docs/albums.md). A known image takes new captions
+        and metadata. The album keeps the bytes of images that are no files.
 
         Args:
-            images: paths (files, folders, tars, patterns), bytes, PIL images, records, or an iterable of
-                them.
+            images: paths (files, folders, tars, patterns), bytes, PIL images, records, rows of a data set
+                (``{"image": ..., "caption": ..., ...}``), or an iterable of them.
+            copy: keep the bytes of files, too, also of known ones: the album can travel.
             batch_size: images encoded together, >= 1.
             max_pixels: size limit of an image in pixels, at most 2^30; larger ones are skipped. Images of the
                 album stay readable whatever the limit of a later call is.
             progress: called after each batch; may raise to stop.
 
         Raises:
-            InvalidInputError: something is not an image source, metadata is not JSON, or a number is < 1.
+            InvalidInputError: something is not an image source, or does not exist; metadata is not JSON; or
+                a number is < 1.
             AlbumError: the disk is full or the album is locked. After any error, earlier batches stay.
         """
         check_counts(batch_size=batch_size, max_pixels=max_pixels)
         adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
-        return adder.add(images, batch_size=batch_size, max_pixels=max_pixels, progress=progress)
+        return adder.add(images, batch_size=batch_size, max_pixels=max_pixels, progress=progress, copy=copy)
 
     def remove(self, ids: str | Iterable[str]) -> None:
-        """Remove images and their questions by id; all of them or none. On disk when this returns.
+        """Remove images, their questions and kept bytes by id; all or none. On disk when this returns.
 
         Raises:
             InvalidInputError: an id is not in the album, or no string; names it. Nothing has changed.
@@ -351,7 +362,7 @@ class Retriever:
 
         Returns:
             Hits, best first, with the score of every stage (:attr:`~zsqretrieval.types.Hit.scores`). A
-            candidate that could not be scored has ``score`` -inf; if none could, the first stage ranks.
+            candidate that could not be scored has ``score`` None; if none could, the first stage ranks.
 
         Raises:
             InvalidInputError: the question is empty, or too long for the generator; ``k`` < 1; re-ranking or
@@ -452,6 +463,7 @@ class Retriever:
         budget: int = 10,
         sure: float = 0.9,
         seed: int = 0,
+        progress: Progress | None = None,
     ) -> Dialog:
         """Start a dialog that asks clarifying questions to find one target image.
 
@@ -462,14 +474,16 @@ class Retriever:
             budget: most questions.
             sure: stop when an image is that probable, in (0, 1]; at 1 never for that reason.
             seed: seed of random draws.
+            progress: called while the dialog computes; may raise to stop.
 
         Raises:
             InvalidInputError: there is no generator, album or text is empty, or a setting is out of range.
         """
         constants = self.calibration
         return Dialog(
-            self.gallery, text, candidates=candidates, policy=policy, budget=budget, sure=sure, seed=seed,
+            self._gallery(progress), text, candidates=candidates, policy=policy, budget=budget, sure=sure,
             scale=constants.dialog_scale, temper=constants.dialog_temper, reread=constants.dialog_reread,
+            seed=seed, progress=progress,
         )  # fmt: skip
 
     @property
@@ -479,5 +493,8 @@ class Retriever:
         Raises:
             InvalidInputError: there is no generator.
         """
+        return self._gallery(None)
+
+    def _gallery(self, progress: Progress | None) -> AlbumGallery:
         viewer = need_generator(self._viewer, "a dialog")
-        return AlbumGallery(self.encoder, self._catalog, self._first_stage, viewer)
+        return AlbumGallery(self.encoder, self._catalog, self._first_stage, viewer, progress)

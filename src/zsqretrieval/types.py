@@ -143,9 +143,9 @@ class Hit:
         key: the image's int64 key in the catalog and the index.
         id: the image's name in the catalog.
         source: origin of the image.
-        score: score that the ranking is sorted by; higher is better. -inf for a candidate that could not be
-            scored.
-        scores: score of every stage by name; higher is better. ``"first_stage"``: cosine similarity.
+        score: score that the ranking is sorted by; higher is better. None for a candidate that could not be
+            scored, and in a dialog for an impossible one.
+        scores: finite score of every stage by name; higher is better. ``"first_stage"``: cosine similarity.
             ``"likelihood"`` or ``"yes_no"``: generator score. ``"fused"``: both combined. With expansion,
             ``"image_similarity"`` and ``"question_similarity"``: cosine similarities to the image and to its
             nearest stored question, which ``"first_stage"`` combines. With a query bank, ``"normalized"``:
@@ -161,7 +161,7 @@ class Hit:
     key: int
     id: str
     source: str
-    score: float
+    score: float | None
     scores: Mapping[str, float]
     caption: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

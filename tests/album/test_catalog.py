@@ -476,7 +476,7 @@ def test_foreign_and_newer_files_are_refused(path: Path) -> None:
     path.unlink()
     Catalog.create(path, dim=DIM).close()
     run_sql(path, "PRAGMA user_version = 3")
-    with pytest.raises(IntegrityError, match="format 3, this version of zsqretrieval reads format 2"):
+    with pytest.raises(IntegrityError, match="format 3, not 2; use the zsqretrieval"):
         Catalog.open(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,31 @@ def test_names_cannot_control_terminal_or_markup(zsq: Zsq, tmp_path: Path) -> No
     found = zsq("search", "album", "red", "--json")
     assert found.stdout.isascii()
     assert {hit["id"] for hit in json.loads(found.stdout)["hits"]} == set(names)
+
+
+def test_captions_written_later_are_counted_as_updates(zsq: Zsq, colours: Path) -> None:
+    zsq("index", colours, "-o", "a", "--preset", "toy")
+    photo = min(colours.iterdir())
+    photo.with_suffix(".txt").write_text("a wall")
+    assert zsq("index", colours, "-o", "a").stdout.startswith("1 updated, 3 known, 1 skipped in")
+    photo.with_suffix(".txt").write_text("a gate")
+    facts = zsq("index", colours, "-o", "a", "--json").json
+    assert (facts["updated"], facts["known"]) == ([photo.name], 3)
+
+
+def test_copies_make_an_album_that_travels(zsq: Zsq, colours: Path) -> None:
+    zsq("index", colours, "-o", "a", "--preset", "reading", "--copy")
+    sizes = zsq("info", "a", "--json").json["bytes_on_disk"]
+    assert sizes["images"] == sum(
+        photo.stat().st_size for photo in colours.iterdir() if photo.name != "torn.png"
+    )
+    assert "images on disk" in zsq("info", "a").stdout
+    shutil.rmtree(colours)
+    Path("a").rename("b")
+    found = zsq("search", "b", "red", "--json", "--html", "page.html")
+    assert found.stderr == "" and all("fused" in hit["scores"] for hit in found.json["hits"])
+    assert Path("page.html").read_text().count("data:image/jpeg") == 4
+    zsq("remove", "b", *(hit["id"] for hit in found.json["hits"]))
+    assert zsq("info", "b", "--json").json["bytes_on_disk"]["images"] == 0 and not list(
+        Path("b/images").iterdir()
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from rich.console import Console
 
 from running import Zsq
 from small_sets import write_colours
+from zsqretrieval.album import candidates
 from zsqretrieval.cli import console
 from zsqretrieval.cli.console import human_seconds, human_size
 from zsqretrieval.cli.options import preset_with
+from zsqretrieval.testing.pictures import paintings
 
 
 @pytest.mark.parametrize(
@@ -167,3 +170,29 @@ def test_local_weights_are_refused_when_missing_or_unknown_to_the_part(
         ran = zsq(*command, "--preset", "reading", f"--{part}-weights", path)
         assert ran.code == 1 and message in ran.stderr
     assert not (tmp_path / "album").exists()
+
+
+@pytest.mark.parametrize("command", ["index colours --out album", "demo --images colours"])
+def test_device_of_the_command_comes_before_the_variable(command: str, zsq: Zsq, colours: Path) -> None:
+    given = zsq(*command.split(), "--device", "abacus", ZSQ_DEVICE="sundial")
+    assert given.code == 1 and "device 'abacus' cannot be used here" in given.stderr
+    assert "device 'sundial' cannot be used" in zsq(*command.split(), ZSQ_DEVICE="sundial").stderr
+    assert "ZSQ_DEVICE" not in os.environ
+
+
+@pytest.mark.parametrize("command", ["search a red", "chat a red", "questions a", "remove a red"])
+def test_every_command_with_models_takes_a_device(command: str, zsq: Zsq) -> None:
+    ran = zsq(*command.split(), "--device", "cpu")
+    assert ran.code == 1 and "is not an album" in ran.stderr
+
+
+def test_hints_of_the_library_are_printed_once(zsq: Zsq, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "_hints", iter([logging.getLogger("zsqretrieval").info]))
+    Path("many").mkdir()
+    for n, one in enumerate(paintings(33)):
+        Path(f"many/{n}.png").write_bytes(one.content)  # type: ignore[arg-type]
+    zsq("index", "many", "--out", "album", "--preset", "seeing")
+    told = zsq("search", "album", "red").stderr
+    assert told.startswith("zsq: hint: the generator sees 33 of 33 images") and told.count("\n") == 1
+    assert zsq("search", "album", "green").stderr == ""
+    assert "features on disk, on first use" in zsq("info", "album").stdout

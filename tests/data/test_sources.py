@@ -229,7 +229,7 @@ def test_open_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ids(tmp_path / "**" / "*.png") == ["c.png"]
     assert ids(tmp_path / "f" / "00001.tar") == ["00001/k"]
     assert ids(tmp_path / "odd[1].jpg") == ["odd[1].jpg"]
-    assert ids(tmp_path / "missing.jpg") == ["missing.jpg"]
+    assert ids([tmp_path / "missing.jpg"]) == ["missing.jpg"]
     assert ids([tmp_path / "g", b"bytes", PILImage.new("RGB", (5, 4)), Image(b"", "s", id="mine")]) == [
         "c.png", "<bytes>", "<PIL image>", "mine",
     ]  # fmt: skip

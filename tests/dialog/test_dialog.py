@@ -237,7 +237,9 @@ def test_all_questions_of_the_pool_are_scored_in_one_call() -> None:
     dialog = begin(gallery, progress=lambda *one: seen.append(one))
     assert dialog.question is not None
     assert gallery.generator.calls == 1
-    assert seen == [("scoring", 4 * (2 + 3 + 1), 4 * (2 + 3 + 1))]  # yes, no; three places; one colour
+    scored = [one for one in seen if one[0] == "scoring"]
+    assert scored == [("scoring", 4 * (2 + 3 + 1), 4 * (2 + 3 + 1))]  # yes, no; three places; one colour
+    assert {step for step, *_ in seen} == {"scoring", "writing questions", "writing answers"}
 
 
 def test_question_below_the_minimum_gain_is_not_asked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,13 +31,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def resolve_device(device: str | None) -> torch.device:
-    """The device of that name; for None the first available of CUDA, MPS and CPU.
+    """The device of that name; for None that of ``ZSQ_DEVICE``, else the first there is of CUDA, MPS, CPU.
 
     Raises:
         InvalidInputError: the device is not available.
     """
     import torch
 
+    device = device or os.environ.get("ZSQ_DEVICE") or None
     if device is None:
         available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         device = next(name for name, there in available.items() if there)
@@ -44,7 +46,8 @@ def resolve_device(device: str | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidInputError(
-            f"device {device!r} cannot be used here: {str(error).splitlines()[0]}; device=None chooses one"
+            f"device {device!r} cannot be used here: {str(error).splitlines()[0]}; device=None (without "
+            "--device and ZSQ_DEVICE) chooses one"
         ) from error
 
 

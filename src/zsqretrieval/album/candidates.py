@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal, TypeAlias, final
 
 from numpy.typing import NDArray
 
+from zsqretrieval._util.batches import batched
 from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.features import StateStore
@@ -20,10 +22,16 @@ from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError
 from zsqretrieval.generators.checked import read_images
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Generator, ImageStates
-from zsqretrieval.types import Image, ImageState
+from zsqretrieval.types import Image, ImageState, Progress
 
-StatesMode: TypeAlias = Literal["disk", "memory"] | None
-"""Where image features are cached: in the album's directory, in memory, or nowhere."""
+StatesMode: TypeAlias = Literal["lazy", "disk", "memory"] | None
+"""When and where image features are cached: on first use or when an image is added, both in the album's
+directory (in memory while the album is); when an image is added, in memory; or never."""
+
+_FEATURES_AT_ONCE = 16
+_MANY = 32  # images whose features take a search several times as long as the rest of it
+
+_log = logging.getLogger("zsqretrieval")
 
 
 def parts_by_size(records: Sequence[Record]) -> Iterator[slice]:
@@ -47,9 +55,9 @@ class Viewer:
     """
 
     def __init__(self, generator: LazyGenerator, states: StatesMode, album: Path | None) -> None:
-        if states not in ("disk", "memory", None):
-            raise InvalidInputError(f"states must be 'disk', 'memory' or None, not {states!r}")
-        if states is not None and generator.made is not None:
+        if states not in ("lazy", "disk", "memory", None):
+            raise InvalidInputError(f"states must be 'lazy', 'disk', 'memory' or None, not {states!r}")
+        if states in ("disk", "memory") and generator.made is not None:
             _check_states(generator.made)
         self.generator = generator
         self.states: StatesMode = states
@@ -61,9 +69,9 @@ class Viewer:
     def of(
         cls, generator: Generator | LazyGenerator | None, states: StatesMode, album: Path | None
     ) -> Viewer | None:
-        """Wrap a generator; None without one, where ``states`` is an InvalidInputError."""
+        """Wrap a generator; None without one, where ``states`` is an InvalidInputError unless lazy."""
         if generator is None:
-            if states is not None:
+            if states not in ("lazy", None):
                 raise InvalidInputError(f"states={states!r} needs a generator that computes image features")
             return None
         lazy = generator if isinstance(generator, LazyGenerator) else LazyGenerator.of(generator)
@@ -82,35 +90,50 @@ class Viewer:
         if generator is None and part is not None:
             generator = LazyGenerator(part["plugin"], part["config"])
         if states == "auto":
-            states = None if generator is None else settings.states
+            states = "lazy" if generator is None else settings.states
         return cls.of(generator, states, album)
 
     @staticmethod
     def describe(viewer: Viewer | None) -> dict[str, Any]:
         """Describe generator and mode as JSON."""
         if viewer is None:
-            return {"part": None, "states": None}
+            return {"part": None, "states": "lazy"}  # for a generator that comes later
         return {"part": viewer.generator.part, "states": viewer.states}
 
     def move_to(self, album: Path) -> None:
         """Move the features to the directory of an album that was in memory."""
         with self._lock:
-            if self.states == "disk" and self._store is not None and self._store.in_memory:
+            if self._album is None and self.states != "memory" and self._store is not None:
                 self._store.move_to(album)
             self._album = album
 
     def _opened(self) -> StateStore | None:
         """Open the feature store; loads the generator, whose fingerprint names it."""
         if self.states is not None and self._store is None:
-            generator = _check_states(self.generator.get())
+            generator = self.generator.get()
+            if self.states == "lazy" and not isinstance(generator, ImageStates):
+                return None
             with self._lock:
                 if self._store is None:
-                    self._store = StateStore(generator, self._album if self.states == "disk" else None)
+                    self._store = self._made(_check_states(generator))
         return self._store
+
+    def _made(self, generator: ImageStates) -> StateStore:
+        try:
+            return StateStore(generator, None if self.states == "memory" else self._album)
+        except AlbumError as error:
+            if self.states != "lazy":
+                raise
+            warnings.warn(f"{error}; they are kept in memory", RuntimeWarning, stacklevel=6)
+            return StateStore(generator)
+
+    def _eager(self) -> StateStore | None:
+        """The feature store, if images get their features when they are added."""
+        return None if self.states == "lazy" else self._opened()
 
     def blind_to(self, digests: Iterable[str]) -> set[str]:
         """Select the digests whose features have to be cached and are not."""
-        store = self._opened()
+        store = self._eager()
         return set() if store is None else set(store.missing(digests))
 
     @contextlib.contextmanager
@@ -121,7 +144,7 @@ class Viewer:
         A crash in between leaves features without an image, which does no harm. An image that the generator
         cannot take has none, which a RuntimeWarning says.
         """
-        store = self._opened()
+        store = self._eager()
         if store is None:
             yield
             return
@@ -156,22 +179,37 @@ class Viewer:
 
     @contextlib.contextmanager
     def showing(
-        self, records: Sequence[Record], files: Reopener
+        self, records: Sequence[Record], files: Reopener, progress: Progress | None = None
     ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
         """Lend the generator, with its input for every record: features, image, or the error.
 
-        The caller keeps ``files`` open over several calls, so that tars are read once.
+        The caller keeps ``files`` open over several calls, so that tars are read once. ``progress`` counts
+        the images whose features are computed.
         """
         with self.generator.using() as generator:
-            yield generator, self._inputs(records, files)
+            yield generator, self._inputs(records, files, progress)
 
-    def _inputs(self, records: Sequence[Record], files: Reopener) -> list[Image | ImageState | ImageError]:
+    def _inputs(
+        self, records: Sequence[Record], files: Reopener, progress: Progress | None
+    ) -> list[Image | ImageState | ImageError]:
         store = self._opened()
         if store is None:
+            if len(records) >= _MANY and isinstance(self.generator.get(), ImageStates):
+                _hint(
+                    "image features are not cached, so every search and dialog computes them again; open the "
+                    "album with states='lazy' (zsq index --states lazy) to make these several times faster"
+                )
             return [open_image(files, record) for record in records]
         states = store.get(record.digest for record in records)
         opened = {one.digest: open_image(files, one) for one in records if one.digest not in states}
-        new, refused = self._features({at: one for at, one in opened.items() if isinstance(one, Image)})
+        images = {at: one for at, one in opened.items() if isinstance(one, Image)}
+        if self.states == "lazy" and len(images) >= _MANY:
+            _hint(
+                f"the generator sees {len(images)} of {len(records)} images for the first time; their "
+                "features are kept, so that later searches are several times faster. To compute those of all "
+                "images now, open the album with states='disk' and add them again (zsq index --states disk)"
+            )
+        new, refused = self._features(images, progress)
         try:
             with store.held():
                 store.put(new)
@@ -190,16 +228,28 @@ class Viewer:
             for one in records
         ]
 
-    def _features(self, images: Mapping[str, Image]) -> tuple[dict[str, NDArray[Any]], dict[str, ImageError]]:
+    def _features(
+        self, images: Mapping[str, Image], progress: Progress | None = None
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, ImageError]]:
         """Features by digest, and why there are none for images that the generator cannot take."""
-        if not images:
-            return {}, {}
-        with self.generator.using() as generator:
-            found = dict(zip(images, read_images(generator, list(images.values())), strict=True))
+        found: dict[str, Image | ImageState | ImageError] = {}
+        for some in batched(images, _FEATURES_AT_ONCE):
+            with self.generator.using() as generator:
+                found |= zip(some, read_images(generator, [images[one] for one in some]), strict=True)
+            if progress is not None:
+                progress("computing image features", len(found), len(images))
         return (
             {at: one.values for at, one in found.items() if isinstance(one, ImageState)},
             {at: one for at, one in found.items() if isinstance(one, ImageError)},
         )
+
+
+_hints = iter([_log.info])  # one in a process
+
+
+def _hint(text: str) -> None:
+    for tell in _hints:
+        tell(text)
 
 
 def need_generator(viewer: Viewer | None, what: str, instead: str = "") -> Viewer:

@@ -10,7 +10,6 @@ and checks the structure of the file; every row is compared with its checksum an
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,11 +25,11 @@ from typing_extensions import Self
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_counts, is_unicode, shown
 from zsqretrieval._util.files import locked, sync_directory
-from zsqretrieval._util.untrusted import check_depth
 from zsqretrieval.album import questions
 from zsqretrieval.album.changes import VectorLog, key_list
+from zsqretrieval.album.kept import IMAGES, KeptImages
 from zsqretrieval.album.questions import QuestionTable
-from zsqretrieval.album.sqlite import CHUNK, Database, Table
+from zsqretrieval.album.sqlite import CHUNK, Database, Table, to_json
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 
@@ -111,10 +110,12 @@ class Catalog:
     Attributes:
         log: vectors of the images, and their change log.
         questions: questions generated for the images.
+        kept: encoded bytes of images, in a folder beside the file.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, folder: Path | None) -> None:
         self._database = database
+        self.kept = KeptImages(None if folder is None else folder / IMAGES)
         database.verify(_META)
         dim, self._settings = self.get_meta("dim"), self.get_meta("settings")
         if type(dim) is not int or dim < 1 or not isinstance(self._settings, dict):
@@ -142,7 +143,7 @@ class Catalog:
             InvalidInputError: ``dim`` is below 1, or the settings are not JSON.
         """
         check_counts(dim=dim)
-        fixed = {"dim": _to_json(int(dim), "dim"), "settings": _to_json(dict(settings or {}), "settings")}
+        fixed = {"dim": to_json(int(dim), "dim"), "settings": to_json(dict(settings or {}), "settings")}
         where = "the catalog in memory" if path is None else str(path)
         file = None if path is None else Path(path).absolute()
         made_once = nullcontext() if file is None else locked(file.parent, exclusive=True)
@@ -157,7 +158,7 @@ class Catalog:
                 run.executemany(_META.insert, map(_META.pack, fixed.items()))
             if file is not None:
                 sync_directory(file.parent)
-            return cls(database)
+            return cls(database, None if file is None else file.parent)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, timeout: float = 30.0) -> Catalog:
@@ -179,13 +180,12 @@ class Catalog:
                 raise IntegrityError(f"{path} is not a catalog of zsqretrieval; check the path")
             if version != _VERSION:
                 raise IntegrityError(
-                    f"{path} has format {version}, this version of zsqretrieval reads format {_VERSION};"
-                    " use the version that wrote it"
+                    f"{path} has format {version}, not {_VERSION}; use the zsqretrieval that wrote it"
                 )
             database.check_schema(_SCHEMA)
             database.check_structure()
             database.rows("PRAGMA journal_mode = WAL")
-            catalog = cls(database)
+            catalog = cls(database, Path(path).absolute().parent)
             catalog.log.check_numbers()
             catalog.questions.log.check_numbers()
             return catalog
@@ -245,7 +245,7 @@ class Catalog:
         return self._database.from_json(rows[0][1], f"{table.what} {name!r}") if rows else default
 
     def _set_value(self, table: Table, name: str, value: Any) -> None:
-        row = table.pack((name, _to_json(value, f"{table.what} {name!r}")))
+        row = table.pack((name, to_json(value, f"{table.what} {name!r}")))
         with self._database.transaction("IMMEDIATE") as run:
             run.execute(table.insert.replace("INSERT", "INSERT OR REPLACE"), row)
 
@@ -341,7 +341,7 @@ class Catalog:
             )
 
     def remove_ids(self, ids: str | Iterable[str]) -> None:
-        """Remove images by id, as :meth:`remove`; an InvalidInputError names an id that is not present."""
+        """Remove images by id, with their kept bytes; an InvalidInputError names an id that is not present."""
         if not isinstance(ids, Iterable):
             raise InvalidInputError(f"ids must be a string, or several in a list, not {shown(ids)}")
         wanted = [ids] if isinstance(ids, str) else list(ids)
@@ -352,7 +352,14 @@ class Catalog:
                     f"{len(missing)} of {len(wanted)} ids are not in the album, the first is "
                     f"{shown(missing[0])}; nothing was removed"
                 )
+            digests = [record.digest for record in self.records(list(present.values()))]
             self.remove(list(present.values()))
+        self.sweep_kept(digests)
+
+    def sweep_kept(self, digests: Sequence[str] | None = None) -> None:
+        """As :meth:`~zsqretrieval.album.kept.KeptImages.sweep`, in a transaction of its own."""
+        with self.transaction():
+            self.kept.sweep(self.known_digests, digests)
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -438,6 +445,7 @@ class Catalog:
                 raise IntegrityError(f"{self._database.where} is damaged: {count} images have no vector")
             for _ in self.iter_records():
                 pass
+            self.kept.verify(self.known_digests(self.kept.digests()))
             for table in (_META, _SNAPSHOTS):
                 self._database.verify(table)
             self.log.verify()
@@ -452,8 +460,10 @@ class Catalog:
         if Path(path).exists():
             raise _exists(path)
         with self._database.held():
+            kept = self.kept.copied_to(Path(path).absolute().parent / IMAGES)
             self.backup(path)
             self._database.take_over(Catalog.open(path)._database)
+            self.kept = kept
 
 
 @contextmanager
@@ -485,15 +495,6 @@ def _columns(image: NewImage | Record) -> tuple[Any, ...]:
             raise InvalidInputError(f"{image.id!r}: its {name} must be a non-empty string, not {text!r}")
         if not is_unicode(text):
             raise InvalidInputError(f"{image.id!r}: its {name} is not Unicode text; make it printable first")
-    metadata = _to_json(dict(image.metadata), f"metadata of {image.id!r}")
+    metadata = to_json(dict(image.metadata), f"metadata of {image.id!r}")
     sizes = int(image.width), int(image.height), int(image.bytes)
     return image.id, image.source, *sizes, image.digest, image.caption, metadata
-
-
-def _to_json(value: Any, what: str) -> str:
-    try:
-        text = json.dumps(value, allow_nan=False)
-        check_depth(value)
-        return text
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInputError(f"the {what} cannot be kept as JSON: {error}") from error

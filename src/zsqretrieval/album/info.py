@@ -15,6 +15,7 @@ import numpy as np
 from zsqretrieval._util.untrusted import check_regular, check_tree, deletes_another_file
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.features import read_facts
+from zsqretrieval.album.kept import IMAGES
 from zsqretrieval.album.settings import AlbumSettings
 from zsqretrieval.album.sync import saved_index
 from zsqretrieval.errors import AlbumError
@@ -39,7 +40,8 @@ class AlbumInfo:
         states: cached image features, one entry per generator: ``fingerprint``, ``dtype``, ``images``: number
             of the album's images with features, and ``bytes_on_disk``.
         questions: one entry per style, see :class:`~zsqretrieval.album.questions.StyleFacts`.
-        bytes_on_disk: size of ``catalog``, ``index`` (of images and of questions) and ``states``.
+        bytes_on_disk: size of ``catalog``, ``index`` (of images and of questions), ``states`` and ``images``
+            (kept bytes of images).
     """
 
     album: str
@@ -92,7 +94,7 @@ def check_files(album: Path) -> None:
         raise AlbumError(f"{album} cannot be read: {error.strerror or error}") from error
 
 
-_FOLDER = re.compile(r"(index|questions)-[0-9a-f]{8}|states-[0-9a-f]{16}")  # of snapshots and features
+_FOLDER = re.compile(rf"(index|questions)-[0-9a-f]{{8}}|states-[0-9a-f]{{16}}|{IMAGES}")  # of the library
 
 
 def describe_album(path: Path) -> AlbumInfo:
@@ -123,6 +125,7 @@ def describe_album(path: Path) -> AlbumInfo:
                 "catalog": _size(path.glob(f"{CATALOG}*")),
                 "index": sum(_size((path / folder).rglob("*")) for folder in snapshots),
                 "states": _size(path.glob("states-*/*")),
+                "images": _size(path.glob(f"{IMAGES}/*")),
             },
         )
 

@@ -8,24 +8,26 @@ all:    one transaction --> catalog, change log --> index
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, final
+from typing import Literal, TypeAlias, final, get_args
 
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.sqlite import to_json
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.loader import Loader, Mended, NewImage, Skipped
-from zsqretrieval.data.sources import Reopener, open_images
+from zsqretrieval.data.sources import Reopener, Row, is_member, open_images
 from zsqretrieval.encoders.checked import encode_each
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import MAX_PIXELS, Progress
 
-_Fate: TypeAlias = Literal["added", "replaced", "moved", "known"]
+_Fate: TypeAlias = Literal["added", "replaced", "moved", "updated", "known"]
 
 _SUFFIX = re.compile(r"#[0-9a-f]{8}([0-9a-f]{56})?\Z")  # appended to an id that another source has
 
@@ -37,6 +39,7 @@ class AddReport:
     added: tuple[str, ...]  # ids of new images
     replaced: tuple[str, ...]  # ids that belong to another image now, because the file has changed
     moved: tuple[str, ...]  # new ids of images of the album whose file was moved
+    updated: tuple[str, ...]  # ids of images of the album whose caption or metadata changed
     known: int  # number of other images that were in the album already, byte for byte
     skipped: tuple[Skipped, ...]  # images that could not be read or encoded
     seconds: float  # duration
@@ -45,23 +48,28 @@ class AddReport:
 
 @final
 class Adder:
-    """Adds images to an album. ``viewer`` caches image features; it is None without a generator."""
+    """Adds images to an album. ``viewer`` caches image features; it is None without a generator.
+
+    The bytes of images are kept in the album if they cannot be read again from a file, or with ``copy``.
+    """
 
     def __init__(self, encoder: Encoder, catalog: Catalog, index: IndexSync, viewer: Viewer | None) -> None:
         self._encoder, self._catalog, self._index, self._viewer = encoder, catalog, index, viewer
 
     def add(
         self,
-        images: ImageLike | Iterable[ImageLike],
+        images: ImageLike | Row | Iterable[ImageLike | Row],
         *,
         batch_size: int,
-        max_pixels: int = MAX_PIXELS,
         progress: Progress | None,
+        copy: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> AddReport:
         """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`."""
         begin = time.perf_counter()
-        ids: dict[_Fate, list[str]] = {"added": [], "replaced": [], "moved": [], "known": []}
-        with Loader(open_images(images), batch_size, max_pixels) as loader, Reopener() as files:
+        ids: dict[_Fate, list[str]] = {fate: [] for fate in get_args(_Fate)}
+        listed = open_images(images)
+        with Loader(listed, batch_size, max_pixels, copy=copy) as loader, Reopener() as files:
             for batch in loader:
                 known = self._catalog.by_digest(one.digest for one in batch)
                 settled = set(known)
@@ -70,7 +78,7 @@ class Adder:
                 waiting = [one for one in batch if one.digest in settled]
                 for group in loader.decoded([one for one in batch if one.digest not in settled]):
                     encoded = self._encoded(group, known, loader.skipped)
-                    for fate, id in self._write([*waiting, *encoded], known, files):
+                    for fate, id in self._write([*waiting, *encoded], known, files, copy):
                         ids[fate].append(id)
                     waiting = []
                     for one in group:
@@ -79,9 +87,7 @@ class Adder:
                         done = sum(map(len, ids.values())) + loader.repeated + len(loader.skipped)
                         progress("adding images", done, None)
         return AddReport(
-            added=tuple(ids["added"]),
-            replaced=tuple(ids["replaced"]),
-            moved=tuple(ids["moved"]),
+            **{fate: tuple(some) for fate, some in ids.items() if fate != "known"},
             known=len(ids["known"]) + loader.repeated,
             skipped=tuple(loader.skipped),
             seconds=time.perf_counter() - begin,
@@ -107,7 +113,7 @@ class Adder:
         return kept
 
     def _write(
-        self, images: Sequence[NewImage], known: Mapping[str, Record], files: Reopener
+        self, images: Sequence[NewImage], known: Mapping[str, Record], files: Reopener, copy: bool
     ) -> list[tuple[_Fate, str]]:
         """Write all changes in one transaction; none if nothing has changed."""
         # Known images come first: one that was renamed frees its id for a new image.
@@ -122,15 +128,35 @@ class Adder:
             and _is_at(files, one.source, one.digest)
         }
         self._catalog.check_place()
+        kept = self._to_keep(images, known, files, copy)
+        updated = any(_updated(known[one.digest], one) for one in images if one.digest in known)
         with self._viewer.keeping(decoded) if self._viewer and decoded else contextlib.nullcontext():
-            if not new and not misplaced:
+            if not (new or misplaced or kept or updated):
                 return [("known", one.id) for one in images]
             with self._catalog.transaction():
                 plan = _Plan(self._catalog, images, moved)
                 fates = [plan.decide(one) for one in images]
+                self._catalog.kept.put(kept)
                 plan.write(self._catalog)
+        if gone := [*kept, *plan.removed]:  # some of `kept` may just have been removed by another process
+            self._catalog.sweep_kept(gone)
         self._index.update()
         return fates
+
+    def _to_keep(
+        self, images: Sequence[NewImage], known: Mapping[str, Record], files: Reopener, copy: bool
+    ) -> dict[str, bytes]:
+        """The encoded bytes by digest that the album has to keep and does not yet, or not intact."""
+        found: dict[str, bytes] = {}
+        for one in images:
+            record = known.get(one.digest)
+            source = one.source if record is None else record.source
+            if one.encoded is None or (not copy and (is_member(source) or _is_at(files, source, one.digest))):
+                continue
+            # Bytes without a record are those of a removed image, and about to be deleted.
+            if record is None or not self._catalog.kept.intact(one.digest):
+                found[one.digest] = one.encoded
+        return found
 
 
 class _Plan:
@@ -140,11 +166,14 @@ class _Plan:
     An id and a source together name one image at a time. A new image with the id and source of another
     replaces it. A known image with the id and source of another takes its id; the other one loses its id, and
     is removed unless a later image of the batch says where it is now. A known image whose file was moved
-    takes the new name if it is free.
+    takes the new name if it is free. A known image takes the caption and the metadata that come with it.
+
+    ``removed`` has the digests of removed images.
     """
 
     def __init__(self, catalog: Catalog, images: Sequence[NewImage], moved: set[str]) -> None:
         self._moved = moved
+        self.removed: list[str] = []
         self._present = catalog.by_digest(one.digest for one in images)
         self._added: dict[str, NewImage] = {}  # by digest
         self._renamed: dict[int, Record] = {}  # by key
@@ -164,7 +193,12 @@ class _Plan:
             return "known", image.id
         misplaced = image.digest in self._moved or image.digest in self._displaced
         if present is not None and (present is former or (former is None and not misplaced)):
-            return "known", image.id
+            record = None if present.key in self._renamed else _updated(present, image)
+            if record is None:
+                return "known", image.id
+            self._present[record.digest] = self._renamed[record.key] = record
+            self._put(record)
+            return "updated", record.id
         for one in (former, present):
             if one is not None and one.digest not in self._displaced:
                 self._take(one)
@@ -200,6 +234,7 @@ class _Plan:
         if isinstance(one, Record):
             self._renamed.pop(one.key, None)
             self._removed.append(one.key)
+            self.removed.append(one.digest)
         else:
             del self._added[one.digest]
 
@@ -223,6 +258,16 @@ def _names(id: str) -> set[str]:
 
 def _has_name(record: Record, image: NewImage) -> bool:
     return record.source == image.source and image.id in _names(record.id)
+
+
+def _updated(record: Record, image: NewImage) -> Record | None:
+    """The record with the caption and metadata of the same image, added again; None if nothing is new."""
+    caption, metadata = image.caption or record.caption, record.metadata
+    if image.metadata:
+        metadata = json.loads(to_json(dict(image.metadata), f"metadata of {record.id!r}"))
+    if image.source != record.source or (caption, metadata) == (record.caption, record.metadata):
+        return None
+    return replace(record, caption=caption, metadata=metadata)
 
 
 def _is_at(files: Reopener, source: str, digest: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import sqlite3
 import zlib
@@ -20,7 +21,7 @@ from typing import Any, final
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.files import atomic_write
 from zsqretrieval._util.processes import Lock, renew_in_forks
-from zsqretrieval._util.untrusted import parse_json
+from zsqretrieval._util.untrusted import check_depth, parse_json
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 
 CHUNK = 900
@@ -39,6 +40,16 @@ _ADVICE = {
     "disk I/O error": "the disk failed to read or write; check the disk and its free space",
     "closed database": "it was closed; open it again",
 }
+
+
+def to_json(value: Any, what: str) -> str:
+    """A value as JSON for a column; an InvalidInputError if it cannot be."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+        check_depth(value)
+        return text
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"the {what} cannot be kept as JSON: {error}") from error
 
 
 @final

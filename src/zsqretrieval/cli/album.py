@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,7 @@ from zsqretrieval.cli.options import (
     Album,
     AsJson,
     Candidates,
+    Device,
     EncoderWeights,
     GeneratorPreset,
     GeneratorWeights,
@@ -47,9 +48,19 @@ from zsqretrieval.cli.options import (
 from zsqretrieval.errors import ImageError, InvalidInputError
 
 if TYPE_CHECKING:
+    from zsqretrieval.album.candidates import StatesMode
     from zsqretrieval.album.ingest import AddReport
+    from zsqretrieval.data.sources import Reopener
     from zsqretrieval.retriever import Retriever
     from zsqretrieval.types import Hit, Ranking
+
+
+_MODES: dict[States | None, StatesMode | Literal["auto"]] = {
+    None: "auto",
+    States.LAZY: "lazy",
+    States.DISK: "disk",
+    States.NONE: None,
+}
 
 
 def index(
@@ -75,14 +86,18 @@ def index(
     states: Annotated[
         States | None,
         typer.Option(
-            help="disk: compute the generator's image features now and keep them in the album, so that "
-            "searches are faster.",
-            show_default="none, or the album's setting",
+            help="Keep the generator's image features in the album, so that searches are faster: those of "
+            "images that a search shows it (lazy), or of all images now (disk).",
+            show_default="lazy, or the album's setting",
         ),
     ] = None,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Keep copies of the files in the album, so that it can travel.")
+    ] = False,
     trust_parts: TrustParts = False,
+    device: Device = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
     max_pixels: MaxPixels = 200_000_000,
     as_json: AsJson = False,
@@ -92,10 +107,10 @@ def index(
     Every batch is on disk before the next begins. The same command continues an interrupted run.
     """
     from zsqretrieval.album.info import CATALOG
+    from zsqretrieval.data.sources import check_path
 
     for source in sources:
-        if not any(mark in source for mark in "*?[") and not Path(source).exists():
-            raise InvalidInputError(f"{source}: no such file or folder; nothing was indexed")
+        check_path(source)
     total = _count(sources)
     wanted = preset or ("mini" if encoder_weights or generator_weights else None)
     if (album / CATALOG).is_file():
@@ -104,7 +119,7 @@ def index(
             album,
             preset=wanted,
             generator_weights=generator_weights,
-            states={None: "auto", States.DISK: "disk", States.NONE: None}[states],
+            states=_MODES[states],
             made_with=preset_with(wanted, encoder_weights=encoder_weights) if wanted else None,
             trust_parts=trust_parts,
         )
@@ -117,12 +132,13 @@ def index(
             encoder_weights=encoder_weights,
             generator_weights=generator_weights,
         )
-        retriever = Retriever.open(album, parts, states="disk" if states is States.DISK else None)
+        retriever = Retriever.open(album, parts, states=_MODES[states])
     with retriever:
         try:
             with progress_bars() as bars:
                 report = retriever.add(
                     list(sources),
+                    copy=copy,
                     batch_size=batch_size,
                     max_pixels=max_pixels,
                     progress=lambda step, done, _: bars(step, done, total),
@@ -169,6 +185,7 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
         "added": len(report.added),
         "replaced": len(report.replaced),
         "moved": len(report.moved),
+        "updated": len(report.updated),
         "known": report.known,
         "skipped": len(report.skipped),
         "mended": len(report.mended),
@@ -227,6 +244,7 @@ def search(
     preset: GeneratorPreset = None,
     generator_weights: GeneratorWeights = None,
     trust_parts: TrustParts = False,
+    device: Device = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page with the images.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -258,7 +276,7 @@ def search(
                     question or "", k,
                     rerank=how, expand=expand, bank=queries, explain=explain, progress=bars,
                 )  # fmt: skip
-    page = write_page(html, _page(ranking, image)) if html else None
+        page = write_page(html, _page(ranking, image, retriever.files())) if html else None
     if as_json:
         emit_json(
             {
@@ -329,11 +347,11 @@ def explanation_lines(hit: Hit) -> list[str]:
     return [f"answers: {answer}" if answer else "gives no answer", f"explains: {' '.join(marked)}"]
 
 
-def _page(ranking: Ranking, image: Path | None) -> str:
+def _page(ranking: Ranking, image: Path | None, files: Reopener) -> str:
     from zsqretrieval.search.display import Row, contact_sheet, thumbnail, thumbnails
 
     row = Row(ranking, asked_with=None if image is None else thumbnail(image))
-    return contact_sheet([row], thumbnails(ranking), title="Search results")
+    return contact_sheet([row], thumbnails(ranking, files), title="Search results")
 
 
 def info(album: Album, as_json: AsJson = False) -> None:
@@ -362,7 +380,11 @@ def info(album: Album, as_json: AsJson = False) -> None:
     for style in facts.questions:
         found = f"{style['questions']} for {style['images']} images, {style['kept']} kept"
         rows.append((f"questions: {style['style']}", f"{found}, {style['answered']} answered"))
-    rows += [(f"{part} on disk", human_size(sizes[part])) for part in ("catalog", "index")]
+    rows += [
+        (f"{part} on disk", human_size(sizes[part]))
+        for part in ("catalog", "index", "images")
+        if sizes[part] or part != "images"
+    ]
     show(("album", facts.album), rows)
     if not facts.images:
         say("It is empty; add some images: zsq index FOLDER --out ALBUM")
@@ -373,7 +395,9 @@ def info(album: Album, as_json: AsJson = False) -> None:
 def _generator(facts: Mapping[str, Any] | None) -> str:
     if facts is None:
         return "none"
-    cached = [f"features on {facts['states']}"] if facts["states"] == "disk" else []
+    cached = {"disk": ["features on disk"], "lazy": ["features on disk, on first use"]}.get(
+        facts["states"], []
+    )
     return ", ".join([facts["plugin"], *_settings(facts["config"]), *cached])
 
 
@@ -385,6 +409,7 @@ def remove(
     album: Album,
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, as `zsq search` prints them.")],
     trust_parts: TrustParts = False,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove images from an album, all of them or, when an id is unknown, none. Files are not touched."""

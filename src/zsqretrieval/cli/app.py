@@ -5,9 +5,12 @@ Exit codes: 0 done; 1 an error, in one line on stderr; 2 wrong usage; 130 interr
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -27,7 +30,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command of ``ctx``."""
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _hints():
             warnings.showwarning = _warn
             try:
                 return super().invoke(ctx)
@@ -41,6 +44,26 @@ class Commands(TyperGroup):
                     raise
                 notice(f"error: {error}")
                 raise typer.Exit(1) from error
+
+
+class _Notices(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a hint of the library."""
+        notice(f"hint: {record.getMessage()}")
+
+
+@contextmanager
+def _hints() -> Iterator[None]:
+    """Print what the library logs."""
+    log, handler = logging.getLogger("zsqretrieval"), _Notices()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

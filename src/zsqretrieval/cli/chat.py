@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsqretrieval.cli.console import printable, say, show
-from zsqretrieval.cli.options import Album, GeneratorPreset, GeneratorWeights, TrustParts, open_album
+from zsqretrieval.cli.console import printable, progress_bars, say, show
+from zsqretrieval.cli.options import Album, Device, GeneratorPreset, GeneratorWeights, TrustParts, open_album
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from zsqretrieval.dialog.dialog import Dialog
+    from zsqretrieval.types import Progress
 
 _UNDO = "undo"
 _QUIT = frozenset({"quit", "exit"})
@@ -35,6 +38,7 @@ def chat(
     preset: GeneratorPreset = None,
     generator_weights: GeneratorWeights = None,
     trust_parts: TrustParts = False,
+    device: Device = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random draws.")] = 0,
 ) -> None:
     """Find one image of an album by answering questions about it.
@@ -49,10 +53,14 @@ def chat(
         needs_generator=True,
         trust_parts=trust_parts,
     ) as retriever:
-        dialog = retriever.dialog(text, candidates=candidates, budget=budget, sure=sure, seed=seed)
+        bars = _Bars()
+        dialog = retriever.dialog(
+            text, candidates=candidates, budget=budget, sure=sure, seed=seed, progress=bars.report
+        )
         _show(dialog, k)
         while True:
-            question = dialog.question
+            with bars.shown():
+                question = dialog.question
             if question is None:
                 say(_WHY[dialog.stopped or "nothing to ask"])
                 if not dialog.history:
@@ -60,11 +68,30 @@ def chat(
             said = _input(question)
             if said is None or said.lower() in _QUIT or (question is None and said.lower() != _UNDO):
                 break
-            if _apply(dialog, said):
+            with bars.shown():
+                applied = _apply(dialog, said)
+            if applied:
                 _show(dialog, k)
         best = next(iter(dialog.ranking), None)
         if best is not None:
             say(f"Likeliest: {best.id}, {best.source}")
+
+
+class _Bars:
+    """Progress bars of a dialog, not shown while it waits for an answer."""
+
+    def __init__(self) -> None:
+        self._bars: Progress | None = None
+
+    def report(self, step: str, done: int, total: int | None) -> None:
+        if self._bars is not None:
+            self._bars(step, done, total)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        with progress_bars() as self._bars:
+            yield
+        self._bars = None
 
 
 def _input(question: str | None) -> str | None:

@@ -59,7 +59,7 @@ def show(columns: Iterable[str], rows: Iterable[Iterable[str]], *, numbers: Coll
 
 def emit_json(facts: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout, in ASCII, which every code page of Windows can carry."""
-    _console(stderr=False).out(json.dumps(facts, indent=2), highlight=False)
+    _console(stderr=False).out(json.dumps(facts, indent=2, allow_nan=False), highlight=False)
 
 
 def printable(text: str) -> str:
@@ -68,12 +68,12 @@ def printable(text: str) -> str:
 
 
 def hit_json(rank: int, hit: Hit) -> dict[str, Any]:
-    """A hit as JSON; the score is null if the re-ranking could not score it."""
+    """A hit as JSON; the score is null if there is none."""
     return {
         "rank": rank,
         "id": hit.id,
         "source": hit.source,
-        "score": hit.score if math.isfinite(hit.score) else None,
+        "score": hit.score,
         "scores": dict(hit.scores),
         "caption": hit.caption,
         "metadata": dict(hit.metadata),

@@ -26,6 +26,7 @@ from zsqretrieval.cli.console import (
 from zsqretrieval.cli.options import (
     AsJson,
     Candidates,
+    Device,
     EncoderWeights,
     GeneratorWeights,
     HowFused,
@@ -61,6 +62,7 @@ def demo(
     weight: Weight = None,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
+    device: Device = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File of the page.")] = Path("zsq-demo.html"),
     as_json: AsJson = False,
 ) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsqretrieval.cli.console import emit_json, notice, progress_bars, say, show
-from zsqretrieval.cli.options import AsJson, EncoderWeights, GeneratorWeights, preset_with
+from zsqretrieval.cli.options import AsJson, Device, EncoderWeights, GeneratorWeights, preset_with
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def evaluate(
     generator_config: Annotated[str | None, typer.Option(help="Its settings, a JSON object.")] = None,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
+    device: Device = None,
     split: Annotated[
         str | None, typer.Option(help="Split to measure.", show_default="test, if there are splits")
     ] = None,

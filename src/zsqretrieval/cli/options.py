@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -35,8 +36,9 @@ class Fusions(str, Enum):
 
 
 class States(str, Enum):
-    """Where image features are cached; in memory they would end with the command."""
+    """When image features are cached; in memory they would end with the command."""
 
+    LAZY = "lazy"
     DISK = "disk"
     NONE = "none"
 
@@ -86,6 +88,27 @@ MaxPixels = Annotated[
     int,
     typer.Option(
         min=1, max=2**30, help="Skip images of more pixels than this; a decompression bomb has billions."
+    ),
+]
+
+
+def _use_device(ctx: typer.Context, device: str | None) -> None:
+    """Use a device for all models until the command ends."""
+    if device is not None:
+        before = os.environ.get(DEVICE)
+        os.environ[DEVICE] = device
+        ctx.call_on_close(
+            lambda: os.environ.pop(DEVICE) if before is None else os.environ.update({DEVICE: before})
+        )
+
+
+DEVICE = "ZSQ_DEVICE"
+Device = Annotated[
+    str | None,
+    typer.Option(
+        callback=_use_device,
+        help=f"Device of all models: cpu, cuda, cuda:1, mps; also by {DEVICE}.",
+        show_default="the best there is",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsqretrieval.cli.console import emit_json, name_skipped, notice, progress_bars, say, show
-from zsqretrieval.cli.options import Album, AsJson, GeneratorPreset, GeneratorWeights, TrustParts, open_album
+from zsqretrieval.cli.options import (
+    Album,
+    AsJson,
+    Device,
+    GeneratorPreset,
+    GeneratorWeights,
+    TrustParts,
+    open_album,
+)
 
 if TYPE_CHECKING:
     from zsqretrieval.album.questions import StoredQuestion
@@ -50,6 +58,7 @@ def questions(
     preset: GeneratorPreset = None,
     generator_weights: GeneratorWeights = None,
     trust_parts: TrustParts = False,
+    device: Device = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 16,
     as_json: AsJson = False,
 ) -> None:

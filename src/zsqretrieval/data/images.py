@@ -52,7 +52,7 @@ def as_image(x: ImageLike) -> Image:
     """Describe an image without opening it. Paths are made absolute, so they still work from another folder.
 
     Raises:
-        InvalidInputError: ``x`` has another type, or is a record with other content or metadata.
+        InvalidInputError: ``x`` has another type, is a URL, or is a record with other content or metadata.
     """
     if isinstance(x, Image):
         if not isinstance(x.content, bytes | Path | PILImage.Image) or not isinstance(x.source, str):
@@ -71,11 +71,21 @@ def as_image(x: ImageLike) -> Image:
         return Image(x, path_text(getattr(x, "filename", "") or "<PIL image>"))
     if isinstance(x, (str, os.PathLike)):
         path = Path(x).absolute()
+        if _URL.match(os.fspath(x)) and not os.path.lexists(path):
+            raise InvalidInputError(
+                f"{x} is a URL, and this library never downloads: fetch the file, then give its path or its "
+                "bytes"
+            )
         return Image(path, path_text(path))
     raise InvalidInputError(
         f"an image must be a path, encoded bytes, a PIL image or an Image record, not {type(x).__name__}"
         " (convert an array with PIL.Image.fromarray)"
     )
+
+
+_URL = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]+:/|data:"
+)  # pathlib drops the second slash; a drive has one letter
 
 
 def path_text(path: str | bytes | os.PathLike[Any]) -> str:
@@ -422,3 +432,13 @@ def digest(image: ImageLike) -> str:
     else:
         content = read_bytes(record)
     return hashlib.sha256(content).hexdigest()
+
+
+def has_digest(image: Image, sha256: str) -> bool:
+    """Whether encoded bytes are the image of a digest, which may be that of its pixels.
+
+    Raises:
+        ImageError: the file cannot be read, or the bytes are damaged.
+    """
+    # An image that was added as a PIL image has the digest of its pixels. It was within the size limit then.
+    return sha256 == digest(image) or sha256 == digest(decode(image, max_pixels=MOST_PIXELS))

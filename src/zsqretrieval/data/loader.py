@@ -5,6 +5,7 @@ The bytes are read once, so the decoded image is the hashed one even if the file
 
 from __future__ import annotations
 
+import builtins
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,7 @@ class NewImage:
     caption: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)  # JSON values, without NaN and infinity
     image: Image | None = None  # with encoded bytes after reading, with upright RGB pixels after decoding
+    encoded: builtins.bytes | None = None  # of an image that is no file, or to be copied
     width: int = 0  # pixels, after decoding
     height: int = 0
     vector: NDArray[np.float32] | None = None  # [dim], finite, not zero; after encoding
@@ -61,7 +63,7 @@ class NewImage:
 
 @final
 class Loader:
-    """Reads and decodes images on a few threads.
+    """Reads and decodes images on a few threads; with ``copy``, each has its encoded bytes.
 
     Some 256 MiB of encoded images and 64 million decoded pixels are in memory together, or one larger image.
 
@@ -72,8 +74,14 @@ class Loader:
     """
 
     def __init__(
-        self, images: Iterator[Image | ImageError], batch_size: int, max_pixels: int = MAX_PIXELS
+        self,
+        images: Iterator[Image | ImageError],
+        batch_size: int,
+        max_pixels: int = MAX_PIXELS,
+        *,
+        copy: bool = False,
     ) -> None:
+        self._copy = copy
         self.repeated = 0
         self.skipped: list[Skipped] = []
         self.mended: list[Mended] = []
@@ -177,6 +185,7 @@ class Loader:
             caption=caption,
             metadata=metadata,
             image=record,
+            encoded=content if self._copy or not isinstance(image.content, Path) else None,
             notes=(*image.notes, *of_caption, *of_metadata),
         )
 

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import Any, TypeAlias, final
 
-from PIL import Image as PILImage
 from typing_extensions import Self
 
 from zsqretrieval.data.images import (
     MOST_PIXELS,
     ImageLike,
     as_image,
-    decode,
-    digest,
+    has_digest,
     opened,
     path_text,
     read_bytes,
@@ -38,38 +36,86 @@ from zsqretrieval.data.tars import (
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
 from zsqretrieval.types import Image
 
+Row: TypeAlias = Mapping[str, Any]
+"""A row of a data set. The image is under ``"image"``: as :data:`~zsqretrieval.data.images.ImageLike`, or a
+mapping with ``"bytes"`` and ``"path"``. A string under ``"caption"`` is its caption. All else is metadata."""
 
-def open_images(source: ImageLike | Iterable[ImageLike]) -> Iterator[Image | ImageError]:
+
+def open_images(source: ImageLike | Row | Iterable[ImageLike | Row]) -> Iterator[Image | ImageError]:
     """List the images of a source, without decoding any.
 
     Args:
         source: a folder (its images, see :func:`walk`, then the tars in it and in its subfolders; links to
             folders are not followed for tars); a ``.tar``, ``.tar.gz`` or ``.tgz`` file (see
             :func:`read_webdataset`); a glob pattern of folders, tars and image files; any other path, bytes,
-            PIL image or record as one image; or an iterable of these.
+            PIL image, record or :data:`Row` as one image; or an iterable of these.
 
-    The order is stable. A path that does not exist is listed too; decoding it raises an ImageError. What
-    cannot be read of a tar is listed as an ImageError that names it, and damage behind the images before it.
+    The order is stable. A path in an iterable that does not exist is listed too; decoding it raises an
+    ImageError. What cannot be read of a tar is listed as an ImageError that names it, and damage behind the
+    images before it.
 
     Raises:
-        InvalidInputError: a pattern matches nothing, or an item is not an image.
+        InvalidInputError: the path does not exist or is a zip archive, a pattern matches nothing, or an item
+            is not an image: a URL, an array, a row without image.
     """
-    if isinstance(source, (bytes, PILImage.Image, Image)):
-        yield as_image(source)
+    if isinstance(source, (str, os.PathLike)) and source != "":
+        check_path(source)
+    yield from _images(source)
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Check a path that somebody named, and did not find in a list, which may have gaps.
+
+    Raises:
+        InvalidInputError: it does not exist, cannot be examined, or is a URL or a zip archive.
+    """
+    if _is_pattern(Path(path)):
+        return
+    where = path_text(as_image(path).source)
+    try:
+        os.stat(path)  # noqa: PTH116  # a path may be too long for pathlib
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InvalidInputError(f"{where}: {reason}; nothing was added, check the path") from error
+    if os.fspath(path).lower().endswith(".zip"):
+        raise InvalidInputError(f"{where}: zip archives are not read; unpack it, or make a tar of it")
+
+
+def _images(source: Any) -> Iterator[Image | ImageError]:
+    if isinstance(source, Mapping):
+        yield _of_row(source)
     elif isinstance(source, (str, os.PathLike)):
         if source == "":  # which Path takes for the current folder
             raise InvalidInputError("an image path is empty; the current folder is '.'")
         yield from _open_path(Path(source))
     elif hasattr(source, "read"):  # iterating would give its lines
         raise InvalidInputError(f"{source!r} is an open file; give its path, or the bytes that read() gives")
-    elif isinstance(source, Iterable):
-        for one in source:
-            yield from open_images(one)
+    elif isinstance(source, Iterable) and not isinstance(source, _ONE) and getattr(source, "ndim", 1) == 1:
+        for one in source:  # of an array of pixels, these would be rows of numbers
+            yield from _images(one)
     else:
-        yield as_image(source)  # raises
+        yield as_image(source)
+
+
+_ONE = (bytes, bytearray, memoryview)  # not a list of numbers
+
+
+def _of_row(row: Row) -> Image:
+    if "image" not in row:
+        names = ", ".join(map(str, row)) or "nothing"
+        raise InvalidInputError(f"a row of a data set has its image under 'image'; this one has {names}")
+    content = row["image"]
+    if isinstance(content, Mapping):  # as Hugging Face gives an image that is not decoded
+        encoded, path = content.get("bytes"), content.get("path")
+        content = path if encoded is None else encoded if path is None else Image(encoded, path_text(path))
+    image = as_image(b"" if content is None else content)  # a gap in the data is skipped and counted
+    metadata = {name: value for name, value in row.items() if name != "image"}
+    caption = metadata.pop("caption") if isinstance(row.get("caption"), str) else image.caption
+    return replace(image, caption=caption, metadata={**image.metadata, **metadata})
 
 
 def _open_path(path: Path) -> Iterator[Image | ImageError]:
+    image = as_image(path)
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on paths that cannot be examined
         yield from walk(path)
         for tar in _tars(path):
@@ -90,7 +136,7 @@ def _open_path(path: Path) -> Iterator[Image | ImageError]:
             if match.is_dir() or _is_tar(match) or match.suffix.lower() in IMAGE_SUFFIXES:
                 yield from _open_path(match)
     else:
-        yield as_image(path)
+        yield image
 
 
 def _open_tar(path: Path) -> Iterator[Image | ImageError]:
@@ -206,12 +252,15 @@ def _read_caption(path: Path) -> tuple[str | None, tuple[str, ...]]:
 class Reopener:
     """Reopens stored images: files, and members of tars as ``path#member``. For one thread.
 
+    ``kept`` gives the bytes that an album keeps of an image, by its digest, or None.
+
     Tars stay open until the block ends. For a member of a ``.tar.gz`` everything before it is decompressed.
 
     An album made by somebody else may name any file as a source: the limits of files and tars hold here, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Callable[[str], bytes | None] | None = None) -> None:
+        self._kept = kept
         self._tars: dict[str, Tar] = {}
         self._open = ExitStack()
 
@@ -229,18 +278,23 @@ class Reopener:
         Raises:
             ImageError: the image is missing, was never a file, or has changed.
         """
-        image = Image(self._read(source), source)
-        if sha256 is not None:
-            image = replace(image, max_pixels=MOST_PIXELS)
-            # An image that was added as a PIL image has the digest of its pixels.
-            if sha256 != digest(image) and sha256 != digest(replace(image, content=decode(image))):
-                raise ImageError(source, "has changed since it was added; add it again")
-        return image
+        damage = None
+        if self._kept is not None and sha256 is not None:
+            try:
+                kept = self._kept(sha256)
+                if kept is not None:
+                    return _checked(Image(kept, source), sha256)
+            except ImageError as error:
+                damage = ImageError(
+                    source, f"its bytes in the album are damaged ({error.reason}); add it again"
+                )
+        try:
+            return _checked(Image(self._read(source), source), sha256)
+        except ImageError as error:
+            raise damage or error from error
 
     def _read(self, source: str) -> bytes:
-        # A path may contain "#", too.
-        splits = ((source[: mark.start()], source[mark.end() :]) for mark in re.finditer("#", source))
-        found = ((_file(path), member) for path, member in splits)
+        found = ((_file(path), member) for path, member in _splits(source))
         archive, member = next((pair for pair in found if pair[0] is not None), (None, ""))
         whole = _file(source)
         if whole is not None or archive is None:
@@ -254,6 +308,24 @@ class Reopener:
             return tar.read(member, source.removesuffix(member))
         except TAR_ERRORS as error:
             raise ImageError(source, f"cannot be read: {error}") from error
+
+
+def _checked(image: Image, sha256: str | None) -> Image:
+    if sha256 is None:
+        return image
+    if not has_digest(image, sha256):
+        raise ImageError(image.source, "has changed since it was added; add it again")
+    return replace(image, max_pixels=MOST_PIXELS)
+
+
+def is_member(source: str) -> bool:
+    """Whether a source names a member of a tar that exists, as :func:`read_webdataset` does."""
+    return any(_is_tar(Path(path)) and _file(path) is not None for path, _ in _splits(source))
+
+
+def _splits(source: str) -> Iterator[tuple[str, str]]:
+    """Path and member of ``path#member``; a path may contain "#", too."""
+    return ((source[: mark.start()], source[mark.end() :]) for mark in re.finditer("#", source))
 
 
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")

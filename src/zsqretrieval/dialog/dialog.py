@@ -72,7 +72,7 @@ class Dialog:
         seed: seed of random choices.
         batch_size: contexts that the generator computes together.
         memory: cache of the generator's output, for dialogs over one gallery, generator and wording.
-        progress: called between the batches of likelihoods; may raise to stop.
+        progress: called between batches of the generator; may raise to stop.
 
     Raises:
         InvalidInputError: the text is empty, the gallery is empty, or a setting is out of range.
@@ -163,19 +163,22 @@ class Dialog:
     def ranking(self) -> Ranking:
         """The candidates, most probable first; of equal ones, the first of the first stage.
 
-        ``score``, and ``scores["dialog"]``, is log P(image | dialog) in nats, which does not underflow.
+        ``score``, and ``scores["dialog"]``, is log P(image | dialog) in nats, which does not underflow. An
+        image that an answer makes impossible has neither.
         """
         log_p = self._log_posterior()
         hits = [
-            replace(hit, score=float(one), scores={**hit.scores, "dialog": float(one)})
-            for hit, one in zip(self._hits, log_p, strict=True)
+            replace(hit, score=one, scores={**hit.scores, "dialog": one})
+            if math.isfinite(one)
+            else replace(hit, score=None)
+            for hit, one in zip(self._hits, log_p.tolist(), strict=True)
         ]
         return Ranking(self.text, tuple(hits[i] for i in best_first(log_p) if self._present[i]))
 
     @property
     def probabilities(self) -> Mapping[str, float]:
         """P(image | dialog) by id, most probable first; the sum is 1."""
-        return {hit.id: math.exp(hit.score) for hit in self.ranking}
+        return {hit.id: 0.0 if hit.score is None else math.exp(hit.score) for hit in self.ranking}
 
     @property
     def entropy(self) -> float:

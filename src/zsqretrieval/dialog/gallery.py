@@ -13,21 +13,31 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.data.sources import Reopener
 from zsqretrieval.encoders.checked import encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.search.dense import FirstStage
 from zsqretrieval.tasks.english import question_in
-from zsqretrieval.types import Hit, Image, ImageState
+from zsqretrieval.types import Hit, Image, ImageState, Progress
 
 
 @final
 class AlbumGallery:
-    """The :class:`~zsqretrieval.dialog.oracle.Gallery` of an album; a replaced file is another image."""
+    """The :class:`~zsqretrieval.dialog.oracle.Gallery` of an album; a replaced file is another image.
 
-    def __init__(self, encoder: Encoder, catalog: Catalog, first_stage: FirstStage, viewer: Viewer) -> None:
+    ``progress`` counts the images whose features are computed.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        catalog: Catalog,
+        first_stage: FirstStage,
+        viewer: Viewer,
+        progress: Progress | None = None,
+    ) -> None:
         self._encoder, self._catalog, self._first_stage, self._viewer = encoder, catalog, first_stage, viewer
+        self._progress = progress
 
     def first_stage(self, text: str, k: int) -> tuple[Hit, ...]:
         return self._first_stage.search([text], k)[0].hits
@@ -71,7 +81,10 @@ class AlbumGallery:
         self, hits: Sequence[Hit]
     ) -> Iterator[tuple[Generator, list[Image | ImageState | ImageError]]]:
         here = [record for record in self._records(hits) if record is not None]
-        with Reopener() as files, self._viewer.showing(here, files) as (generator, shown):
+        with (
+            self._catalog.kept.files() as files,
+            self._viewer.showing(here, files, self._progress) as (generator, shown),
+        ):
             by_key = {record.key: one for record, one in zip(here, shown, strict=True)}
             removed = "was removed from the album"
             yield generator, [by_key.get(hit.key, ImageError(hit.source, removed)) for hit in hits]

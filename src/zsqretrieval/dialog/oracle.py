@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_verbalisers
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import distinct, read_each, write_each
@@ -153,13 +154,14 @@ class Interview:
             for context, one in zip(contexts, self._write(generator, contexts), strict=True):
                 if isinstance(one, InvalidInputError):
                     found.append(one)
-                    continue
-                # one call per image, so that its draws do not depend on the other images
-                (more,) = self._write(
-                    generator, [context], n=_DRAWS, temperature=_TEMPERATURE, seed=self._seed
-                )
-                texts = one if isinstance(more, InvalidInputError) else [*one, *more]
-                found.append(tuple(dict.fromkeys(filter(None, map(tidy_question, texts)))))
+                else:  # one call per image, so that its draws do not depend on the other images
+                    (more,) = self._write(
+                        generator, [context], n=_DRAWS, temperature=_TEMPERATURE, seed=self._seed
+                    )
+                    texts = one if isinstance(more, InvalidInputError) else [*one, *more]
+                    found.append(tuple(dict.fromkeys(filter(None, map(tidy_question, texts)))))
+                if self._progress is not None:
+                    self._progress("writing questions", len(found), len(contexts))
             return found
 
         name = ("questions", *map(str, (_DRAWS, _TEMPERATURE, self._seed, _MAX_NEW_TOKENS)))
@@ -183,10 +185,15 @@ class Interview:
     def _first_lines(
         self, generator: Generator, contexts: list[Context], _: object
     ) -> list[str | InvalidInputError]:
-        return [
-            one if isinstance(one, InvalidInputError) else tidy(first_line(one[0]))
-            for one in self._write(generator, contexts)
-        ]
+        lines: list[str | InvalidInputError] = []
+        for some in batched(contexts, self._batch_size):
+            lines += [
+                one if isinstance(one, InvalidInputError) else tidy(first_line(one[0]))
+                for one in self._write(generator, some)
+            ]
+            if self._progress is not None:
+                self._progress("writing answers", len(lines), len(contexts))
+        return lines
 
     def _write(
         self, generator: Generator, contexts: list[Context], **sampling: Any
@@ -327,7 +334,7 @@ class Interview:
             named = "; ".join(map(str, new[:3])) + ("; ..." if len(new) > 3 else "")
             warnings.warn(
                 f"{len(new)} of the candidates cannot be shown to the generator and keep their probability: "
-                f"{named}. Cache the features (states='disk') of images that do not stay files",
+                f"{named}. Keep copies of images that do not stay in place: add them again with copy=True",
                 RuntimeWarning,
                 stacklevel=5,
             )

@@ -102,7 +102,8 @@ class CLIPEncoder(FromPretrained):
                 path of a checkpoint. ``"laion2b_s34b_b79k"`` if neither ``name`` nor ``pretrained`` is given.
                 A folder or hub repository has its own weights; its own code is never run. ``"random"`` is for
                 tests.
-            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first available of these three.
+            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes that of ``ZSQ_DEVICE``, else the first
+                available of these three.
             precision: of the computation, ``"fp32"``, ``"bf16"`` or ``"fp16"``; vectors are always float32.
             cache_dir: folder for downloads; None for open_clip's default.
             force_quick_gelu: build the architecture with QuickGELU, which OpenAI's and some other weights

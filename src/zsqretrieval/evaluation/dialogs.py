@@ -301,7 +301,7 @@ class _Host:
 
 
 def _log_p(dialog: Dialog) -> dict[int, float]:
-    return {hit.key: hit.score for hit in dialog.ranking}
+    return {hit.key: -math.inf if hit.score is None else hit.score for hit in dialog.ranking}
 
 
 # --- results ----------------------------------------------------------------------------------------------

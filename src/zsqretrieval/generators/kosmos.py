@@ -131,7 +131,8 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
                 own code is never run.
             dtype: of the computation: ``"float32"``, ``"bfloat16"`` or ``"float16"``. None takes bfloat16
                 where the device has arithmetic for it (CUDA; CPUs with AMX or AVX512-BF16), else float32.
-            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first available of these three.
+            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes that of ``ZSQ_DEVICE``, else the first
+                available of these three.
             grounding: see the class.
             prefix_cache_bytes: see the class.
 

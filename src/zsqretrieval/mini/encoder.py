@@ -234,7 +234,7 @@ class MiniEncoder(FromPretrained):
             knowledge_share: weight of the ImageNet class names, from 0 to 1; None for the weight chosen in
                 training. Raise it for single objects, cut out or close by; lower it for scenes with people.
                 Vectors of different weights cannot be compared.
-            device: a torch device; None for the best available.
+            device: a torch device; None for that of ``ZSQ_DEVICE``, else the best available.
 
         Raises:
             InvalidInputError: ``knowledge_share`` is not between 0 and 1, or there is no such device.

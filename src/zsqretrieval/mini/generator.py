@@ -245,7 +245,7 @@ class MiniGenerator(FromPretrained, InterleavedGenerator):
             weights: trained part written by ``examples/train_mini_generator.py``; None for the shipped one.
             dtype: ``"float32"`` or ``"bfloat16"``; None for bfloat16 where the device computes in it, else
                 float32.
-            device: a torch device; None for the best available.
+            device: a torch device; None for that of ``ZSQ_DEVICE``, else the best available.
             prefix_cache_bytes: memory for keys and values of contexts between calls; an image takes 300 KiB
                 in 16 bits.
 

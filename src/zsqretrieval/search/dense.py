@@ -166,7 +166,7 @@ class FirstStage:
             present = self._catalog.known_keys([record.key for record, _ in found])
             kept = [(record, hit) for record, hit in found if record.key in present]
             vectors = self._catalog.log.get([record.key for record, _ in kept])
-        scores = bank.normalized([hit.score for _, hit in kept], vectors)
+        scores = bank.normalized([hit.scores[FIRST_STAGE] for _, hit in kept], vectors)
         return [
             (kept[n][0], replace(kept[n][1], score=score, scores={**kept[n][1].scores, NORMALIZED: score}))
             for n, score in ((n, float(scores[n])) for n in best_first(scores))

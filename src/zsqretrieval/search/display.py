@@ -91,16 +91,18 @@ def thumbnail(image: ImageLike, *, side: int = THUMBNAIL_SIDE) -> bytes:
     return buffer.getvalue()
 
 
-def thumbnails(hits: Iterable[Hit], *, side: int = THUMBNAIL_SIDE) -> dict[str, bytes]:
-    """Make thumbnails of the images of hits, by source.
+def thumbnails(
+    hits: Iterable[Hit], files: Reopener | None = None, *, side: int = THUMBNAIL_SIDE
+) -> dict[str, bytes]:
+    """Make thumbnails of the images of hits, by id; ``files`` opens those that their album keeps.
 
-    Images that are gone, never were files, or are not the album's by their digest are left out.
+    Images that are gone, or are not the album's by their digest, are left out.
     """
     made: dict[str, bytes] = {}
-    with Reopener() as files:
-        for source, digest in {hit.source: hit.digest for hit in hits}.items():
+    with files or Reopener() as opened:
+        for id, hit in {hit.id: hit for hit in hits}.items():
             with contextlib.suppress(ImageError):
-                made[source] = thumbnail(files.open(source, digest), side=side)
+                made[id] = thumbnail(opened.open(hit.source, hit.digest), side=side)
     return made
 
 
@@ -116,7 +118,7 @@ def contact_sheet(
 
     Args:
         rows: the queries. Under each image: the matched question, the explanation, and all scores.
-        thumbnails: JPEGs by source of a hit; a hit without one is shown by name.
+        thumbnails: JPEGs by id of a hit; a hit without one is shown by name.
         title: heading.
         summary: sentence under the heading.
         credits: authors of the images, at the foot.
@@ -165,7 +167,7 @@ def _row(row: Row, thumbnails: Mapping[str, bytes], closest: float) -> dict[str,
         "cards": [
             {
                 "hit": hit,
-                "picture": thumbnails.get(hit.source),
+                "picture": thumbnails.get(hit.id),
                 "right": hit.id == row.expected,
                 "words": _words(hit),
                 "lines": _lines(hit, closest, likeliest),

@@ -43,6 +43,7 @@ class Word:
 
 def explain_hits(
     viewer: Viewer,
+    files: Reopener,
     question: str,
     hits: Sequence[Hit],
     records: Sequence[Record],
@@ -53,16 +54,15 @@ def explain_hits(
     None for an image that cannot be opened or that the generator cannot take.
     """
     explained: list[Hit] = []
-    with Reopener() as files:
-        for part in parts_by_size(records):
-            with viewer.showing(records[part], files) as (generator, shown):
-                images = [one for one in shown if not isinstance(one, ImageError)]
-                found = iter(_explain_each(generator, question, images, prompt))
-            able = [None if isinstance(one, ImageError) else next(found) for one in shown]
-            explained += [
-                replace(hit, explanation=one) if isinstance(one, Explanation) else hit
-                for hit, one in zip(hits[part], able, strict=True)
-            ]
+    for part in parts_by_size(records):
+        with viewer.showing(records[part], files) as (generator, shown):
+            images = [one for one in shown if not isinstance(one, ImageError)]
+            found = iter(_explain_each(generator, question, images, prompt))
+        able = [None if isinstance(one, ImageError) else next(found) for one in shown]
+        explained += [
+            replace(hit, explanation=one) if isinstance(one, Explanation) else hit
+            for hit, one in zip(hits[part], able, strict=True)
+        ]
     return tuple(explained)
 
 

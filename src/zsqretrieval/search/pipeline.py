@@ -8,6 +8,7 @@ from typing import final
 
 from zsqretrieval._util.checks import check_text
 from zsqretrieval.album.candidates import Viewer, need_generator
+from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.data.images import ImageLike, as_image, decode
 from zsqretrieval.search.dense import FirstStage, Found
 from zsqretrieval.search.explain import explain_hits
@@ -36,8 +37,8 @@ def query_image(image: ImageLike) -> Image:
 class Pipeline:
     """Searches an album; ``viewer`` gives the generator the candidates, None without a generator."""
 
-    def __init__(self, first_stage: FirstStage, viewer: Viewer | None) -> None:
-        self._first_stage, self._viewer = first_stage, viewer
+    def __init__(self, first_stage: FirstStage, viewer: Viewer | None, catalog: Catalog) -> None:
+        self._first_stage, self._viewer, self._catalog = first_stage, viewer, catalog
 
     def search(
         self,
@@ -86,7 +87,8 @@ class Pipeline:
             return Ranking(query.source, hits[:k], timings)
         if how is not None:
             begin = time.perf_counter()
-            scores = score_candidates(how, self._viewer, query, found.records, progress=progress)
+            with self._catalog.kept.files() as files:
+                scores = score_candidates(how, self._viewer, files, query, found.records, progress=progress)
             hits = reorder(hits, how.name, scores, how.fusion_or(fusion))
             timings[how.name] = time.perf_counter() - begin
         hits = hits[:k]
@@ -96,6 +98,7 @@ class Pipeline:
             records = {record.key: record for record in found.records}
             of_hits = [records[hit.key] for hit in hits]
             assert self._viewer is not None
-            hits = explain_hits(self._viewer, query, hits, of_hits, rule.prompt)
+            with self._catalog.kept.files() as files:
+                hits = explain_hits(self._viewer, files, query, hits, of_hits, rule.prompt)
             timings["explain"] = time.perf_counter() - begin
         return Ranking(query, hits, timings, found.truncated)

@@ -109,12 +109,15 @@ RerankLike: TypeAlias = "Rerank | Scoring | Reranker | Literal['auto', 'likeliho
 def score_candidates(
     how: Rerank,
     viewer: Viewer | None,
+    files: Reopener,
     question: str,
     records: Sequence[Record],
     *,
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
     """Score n candidates for a question, in one call of the generator unless their files are very large.
+
+    ``files`` opens the images of the album.
 
     Returns:
         float64 [n], higher is better; nan for images that cannot be opened or that the generator cannot take,
@@ -125,35 +128,34 @@ def score_candidates(
     """
     scores = np.full(len(records), np.nan)
     unavailable: list[ImageError] = []
-    with Reopener() as files:
-        for part in parts_by_size(records):
-            if isinstance(how.scoring, Scoring):
-                assert viewer is not None
-                with viewer.showing(records[part], files) as (generator, inputs):
-                    scores[part], faults = score_each(
-                        generator,
-                        how.scoring,
-                        [question] * len(inputs),
-                        inputs,
-                        batch_size=how.batch_size,
-                        progress=_of_part(progress, part, len(records)),
-                    )
-                for fault in faults.values():
-                    if not isinstance(fault, ImageError):  # the question is at fault
-                        raise fault
-                    unavailable.append(fault)
-            else:
-                opened = [open_image(files, record) for record in records[part]]
-                images = [one for one in opened if isinstance(one, Image)]
-                unavailable += [one for one in opened if isinstance(one, ImageError)]
-                available = np.array([isinstance(one, Image) for one in opened])
-                scores[part][available] = _ask_reranker(how, question, images)
+    for part in parts_by_size(records):
+        if isinstance(how.scoring, Scoring):
+            assert viewer is not None
+            with viewer.showing(records[part], files, progress) as (generator, inputs):
+                scores[part], faults = score_each(
+                    generator,
+                    how.scoring,
+                    [question] * len(inputs),
+                    inputs,
+                    batch_size=how.batch_size,
+                    progress=_of_part(progress, part, len(records)),
+                )
+            for fault in faults.values():
+                if not isinstance(fault, ImageError):  # the question is at fault
+                    raise fault
+                unavailable.append(fault)
+        else:
+            opened = [open_image(files, record) for record in records[part]]
+            images = [one for one in opened if isinstance(one, Image)]
+            unavailable += [one for one in opened if isinstance(one, ImageError)]
+            available = np.array([isinstance(one, Image) for one in opened])
+            scores[part][available] = _ask_reranker(how, question, images)
     if unavailable:
         names = "; ".join(map(str, unavailable[:3])) + ("; ..." if len(unavailable) > 3 else "")
         warnings.warn(
             f"{len(unavailable)} of {len(records)} candidates cannot be opened or scored and rank last, in "
-            f"the order of the first stage: {names}. Cache image features (states='disk') for images that "
-            "are not files or do not stay in place",
+            f"the order of the first stage: {names}. Keep copies of images that do not stay in place: "
+            "add them with copy=True (--copy)",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -190,16 +192,17 @@ def reorder(hits: Sequence[Hit], name: str, scores: NDArray[np.float64], fusion:
     """Order n hits of the first stage, best first, by their fused scores.
 
     ``scores`` float64 [n] are the re-ranking scores of that ``name``. Hits whose score is nan come last with
-    the score -inf; if no hit has a score, the hits are returned unchanged.
+    the score None; if no hit has a score, the hits are returned unchanged.
     """
     scored = np.flatnonzero(~np.isnan(scores))
     if not len(scored):
         return tuple(hits)
-    first_stage = np.array([hit.score for hit in hits])
+    first_stage = np.array([hit.score for hit in hits], np.float64)
     fused = np.full(len(hits), -np.inf)
     fused[scored] = fuse(fusion, first_stage[scored], scores[scored])
-    ranked = [replace(hit, score=float(score)) for hit, score in zip(hits, fused, strict=True)]
-    for n in scored:
-        stages = {**ranked[n].scores, name: float(scores[n]), FUSED: float(fused[n])}
-        ranked[n] = replace(ranked[n], scores=stages)
+    ranked = [replace(hit, score=None) for hit in hits]
+    for n in scored.tolist():
+        score = float(fused[n])
+        stages = {**hits[n].scores, name: float(scores[n]), FUSED: score}
+        ranked[n] = replace(hits[n], score=score, scores=stages)
     return tuple(ranked[n] for n in best_first(fused))

@@ -24,7 +24,6 @@ from zsqretrieval.album.candidates import Viewer, need_generator
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.questions import Judgement, NewQuestion, Recipe, StoredQuestion, StyleFacts
 from zsqretrieval.data.loader import Skipped
-from zsqretrieval.data.sources import Reopener
 from zsqretrieval.encoders.checked import encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import check_sampling
@@ -141,7 +140,7 @@ class AlbumQuestions:
         )
         asked = known = questions = kept = 0
         skipped: list[Skipped] = []
-        with Reopener() as files:
+        with self._catalog.kept.files() as files:
             for chunk in batched(self._catalog.iter_records(), _CHUNK):
                 before = self._catalog.questions.asked(recipe, [record.key for record in chunk])
                 known += len(before)

@@ -123,7 +123,8 @@ class VLMGenerator(FromPretrained):
             name_or_path: a folder of ``save_pretrained``, or a name on the Hugging Face hub, downloaded when
                 not cached. A repository's own code is never run.
             dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for the checkpoint's.
-            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes the first available of these three.
+            device: ``"cuda"``, ``"mps"``, ``"cpu"``, ...; None takes that of ``ZSQ_DEVICE``, else the first
+                available of these three.
             chat: as in the class.
             chat_template_kwargs: as in the class.
             token_budget: as in the class.

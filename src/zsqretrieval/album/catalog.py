@@ -341,7 +341,7 @@ class Catalog:
             )
 
     def remove_ids(self, ids: str | Iterable[str]) -> None:
-        """Remove images by id, with their kept bytes; an InvalidInputError names an id that is not present."""
+        """Remove images and their kept bytes by id; an InvalidInputError names an id that is not present."""
         if not isinstance(ids, Iterable):
             raise InvalidInputError(f"ids must be a string, or several in a list, not {shown(ids)}")
         wanted = [ids] if isinstance(ids, str) else list(ids)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
 
@@ -440,5 +441,6 @@ def has_digest(image: Image, sha256: str) -> bool:
     Raises:
         ImageError: the file cannot be read, or the bytes are damaged.
     """
-    # An image that was added as a PIL image has the digest of its pixels. It was within the size limit then.
-    return sha256 == digest(image) or sha256 == digest(decode(image, max_pixels=MOST_PIXELS))
+    image = replace(image, max_pixels=MOST_PIXELS)  # it was within the limit when it was added
+    # An image that was added as a PIL image has the digest of its pixels.
+    return sha256 == digest(image) or sha256 == digest(replace(image, content=decode(image)))

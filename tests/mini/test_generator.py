@@ -41,8 +41,8 @@ def test_contract(name, check) -> None:  # type: ignore[no-untyped-def]
     check(lambda: GeneratorCase(generator(), split=("a dog", " runs")))
 
 
-# On CPUs with AMX, and on those without AVX-512, the order of addition depends on the number of rows: one other
-# rounding in bfloat16 moves a sum by some hundredths of a nat.
+# On CPUs with AMX, and on those without AVX-512, the order of addition depends on the number of rows: one
+# other rounding in bfloat16 moves a sum by some hundredths of a nat.
 _STEADY = torch.cpu._is_avx512_supported() and not torch.cpu._is_amx_tile_supported()
 BFLOAT16 = 2e-2 if _STEADY else 0.15
 

@@ -226,7 +226,7 @@ def test_text_and_image_that_are_too_long_together_are_both_named() -> None:
 def test_state_that_is_not_finite_is_refused_and_never_stored(tmp_path: Path) -> None:
     with (
         pytest.warns(RuntimeWarning, match=r"1 images have no cached features: .*strip.png"),
-        album(tmp_path, PickyStates(), states="memory") as own,
+        album(tmp_path, PickyStates(), states="disk") as own,
     ):
         assert len(own) == 5
         with pytest.warns(RuntimeWarning, match="1 of 5 candidates .*strip.png: .*state that is not finite"):

@@ -26,7 +26,7 @@ TARGETS = {
 
 def main() -> None:
     """Print one dialog for each target image."""
-    with Retriever.from_preset("mini", states="memory") as retriever:
+    with Retriever.from_preset("mini") as retriever:
         retriever.add(photographs())
         for target, (text, memory) in TARGETS.items():
             dialog = retriever.dialog(text, policy=InformationGain(top=18), budget=4)

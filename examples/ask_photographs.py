@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=3)
     args = parser.parse_args()
     preset = PRESETS[args.preset].variant(index="exact")
-    with Retriever.from_preset(preset, states="memory") as retriever:
+    with Retriever.from_preset(preset) as retriever:
         retriever.add(photographs())
         report = retriever.questions.generate(3, answers=True, top_k=args.top_k)
         counts = f"{report.questions} questions of {report.asked} photographs, {report.kept} kept"

@@ -57,9 +57,8 @@ class Retriever:
         generator: scores the candidates; None for the first stage alone. A
             :class:`~zsqretrieval.generators.lazy.LazyGenerator` is loaded on first use.
         path: directory of the new album, made when missing; None keeps the album in memory.
-        states: when and where image features of the generator are cached: ``"lazy"``, on first use, in the
-            album; ``"disk"``, by :meth:`add`, in the album; ``"memory"``, by :meth:`add`, until
-            :meth:`close`; None computes them for every query. A generator without
+        states: when image features of the generator are cached in the album: ``"lazy"``, on first use;
+            ``"disk"``, by :meth:`add`; None computes them for every query. A generator without
             :class:`~zsqretrieval.protocols.ImageStates` has none, and takes ``"lazy"`` or None.
         calibration: the constants of this pair of encoder and generator.
 
@@ -68,8 +67,8 @@ class Retriever:
 
     Raises:
         MismatchError: index and encoder differ in dim or fingerprint.
-        InvalidInputError: a part is not of its kind, the index is not empty, or ``states="disk"`` or
-            ``"memory"`` without a generator that computes features.
+        InvalidInputError: a part is not of its kind, the index is not empty, or ``states="disk"``
+            without a generator that computes features.
         AlbumError: ``path`` holds an album, or the directory cannot be made.
 
     All methods are safe to call from several threads; searches run while images are added.
@@ -236,7 +235,7 @@ class Retriever:
 
     @property
     def states(self) -> StatesMode:
-        """Where image features are cached."""
+        """When image features are cached."""
         return None if self._viewer is None else self._viewer.states
 
     def __len__(self) -> int:

@@ -190,7 +190,7 @@ def test_mini_models_ask_and_score_answers(tmp_path: Path) -> None:
 
     wanted = {"astronaut", "cat", "coffee", "photographer", "rocket", "motorcycle"}
     preset = replace(PRESETS["mini"], index="exact")
-    with Retriever.from_preset(preset, states="memory") as retriever:
+    with Retriever.from_preset(preset) as retriever:
         retriever.add([one for one in photographs() if one.id in wanted])
         dialog = retriever.dialog("something", sure=1.0, policy=InformationGain(images=3, top=6, pool=4))
         before, question = dialog.entropy, dialog.question

@@ -23,7 +23,7 @@ def test_page_has_the_lines_that_the_example_prints(
     script: Any, shown: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def make(preset: Preset, **settings: Any) -> Retriever:
-        assert (preset, settings) == (PRESETS["mini"].variant(index="exact"), {"states": "memory"})
+        assert (preset, settings) == (PRESETS["mini"].variant(index="exact"), {})
         return Retriever(ToyEncoder(), ExactIndex(ToyEncoder.dim), ToyGenerator())
 
     monkeypatch.setattr(Retriever, "from_preset", make)

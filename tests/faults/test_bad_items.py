@@ -21,7 +21,7 @@ from zsqretrieval.generators.checked import read_texts, write_each
 from zsqretrieval.generators.vlm.model import VLMGenerator
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.protocols import Generator
-from zsqretrieval.search.scoring import Likelihood, score_each
+from zsqretrieval.search.scoring import Likelihood, score_pairs
 from zsqretrieval.tasks.questions import generate_questions
 from zsqretrieval.testing.pictures import as_image, paintings
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyStatesGenerator
@@ -72,7 +72,7 @@ def test_picture_that_the_generator_cannot_take_is_last_skipped_and_keeps_its_pr
     with album(tmp_path, Picky(fails)) as own:
         with pytest.warns(RuntimeWarning, match=f"1 of 5 candidates .*strip.png: .*{reason}"):
             ranking = own.search("what is red ?", explain=True)
-        assert ranking[-1].id.endswith("strip.png") and ranking[-1].score == -np.inf
+        assert ranking[-1].id.endswith("strip.png") and ranking[-1].score is None
         assert [hit.explanation is None for hit in ranking] == [False] * 4 + [True]
         report = own.questions.generate(n=1, style="search")
         (skipped,) = report.skipped
@@ -90,7 +90,8 @@ def test_picture_that_the_generator_cannot_take_is_last_skipped_and_keeps_its_pr
 def test_qwen_like_processor_refuses_one_picture_of_a_batch(tmp_path: Path) -> None:
     generator = VLMGenerator.from_pretrained(str(tiny_vlms.qwen2_vl(tmp_path)), device="cpu")
     images = [as_image(PILImage.new("RGB", (32, 32), "red"), "red.png"), Image(strip(), "strip.png")]
-    scores, faults = score_each(generator, Likelihood(), ["the red house"] * 2, images)
+    faults: dict[int, Any] = {}
+    scores = score_pairs(generator, Likelihood(), ["the red house"] * 2, images, faults=faults)
     assert np.isfinite(scores[0]) and np.isnan(scores[1])
     assert isinstance(faults[1], ImageError) and REASON in str(faults[1])
     texts = write_each(generator, [[one, "Question:"] for one in images])
@@ -197,7 +198,8 @@ def test_text_that_the_generator_cannot_take_is_named_and_the_others_are_scored(
     texts: list[str], bad: list[int]
 ) -> None:
     images = paintings(len(texts))
-    scores, faults = score_each(Picky(max_tokens=50), Likelihood(), texts, images)
+    faults: dict[int, Any] = {}
+    scores = score_pairs(Picky(max_tokens=50), Likelihood(), texts, images, faults=faults)
     assert np.flatnonzero(np.isnan(scores)).tolist() == sorted(faults) == bad
     assert all(texts[n].strip()[:30] in str(faults[n]) for n in bad)
     assert not any(isinstance(one, ImageError) for one in faults.values())
@@ -214,10 +216,8 @@ def test_text_and_image_that_are_too_long_together_are_both_named() -> None:
 
     first, second = (Image(one.content, f"image {n}") for n, one in enumerate(paintings(2)))
     texts = ["red", "red red red red red red red red red red"]
-    pairs = [(image, text) for image in (first, second) for text in texts]
-    scores, faults = score_each(
-        Large(), Likelihood(), [text for _, text in pairs], [image for image, _ in pairs]
-    )
+    faults: dict[int, Any] = {}
+    scores = score_pairs(Large(), Likelihood(), texts * 2, [first, first, second, second], faults=faults)
     assert np.isnan(scores).tolist() == [False, False, False, True]
     assert isinstance(faults[3], ImageError)
     assert "image 1: with '<image>Question: red red" in str(faults[3]) and "695 tokens" in str(faults[3])
@@ -226,7 +226,7 @@ def test_text_and_image_that_are_too_long_together_are_both_named() -> None:
 def test_state_that_is_not_finite_is_refused_and_never_stored(tmp_path: Path) -> None:
     with (
         pytest.warns(RuntimeWarning, match=r"1 images have no cached features: .*strip.png"),
-        album(tmp_path, PickyStates(), states="memory") as own,
+        album(tmp_path, PickyStates(), states="disk") as own,
     ):
         assert len(own) == 5
         with pytest.warns(RuntimeWarning, match="1 of 5 candidates .*strip.png: .*state that is not finite"):

@@ -9,6 +9,7 @@ from typing import Final, TypeVar, cast
 from zsqretrieval.errors import MismatchError, PartError
 
 T = TypeVar("T")
+R = TypeVar("R")
 E = TypeVar("E", bound=Exception)
 
 NO_ITEM: Final = (
@@ -26,51 +27,56 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def each(
-    call: Callable[[list[int]], Iterable[T]], count: int, blame: Callable[[int, Exception], E]
-) -> list[T | E]:
+    call: Callable[[list[T]], Iterable[R]], items: Iterable[T], blame: Callable[[T, Exception], E | None]
+) -> list[R | E]:
     """Call on n items at once; only if that fails, halve the batch until the items that fail are alone.
 
     Args:
-        call: returns a result for each of some positions, or raises.
-        count: number of items, n.
+        call: returns a result for each of some items, or raises.
+        items: n items.
         blame: called with an item that fails alone and its error. Returns what takes the place of its result,
-            or raises the error again if the item is not to blame: then the error of all items is raised.
+            or None if the item is not to blame: then the error of all items is raised.
 
     Returns:
         n results, in order. An error of :data:`NO_ITEM` is raised at once.
     """
-    found: dict[int, T | E] = {}
-    failures: list[Exception] = []
-
-    def settle(some: list[int]) -> None:
+    found: list[R | E] = []
+    waiting = [list(items)]
+    first: Exception | None = None
+    while waiting:
+        some = waiting.pop()
+        if not some:
+            continue
         try:
-            found.update(zip(some, call(some), strict=True))
+            found += [one for _, one in zip(some, call(some), strict=True)]
         except NO_ITEM:
             raise
         except Exception as error:
-            failures.append(error)
-            if len(some) == 1:
-                try:
-                    found[some[0]] = blame(some[0], error)
-                except Exception as raised:
-                    if raised is error:
-                        raise failures[0] from None
-                    raise
-                return
-            half = len(some) // 2
-            settle(some[:half])
-            settle(some[half:])
-
-    if count:
-        settle(list(range(count)))
-    return [found[n] for n in range(count)]
+            first = first or error
+            if len(some) > 1:
+                half = len(some) // 2
+                waiting += [some[half:], some[:half]]
+            elif (fault := blame(some[0], error)) is not None:
+                found.append(fault)
+            else:
+                raise first from None
+    return found
 
 
-def sound(results: Iterable[T | E], kind: type[E]) -> list[T]:
+def fails(call: Callable[..., object], *given: object) -> bool:
+    """Whether a call raises any exception."""
+    try:
+        call(*given)
+    except Exception:
+        return True
+    return False
+
+
+def sound(results: Iterable[R | E], kind: type[E]) -> list[R]:
     """The results of :func:`each`; raises the first that is an error of this kind."""
-    kept: list[T] = []
+    kept: list[R] = []
     for one in results:
         if isinstance(one, kind):
             raise one
-        kept.append(cast(T, one))
+        kept.append(cast(R, one))
     return kept

@@ -24,9 +24,9 @@ from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Generator, ImageStates
 from zsqretrieval.types import Image, ImageState, Progress
 
-StatesMode: TypeAlias = Literal["lazy", "disk", "memory"] | None
-"""When and where image features are cached: on first use or when an image is added, both in the album's
-directory (in memory while the album is); when an image is added, in memory; or never."""
+StatesMode: TypeAlias = Literal["lazy", "disk"] | None
+"""When image features are cached in the album's directory (in memory while the album is): on first use, when
+an image is added, or never."""
 
 _FEATURES_AT_ONCE = 16
 _MANY = 32  # images whose features take a search several times as long as the rest of it
@@ -48,16 +48,16 @@ def parts_by_size(records: Sequence[Record]) -> Iterator[slice]:
 
 @final
 class Viewer:
-    """Gives the generator the images of an album; ``album`` is None while album and features are in memory.
+    """Gives the generator the images of an album; ``album`` is None while it is in memory.
 
     Raises:
         InvalidInputError: no such mode, or a generator that computes no image features.
     """
 
     def __init__(self, generator: LazyGenerator, states: StatesMode, album: Path | None) -> None:
-        if states not in ("lazy", "disk", "memory", None):
-            raise InvalidInputError(f"states must be 'lazy', 'disk', 'memory' or None, not {states!r}")
-        if states in ("disk", "memory") and generator.made is not None:
+        if states not in ("lazy", "disk", None):
+            raise InvalidInputError(f"states must be 'lazy', 'disk' or None, not {states!r}")
+        if states == "disk" and generator.made is not None:
             _check_states(generator.made)
         self.generator = generator
         self.states: StatesMode = states
@@ -103,7 +103,7 @@ class Viewer:
     def move_to(self, album: Path) -> None:
         """Move the features to the directory of an album that was in memory."""
         with self._lock:
-            if self._album is None and self.states != "memory" and self._store is not None:
+            if self._album is None and self._store is not None:
                 self._store.move_to(album)
             self._album = album
 
@@ -120,7 +120,7 @@ class Viewer:
 
     def _made(self, generator: ImageStates) -> StateStore:
         try:
-            return StateStore(generator, None if self.states == "memory" else self._album)
+            return StateStore(generator, self._album)
         except AlbumError as error:
             if self.states != "lazy":
                 raise

@@ -34,7 +34,7 @@ class AlbumInfo:
         encoder: ``plugin`` and ``config`` (None if it is not a plugin), ``dim`` and ``fingerprint``.
         index: as ``encoder``; ``saved``: whether there is a snapshot, and ``up_to_date``: whether the
             snapshot holds exactly the images of the catalog.
-        generator: ``plugin``, ``config``, and ``states``: ``"disk"``, ``"memory"`` or None; None without a
+        generator: ``plugin``, ``config``, and ``states``: ``"lazy"``, ``"disk"`` or None; None without a
             generator, or if it is not a plugin.
         calibration: constants of the pair of models, as stored by the retriever; None if there are none.
         states: cached image features, one entry per generator: ``fingerprint``, ``dtype``, ``images``: number

@@ -31,7 +31,7 @@ class AlbumSettings:
     encoder_part: PartName | None  # None if it is not a plugin
     index: PartName | None  # of a new index; the saved one may have another
     generator: PartName | None
-    states: Literal["lazy", "disk", "memory"] | None  # when and where image features are cached
+    states: Literal["lazy", "disk"] | None  # when image features are cached
     calibration: Mapping[str, Any] | None  # parts and numbers by name
 
     @classmethod
@@ -48,7 +48,7 @@ class AlbumSettings:
             viewer = catalog.setting("generator") or {"part": None, "states": "lazy"}
             _require(isinstance(viewer, dict), "its generator is not described by an object")
             states = viewer["states"]
-            _require(states in ("lazy", "disk", "memory", None), f"it caches features in {states!r}")
+            _require(states in ("lazy", "disk", None), f"it caches features in {states!r}")
             return cls(
                 encoder=fingerprint,
                 encoder_part=_part(made["encoder_part"], "encoder"),

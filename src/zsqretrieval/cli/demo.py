@@ -86,7 +86,7 @@ def demo(
     parts = preset_with(
         preset, index=index, encoder_weights=encoder_weights, generator_weights=generator_weights
     )
-    states: StatesMode = "memory" if how is not None and caches_features(parts) else None
+    states: StatesMode = "disk" if how is not None and caches_features(parts) else None
     with Retriever.from_preset(parts, states=states) as retriever, progress_bars() as bars:
         report = retriever.add(album, progress=bars)
         name_skipped(report.skipped, notice)

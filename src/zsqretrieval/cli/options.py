@@ -36,7 +36,7 @@ class Fusions(str, Enum):
 
 
 class States(str, Enum):
-    """When image features are cached; in memory they would end with the command."""
+    """When image features are cached."""
 
     LAZY = "lazy"
     DISK = "disk"

@@ -148,18 +148,24 @@ class Loader:
 
     def _sound(
         self,
-        step: Callable[[NewImage], ImageError | None],
+        step: Callable[[NewImage], None],
         images: Sequence[NewImage],
         alike: Mapping[str, Sequence[NewImage]],
     ) -> list[NewImage]:
         """Take a step with every image; those that fail, and their copies, are skipped."""
-        sound = []
-        for one, error in zip(images, self._pool.map(step, images), strict=True):
-            if error is None:
-                sound.append(one)
-            else:
+
+        def fault(one: NewImage) -> ImageError | None:
+            try:
+                step(one)
+            except ImageError as error:
+                return error
+            return None
+
+        faults = list(self._pool.map(fault, images))
+        for one, error in zip(images, faults, strict=True):
+            if error is not None:
                 self.skipped += [Skipped(image.source, error.reason) for image in alike[one.digest]]
-        return sound
+        return [one for one, error in zip(images, faults, strict=True) if error is None]
 
     def _read(self, image: Image) -> NewImage | Skipped:
         record = Image(image.content, image.source, max_pixels=self._max_pixels)
@@ -202,22 +208,14 @@ def _encoded_size(image: Image) -> int:
         return 0
 
 
-def _measure(one: NewImage) -> ImageError | None:
+def _measure(one: NewImage) -> None:
     assert one.image is not None
-    try:
-        one.width, one.height = dimensions(one.image)
-    except ImageError as error:
-        return error
-    return None
+    one.width, one.height = dimensions(one.image)
 
 
-def _decode(one: NewImage) -> ImageError | None:
+def _decode(one: NewImage) -> None:
     assert one.image is not None
-    try:
-        if not isinstance(one.image.content, PILImage.Image):
-            one.image = replace(one.image, content=decode(one.image))
-    except ImageError as error:
-        return error
+    if not isinstance(one.image.content, PILImage.Image):
+        one.image = replace(one.image, content=decode(one.image))
     assert isinstance(one.image.content, PILImage.Image)
     one.width, one.height = one.image.content.size
-    return None

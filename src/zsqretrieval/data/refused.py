@@ -6,13 +6,17 @@ A model that also fails for a plain picture is broken, misused, or out of reach;
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
+from typing import TypeVar
 
 from PIL import Image as PILImage
 
+from zsqretrieval._util.batches import each, fails
 from zsqretrieval.errors import ImageError, ZsqError
 from zsqretrieval.types import Image, ImageState
+
+T = TypeVar("T")
 
 _SIDE = 64  # pixels
 
@@ -40,21 +44,24 @@ def reason(error: Exception) -> str:
     return str(error) if own else f"{type(error).__name__}: {error}"
 
 
-def blame_image(part: str, call: Callable[[Image], object], image: Image, error: Exception) -> ImageError:
-    """Name the image for which a call fails, after trying a plain picture.
+def each_image(
+    part: str, call: Callable[[list[Image]], Iterable[T]], images: Iterable[Image]
+) -> list[T | ImageError]:
+    """Call a model on n images, with an error in the place of those that it cannot take.
 
     Args:
-        part: what was called, such as ``the encoder CLIPEncoder``.
-        call: for one image.
-        image: for which it has failed.
-        error: with which it has failed; raised again if the plain picture fails as well.
+        part: what is called, such as ``the encoder CLIPEncoder``.
+        call: for some images. If it also fails for a plain picture, its error is raised.
+        images: n images.
     """
-    if isinstance(error, ImageError):
-        return ImageError(image.source, error.reason)
-    try:
-        call(plain(image))
-    except Exception:  # whatever it is, no image is to blame
-        raise error from None
-    named = ImageError(image.source, f"{part} cannot take it: {reason(error)}")
-    named.__cause__ = error
-    return named
+
+    def blame(image: Image, error: Exception) -> ImageError | None:
+        if isinstance(error, ImageError):
+            return ImageError(image.source, error.reason)
+        if fails(call, [plain(image)]):
+            return None
+        named = ImageError(image.source, f"{part} cannot take it: {reason(error)}")
+        named.__cause__ = error
+        return named
+
+    return each(call, images, blame)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.batches import each, sound
-from zsqretrieval.data.refused import blame_image, reason
+from zsqretrieval._util.batches import each, fails, sound
+from zsqretrieval.data.refused import each_image, reason
 from zsqretrieval.errors import ImageError, InvalidInputError, PartError, ZsqError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image
@@ -37,17 +37,10 @@ def encode_each(encoder: Encoder, images: Sequence[Image], *, batch_size: int = 
     An image that fails alone is at fault if the encoder can take a plain picture; else its error is raised.
     """
 
-    def call(some: list[int]) -> NDArray[np.float32]:
-        given = [images[n] for n in some]
-        return check_vectors(encoder, encoder.encode_image(given, batch_size=batch_size), len(given))
+    def call(some: list[Image]) -> NDArray[np.float32]:
+        return check_vectors(encoder, encoder.encode_image(some, batch_size=batch_size), len(some))
 
-    def alone(image: Image) -> object:
-        return check_vectors(encoder, encoder.encode_image([image], batch_size=1), 1)
-
-    def blame(n: int, error: Exception) -> ImageError:
-        return blame_image(_name(encoder), alone, images[n], error)
-
-    return each(call, len(images), blame)
+    return each_image(_name(encoder), call, images)
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -58,19 +51,16 @@ def encode_texts(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
         PartError: the answer breaks the contract.
     """
 
-    def call(some: list[int]) -> NDArray[np.float32]:
-        return check_vectors(encoder, encoder.encode_text([texts[n] for n in some]), len(some))
+    def call(some: list[str]) -> NDArray[np.float32]:
+        return check_vectors(encoder, encoder.encode_text(some), len(some))
 
-    def refuse(n: int, error: Exception) -> InvalidInputError:
-        try:
-            check_vectors(encoder, encoder.encode_text(["a"]), 1)
-        except Exception:  # whatever it is, no text is to blame
-            raise error from None
-        raise InvalidInputError(
-            f"{_name(encoder)} cannot take the text {texts[n][:200]!r}: {reason(error)}"
-        ) from error
+    def blame(text: str, error: Exception) -> None:
+        if not fails(call, ["a"]):
+            raise InvalidInputError(
+                f"{_name(encoder)} cannot take the text {text[:200]!r}: {reason(error)}"
+            ) from error
 
-    return _stacked(encoder, sound(each(call, len(texts), refuse), InvalidInputError))
+    return _stacked(encoder, each(call, texts, blame))
 
 
 def check_vectors(encoder: Encoder, vectors: object, count: int) -> NDArray[np.float32]:

@@ -24,8 +24,8 @@ from zsqretrieval.evaluation.scores import Bench
 from zsqretrieval.evaluation.systems import LIKELIHOOD, SYSTEMS, YES_NO, Choice
 from zsqretrieval.generators.checked import read_images
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index
-from zsqretrieval.search.scoring import score_each
-from zsqretrieval.tasks.questions import questions_for_each
+from zsqretrieval.search.scoring import score_pairs
+from zsqretrieval.tasks.questions import generate_questions
 from zsqretrieval.types import Image
 
 Rows = list[dict[str, Any]]
@@ -116,7 +116,8 @@ def query_costs(
         return nearest
 
     def score(rule: Any, text: str, shown: Sequence[Any]) -> object:
-        return score_each(bench.generator, rule, [text] * len(shown), shown, batch_size=settings.batch_size)
+        texts = [text] * len(shown)
+        return score_pairs(bench.generator, rule, texts, shown, batch_size=settings.batch_size, faults={})
 
     stages = [(rule, depth) for rule in rules for depth in at]
     (vector,) = encoder.encode_text([texts[0]])
@@ -179,7 +180,7 @@ def image_costs(
     if isinstance(generator, ImageStates):
         calls.append(("image features", partial(read_images, generator), images))
     if questions and generator is not None:
-        ask = partial(questions_for_each, generator, n=questions, batch_size=16)
+        ask = partial(generate_questions, generator, n=questions, batch_size=16, faults={})
         calls.append(("ask image", ask, images[: max(len(images) // 4, 1)]))
     rows = Rows()
     for what, call, some in calls:

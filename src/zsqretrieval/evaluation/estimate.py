@@ -16,8 +16,8 @@ from zsqretrieval.evaluation.scores import Bench, Step
 from zsqretrieval.evaluation.systems import LIKELIHOOD, SYSTEMS, WORDINGS, YES_NO
 from zsqretrieval.generators.checked import read_images
 from zsqretrieval.protocols import ImageStates
-from zsqretrieval.search.scoring import score_each
-from zsqretrieval.tasks.questions import questions_for_each
+from zsqretrieval.search.scoring import score_pairs
+from zsqretrieval.tasks.questions import generate_questions
 from zsqretrieval.types import Image, ImageState, Progress
 
 _ENOUGH = 0.3  # seconds of a measurement
@@ -192,17 +192,18 @@ def _seconds_each(bench: Bench, units: set[str]) -> dict[str, float]:
             return read_images(generator, images[:8])
 
         def scoring(rule: Any) -> Callable[[int], object]:
-            return lambda n: score_each(
+            return lambda n: score_pairs(
                 generator, rule, [texts[i % len(texts)] for i in range(n)],
-                [few()[i % len(few())] for i in range(n)], batch_size=settings.batch_size,
+                [few()[i % len(few())] for i in range(n)], batch_size=settings.batch_size, faults={},
             )  # fmt: skip
 
         calls |= {"likelihood": scoring(LIKELIHOOD), "yes_no": scoring(YES_NO)}
-        calls["question"] = lambda n: questions_for_each(
+        calls["question"] = lambda n: generate_questions(
             generator,
             [one for one in read_images(generator, images[:n]) if not isinstance(one, ImageError)],
             settings.questions,
             style=settings.style,
+            faults={},
         )
     seconds = {"test": _TEST}
     for unit in sorted(units - {"test"}):  # so that a broken generator fails at the same place each time

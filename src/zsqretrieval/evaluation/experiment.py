@@ -42,7 +42,7 @@ from zsqretrieval.evaluation.trec import ratings_path, run_path
 from zsqretrieval.evaluation.usable import digests_of, named, some_pairs
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index, truncated
 from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, WeightedSum, fuse
-from zsqretrieval.search.scoring import Scoring, score_each
+from zsqretrieval.search.scoring import Scoring, score_pairs
 from zsqretrieval.types import Progress
 
 Rows = list[dict[str, Any]]
@@ -399,7 +399,7 @@ def _pixels_check(bench: Bench) -> dict[str, Any]:
     by_features = part.score(first, LIKELIHOOD, "pixels check")
     texts = np.repeat(part.texts, first.candidates.shape[1]).tolist()
     shown = [gallery[n] for n in first.candidates.ravel()]
-    pixels = score_each(bench.generator, LIKELIHOOD, texts, shown)[0].reshape(by_features.scores.shape)
+    pixels = score_pairs(bench.generator, LIKELIHOOD, texts, shown, faults={}).reshape(first.scores.shape)
     both = was_scored(by_features) & np.isfinite(pixels)
     features, by_pixels = (np.where(both, scores, 0.0) for scores in (by_features.scores, pixels))
     orders = [np.argsort(-scores, axis=1, kind="stable") for scores in (features, by_pixels)]

@@ -37,8 +37,8 @@ from zsqretrieval.search.expansion import best_questions, join
 from zsqretrieval.search.fusion import Fusion, best_first
 from zsqretrieval.search.priors import null_images
 from zsqretrieval.search.query_bank import QueryBank
-from zsqretrieval.search.scoring import Likelihood, Pair, Scoring, score_each
-from zsqretrieval.tasks.questions import check_style, questions_for_each
+from zsqretrieval.search.scoring import Likelihood, Pair, Scoring, score_pairs
+from zsqretrieval.tasks.questions import check_style, generate_questions
 from zsqretrieval.types import Image, ImageState, LogLikelihood
 
 T = TypeVar("T")
@@ -209,10 +209,10 @@ class Bench:
 
         for start in range(0, len(missing), _BLOCK):
             some = missing[start : start + _BLOCK]
-            images = show(some)
-            scores, faults = score_each(
+            images, faults = show(some), dict[int, InvalidInputError]()
+            scores = score_pairs(
                 self.generator, scoring, [texts[n] for n in some], images,
-                batch_size=self.settings.batch_size, progress=tell,
+                batch_size=self.settings.batch_size, progress=tell, faults=faults,
             )  # fmt: skip
             if not nulls:  # the same texts fail with images
                 self.unscored |= {(texts[some[i]], images[i].source): fault for i, fault in faults.items()}
@@ -280,14 +280,16 @@ class Bench:
             if value is None:
                 shown = self.shown(places)
                 able = [image for image in shown if not isinstance(image, ImageError)]
-                made = iter(
-                    questions_for_each(
+                asked = iter(
+                    generate_questions(
                         self.generator, able, n,
-                        style=one, temperature=settings.temperature, seed=settings.seed,
+                        style=one, temperature=settings.temperature, seed=settings.seed, faults={},
                     )
                 )  # fmt: skip
-                asked = [() if isinstance(image, ImageError) else next(made) for image in shown]
-                texts = [[] if isinstance(some, ImageError) else [one.text for one in some] for some in asked]
+                texts = [
+                    [] if isinstance(image, ImageError) else [one.text for one in next(asked)]
+                    for image in shown
+                ]
                 value = json.dumps(texts).encode()
                 self.cache.put_many({key: value})
             written += json.loads(value)

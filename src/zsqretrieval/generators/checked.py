@@ -14,15 +14,16 @@ do anything is not mistaken for a bad image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from itertools import starmap
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.batches import each, sound
+from zsqretrieval._util.batches import each, fails, sound
 from zsqretrieval._util.checks import check_amounts, check_counts, check_sequence
-from zsqretrieval.data.refused import blame_image, plain, reason
+from zsqretrieval.data.refused import each_image, plain, reason
 from zsqretrieval.errors import ImageError, InvalidInputError, PartError, ZsqError
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.protocols import Generator, ImageStates
@@ -185,13 +186,9 @@ def read_images(generator: Generator, images: Sequence[Image]) -> list[Image | I
             raise ZsqError(f"{_name(generator)} made a state that is not finite: {_CAUSES}")
         return states
 
-    def blame(i: int, error: Exception) -> ImageError:
-        return blame_image(_name(generator), lambda one: see([one]), images[i], error)
-
-    found = each(lambda some: see([images[i] for i in some]), len(images), blame)
     return [
         one if isinstance(one, ImageError) else ImageState(one, fingerprint, image.source)
-        for image, one in zip(images, found, strict=True)
+        for image, one in zip(images, each_image(_name(generator), see, images), strict=True)
     ]
 
 
@@ -222,64 +219,55 @@ class _Stopped(BaseException):
 
 def _each(
     generator: Generator,
-    call: Callable[[Sequence[Context], Sequence[str]], Sequence[T]],
+    call: Callable[[Sequence[Context], Sequence[str]], Iterable[T]],
     contexts: Sequence[Context],
     texts: Sequence[str],
     stop: bool,
 ) -> list[T | InvalidInputError]:
     """Call on n pairs; images and texts that have failed once are left out from then on."""
     check_pairs(contexts, texts)
-    faults: dict[object, InvalidInputError] = {}  # by images, texts, or both
+    faults: dict[object, InvalidInputError] = {}  # by the images or the texts of a pair
 
-    def some_of(some: list[int]) -> Sequence[T]:
-        for i in some if faults else ():
-            for key in _keys(contexts[i], texts[i]):
-                if key in faults:
-                    raise faults[key]
-        return call([contexts[i] for i in some], [texts[i] for i in some])
+    def known(context: Context, text: str) -> InvalidInputError | None:
+        return faults.get(_images_of(context)) or faults.get(_texts_of(context, text))
 
-    def fails(context: Context, text: str) -> bool:
-        try:
-            call([context], [text])
-        except Exception:
-            return True
-        return False
+    def some_of(pairs: list[tuple[Context, str]]) -> Iterable[T]:
+        if faults and (fault := next(filter(None, starmap(known, pairs)), None)):
+            raise fault
+        return call([context for context, _ in pairs], [text for _, text in pairs])
 
-    def blame(i: int, error: Exception) -> InvalidInputError:
-        if error in faults.values():
-            return cast(InvalidInputError, error)
-        context, text = contexts[i], texts[i]
-        own, words, both = _keys(context, text)
+    def blame(pair: tuple[Context, str], error: Exception) -> InvalidInputError | None:
+        if fault := known(*pair):
+            return fault
+        context, text = pair
         images = [part for part in context if not isinstance(part, str)]
-        replaced = [part if isinstance(part, str) else plain(part) for part in context]
-        if fails([*map(plain, images[:1]), _ASKED], _SHORT):
-            raise error  # no item is to blame
+        if fails(call, [[*map(plain, images[:1]), _ASKED]], [_SHORT]):
+            return None
         source = ", ".join(image.source for image in images)
         why = f"{_name(generator)} cannot take it: {reason(error)}"
-        key: object
-        fault: InvalidInputError
         if images and isinstance(error, ImageError):
-            key, fault = own, ImageError(source if len(images) == 1 else error.source, error.reason)
-        elif images and fails([*images, _ASKED], _SHORT):
-            key, fault = own, ImageError(source, why)
-        elif fails(replaced, text):
-            key, fault = words, InvalidInputError(f"{_quoted(context, text)}: {why}")
+            fault = ImageError(source if len(images) == 1 else error.source, error.reason)
+            faults[_images_of(context)] = fault
+        elif images and fails(call, [[*images, _ASKED]], [_SHORT]):
+            faults[_images_of(context)] = fault = ImageError(source, why)
+        elif fails(call, [[one if isinstance(one, str) else plain(one) for one in context]], [text]):
+            faults[_texts_of(*pair)] = fault = InvalidInputError(f"{_quoted(*pair)}: {why}")
         else:
-            key, fault = both, ImageError(source, f"with {_quoted(context, text)}: {why}")
+            fault = ImageError(source, f"with {_quoted(*pair)}: {why}")
         fault.__cause__ = error
         if stop:
             raise fault
-        faults[key] = fault
         return fault
 
-    return each(some_of, len(contexts), blame)
+    return each(some_of, zip(contexts, texts, strict=True), blame)
 
 
-def _keys(context: Context, text: str) -> tuple[object, object, object]:
-    """Keys of the images of a pair, of its texts, and of both."""
-    images = tuple(id(part) for part in context if not isinstance(part, str))
-    words = (*(part if isinstance(part, str) else None for part in context), text)
-    return images, words, (images, words)
+def _images_of(context: Context) -> object:
+    return tuple(id(part) for part in context if not isinstance(part, str))
+
+
+def _texts_of(context: Context, text: str) -> object:
+    return *(part if isinstance(part, str) else None for part in context), text
 
 
 def _quoted(context: Context, text: str) -> str:

@@ -14,18 +14,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.batches import each
+from zsqretrieval._util.batches import sound
 from zsqretrieval.album.candidates import Viewer, parts_by_size
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.sources import Reopener
-from zsqretrieval.errors import ImageError
-from zsqretrieval.generators.checked import write_texts
+from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.generators.checked import read_each, write_each
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.search.priors import null_images
-from zsqretrieval.search.scoring import Likelihood, pair_likelihoods
 from zsqretrieval.tasks.english import first_line
-from zsqretrieval.types import Explanation, Hit, Image, ImageState
+from zsqretrieval.types import Explanation, Hit, Image, ImageState, LogLikelihood
 
 SAYS = 0.5
 """Smallest gain, in nats and of either sign, that pages and the command line show beside a word."""
@@ -56,75 +55,60 @@ def explain_hits(
     explained: list[Hit] = []
     for part in parts_by_size(records):
         with viewer.showing(records[part], files) as (generator, shown):
-            images = [one for one in shown if not isinstance(one, ImageError)]
-            found = iter(_explain_each(generator, question, images, prompt))
-        able = [None if isinstance(one, ImageError) else next(found) for one in shown]
-        explained += [
-            replace(hit, explanation=one) if isinstance(one, Explanation) else hit
-            for hit, one in zip(hits[part], able, strict=True)
-        ]
+            found = explain(generator, question, shown, prompt=prompt)
+        explained += [replace(hit, explanation=one) for hit, one in zip(hits[part], found, strict=True)]
     return tuple(explained)
-
-
-def _explain_each(
-    generator: Generator, question: str, images: Sequence[Image | ImageState], prompt: Prompt
-) -> list[Explanation | ImageError]:
-    def call(some: list[int]) -> list[Explanation]:
-        return explain(generator, question, [images[i] for i in some], prompt=prompt)
-
-    def blame(_: int, error: Exception) -> ImageError:
-        if isinstance(error, ImageError):
-            return error
-        raise error
-
-    return each(call, len(images), blame)
 
 
 def explain(
     generator: Generator,
     question: str,
-    images: Sequence[Image | ImageState],
+    images: Sequence[Image | ImageState | ImageError],
     *,
     prompt: Prompt = PROMPTS["question"],
     answer_prompt: Prompt = PROMPTS["vqa"],
     batch_size: int = 16,
-) -> list[Explanation]:
+) -> list[Explanation | None]:
     """Explain images for a question.
 
     Args:
         generator: the language model.
         question: the query.
-        images: n images or their cached features.
+        images: n images, their cached features, or errors in the place of images that cannot be opened.
         prompt: text before the question; takes one image.
         answer_prompt: text before the answer; takes one image and the field ``question``.
         batch_size: images computed together.
 
     Returns:
-        n explanations, in the order given.
+        n explanations, in the order given; None for an image that cannot be opened or that the generator
+        cannot take.
 
     Raises:
         InvalidInputError: the question is too long for the generator, or the generator writes no text.
-        ImageError: an image cannot be decoded, or the generator cannot take it; names it.
     """
-    if not images:
-        return []
-    nothing = null_images()
-    shown = [*nothing, *images]
-    pairs = pair_likelihoods(
-        generator, Likelihood(prompt), [question] * len(shown), shown, batch_size=batch_size
-    )
-    read = [one for (one,) in pairs]
-    without = _mixed(np.stack([one.token_log_probs for one in read[: len(nothing)]]))
-    answers = write_texts(
-        generator,
-        [answer_prompt.context(image, question=question.strip()) for image in images],
-        max_new_tokens=_MAX_NEW_TOKENS,
-        batch_size=batch_size,
-    )
-    return [
-        Explanation(first_line(answer), one.tokens, one.token_log_probs, without)
-        for one, (answer,) in zip(read[len(nothing) :], answers, strict=True)
-    ]
+    able = [image for image in images if not isinstance(image, ImageError)]
+    if not able:
+        return [None] * len(images)
+    nothing, text = null_images(), question.strip()
+    contexts = [prompt.context(image) for image in (*nothing, *able)]
+    read = read_each(generator, contexts, [f" {text}"] * len(contexts), batch_size=batch_size)
+    blank = sound(read[: len(nothing)], InvalidInputError)
+    without = _mixed(np.stack([one.token_log_probs for one in blank]))
+    asking = [answer_prompt.context(image, question=text) for image in able]
+    answers = write_each(generator, asking, max_new_tokens=_MAX_NEW_TOKENS, batch_size=batch_size)
+    found = zip(read[len(nothing) :], answers, strict=True)
+    return [None if isinstance(one, ImageError) else _explanation(*next(found), without) for one in images]
+
+
+def _explanation(
+    read: LogLikelihood | InvalidInputError,
+    answer: list[str] | InvalidInputError,
+    without: NDArray[np.float32],
+) -> Explanation | None:
+    if isinstance(read, ImageError) or isinstance(answer, ImageError):
+        return None
+    (one,), ((text,),) = sound([read], InvalidInputError), sound([answer], InvalidInputError)
+    return Explanation(first_line(text), one.tokens, one.token_log_probs, without)
 
 
 def _mixed(token_log_probs: NDArray[np.float32]) -> NDArray[np.float32]:

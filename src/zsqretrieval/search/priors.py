@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_counts, check_numbers
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.generators.checked import read_texts
 from zsqretrieval.protocols import Generator
-from zsqretrieval.search.scoring import Likelihood, pair_likelihoods
+from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.types import Image, ImageState, Progress
 
 
@@ -79,15 +80,14 @@ def log_prior(
     Returns:
         float64 [n], in nats; with ``aggregate="mean"`` per token, too.
     """
-    found = pair_likelihoods(
+    pairs = [pair for image in images for text in texts for pair in likelihood.pairs(text, image)]
+    given = read_texts(
         generator,
-        likelihood,
-        [text for _ in images for text in texts],
-        [image for image in images for _ in texts],
+        [pair.context for pair in pairs],
+        [pair.continuation for pair in pairs],
         batch_size=batch_size,
         progress=progress,
     )
-    given = [one for (one,) in found]
     sums = [one.sum for one in given]  # the mean is over probabilities, not over their logarithms
     averaged = np.logaddexp.reduce(np.reshape(sums, (len(images), len(texts)))) - math.log(len(images))
     if likelihood.aggregate == "mean":

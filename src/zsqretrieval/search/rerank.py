@@ -20,7 +20,7 @@ from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError, InvalidInputError, PartError
 from zsqretrieval.plugins import check_part
 from zsqretrieval.search.fusion import FUSED, Fusion, RerankOnly, best_first, finite_numbers, fuse
-from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo, score_each
+from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo, score_pairs
 from zsqretrieval.types import Hit, Image, Progress
 
 CANDIDATES = 100
@@ -131,14 +131,16 @@ def score_candidates(
     for part in parts_by_size(records):
         if isinstance(how.scoring, Scoring):
             assert viewer is not None
+            faults: dict[int, InvalidInputError] = {}
             with viewer.showing(records[part], files, progress) as (generator, inputs):
-                scores[part], faults = score_each(
+                scores[part] = score_pairs(
                     generator,
                     how.scoring,
                     [question] * len(inputs),
                     inputs,
                     batch_size=how.batch_size,
                     progress=_of_part(progress, part, len(records)),
+                    faults=faults,
                 )
             for fault in faults.values():
                 if not isinstance(fault, ImageError):  # the question is at fault

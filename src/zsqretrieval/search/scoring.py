@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from zsqretrieval._util.batches import sound
 from zsqretrieval._util.checks import check_sequence, check_verbalisers
 from zsqretrieval.errors import ImageError, InvalidInputError
-from zsqretrieval.generators.checked import distinct, read_each, read_texts
+from zsqretrieval.generators.checked import distinct, read_each
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.search.fusion import finite_numbers
@@ -148,10 +148,11 @@ def score_pairs(
     generator: Generator,
     scoring: Scoring,
     texts: Sequence[str],
-    images: Sequence[Image | ImageState],
+    images: Sequence[Image | ImageState | ImageError],
     *,
     batch_size: int = 16,
     progress: Progress | None = None,
+    faults: dict[int, InvalidInputError] | None = None,
 ) -> NDArray[np.float64]:
     """Score n texts, each for its image, in one call of the generator.
 
@@ -159,12 +160,15 @@ def score_pairs(
         generator: the language model.
         scoring: the rule.
         texts: n texts.
-        images: n images or their cached features; the same object may stand for several texts.
+        images: n images or their cached features; the same object may stand for several texts. With
+            ``faults``, also errors in the place of images that cannot be opened.
         batch_size: pairs computed together; does not change the result.
         progress: called between the generator's batches; may raise to stop.
+        faults: is given, by position, why texts have no score: an ImageError if the image is at fault, alone
+            or together with the text. When None, the first one is raised.
 
     Returns:
-        float64 [n], finite, higher is better.
+        float64 [n], finite, higher is better; nan where there is a fault.
 
     Raises:
         ImageError: an image cannot be decoded, or the generator cannot take it; names it.
@@ -174,32 +178,8 @@ def score_pairs(
     """
     check_sequence(texts, "texts")
     check_sequence(images, "images")
-    found = pair_likelihoods(generator, scoring, texts, images, batch_size=batch_size, progress=progress)
-    return np.array([_score(scoring, *one) for one in zip(texts, images, found, strict=True)], np.float64)
-
-
-def score_each(
-    generator: Generator,
-    scoring: Scoring,
-    texts: Sequence[str],
-    images: Sequence[Image | ImageState | ImageError],
-    *,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-) -> tuple[NDArray[np.float64], dict[int, InvalidInputError]]:
-    """Score n texts as :func:`score_pairs`, and go on without those that cannot be scored.
-
-    Returns:
-        float64 [n], nan where there is no score; and why, by position: an ImageError, also one among
-        ``images``, if the image is at fault, alone or together with the text.
-    """
-    faults: dict[int, InvalidInputError] = {
-        n: one for n, one in enumerate(images) if isinstance(one, ImageError)
-    }
-    pairs = [
-        [] if isinstance(image, ImageError) else scoring.pairs(text, image)
-        for text, image in zip(texts, images, strict=True)
-    ]
+    given = list(zip(texts, images, strict=True))
+    pairs = [[] if isinstance(image, ImageError) else scoring.pairs(text, image) for text, image in given]
     found = iter(
         read_each(
             generator,
@@ -207,19 +187,22 @@ def score_each(
             [pair.continuation for some in pairs for pair in some],
             batch_size=batch_size,
             progress=progress,
+            stop=faults is None,
         )
     )
-    scores = np.full(len(texts), np.nan)
-    for n, (text, image, some) in enumerate(zip(texts, images, pairs, strict=True)):
-        if isinstance(image, ImageError):
-            continue
-        read = [next(found) for _ in some]
-        wrong = next((one for one in read if isinstance(one, InvalidInputError)), None)
-        if wrong is None:
-            scores[n] = _score(scoring, text, image, sound(read, InvalidInputError))
+    scores = np.full(len(given), np.nan)
+    for n, ((text, image), some) in enumerate(zip(given, pairs, strict=True)):
+        try:
+            if isinstance(image, ImageError):
+                raise image
+            read = sound([next(found) for _ in some], InvalidInputError)
+        except InvalidInputError as error:
+            if faults is None:
+                raise
+            faults[n] = error
         else:
-            faults[n] = wrong
-    return scores, faults
+            scores[n] = _score(scoring, text, image, read)
+    return scores
 
 
 def _score(
@@ -232,26 +215,3 @@ def _score(
             "likelihoods; it must give a finite number"
         )
     return float(score)
-
-
-def pair_likelihoods(
-    generator: Generator,
-    scoring: Scoring,
-    texts: Sequence[str],
-    images: Sequence[Image | ImageState],
-    *,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-) -> list[list[LogLikelihood]]:
-    """Compute the likelihoods that the rule asks for, for n texts and their images; arguments as above."""
-    pairs = [scoring.pairs(text, image) for text, image in zip(texts, images, strict=True)]
-    found = iter(
-        read_texts(
-            generator,
-            [pair.context for some in pairs for pair in some],
-            [pair.continuation for some in pairs for pair in some],
-            batch_size=batch_size,
-            progress=progress,
-        )
-    )
-    return [[next(found) for _ in some] for some in pairs]

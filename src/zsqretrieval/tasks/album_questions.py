@@ -30,7 +30,7 @@ from zsqretrieval.generators.checked import check_sampling
 from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.tasks.english import normalized
-from zsqretrieval.tasks.questions import STYLES, Question, Style, check_style, questions_for_each
+from zsqretrieval.tasks.questions import STYLES, Question, Style, check_style, generate_questions
 from zsqretrieval.types import Progress
 
 Search: TypeAlias = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
@@ -152,19 +152,17 @@ class AlbumQuestions:
                             for record, one in zip(batch, shown, strict=True)
                             if not isinstance(one, ImageError)
                         }
-                        found = questions_for_each(
+                        faults: dict[int, ImageError] = {}
+                        found = generate_questions(
                             generator, list(images.values()), style=style, answers=answers,
-                            batch_size=batch_size, **sampling,
+                            batch_size=batch_size, faults=faults, **sampling,
                         )  # fmt: skip
-                    results = zip(images, found, strict=True)
-                    written = {key: one for key, one in results if not isinstance(one, ImageError)}
+                    results = enumerate(zip(images, found, strict=True))
+                    written = {key: one for n, (key, one) in results if n not in faults}
                     new, passed = self._catalog.questions.write(recipe, self._judged(written, top_k))
                     questions, kept, asked = questions + new, kept + passed, asked + len(written)
-                    skipped += [
-                        Skipped(one.source, one.reason)
-                        for one in (*shown, *found)
-                        if isinstance(one, ImageError)
-                    ]
+                    wrong = [*(one for one in shown if isinstance(one, ImageError)), *faults.values()]
+                    skipped += [Skipped(one.source, one.reason) for one in wrong]
                     _report(progress, "writing", asked + known + len(skipped), len(self._catalog))
                 _report(progress, "writing", asked + known + len(skipped), len(self._catalog))
         return QuestionsReport(asked, known, tuple(skipped), questions, kept, time.perf_counter() - begin)

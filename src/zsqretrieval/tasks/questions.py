@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from zsqretrieval._util.batches import sound
 from zsqretrieval._util.checks import check_sequence, check_text
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import check_sampling, read_each, write_each
@@ -112,6 +111,7 @@ def generate_questions(
     seed: int | None = 0,
     max_new_tokens: int = 24,
     batch_size: int = 16,
+    faults: dict[int, ImageError] | None = None,
 ) -> list[tuple[Question, ...]]:
     """Write questions, or other texts, about images.
 
@@ -128,41 +128,18 @@ def generate_questions(
         max_new_tokens: length limit of a text and of an answer; a question that does not end within it is
             dropped.
         batch_size: contexts computed together.
+        faults: is given, by position, why images have no texts: the generator cannot take them. When None,
+            the first one is raised.
 
     Returns:
         For every image its texts, likeliest first, no two of which have the same
-        :func:`~zsqretrieval.tasks.english.normalized` form.
+        :func:`~zsqretrieval.tasks.english.normalized` form. A text that the generator writes but cannot read
+        is dropped: it is too long, or has a mark that the model takes for an image.
 
     Raises:
         InvalidInputError: unknown style; ``n`` or ``max_new_tokens`` < 1; temperature or seed negative;
             answers to a style without questions; a generator that scores texts but writes none.
         ImageError: an image cannot be decoded, or the generator cannot take it; names it.
-    """
-    written = questions_for_each(
-        generator, images, n,
-        style=style, answers=answers, answer_prompt=answer_prompt, temperature=temperature, seed=seed,
-        max_new_tokens=max_new_tokens, batch_size=batch_size,
-    )  # fmt: skip
-    return sound(written, ImageError)
-
-
-def questions_for_each(
-    generator: Generator,
-    images: Sequence[Image | ImageState],
-    n: int = 3,
-    *,
-    style: str | Style = "questions",
-    answers: bool = False,
-    answer_prompt: Prompt = PROMPTS["vqa"],
-    temperature: float = 0.7,
-    seed: int | None = 0,
-    max_new_tokens: int = 24,
-    batch_size: int = 16,
-) -> list[tuple[Question, ...] | ImageError]:
-    """Write questions as :func:`generate_questions`, with an error in the place of images that have none.
-
-    A text that the generator writes but cannot read is dropped: it is too long, or has a mark that the model
-    takes for an image.
     """
     style = check_style(style, answers=answers)
     check_sequence(images, "images")
@@ -172,10 +149,10 @@ def questions_for_each(
     contexts = [prompt.context(image) for image in images for prompt in style.prompts]
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     drawn = write_each(generator, contexts, n=draws, temperature=temperature, seed=seed, **settings)
-    faults: dict[int, ImageError] = {}
+    wrong: dict[int, ImageError] = {}
     for at, texts in enumerate(drawn):
         if isinstance(texts, ImageError):
-            faults[at // len(style.prompts)] = texts
+            wrong[at // len(style.prompts)] = texts
         elif isinstance(texts, InvalidInputError):  # the prompt is at fault
             raise texts
     able = [[] if isinstance(texts, InvalidInputError) else texts for texts in drawn]
@@ -203,8 +180,12 @@ def questions_for_each(
         ]
         replies = iter(write_each(generator, asking, **settings))
         chosen = [tuple(_answered(one, next(replies)) for one in questions) for questions in chosen]
-    faults |= {image: one for image, one in unread.items() if not written[image]}
-    return [faults.get(image, questions) for image, questions in enumerate(chosen)]
+    wrong |= {image: one for image, one in unread.items() if not written[image]}
+    if faults is None and wrong:
+        raise wrong[min(wrong)]
+    if faults is not None:
+        faults |= wrong
+    return [() if image in wrong else questions for image, questions in enumerate(chosen)]
 
 
 def _answered(question: Question, written: list[str] | InvalidInputError) -> Question:

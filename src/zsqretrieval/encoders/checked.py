@@ -57,6 +57,14 @@ def encode_texts(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
         InvalidInputError: this encoder cannot take a text; names it.
         PartError: the answer breaks the contract.
     """
+    return _stacked(encoder, sound(encode_each_text(encoder, texts), InvalidInputError))
+
+
+def encode_each_text(encoder: Encoder, texts: Sequence[str]) -> list[Row | InvalidInputError]:
+    """Encode texts, with an error in the place of those that this encoder cannot take.
+
+    A text that fails alone is at fault if the encoder can take a short one; else its error is raised.
+    """
 
     def call(some: list[int]) -> NDArray[np.float32]:
         return check_vectors(encoder, encoder.encode_text([texts[n] for n in some]), len(some))
@@ -66,11 +74,13 @@ def encode_texts(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
             check_vectors(encoder, encoder.encode_text(["a"]), 1)
         except Exception:  # whatever it is, no text is to blame
             raise error from None
-        raise InvalidInputError(
+        named = InvalidInputError(
             f"{_name(encoder)} cannot take the text {texts[n][:200]!r}: {reason(error)}"
-        ) from error
+        )
+        named.__cause__ = error
+        return named
 
-    return _stacked(encoder, sound(each(call, len(texts), refuse), InvalidInputError))
+    return each(call, len(texts), refuse)
 
 
 def check_vectors(encoder: Encoder, vectors: object, count: int) -> NDArray[np.float32]:

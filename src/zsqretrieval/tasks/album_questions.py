@@ -9,6 +9,7 @@ filter of doc2query-- (Gospodinov et al., arXiv 2301.03266) and PreMIR (arXiv 25
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -124,7 +125,7 @@ class AlbumQuestions:
         style = check_style(style, answers=answers)
         check_sampling(n, max_new_tokens, temperature, seed)
         check_counts(batch_size=batch_size)
-        batch_size, top_k = index(batch_size), _depth(top_k)
+        batch_size, top_k = min(index(batch_size), _CHUNK), _depth(top_k)
         sampling: dict[str, Any] = {  # plain numbers, since NumPy's are accepted but not JSON
             "n": index(n),
             "temperature": float(temperature),
@@ -238,7 +239,7 @@ class AlbumQuestions:
         top_k = _depth(top_k)
         total = sum(facts.questions for facts in self.styles())
         done = kept = 0
-        for batch in self._catalog.questions.batches(index(batch_size)):
+        for batch in self._catalog.questions.batches(min(index(batch_size), _CHUNK)):
             keys, texts = [one.key for one in batch], [one.text for one in batch]
             vectors, judgements = self._round_trip(texts, [one.image for one in batch], top_k)
             self._catalog.questions.judge(
@@ -299,4 +300,4 @@ def _report(progress: Progress | None, what: str, done: int, total: int) -> None
 
 def _depth(top_k: int | None) -> int | None:
     check_counts(or_none=True, top_k=top_k)
-    return None if top_k is None else index(top_k)
+    return None if top_k is None else min(index(top_k), sys.maxsize)

@@ -197,6 +197,6 @@ def preset_named(preset: str | Preset) -> Preset:
     """Look up a preset by name, unless it is one; an InvalidInputError lists the names."""
     if isinstance(preset, Preset):
         return preset
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise InvalidInputError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
     return PRESETS[preset]

@@ -184,6 +184,25 @@ def test_written_text_with_the_mark_of_an_image_is_dropped_alone() -> None:
         assert not any("<image_pad>" in one.text for some in found for one in some)
 
 
+@pytest.mark.parametrize("raises", [None, ValueError, RuntimeError])
+def test_question_that_the_encoder_cannot_take_is_stored_and_not_kept(raises: Any, tmp_path: Path) -> None:
+    class Odd(ToyGenerator):
+        def generate(self, contexts: Any, *, n: int = 1, **settings: Any) -> Any:
+            return [["what is unknown ?", *(f"what is red {k} ?" for k in range(1, n))] for _ in contexts]
+
+    with album(tmp_path, Odd(), PickyEncoder(raises=raises)) as own:
+        named = "4 questions are not kept: the encoder PickyEncoder cannot take the text 'what is unknown"
+        for top_k in (10, None):
+            own.questions.remove()
+            with pytest.warns(RuntimeWarning, match=named):
+                report = own.questions.generate(n=2, style="search", top_k=top_k)
+            assert report.asked == 4 and report.questions == 8 and report.kept == 4
+            with pytest.warns(RuntimeWarning, match=named):
+                assert own.questions.filter(top_k).kept == 4
+        with pytest.raises(InvalidInputError, match="cannot take the text 'unknown'"):
+            own.search("unknown")
+
+
 @pytest.mark.parametrize(
     ("texts", "bad"),
     [

@@ -122,6 +122,29 @@ def test_text_that_the_generator_cannot_take_keeps_the_first_stage(text: str, tm
         assert recall(results, "fused", way)[1] == recall(results, "ToyEncoder", way)[1]
 
 
+@pytest.mark.parametrize("raises", [None, ValueError, RuntimeError])
+def test_text_that_the_encoder_cannot_take_is_left_out_by_name(raises: Any) -> None:
+    class Unknown(ToyGenerator):
+        def generate(self, contexts: Any, *, n: int = 1, **settings: Any) -> Any:
+            return [["is it unknown ?", *(f"what is red {k} ?" for k in range(1, n))] for _ in contexts]
+
+    data = numbered(captions={3: "unknown", 4: "an unknown blue", 5: "unknown too"})
+    judged = Judgments(
+        "rated", np.tile(np.arange(4), 6),
+        tuple(f"a {c}" for c in ("red", "blue", "unknown") for _ in range(8)),
+        np.random.default_rng(0).integers(1, 5, (24, 3)).astype(float), "c",
+    )  # fmt: skip
+    settings = replace(QUICK, systems=choose_systems(["likelihood", "expanded"]), questions=2)
+    encoder = PickyEncoder(raises=raises)
+    results = run(data, Unknown(), encoder, judgments=[judged], settings=settings, cost=True)
+    (note,) = results.facts["dataset"]["notes"]
+    assert note == "3 of 8 texts cannot be encoded and are left out: green#1; blue#0; blue#1"
+    assert recall(results, "PickyEncoder")[1] == recall(results, "likelihood")[1] == 5
+    assert recall(results, "likelihood", "image to text")[1] == 3, "blue has no text left"
+    assert results.facts["checks"]["questions"]["generated"] > 0
+    assert set(results.select("agreement")["queries"]) == {16}
+
+
 def test_rated_pairs_that_cannot_be_scored_are_left_out() -> None:
     data = numbered(extra=[encoded(strip()), b"broken"])
     random = np.random.default_rng(0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from refusing import refused
 from seeing import Seeing
 from zsqretrieval import Retriever
 from zsqretrieval._util.torch import resolve_device
@@ -178,6 +180,15 @@ PARTS = [
     ("mini.encoder", "MiniEncoder", ()),
     ("mini.generator", "MiniGenerator", ()),
 ]
+
+
+@pytest.mark.parametrize("device", ["meta", "hpu", "privateuseone:3", "xla", "vulkan", "cpu:", " ", "\n"])
+def test_device_that_computes_nothing_here_is_refused_in_one_line(device: str) -> None:
+    refused(
+        rf"^device {re.escape(repr(device))} cannot be used here: [^\n]{{0,120}}; device=None",
+        resolve_device,
+        device,
+    )
 
 
 @pytest.mark.parametrize(("module", "name", "arguments"), PARTS)

@@ -66,6 +66,33 @@ def test_numbers_for_the_verdict_that_are_no_json_are_refused(tmp_path: Path, co
     assert ran.exit_code == 1 and "numbers.json" in ran.stderr and ran.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "3", "{}", '{"recall": {"a": 1}, "statements": []}', '{"recall": [3], "statements": []}',
+     '{"recall": [{"a": 1}]}', '{"recall": [{"a": 1}], "statements": [{}]}', '{"spread": {"images": 1}}',
+     '{"spread": {}, "notes": [], "setting": {"rounds": "six"}}', "null"],
+)  # fmt: skip
+@pytest.mark.parametrize("option", ["--published", "--alternatives"])
+def test_numbers_for_the_verdict_of_another_shape_are_refused_before_the_work(
+    tmp_path: Path, content: str, option: str
+) -> None:
+    (tmp_path / "numbers.json").write_text(content)
+    ran = CliRunner().invoke(
+        app, ["evaluate", "nowhere", "--report", "out", option, str(tmp_path / "numbers.json")]
+    )
+    assert ran.exit_code == 1 and "numbers.json: is not " in ran.stderr and ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--report", "--work", "--encoder-weights", "--generator-weights"])
+def test_empty_path_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = [] if option == "--report" else ["--report", "out"]
+    ran = CliRunner().invoke(app, ["evaluate", "nowhere", *report, option, ""])
+    assert ran.exit_code == 2 and "path is empty" in ran.stderr and not list(tmp_path.iterdir())
+
+
 def test_feature_file_of_200_gib_without_content_is_damaged(tmp_path: Path) -> None:
     with (tmp_path / "x.safetensors").open("wb") as file:
         file.truncate(200 * 2**30)

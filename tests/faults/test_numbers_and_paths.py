@@ -62,7 +62,26 @@ def test_huge_number_of_results_is_the_number_of_images(k: int, colours: Retriev
     assert len(colours.search("red", 2, rerank=Rerank(candidates=k, batch_size=k))) == 2
     assert len(colours.rank_texts(PILImage.new("RGB", (8, 8)), ["a", "b"], k, rerank=None)) == 2
     assert len(colours.dialog("red", candidates=k, budget=k).ranking) == everything
+    report = colours.questions.generate(n=1, style="search", top_k=k, batch_size=k)
+    assert report.asked == everything
+    assert colours.questions.filter(k, batch_size=k).questions == report.questions > 0
     assert colours.add(PILImage.new("RGB", (8, 8), "pink"), batch_size=k).added
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *(("n", n, "n must be at most 10000") for n in (10_001, 10**9, 10**400, 10**5000)),
+        *(("max_new_tokens", n, "max_new_tokens must be at most") for n in (2**31, 10**400, 10**5000)),
+        *(("seed", n, "seed must be at most") for n in (2**129, 10**400, 10**5000)),
+        *(("temperature", n, "temperature must be 0 or at least 1e-6") for n in (5e-324, 1e-320, 1e-7)),
+    ],
+    ids=kind,
+)
+def test_number_that_no_text_can_be_drawn_with_is_refused(
+    name: str, value: float, message: str, colours: Retriever
+) -> None:
+    refused(message, colours.questions.generate, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -142,6 +161,7 @@ def test_album_path_of_another_type_is_refused(path: Any) -> None:
     refused("must be a str or a pathlib.Path", Retriever.open, path)
     refused("must be a str or a pathlib.Path", Retriever, ToyEncoder(), path=path)
     refused("must be a str or a pathlib.Path", Retriever(ToyEncoder()).save, path)
+    refused("there is no preset", Retriever.open, "x", path)
 
 
 @pytest.mark.parametrize("index", ["exact", "hnsw"])

@@ -69,7 +69,7 @@ class PickyStates(ToyStatesGenerator):
 
 
 class PickyEncoder(ToyEncoder):
-    """Gives NaN for strips, or raises."""
+    """Gives NaN for strips and for texts with the word "unknown", or raises."""
 
     fingerprint = "picky-encoder"
 
@@ -83,4 +83,12 @@ class PickyEncoder(ToyEncoder):
         if self.raises and any(strips):
             raise self.raises("height and width must be > 0")
         rows[strips] = np.nan
+        return rows
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        rows = super().encode_text(texts)
+        unknown = ["unknown" in text for text in texts]
+        if self.raises and any(unknown):
+            raise self.raises("no such word")
+        rows[unknown] = np.nan
         return rows

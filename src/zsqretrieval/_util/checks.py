@@ -15,8 +15,10 @@ def check_settings(part: str, given: Iterable[str], known: Sequence[str]) -> Non
         raise InvalidInputError(f"{part} has no setting {unknown[0]!r}; it has {', '.join(known)}")
 
 
-def check_counts(least: int = 1, *, or_none: bool = False, **counts: int | None) -> None:
-    """Check that values are whole numbers of at least ``least``, or None if ``or_none``."""
+def check_counts(
+    least: int = 1, *, most: float = math.inf, or_none: bool = False, **counts: int | None
+) -> None:
+    """Check that values are whole numbers from ``least`` to ``most``, or None if ``or_none``."""
     for name, count in counts.items():
         if count is None and or_none:
             continue
@@ -24,6 +26,8 @@ def check_counts(least: int = 1, *, or_none: bool = False, **counts: int | None)
             raise InvalidInputError(f"{name} must be a whole number, not {shown(count)}")
         if count < least:
             raise InvalidInputError(f"{name} must be at least {least}, not {shown(count)}")
+        if count > most:
+            raise InvalidInputError(f"{name} must be at most {most}, not {shown(count)}")
 
 
 def check_amounts(**amounts: float) -> None:

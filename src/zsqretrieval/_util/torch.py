@@ -43,11 +43,14 @@ def resolve_device(device: str | None) -> torch.device:
         available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         device = next(name for name, there in available.items() if there)
     try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = torch.zeros(1, device=device)
+        found.item()  # "meta" computes nothing
+        return found.device
+    except Exception as error:  # of any type, such as ImportError for "hpu"
+        why = str(error).partition("\n")[0].partition(". ")[0]
         raise InvalidInputError(
-            f"device {device!r} cannot be used here: {str(error).splitlines()[0]}; device=None (without "
-            "--device and ZSQ_DEVICE) chooses one"
+            f"device {device!r} cannot be used here: {why}; device=None (without --device and ZSQ_DEVICE) "
+            "chooses one"
         ) from error
 
 

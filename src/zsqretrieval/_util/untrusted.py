@@ -69,8 +69,10 @@ def _mended(value: Any, depth: int, notes: dict[str, None]) -> Any:
             notes[f"parts nested more than {_DEEPEST} levels deep, now null"] = None
             return None
         if isinstance(value, dict):
-            pairs = [(_mended(k, depth, notes), _mended(v, depth + 1, notes)) for k, v in value.items()]
-            return dict(pairs)
+            return {
+                k if isinstance(k, tuple) else _mended(k, depth, notes): _mended(v, depth + 1, notes)
+                for k, v in value.items()
+            }
         return [_mended(one, depth + 1, notes) for one in value]
     return value
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsqretrieval.cli.console import emit_json, notice, progress_bars, say, show
-from zsqretrieval.cli.options import AsJson, Device, EncoderWeights, GeneratorWeights, preset_with
+from zsqretrieval.cli.options import AsJson, Device, EncoderWeights, GeneratorWeights, given_path, preset_with
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -58,7 +58,12 @@ class Users(str, Enum):
 def evaluate(
     ctx: typer.Context,
     dataset: Annotated[str, typer.Argument(help=_DATASET)],
-    report: Annotated[Path, typer.Option(help="Folder of the report; for the verdict, the page, .md.")],
+    report: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH", parser=given_path, help="Folder of the report; for the verdict, the page, .md."
+        ),
+    ],
     systems: Annotated[
         str | None,
         typer.Option(help=_SYSTEMS, show_default="likelihood,yes_no,fused,expanded, if there is a generator"),
@@ -67,7 +72,10 @@ def evaluate(
     work: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the cache, from which the same command continues.", show_default="REPORT/work"
+            metavar="PATH",
+            parser=given_path,
+            help="Folder of the cache, from which the same command continues.",
+            show_default="REPORT/work",
         ),
     ] = None,
     preset: Annotated[str, typer.Option(help="Preset of encoder, index and generator.")] = "mini",
@@ -159,10 +167,9 @@ def evaluate(
     """Measure retrieval systems on a data set, and write a report with run files and figures."""
     from zsqretrieval._util.cache import Cache
     from zsqretrieval.evaluation.datasets import open_dataset, open_distractors, open_judgments
-    from zsqretrieval.evaluation.datasets.dataset import read_json
     from zsqretrieval.evaluation.dialogs import measure_dialogs
     from zsqretrieval.evaluation.experiment import evaluate as run
-    from zsqretrieval.evaluation.report import write_report, write_verdict
+    from zsqretrieval.evaluation.report import read_alternatives, read_published, write_report, write_verdict
     from zsqretrieval.evaluation.scores import Bench
     from zsqretrieval.evaluation.settings import Settings, choose_directions, with_forms, with_weight
     from zsqretrieval.evaluation.systems import choose_systems
@@ -174,8 +181,9 @@ def evaluate(
         raise InvalidInputError("the verdict is a Markdown page: give --report a name in .md, and --work")
     if template is Template.REPORT and report.exists() and not report.is_dir():
         raise InvalidInputError(f"{report} is a file; a report is a folder")
-    for page in filter(None, (published, alternatives)):
-        read_json(page, "numbers for the verdict", "benchmarks/")
+    if published is not None:
+        read_published(published)
+    others = None if alternatives is None else read_alternatives(alternatives)
     own = preset_with(preset, encoder_weights=encoder_weights, generator_weights=generator_weights)
     chosen = own.variant(
         encoder=encoder,
@@ -248,8 +256,8 @@ def evaluate(
                 )  # fmt: skip
                 results = results.plus(rows, dialogs=facts)
     results.facts["preset"] = preset
-    if alternatives is not None:
-        results.facts["alternatives"] = json.loads(alternatives.read_text(encoding="utf-8"))
+    if others is not None:
+        results.facts["alternatives"] = others
     command = command_line(ctx)
     if template is Template.VERDICT:
         write_verdict(results, report, command=command, published=published)

@@ -50,6 +50,13 @@ def album_path(text: str) -> Path:
     return opening.album_path(text)
 
 
+def given_path(text: str) -> Path:
+    """A path that a command writes to or loads from; ``Path("")`` would be the current folder."""
+    if not text:
+        raise typer.BadParameter("the path is empty; the current folder is '.'")
+    return Path(text)
+
+
 Album = Annotated[Path, typer.Argument(metavar="ALBUM", parser=album_path, help="Directory of the album.")]
 Candidates = Annotated[int, typer.Option(min=1, help="First-stage candidates that the generator scores.")]
 HowReranked = Annotated[
@@ -72,10 +79,20 @@ GeneratorPreset = Annotated[
     str | None, typer.Option("--preset", help="Use this preset's generator and calibration, not the album's.")
 ]
 EncoderWeights = Annotated[
-    Path | None, typer.Option(help="Local file or folder with the encoder's weights, not the preset's.")
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        parser=given_path,
+        help="Local file or folder with the encoder's weights, not the preset's.",
+    ),
 ]
 GeneratorWeights = Annotated[
-    Path | None, typer.Option(help="Local file or folder with the generator's weights, not the preset's.")
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        parser=given_path,
+        help="Local file or folder with the generator's weights, not the preset's.",
+    ),
 ]
 TrustParts = Annotated[
     bool,

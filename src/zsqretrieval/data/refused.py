@@ -8,9 +8,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
-
-from PIL import Image as PILImage
 
 from zsqretrieval._util.batches import each, fails
 from zsqretrieval.errors import ImageError, ZsqError
@@ -23,6 +22,8 @@ _SIDE = 64  # pixels
 
 @cache
 def _plain(encoded: bool) -> Image:
+    from PIL import Image as PILImage  # presets, which need no images, import this module
+
     picture = PILImage.new("RGB", (_SIDE, _SIDE), (127, 127, 127))
     if not encoded:
         return Image(picture, "<plain picture>")
@@ -33,7 +34,7 @@ def _plain(encoded: bool) -> Image:
 
 def plain(image: Image | ImageState) -> Image:
     """A grey picture to put in the place of an image: decoded if that is, else a file's bytes."""
-    return _plain(not (isinstance(image, Image) and isinstance(image.content, PILImage.Image)))
+    return _plain(isinstance(image, ImageState) or isinstance(image.content, (bytes, Path)))
 
 
 def reason(error: Exception) -> str:

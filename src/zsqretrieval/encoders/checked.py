@@ -50,17 +50,26 @@ def encode_texts(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
         InvalidInputError: this encoder cannot take a text; names it.
         PartError: the answer breaks the contract.
     """
+    return _stacked(encoder, sound(encode_each_text(encoder, texts), InvalidInputError))
+
+
+def encode_each_text(encoder: Encoder, texts: Sequence[str]) -> list[Row | InvalidInputError]:
+    """Encode texts, with an error in the place of those that this encoder cannot take.
+
+    A text that fails alone is at fault if the encoder can take a short one; else its error is raised.
+    """
 
     def call(some: list[str]) -> NDArray[np.float32]:
         return check_vectors(encoder, encoder.encode_text(some), len(some))
 
-    def blame(text: str, error: Exception) -> None:
-        if not fails(call, ["a"]):
-            raise InvalidInputError(
-                f"{_name(encoder)} cannot take the text {text[:200]!r}: {reason(error)}"
-            ) from error
+    def blame(text: str, error: Exception) -> InvalidInputError | None:
+        if fails(call, ["a"]):
+            return None
+        named = InvalidInputError(f"{_name(encoder)} cannot take the text {text[:200]!r}: {reason(error)}")
+        named.__cause__ = error
+        return named
 
-    return _stacked(encoder, each(call, texts, blame))
+    return each(call, texts, blame)
 
 
 def check_vectors(encoder: Encoder, vectors: object, count: int) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, final
 
 from zsqretrieval._util.cache import Cache, cache_key
-from zsqretrieval.encoders.checked import encode_each
+from zsqretrieval.encoders.checked import encode_each, encode_each_text
 from zsqretrieval.errors import ImageError
 from zsqretrieval.evaluation.datasets import Judgments
 from zsqretrieval.evaluation.scores import Bench, Step
@@ -180,7 +180,7 @@ def _seconds_each(bench: Bench, units: set[str]) -> dict[str, float]:
     images: Sequence[Any] = dataset.gallery
     calls: dict[str, Callable[[int], object]] = {
         "image": lambda n: encode_each(encoder, images[:n]),
-        "text": lambda n: encoder.encode_text([texts[i % len(texts)] for i in range(n)]),
+        "text": lambda n: encode_each_text(encoder, [texts[i % len(texts)] for i in range(n)]),
     }
     if bench.settings.systems:
         generator = bench.generator

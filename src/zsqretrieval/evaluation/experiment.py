@@ -291,6 +291,8 @@ def _rated(bench: Bench, judged: Judgments, choice: Choice, rows: Rows) -> Any:
     corrected one is fused, over all pairs at once, with the fusion of image to text.
     """
     settings = bench.settings
+    rows_of = bench.encode_each_text(judged.captions)
+    judged = some_pairs(judged, np.array([not isinstance(one, InvalidInputError) for one in rows_of], bool))
     step = f"{judged.name}: scoring by"
     rules: dict[str, Scoring] = {"likelihood": LIKELIHOOD, "yes_no": YES_NO}
     wanted = {"likelihood" if name == "fused" else name for name in settings.systems} & {*rules}

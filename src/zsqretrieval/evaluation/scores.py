@@ -24,7 +24,7 @@ from zsqretrieval import plugins
 from zsqretrieval._util.cache import Cache, cache_key
 from zsqretrieval.data.images import digest
 from zsqretrieval.encoders.cached import CachedEncoder
-from zsqretrieval.encoders.checked import encode_each, encode_texts
+from zsqretrieval.encoders.checked import Row, encode_each, encode_each_text, encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset, Direction, Task
 from zsqretrieval.evaluation.metrics import first_ranks
@@ -130,6 +130,7 @@ class Bench:
         return usable_part(
             self.given,
             lambda images: self._encode(partial(encode_each, self.encoder), images, "encoding images"),
+            self.encode_each_text,
         )
 
     @property
@@ -151,6 +152,10 @@ class Bench:
         """Vectors of texts, float32 [n, D]."""
         rows = self._encode(partial(encode_texts, self.encoder), texts, "encoding texts")
         return np.stack(rows) if rows else np.empty((0, self.encoder.dim), np.float32)
+
+    def encode_each_text(self, texts: Sequence[str]) -> list[Row | InvalidInputError]:
+        """Vectors float32 [D] of texts; an error in the place of one that the encoder cannot take."""
+        return self._encode(partial(encode_each_text, self.encoder), texts, "encoding texts")
 
     def _encode(self, encode: Callable[[Any], Iterable[T]], items: Sequence[Any], step: str) -> list[T]:
         rows: list[T] = []
@@ -299,13 +304,17 @@ class Bench:
     def _round_trip(self, written: Sequence[Sequence[str]]) -> Questions:
         texts = [text for some in written for text in some]
         owners = np.repeat(np.arange(len(written)), [len(some) for some in written]).astype(np.int64)
-        vectors = self.encode_texts(texts)
+        found = self.encode_each_text(texts)
+        able = np.array([not isinstance(one, InvalidInputError) for one in found], bool)
+        vectors = np.zeros((len(texts), self.encoder.dim), np.float32)
+        for n in np.flatnonzero(able):
+            vectors[n] = found[n]
         kept = np.zeros(len(texts), bool)
         for start in range(0, len(texts), _TOGETHER):
             own = slice(start, start + _TOGETHER)
             right = np.arange(len(written)) == owners[own, None]  # [some, N]
             kept[own] = first_ranks(vectors[own] @ self.gallery.T, right) < self.settings.top_k
-        chosen = np.flatnonzero(kept)
+        chosen = np.flatnonzero(kept & able)
         return Questions(tuple(texts[n] for n in chosen), owners[chosen], vectors[chosen], len(texts))
 
     def query_bank(self) -> QueryBank:

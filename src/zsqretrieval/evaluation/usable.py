@@ -29,7 +29,7 @@ class Usable:
     vectors: NDArray[np.float32]  # [n, D], of its images
     digests: list[str]  # of its images
     places: NDArray[np.int64]  # [N], of each image that was given: its place or its copy's; -1: left out
-    facts: Mapping[str, Any]  # ``images`` left out (id: reason), ``queries`` (ids), ``copies`` (id: first id)
+    facts: Mapping[str, Any]  # left out: ``images`` (id: reason), ``queries``, ``texts`` (ids); ``copies``
 
     def kept(self, judged: Judgments) -> Judgments:
         """The rated pairs whose image is usable."""
@@ -54,8 +54,12 @@ def digests_of(images: Iterable[Image]) -> list[str | ImageError]:
     return found
 
 
-def usable_part(dataset: Dataset, encode: Callable[[Sequence[Image]], Sequence[Row | ImageError]]) -> Usable:
-    """Leave out images that cannot be read or encoded, the queries that only they answer, and copies.
+def usable_part(
+    dataset: Dataset,
+    encode: Callable[[Sequence[Image]], Sequence[Row | ImageError]],
+    encode_texts: Callable[[Sequence[str]], Sequence[Row | InvalidInputError]],
+) -> Usable:
+    """Leave out images and texts that cannot be encoded, queries that only these images answer, and copies.
 
     Images with equal bytes are one image, the first of them, which answers the queries of all: no system can
     tell them apart.
@@ -89,6 +93,9 @@ def usable_part(dataset: Dataset, encode: Callable[[Sequence[Image]], Sequence[R
         qrels[query] = own
     answered = [query for query in dataset.queries if any(grade > 0 for grade in qrels[query.id].values())]
     without = [query.id for query in dataset.queries if query not in set(answered)]
+    told = zip(answered, encode_texts([query.text for query in answered]), strict=True)
+    texts = [query.id for query, one in told if isinstance(one, InvalidInputError)]
+    answered = [query for query in answered if query.id not in set(texts)]
     out = {ids[n]: faults[owner[n]] for n in np.flatnonzero(places < 0).tolist()}
     copies = {ids[n]: ids[owner[n]] for n in range(len(ids)) if places[n] >= 0 and owner[n] != n}
     notes = list(dataset.notes)
@@ -101,6 +108,10 @@ def usable_part(dataset: Dataset, encode: Callable[[Sequence[Image]], Sequence[R
         notes.append(
             f"{len(without)} of {len(dataset.queries)} queries are left out, since only these images answer "
             f"them: {named(without)}"
+        )
+    if texts:
+        notes.append(
+            f"{len(texts)} of {len(dataset.queries)} texts cannot be encoded and are left out: {named(texts)}"
         )
     if copies:
         notes.append(
@@ -116,7 +127,8 @@ def usable_part(dataset: Dataset, encode: Callable[[Sequence[Image]], Sequence[R
         qrels={query.id: qrels[query.id] for query in answered},
         notes=tuple(notes),
     )
-    facts = {"images": {id: one.reason for id, one in out.items()}, "queries": without, "copies": copies}
+    reasons = {id: one.reason for id, one in out.items()}
+    facts = {"images": reasons, "queries": without, "texts": texts, "copies": copies}
     vectors = np.stack([row for row in rows.values() if not isinstance(row, ImageError)])
     return Usable(part, vectors, [str(digests[n]) for n in kept], places, facts)
 

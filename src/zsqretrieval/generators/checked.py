@@ -44,9 +44,12 @@ def check_pairs(contexts: Sequence[Context], continuations: Sequence[str]) -> No
 
 def check_sampling(n: int, max_new_tokens: int, temperature: float, seed: int | None) -> None:
     """Check the settings of ``generate``; an InvalidInputError names one that is out of range."""
-    check_counts(n=n, max_new_tokens=max_new_tokens)
-    check_counts(0, or_none=True, seed=seed)
+    check_counts(most=10_000, n=n)
+    check_counts(most=10**9, max_new_tokens=max_new_tokens)
+    check_counts(0, most=2**128, or_none=True, seed=seed)
     check_amounts(temperature=temperature)
+    if 0 < temperature < 1e-6:  # by which logits cannot be divided
+        raise InvalidInputError(f"temperature must be 0 or at least 1e-6, not {temperature}")
 
 
 def write_texts(generator: Generator, contexts: Sequence[Context], **settings: Any) -> list[list[str]]:

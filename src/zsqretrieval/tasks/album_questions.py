@@ -9,7 +9,9 @@ filter of doc2query-- (Gospodinov et al., arXiv 2301.03266) and PreMIR (arXiv 25
 
 from __future__ import annotations
 
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
@@ -24,7 +26,7 @@ from zsqretrieval.album.candidates import Viewer, need_generator
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.questions import Judgement, NewQuestion, Recipe, StoredQuestion, StyleFacts
 from zsqretrieval.data.loader import Skipped
-from zsqretrieval.encoders.checked import encode_texts
+from zsqretrieval.encoders.checked import encode_each_text
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import check_sampling
 from zsqretrieval.generators.prompts import PROMPTS
@@ -123,7 +125,7 @@ class AlbumQuestions:
         style = check_style(style, answers=answers)
         check_sampling(n, max_new_tokens, temperature, seed)
         check_counts(batch_size=batch_size)
-        batch_size, top_k = index(batch_size), _depth(top_k)
+        batch_size, top_k = min(index(batch_size), _CHUNK), _depth(top_k)
         sampling: dict[str, Any] = {  # plain numbers, since NumPy's are accepted but not JSON
             "n": index(n),
             "temperature": float(temperature),
@@ -191,13 +193,28 @@ class AlbumQuestions:
     def _round_trip(
         self, texts: Sequence[str], images: Sequence[int], top_k: int | None
     ) -> tuple[NDArray[np.float32], Sequence[Judgement]]:
-        """Encode questions and search for them: vectors float32 [q, dim], and whether each is kept."""
-        vectors = encode_texts(self._encoder, texts)
+        """Encode questions and search for them: vectors float32 [q, dim], and whether each is kept.
+
+        A question that the encoder cannot take is not kept, which a RuntimeWarning says.
+        """
+        found = encode_each_text(self._encoder, texts)
+        faults = [one for one in found if isinstance(one, InvalidInputError)]
+        able = [n for n, one in enumerate(found) if not isinstance(one, InvalidInputError)]
+        vectors = np.zeros((len(texts), self._encoder.dim), np.float32)
+        for n in able:
+            vectors[n] = found[n]
+        if faults:
+            named = "; ".join(map(str, faults[:3]))
+            warnings.warn(f"{len(faults)} questions are not kept: {named}", RuntimeWarning, stacklevel=4)
         gallery = len(self._catalog)
-        if top_k is None or not texts:
-            return vectors, [Judgement(None, None, gallery, kept=True)] * len(texts)
-        ranks = own_ranks(self._search(vectors, top_k), np.array(images, np.int64))
-        return vectors, [Judgement(int(rank) or None, top_k, gallery, kept=bool(rank)) for rank in ranks]
+        judgements = [Judgement(None, top_k, gallery, kept=False)] * len(texts)
+        ranks = [0] * len(able)
+        if top_k is not None and able:
+            own = np.array([images[n] for n in able], np.int64)
+            ranks = own_ranks(self._search(vectors[able], top_k), own).tolist()
+        for n, rank in zip(able, ranks, strict=True):
+            judgements[n] = Judgement(rank or None, top_k, gallery, kept=top_k is None or bool(rank))
+        return vectors, judgements
 
     def filter(
         self, top_k: int | None = 10, *, batch_size: int = 64, progress: Progress | None = None
@@ -220,7 +237,7 @@ class AlbumQuestions:
         top_k = _depth(top_k)
         total = sum(facts.questions for facts in self.styles())
         done = kept = 0
-        for batch in self._catalog.questions.batches(index(batch_size)):
+        for batch in self._catalog.questions.batches(min(index(batch_size), _CHUNK)):
             keys, texts = [one.key for one in batch], [one.text for one in batch]
             vectors, judgements = self._round_trip(texts, [one.image for one in batch], top_k)
             self._catalog.questions.judge(
@@ -281,4 +298,4 @@ def _report(progress: Progress | None, what: str, done: int, total: int) -> None
 
 def _depth(top_k: int | None) -> int | None:
     check_counts(or_none=True, top_k=top_k)
-    return None if top_k is None else index(top_k)
+    return None if top_k is None else min(index(top_k), sys.maxsize)

@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -24,6 +24,8 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from zsqretrieval._util.files import write_whole
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.evaluation.datasets.dataset import read_json
 from zsqretrieval.evaluation.report.conclusions import SIGNIFICANT, answer, summary
 from zsqretrieval.evaluation.report.figures import figures
 from zsqretrieval.evaluation.report.tables import Table, frame_of, software, tables
@@ -115,7 +117,7 @@ def write_verdict(results: Results, path: Path, *, command: str, published: Path
     written = results.to_json()
     results = Results.from_json(written)  # so that the page is exactly that of the rounded numbers
     drawn = {name: one for name, one in figures(results).items() if not name.startswith("reliability")}
-    others = None if published is None else json.loads(published.read_text(encoding="utf-8"))
+    others = None if published is None else read_published(published)
     page = render(results, "verdict.md", figures=drawn, place=f"{folder.name}/", published=others)
     _write_figures(drawn, folder)
     write_whole(folder / "numbers.json", [written])
@@ -161,7 +163,7 @@ def render(
         "cell": markdown_cell,
         "code": lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))),
         "markdown": lambda frame: _markdown(frame, place),
-        "frame": lambda rows: frame_of({name: str(cell) for name, cell in row.items()} for row in rows),
+        "frame": _frame,
     }
     page = templates.get_template(f"{template}.j2").render(
         answer=answer(results),
@@ -177,6 +179,40 @@ def render(
         significant=SIGNIFICANT,
     )
     return page if template == "report.html" else re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
+
+
+def read_published(path: Path) -> Any:
+    """Read numbers of others for the verdict; an InvalidInputError if the page cannot show them."""
+
+    def show(page: Any) -> None:
+        _markdown(_frame(page["recall"]), "")
+        "".join(page["statements"])
+
+    return _read_numbers(path, show, "an object of recall (a list of rows) and statements")
+
+
+def read_alternatives(path: Path) -> Any:
+    """Read times of other software for the verdict; an InvalidInputError if the page cannot show them."""
+
+    def show(page: Any) -> None:
+        _markdown(software(page), "")
+        "".join(page["notes"])
+        0.5 ** page["setting"]["rounds"]
+
+    return _read_numbers(path, show, "what python -m benchmarks.alternatives writes")
+
+
+def _read_numbers(path: Path, show: Callable[[Any], None], shape: str) -> Any:
+    value = read_json(path, "numbers for the verdict", "benchmarks/")
+    try:
+        show(value)
+    except Exception as error:  # whatever the shape leads to
+        raise InvalidInputError(f"{path}: is not {shape}: {type(error).__name__} {error}") from error
+    return value
+
+
+def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    return frame_of({name: str(cell) for name, cell in row.items()} for row in rows)
 
 
 def markdown_cell(text: object) -> str:

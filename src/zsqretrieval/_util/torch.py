@@ -46,8 +46,8 @@ def resolve_device(device: str | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidInputError(
-            f"device {device!r} cannot be used here: {str(error).splitlines()[0]}; device=None (without "
-            "--device and ZSQ_DEVICE) chooses one"
+            f"device {device!r} cannot be used here: {str(error).splitlines()[0]}; leave out device, "
+            "--device and ZSQ_DEVICE to use the best there is"
         ) from error
 
 

@@ -50,7 +50,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
             del sys.modules[name]
 
 
-def test_our_own_parts_are_offered() -> None:
+def test_parts_of_the_library_are_available() -> None:
     assert {"clip", "mini"} <= set(plugins.available("encoder"))
     assert {"exact", "hnsw"} <= set(plugins.available("index"))
     assert plugins.load("encoder", "clip").__name__ == "CLIPEncoder"
@@ -65,7 +65,7 @@ def test_listing_imports_nothing(site: Site) -> None:
     assert "acme_parts" not in sys.modules
 
 
-def test_load_and_create(site: Site) -> None:
+def test_create_passes_settings_to_the_loaded_class(site: Site) -> None:
     site.install("acme-parts", "[zsqretrieval.encoders]\nacme = acme_parts:Encoder\n")
     part = plugins.create("encoder", "acme", {"size": 7})
     assert type(part) is plugins.load("encoder", "acme") is sys.modules["acme_parts"].Encoder
@@ -90,7 +90,7 @@ def test_name_of_is_the_inverse_of_load(site: Site) -> None:
     assert plugins.name_of("index", encoder(1)) == "reexported"
 
 
-def test_an_unknown_name_lists_what_there_is(site: Site) -> None:
+def test_unknown_name_lists_available_parts(site: Site) -> None:
     site.install("acme-parts", "[zsqretrieval.generators]\nkosmos-9 = acme_parts:Encoder\n")
     with pytest.raises(InvalidInputError, match=r"no encoder is named 'clipp'; did you mean clip\?.*mini"):
         plugins.load("encoder", "clipp")
@@ -112,26 +112,26 @@ def test_an_unknown_name_lists_what_there_is(site: Site) -> None:
         ("", "AttributeError: .*Encoder"),
     ],
 )
-def test_a_part_that_cannot_be_imported_names_its_package(site: Site, module: str, cause: str) -> None:
+def test_failed_import_names_the_package(site: Site, module: str, cause: str) -> None:
     site.install("acme-parts", "[zsqretrieval.encoders]\nacme = acme_parts:Encoder\n", module)
     with pytest.raises(ZsqError, match=rf"'acme' of acme-parts 1\.2 cannot be imported .*{cause}") as caught:
         plugins.load("encoder", "acme")
     assert caught.value.__cause__ is not None
 
 
-def test_a_part_that_is_no_class_is_refused(site: Site) -> None:
+def test_part_that_is_no_class_is_refused(site: Site) -> None:
     site.install("acme-parts", "[zsqretrieval.encoders]\nacme = acme_parts:number\n")
     with pytest.raises(ZsqError, match=r"acme-parts 1\.2 is not a class: acme_parts:number is 3"):
         plugins.load("encoder", "acme")
 
 
-def test_a_part_that_cannot_be_rebuilt_is_refused(site: Site) -> None:
+def test_part_without_from_config_is_refused(site: Site) -> None:
     site.install("acme-parts", "[zsqretrieval.encoders]\nacme = acme_parts:Outer\n")
     with pytest.raises(InvalidInputError, match="no from_config"):
         plugins.create("encoder", "acme", {})
 
 
-def test_two_packages_that_claim_a_name_are_both_named(site: Site) -> None:
+def test_name_claimed_by_two_packages_names_both(site: Site) -> None:
     site.install(
         "acme-parts", "[zsqretrieval.encoders]\nsame = acme_parts:Encoder\nunique = acme_parts:Encoder\n"
     )
@@ -142,7 +142,7 @@ def test_two_packages_that_claim_a_name_are_both_named(site: Site) -> None:
     assert plugins.name_of("encoder", unique(1)) == "unique", "a name that cannot be loaded is no name"
 
 
-def test_two_packages_that_mean_the_same_class_agree(site: Site) -> None:
+def test_name_of_two_packages_for_one_class_loads(site: Site) -> None:
     """As when a package is installed under its old name and its new one."""
     site.install("acme-parts", "[zsqretrieval.encoders]\nsame = acme_parts:Encoder\n")
     site.install("acme-parts-old", "[zsqretrieval.encoders]\nsame = acme_parts:Encoder\n")

@@ -98,7 +98,7 @@ def ids(ranking: Ranking) -> list[str]:
 
 @pytest.mark.parametrize("rule", [Likelihood(), Likelihood(aggregate="mean"), YesNo()])
 @pytest.mark.parametrize("fusion", [RerankOnly(), WeightedSum(), ReciprocalRank()])
-def test_every_hit_keeps_the_score_of_every_stage(pictures: Path, rule: Any, fusion: Any) -> None:
+def test_hit_has_the_score_of_every_stage(pictures: Path, rule: Any, fusion: Any) -> None:
     with made() as retriever:
         retriever.add(pictures)
         first = retriever.search("red ?", k=8, rerank=None)
@@ -121,7 +121,7 @@ def test_every_hit_keeps_the_score_of_every_stage(pictures: Path, rule: Any, fus
     assert all(seconds >= 0 for seconds in ranking.timings.values())
 
 
-def test_the_likelihood_is_what_a_generator_is_for(pictures: Path) -> None:
+def test_search_reranks_by_likelihood_if_there_is_a_generator(pictures: Path) -> None:
     with made() as retriever, made(None) as without:
         for one in (retriever, without):
             one.add(pictures)
@@ -136,7 +136,7 @@ def test_the_likelihood_is_what_a_generator_is_for(pictures: Path) -> None:
         assert list(retriever.search(pictures / "00.png")[0].scores) == ["first_stage"]
 
 
-def test_how_many_candidates_are_read(pictures: Path) -> None:
+def test_number_of_scored_candidates_is_the_larger_of_k_and_candidates(pictures: Path) -> None:
     generator = Seeing()
     with made(generator, states=None) as retriever:
         retriever.add(pictures)
@@ -148,7 +148,7 @@ def test_how_many_candidates_are_read(pictures: Path) -> None:
         assert set(ids(retriever.search("red", 4, rerank=Rerank(candidates=4)))) == set(ids(first))
 
 
-def test_progress_may_stop_a_search(pictures: Path) -> None:
+def test_exception_from_progress_stops_search(pictures: Path) -> None:
     generator = Seeing()
     seen: list[tuple[int, int | None]] = []
 
@@ -168,7 +168,7 @@ def test_progress_may_stop_a_search(pictures: Path) -> None:
         assert seen[8:] == [(n, 11) for n in range(1, 12)]
 
 
-def test_a_batch_size_changes_nothing(pictures: Path) -> None:
+def test_batch_size_does_not_change_the_ranking(pictures: Path) -> None:
     with made() as retriever:
         retriever.add(pictures)
         rankings = [retriever.search("red ?", 12, rerank=Rerank(batch_size=size)) for size in (1, 5, 100)]
@@ -198,7 +198,7 @@ def test_a_batch_size_changes_nothing(pictures: Path) -> None:
         ({"bank": "red"}, r"bank must be a QueryBank of Retriever.query_bank\(\), not 'red'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(pictures: Path, settings: Any, message: str) -> None:
+def test_invalid_argument_of_search_is_refused(pictures: Path, settings: Any, message: str) -> None:
     with made() as retriever:
         retriever.add(pictures)
         error = ImageError if message == "no such file" else InvalidInputError
@@ -217,12 +217,12 @@ def test_what_makes_no_sense_is_refused(pictures: Path, settings: Any, message: 
         (lambda: Calibration(expansion=0.5), "is not a fusion: it has no fuse"),
     ],
 )
-def test_wrong_settings_of_stages_are_refused(make: Any, message: str) -> None:
+def test_invalid_setting_of_stages_is_refused(make: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         make()
 
 
-def test_scoring_needs_a_generator() -> None:
+def test_scoring_rule_without_generator_is_refused() -> None:
     with made(None) as retriever:
         for rule in (Likelihood(), YesNo()):
             with pytest.raises(InvalidInputError, match=f"re-ranking by '{rule.name}' needs a generator"):
@@ -231,13 +231,13 @@ def test_scoring_needs_a_generator() -> None:
             retriever.rank_texts(PILImage.new("RGB", (4, 4)), ["red"], rerank=Likelihood())
 
 
-def test_an_empty_album(album: Path) -> None:
+def test_empty_album_gives_no_hits_and_can_be_saved(album: Path) -> None:
     with made(Seeing(), states="disk", path=album) as retriever:
         assert len(retriever.search("red")) == 0
         retriever.save()
 
 
-def test_numbers_that_are_none_are_an_error(pictures: Path) -> None:
+def test_nan_from_generator_or_fusion_is_an_error(pictures: Path) -> None:
     class Broken(ToyGenerator):
         def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
             return [LogLikelihood(("x",), np.array([np.nan], np.float32)) for _ in contexts]
@@ -261,7 +261,7 @@ def test_numbers_that_are_none_are_an_error(pictures: Path) -> None:
 # --- images that cannot be shown
 
 
-def test_a_file_that_is_gone_or_changed_ranks_last_and_is_named(pictures: Path) -> None:
+def test_missing_or_changed_file_ranks_last_and_is_named(pictures: Path) -> None:
     with made() as retriever:
         retriever.add(pictures)
         first = ids(retriever.search("red", 12, rerank=None))
@@ -279,7 +279,7 @@ def test_a_file_that_is_gone_or_changed_ranks_last_and_is_named(pictures: Path) 
             assert ids(retriever.search("red", 4, rerank=Rerank(candidates=12))) == ids(ranking)[:4]
 
 
-def test_the_others_are_ranked_as_if_alone(pictures: Path) -> None:
+def test_missing_file_does_not_change_other_scores(pictures: Path) -> None:
     with made() as retriever, made() as alone:
         retriever.add(pictures)
         (pictures / "04.png").unlink()
@@ -291,7 +291,7 @@ def test_the_others_are_ranked_as_if_alone(pictures: Path) -> None:
         assert [hit.score for hit in ranking][:-1] == pytest.approx([hit.score for hit in expected])
 
 
-def test_without_any_image_the_first_stage_stands(pictures: Path) -> None:
+def test_first_stage_ranks_if_no_image_can_be_opened(pictures: Path) -> None:
     with made() as retriever:
         retriever.add(pictures)
         shutil.rmtree(pictures)
@@ -301,7 +301,7 @@ def test_without_any_image_the_first_stage_stands(pictures: Path) -> None:
         assert ranking.hits == first.hits
 
 
-def test_images_in_tars_are_shown(pictures: Path, tmp_path: Path) -> None:
+def test_images_in_tars_are_scored_like_files(pictures: Path, tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "shard"), "tar", pictures)
     with made() as retriever, made() as plain:
         retriever.add(tmp_path / "shard.tar")
@@ -314,7 +314,7 @@ def test_images_in_tars_are_shown(pictures: Path, tmp_path: Path) -> None:
 # --- states
 
 
-def test_states_stand_in_for_images(pictures: Path, album: Path) -> None:
+def test_cached_states_replace_images_in_search(pictures: Path, album: Path) -> None:
     for folder in (album, None):
         generator = Seeing()
         with made(generator, states="disk", path=folder) as retriever, made(Seeing()) as plain:
@@ -330,7 +330,7 @@ def test_states_stand_in_for_images(pictures: Path, album: Path) -> None:
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_an_album_with_states_needs_no_files(pictures: Path, album: Path, in_memory: bool) -> None:
+def test_search_with_cached_states_needs_no_files(pictures: Path, album: Path, in_memory: bool) -> None:
     content = [path.read_bytes() for path in sorted(pictures.iterdir())]
     with made(Seeing(), states="disk", path=None if in_memory else album) as retriever:
         retriever.add([*content[:6], red()])
@@ -344,7 +344,7 @@ def test_an_album_with_states_needs_no_files(pictures: Path, album: Path, in_mem
     assert generator.looked_at == []
 
 
-def test_missing_states_are_made_when_they_are_needed(pictures: Path, album: Path) -> None:
+def test_missing_states_are_computed_on_use(pictures: Path, album: Path) -> None:
     with made(None, path=album) as retriever:
         retriever.add(pictures)
     generator = Seeing()
@@ -361,7 +361,7 @@ def test_missing_states_are_made_when_they_are_needed(pictures: Path, album: Pat
         assert again.generator.looked_at == []  # type: ignore[union-attr]
 
 
-def test_damaged_states_are_made_again_with_a_warning(pictures: Path, album: Path) -> None:
+def test_damaged_states_are_computed_again_with_a_warning(pictures: Path, album: Path) -> None:
     generator = Seeing()
     with made(generator, states="disk", path=album) as retriever:
         retriever.add(pictures)
@@ -381,7 +381,7 @@ def test_damaged_states_are_made_again_with_a_warning(pictures: Path, album: Pat
         assert again.search("red ?", 12).hits == ranking.hits
 
 
-def test_another_generator_makes_its_own_states(pictures: Path, album: Path) -> None:
+def test_another_generator_computes_its_own_states(pictures: Path, album: Path) -> None:
     with made(Seeing(1), states="disk", path=album) as retriever:
         retriever.add(pictures)
     other = Seeing(3)
@@ -392,7 +392,7 @@ def test_another_generator_makes_its_own_states(pictures: Path, album: Path) -> 
     assert len(other.looked_at) == 12 and len(list(album.glob("states-*"))) == 2
 
 
-def test_states_follow_what_is_removed_and_replaced(pictures: Path, album: Path) -> None:
+def test_save_deletes_states_of_removed_and_replaced_images(pictures: Path, album: Path) -> None:
     generator = Seeing()
     with made(generator, states="disk", path=album) as retriever:
         retriever.add(pictures)
@@ -414,7 +414,7 @@ def test_states_follow_what_is_removed_and_replaced(pictures: Path, album: Path)
             assert ids(plain.search("red ?", 12)) == ids(ranking)
 
 
-def test_a_crash_before_the_images_are_in_leaves_only_their_states(
+def test_crash_before_the_catalog_is_written_leaves_only_states(
     pictures: Path, album: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = Seeing()
@@ -432,7 +432,9 @@ def test_a_crash_before_the_images_are_in_leaves_only_their_states(
         assert len(generator.looked_at) == 12, "their states are still right"
 
 
-def test_a_full_disk_adds_neither(pictures: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_adds_neither_image_nor_states(
+    pictures: Path, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -451,7 +453,7 @@ def test_a_full_disk_adds_neither(pictures: Path, album: Path, monkeypatch: pyte
                 assert retriever.search("red ?", 12).hits == ranking.hits
 
 
-def test_states_need_a_generator_that_makes_them(pictures: Path, album: Path) -> None:
+def test_states_without_a_generator_that_computes_them_are_refused(pictures: Path, album: Path) -> None:
     with pytest.raises(InvalidInputError, match="states='disk' needs a generator that computes"):
         made(None, states="disk", path=album)
     with pytest.raises(InvalidInputError, match="ToyGenerator computes no image features"):
@@ -469,7 +471,7 @@ def test_states_need_a_generator_that_makes_them(pictures: Path, album: Path) ->
 # --- parts
 
 
-def test_a_preset_makes_its_generator_when_it_is_needed(pictures: Path, album: Path) -> None:
+def test_preset_loads_its_generator_on_first_use(pictures: Path, album: Path) -> None:
     before = Seeing.made
     with Retriever.open(album, "both") as retriever:
         retriever.add(pictures)
@@ -511,7 +513,7 @@ def test_preset_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given == [{"a": 1, "b": 3, "c": 4}]
 
 
-def test_a_lazy_generator_is_made_once_by_many_threads() -> None:
+def test_lazy_generator_is_loaded_once_by_many_threads() -> None:
     before = Seeing.made
     lazy = LazyGenerator("seeing", {"glasses": 4})
     assert lazy.part == {"plugin": "seeing", "config": {"glasses": 4}} and lazy.made is None
@@ -520,7 +522,7 @@ def test_a_lazy_generator_is_made_once_by_many_threads() -> None:
     assert len({id(one) for one in found}) == 1 and Seeing.made == before + 1 and lazy.made is found[0]
 
 
-def test_the_generator_given_last_is_saved_with_the_album(pictures: Path, album: Path) -> None:
+def test_save_stores_the_generator_passed_last(pictures: Path, album: Path) -> None:
     with made(None, path=album) as retriever:
         retriever.add(pictures)
     with Retriever.open(album, encoder=ENCODER) as plain:
@@ -635,7 +637,7 @@ class Widths:
         return [decode(image).width for image in images]
 
 
-def test_reranker_of_ones_own_ranks_alone_and_needs_no_generator(pictures: Path) -> None:
+def test_custom_reranker_ranks_alone_and_needs_no_generator(pictures: Path) -> None:
     wide = PILImage.new("RGB", (30, 4), "red")
     wide.save(pictures / "wide.png")
     with made(None) as retriever:
@@ -690,7 +692,7 @@ def test_texts_are_ranked_by_their_corrected_likelihood(retriever: Retriever) ->
     assert len(ranking) == 4 and next(iter(ranking)) == ranking[0]
 
 
-def test_the_prior_decides_between_texts(retriever: Retriever) -> None:
+def test_prior_changes_the_order_of_texts(retriever: Retriever) -> None:
     plain = retriever.rank_texts(red(), TEXTS, prior=None)
     assert list(plain[0].scores) == ["first_stage", "likelihood", "fused"]
     assert plain[-1].text == TEXTS[3], "the longest is the least likely"
@@ -702,7 +704,7 @@ def test_the_prior_decides_between_texts(retriever: Retriever) -> None:
     ]
 
 
-def test_texts_by_other_rules_and_fusions(retriever: Retriever) -> None:
+def test_rank_texts_takes_other_rules_and_fusions(retriever: Retriever) -> None:
     by_yes = retriever.rank_texts(red(), TEXTS, rerank=YesNo())
     assert list(by_yes[0].scores) == ["first_stage", "yes_no", "fused"]
     fused = retriever.rank_texts(red(), TEXTS, 2, rerank=Rerank(YesNo(), fusion=WeightedSum(0.0)))
@@ -713,7 +715,7 @@ def test_texts_by_other_rules_and_fusions(retriever: Retriever) -> None:
         assert [hit.text for hit in without.rank_texts(red(), TEXTS, 2)] == [hit.text for hit in first]
 
 
-def test_an_image_is_looked_at_once_for_many_texts() -> None:
+def test_image_is_encoded_once_for_many_texts() -> None:
     generator = Seeing()
     seen: list[tuple[int, int | None]] = []
     with made(generator) as one:
@@ -739,12 +741,12 @@ def test_an_image_is_looked_at_once_for_many_texts() -> None:
         ({"texts": ["red", "red " * 300]}, "reads 256"),
     ],
 )
-def test_texts_that_make_no_sense_are_refused(retriever: Retriever, settings: Any, message: str) -> None:
+def test_invalid_argument_of_rank_texts_is_refused(retriever: Retriever, settings: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         retriever.rank_texts(**{"image": red(), "texts": TEXTS, **settings})
 
 
-def test_no_texts_and_no_image(retriever: Retriever, tmp_path: Path) -> None:
+def test_no_texts_give_no_hits_and_missing_image_is_an_error(retriever: Retriever, tmp_path: Path) -> None:
     assert len(retriever.rank_texts(red(), [])) == 0
     with pytest.raises(ImageError, match="no such file"):
         retriever.rank_texts(tmp_path / "none.png", TEXTS)

@@ -73,7 +73,7 @@ GROUPS = [pytest.param(rows, id="-".join(names)) for names, rows in LINKED.group
 
 
 @pytest.mark.parametrize("rows", GROUPS)
-def test_recall_is_that_of_its_run_file(rows: pd.DataFrame) -> None:
+def test_recall_equals_that_of_its_run_file(rows: pd.DataFrame) -> None:
     first = rows.iloc[0]
     depths = [int(name[2:]) for name in rows["measure"]]
     found = recalls(first["run"], first["group"] == "ablations", depths)
@@ -88,7 +88,7 @@ def test_every_recall_has_a_run_file() -> None:
     assert len(GROUPS) > 40
 
 
-def test_what_was_measured_has_an_interval() -> None:
+def test_measured_value_has_an_interval() -> None:
     without = RESULTS.table[RESULTS.table["low"].isna()]
     assert set(without["measure"]) <= {"predicted", "observed", "tied", "flops", "size", "R@1"}
     assert set(without[without["measure"] == "R@1"]["system"]) == {"chance"}

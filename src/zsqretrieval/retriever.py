@@ -279,7 +279,7 @@ class Retriever:
         Args:
             images: paths (files, folders, tars, patterns), bytes, PIL images, records, rows of a data set
                 (``{"image": ..., "caption": ..., ...}``), or an iterable of them.
-            copy: keep the bytes of files, too, also of known ones: the album can travel.
+            copy: keep the bytes of files, too, also of known ones, so that the album works without them.
             batch_size: images encoded together, >= 1.
             max_pixels: size limit of an image in pixels, at most 2^30; larger ones are skipped. Images of the
                 album stay readable whatever the limit of a later call is.

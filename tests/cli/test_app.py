@@ -195,4 +195,4 @@ def test_hints_of_the_library_are_printed_once(zsq: Zsq, monkeypatch: pytest.Mon
     told = zsq("search", "album", "red").stderr
     assert told.startswith("zsq: hint: the generator sees 33 of 33 images") and told.count("\n") == 1
     assert zsq("search", "album", "green").stderr == ""
-    assert "features on disk, on first use" in zsq("info", "album").stdout
+    assert "features kept when a search needs them" in zsq("info", "album").stdout

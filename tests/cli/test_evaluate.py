@@ -26,7 +26,7 @@ def test_one_command_makes_a_report_and_repeats_it(zsq: Zsq, tmp_path: Path) -> 
     command = ("evaluate", f"shards:{data}", "--preset", "reading", "--report", "out", *LITTLE)
     ran = zsq(*command, "--systems", "all", "--tune-on", "dev", "--json")
     assert ran.code == 0, ran.stderr
-    assert "zsq: about " in ran.stderr
+    assert "zsq: expected time: " in ran.stderr
     facts, table = ran.json["facts"], ran.json["table"]
     assert ran.json == json.loads(Path("out/report.json").read_text())
     forms = {(one["direction"], one["form"]) for one in table if one["group"] == "systems"}
@@ -110,7 +110,7 @@ def test_wrong_arguments_are_one_line_errors(
     preset = () if "--preset" in given else ("--preset", "reading")
     ran = zsq("evaluate", *given, *report, *preset, *LITTLE, "--no-cost")
     assert ran.code == 1 and not ran.stdout
-    notices = ("zsq: about ", " queries of each form")
+    notices = ("zsq: expected time: ", " queries of each form")
     errors = [line for line in ran.stderr.splitlines() if not any(one in line for one in notices)]
     assert message in ran.stderr and len(errors) == 1
 

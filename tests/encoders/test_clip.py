@@ -266,11 +266,11 @@ class TestRefusedBeforeAnyDownload:
         "name, tag",
         [("ViT-B-32", "openai"), ("ViT-L-14", "openai"), ("ViT-B-16", "dfn2b"), ("RN50", "cc12m")],
     )
-    def test_weights_trained_with_quick_gelu(self, name: str, tag: str) -> None:
+    def test_quick_gelu_weights_in_gelu_architecture(self, name: str, tag: str) -> None:
         with pytest.raises(MismatchError, match=f"'{tag}'.*QuickGELU.*'{name}-quickgelu'"):
             CLIPEncoder.from_pretrained(name, tag)
 
-    def test_weights_trained_with_gelu(self) -> None:
+    def test_gelu_weights_with_forced_quick_gelu(self) -> None:
         with pytest.raises(MismatchError, match="leave out force_quick_gelu"):
             CLIPEncoder.from_pretrained("ViT-B-32", "laion2b_s34b_b79k", force_quick_gelu=True)
 
@@ -291,7 +291,7 @@ class TestRefusedBeforeAnyDownload:
             CLIPEncoder.from_pretrained(name, pretrained, **settings)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-    def test_a_gpu_that_is_not_there(self) -> None:
+    def test_missing_gpu(self) -> None:
         with pytest.raises(InvalidInputError, match="device 'cuda' cannot be used here"):
             CLIPEncoder.from_pretrained(device="cuda")
 

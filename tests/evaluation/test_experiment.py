@@ -320,7 +320,7 @@ def test_progress_counts_seconds_to_the_estimated_total(colours: Dataset, tmp_pa
         assert done == sorted(done) and done[-1] <= (calls[-1][2] or 0)
         steps = {step for step, *_ in calls}
         assert again or "text to image, caption: scoring by likelihood" in steps
-        assert told == ["about less than a minute"]
+        assert told == ["expected time: less than a minute"]
     assert [human_time(one) for one in (5, 60, 700, 12000)] == [
         "less than a minute", "a minute", "12 minutes", "3.3 hours",
     ]  # fmt: skip

@@ -163,7 +163,7 @@ def test_json_holds_all_rows_and_the_checksums_of_all_files(results: Results, fo
     assert there == {*read.facts["files"], "report.json"}
 
 
-def test_same_results_make_the_same_files(results: Results, folder: Path, tmp_path: Path) -> None:
+def test_same_results_give_the_same_files(results: Results, folder: Path, tmp_path: Path) -> None:
     write_report(results, tmp_path, command="zsq evaluate <here> | less")
     for file in folder.rglob("*.*"):
         assert (tmp_path / file.relative_to(folder)).read_bytes() == file.read_bytes(), file
@@ -197,7 +197,7 @@ class Page(HTMLParser):
         self.texts.append(data.strip())
 
 
-def test_html_needs_nothing_else_and_escapes_every_text(results: Results, folder: Path) -> None:
+def test_html_is_self_contained_and_escapes_every_text(results: Results, folder: Path) -> None:
     text = (folder / "report.html").read_text()
     page = Page(text)
     links = [value or "" for name, value in page.attributes if name in ("src", "href")]
@@ -292,7 +292,7 @@ def test_first_sentence_follows_gain_and_p(
     assert outcome({"gain": gain, "p": p}) == word
 
 
-def test_first_sentence_tells_forms_apart(results: Results) -> None:
+def test_first_sentence_distinguishes_forms(results: Results) -> None:
     table = results.table.copy()
     table.loc[table["form"] == "question/which", "p"] = 1.0
     said = told(replace(results, table=table), 0.1, 0.01, "caption")
@@ -311,7 +311,7 @@ def test_answer_is_three_sentences_and_one_table(results: Results) -> None:
     assert list(told["ms a query"].iloc[:4]) == ["40 (36 to 44)", *["300 (270 to 330)"] * 2, ""]
 
 
-def test_few_systems_are_reported_too(results: Results) -> None:
+def test_report_of_one_or_no_system_renders(results: Results) -> None:
     rows = results.select("systems")
     only = rows[rows["system"].isin(["mini", "yes_no"])]
     said = answer(replace(results, table=only))

@@ -8,12 +8,12 @@ from comparing import FLOAT32, compare, failures, load, rankings_apart
 from golden import SMALL, measure_small
 
 
-def test_the_numbers_are_what_they_were() -> None:
+def test_measured_numbers_equal_the_committed_ones() -> None:
     old = load(SMALL)
     assert failures(compare(old, measure_small(old), FLOAT32)) == []
 
 
-def test_a_changed_number_is_noticed() -> None:
+def test_changed_number_is_a_failure() -> None:
     old, now = load(SMALL), load(SMALL)
     assert failures(compare(old, now, FLOAT32)) == []
     for what, some in now.items():
@@ -24,7 +24,7 @@ def test_a_changed_number_is_noticed() -> None:
             assert failures(compare(old, {**now, what: changed}, FLOAT32)), (what, change)
 
 
-def test_neighbours_may_change_places_as_far_as_their_scores_allow() -> None:
+def test_swapped_neighbours_differ_by_their_scores() -> None:
     def apart(ids: list[int], scores: list[float]) -> tuple[float, float]:
         found = rankings_apart(*map(np.array, ([[4, 7, 9]], [[3.0, 2.0, 1.5]], [ids], [scores])))
         return found[0], found[2]

@@ -38,7 +38,7 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 # --- the formula
 
 
-def test_the_hubness_by_hand() -> None:
+def test_hubness_equals_value_computed_by_hand() -> None:
     bank = QueryBank(np.array([[1, 0], [0, 2]], np.float32), "e", scale=2.0, strength=0.5)
     assert len(bank) == 2
     expected = math.log((math.e**2 + 1) / 2) / 2
@@ -48,9 +48,7 @@ def test_the_hubness_by_hand() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0.01, 1000), st.integers(0, 99))
-def test_the_hubness_lies_between_the_mean_and_the_largest_similarity(
-    b: int, n: int, scale: float, seed: int
-) -> None:
+def test_hubness_lies_between_mean_and_largest_similarity(b: int, n: int, scale: float, seed: int) -> None:
     asked, images = vectors(b, seed=seed), vectors(n, seed=seed + 100)
     found = QueryBank(asked, "e", scale=scale).hubness(images)
     exact = cosines(images, asked)
@@ -61,7 +59,7 @@ def test_the_hubness_lies_between_the_mean_and_the_largest_similarity(
 
 @settings(deadline=None)
 @given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 99))
-def test_at_strength_one_the_order_is_that_of_the_inverted_softmax(b: int, n: int, seed: int) -> None:
+def test_strength_one_equals_the_inverted_softmax(b: int, n: int, seed: int) -> None:
     asked, images, (query,) = vectors(b, seed=seed), vectors(n, seed=seed + 100), vectors(1, seed=seed + 200)
     similar = cosines(query[None], images)[0]
     softmax = np.exp(7 * similar) / np.exp(7 * cosines(asked, images)).sum(0)
@@ -69,7 +67,7 @@ def test_at_strength_one_the_order_is_that_of_the_inverted_softmax(b: int, n: in
     np.testing.assert_allclose(np.exp(7 * found) / b, softmax, rtol=1e-4)
 
 
-def test_lengths_mean_nothing_and_parts_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hubness_depends_on_neither_vector_length_nor_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, images = vectors(7), vectors(50, seed=1)
     whole = QueryBank(asked, "e").hubness(images)
     np.testing.assert_allclose(QueryBank(3 * asked, "e").hubness(images * 0.01), whole, atol=1e-6)
@@ -78,7 +76,7 @@ def test_lengths_mean_nothing_and_parts_are_put_together(monkeypatch: pytest.Mon
     assert QueryBank(asked, "e").hubness(images[:0]).shape == (0,)
 
 
-def test_strength_zero_changes_nothing_and_many_questions_go_at_once() -> None:
+def test_strength_zero_changes_nothing_and_batch_is_normalized() -> None:
     bank = QueryBank(vectors(3), "e", strength=0.0)
     similar = np.random.default_rng(0).normal(size=(4, 6))
     np.testing.assert_array_equal(bank.normalized(similar, vectors(6)), similar)
@@ -112,7 +110,7 @@ def bank_of(**changed: Any) -> QueryBank:
         (lambda: QueryBank.from_texts(ENCODER, [3]), "0"),  # type: ignore[list-item]
     ],
 )
-def test_what_makes_no_bank_is_refused(make: Any, message: str) -> None:
+def test_invalid_bank_is_refused(make: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         make()
 
@@ -130,7 +128,7 @@ def retriever(tmp_path: Path) -> Retriever:
     return found
 
 
-def test_a_search_takes_the_hubness_away(retriever: Retriever) -> None:
+def test_search_subtracts_hubness(retriever: Retriever) -> None:
     bank = QueryBank.from_texts(ENCODER, ["a red thing", "red", "something red"], strength=1.0)
     assert bank.fingerprint == ENCODER.fingerprint
     plain = retriever.search("red or blue", 6, rerank=None)
@@ -148,7 +146,7 @@ def test_a_search_takes_the_hubness_away(retriever: Retriever) -> None:
     assert place[1] > place[0], "what every question of the bank fits moves down"
 
 
-def test_more_than_k_are_normalized(retriever: Retriever) -> None:
+def test_all_candidates_are_normalized_when_k_is_small(retriever: Retriever) -> None:
     bank = QueryBank.from_texts(ENCODER, ["a red thing", "red"], strength=1.0)
     whole = retriever.search("red or blue", 6, bank=bank, rerank=None)
     assert retriever.search("red or blue", 2, bank=bank, rerank=None)[0].id == whole[0].id != "red.png"
@@ -159,7 +157,7 @@ def test_more_than_k_are_normalized(retriever: Retriever) -> None:
     assert few[0].id == "red.png", "the only candidate"
 
 
-def test_what_is_normalized_is_what_is_joined(retriever: Retriever) -> None:
+def test_normalized_score_replaces_first_stage_in_fusion(retriever: Retriever) -> None:
     bank = QueryBank.from_texts(ENCODER, ["a red thing", "red"], strength=1.0)
     alone = retriever.search("red or blue", 6, bank=bank, rerank=None)
     joined = retriever.search(
@@ -179,7 +177,7 @@ class Writer(ToyGenerator):
         return [[f"red {draw}?" for draw in range(n)] for _ in contexts]
 
 
-def test_the_questions_of_the_album_are_a_bank(retriever: Retriever) -> None:
+def test_query_bank_holds_kept_questions_of_the_style(retriever: Retriever) -> None:
     with pytest.raises(InvalidInputError, match=r"no kept questions of the style 'search'.*--style search"):
         retriever.query_bank()
     writing = Retriever(ENCODER, generator=Writer())
@@ -206,7 +204,7 @@ def test_bank_of_another_encoder_is_refused(retriever: Retriever) -> None:
         retriever.search("red", bank=QueryBank(vectors(2, dim=ENCODER.dim), "another"))
 
 
-def test_an_image_that_goes_meanwhile_is_left_out(
+def test_image_removed_during_search_is_left_out(
     retriever: Retriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank = retriever.query_bank(["red"])
@@ -222,6 +220,6 @@ def test_an_image_that_goes_meanwhile_is_left_out(
     assert len(hits) == 5 and "red.png" not in {hit.id for hit in hits}
 
 
-def test_an_empty_album_is_searched(retriever: Retriever) -> None:
+def test_empty_album_with_bank_gives_no_hits(retriever: Retriever) -> None:
     empty = Retriever(ENCODER, generator=ToyGenerator())
     assert len(empty.search("red", bank=retriever.query_bank(["red"]))) == 0

@@ -53,7 +53,7 @@ class Counting(ToyGenerator):
 # --- scoring rules
 
 
-def test_the_likelihood_is_that_of_the_question_after_the_prompt() -> None:
+def test_likelihood_scores_the_question_after_the_prompt() -> None:
     scores = score_images(GENERATOR, Likelihood(), QUESTION, IMAGES)
     direct = GENERATOR.log_likelihood([[image, "Question:"] for image in IMAGES], [" " + QUESTION] * 6)
     assert scores.tolist() == [one.sum for one in direct]
@@ -64,7 +64,7 @@ def test_the_likelihood_is_that_of_the_question_after_the_prompt() -> None:
     assert other.context == ["what is", IMAGES[0]]
 
 
-def test_a_pair_carries_the_leading_space() -> None:
+def test_continuation_begins_with_one_space() -> None:
     (pair,) = Likelihood().pairs("  a red bus? ", IMAGES[0])
     assert (pair.context, pair.continuation) == ([IMAGES[0], "Question:"], " a red bus?")
     yes, also, no = YesNo(yes=(" yes", " yeah"), no=(" no",)).pairs("a {bus}", IMAGES[0])
@@ -77,7 +77,7 @@ LOG_PROBS = st.floats(-700, -1e-6)
 
 
 @given(st.lists(LOG_PROBS, min_size=1, max_size=4), st.lists(LOG_PROBS, min_size=1, max_size=4))
-def test_yes_against_no_is_what_the_sums_of_probabilities_say(yes: list[float], no: list[float]) -> None:
+def test_yes_no_equals_log_ratio_of_summed_probabilities(yes: list[float], no: list[float]) -> None:
     rule = YesNo(yes=tuple(f"y{n}" for n in range(len(yes))), no=tuple(f"n{n}" for n in range(len(no))))
     words = zip((*rule.yes, *rule.no), (*yes, *no), strict=True)
     score = rule.score([LogLikelihood((word,), np.array([p], np.float32)) for word, p in words])
@@ -88,7 +88,7 @@ def test_yes_against_no_is_what_the_sums_of_probabilities_say(yes: list[float], 
     assert rule.probability(score) + rule.probability(-score) == pytest.approx(1)
 
 
-def test_yes_and_no_by_the_toy() -> None:
+def test_yes_no_probability_equals_that_of_the_toy_generator() -> None:
     (score,) = score_images(GENERATOR, YesNo(), "red", IMAGES[:1])
     context = [IMAGES[0], 'Does this picture show "red"? Answer:']
     found = GENERATOR.probabilities(context)
@@ -131,7 +131,7 @@ def test_yes_and_no_by_the_toy() -> None:
         (lambda: score_pairs(GENERATOR, Likelihood(), "red", IMAGES[:1]), "texts must be a list, not str"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
+def test_invalid_setting_is_refused(make: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         make()
 
@@ -150,7 +150,7 @@ def test_all_pairs_go_to_the_generator_in_one_call(batch_size: int) -> None:
     assert generator.calls == [12] and seen[-1] == (12, 12) and seen == sorted(seen)
 
 
-def test_progress_may_stop_the_work() -> None:
+def test_exception_from_progress_stops_scoring() -> None:
     generator = Counting()
 
     def stop(step: str, done: int, total: int | None) -> None:
@@ -161,7 +161,7 @@ def test_progress_may_stop_the_work() -> None:
     assert generator.calls == [6]
 
 
-def test_nothing_to_score() -> None:
+def test_empty_input_gives_no_scores_and_calls_no_generator() -> None:
     generator = Counting()
     assert score_images(generator, Likelihood(), QUESTION, []).shape == (0,)
     assert score_texts(generator, Likelihood(), IMAGES[0], []).shape == (0,)
@@ -170,7 +170,7 @@ def test_nothing_to_score() -> None:
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_a_broken_rule_is_named_with_the_image(broken: float) -> None:
+def test_score_that_is_not_finite_names_rule_and_image(broken: float) -> None:
     class Broken(Likelihood):
         def score(self, likelihoods: Sequence[LogLikelihood]) -> float:
             return broken
@@ -195,7 +195,7 @@ class MultipleChoice:
         return likelihoods[0].sum - likelihoods[1].sum
 
 
-def test_anybody_can_write_a_rule_and_a_fusion() -> None:
+def test_custom_rule_scores_its_own_pairs() -> None:
     rule = MultipleChoice()
     assert isinstance(rule, Scoring) and isinstance(Likelihood(), Scoring) and isinstance(YesNo(), Scoring)
     assert all(isinstance(one, Fusion) for one in (RerankOnly(), WeightedSum(), ReciprocalRank()))
@@ -234,7 +234,7 @@ def stages(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(stages(), st.sampled_from(FUSIONS))
-def test_fused_scores_are_finite_and_rise_with_either_stage(
+def test_fused_scores_are_finite_and_keep_the_order_of_agreeing_stages(
     both: tuple[np.ndarray, np.ndarray], fusion: Any
 ) -> None:
     first, scores = both
@@ -250,7 +250,7 @@ def test_fused_scores_are_finite_and_rise_with_either_stage(
 
 
 @given(stages())
-def test_the_ends_of_the_weight_are_the_stages_themselves(both: tuple[np.ndarray, np.ndarray]) -> None:
+def test_weight_zero_or_equal_first_stage_leaves_one_stage(both: tuple[np.ndarray, np.ndarray]) -> None:
     first, scores = both[0], np.round(both[1], 3)
     assert best_first(WeightedSum(0.0).fuse(first, scores)).tolist() == list(range(len(first)))
     assert best_first(WeightedSum(0.0, scale="raw").fuse(first, scores)).tolist() == list(range(len(first)))
@@ -260,7 +260,7 @@ def test_the_ends_of_the_weight_are_the_stages_themselves(both: tuple[np.ndarray
 
 
 @given(stages(), st.sampled_from(FUSIONS))
-def test_a_score_that_tells_nothing_apart_leaves_the_first_stage(
+def test_equal_scores_keep_the_order_of_the_first_stage(
     both: tuple[np.ndarray, np.ndarray], fusion: Any
 ) -> None:
     first, _ = both
@@ -269,7 +269,7 @@ def test_a_score_that_tells_nothing_apart_leaves_the_first_stage(
 
 
 @given(stages(), st.floats(0.01, 100), st.floats(-50, 50))
-def test_a_standardized_weight_knows_no_unit(
+def test_standardized_fusion_ignores_scale_and_shift(
     both: tuple[np.ndarray, np.ndarray], scale: float, shift: float
 ) -> None:
     first, scores = np.round(both[0], 3), both[1]  # what is added and taken away again rounds the rest off
@@ -278,7 +278,7 @@ def test_a_standardized_weight_knows_no_unit(
     assert fused == pytest.approx(other, abs=1e-4)
 
 
-def test_weighted_sums_by_hand() -> None:
+def test_fusions_equal_values_computed_by_hand() -> None:
     first, scores = np.array([0.4, 0.3, 0.2]), np.array([-9.0, -6.0, -9.0])
     raw = WeightedSum(0.1, scale="raw", first_stage_scale=10).fuse(first, scores)
     assert raw == pytest.approx([3.1, 2.4, 1.1])
@@ -300,7 +300,7 @@ def test_weighted_sums_by_hand() -> None:
 
 
 @given(stages(), st.integers(1, 40))
-def test_sum_and_mean_give_one_order_but_not_one_raw_fusion(
+def test_sum_and_mean_give_one_order_alone_and_standardized(
     both: tuple[np.ndarray, np.ndarray], tokens: int
 ) -> None:
     first, sums = both
@@ -311,7 +311,7 @@ def test_sum_and_mean_give_one_order_but_not_one_raw_fusion(
     assert WeightedSum(0.5).fuse(first, sums) == pytest.approx(WeightedSum(0.5).fuse(first, means), abs=1e-6)
 
 
-def test_sum_and_mean_differ_in_a_raw_fusion() -> None:
+def test_sum_and_mean_give_two_orders_in_a_raw_fusion() -> None:
     first, sums = np.array([0.3, 0.2]), np.array([-21.0, -20.0])
     fusion = WeightedSum(0.2, scale="raw")
     assert best_first(fusion.fuse(first, sums)).tolist() == [1, 0]
@@ -319,7 +319,7 @@ def test_sum_and_mean_differ_in_a_raw_fusion() -> None:
 
 
 @given(stages(), st.floats(0, 2), st.floats(-80, 0, width=16))
-def test_the_prior_of_the_question_cannot_reorder_images(
+def test_prior_of_the_question_keeps_the_order_of_images(
     both: tuple[np.ndarray, np.ndarray], alpha: float, log_prior_of_question: float
 ) -> None:
     """P(question | image) / P(question)^alpha: for one question the divisor is one number."""
@@ -338,7 +338,7 @@ def test_the_prior_of_the_question_cannot_reorder_images(
 # --- the other direction
 
 
-def test_null_images_are_always_the_same() -> None:
+def test_null_images_are_reproducible() -> None:
     grey, *noise = null_images(3)
     assert np.asarray(decode(grey)).tolist() == np.full((224, 224, 3), 127).tolist()
     for one, again in zip(noise, null_images(3)[1:], strict=True):
@@ -356,7 +356,7 @@ TEXTS = ["a red thing", "what is the colour ?", "the blue picture of the blue th
 
 
 @pytest.mark.parametrize("aggregate", ["sum", "mean"])
-def test_the_prior_averages_probabilities_over_null_images(aggregate: Any) -> None:
+def test_prior_is_log_of_mean_probability_over_null_images(aggregate: Any) -> None:
     rule, nulls = Likelihood(aggregate=aggregate), IMAGES[3:]
     prior = log_prior(GENERATOR, rule, nulls, TEXTS, batch_size=5)
     for text, found in zip(TEXTS, prior, strict=True):
@@ -365,7 +365,7 @@ def test_the_prior_averages_probabilities_over_null_images(aggregate: Any) -> No
         assert found == pytest.approx(expected / (len(given_null[0]) if aggregate == "mean" else 1))
 
 
-def test_the_prior_of_texts_too_unlikely_for_a_float() -> None:
+def test_prior_of_very_unlikely_text_does_not_underflow() -> None:
     class Sceptic(ToyGenerator):
         def log_likelihood(self, contexts: Any, continuations: Any, **_: Any) -> Any:
             return [said(-900.0, -900.0 - 2 * (context[0] is IMAGES[1])) for context in contexts]
@@ -374,7 +374,7 @@ def test_the_prior_of_texts_too_unlikely_for_a_float() -> None:
     assert prior[0] == pytest.approx(-1800 + math.log((1 + math.exp(-2)) / 2), abs=1e-3)
 
 
-def test_the_prior_takes_away_what_is_likely_of_any_picture() -> None:
+def test_prior_lowers_text_that_fits_any_image() -> None:
     texts = ["yes", "red"]
     scores = score_texts(GENERATOR, Likelihood(), IMAGES[0], texts)
     corrected = scores - log_prior(GENERATOR, Likelihood(), [IMAGES[4]], texts)

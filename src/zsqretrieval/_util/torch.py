@@ -49,8 +49,8 @@ def resolve_device(device: str | None) -> torch.device:
     except Exception as error:  # of any type, such as ImportError for "hpu"
         why = str(error).partition("\n")[0].partition(". ")[0]
         raise InvalidInputError(
-            f"device {device!r} cannot be used here: {why}; device=None (without --device and ZSQ_DEVICE) "
-            "chooses one"
+            f"device {device!r} cannot be used here: {why}; leave out device, --device and ZSQ_DEVICE to use "
+            "the best there is"
         ) from error
 
 

@@ -197,7 +197,7 @@ class Viewer:
             if len(records) >= _MANY and isinstance(self.generator.get(), ImageStates):
                 _hint(
                     "image features are not cached, so every search and dialog computes them again; open the "
-                    "album with states='lazy' (zsq index --states lazy) to make these several times faster"
+                    "album with states='lazy' (zsq index --states lazy) to make both several times faster"
                 )
             return [open_image(files, record) for record in records]
         states = store.get(record.digest for record in records)
@@ -205,9 +205,9 @@ class Viewer:
         images = {at: one for at, one in opened.items() if isinstance(one, Image)}
         if self.states == "lazy" and len(images) >= _MANY:
             _hint(
-                f"the generator sees {len(images)} of {len(records)} images for the first time; their "
-                "features are kept, so that later searches are several times faster. To compute those of all "
-                "images now, open the album with states='disk' and add them again (zsq index --states disk)"
+                f"the generator sees {len(images)} of {len(records)} images for the first time, which takes "
+                "a while. Their features are kept, so later searches are several times faster. To compute "
+                "those of all images now, add them again with states='disk' (zsq index --states disk)"
             )
         new, refused = self._features(images, progress)
         try:

@@ -64,7 +64,8 @@ def find_catalog(path: Path) -> Path:
     catalog = path / CATALOG
     if not os.path.isfile(catalog):  # noqa: PTH113  # Path.is_file raises on paths that are too long or forbidden
         raise AlbumError(
-            f"{path} is not an album (it holds no {CATALOG}); make one with `zsq index`, or check the path"
+            f"{path} is not an album (it holds no {CATALOG}); make one with `zsq index` or "
+            "Retriever.open(path, preset='mini'), or check the path"
         )
     check_files(path)
     return catalog

@@ -86,15 +86,16 @@ def index(
     states: Annotated[
         States | None,
         typer.Option(
-            help="Keep the generator's image features in the album, so that searches are faster: those of "
-            "images that a search shows it (lazy), or of all images now (disk).",
+            help="When to compute the generator's image features, which the album keeps to make searches "
+            "faster: in the first search that needs them (lazy) or now (disk); none keeps none.",
             show_default="lazy, or the album's setting",
         ),
     ] = None,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Keep copies of the files in the album, so that it can travel.")
+        bool,
+        typer.Option("--copy", help="Keep copies of the files in the album, which then works without them."),
     ] = False,
     trust_parts: TrustParts = False,
     device: Device = None,
@@ -395,7 +396,7 @@ def info(album: Album, as_json: AsJson = False) -> None:
 def _generator(facts: Mapping[str, Any] | None) -> str:
     if facts is None:
         return "none"
-    cached = {"disk": ["features on disk"], "lazy": ["features on disk, on first use"]}.get(
+    cached = {"disk": ["features kept on adding"], "lazy": ["features kept when a search needs them"]}.get(
         facts["states"], []
     )
     return ", ".join([facts["plugin"], *_settings(facts["config"]), *cached])

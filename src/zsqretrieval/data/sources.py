@@ -100,7 +100,7 @@ def _images(source: Any) -> Iterator[Image | ImageError]:
 _ONE = (bytes, bytearray, memoryview)  # not a list of numbers
 
 
-def _of_row(row: Row) -> Image:
+def _of_row(row: Row) -> Image | ImageError:
     if "image" not in row:
         names = ", ".join(map(str, row)) or "nothing"
         raise InvalidInputError(f"a row of a data set has its image under 'image'; this one has {names}")
@@ -108,7 +108,9 @@ def _of_row(row: Row) -> Image:
     if isinstance(content, Mapping):  # as Hugging Face gives an image that is not decoded
         encoded, path = content.get("bytes"), content.get("path")
         content = path if encoded is None else encoded if path is None else Image(encoded, path_text(path))
-    image = as_image(b"" if content is None else content)  # a gap in the data is skipped and counted
+    if content is None:
+        return ImageError("<row>", "the row has no image")
+    image = as_image(content)
     metadata = {name: value for name, value in row.items() if name != "image"}
     caption = metadata.pop("caption") if isinstance(row.get("caption"), str) else image.caption
     return replace(image, caption=caption, metadata={**image.metadata, **metadata})

@@ -331,10 +331,10 @@ class Interview:
         """Name the images that cannot be shown and were not named before."""
         if new := [one for at, one in unseen.items() if at not in self._named]:
             self._named.update(unseen)
-            named = "; ".join(map(str, new[:3])) + ("; ..." if len(new) > 3 else "")
+            named = "; ".join(map(str, new[:3])) + (f"; and {len(new) - 3} more" * (len(new) > 3))
             warnings.warn(
                 f"{len(new)} of the candidates cannot be shown to the generator and keep their probability: "
-                f"{named}. Keep copies of images that do not stay in place: add them again with copy=True",
+                f"{named}. If images may move, keep copies in the album: add them with copy=True (--copy)",
                 RuntimeWarning,
                 stacklevel=5,
             )

@@ -64,7 +64,7 @@ class Clock:
         self._keys = {step: key for step, (key, _) in expected.items()}
         self._seconds = {step: seconds for step, (_, seconds) in expected.items()} | {"the rest": _FLOOR}
         if notice is not None:
-            notice(f"about {human_time(sum(self._seconds.values()))}")
+            notice(f"expected time: {human_time(sum(self._seconds.values()))}")
 
     def finish(self, prefix: str) -> None:
         """Count all steps with a prefix as done, and remember them."""

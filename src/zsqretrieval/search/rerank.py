@@ -153,11 +153,13 @@ def score_candidates(
             available = np.array([isinstance(one, Image) for one in opened])
             scores[part][available] = _ask_reranker(how, question, images)
     if unavailable:
-        names = "; ".join(map(str, unavailable[:3])) + ("; ..." if len(unavailable) > 3 else "")
+        names = "; ".join(map(str, unavailable[:3])) + (
+            f"; and {len(unavailable) - 3} more" * (len(unavailable) > 3)
+        )
         warnings.warn(
             f"{len(unavailable)} of {len(records)} candidates cannot be opened or scored and rank last, in "
-            f"the order of the first stage: {names}. Keep copies of images that do not stay in place: "
-            "add them with copy=True (--copy)",
+            f"the order of the first stage: {names}. If images may move, keep copies in the "
+            "album: add them with copy=True (--copy)",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -41,8 +41,10 @@ def _flickr8k_texts(folder: Path) -> Path | None:
 
 
 def _read_flickr8k(folder: Path, split: str) -> Dataset:
-    if (texts := _flickr8k_texts(folder)) is None:
+    texts = _flickr8k_texts(folder)
+    if texts is None and folder.is_dir():
         return read_shards(folder, split)
+    texts = texts or folder  # whose absence is the error
     names = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images")  # the first as in the archive
     images = next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
     return read_flickr(texts / _FLICKR8K, images, texts / f"Flickr_8k.{split}Images.txt")

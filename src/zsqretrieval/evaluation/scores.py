@@ -305,10 +305,11 @@ class Bench:
         texts = [text for some in written for text in some]
         owners = np.repeat(np.arange(len(written)), [len(some) for some in written]).astype(np.int64)
         found = self.encode_each_text(texts)
-        able = np.array([not isinstance(one, InvalidInputError) for one in found], bool)
+        able = np.zeros(len(texts), bool)
         vectors = np.zeros((len(texts), self.encoder.dim), np.float32)
-        for n in np.flatnonzero(able):
-            vectors[n] = found[n]
+        for n, one in enumerate(found):
+            if not isinstance(one, InvalidInputError):
+                able[n], vectors[n] = True, one
         kept = np.zeros(len(texts), bool)
         for start in range(0, len(texts), _TOGETHER):
             own = slice(start, start + _TOGETHER)

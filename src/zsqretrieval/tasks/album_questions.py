@@ -199,10 +199,12 @@ class AlbumQuestions:
         """
         found = encode_each_text(self._encoder, texts)
         faults = [one for one in found if isinstance(one, InvalidInputError)]
-        able = [n for n, one in enumerate(found) if not isinstance(one, InvalidInputError)]
+        able: list[int] = []
         vectors = np.zeros((len(texts), self._encoder.dim), np.float32)
-        for n in able:
-            vectors[n] = found[n]
+        for n, one in enumerate(found):
+            if not isinstance(one, InvalidInputError):
+                able.append(n)
+                vectors[n] = one
         if faults:
             named = "; ".join(map(str, faults[:3]))
             warnings.warn(f"{len(faults)} questions are not kept: {named}", RuntimeWarning, stacklevel=4)

@@ -158,13 +158,14 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {
+    filters: dict[str, Any] = {
         "base64": lambda content: base64.b64encode(content).decode(),
         "cell": markdown_cell,
         "code": lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))),
         "markdown": lambda frame: _markdown(frame, place),
         "frame": _frame,
     }
+    templates.filters |= filters
     page = templates.get_template(f"{template}.j2").render(
         answer=answer(results),
         summary=told if template == "report.html" else told.frame,

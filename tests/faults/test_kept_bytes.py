@@ -200,8 +200,8 @@ def _sparse(file: Path) -> None:
         handle.truncate(HUGE)
 
 
-def _bomb(file: Path) -> None:
-    PILImage.new("1", (30_000, 30_000)).save(file, "PNG")
+def _bomb(file: Path) -> None:  # above 2^30 pixels
+    PILImage.new("1", (40_000, 30_000)).save(file, "PNG")
 
 
 @pytest.mark.parametrize("damage", [_flip, _sparse, _bomb, lambda file: file.write_bytes(b"")])

@@ -291,7 +291,9 @@ class Reopener:
         try:
             return _checked(Image(self._read(source), source), sha256)
         except ImageError as error:
-            raise damage or error from error
+            if damage is None:
+                raise  # as its own cause, it would keep the frames and their images alive
+            raise damage from error
 
     def _read(self, source: str) -> bytes:
         found = ((_file(path), member) for path, member in _splits(source))

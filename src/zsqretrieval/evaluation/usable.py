@@ -91,22 +91,17 @@ def usable_part(dataset: Dataset, encode: Callable[[Sequence[Image]], Sequence[R
     without = [query.id for query in dataset.queries if query not in set(answered)]
     out = {ids[n]: faults[owner[n]] for n in np.flatnonzero(places < 0).tolist()}
     copies = {ids[n]: ids[owner[n]] for n in range(len(ids)) if places[n] >= 0 and owner[n] != n}
-    notes = list(dataset.notes)
-    if out:
-        notes.append(
-            f"{len(out)} of {len(ids)} images cannot be read or encoded and are left out: "
-            + named(f"{id} ({error.reason})" for id, error in out.items())
-        )
-    if without:
-        notes.append(
-            f"{len(without)} of {len(dataset.queries)} queries are left out, since only these images answer "
-            f"them: {named(without)}"
-        )
-    if copies:
-        notes.append(
-            f"{len(copies)} images are copies of others, byte for byte; equal images count as one: "
-            + named(f"{id} is {first}" for id, first in copies.items())
-        )
+    told = {
+        f"{len(out)} of {len(ids)} images cannot be read or encoded and are left out": [
+            f"{id} ({error.reason})" for id, error in out.items()
+        ],
+        f"{len(without)} of {len(dataset.queries)} queries are left out, since only these images answer "
+        "them": without,
+        f"{len(copies)} images are copies of others, byte for byte; equal images count as one": [
+            f"{id} is {first}" for id, first in copies.items()
+        ],
+    }
+    notes = (*dataset.notes, *notes_of(told))
     if not answered:
         raise InvalidInputError(f"{dataset.name}: no query is left to measure: {'; '.join(notes)}")
     part = replace(
@@ -114,15 +109,18 @@ def usable_part(dataset: Dataset, encode: Callable[[Sequence[Image]], Sequence[R
         gallery=tuple(dataset.gallery[n] for n in kept),
         queries=tuple(answered),
         qrels={query.id: qrels[query.id] for query in answered},
-        notes=tuple(notes),
+        notes=notes,
     )
     facts = {"images": {id: one.reason for id, one in out.items()}, "queries": without, "copies": copies}
     vectors = np.stack([row for row in rows.values() if not isinstance(row, ImageError)])
     return Usable(part, vectors, [str(digests[n]) for n in kept], places, facts)
 
 
-def named(names: Iterable[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    every = list(names)
-    more = f"; and {len(every) - _NAMED} more, in report.json" if len(every) > _NAMED else ""
-    return "; ".join(every[:_NAMED]) + more
+def notes_of(told: Mapping[str, Sequence[str]]) -> list[str]:
+    """A note for each sentence with names behind it: the first ones, and how many more there are."""
+    return [
+        f"{what}: {'; '.join(names[:_NAMED])}"
+        + (f"; and {len(names) - _NAMED} more, in report.json" if len(names) > _NAMED else "")
+        for what, names in told.items()
+        if names
+    ]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image as PILImage
 
+from plain import write_plain
 from seeing import Seeing
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.data.images import decode
@@ -68,11 +69,7 @@ def colour_of(image: Image) -> str:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for name in NAMES:
-        PILImage.new("RGB", (6, 4), name).save(folder / f"{name}.png")
-    return folder
+    return write_plain(tmp_path / "pictures", NAMES, (6, 4))
 
 
 def made(generator: Any = None, index: Any = None, **rest: Any) -> Retriever:
@@ -193,7 +190,7 @@ def test_missing_image_is_reported_and_asked_later(pictures: Path) -> None:
 
 
 def test_cached_features_replace_missing_images(pictures: Path) -> None:
-    with Retriever(ENCODER, None, Seeing(), states="memory") as retriever:
+    with Retriever(ENCODER, None, Seeing(), states="disk") as retriever:
         retriever.add(pictures)
         shutil.rmtree(pictures)
         report = retriever.questions.generate(2, style="captions", top_k=None)
@@ -535,8 +532,8 @@ def test_mini_models_ask_answer_and_explain() -> None:
     photos = list(photographs())[:2]
     preset = PRESETS["mini"].variant(index="exact")
     with (
-        Retriever.from_preset(preset, states="memory") as retriever,
-        Retriever.from_preset(preset, states="memory") as again,
+        Retriever.from_preset(preset) as retriever,
+        Retriever.from_preset(preset) as again,
     ):
         for one in (retriever, again):
             one.add(photos)

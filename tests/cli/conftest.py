@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image as PILImage
 from typer.testing import CliRunner
 
+from plain import write_plain
 from running import Ran, Zsq
 from toy_plugins import START, install, presets
 from zsqretrieval.cli import app
@@ -65,9 +65,6 @@ def process(toys: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 @pytest.fixture
 def colours(tmp_path: Path) -> Path:
     """A folder of plain images named after their colours, and one that is broken."""
-    folder = tmp_path / "colours"
-    folder.mkdir()
-    for name in ("red", "green", "blue", "yellow"):
-        PILImage.new("RGB", (40, 30), name).save(folder / f"{name}.png")
+    folder = write_plain(tmp_path / "colours", ("red", "green", "blue", "yellow"), (40, 30))
     (folder / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     return folder

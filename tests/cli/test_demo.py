@@ -124,10 +124,12 @@ def test_count_of_first_ranks_matches_the_rankings(zsq: Zsq) -> None:
     assert page.count('class="card expected"') == facts["found"]
 
 
-@pytest.mark.parametrize("preset", ["reading", "seeing"])
-def test_a_generator_re_ranks(zsq: Zsq, preset: str) -> None:
+@pytest.mark.parametrize(
+    ("preset", "generator"), [("reading", "toy-generator-1"), ("seeing", "toy-states-generator-1")]
+)
+def test_a_generator_re_ranks(zsq: Zsq, preset: str, generator: str) -> None:
     facts = zsq("demo", "--preset", preset, "--json").json
-    assert facts["generator"] == "toy-generator-1"
+    assert facts["generator"] == generator
     assert set(facts["seconds"]["search"]) == {"encode", "first_stage", "likelihood"}
     for one in facts["questions"]:
         assert all(set(hit["scores"]) == {"first_stage", "likelihood", "fused"} for hit in one["hits"])

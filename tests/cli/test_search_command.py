@@ -144,12 +144,12 @@ def test_info_shows_generator_and_cached_features(zsq: Zsq, album: Path, colours
     facts = zsq("info", "seen", "--json").json
     assert facts["generator"] == {"plugin": "seer", "config": {}, "states": "disk"}
     (states,) = facts["states"]
-    assert (states["dtype"], states["images"]) == ("uint8", 4)
+    assert (states["dtype"], states["images"]) == ("float32", 4)
     assert states["bytes_on_disk"] == facts["bytes_on_disk"]["states"] > 0
     rows = [line.split() for line in zsq("info", "seen").stdout.splitlines()]
     assert ["generator", "seer,", "features", "on", "disk"] in rows
     (told,) = [row for row in rows if row[:2] == ["image", "features"]]
-    assert told[2:7] == ["4", "of", "4", "images,", "uint8,"] and states["fingerprint"] in " ".join(told)
+    assert told[2:7] == ["4", "of", "4", "images,", "float32,"] and states["fingerprint"] in " ".join(told)
     assert "image features" not in zsq("info", album).stdout and "reader" in zsq("info", album).stdout
     assert zsq("info", "plain", "--json").json["generator"] is None
     assert ["generator", "none"] in [line.split() for line in zsq("info", "plain").stdout.splitlines()]

@@ -1,22 +1,16 @@
 from __future__ import annotations
 
-import io
 import threading
 from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
 
+from plain import png
 from zsqretrieval.data import loader as loader_module
 from zsqretrieval.data.images import as_image, digest
 from zsqretrieval.data.loader import Loader, NewImage, Skipped
 from zsqretrieval.types import Image
-
-
-def png(grey: int, side: int = 4) -> bytes:
-    buffer = io.BytesIO()
-    PILImage.new("L", (side, side), grey).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def images(*greys: int) -> list[Image]:
@@ -33,12 +27,12 @@ def ids(groups: list[list[NewImage]]) -> list[list[str]]:
 
 
 def test_images_keep_their_order_and_all_fields_are_filled_in() -> None:
-    described = Image(png(200, 5), "web", caption="grey", metadata={"n": 1})
+    described = Image(png(200, (5, 5)), "web", caption="grey", metadata={"n": 1})
     groups, loader = load([*images(*range(9)), described])
     assert ids(groups)[:2] == [["0", "1", "2", "3"], ["4", "5", "6", "7"]]
     last = groups[2][1]
     assert (last.source, last.caption, last.metadata) == ("web", "grey", {"n": 1})
-    assert last.bytes == len(png(200, 5)) and last.digest == digest(png(200, 5))
+    assert last.bytes == len(png(200, (5, 5))) and last.digest == digest(png(200, (5, 5)))
     assert last.id == last.digest[:16] and (last.width, last.height) == (5, 5)
     assert last.image is not None and isinstance(last.image.content, PILImage.Image)
     assert last.image.content.mode == "RGB" and last.image.content.getpixel((0, 0)) == (200, 200, 200)
@@ -90,7 +84,7 @@ def test_equal_images_of_a_batch_are_decoded_once() -> None:
 
 def test_large_images_come_in_smaller_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader_module, "_PIXELS_AT_ONCE", 200)
-    records = [Image(png(n, side), f"{n}", id=f"{n}") for n, side in enumerate([10, 10, 1, 20, 5, 5])]
+    records = [Image(png(n, (side, side)), f"{n}", id=f"{n}") for n, side in enumerate([10, 10, 1, 20, 5, 5])]
     groups, _ = load(records, size=6)
     assert ids(groups) == [["0", "1"], ["2"], ["3"], ["4", "5"]]
 

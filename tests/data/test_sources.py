@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -14,18 +13,13 @@ from typing import Any
 import pytest
 from PIL import Image as PILImage
 
+from plain import png
 from tars import pack
 from zsqretrieval.data.images import decode, digest
 from zsqretrieval.data.sources import Reopener, open_images, walk
 from zsqretrieval.data.tars import read_webdataset
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
 from zsqretrieval.types import Image
-
-
-def png(colour: str) -> bytes:
-    buffer = io.BytesIO()
-    PILImage.new("RGB", (5, 4), colour).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def reason(image: Image) -> str:
@@ -195,16 +189,6 @@ def test_broken_json_is_noted_and_keeps_the_image(tmp_path: Path, content: bytes
     first, second = listed([path])
     assert "the metadata cannot be read" in first.notes[0] and not second.notes
     assert (first.id, first.caption, first.metadata) == ("s/a", "a caption", {}) and second.id == "s/b"
-
-
-def test_members_with_further_dots_are_separate_images(tmp_path: Path) -> None:
-    members = {"IMG.1.png": b"1", "IMG.2.PNG": b"2", "IMG.txt": b"t", "a.jpg": b"a", "a.mask.png": b"m"}
-    lost, *images = read_webdataset([pack(tmp_path / "s.tar", members)])
-    assert [(image.id, image.content) for image in images if isinstance(image, Image)] == [
-        ("s/IMG.1.png", b"1"), ("s/IMG.2.PNG", b"2"), ("s/a", b"a"),
-    ]  # fmt: skip
-    assert images[0].source.endswith("s.tar#IMG.1.png")
-    assert isinstance(lost, ImageError) and lost.source.endswith("s.tar#IMG.txt")
 
 
 # --- any source

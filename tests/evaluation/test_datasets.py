@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image as PILImage
 
+from plain import png
 from refusing import refused
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import IntegrityError, MissingDependencyError
@@ -36,17 +36,11 @@ from zsqretrieval.evaluation.datasets import (
 from zsqretrieval.types import Image
 
 
-def picture() -> bytes:
-    file = io.BytesIO()
-    PILImage.new("RGB", (2, 2), (200, 30, 30)).save(file, "PNG")
-    return file.getvalue()
-
-
 def pictures(folder: Path, *names: str) -> Path:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture())
+        path.write_bytes(png())
     return folder
 
 
@@ -179,7 +173,7 @@ def test_karpathy(tmp_path: Path) -> None:
         "3.jpg#0": ("a cow", "caption", ["3.jpg"]),
         "3.jpg#1": ("cattle", "caption", ["3.jpg"]),
     }
-    assert decode(data.gallery[0]).size == (2, 2)
+    assert decode(data.gallery[0]).size == (5, 4)
     assert len(read_karpathy(*karpathy(tmp_path)).queries) == 5
 
 
@@ -293,8 +287,8 @@ def test_folder_of_own_images(tmp_path: Path) -> None:
 
 def test_shards(tmp_path: Path) -> None:
     said = json.dumps({"captions": ["a cat", "a tabby"]}).encode()
-    shard(tmp_path / "test-00000.tar", {"000": {"png": picture(), "json": said}})
-    shard(tmp_path / "test-00001.tar", {"000": {"png": picture(), "txt": b"a dog"}})
+    shard(tmp_path / "test-00000.tar", {"000": {"png": png(), "json": said}})
+    shard(tmp_path / "test-00001.tar", {"000": {"png": png(), "txt": b"a dog"}})
     data = read_shards(tmp_path)
     assert data.name == f"{tmp_path.name} test"
     assert {id: (text, images) for id, (text, _, images) in texts(data).items()} == {
@@ -321,7 +315,7 @@ def check_laion(data: Dataset, stem: str) -> None:
 
 
 def test_a_slice_of_laion_in_shards(tmp_path: Path) -> None:
-    samples = {row["key"]: {"png": picture(), "json": json.dumps(row).encode()} for row in LAION}
+    samples = {row["key"]: {"png": png(), "json": json.dumps(row).encode()} for row in LAION}
     shard(tmp_path / "00000.tar", {str(key): members for key, members in samples.items()})
     (tmp_path / "00000.parquet").write_bytes(b"the metadata that img2dataset writes beside, not read")
     check_laion(read_laion(tmp_path), "00000")
@@ -343,13 +337,13 @@ def test_a_slice_of_laion_as_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    rows = [{"punsafe": None} | row | {"jpg": picture()} for row in LAION]
+    rows = [{"punsafe": None} | row | {"jpg": png()} for row in LAION]
     rows.insert(2, {"key": "lost", "caption": "not fetched", "punsafe": 0.0, "jpg": None})
     file = tmp_path / "00001.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     data = read_laion(tmp_path)
     check_laion(data, "00001")
-    assert decode(data.gallery[0]).size == (2, 2)
+    assert decode(data.gallery[0]).size == (5, 4)
     parquet.write_table(pyarrow.Table.from_pylist([{"URL": "x", "caption": "y"}]), file)
     refused(r"00001.parquet: has no column 'jpg', only \['URL', 'caption'\]", read_laion, tmp_path)
     file.write_bytes(b"PAR1 cut short")

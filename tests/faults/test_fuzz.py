@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from fuzzing import fuzz
 from planted import PLANTS
 from strangers import make_album
 from tests.fuzz import TARGETS
@@ -22,15 +21,6 @@ from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures memory by /proc")
-
-
-def fuzz(*arguments: object) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[2]
-    paths = os.pathsep.join([str(root / "src"), str(root)])
-    return subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", *map(str, arguments)],
-        capture_output=True, text=True, timeout=600, cwd=root, env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image as PILImage
 
+from plain import plain, png
 from zsqretrieval import Image, Retriever
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.testing.toys import ToyEncoder
-
-
-def picture(colour: str) -> PILImage.Image:
-    return PILImage.new("RGB", (6, 4), colour)
-
-
-def encoded(colour: str) -> bytes:
-    buffer = io.BytesIO()
-    picture(colour).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -65,7 +54,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({}, "has nothing"),
     ({"train": [{"image": b"x"}]}, "this one has train"),  # a dict of splits
     ([{"image": 3}], "not int"),
-    ([{"image": encoded("red"), "mask": picture("red")}], "cannot be kept as JSON"),
+    ([{"image": png("red"), "mask": plain("red")}], "cannot be kept as JSON"),
 ]
 
 
@@ -79,14 +68,14 @@ def test_no_image_is_refused_with_advice(source: Any, message: str, album: Retri
 
 
 ROWS: list[tuple[Any, str]] = [
-    (picture("red"), "<PIL image>"),
-    (encoded("red"), "<bytes>"),
+    (plain("red"), "<PIL image>"),
+    (png("red"), "<bytes>"),
     ("red.png", "red.png"),
     (Path("red.png"), "red.png"),
-    ({"bytes": encoded("red"), "path": "red-0.png"}, "red-0.png"),
-    ({"bytes": encoded("red"), "path": None}, "<bytes>"),
+    ({"bytes": png("red"), "path": "red-0.png"}, "red-0.png"),
+    ({"bytes": png("red"), "path": None}, "<bytes>"),
     ({"bytes": None, "path": "red.png"}, "red.png"),
-    (Image(encoded("red"), "camera", id="mine"), "camera"),
+    (Image(png("red"), "camera", id="mine"), "camera"),
 ]
 
 
@@ -94,7 +83,7 @@ ROWS: list[tuple[Any, str]] = [
 def test_row_of_a_data_set_is_an_image_with_caption_and_metadata(
     image: Any, source: str, album: Retriever
 ) -> None:
-    Path("red.png").write_bytes(encoded("red"))
+    Path("red.png").write_bytes(png("red"))
     with album:
         report = album.add({"image": image, "caption": "a red wall", "label": 3, "box": (1, 2)})
         (record,) = album.records()
@@ -104,7 +93,7 @@ def test_row_of_a_data_set_is_an_image_with_caption_and_metadata(
 
 def test_rows_come_from_a_generator_and_gaps_are_skipped(album: Retriever) -> None:
     rows = (
-        {"image": one, "caption": ["a", "b"]} for one in (picture("red"), None, {"bytes": None, "path": None})
+        {"image": one, "caption": ["a", "b"]} for one in (plain("red"), None, {"bytes": None, "path": None})
     )
     with album:
         report = album.add(rows)
@@ -124,7 +113,7 @@ def test_folder_without_images_adds_none_and_a_list_names_what_is_missing(album:
         for folder in ("empty", Path("notes"), ["empty", "notes"], []):
             report = album.add(folder)
             assert (report.added, report.skipped) == ((), ())
-        report = album.add(["gone.jpg", encoded("red"), "notes/a.md"])
+        report = album.add(["gone.jpg", png("red"), "notes/a.md"])
         assert len(report.added) == 1 and [Path(one.source).name for one in report.skipped] == [
             "gone.jpg",
             "a.md",
@@ -133,7 +122,7 @@ def test_folder_without_images_adds_none_and_a_list_names_what_is_missing(album:
 
 def test_known_image_takes_new_caption_and_metadata(album: Retriever) -> None:
     Path("photos").mkdir()
-    Path("photos/red.png").write_bytes(encoded("red"))
+    Path("photos/red.png").write_bytes(png("red"))
     with album:
 
         def told(images: Any) -> tuple[Any, ...]:
@@ -152,7 +141,7 @@ def test_known_image_takes_new_caption_and_metadata(album: Retriever) -> None:
         assert told("photos") == (0, 1, "red", {"year": [2]})  # says nothing, changes nothing
         Path("photos/red.txt").write_text("a wall")
         assert told("photos") == (1, 0, "a wall", {"year": [2]})
-        Path("copy.png").write_bytes(encoded("red"))
+        Path("copy.png").write_bytes(png("red"))
         assert told({"image": "copy.png", "caption": "another"}) == (0, 1, "a wall", {"year": [2]})
         with pytest.raises(InvalidInputError, match=r"metadata of 'red\.png' cannot be kept as JSON"):
             album.add({"image": path, "year": object()})
@@ -160,7 +149,7 @@ def test_known_image_takes_new_caption_and_metadata(album: Retriever) -> None:
 
 def test_bytes_and_pictures_are_updated_once_a_batch(album: Retriever) -> None:
     with album:
-        album.add(picture("red"))
-        report = album.add([{"image": picture("red"), "caption": text} for text in ("first", "second")])
+        album.add(plain("red"))
+        report = album.add([{"image": plain("red"), "caption": text} for text in ("first", "second")])
         assert (len(report.updated), report.known) == (1, 1)
         assert [record.caption for record in album.records()] == ["first"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import resource
 import struct
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from plain import png
 from tars import pack
 from zsqretrieval.data import loader as loader_module
 from zsqretrieval.data import tars as tars_module
@@ -36,12 +36,6 @@ from zsqretrieval.types import MAX_PIXELS, Image
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sparse files and limits of memory")
 
 HUGE = 200 * 2**30
-
-
-def png(colour: str, size: tuple[int, int] = (5, 4)) -> bytes:
-    buffer = io.BytesIO()
-    PILImage.new("RGB", size, colour).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def bomb(width: int, height: int) -> bytes:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image as PILImage
 
+from plain import plain, write_plain
 from refusing import refused
 from zsqretrieval._util.files import write_whole
 from zsqretrieval.data.sources import open_images
@@ -35,11 +35,7 @@ def kind(value: object) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "colours"
-    folder.mkdir()
-    for name in COLOURS:
-        PILImage.new("RGB", (8, 8), name).save(folder / f"{name}.png")
-    return folder
+    return write_plain(tmp_path / "colours", COLOURS)
 
 
 @pytest.fixture
@@ -57,15 +53,15 @@ def test_huge_number_of_results_is_the_number_of_images(k: int, colours: Retriev
     """By memory: with 10**9 results of a query an index would allocate 12 GB."""
     everything = len(COLOURS)
     assert len(colours.search("red", k, rerank=None)) == everything
-    assert len(colours.search(PILImage.new("RGB", (8, 8)), k)) == everything
+    assert len(colours.search(plain(), k)) == everything
     assert len(colours.search("red", k, rerank=None, bank=colours.query_bank(["a dog"]))) == everything
     assert len(colours.search("red", 2, rerank=Rerank(candidates=k, batch_size=k))) == 2
-    assert len(colours.rank_texts(PILImage.new("RGB", (8, 8)), ["a", "b"], k, rerank=None)) == 2
+    assert len(colours.rank_texts(plain(), ["a", "b"], k, rerank=None)) == 2
     assert len(colours.dialog("red", candidates=k, budget=k).ranking) == everything
     report = colours.questions.generate(n=1, style="search", top_k=k, batch_size=k)
     assert report.asked == everything
     assert colours.questions.filter(k, batch_size=k).questions == report.questions > 0
-    assert colours.add(PILImage.new("RGB", (8, 8), "pink"), batch_size=k).added
+    assert colours.add(plain("pink"), batch_size=k).added
 
 
 @pytest.mark.parametrize(
@@ -95,7 +91,7 @@ def test_number_of_results_that_is_no_count_is_refused(k: Any, colours: Retrieve
     refused("candidates must be", Rerank, candidates=k)
     refused("batch_size must be", colours.add, [], batch_size=k)
     if k is not None:
-        refused("k must be", colours.rank_texts, PILImage.new("RGB", (8, 8)), ["a"], k)
+        refused("k must be", colours.rank_texts, plain(), ["a"], k)
 
 
 @pytest.mark.parametrize("k", [np.int64(3), np.int8(3), np.uint64(3)])
@@ -184,7 +180,7 @@ def test_album_at_any_path_of_the_system_can_be_saved_and_opened(
 def test_names_of_which_one_is_the_escape_of_the_other_are_two_images(album: Path, tmp_path: Path) -> None:
     names = [b"\xe4.png", rb"\xe4.png", rb"\x5cxe4.png", b"\\\xe4.png", rb"\x5c\xe4.png", rb"\X.png"]
     for number, name in enumerate(names):
-        PILImage.new("RGB", (8, 8), (40 * number, 0, 9)).save(tmp_path / os.fsdecode(name))
+        plain((40 * number, 0, 9)).save(tmp_path / os.fsdecode(name))
     with Retriever(ToyEncoder(), generator=ToyGenerator(), path=album) as retriever:
         first = retriever.add(tmp_path / "*.png")
         assert len(first.added) == len({record.source for record in retriever.records()}) == len(names)
@@ -197,7 +193,7 @@ def test_names_of_which_one_is_the_escape_of_the_other_are_two_images(album: Pat
 
 @pytest.mark.parametrize("path", ["a\0b.png", "\ud800.png", "x" * 300, "x/" * 3000])
 def test_path_that_no_file_can_have_is_skipped_with_its_reason(path: str, colours: Retriever) -> None:
-    report = colours.add([path, PILImage.new("RGB", (8, 8), "pink")])
+    report = colours.add([path, plain("pink")])
     assert len(report.added) == len(report.skipped) == 1
     with pytest.raises(InvalidInputError, match=r"cannot be opened|no such file"):
         colours.search(Path(path))
@@ -212,7 +208,7 @@ def deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for _ in range(1500):
         Path("d").mkdir()
         os.chdir("d")
-    PILImage.new("RGB", (8, 8), "red").save("red.png")
+    plain("red").save("red.png")
     monkeypatch.chdir(tmp_path)
     yield folder
     subprocess.run(["rm", "-rf", folder], check=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import io
 from pathlib import Path
 
 import pytest
-from PIL import Image as PILImage
 
+from plain import png
 from tars import pack
 from zsqretrieval.data.sources import Reopener, open_images
 from zsqretrieval.data.tars import read_webdataset
@@ -17,12 +16,6 @@ from zsqretrieval.evaluation.datasets import read_shards
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder
 from zsqretrieval.types import Image
-
-
-def png(number: int) -> bytes:
-    buffer = io.BytesIO()
-    PILImage.new("L", (2, 2), number).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def shard(path: Path, *names: str) -> Path:
@@ -135,6 +128,7 @@ def test_captions_apart_from_their_images_are_read_or_named(
         (("v1.0/a.b.c.jpg", "v1.0/a.b.c.txt"), {"v1.0/a.b.c.jpg": "1"}, []),
         (("0.jpg", "0.mask.png", "0.txt"), {"0": "2"}, []),
         (("0.left.jpg", "0.right.jpg", "0.txt"), {"0.left.jpg": None, "0.right.jpg": None}, ["0.txt"]),
+        (("I.1.png", "I.2.PNG", "I.txt", "a.jpg"), {"I.1.png": None, "I.2.PNG": None, "a": None}, ["I.txt"]),
         (("0.left.jpg", "0.json", "0.txt"), {"0.left.jpg": None}, ["0.json", "0.txt"]),
         (("0.json", "0.txt", "README.txt", "1.jpg"), {"1": None}, []),  # a picture that was not fetched
         (("a", "b.", ".jpg", "jpg", "..jpg", "c..jpg"), {"c..jpg": None}, []),

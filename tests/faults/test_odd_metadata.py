@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image as PILImage
 
+from plain import png
 from tars import pack
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.errors import InvalidInputError
@@ -31,12 +30,6 @@ from zsqretrieval.evaluation.trec import read_run
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder
 from zsqretrieval.types import Image
-
-
-def png(number: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    PILImage.new("L", (2, 2), number).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def added(source: Any) -> tuple[list[Record], dict[str, str]]:

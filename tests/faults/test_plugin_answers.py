@@ -110,6 +110,7 @@ TEXTS = {
     "flat": (["a", "b", "c"], "wrote list .*, not a list of texts for each context"),
     "too few": ([["a"]] * 2, "wrote 2 texts for 3 contexts, not 1 each"),
     "too many": ([["a", "b"]] * 3, "wrote 6 texts for 3 contexts"),
+    "uneven": ([["a", "b"], ["a"], []], "wrote 3 texts for 3 contexts, not 1 each"),
     "Nones": ([[None]] * 3, "wrote NoneType None, not a string"),
     "bytes": ([[b"a"]] * 3, "wrote bytes b'a', not a string"),
 }

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image as PILImage
 
 import tiny_vlms
+from plain import picture, plain
 from processes import METHODS, adding, elsewhere, scores, started
 from tiny_clip import tiny_clip
 from tiny_kosmos import tiny_kosmos
@@ -32,13 +32,8 @@ from zsqretrieval.presets import Calibration
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.fusion import RerankOnly
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyGenerator, ToyIndex
-from zsqretrieval.types import Image
 
 QUESTION = "what is the colour of the red house"
-
-
-def picture(name: str) -> Image:
-    return Image(PILImage.new("RGB", (40, 30), name), name, name)
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def albums(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Retriever]
     """All encoders and generators, on disk, in a process whose OpenMP has threads."""
     folder = tmp_path_factory.mktemp("albums")
     for name in ("red", "green", "blue"):
-        PILImage.new("RGB", (40, 30), name).save(folder / f"{name}.png")
+        plain(name, (40, 30)).save(folder / f"{name}.png")
     tiny_kosmos().save_pretrained(folder / "kosmos")
     tiny_vlms.idefics3(folder / "vlm")
     tiny_clip(folder)

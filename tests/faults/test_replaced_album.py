@@ -7,17 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image as PILImage
 
+from plain import picture
 from zsqretrieval.album.info import CATALOG
 from zsqretrieval.errors import AlbumError
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder
-from zsqretrieval.types import Image
-
-
-def picture(name: str) -> Image:
-    return Image(PILImage.new("RGB", (8, 8), name), name, name)
 
 
 def make(path: Path, *names: str) -> None:

@@ -35,33 +35,17 @@ class Worker:
         self._folder = tempfile.TemporaryDirectory(prefix="zsq-fuzz-", ignore_cleanup_errors=True)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the worker
         self.left = _RESTART
-        settings = {
-            "seed": arguments.seed,
-            "targets": arguments.target,
-            "megabytes": arguments.megabytes,
-            "gigabytes": arguments.gigabytes,
-        }
-        paths = [
-            str(_ROOT / "src"),
-            str(_ROOT),
-            str(_ROOT / "tests" / "helpers"),
-            os.environ.get("PYTHONPATH", ""),
-        ]
+        settings = json.dumps([arguments.seed, arguments.target, arguments.megabytes])
+        own = [str(_ROOT / one) for one in ("src", "", "tests/helpers")]
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "always", "-m", "tests.fuzz.worker", json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            start_new_session=True,
+            [sys.executable, "-W", "always", "-m", "tests.fuzz.worker", settings],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True,
             cwd=_ROOT,
             env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-                "TMPDIR": self._folder.name,
-                "HF_HUB_OFFLINE": "1",
-                "OMP_NUM_THREADS": "1",
+                **os.environ, "PYTHONPATH": os.pathsep.join([*own, *sys.path]),
+                "TMPDIR": self._folder.name, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
             },
-        )
+        )  # fmt: skip
         if self._answer(_START) != "ready":
             raise SystemExit(f"the worker does not start:\n{self._printed()}")
 
@@ -81,8 +65,8 @@ class Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         self.close()
-        code = self._process.returncode
-        fault = f"hang: over {seconds:g} s" if answer == "late" else f"crash: the process died ({code})"
+        fault = f"crash: the process died ({self._process.returncode})"
+        fault = f"hang: over {seconds:g} s" if answer == "late" else fault
         trace = self._printed()
         where = re.search(r'File "\S*/zsqretrieval/(\S+)", line (\d+)', trace)
         fault += f" ({where[1]}:{where[2]})" if where else ""
@@ -117,34 +101,30 @@ class Worker:
 def fuzz(arguments: argparse.Namespace) -> int:
     """Run the cases and print the report; the number of faults."""
     counts = {name: Counter[str]() for name in arguments.target}
-    faults: dict[str, list[str]] = {}  # replay command and description by kind
+    faults: dict[str, list[str]] = {}  # replay commands by kind
     begun = time.monotonic()
     numbers = itertools.count() if arguments.case is None else [arguments.case]
     worker: Worker | None = None
-    for number in itertools.islice(numbers, arguments.cases):
-        for name in arguments.target:
-            if time.monotonic() - begun > 60 * arguments.minutes:
-                break
-            if worker is None or not worker.left:
-                if worker is not None:
-                    worker.close()
-                worker = Worker(arguments)
-            began = time.monotonic()
-            result = worker.run(name, number, arguments.seconds)
-            counts[name]["cases"] += 1
-            counts[name]["milliseconds"] += round(1000 * (time.monotonic() - began))
-            counts[name]["faults" if result["faults"] else result["outcome"]] += 1
-            replay = f"python -m tests.fuzz --target {name} --seed {arguments.seed} --case {number}"
-            for fault in result["faults"]:
-                kind = f"{name}: {re.sub(_VARIES, '#', ' '.join(fault.split()))[:90]}"
-                if kind not in faults:
-                    print(f"FAULT {name}: {fault[:1000]}\n  {result['what'][:1000]}\n  {replay}", flush=True)
-                faults.setdefault(kind, []).append(replay)
-            if arguments.case is not None:
-                print(f"{result['what']}\n{result['outcome']} {result['faults']}\n{result['trace']}")
-        else:
-            continue
-        break
+    for number, name in ((n, one) for n in itertools.islice(numbers, arguments.cases) for one in counts):
+        began = time.monotonic()
+        if began - begun > 60 * arguments.minutes:
+            break
+        if worker is None or not worker.left:
+            if worker is not None:
+                worker.close()
+            worker = Worker(arguments)
+        result = worker.run(name, number, arguments.seconds)
+        counts[name]["cases"] += 1
+        counts[name]["milliseconds"] += round(1000 * (time.monotonic() - began))
+        counts[name]["faults" if result["faults"] else result["outcome"]] += 1
+        replay = f"python -m tests.fuzz --target {name} --seed {arguments.seed} --case {number}"
+        for fault in result["faults"]:
+            kind = f"{name}: {re.sub(_VARIES, '#', ' '.join(fault.split()))[:90]}"
+            if kind not in faults:
+                print(f"FAULT {name}: {fault[:1000]}\n  {result['what'][:1000]}\n  {replay}", flush=True)
+            faults.setdefault(kind, []).append(replay)
+        if arguments.case is not None:
+            print(f"{result['what']}\n{result['outcome']} {result['faults']}\n{result['trace']}")
     if worker is not None:
         worker.close()
     _report(counts, faults, time.monotonic() - begun)
@@ -182,14 +162,8 @@ def main() -> None:
     add("--target", action="append", help=f"{', '.join(TARGETS)} (default: all), or module:Class; repeat")
     add("--seed", type=int, default=0, help="of every draw (default 0)")
     add("--case", type=int, help="replay the case of this number, and show its traceback")
-    add(
-        "--seconds",
-        type=float,
-        default=20,
-        help="of computing for one case (default 20); five times as many of waiting",
-    )
+    add("--seconds", type=float, default=20, help="of computing for one case; five times as many of waiting")
     add("--megabytes", type=int, default=1500, help="limit of memory for one case (default 1500)")
-    add("--gigabytes", type=int, default=4, help="limit of address space of the worker (default 4)")
     arguments = parser.parse_args()
     if arguments.cases is arguments.case is None and arguments.minutes == float("inf"):
         parser.error("say when to end: --minutes, --cases or --case")

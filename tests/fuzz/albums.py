@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ _QUERY = "what is the red thing?"
 
 class Albums(Target):
     """An album with questions, removals, a saved index and cached features; copied for each case."""
+
+    kinds: tuple[str, ...] = (*ATTACKS, "leftover", "link", "splice", "splice 2")
 
     def __init__(self, base: Path, room: Path) -> None:
         super().__init__(base, room)
@@ -34,10 +35,8 @@ class Albums(Target):
     def case(self, chance: random.Random) -> Case:
         path = self.room / "album"
         shutil.copytree(self.base / "album", path)
-        attacks: dict[str, Callable[[Path, random.Random], object]] = {
-            **ATTACKS, "splice": splice, "link": link, "leftover": leftover
-        }  # fmt: skip
-        kind = chance.choice(sorted({*attacks} | {"splice 2"}))
+        attacks = {**ATTACKS, "splice": splice, "link": link, "leftover": leftover}
+        kind = chance.choice(self.kinds)
         note = attacks[kind.split()[0]](path, chance)
         # Other settings, with the right checksum, give other answers; and a lost photograph ranks last.
         exact = kind != "json" and "photos" not in str(note)
@@ -60,6 +59,18 @@ class Albums(Target):
             return "right"
 
         return Case(f"{kind}: {note}", run)
+
+
+class Bits(Albums):
+    kinds = ("bits",)
+
+
+class Files(Albums):
+    kinds = ("files",)
+
+
+class Json(Albums):
+    kinds = ("json",)
 
 
 def open_with_states(path: Path) -> Retriever:

@@ -26,6 +26,7 @@ from tests.fuzz.oracle import Case, Target, WrongError
 from zsqretrieval import plugins
 from zsqretrieval.errors import ZsqError
 
+_ADDRESSES = (4 * 2**30, 4 * 2**30)  # bytes that a worker can address, with the libraries
 _LIBTIFF = re.compile(r"[\w.]+: .*\.$|\s*$")  # prints its errors, and Pillow has no way to stop it
 
 
@@ -121,7 +122,7 @@ def _files(place: Path, but: tuple[str, ...]) -> dict[str, tuple[int, int, int]]
     return found
 
 
-def main(seed: int, targets: list[str], megabytes: int, gigabytes: int) -> None:
+def main(seed: int, targets: list[str], megabytes: int) -> None:
     orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # a file, in which nothing should be printed
@@ -131,7 +132,7 @@ def main(seed: int, targets: list[str], megabytes: int, gigabytes: int) -> None:
     room.mkdir()
     made = {name: make_target(name, place / f"base-{n}", room) for n, name in enumerate(targets)}
     plugins._claims = functools.cache(plugins._claims)  # which would read the environment in every case
-    resource.setrlimit(resource.RLIMIT_AS, (gigabytes * 2**30,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, _ADDRESSES)
     print(json.dumps("ready"), file=answers, flush=True)
     for line in orders:
         name, number = line.split()
@@ -146,4 +147,4 @@ def main(seed: int, targets: list[str], megabytes: int, gigabytes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(**json.loads(sys.argv[1]))
+    main(*json.loads(sys.argv[1]))

@@ -56,17 +56,3 @@ def test_log_probability_that_is_not_finite_is_refused_with_its_images(broken: f
     told = rf"Broken gave {broken} as the log-probability of ' a dog' given blue\.png, red\.png: .*check_gen"
     with pytest.raises(ZsqError, match=told):
         read_texts(Broken(), CONTEXTS, [" a cat", " a dog"])
-
-
-def test_wrong_number_of_answers_is_refused() -> None:
-    class Short(ToyGenerator):
-        def log_likelihood(self, contexts: Any, continuations: Any, **settings: Any) -> Any:
-            return super().log_likelihood(contexts[1:], continuations[1:])
-
-        def generate(self, contexts: Any, *, n: int = 1, **settings: Any) -> Any:
-            return [["a", "b"], *[["a"] * n for _ in contexts[1:]]]
-
-    with pytest.raises(ZsqError, match="Short gave 1 likelihoods for 2 pairs"):
-        read_texts(Short(), CONTEXTS, [" a cat", " a dog"])
-    with pytest.raises(ZsqError, match="Short wrote 3 texts for 2 contexts, not 1 each"):
-        write_texts(Short(), CONTEXTS)

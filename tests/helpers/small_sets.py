@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image as PILImage
 
+from plain import write_plain
 from tars import pack
 from zsqretrieval.testing.pictures import encoded
 from zsqretrieval.testing.toys import COLOURS
@@ -38,10 +39,9 @@ def write_colours(folder: Path, splits: Sequence[str] = ("dev", "test"), shades:
 
 def write_folder(folder: Path) -> Path:
     """Images of one's own, with captions and a question of a person."""
-    folder.mkdir()
+    write_plain(folder, COLOURS)
     lines = []
     for name in COLOURS:
-        PILImage.new("RGB", (8, 8), name).save(folder / f"{name}.png")
         said = {"captions": list(CAPTIONS[name]), "questions": [f"who is {name} ?"]}
         lines.append(json.dumps({"image": f"{name}.png", **said}))
     (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")

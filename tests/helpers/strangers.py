@@ -1,8 +1,4 @@
-"""A seeded campaign against albums: flipped bits, JSON of other shapes, links and odd files.
-
-Run as a script, ``python strangers.py KIND SEED COUNT``, it prints a line for every fault: an exception that
-is not of the library's tree, a wrong answer, or an attack that takes too long.
-"""
+"""An album, and attacks against it: flipped bits, JSON of other shapes, links and odd files."""
 
 from __future__ import annotations
 
@@ -12,9 +8,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,7 +19,6 @@ from PIL import Image as PILImage
 from zsqretrieval.album.info import CATALOG, describe_album
 from zsqretrieval.album.questions import Judgement, NewQuestion, Recipe
 from zsqretrieval.album.sqlite import checksum
-from zsqretrieval.errors import ZsqError
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import ToyEncoder
 
@@ -177,7 +169,7 @@ _KINDS: dict[str, Callable[[Path], object]] = {
 ATTACKS: dict[str, Attack] = {"bits": flip_bit, "files": odd_file, "json": change_json}
 
 
-# --- the campaign -----------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------------
 
 
 class Hangs(BaseException):
@@ -200,34 +192,3 @@ def in_time() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def faults(kind: str, seed: int, count: int) -> Iterator[str]:
-    """Attack a fresh copy of an album, ``count`` times, and say what went wrong."""
-    with tempfile.TemporaryDirectory() as folder:
-        # Photographs have absolute paths, so every copy is made at the same place.
-        sound, path = Path(folder, "sound"), Path(folder, "album")
-        make_album(path)
-        expected = read_all(path)
-        shutil.copytree(path, sound)
-        for number in range(seed, seed + count):
-            shutil.rmtree(path)
-            shutil.copytree(sound, path)
-            what = ATTACKS[kind](path, random.Random(number))
-            try:
-                with in_time(), warnings.catch_warnings(record=True):
-                    warnings.simplefilter("always")
-                    found = read_all(path)
-            except ZsqError:
-                continue
-            except (Exception, Hangs) as error:
-                yield f"{kind} {number}, {what}: {type(error).__name__}: {str(error)[:300]}"
-                continue
-            for name in expected:
-                if kind != "json" and found[name] != expected[name]:
-                    yield f"{kind} {number}, {what}: {name} changed in silence"
-
-
-if __name__ == "__main__":
-    for line in faults(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])):
-        print(line, flush=True)  # noqa: T201

@@ -7,29 +7,17 @@ from pathlib import Path
 from zsqretrieval.presets import Preset
 
 TOYS = """
-import numpy as np
-from zsqretrieval.data.images import decode
-from zsqretrieval.testing import ToyEncoder, ToyGenerator
+from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyStatesGenerator
 
-class Toy(ToyEncoder):
+class Plugin:
     config = {}
     @classmethod
     def from_config(cls, config):
         return cls()
 
-class Reader(ToyGenerator):
-    config = {}
-    @classmethod
-    def from_config(cls, config):
-        return cls()
-
-class Seer(Reader):
-    "Sees the mean colour of an image, once."
-    state_shape, state_dtype = (3,), np.dtype(np.uint8)
-    def image_states(self, images, *, batch_size=16):
-        return np.array([np.asarray(decode(image)).mean((0, 1)) for image in images]).astype(np.uint8)
-    def _recall(self, state):
-        return state.values / 255
+class Toy(Plugin, ToyEncoder): pass
+class Reader(Plugin, ToyGenerator): pass
+class Seer(Plugin, ToyStatesGenerator): pass
 """
 
 START = """

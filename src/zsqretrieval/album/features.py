@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import warnings
 import zlib
@@ -34,6 +35,9 @@ from zsqretrieval._util.processes import Lock
 from zsqretrieval._util.untrusted import has_holes, parse_json
 from zsqretrieval.errors import AlbumError
 from zsqretrieval.protocols import ImageStates
+
+FOLDER = re.compile(r"states-[0-9a-f]{16}")
+"""Name of a generator's folder in an album."""
 
 _SUFFIX = ".safetensors"
 _SMALL = 64 << 20  # bytes; a sweep merges smaller files

@@ -14,9 +14,9 @@ import numpy as np
 
 from zsqretrieval._util.untrusted import check_regular, check_tree, deletes_another_file
 from zsqretrieval.album.catalog import Catalog
-from zsqretrieval.album.features import read_facts
+from zsqretrieval.album.features import FOLDER, read_facts
 from zsqretrieval.album.kept import IMAGES
-from zsqretrieval.album.settings import AlbumSettings
+from zsqretrieval.album.settings import SNAPSHOTS, AlbumSettings
 from zsqretrieval.album.sync import saved_index
 from zsqretrieval.errors import AlbumError
 
@@ -85,7 +85,7 @@ def check_files(album: Path) -> None:
             with contextlib.suppress(FileNotFoundError):  # another process has just replaced it
                 if entry.name.startswith(CATALOG):
                     check_regular(entry)
-                elif _FOLDER.fullmatch(entry.name):
+                elif any(one.fullmatch(entry.name) for one in _FOLDERS):
                     check_tree(entry)
         if deletes_another_file(album / f"{CATALOG}-journal"):
             raise ValueError(f"{CATALOG}-journal names another file, which opening it would delete")
@@ -95,7 +95,7 @@ def check_files(album: Path) -> None:
         raise AlbumError(f"{album} cannot be read: {error.strerror or error}") from error
 
 
-_FOLDER = re.compile(rf"(index|questions)-[0-9a-f]{{8}}|states-[0-9a-f]{{16}}|{IMAGES}")  # of the library
+_FOLDERS = (*SNAPSHOTS.values(), FOLDER, re.compile(IMAGES))
 
 
 def describe_album(path: Path) -> AlbumInfo:
@@ -135,7 +135,7 @@ _NO_PLUGIN: Mapping[str, Any] = {"plugin": None, "config": None}
 
 
 def _describe_states(catalog: Catalog, path: Path) -> Iterator[Mapping[str, Any]]:
-    for folder in sorted(one for one in path.glob("states-*") if _FOLDER.fullmatch(one.name)):
+    for folder in sorted(one for one in path.glob("states-*") if FOLDER.fullmatch(one.name)):
         digests: set[str] = set()
         facts: Mapping[str, Any] = {}
         for file in folder.glob("*.safetensors"):

@@ -20,7 +20,7 @@ from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sqlite import to_json
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import ImageLike
-from zsqretrieval.data.loader import Loader, Mended, NewImage, Skipped
+from zsqretrieval.data.loader import Loader, NewImage, Skipped
 from zsqretrieval.data.sources import Reopener, Row, is_member, open_images
 from zsqretrieval.encoders.checked import encode_each
 from zsqretrieval.errors import ImageError
@@ -43,7 +43,7 @@ class AddReport:
     known: int  # number of other images that were in the album already, byte for byte
     skipped: tuple[Skipped, ...]  # images that could not be read or encoded
     seconds: float  # duration
-    mended: tuple[Mended, ...] = ()  # new images of whose caption or metadata a part was replaced
+    mended: tuple[Skipped, ...] = ()  # new images of whose caption or metadata a part was replaced
 
 
 @final

@@ -15,6 +15,9 @@ from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Position
 from zsqretrieval.errors import IntegrityError
 
+SNAPSHOTS = {name: re.compile(rf"{name}-[0-9a-f]{{8}}") for name in ("index", "questions")}
+"""Names of the folders of saved indexes."""
+
 
 class PartName(TypedDict):
     """Description of a part: plugin name and settings."""
@@ -86,7 +89,7 @@ class SavedIndex:
             part, folder, position = _part(saved["part"], "index"), saved["folder"], saved["position"]
             _require(part is not None, "its plugin is missing")
             _require(isinstance(folder, str), "its folder is not a text")
-            _require(re.fullmatch(rf"{name}-[0-9a-f]{{8}}", folder), f"its folder is {folder!r}")
+            _require(SNAPSHOTS[name].fullmatch(folder), f"its folder is {folder!r}")
             _require(all(type(one) is int and one >= 0 for one in position.values()), "its position is wrong")
             return cls(cast(PartName, part), folder, Position(**position))
         except (KeyError, TypeError, ValueError, AttributeError) as error:

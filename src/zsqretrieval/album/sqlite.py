@@ -149,10 +149,8 @@ class Database:
         with self._lock, translated(self.where):
             if self._forked and not self._closed:
                 self.check_place()
-                self._forked, self._journal = (
-                    False,
-                    None,
-                )  # the parent may have deleted its journal
+                self._forked = False
+                self._journal = None  # the parent may have deleted its own
                 self._connect("rw")
             if not self._inside and self.connection.in_transaction:  # an interrupt came before its COMMIT
                 self.connection.execute("ROLLBACK")

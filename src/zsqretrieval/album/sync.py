@@ -8,7 +8,6 @@ beginning.
 
 from __future__ import annotations
 
-import re
 import secrets
 import shutil
 import warnings
@@ -23,7 +22,7 @@ from zsqretrieval._util.processes import Lock
 from zsqretrieval._util.untrusted import has_holes
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Position, VectorLog
-from zsqretrieval.album.settings import SavedIndex
+from zsqretrieval.album.settings import SNAPSHOTS, SavedIndex
 from zsqretrieval.errors import IntegrityError, MismatchError
 from zsqretrieval.plugins import check_empty_index, describe, empty_like
 from zsqretrieval.protocols import Encoder, Index
@@ -35,7 +34,8 @@ _DAMAGE = (IntegrityError, MismatchError, OSError, ValueError, EOFError)  # what
 class IndexSync:
     """Keeps an index in step with a change log of a catalog; it holds exactly the vectors of ``position``.
 
-    ``name`` is the entry of its snapshot in the catalog, and the start of the snapshot's folder name.
+    ``name`` is that of its snapshot in the catalog, and of the snapshot's folder in :data:`SNAPSHOTS
+    <zsqretrieval.album.settings.SNAPSHOTS>`.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class IndexSync:
                 saved = saved_index(self._catalog, self._name)
                 current = None if saved is None else saved.folder
                 for other in album.iterdir():
-                    if re.fullmatch(rf"{self._name}-[0-9a-f]{{8}}", other.name) and other.name != current:
+                    if SNAPSHOTS[self._name].fullmatch(other.name) and other.name != current:
                         shutil.rmtree(other, ignore_errors=True)
 
     @classmethod

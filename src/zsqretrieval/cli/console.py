@@ -19,7 +19,7 @@ from zsqretrieval.errors import InvalidInputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from zsqretrieval.data.loader import Mended, Skipped
+    from zsqretrieval.data.loader import Skipped
     from zsqretrieval.search.display import Stage
     from zsqretrieval.types import Hit, Progress
 
@@ -119,9 +119,7 @@ def human_size(size: float) -> str:
     return f"{size / 1000**power:.3g} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def name_skipped(
-    skipped: Sequence[Skipped | Mended], tell: Callable[[str], None], what: str = "skipped"
-) -> None:
+def name_skipped(skipped: Sequence[Skipped], tell: Callable[[str], None], what: str = "skipped") -> None:
     """Name the first skipped or mended images, one a line."""
     for one in skipped[:_NAMED]:
         tell(f"{what} {one.source}: {one.reason}")

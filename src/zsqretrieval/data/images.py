@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
 
@@ -428,11 +427,12 @@ def digest(image: ImageLike) -> str:
     """
     record = as_image(image)
     if isinstance(record.content, PILImage.Image):
-        pixels = decode(record)
-        content = b"RGB %d %d " % pixels.size + pixels.tobytes()
-    else:
-        content = read_bytes(record)
-    return hashlib.sha256(content).hexdigest()
+        return _digest_of(decode(record))
+    return hashlib.sha256(read_bytes(record)).hexdigest()
+
+
+def _digest_of(pixels: PILImage.Image) -> str:
+    return hashlib.sha256(b"RGB %d %d " % pixels.size + pixels.tobytes()).hexdigest()
 
 
 def has_digest(image: Image, sha256: str) -> bool:
@@ -441,6 +441,5 @@ def has_digest(image: Image, sha256: str) -> bool:
     Raises:
         ImageError: the file cannot be read, or the bytes are damaged.
     """
-    image = replace(image, max_pixels=MOST_PIXELS)  # it was within the limit when it was added
-    # An image that was added as a PIL image has the digest of its pixels.
-    return sha256 == digest(image) or sha256 == digest(replace(image, content=decode(image)))
+    # An image that was added as a PIL image has the digest of its pixels. It was within the size limit then.
+    return sha256 == digest(image) or sha256 == _digest_of(decode(image, max_pixels=MOST_PIXELS))

@@ -29,15 +29,7 @@ _LARGE = 16 * 2**20  # bytes of a file whose header is examined before all of it
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An image that was left out: where it came from, and why."""
-
-    source: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mended:
-    """An image whose caption or metadata was changed: where it came from, and what was replaced."""
+    """An image that was left out, or something of it: where it came from, and why."""
 
     source: str
     reason: str
@@ -70,7 +62,7 @@ class Loader:
     Attributes:
         repeated: number of decoded images that an earlier one of the same batch equals.
         skipped: images that cannot be read or decoded.
-        mended: decoded images whose caption or metadata was changed.
+        mended: decoded images of whose caption or metadata something was replaced, and what.
     """
 
     def __init__(
@@ -84,7 +76,7 @@ class Loader:
         self._copy = copy
         self.repeated = 0
         self.skipped: list[Skipped] = []
-        self.mended: list[Mended] = []
+        self.mended: list[Skipped] = []
         self._max_pixels = min(max_pixels, MOST_PIXELS)
         self._images = images
         self._batch_size = batch_size
@@ -140,7 +132,7 @@ class Loader:
             count = max(1, int((pixels <= _PIXELS_AT_ONCE).sum()))
             group = self._sound(_decode, waiting[:count], alike)
             self.repeated += sum(len(alike[one.digest]) - 1 for one in group)
-            self.mended += [Mended(one.source, "; ".join(one.notes)) for one in group if one.notes]
+            self.mended += [Skipped(one.source, "; ".join(one.notes)) for one in group if one.notes]
             yield group
             waiting = waiting[count:]
             if not waiting:

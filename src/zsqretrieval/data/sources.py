@@ -294,7 +294,7 @@ class Reopener:
             return _checked(Image(self._read(source), source), sha256)
         except ImageError as error:
             if damage is None:
-                raise
+                raise  # as its own cause, it would keep the frames and their images alive
             raise damage from error
 
     def _read(self, source: str) -> bytes:

@@ -39,7 +39,7 @@ from zsqretrieval.evaluation.settings import Settings, with_forms
 from zsqretrieval.evaluation.stats import ClusterBootstrap
 from zsqretrieval.evaluation.systems import CHECKS, LIKELIHOOD, SYSTEMS, YES_NO, Choice
 from zsqretrieval.evaluation.trec import ratings_path, run_path
-from zsqretrieval.evaluation.usable import digests_of, named, some_pairs
+from zsqretrieval.evaluation.usable import digests_of, notes_of, some_pairs
 from zsqretrieval.protocols import Encoder, Generator, ImageStates, Index, truncated
 from zsqretrieval.search.fusion import Fusion, Maximum, ReciprocalRank, WeightedSum, fuse
 from zsqretrieval.search.scoring import Scoring, score_pairs
@@ -349,7 +349,7 @@ def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str
             "name": dataset.name,
             "images": len(dataset.gallery),
             "forms": {form: min(count, settings.queries or count) for form, count in counts.items()},
-            "notes": [*dataset.notes, *_cut_notes(bench), *_unscored_notes(bench)],
+            "notes": [*dataset.notes, *notes_of(_cut(bench) | _unscored(bench))],
             "left_out": dict(bench.usable.facts),
             "unscored": [
                 {"text": text, "image": source, "reason": str(why)}
@@ -365,31 +365,26 @@ def _facts(bench: Bench, encoder: Encoder, choice: Choice, systems: Sequence[str
     }
 
 
-def _cut_notes(bench: Bench) -> list[str]:
-    """Which texts the encoder cuts."""
+def _cut(bench: Bench) -> dict[str, list[str]]:
+    """The texts that the encoder cuts, behind a sentence."""
     queries = bench.dataset.queries
     cut = truncated(bench.encoder, [query.text for query in queries])
     ids = [query.id for query, one in zip(queries, cut, strict=True) if one]
-    if not ids:
-        return []
-    return [
-        f"{len(ids)} of {len(queries)} texts are longer than the encoder reads, which knows only their "
-        f"beginning: {named(ids)}"
-    ]
+    what = f"{len(ids)} of {len(queries)} texts are longer than the encoder reads, which knows only their"
+    return {f"{what} beginning": ids}
 
 
-def _unscored_notes(bench: Bench) -> list[str]:
-    """Which texts and images the generator cannot take."""
-    if not bench.unscored:
-        return []
+def _unscored(bench: Bench) -> dict[str, list[str]]:
+    """The texts and images that the generator cannot take, behind a sentence."""
     images = {source for (_, source), why in bench.unscored.items() if isinstance(why, ImageError)}
     texts = {text for (text, _), why in bench.unscored.items() if not isinstance(why, ImageError)}
     ids = [query.id for query in bench.dataset.queries if query.text in texts]
-    return [
+    what = (
         f"the generator cannot score {len(bench.unscored)} pairs, which stay below those that it scores, in "
         f"the order of the first stage: {len(texts)} texts and {len(images)} images are too much for it, "
-        f"alone or together: {named([*ids, *sorted(images)])}"
-    ]
+        "alone or together"
+    )
+    return {what: [*ids, *sorted(images)]}
 
 
 def _pixels_check(bench: Bench) -> dict[str, Any]:

@@ -93,31 +93,23 @@ def usable_part(
         qrels[query] = own
     answered = [query for query in dataset.queries if any(grade > 0 for grade in qrels[query.id].values())]
     without = [query.id for query in dataset.queries if query not in set(answered)]
-    told = zip(answered, encode_texts([query.text for query in answered]), strict=True)
-    texts = [query.id for query, one in told if isinstance(one, InvalidInputError)]
+    encoded = zip(answered, encode_texts([query.text for query in answered]), strict=True)
+    texts = [query.id for query, one in encoded if isinstance(one, InvalidInputError)]
     answered = [query for query in answered if query.id not in set(texts)]
     out = {ids[n]: faults[owner[n]] for n in np.flatnonzero(places < 0).tolist()}
     copies = {ids[n]: ids[owner[n]] for n in range(len(ids)) if places[n] >= 0 and owner[n] != n}
-    notes = list(dataset.notes)
-    if out:
-        notes.append(
-            f"{len(out)} of {len(ids)} images cannot be read or encoded and are left out: "
-            + named(f"{id} ({error.reason})" for id, error in out.items())
-        )
-    if without:
-        notes.append(
-            f"{len(without)} of {len(dataset.queries)} queries are left out, since only these images answer "
-            f"them: {named(without)}"
-        )
-    if texts:
-        notes.append(
-            f"{len(texts)} of {len(dataset.queries)} texts cannot be encoded and are left out: {named(texts)}"
-        )
-    if copies:
-        notes.append(
-            f"{len(copies)} images are copies of others, byte for byte; equal images count as one: "
-            + named(f"{id} is {first}" for id, first in copies.items())
-        )
+    told = {
+        f"{len(out)} of {len(ids)} images cannot be read or encoded and are left out": [
+            f"{id} ({error.reason})" for id, error in out.items()
+        ],
+        f"{len(without)} of {len(dataset.queries)} queries are left out, since only these images answer "
+        "them": without,
+        f"{len(texts)} of {len(dataset.queries)} texts cannot be encoded and are left out": texts,
+        f"{len(copies)} images are copies of others, byte for byte; equal images count as one": [
+            f"{id} is {first}" for id, first in copies.items()
+        ],
+    }
+    notes = (*dataset.notes, *notes_of(told))
     if not answered:
         raise InvalidInputError(f"{dataset.name}: no query is left to measure: {'; '.join(notes)}")
     part = replace(
@@ -125,7 +117,7 @@ def usable_part(
         gallery=tuple(dataset.gallery[n] for n in kept),
         queries=tuple(answered),
         qrels={query.id: qrels[query.id] for query in answered},
-        notes=tuple(notes),
+        notes=notes,
     )
     reasons = {id: one.reason for id, one in out.items()}
     facts = {"images": reasons, "queries": without, "texts": texts, "copies": copies}
@@ -133,8 +125,11 @@ def usable_part(
     return Usable(part, vectors, [str(digests[n]) for n in kept], places, facts)
 
 
-def named(names: Iterable[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    every = list(names)
-    more = f"; and {len(every) - _NAMED} more, in report.json" if len(every) > _NAMED else ""
-    return "; ".join(every[:_NAMED]) + more
+def notes_of(told: Mapping[str, Sequence[str]]) -> list[str]:
+    """A note for each sentence with names behind it: the first ones, and how many more there are."""
+    return [
+        f"{what}: {'; '.join(names[:_NAMED])}"
+        + (f"; and {len(names) - _NAMED} more, in report.json" if len(names) > _NAMED else "")
+        for what, names in told.items()
+        if names
+    ]

@@ -130,7 +130,8 @@ def test_text_that_the_encoder_cannot_take_is_left_out_by_name(raises: Any) -> N
 
     data = numbered(captions={3: "unknown", 4: "an unknown blue", 5: "unknown too"})
     judged = Judgments(
-        "rated", np.tile(np.arange(4), 6), tuple(f"a {c}" for c in ("red", "blue", "unknown") for _ in range(8)),
+        "rated", np.tile(np.arange(4), 6),
+        tuple(f"a {c}" for c in ("red", "blue", "unknown") for _ in range(8)),
         np.random.default_rng(0).integers(1, 5, (24, 3)).astype(float), "c",
     )  # fmt: skip
     settings = replace(QUICK, systems=choose_systems(["likelihood", "expanded"]), questions=2)

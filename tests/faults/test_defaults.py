@@ -184,7 +184,11 @@ PARTS = [
 
 @pytest.mark.parametrize("device", ["meta", "hpu", "privateuseone:3", "xla", "vulkan", "cpu:", " ", "\n"])
 def test_device_that_computes_nothing_here_is_refused_in_one_line(device: str) -> None:
-    refused(rf"^device {re.escape(repr(device))} cannot be used here: [^\n]{{0,120}}; device=None", resolve_device, device)
+    refused(
+        rf"^device {re.escape(repr(device))} cannot be used here: [^\n]{{0,120}}; device=None",
+        resolve_device,
+        device,
+    )
 
 
 @pytest.mark.parametrize(("module", "name", "arguments"), PARTS)

@@ -32,6 +32,10 @@ class Frame:  # a table of pandas
 
 REFUSED: list[tuple[Any, str]] = [
     ("no/such/folder", "folder: No such file"),
+    ("", "an image path is empty"),
+    ([[""]], "an image path is empty"),
+    ({"image": encoded("red"), ("a", 1): 2}, "cannot be kept as JSON: keys"),
+    ({"image": encoded("red"), (("a",),): {(): 1}}, "cannot be kept as JSON: keys"),
     (Path("no.jpg"), "no.jpg: No such file"),
     ("nul\0.jpg", "null"),
     ("x" * 5000, "too long"),
@@ -145,6 +149,14 @@ def test_known_image_takes_new_caption_and_metadata(album: Retriever) -> None:
         assert told({"image": "copy.png", "caption": "another"}) == (0, 1, "a wall", {"year": [2]})
         with pytest.raises(InvalidInputError, match=r"metadata of 'red\.png' cannot be kept as JSON"):
             album.add({"image": path, "year": object()})
+
+
+def test_keys_of_a_row_that_are_no_texts_are_those_of_json(album: Retriever) -> None:
+    with album:
+        row = {"image": encoded("red"), 1: "a", None: "b", 2.5: "d", "\ud800": "e"}
+        assert len(album.add([row]).mended) == 1 and album.add([row]).known == 1
+        (record,) = album.records()
+        assert record.metadata == {"1": "a", "null": "b", "2.5": "d", "\ufffd": "e"}
 
 
 def test_bytes_and_pictures_are_updated_once_a_batch(album: Retriever) -> None:

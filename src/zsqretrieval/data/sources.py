@@ -58,7 +58,7 @@ def open_images(source: ImageLike | Row | Iterable[ImageLike | Row]) -> Iterator
         InvalidInputError: the path does not exist or is a zip archive, a pattern matches nothing, or an item
             is not an image: a URL, an array, a row without image.
     """
-    if isinstance(source, (str, os.PathLike)) and source != "":
+    if isinstance(source, (str, os.PathLike)):
         check_path(source)
     yield from _images(source)
 
@@ -69,6 +69,8 @@ def check_path(path: str | os.PathLike[str]) -> None:
     Raises:
         InvalidInputError: it does not exist, cannot be examined, or is a URL or a zip archive.
     """
+    if path == "":  # which Path takes for the current folder
+        raise InvalidInputError("an image path is empty; the current folder is '.'")
     if _is_pattern(Path(path)):
         return
     where = path_text(as_image(path).source)
@@ -85,8 +87,8 @@ def _images(source: Any) -> Iterator[Image | ImageError]:
     if isinstance(source, Mapping):
         yield _of_row(source)
     elif isinstance(source, (str, os.PathLike)):
-        if source == "":  # which Path takes for the current folder
-            raise InvalidInputError("an image path is empty; the current folder is '.'")
+        if source == "":
+            check_path(source)
         yield from _open_path(Path(source))
     elif hasattr(source, "read"):  # iterating would give its lines
         raise InvalidInputError(f"{source!r} is an open file; give its path, or the bytes that read() gives")

@@ -34,8 +34,8 @@ REFUSED: list[tuple[Any, str]] = [
     ("no/such/folder", "folder: No such file"),
     ("", "an image path is empty"),
     ([[""]], "an image path is empty"),
-    ({"image": encoded("red"), ("a", 1): 2}, "cannot be kept as JSON: keys"),
-    ({"image": encoded("red"), (("a",),): {(): 1}}, "cannot be kept as JSON: keys"),
+    ({"image": png("red"), ("a", 1): 2}, "cannot be kept as JSON: keys"),
+    ({"image": png("red"), (("a",),): {(): 1}}, "cannot be kept as JSON: keys"),
     (Path("no.jpg"), "no.jpg: No such file"),
     ("nul\0.jpg", "null"),
     ("x" * 5000, "too long"),
@@ -153,7 +153,7 @@ def test_known_image_takes_new_caption_and_metadata(album: Retriever) -> None:
 
 def test_keys_of_a_row_that_are_no_texts_are_those_of_json(album: Retriever) -> None:
     with album:
-        row = {"image": encoded("red"), 1: "a", None: "b", 2.5: "d", "\ud800": "e"}
+        row = {"image": png("red"), 1: "a", None: "b", 2.5: "d", "\ud800": "e"}
         assert len(album.add([row]).mended) == 1 and album.add([row]).known == 1
         (record,) = album.records()
         assert record.metadata == {"1": "a", "null": "b", "2.5": "d", "\ufffd": "e"}

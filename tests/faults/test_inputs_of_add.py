@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PILImage
 
 from plain import plain, png
 from zsqretrieval import Image, Retriever
@@ -149,6 +150,24 @@ def test_known_image_takes_new_caption_and_metadata(album: Retriever) -> None:
         assert told({"image": "copy.png", "caption": "another"}) == (0, 1, "a wall", {"year": [2]})
         with pytest.raises(InvalidInputError, match=r"metadata of 'red\.png' cannot be kept as JSON"):
             album.add({"image": path, "year": object()})
+
+
+def test_moved_image_keeps_its_caption_and_metadata(album: Retriever) -> None:
+    with album:
+        album.add([{"image": png("red"), "caption": "a wall", "year": 1}])
+        Path("red.png").write_bytes(png("red"))
+        assert album.add("red.png").moved
+        (record,) = album.records()
+        assert (record.caption, dict(record.metadata)) == ("a wall", {"year": 1})
+        assert Path(record.source).is_absolute()
+
+
+def test_source_of_an_opened_picture_is_an_absolute_path(album: Retriever) -> None:
+    Path("red.png").write_bytes(png("red"))
+    with album, PILImage.open("red.png") as opened:
+        album.add(opened)
+        (record,) = album.records()
+        assert record.source == str(Path("red.png").absolute())
 
 
 def test_keys_of_a_row_that_are_no_texts_are_those_of_json(album: Retriever) -> None:

@@ -214,7 +214,8 @@ class _Plan:
             assert isinstance(former, Record)
             self._displaced[former.digest] = former
         self._displaced.pop(image.digest, None)
-        record = replace(present, id=id, source=image.source, caption=image.caption, metadata=image.metadata)
+        caption, metadata = image.caption or present.caption, image.metadata or present.metadata
+        record = replace(present, id=id, source=image.source, caption=caption, metadata=metadata)
         self._present[record.digest] = self._renamed[record.key] = record
         self._put(record)
         return ("moved" if former is None else "replaced"), id

@@ -68,7 +68,8 @@ def as_image(x: ImageLike) -> Image:
     if isinstance(x, bytes):
         return Image(x, "<bytes>")
     if isinstance(x, PILImage.Image):
-        return Image(x, path_text(getattr(x, "filename", "") or "<PIL image>"))
+        name = getattr(x, "filename", "")
+        return Image(x, path_text(Path(os.fsdecode(name)).absolute()) if name else "<PIL image>")
     if isinstance(x, (str, os.PathLike)):
         path = Path(x).absolute()
         if _URL.match(os.fspath(x)) and not os.path.lexists(path):
@@ -83,9 +84,8 @@ def as_image(x: ImageLike) -> Image:
     )
 
 
-_URL = re.compile(
-    r"[A-Za-z][A-Za-z0-9+.-]+:/|data:"
-)  # pathlib drops the second slash; a drive has one letter
+# pathlib drops the second slash; a drive has one letter
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:")
 
 
 def path_text(path: str | bytes | os.PathLike[Any]) -> str:

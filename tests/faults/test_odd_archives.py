@@ -65,7 +65,9 @@ def test_compressed_tars_joined_by_cat_are_read_to_the_end(tmp_path: Path) -> No
     assert list(listed(tmp_path / "x.tgz")[0]) == ["x/0", "x/1", "x/2"]
 
 
-@pytest.mark.parametrize("tail", [b"a signature" * 100, b"\x89PNG\r\n\x1a\n", gzip.compress(b"?", mtime=0), b"\1"])
+@pytest.mark.parametrize(
+    "tail", [b"a signature" * 100, b"\x89PNG\r\n\x1a\n", gzip.compress(b"?", mtime=0), b"\1"]
+)
 def test_something_else_behind_a_tar_is_named(tmp_path: Path, tail: bytes) -> None:
     path = shard(tmp_path / "x.tar", "0.png", "0.txt")
     path.write_bytes(path.read_bytes() + tail)

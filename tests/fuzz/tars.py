@@ -138,9 +138,7 @@ def zipped(content: bytes, how: str, chance: random.Random) -> bytes:
     if how == "bomb":
         member = tarfile.TarInfo("0.png")
         member.size = 2**31
-        return (
-            _zip(member.tobuf()) + _zip(bytes(2**26), 1) * 32 + _zip(bytes(1024))
-        )
+        return _zip(member.tobuf()) + _zip(bytes(2**26), 1) * 32 + _zip(bytes(1024))
     if how == "parts":
         cut = chance.randrange(len(content))
         return _zip(content[:cut]) + _zip(content[cut:])

@@ -427,12 +427,11 @@ def digest(image: ImageLike) -> str:
     """
     record = as_image(image)
     if isinstance(record.content, PILImage.Image):
-        return _digest_of(decode(record))
-    return hashlib.sha256(read_bytes(record)).hexdigest()
-
-
-def _digest_of(pixels: PILImage.Image) -> str:
-    return hashlib.sha256(b"RGB %d %d " % pixels.size + pixels.tobytes()).hexdigest()
+        pixels = decode(record)
+        content = b"RGB %d %d " % pixels.size + pixels.tobytes()
+    else:
+        content = read_bytes(record)
+    return hashlib.sha256(content).hexdigest()
 
 
 def has_digest(image: Image, sha256: str) -> bool:
@@ -442,4 +441,4 @@ def has_digest(image: Image, sha256: str) -> bool:
         ImageError: the file cannot be read, or the bytes are damaged.
     """
     # An image that was added as a PIL image has the digest of its pixels. It was within the size limit then.
-    return sha256 == digest(image) or sha256 == _digest_of(decode(image, max_pixels=MOST_PIXELS))
+    return sha256 == digest(image) or sha256 == digest(decode(image, max_pixels=MOST_PIXELS))

@@ -178,14 +178,16 @@ def test_added_image_stays_readable_above_the_usual_limit(
     monkeypatch.setattr(
         Image.__init__, "__defaults__", tuple(100 if one == MAX_PIXELS else one for one in defaults)
     )
+    monkeypatch.setattr("zsqretrieval.data.images.MAX_PIXELS", 100)
     retriever = Retriever(ToyEncoder(), generator=ToyGenerator())
-    with PILImage.open(tmp_path / "c.bmp") as lazy:  # which has the digest of its pixels
+    with PILImage.open(tmp_path / "c.bmp") as lazy:  # whose encoding is kept
         report = retriever.add([tmp_path / "a.png", tmp_path / "b.tar", lazy], max_pixels=10**6)
     assert len(report.added) == 3 and not report.skipped
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ranking = retriever.search("is it red?", rerank="likelihood")
-    assert all("likelihood" in hit.scores for hit in ranking) and len(thumbnails(ranking)) == 3
+    with retriever.files() as files:
+        assert all("likelihood" in hit.scores for hit in ranking) and len(thumbnails(ranking, files)) == 3
     source = str(tmp_path / "a.png")
     with Reopener() as files, pytest.raises(ImageError, match="the limit is 100"):
         decode(files.open(source))  # which the album does not vouch for

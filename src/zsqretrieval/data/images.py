@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
 
@@ -28,7 +29,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval.errors import ImageError, InvalidInputError, MissingDependencyError
-from zsqretrieval.types import Image
+from zsqretrieval.types import MAX_PIXELS, Image
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | PILImage.Image | Image
 """An image argument: a path, encoded bytes, a PIL image, or an :class:`~zsqretrieval.types.Image` record."""
@@ -420,18 +421,19 @@ def read_bytes(image: ImageLike) -> bytes:
 def digest(image: ImageLike) -> str:
     """SHA-256 of an image in hexadecimal; equal digests mean the same image.
 
-    Taken over the encoded bytes; for a PIL image, over its size and pixels as decoded by :func:`decode`.
+    Taken over the encoded bytes; for a PIL image, over its size and pixels as decoded by :func:`decode`, or
+    over its encoding as PNG above 200 million pixels, so that kept bytes are verified without decoding them.
 
     Raises:
         ImageError: the file cannot be read, or the PIL image not decoded.
     """
     record = as_image(image)
+    content = None
     if isinstance(record.content, PILImage.Image):
         pixels = decode(record)
-        content = b"RGB %d %d " % pixels.size + pixels.tobytes()
-    else:
-        content = read_bytes(record)
-    return hashlib.sha256(content).hexdigest()
+        if pixels.width * pixels.height <= MAX_PIXELS:
+            content = b"RGB %d %d " % pixels.size + pixels.tobytes()
+    return hashlib.sha256(read_bytes(record) if content is None else content).hexdigest()
 
 
 def has_digest(image: Image, sha256: str) -> bool:
@@ -440,5 +442,7 @@ def has_digest(image: Image, sha256: str) -> bool:
     Raises:
         ImageError: the file cannot be read, or the bytes are damaged.
     """
-    # An image that was added as a PIL image has the digest of its pixels. It was within the size limit then.
-    return sha256 == digest(image) or sha256 == digest(decode(image, max_pixels=MOST_PIXELS))
+    if sha256 == digest(image):
+        return True
+    # An image that was added as a PIL image has the digest of its pixels.
+    return sha256 == digest(replace(image, content=decode(image, max_pixels=MAX_PIXELS)))

@@ -80,6 +80,19 @@ def test_default_suits_every_generator_and_none(album: Path) -> None:
         assert given.states == "lazy"
 
 
+def test_interrupted_search_keeps_the_features_it_has_computed(album: Path) -> None:
+    def stop(step: str, done: int, total: int | None) -> None:
+        if (step, done) == ("computing image features", 32):
+            raise KeyboardInterrupt
+
+    with made(album) as retriever:
+        retriever.add(paintings(40))
+        with pytest.raises(KeyboardInterrupt):
+            retriever.search("red ?", rerank=Rerank(candidates=40), progress=stop)
+        retriever.search("red ?", rerank=Rerank(candidates=40))
+        assert retriever.generator.batches == [16, 16, 8]  # type: ignore[union-attr]
+
+
 def test_none_computes_features_for_every_search(album: Path) -> None:
     with made(album, states=None) as retriever:
         retriever.add(paintings(2))

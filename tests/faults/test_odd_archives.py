@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,20 @@ def test_last_of_members_with_one_name_is_read_and_the_others_are_named(tmp_path
     (record,) = retriever.records()
     with Reopener() as files:
         assert files.open(record.source, record.digest).content == png(8)
+
+
+def test_second_image_of_a_sample_and_links_named_like_images_are_named(tmp_path: Path) -> None:
+    path = shard(tmp_path / "x.tar", "0.png", "0.jpg", "0.txt", "1.png")
+    with tarfile.open(path, "a") as tar:
+        for name, kind in (
+            ("2.png", tarfile.SYMTYPE),
+            ("3.JPG", tarfile.LNKTYPE),
+            ("4.txt", tarfile.SYMTYPE),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "1.png"
+            tar.addfile(link)
+    assert listed(path) == ({"x/0": "2", "x/1": None}, ["2.png", "3.JPG", "0.jpg"])
 
 
 # --- members in any order ---------------------------------------------------------------------------------

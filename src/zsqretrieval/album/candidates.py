@@ -209,18 +209,14 @@ class Viewer:
                 "a while. Their features are kept, so later searches are several times faster. To compute "
                 "those of all images now, add them again with states='disk' (zsq index --states disk)"
             )
-        new, refused = self._features(images, progress)
-        try:
-            with store.held():
-                store.put(new)
-        except OSError as error:
-            warnings.warn(
-                f"image features cannot be written ({error}); the next search computes them again",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        states |= new
-        unavailable = opened | refused
+        unavailable = opened
+        for done, some in enumerate(batched(images, _FEATURES_AT_ONCE), 1):
+            new, refused = self._features({one: images[one] for one in some})
+            self._keep(store, new)  # now: the next batch may be interrupted
+            states |= new
+            unavailable |= refused
+            if progress is not None:
+                progress("computing image features", min(done * _FEATURES_AT_ONCE, len(images)), len(images))
         return [
             unavailable[one.digest]
             if one.digest not in states
@@ -228,16 +224,23 @@ class Viewer:
             for one in records
         ]
 
-    def _features(
-        self, images: Mapping[str, Image], progress: Progress | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, ImageError]]:
+    def _keep(self, store: StateStore, states: Mapping[str, NDArray[Any]]) -> None:
+        try:
+            with store.held():
+                store.put(states)
+        except OSError as error:
+            warnings.warn(
+                f"image features cannot be written ({error}); the next search computes them again",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    def _features(self, images: Mapping[str, Image]) -> tuple[dict[str, NDArray[Any]], dict[str, ImageError]]:
         """Features by digest, and why there are none for images that the generator cannot take."""
-        found: dict[str, Image | ImageState | ImageError] = {}
-        for some in batched(images, _FEATURES_AT_ONCE):
-            with self.generator.using() as generator:
-                found |= zip(some, read_images(generator, [images[one] for one in some]), strict=True)
-            if progress is not None:
-                progress("computing image features", len(found), len(images))
+        if not images:
+            return {}, {}
+        with self.generator.using() as generator:
+            found = dict(zip(images, read_images(generator, list(images.values())), strict=True))
         return (
             {at: one.values for at, one in found.items() if isinstance(one, ImageState)},
             {at: one for at, one in found.items() if isinstance(one, ImageError)},

@@ -50,6 +50,7 @@ class Tar:
         members: by name, as :func:`~zsqretrieval.data.images.path_text` prints it, in their order. The last
             one of a name counts, as for tar itself.
         repeated: names that several members have.
+        links: names of other members: links and devices.
         damage: why nothing after these members can be read; empty for a whole tar.
 
     Raises:
@@ -69,6 +70,7 @@ class Tar:
         self._file: IO[bytes] = opened
         self.members: dict[str, tarfile.TarInfo] = {}
         self.repeated: list[str] = []
+        self.links: list[str] = []
         self.damage = ""
         try:
             while self._index():
@@ -95,7 +97,9 @@ class Tar:
             if member.size < 0:  # which leads tarfile back to an earlier member
                 raise tarfile.ReadError(f"damaged at byte {member.offset}")
             name = path_text(member.name.removeprefix("./"))
-            if member.isreg() and not name.rpartition("/")[2].startswith("."):
+            if not member.isreg() and not member.isdir():
+                self.links.append(name)
+            elif member.isreg() and not name.rpartition("/")[2].startswith("."):
                 if self.members.pop(name, None):
                     self.repeated.append(name)
                 self.members[name] = member
@@ -203,6 +207,9 @@ def _samples(path: Path, tar: Tar) -> Iterator[Image | ImageError]:
     }
     for repeated in tar.repeated:
         yield ImageError(where + repeated, "a later member of the tar has the same name; rename one of them")
+    for link in tar.links:
+        if link.lower().endswith(tuple(IMAGE_SUFFIXES)):
+            yield ImageError(where + link, "is a link or a device, not a file")
     named = set(map(_first_key, images))
     for key, some in samples.items():
         if key in named and key not in images:
@@ -212,6 +219,9 @@ def _samples(path: Path, tar: Tar) -> Iterator[Image | ImageError]:
     places = [-1, *(tar.members[images[key]].offset for key in order), math.inf]
     for n, key in enumerate(order):
         some, image = samples[key], images[key]
+        for extension, name in some.items():
+            if f".{extension}" in IMAGE_SUFFIXES and name != image:
+                yield ImageError(where + name, f"{image} is the image of this sample; rename one of them")
         texts = {extension: name for extension, name in some.items() if extension in ("txt", "json")}
         if tar.zipped:  # going back would decompress everything again
             for extension, name in tuple(texts.items()):

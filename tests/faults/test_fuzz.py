@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -98,3 +99,15 @@ def test_damaged_pages_of_a_catalog_are_an_error_of_one_line(tmp_path: Path) -> 
     with pytest.raises(IntegrityError, match="is damaged") as refused:
         Retriever.open(tmp_path / "album", encoder=ToyEncoder())
     assert "\n" not in str(refused.value)
+
+
+def test_animated_png_without_frames_is_decoded_without_a_warning() -> None:
+    code = (
+        "import io, struct, zlib; from PIL import Image; from zsqretrieval.data.images import decode\n"
+        "file = io.BytesIO(); Image.new('RGB', (8, 8), 'red').save(file, 'PNG'); png = file.getvalue()\n"
+        "control = b'acTL' + bytes(8)\n"
+        "chunk = struct.pack('>I', 8) + control + struct.pack('>I', zlib.crc32(control))\n"
+        "assert decode(png[:33] + chunk + png[33:]).getpixel((0, 0)) == (255, 0, 0)"
+    )
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")

@@ -167,8 +167,8 @@ _UPRIGHT = {
     8: PILImage.Transpose.ROTATE_90,
 }
 
-# Pillow warns of damaged tags in a TIFF, and decodes it or raises.
-warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+# Pillow warns of damaged tags in a TIFF and of animated PNGs without frames, and decodes them or raises.
+warnings.filterwarnings("ignore", module=r"PIL\.(Png|Tiff)ImagePlugin")
 
 # Usual ranges of pixels deeper than 8 bits, smallest first.
 _RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}

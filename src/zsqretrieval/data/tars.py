@@ -158,7 +158,7 @@ def read_webdataset(tar_paths: Iterable[str | os.PathLike[str]]) -> Iterator[Ima
     """List the images of tar files in the layout of img2dataset and WebDataset.
 
     Members whose names agree up to the last dot are one sample, wherever they are: ``{key}.jpg`` (or another
-    of :data:`IMAGE_SUFFIXES`; the first one counts), ``{key}.txt`` its caption, ``{key}.json`` its metadata,
+    of :data:`IMAGE_SUFFIXES`; the first one), ``{key}.txt`` its caption, ``{key}.json`` its metadata,
     whose ``caption`` is used if there is no text file. An image with further dots in its name, such as
     ``0.mask.png``, is left out if ``0.jpg`` is there and no caption or metadata are its own. Samples without
     an image are skipped. Records hold the encoded bytes; ``id`` is ``{name of the tar without suffix}/{key}``

@@ -15,7 +15,7 @@ import pytest
 from plain import png
 from tars import pack
 from zsqretrieval.album.catalog import Record
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.evaluation.datasets import (
     Dataset,
     read_coco,
@@ -307,6 +307,18 @@ def test_parquet_columns_of_every_text_and_binary_type_are_read(tmp_path: Path, 
     columns = {"jpg": pa.array([png(0), png(1)]).cast(binary), "caption": pa.array(["a", "b"]).cast(text)}
     parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
     assert [query.text for query in read_laion(tmp_path, max_punsafe=None).queries] == ["a", "b"]
+
+
+def test_parquet_column_whose_name_is_not_unicode_is_damage(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pa.table({"jpg": [png(0)], "caption": ["a"], "extra": [1]})
+    parquet.write_table(table, tmp_path / "t.parquet", store_schema=False)
+    whole = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(whole.replace(b"extra", b"\xa5xtra"))
+    with pytest.raises(IntegrityError, match=r"t\.parquet: not a whole parquet file"):
+        read_laion(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["run", "run.gz"])

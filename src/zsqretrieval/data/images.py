@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import re
 import stat
@@ -169,6 +170,7 @@ _UPRIGHT = {
 
 # Pillow warns of damaged tags in a TIFF and of animated PNGs without frames, and decodes them or raises.
 warnings.filterwarnings("ignore", module=r"PIL\.(Png|Tiff)ImagePlugin")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors are printed
 
 # Usual ranges of pixels deeper than 8 bits, smallest first.
 _RANGES = {"I": (255, 65535), "F": (1, 255, 65535)}

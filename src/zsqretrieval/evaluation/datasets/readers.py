@@ -371,7 +371,7 @@ def _read_parquet(tables: Iterable[Path]) -> Iterator[Image]:
                         notes=notes,
                     )
                 first += batch.num_rows
-        except (ArrowException, OSError) as error:  # pyarrow raises both for damaged files
+        except (ArrowException, OSError, UnicodeDecodeError) as error:  # pyarrow's, for damaged files
             reason = " ".join(str(error).split())  # some are several lines
             raise IntegrityError(f"{path}: not a whole parquet file: {reason}; fetch it again") from error
 

@@ -111,3 +111,9 @@ def test_animated_png_without_frames_is_decoded_without_a_warning() -> None:
     )
     ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_errors_that_pillow_logs_are_not_printed() -> None:
+    code = "import logging, zsqretrieval.data.images; logging.getLogger('PIL.TiffImagePlugin').error('65535')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")

@@ -147,7 +147,7 @@ def test_info_shows_generator_and_cached_features(zsq: Zsq, album: Path, colours
     assert (states["dtype"], states["images"]) == ("float32", 4)
     assert states["bytes_on_disk"] == facts["bytes_on_disk"]["states"] > 0
     rows = [line.split() for line in zsq("info", "seen").stdout.splitlines()]
-    assert ["generator", "seer,", "features", "on", "disk"] in rows
+    assert ["generator", "seer,", "features", "kept", "on", "adding"] in rows
     (told,) = [row for row in rows if row[:2] == ["image", "features"]]
     assert told[2:7] == ["4", "of", "4", "images,", "float32,"] and states["fingerprint"] in " ".join(told)
     assert "image features" not in zsq("info", album).stdout and "reader" in zsq("info", album).stdout

@@ -66,16 +66,25 @@ def write_whole(path: Path, pieces: Iterable[str]) -> None:
     """Replace a text file as a whole, compressed if its name ends in ``.gz``; missing folders are made.
 
     Line ends are part of the pieces. Characters that are not Unicode are escaped. A pipe or a device, such as
-    ``/dev/stdout``, is written to; of a link, the file that it leads to is replaced.
+    ``/dev/stdout``, is written to, if somebody reads it; of a link, the file that it leads to is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path = Path(os.path.realpath(path)) if path.is_file() else path
     whole = atomic_write(path) if _is_replaceable(path) else contextlib.nullcontext(path)
-    with whole as unfinished, unfinished.open("wb") as file:
+    with whole as unfinished, open(unfinished, "wb", opener=_at_once) as file:
         # The compressed file holds neither name nor time, so equal texts make equal files.
         zipped = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else None
         with zipped or contextlib.nullcontext(file) as out:
             out.writelines(piece.encode(errors="backslashreplace") for piece in pieces)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody reads is an OSError in place of a wait without end."""
+    if not hasattr(os, "O_NONBLOCK"):
+        return os.open(path, flags, 0o666)
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _is_replaceable(path: Path) -> bool:

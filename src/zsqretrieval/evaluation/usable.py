@@ -91,11 +91,12 @@ def usable_part(
             if id in new_id:
                 own[new_id[id]] = max(grade, own.get(new_id[id], grade))
         qrels[query] = own
-    answered = [query for query in dataset.queries if any(grade > 0 for grade in qrels[query.id].values())]
-    without = [query.id for query in dataset.queries if query not in set(answered)]
-    encoded = zip(answered, encode_texts([query.text for query in answered]), strict=True)
+    has_answer = {id: any(grade > 0 for grade in own.values()) for id, own in qrels.items()}
+    answered = [query for query in dataset.queries if has_answer[query.id]]
+    without = [query.id for query in dataset.queries if not has_answer[query.id]]
+    encoded = list(zip(answered, encode_texts([query.text for query in answered]), strict=True))
     texts = [query.id for query, one in encoded if isinstance(one, InvalidInputError)]
-    answered = [query for query in answered if query.id not in set(texts)]
+    answered = [query for query, one in encoded if not isinstance(one, InvalidInputError)]
     out = {ids[n]: faults[owner[n]] for n in np.flatnonzero(places < 0).tolist()}
     copies = {ids[n]: ids[owner[n]] for n in range(len(ids)) if places[n] >= 0 and owner[n] != n}
     told = {

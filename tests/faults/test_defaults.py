@@ -125,7 +125,7 @@ def _read_only(*_: object) -> None:
 @pytest.fixture
 def hints(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """The log, as if no hint had been given yet."""
-    monkeypatch.setattr(candidates, "_hints", iter([logging.getLogger("zsqretrieval").info]))
+    monkeypatch.setattr(candidates, "_hints", [])
     caplog.set_level(logging.INFO, "zsqretrieval")
     return caplog
 

@@ -247,12 +247,14 @@ class Viewer:
         )
 
 
-_hints = iter([_log.info])  # one in a process
+_hints: list[str] = []  # that were given in this process
 
 
 def _hint(text: str) -> None:
-    for tell in _hints:
-        tell(text)
+    """Log a hint, if it is the first of the process."""
+    if not _hints:
+        _hints.append(text)
+        _log.info(text)
 
 
 def need_generator(viewer: Viewer | None, what: str, instead: str = "") -> Viewer:

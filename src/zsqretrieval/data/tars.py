@@ -151,6 +151,10 @@ _NOTES = (
 )
 
 
+class SurplusError(ImageError):
+    """Names a member that looks like an image but is no sample's: a second image of one, or a link."""
+
+
 # --- samples --------------------------------------------------------------------------------------------
 
 
@@ -165,9 +169,10 @@ def read_webdataset(tar_paths: Iterable[str | os.PathLike[str]]) -> Iterator[Ima
     (with further dots: the whole name), ``source`` is ``{path of the tar}#{member}``.
 
     What cannot be read is yielded as an ImageError that names the member: an image of more than 1 GiB; an
-    image whose name a later member has, too; a caption that belongs to no image, or that a compressed tar
-    holds far from its image. Text and numbers that had to be replaced are named in the notes of the record.
-    Metadata that cannot be read at all is left out, which the notes say as well.
+    image whose name a later member has, too; a link or a second image of a sample (:class:`SurplusError`); a
+    caption that belongs to no image, or that a compressed tar holds far from its image. Text and numbers that
+    had to be replaced are named in the notes of the record. Metadata that cannot be read at all is left out,
+    which the notes say as well.
 
     Raises:
         IntegrityError: a tar is cut short, damaged, or not a tar; names it. The samples before the damage
@@ -209,7 +214,7 @@ def _samples(path: Path, tar: Tar) -> Iterator[Image | ImageError]:
         yield ImageError(where + repeated, "a later member of the tar has the same name; rename one of them")
     for link in tar.links:
         if link.lower().endswith(tuple(IMAGE_SUFFIXES)):
-            yield ImageError(where + link, "is a link or a device, not a file")
+            yield SurplusError(where + link, "is a link or a device, not a file")
     named = set(map(_first_key, images))
     for key, some in samples.items():
         if key in named and key not in images:
@@ -221,7 +226,7 @@ def _samples(path: Path, tar: Tar) -> Iterator[Image | ImageError]:
         some, image = samples[key], images[key]
         for extension, name in some.items():
             if f".{extension}" in IMAGE_SUFFIXES and name != image:
-                yield ImageError(where + name, f"{image} is the image of this sample; rename one of them")
+                yield SurplusError(where + name, f"{image} is the image of this sample; rename one of them")
         texts = {extension: name for extension, name in some.items() if extension in ("txt", "json")}
         if tar.zipped:  # going back would decompress everything again
             for extension, name in tuple(texts.items()):

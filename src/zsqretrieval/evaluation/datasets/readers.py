@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zsqretrieval.data.sources import walk
-from zsqretrieval.data.tars import read_caption, read_webdataset
+from zsqretrieval.data.tars import SurplusError, read_caption, read_webdataset
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError, MissingDependencyError
 from zsqretrieval.evaluation.datasets.dataset import (
     ALT_TEXT,
@@ -232,8 +232,13 @@ def _strings(record: Mapping[str, Any], name: str, place: str) -> list[str]:
 
 
 def read_images(shards: Iterable[Path]) -> Iterator[Image]:
-    """The images of shards; what :func:`~zsqretrieval.data.tars.read_webdataset` cannot read is raised."""
+    """The images of shards; what :func:`~zsqretrieval.data.tars.read_webdataset` cannot read is raised.
+
+    Links and second images of a sample are left out: the data set does not mean them.
+    """
     for image in read_webdataset(shards):
+        if isinstance(image, SurplusError):
+            continue
         if isinstance(image, ImageError):
             raise image
         yield image

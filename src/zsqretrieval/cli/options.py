@@ -44,8 +44,8 @@ class States(str, Enum):
 
 
 def album_path(text: str) -> Path:
-    """As :func:`zsqretrieval.opening.album_path`; ``Path("")`` would be the current folder."""
-    from zsqretrieval import opening
+    """As :func:`zsqretrieval.retriever.opening.album_path`; ``Path("")`` would be the current folder."""
+    from zsqretrieval.retriever import opening
 
     return opening.album_path(text)
 

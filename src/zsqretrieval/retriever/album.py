@@ -1,0 +1,264 @@
+"""An album of images: made, opened, changed and saved.
+
+    add: images --loader--> pixels --encoder--> vectors --one transaction--> catalog --> index
+
+An album is a directory (``docs/albums.md``). Its catalog is the only source of truth; the index is updated
+from it (:mod:`zsqretrieval.album.sync`), so nothing that an ``add`` returned can be lost.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from typing_extensions import Self
+
+from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.processes import Lock
+from zsqretrieval.album.candidates import StatesMode, Viewer
+from zsqretrieval.album.catalog import Record
+from zsqretrieval.album.info import CATALOG
+from zsqretrieval.album.ingest import Adder, AddReport
+from zsqretrieval.data.images import ImageLike
+from zsqretrieval.data.sources import Reopener, Row
+from zsqretrieval.errors import AlbumError
+from zsqretrieval.generators.lazy import LazyGenerator
+from zsqretrieval.presets import Calibration, Preset, preset_named
+from zsqretrieval.protocols import Encoder, Generator, Index
+from zsqretrieval.retriever import opening
+from zsqretrieval.retriever.opening import Parts
+from zsqretrieval.search.expansion import QuestionIndex
+from zsqretrieval.types import MAX_PIXELS, Progress
+
+
+class Album:
+    """The images of a :class:`~zsqretrieval.retriever.Retriever`, with their vectors and their index."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        index: Index | None = None,
+        generator: Generator | LazyGenerator | None = None,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        states: StatesMode = "lazy",
+        calibration: Calibration = Calibration(),  # noqa: B008  # frozen
+    ) -> None:
+        folder = None if path is None else opening.album_path(path).absolute()
+        self._attach(opening.new_parts(encoder, index, generator, folder, states, calibration))
+
+    def _attach(self, parts: Parts) -> None:
+        self.encoder, self.calibration = parts.encoder, parts.calibration
+        self._catalog, self._viewer, self._path = parts.catalog, parts.viewer, parts.path
+        self._index = parts.index
+        self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.index, parts.path)
+        self._saving, self._parts = Lock(), parts
+
+    @classmethod
+    def _of(cls, parts: Parts) -> Self:
+        retriever = cls.__new__(cls)
+        retriever._attach(parts)
+        return retriever
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return opening.pack_parts(replace(self._parts, path=self._path, calibration=self.calibration))
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._attach(opening.unpack_parts(*state))
+
+    # --- opening and saving -------------------------------------------------------------------------------
+
+    @classmethod
+    def from_preset(cls, preset: str | Preset = "mini", *, states: StatesMode = "lazy") -> Self:
+        """Make a retriever in memory from parts that belong together.
+
+        Args:
+            preset: a key of :data:`~zsqretrieval.presets.PRESETS`, or a preset such as
+                ``PRESETS["mini"].variant(index="exact")``.
+            states: as for :class:`Retriever`.
+
+        Raises:
+            InvalidInputError: no such preset, encoder, index or generator.
+            WeightsError: the encoder's weights cannot be found.
+        """
+        return cls._of(opening.preset_parts(preset_named(preset), None, states))
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        preset: str | Preset | None = None,
+        *,
+        encoder: Encoder | None = None,
+        index: Index | None = None,
+        generator: Generator | LazyGenerator | None = None,
+        states: StatesMode | Literal["auto"] = "auto",
+        calibration: Calibration | None = None,
+        trust_parts: bool = False,
+    ) -> Self:
+        """Open an album; with a preset, make it if there is none.
+
+        An existing album keeps its own parts, restored by their plugin names; the generator loads on first
+        use. Images added after the last save are indexed now. A damaged index is rebuilt, with a
+        RuntimeWarning.
+
+        Args:
+            path: the album's directory.
+            preset: parts of a new album; None if the album must exist. The encoder of an existing album must
+                be the preset's.
+            encoder: for an album whose encoder is not a plugin; must have its fingerprint.
+            index: an empty index to fill from the catalog in place of the saved one.
+            generator: replaces the album's generator; :meth:`save` stores it if it is a plugin.
+            states: as for :class:`Retriever`; ``"auto"`` is the album's setting, ``"lazy"`` for a new one.
+            calibration: replaces the album's; :meth:`save` stores it.
+            trust_parts: load whatever files and repositories of weights the album names. False follows only
+                what a preset or you name (docs/albums.md). Code that comes with weights never runs.
+
+        Raises:
+            AlbumError: there is no album and no preset; a part or calibration cannot be restored, or is not
+                trusted; or the album has links, pipes or devices among its files.
+            MismatchError: the album was made with another encoder.
+            InvalidInputError: a part is not of its kind, or ``states`` without a generator that computes
+                features.
+            IntegrityError: the catalog is damaged.
+        """
+        named = None if preset is None else preset_named(preset)
+        given = encoder, index, generator, states, calibration, trust_parts
+        return cls._of(opening.open_parts(opening.album_path(path), named, *given))
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Write the indexes beside the catalog; atomic.
+
+        This only saves the next :meth:`open` from indexing again: images, vectors and features are on disk
+        when :meth:`add` returns. An album in memory needs ``path`` and is on disk afterwards. An index that
+        is not a plugin is not written. Features and kept bytes of removed images are deleted.
+
+        Raises:
+            AlbumError: no path was ever given, the album is elsewhere, or ``path`` holds an album.
+            OSError: the disk refuses; the earlier save is still valid.
+        """
+        with self._saving:
+            if self._path is None:
+                if path is None:
+                    raise AlbumError("this album is in memory; say where to save it: save(path)")
+                folder = opening.album_path(path).absolute()
+                opening.make_folder(folder)
+                self._catalog.move_to(folder / CATALOG)
+                self._path = folder
+            elif path is not None and opening.album_path(path).absolute() != self._path:
+                raise AlbumError(f"this album is in {self._path}; copy that directory to {path} instead")
+            self._index.save(self._path)
+            self._question_index.save(self._path)
+            self._catalog.sweep_kept()
+            if self._viewer is not None:
+                self._viewer.move_to(self._path)
+                self._viewer.sweep(self._catalog.known_digests)
+                described = Viewer.describe(self._viewer)
+                if described["part"] is not None:
+                    self._catalog.change_setting("generator", described)
+            self._catalog.change_setting("calibration", self.calibration.describe())
+
+    def close(self) -> None:
+        """Close the album; call :meth:`save` first to keep the index."""
+        self._catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # --- the album ----------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path | None:
+        """Directory of the album; None while it is in memory."""
+        return self._path
+
+    @property
+    def index(self) -> Index:
+        """The index. Change it only through :meth:`add` and :meth:`remove`."""
+        return self._index.index
+
+    @property
+    def generator(self) -> Generator | None:
+        """The generator, loaded now if it is not yet; None when there is none."""
+        return None if self._viewer is None else self._viewer.generator.get()
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether there is a generator; loads nothing."""
+        return self._viewer is not None
+
+    @property
+    def states(self) -> StatesMode:
+        """When image features are cached."""
+        return None if self._viewer is None else self._viewer.states
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._catalog)
+
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and self._catalog.find(id) is not None
+
+    def __repr__(self) -> str:
+        parts = f"{type(self.encoder).__name__}, {type(self.index).__name__}"
+        return f"Retriever({parts}, in {self._path or 'memory'})"
+
+    def records(self) -> Iterator[Record]:
+        """Iterate over the records of all images, oldest first."""
+        return self._catalog.iter_records()
+
+    def find(self, id: str) -> Record | None:
+        """Look up the record of one image; None when there is none."""
+        return self._catalog.find(id)
+
+    def files(self) -> Reopener:
+        """Open images: ``with retriever.files() as files: files.open(hit.source, hit.digest)``."""
+        return self._catalog.kept.files()
+
+    def add(
+        self,
+        images: ImageLike | Row | Iterable[ImageLike | Row],
+        *,
+        copy: bool = False,
+        batch_size: int = 32,
+        max_pixels: int = MAX_PIXELS,
+        progress: Progress | None = None,
+    ) -> AddReport:
+        """Add images. Each batch is on disk before the next begins, so an interrupted call can be repeated.
+
+        Unreadable images and damaged tars are skipped and named in the report. Equal bytes are one image;
+        changed, moved and renamed files are recognised (docs/albums.md). A known image takes new captions
+        and metadata. The album keeps the bytes of images that are no files.
+
+        Args:
+            images: paths (files, folders, tars, patterns), bytes, PIL images, records, rows of a data set
+                (``{"image": ..., "caption": ..., ...}``), or an iterable of them.
+            copy: keep the bytes of files, too, also of known ones, so that the album works without them.
+            batch_size: images encoded together, >= 1.
+            max_pixels: size limit of an image in pixels, at most 2^30; larger ones are skipped. Images of the
+                album stay readable whatever the limit of a later call is.
+            progress: called after each batch; may raise to stop.
+
+        Raises:
+            InvalidInputError: something is not an image source, or does not exist; metadata is not JSON; or
+                a number is < 1.
+            AlbumError: the disk is full or the album is locked. After any error, earlier batches stay.
+        """
+        check_counts(batch_size=batch_size, max_pixels=max_pixels)
+        adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
+        return adder.add(images, batch_size=batch_size, max_pixels=max_pixels, progress=progress, copy=copy)
+
+    def remove(self, ids: str | Iterable[str]) -> None:
+        """Remove images, their questions and kept bytes by id; all or none. On disk when this returns.
+
+        Raises:
+            InvalidInputError: an id is not in the album, or no string; names it. Nothing has changed.
+        """
+        self._catalog.remove_ids(ids)
+        self._index.update()

@@ -12,7 +12,6 @@ import typer
 from zsqretrieval.cli.console import (
     check_page,
     emit_json,
-    hit_json,
     human_size,
     name_skipped,
     notice,
@@ -52,7 +51,8 @@ if TYPE_CHECKING:
     from zsqretrieval.album.ingest import AddReport
     from zsqretrieval.data.sources import Reopener
     from zsqretrieval.retriever import Retriever
-    from zsqretrieval.types import Hit, Ranking
+    from zsqretrieval.search.ranking import Ranking
+    from zsqretrieval.types import Hit
 
 
 _MODES: dict[States | None, StatesMode | Literal["auto"]] = {
@@ -283,7 +283,7 @@ def search(
             {
                 "album": str(album.absolute()),
                 "query": ranking.query,
-                "hits": [_explained_json(rank, hit) for rank, hit in enumerate(ranking, start=1)],
+                "hits": ranking.to_dicts(),
                 "timings": dict(ranking.timings),
                 "html": None if page is None else str(page),
             }
@@ -317,21 +317,6 @@ def _refuse_question_options(ctx: typer.Context) -> None:
         given = source is not None and source.name != "DEFAULT"
         if given and ctx.params[name] is not Reranks.NONE:  # which is what --image does
             raise typer.BadParameter(f"--{name.replace('_', '-')} needs a question, not --image")
-
-
-def _explained_json(rank: int, hit: Hit) -> dict[str, Any]:
-    """A hit as JSON with its matched question and explanation; null where there is none."""
-    from zsqretrieval.search.explain import words
-
-    one = hit.explanation
-    explanation = one and {
-        "answer": one.answer,
-        "words": [{"text": word.text, "gain": word.gain} for word in words(one)],
-        "tokens": list(one.tokens),
-        "with_image": one.with_image.tolist(),
-        "without_image": one.without_image.tolist(),
-    }
-    return hit_json(rank, hit) | {"matched_question": hit.matched_question, "explanation": explanation}
 
 
 def explanation_lines(hit: Hit) -> list[str]:

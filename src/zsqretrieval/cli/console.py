@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from zsqretrieval._util.checks import printable
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -60,24 +61,6 @@ def show(columns: Iterable[str], rows: Iterable[Iterable[str]], *, numbers: Coll
 def emit_json(facts: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout, in ASCII, which every code page of Windows can carry."""
     _console(stderr=False).out(json.dumps(facts, indent=2, allow_nan=False), highlight=False)
-
-
-def printable(text: str) -> str:
-    r"""Replace control characters by ``\xNN``, so that a file name cannot control the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def hit_json(rank: int, hit: Hit) -> dict[str, Any]:
-    """A hit as JSON; the score is null if there is none."""
-    return {
-        "rank": rank,
-        "id": hit.id,
-        "source": hit.source,
-        "score": hit.score,
-        "scores": dict(hit.scores),
-        "caption": hit.caption,
-        "metadata": dict(hit.metadata),
-    }
 
 
 def score_columns(hits: Iterable[Hit]) -> dict[str, str]:

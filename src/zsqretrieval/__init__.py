@@ -13,6 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zsqretrieval.album.filters import Field as Field
+    from zsqretrieval.album.filters import Filter as Filter
     from zsqretrieval.encoders.clip import CLIPEncoder as CLIPEncoder
     from zsqretrieval.errors import ZsqError as ZsqError
     from zsqretrieval.generators.kosmos import Kosmos1Generator as Kosmos1Generator
@@ -37,6 +39,8 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "CLIPEncoder": "encoders.clip",
     "Encoder": "protocols",
+    "Field": "album.filters",
+    "Filter": "album.filters",
     "Generator": "protocols",
     "HNSWIndex": "indexes.hnsw",
     "Hit": "types",

@@ -27,6 +27,7 @@ from zsqretrieval._util.checks import check_counts, is_unicode, shown
 from zsqretrieval._util.files import locked, sync_directory
 from zsqretrieval.album import questions
 from zsqretrieval.album.changes import VectorLog, key_list
+from zsqretrieval.album.fields import FieldTable
 from zsqretrieval.album.kept import IMAGES, KeptImages
 from zsqretrieval.album.questions import QuestionTable
 from zsqretrieval.album.sqlite import CHUNK, Database, Table, to_json
@@ -110,6 +111,7 @@ class Catalog:
     Attributes:
         log: vectors of the images, and their change log.
         questions: questions generated for the images.
+        fields: metadata and other fields of the images, for filters.
         kept: encoded bytes of images, in a folder beside the file.
     """
 
@@ -125,6 +127,7 @@ class Catalog:
             database, dim, vectors=_VECTORS, numbered="images", removals="removals", what="image"
         )
         self.questions = QuestionTable(database, dim, _IMAGES)
+        self.fields = FieldTable(database)
         self.check_place()  # remembers the write-ahead log, which exists by now
 
     @classmethod

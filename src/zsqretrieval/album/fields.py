@@ -1,0 +1,159 @@
+"""The fields of a catalog's images, built in and of their metadata, and filters over them in SQL.
+
+Comparisons are guarded by the type of the JSON value, because SQLite would order any text above any number.
+Numbers of filters and catalog are read from JSON by the same code, so that equal ones are equal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsqretrieval._util.checks import shown
+from zsqretrieval.album.filters import BUILT_IN, METADATA, Filter, Value, field_name
+from zsqretrieval.album.sqlite import Database
+from zsqretrieval.errors import InvalidInputError
+
+_SQL: TypeAlias = "tuple[str, list[Any]]"  # an expression and its arguments
+
+_SHOWN = 40  # fields that an error names
+_BATCH = 900
+
+
+@final
+class FieldTable:
+    """The fields of the images of a catalog."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: set[tuple[str, ...]] = {(name,) for name in BUILT_IN}
+
+    def matching(self, filter: Filter) -> NDArray[np.int64]:
+        """The keys int64 [m], rising, of the images that a filter admits.
+
+        Raises:
+            InvalidInputError: not a filter, or no image has one of its fields; names those that there are.
+        """
+        if not isinstance(filter, Filter):
+            raise InvalidInputError(
+                f'a filter must be made like Field("year") > 2010 or Filter.parse("year > 2010"), not '
+                f"{shown(filter)}"
+            )
+        where, arguments = _compiled(filter)
+        with self._database.transaction():
+            self._check_known(filter)
+            rows = self._database.rows(f"SELECT key FROM images WHERE {where} ORDER BY key", arguments)
+        return np.fromiter((key for (key,) in rows), np.int64, len(rows))
+
+    def names(self) -> list[str]:
+        """The names of all fields, for :class:`~zsqretrieval.album.filters.Field`: built-in ones first."""
+        found: set[tuple[str, ...]] = set()
+        last = 0
+        query = "SELECT key, metadata FROM images WHERE key > ? ORDER BY key LIMIT ?"
+        while rows := self._database.rows(query, (last, _BATCH)):
+            for last, text in rows:
+                found.update(
+                    _leaves(self._database.from_json(text, f"metadata of image {last}"), (METADATA,))
+                )
+        return [*BUILT_IN, *sorted(map(field_name, found))]
+
+    def _check_known(self, filter: Filter) -> None:
+        for path in sorted(filter.fields() - self._known):
+            kind = _place(path)[1]
+            if self._database.rows(f"SELECT 1 FROM images WHERE {kind} IS NOT NULL LIMIT 1"):
+                self._known.add(path)
+            elif names := self.names() if self._database.value("SELECT count(*) FROM images") else []:
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                raise InvalidInputError(
+                    f"no image of {self._database.where} has the field {field_name(path)}; the fields are "
+                    f"{', '.join(names[:_SHOWN])}{more}"
+                )
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The paths of all values in nested objects; an empty key has no name."""
+    if not isinstance(value, Mapping):
+        yield path
+        return
+    for key, inner in value.items():
+        if key:
+            yield from _leaves(inner, (*path, key))
+
+
+# --- SQL ----------------------------------------------------------------------------------------------------
+
+
+def _compiled(filter: Filter) -> _SQL:
+    """A filter as a condition on a row of images, true or else false or NULL."""
+    if filter.op == "not":
+        inner, arguments = _compiled(filter.parts[0])
+        return f"NOT ifnull({inner}, 0)", arguments
+    if filter.op in ("and", "or"):
+        parts = [_compiled(part) for part in filter.parts]
+        joined = f" {filter.op.upper()} ".join(sql for sql, _ in parts)
+        return f"({joined})", [one for _, some in parts for one in some]
+    value, kind = _place(filter.path)
+    if filter.op == "in":
+        return _equals(value, kind, filter.values)
+    given = filter.values[0]
+    if filter.op == "contains":
+        items = f"json_each(CASE {kind} WHEN 'array' THEN {value} ELSE '[]' END) AS item"
+        member, arguments = _equals("item.value", "item.type", filter.values)
+        sql = f"EXISTS (SELECT 1 FROM {items} WHERE {member})"
+        if isinstance(given, str):
+            sql, arguments = f"({sql} OR {kind} = 'text' AND instr({value}, ?))", [*arguments, given]
+        return sql, arguments
+    if isinstance(given, str):
+        return f"({kind} = 'text' AND {value} {filter.op} ?)", [given]
+    number = "json_extract(?, '$')"
+    return f"({kind} IN {_NUMBER} AND {value} {filter.op} {number})", [json.dumps(given)]
+
+
+_NUMBER = "('integer', 'real')"
+
+
+def _equals(value: str, kind: str, given: Sequence[Value]) -> _SQL:
+    """Whether a value of a kind is one of those given."""
+    texts = [one for one in given if isinstance(one, str)]
+    numbers = [one for one in given if isinstance(one, int | float) and not isinstance(one, bool)]
+    sql: list[str] = []
+    arguments: list[Any] = []
+    for guard, some in ((f"{kind} = 'text'", texts), (f"{kind} IN {_NUMBER}", numbers)):
+        if some:
+            sql.append(f"{guard} AND {value} IN (SELECT value FROM json_each(?))")
+            arguments.append(json.dumps(some))
+    sql += [f"{kind} = '{json.dumps(one)}'" for one in (True, False) if any(one is any_ for any_ in given)]
+    if None in given:
+        sql.append(f"{value} IS NULL")
+    return f"({' OR '.join(sql) or '0'})", arguments
+
+
+def _place(path: tuple[str, ...]) -> tuple[str, str]:
+    """SQL of a field's value and of its JSON type; both NULL where it is missing."""
+    if path[0] != METADATA:
+        return path[0], f"CASE WHEN {path[0]} IS NOT NULL THEN '{_KINDS.get(path[0], 'text')}' END"
+    keys = [json.dumps(key) for key in path[1:]]  # escaped as in the catalog
+    if not any("\\" + '"' in key for key in keys):
+        at = _quoted(f"$.{'.'.join(keys)}")
+        return f"json_extract(metadata, {at})", f"json_type(metadata, {at})"
+    # Older versions of SQLite cannot quote a quotation mark in a path.
+    inner = "metadata"
+    steps, conditions = [], []
+    for n, key in enumerate(keys):
+        steps.append(f"json_each({inner}) AS step{n}")
+        conditions.append(f"step{n}.key = json_extract({_quoted(key)}, '$')")
+        inner = f"CASE step{n}.type WHEN 'object' THEN step{n}.value ELSE '{{}}' END"
+    found = f"FROM {', '.join(steps)} WHERE {' AND '.join(conditions)}"
+    last = f"step{len(steps) - 1}"
+    return f"(SELECT {last}.value {found})", f"(SELECT {last}.type {found})"
+
+
+_KINDS = {"width": "integer", "height": "integer", "bytes": "integer"}
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

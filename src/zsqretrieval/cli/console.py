@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from zsqretrieval.data.loader import Skipped
     from zsqretrieval.search.display import Stage
+    from zsqretrieval.search.ranking import Ranking
     from zsqretrieval.types import Hit, Progress
 
 _NAMED = 10  # skipped images that are named for people
@@ -61,6 +62,13 @@ def show(columns: Iterable[str], rows: Iterable[Iterable[str]], *, numbers: Coll
 def emit_json(facts: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout, in ASCII, which every code page of Windows can carry."""
     _console(stderr=False).out(json.dumps(facts, indent=2, allow_nan=False), highlight=False)
+
+
+def show_pictures(ranking: Ranking) -> None:
+    """Print a ranking with thumbnails, on a terminal that can show them."""
+    console = _console(stderr=False)
+    if console.is_terminal and console.color_system == "truecolor":
+        console.print(ranking)
 
 
 def score_columns(hits: Iterable[Hit]) -> dict[str, str]:

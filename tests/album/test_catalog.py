@@ -475,8 +475,8 @@ def test_foreign_and_newer_files_are_refused(path: Path) -> None:
         Catalog.open(path)
     path.unlink()
     Catalog.create(path, dim=DIM).close()
-    run_sql(path, "PRAGMA user_version = 3")
-    with pytest.raises(IntegrityError, match="format 3, not 2; use the zsqretrieval"):
+    run_sql(path, "PRAGMA user_version = 4")
+    with pytest.raises(IntegrityError, match="format 4, not 3; use the zsqretrieval"):
         Catalog.open(path)
 
 

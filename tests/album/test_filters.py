@@ -6,8 +6,10 @@ import math
 import operator
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from refusing import refused
 from zsqretrieval import Field, Filter
 from zsqretrieval.album.catalog import Catalog
+from zsqretrieval.album.filters import field_name
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.errors import IntegrityError
 
@@ -204,6 +207,41 @@ def test_filter_sees_changes_of_the_catalog(catalog: Catalog) -> None:
     assert catalog.fields.matching(late).tolist() == [3]
 
 
+def test_indexed_fields_follow_every_change(tmp_path: Path) -> None:
+    with Catalog.create(tmp_path / "catalog.sqlite", dim=DIM) as catalog:
+        catalog.add([image(1, {"year": 2009}), image(2, {"tags": ["a"]})])
+        catalog.fields.index(["year", "tags", '`new "`', "width", "year"])
+        assert catalog.fields.indexed() == ["year", "tags", '`new "`', "width"]
+        catalog.add([image(3, {"year": 2015, 'new "': "x"})])
+        catalog.rename([replace(catalog.records([2])[0], metadata={"year": 2020})])
+        catalog.remove([1])
+        catalog.verify()
+    with Catalog.open(tmp_path / "catalog.sqlite") as catalog:
+        for text, keys in {"year > 2000": [2, 3], "not tags exists": [2, 3], "`new \"` = 'x'": [3]}.items():
+            assert catalog.fields.matching(Filter.parse(text)).tolist() == keys
+        catalog._database.rows("UPDATE field_values SET value = 1 WHERE image = 3 AND field = 0")
+        with pytest.raises(IntegrityError, match="field year are damaged"):
+            catalog.verify()
+        catalog.fields.index(["year"])
+        catalog.verify()
+        catalog.fields.index([])
+        assert catalog._database.value("SELECT count(*) FROM field_values") == 0
+        catalog._database.rows("INSERT INTO indexed_fields VALUES (1, 'a..b', 0)")
+        with pytest.raises(IntegrityError, match="damaged"):
+            catalog.fields.indexed()
+
+
+def test_indexed_field_is_found_without_reading_metadata(catalog: Catalog) -> None:
+    catalog.fields.index(["year"])
+    plan = catalog._database.rows(
+        "EXPLAIN QUERY PLAN SELECT image FROM field_values WHERE field = 0 AND kind = 'text'"
+    )
+    assert "COVERING INDEX field_values_sorted (field=? AND kind=?)" in plan[0][3]
+    catalog.fields.matching(Field("year") > 1)
+    catalog._database.rows("UPDATE images SET metadata = '{'")
+    assert catalog.fields.matching((Field("year") > 2010) | (Field("year") == "x")).tolist() == [2]
+
+
 def test_damaged_metadata_is_an_integrity_error(catalog: Catalog) -> None:
     catalog._database.rows("UPDATE images SET metadata = '{' WHERE key = 2")
     for call in (lambda: catalog.fields.matching(Field("year") > 1), catalog.fields.names):
@@ -264,7 +302,8 @@ def test_largest_filters_compile() -> None:
     assert deep.depth == 12
     assert Filter.parse(str(deep)) == deep
     assert admitted(wide, {"x": None}, {"x": 3}) == [0]
-    assert admitted(~deep, {"x": 5, '"': {"x": ["a"]}}, {"x": 1}) == [0]
+    rows = [{"x": 5, '"': {"x": ["a"]}}, {"x": 1}, {"x": 4}]
+    assert admitted(deep, *rows) == [n for n, row in enumerate(rows) if admits(deep, {"metadata": row})]
     for key in ("x", '"'):
         nested: Any = 1
         for _ in range(50):
@@ -439,6 +478,9 @@ def test_sql_admits_what_a_plain_evaluator_admits(records: list[dict[str, Any]],
         catalog.fields._known |= filter.fields()  # also those that no record has
         found = catalog.fields.matching(filter) - 1
         rest = catalog.fields.matching(~filter) - 1
+        catalog.fields.index(map(field_name, filter.fields()))
+        assert (catalog.fields.matching(filter) - 1).tolist() == found.tolist()
+        catalog.verify()
     expected = [n for n, record in enumerate(images) if admits(filter, record)]
     assert found.tolist() == expected
     assert sorted([*found, *rest]) == [*range(len(records))]

@@ -25,7 +25,7 @@ from typing_extensions import Self
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_counts, is_unicode, shown
 from zsqretrieval._util.files import locked, sync_directory
-from zsqretrieval.album import questions
+from zsqretrieval.album import fields, questions
 from zsqretrieval.album.changes import VectorLog, key_list
 from zsqretrieval.album.fields import FieldTable
 from zsqretrieval.album.kept import IMAGES, KeptImages
@@ -51,7 +51,7 @@ class Record:
 
 
 _APPLICATION_ID = 0x7A737143  # "zsqC", in the header of the file
-_VERSION = 2
+_VERSION = 3
 _PAGE_SIZE = 16384  # with 4096, a row and its vector of 512 float32 leave half of every page empty
 _BATCH = 900  # records read at once
 
@@ -78,6 +78,7 @@ _SCHEMA = (
     """CREATE TABLE snapshots (
         name TEXT PRIMARY KEY, value TEXT NOT NULL, crc32 INTEGER NOT NULL) WITHOUT ROWID""",
     *questions.SCHEMA,
+    *fields.SCHEMA,
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {_VERSION}",
 )
@@ -295,6 +296,7 @@ class Catalog:
                 self._refuse_present(images, first)
                 raise
             run.executemany(_VECTORS.insert, map(_VECTORS.pack, zip(keys, packed, strict=True)))
+            self.fields.follow(keys)
         return np.asarray(keys, dtype=np.int64)
 
     def _refuse_present(self, images: Sequence[NewImage], first: int) -> None:
@@ -330,6 +332,7 @@ class Catalog:
                     " WHERE key = ?",
                     (id, source, *row[-3:], key),
                 )
+            self.fields.follow(keys)
 
     def remove(self, keys: ArrayLike) -> None:
         """Remove images by keys int64 [n], each present and given once; all or none, with their questions."""
@@ -453,6 +456,7 @@ class Catalog:
                 self._database.verify(table)
             self.log.verify()
             self.questions.verify()
+            self.fields.verify()
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """As :meth:`Database.backup <zsqretrieval.album.sqlite.Database.backup>`."""

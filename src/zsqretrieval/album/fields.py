@@ -2,22 +2,40 @@
 
 Comparisons are guarded by the type of the JSON value, because SQLite would order any text above any number.
 Numbers of filters and catalog are read from JSON by the same code, so that equal ones are equal.
+
+The values of fields that are filtered often are kept in a table of their own, sorted. It is no index on an
+expression of SQLite's: the schema would then name fields, and could not be compared with one that is fixed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import shown
-from zsqretrieval.album.filters import BUILT_IN, METADATA, Filter, Value, field_name
-from zsqretrieval.album.sqlite import Database
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.album.filters import BUILT_IN, METADATA, Field, Filter, Value, field_name
+from zsqretrieval.album.sqlite import Database, Table
+from zsqretrieval.errors import IntegrityError, InvalidInputError
 
+SCHEMA = (
+    "CREATE TABLE indexed_fields (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, crc32 INTEGER NOT NULL)",
+    """CREATE TABLE field_values (
+        image INTEGER NOT NULL REFERENCES images ON DELETE CASCADE,
+        field INTEGER NOT NULL REFERENCES indexed_fields ON DELETE CASCADE,
+        kind TEXT,
+        value,
+        PRIMARY KEY (image, field)) WITHOUT ROWID""",
+    "CREATE INDEX field_values_sorted ON field_values (field, kind, value)",
+)
+"""Tables of indexed fields; each has a row for every image, with NULL where it has no value."""
+
+_INDEXED = Table("indexed_fields", "indexed field", id=int, name=str)
+
+_Path: TypeAlias = tuple[str, ...]
 _SQL: TypeAlias = "tuple[str, list[Any]]"  # an expression and its arguments
 
 _SHOWN = 40  # fields that an error names
@@ -30,7 +48,7 @@ class FieldTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._known: set[tuple[str, ...]] = {(name,) for name in BUILT_IN}
+        self._known: set[_Path] = {(name,) for name in BUILT_IN}
 
     def matching(self, filter: Filter) -> NDArray[np.int64]:
         """The keys int64 [m], rising, of the images that a filter admits.
@@ -43,15 +61,63 @@ class FieldTable:
                 f'a filter must be made like Field("year") > 2010 or Filter.parse("year > 2010"), not '
                 f"{shown(filter)}"
             )
-        where, arguments = _compiled(filter)
         with self._database.transaction():
-            self._check_known(filter)
+            indexed = self._indexed()
+            self._check_known(filter.fields() - indexed.keys())
+            where, arguments = _compiled(filter, indexed)
             rows = self._database.rows(f"SELECT key FROM images WHERE {where} ORDER BY key", arguments)
         return np.fromiter((key for (key,) in rows), np.int64, len(rows))
 
+    def index(self, names: Iterable[str]) -> None:
+        """Keep the values of exactly these fields sorted, so that filters on them need not read all metadata.
+
+        A field may be one that no image has yet. On disk when this returns.
+        """
+        wanted = [Field(name).path for name in names]
+        with self._database.transaction("IMMEDIATE") as run:
+            run.execute("DELETE FROM indexed_fields")
+            rows = enumerate(map(field_name, dict.fromkeys(wanted)))
+            run.executemany(_INDEXED.insert, map(_INDEXED.pack, rows))
+            self.follow()
+
+    def indexed(self) -> list[str]:
+        """The names of the indexed fields."""
+        return [field_name(path) for path in self._indexed()]
+
+    def follow(self, keys: Sequence[int] | None = None) -> None:
+        """Bring indexed values up to date after images, by default all, were added or have new metadata."""
+        chosen = "" if keys is None else "WHERE key IN (SELECT value FROM json_each(?))"
+        for path, id in self._indexed().items():
+            value, kind = _place(path)
+            self._database.rows(
+                f"INSERT OR REPLACE INTO field_values SELECT key, {id}, {kind}, {value} FROM images {chosen}",
+                () if keys is None else (json.dumps(list(keys)),),
+            )
+
+    def verify(self) -> None:
+        """Compare the indexed values with the metadata; a difference is an IntegrityError."""
+        for path, id in self._indexed().items():
+            value, kind = _place(path)
+            stored = f"SELECT image, kind, value FROM field_values WHERE field = {id}"
+            derived = f"SELECT key, {kind}, {value} FROM images"
+            for one, other in ((stored, derived), (derived, stored)):
+                if self._database.rows(f"SELECT 1 FROM ({one} EXCEPT {other}) LIMIT 1"):
+                    raise IntegrityError(
+                        f"{self._database.where}: the indexed values of the field {field_name(path)} are "
+                        "damaged; index the fields again"
+                    )
+
+    def _indexed(self) -> dict[_Path, int]:
+        """Paths of the indexed fields, and their numbers in the table of values."""
+        rows = self._database.rows(f"SELECT {_INDEXED.columns} FROM indexed_fields ORDER BY id")
+        try:
+            return {Field(name).path: id for id, name in self._database.checked(_INDEXED, rows)}
+        except InvalidInputError as error:
+            raise IntegrityError(f"{self._database.where}: an indexed field is damaged: {error}") from error
+
     def names(self) -> list[str]:
         """The names of all fields, for :class:`~zsqretrieval.album.filters.Field`: built-in ones first."""
-        found: set[tuple[str, ...]] = set()
+        found: set[_Path] = set()
         last = 0
         query = "SELECT key, metadata FROM images WHERE key > ? ORDER BY key LIMIT ?"
         while rows := self._database.rows(query, (last, _BATCH)):
@@ -61,8 +127,9 @@ class FieldTable:
                 )
         return [*BUILT_IN, *sorted(map(field_name, found))]
 
-    def _check_known(self, filter: Filter) -> None:
-        for path in sorted(filter.fields() - self._known):
+    def _check_known(self, paths: set[_Path]) -> None:
+        """Raise InvalidInputError for a field that no image has, unless there are no images."""
+        for path in sorted(paths - self._known):
             kind = _place(path)[1]
             if self._database.rows(f"SELECT 1 FROM images WHERE {kind} IS NOT NULL LIMIT 1"):
                 self._known.add(path)
@@ -74,7 +141,7 @@ class FieldTable:
                 )
 
 
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _leaves(value: Any, path: _Path) -> Iterator[_Path]:
     """The paths of all values in nested objects; an empty key has no name."""
     if not isinstance(value, Mapping):
         yield path
@@ -87,16 +154,24 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 # --- SQL ----------------------------------------------------------------------------------------------------
 
 
-def _compiled(filter: Filter) -> _SQL:
+def _compiled(filter: Filter, indexed: Mapping[_Path, int]) -> _SQL:
     """A filter as a condition on a row of images, true or else false or NULL."""
     if filter.op == "not":
-        inner, arguments = _compiled(filter.parts[0])
+        inner, arguments = _compiled(filter.parts[0], indexed)
         return f"NOT ifnull({inner}, 0)", arguments
     if filter.op in ("and", "or"):
-        parts = [_compiled(part) for part in filter.parts]
+        parts = [_compiled(part, indexed) for part in filter.parts]
         joined = f" {filter.op.upper()} ".join(sql for sql, _ in parts)
         return f"({joined})", [one for _, some in parts for one in some]
-    value, kind = _place(filter.path)
+    if filter.path in indexed:
+        sql, arguments = _condition(filter, "field_values.value", "field_values.kind")
+        values = f"SELECT image FROM field_values WHERE field = {indexed[filter.path]}"
+        return f"key IN ({values} AND {sql})", arguments
+    return _condition(filter, *_place(filter.path))
+
+
+def _condition(filter: Filter, value: str, kind: str) -> _SQL:
+    """A comparison of a value of a kind, as a condition."""
     if filter.op == "in":
         return _equals(value, kind, filter.values)
     given = filter.values[0]
@@ -132,7 +207,7 @@ def _equals(value: str, kind: str, given: Sequence[Value]) -> _SQL:
     return f"({' OR '.join(sql) or '0'})", arguments
 
 
-def _place(path: tuple[str, ...]) -> tuple[str, str]:
+def _place(path: _Path) -> tuple[str, str]:
     """SQL of a field's value and of its JSON type; both NULL where it is missing."""
     if path[0] != METADATA:
         return path[0], f"CASE WHEN {path[0]} IS NOT NULL THEN '{_KINDS.get(path[0], 'text')}' END"

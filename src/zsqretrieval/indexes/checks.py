@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from zsqretrieval._util.checks import shown
 from zsqretrieval.errors import InvalidInputError, PartError
-from zsqretrieval.protocols import Index
+from zsqretrieval.protocols import FilteredIndex, Index
 from zsqretrieval.types import Neighbors
 
 _UNIT_TOLERANCE = 1e-6
@@ -97,18 +97,28 @@ def _as_array(values: ArrayLike, name: str) -> NDArray[Any]:
         raise InvalidInputError(f"{name} cannot be read as an array: {error}") from error
 
 
-def nearest(index: Index, vectors: NDArray[np.float32], k: int) -> Neighbors:
+def nearest(
+    index: Index, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | None = None
+) -> Neighbors:
     """Search an index, which may be a plugin, and check its answer: as :meth:`Index.search`.
 
-    An index answers with k columns however few vectors it has, so k is cut to their number.
+    An index answers with k columns however few vectors it has, so k is cut to their number. With ``among``,
+    keys int64 [m], it must be a FilteredIndex, and this is as :meth:`FilteredIndex.search_among`.
 
     Raises:
         PartError: wrong shapes or dtypes, scores that are not finite, not cosines or not best first, a
-            negative or repeated key, or padding in front of a key.
+            negative or repeated key or one that is not in ``among``, or padding in front of a key.
     """
-    k = min(k, max(len(index), 1))
-    found = index.search(vectors, k)
-    if wrong := _wrong(found, len(vectors), k):
+    if among is None:
+        k = min(k, max(len(index), 1))
+        found = index.search(vectors, k)
+    else:
+        assert isinstance(index, FilteredIndex)
+        found = index.search_among(vectors, k, among)
+    wrong = _wrong(found, len(vectors), k)
+    if wrong is None and among is not None and not np.isin(found.keys, np.append(among, -1)).all():
+        wrong = "a key that is not among those given"
+    if wrong:
         raise PartError(
             f"the index {type(index).__name__} gave {wrong}; it breaks its contract, which "
             "zsqretrieval.testing.check_index checks"

@@ -40,13 +40,13 @@ def block(main: dict[int, Any] | None = None, photo: Any = PHOTO, place: Any = P
     return exif
 
 
-def encoded(exif: PILImage.Exif | bytes, format: str = "JPEG", colour: str = "red") -> bytes:
+def encoded(exif: PILImage.Exif, format: str = "JPEG", colour: str = "red") -> bytes:
     buffer = io.BytesIO()
     image = PILImage.new("RGB", (32, 24), colour)
     if format == "HEIC":
-        pillow_heif.from_pillow(image).save(buffer, exif=exif if isinstance(exif, bytes) else exif.tobytes())
+        pillow_heif.from_pillow(image).save(buffer, exif=exif.tobytes())
     else:
-        image.save(buffer, format, exif=exif)
+        image.save(buffer, format, exif=exif.tobytes())
     return buffer.getvalue()
 
 

@@ -14,6 +14,7 @@ from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from zsqretrieval.album.candidates import StatesMode
+    from zsqretrieval.album.filters import Filter
     from zsqretrieval.presets import Preset
     from zsqretrieval.retriever import Retriever
     from zsqretrieval.search.rerank import Rerank
@@ -128,6 +129,29 @@ Device = Annotated[
         show_default="the best there is",
     ),
 ]
+
+
+def parse_where(text: str) -> Filter:
+    """Parse the value of ``--where``; one that is no filter is a usage error."""
+    from zsqretrieval.album.filters import Filter
+
+    try:
+        return Filter.parse(text)
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Where = Annotated[
+    Any,
+    typer.Option(
+        "--where",
+        metavar="FILTER",
+        parser=parse_where,
+        help="Only images that this admits, such as \"year > 2010 and camera contains 'X100'\"; `zsq info` "
+        "lists the fields.",
+    ),
+]
+"""A :class:`~zsqretrieval.album.filters.Filter`, or None."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 

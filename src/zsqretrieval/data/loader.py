@@ -63,7 +63,7 @@ class NewImage:
 
 @final
 class Loader:
-    """Reads and decodes images on a few threads; each has its encoded bytes with ``copy``, EXIF with ``exif``.
+    """Reads and decodes images on a few threads: with ``copy`` also their encoded bytes, with ``exif`` EXIF.
 
     Some 256 MiB of encoded images and 64 million decoded pixels are in memory together, or one larger image.
 

@@ -409,7 +409,7 @@ def index_fields(
         list[str] | None, typer.Argument(metavar="FIELD...", help="Fields, as `zsq info` lists them.")
     ] = None,
 ) -> None:
-    """Sort the values of exactly these fields, for faster filters; without fields, of none. Loads no model."""
+    """Sort the values of exactly these fields, or of none, for faster filters. Loads no model."""
     from zsqretrieval.album.catalog import Catalog
     from zsqretrieval.album.info import find_catalog
 

@@ -26,10 +26,11 @@ from zsqretrieval.presets import PRESETS, Calibration, Preset
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.fusion import Maximum, ReciprocalRank, RerankOnly, WeightedSum, best_first
 from zsqretrieval.search.priors import Prior, log_prior
+from zsqretrieval.search.ranking import Ranking
 from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.search.scoring import Likelihood, YesNo, score_pairs
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
-from zsqretrieval.types import Image, Ranking
+from zsqretrieval.types import Image
 
 ENCODER = ToyEncoder()
 TOY = ToyGenerator()

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from zsqretrieval.protocols import Index as Index
     from zsqretrieval.retriever import Retriever as Retriever
     from zsqretrieval.search.fusion import WeightedSum as WeightedSum
+    from zsqretrieval.search.query import Query as Query
+    from zsqretrieval.search.ranking import Ranking as Ranking
     from zsqretrieval.search.rerank import Rerank as Rerank
     from zsqretrieval.search.scoring import Likelihood as Likelihood
     from zsqretrieval.search.scoring import YesNo as YesNo
     from zsqretrieval.types import Hit as Hit
     from zsqretrieval.types import Image as Image
-    from zsqretrieval.types import Ranking as Ranking
 
 __version__ = "0.1.0.dev0"
 
@@ -48,7 +49,8 @@ _HOME = {
     "Kosmos1Generator": "generators.kosmos",
     "Likelihood": "search.scoring",
     "PRESETS": "presets",
-    "Ranking": "types",
+    "Query": "search.query",
+    "Ranking": "search.ranking",
     "Rerank": "search.rerank",
     "Retriever": "retriever",
     "VLMGenerator": "generators.vlm.model",

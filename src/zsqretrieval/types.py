@@ -143,8 +143,8 @@ class Hit:
         key: the image's int64 key in the catalog and the index.
         id: the image's name in the catalog.
         source: origin of the image.
-        score: score that the ranking is sorted by; higher is better. None for a candidate that could not be
-            scored, and in a dialog for an impossible one.
+        score: score that the ranking is sorted by; higher is better. None for a candidate that was not or
+            could not be scored by the last stage, and in a dialog for an impossible one.
         scores: finite score of every stage by name; higher is better. ``"first_stage"``: cosine similarity.
             ``"likelihood"`` or ``"yes_no"``: generator score. ``"fused"``: both combined. With expansion,
             ``"image_similarity"`` and ``"question_similarity"``: cosine similarities to the image and to its
@@ -156,6 +156,9 @@ class Hit:
         explanation: explanation of the hit; None unless asked for, or if the image cannot be opened.
         digest: hexadecimal SHA-256 of the image (:func:`zsqretrieval.data.images.digest`), which tells
             whether ``source`` still holds it; None when unknown.
+        duplicates: number of near-duplicates that this hit stands for (``search(collapse=...)``).
+        probability: estimated probability that the image is relevant (``search(min_probability=...)``); None
+            when not asked for.
     """
 
     key: int
@@ -168,26 +171,5 @@ class Hit:
     matched_question: str | None = None
     explanation: Explanation | None = None
     digest: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking(Sequence[Hit]):
-    """Hits for one query, best first; a sequence of :class:`Hit`.
-
-    Attributes:
-        query: the question, or the source of the query image.
-        hits: the hits, best first.
-        timings: seconds by stage.
-        truncated: whether the encoder cut the question, so that the first stage knows only its beginning.
-    """
-
-    query: str
-    hits: tuple[Hit, ...]
-    timings: Mapping[str, float] = field(default_factory=dict)
-    truncated: bool = False
-
-    def __len__(self) -> int:
-        return len(self.hits)
-
-    def __getitem__(self, position: Any) -> Any:
-        return self.hits[position]
+    duplicates: int = 0
+    probability: float | None = None

@@ -17,7 +17,8 @@ from PIL import Image as PILImage
 
 from zsqretrieval.errors import ImageError
 from zsqretrieval.search.display import Row, contact_sheet, thumbnail, thumbnails
-from zsqretrieval.types import Explanation, Hit, Ranking
+from zsqretrieval.search.ranking import Ranking
+from zsqretrieval.types import Explanation, Hit
 
 
 def hit(id: str, score: float = 0.5, source: str = "", caption: str | None = None, **scores: float) -> Hit:

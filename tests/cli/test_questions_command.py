@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from running import Zsq
-from zsqretrieval.cli.album import explanation_lines
+from zsqretrieval.cli.search import explanation_lines
 from zsqretrieval.types import Explanation, Hit
 
 

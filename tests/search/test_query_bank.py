@@ -210,8 +210,8 @@ def test_image_removed_during_search_is_left_out(
     bank = retriever.query_bank(["red"])
     inside = retriever._first_stage._nearest
 
-    def found(queries: Any, k: int) -> Any:
-        answer = inside(queries, k)
+    def found(*asked: Any) -> Any:
+        answer = inside(*asked)
         retriever.remove("red.png")
         return answer
 

@@ -59,6 +59,11 @@ def shown(value: object) -> str:
         return "a number with too many digits to show"
 
 
+def printable(text: str) -> str:
+    r"""Replace control characters by ``\xNN``, so that a file name cannot control the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def check_sequence(values: object, name: str) -> None:
     """Check that a value is a sequence, but not a text."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):

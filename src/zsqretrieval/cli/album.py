@@ -1,4 +1,4 @@
-"""``zsq index``, ``search``, ``info`` and ``remove``: an album on disk."""
+"""``zsq index``, ``info`` and ``remove``: an album on disk."""
 
 from __future__ import annotations
 
@@ -10,49 +10,33 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from zsqretrieval.cli.console import (
-    check_page,
     emit_json,
-    hit_json,
     human_size,
     name_skipped,
     notice,
     progress_bars,
     say,
-    score_cells,
-    score_columns,
     show,
-    timings_text,
-    write_page,
 )
 from zsqretrieval.cli.options import (
     Album,
     AsJson,
-    Candidates,
     Device,
     EncoderWeights,
-    GeneratorPreset,
     GeneratorWeights,
-    HowFused,
-    HowReranked,
     MaxPixels,
-    Reranks,
     States,
     TrustParts,
-    Weight,
     album_path,
     open_album,
     preset_with,
-    read_lines,
-    rerank_of,
 )
 from zsqretrieval.errors import ImageError, InvalidInputError
 
 if TYPE_CHECKING:
     from zsqretrieval.album.candidates import StatesMode
     from zsqretrieval.album.ingest import AddReport
-    from zsqretrieval.data.sources import Reopener
     from zsqretrieval.retriever import Retriever
-    from zsqretrieval.types import Hit, Ranking
 
 
 _MODES: dict[States | None, StatesMode | Literal["auto"]] = {
@@ -212,154 +196,6 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
     name_skipped(report.mended, say, "mended")
     if len(retriever):
         say(f'Ask it something: zsq search {album} "a dog on the beach"')
-
-
-_QUESTION_ONLY = (
-    *("candidates", "rerank", "fusion", "weight", "expand", "normalize", "bank", "explain"),
-    *("preset", "generator_weights"),
-)
-"""Options of a search that have no meaning for a query image."""
-
-
-def search(
-    ctx: typer.Context,
-    album: Album,
-    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="The question.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Find images like this one instead.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of images.")] = 10,
-    candidates: Candidates = 100,
-    rerank: HowReranked = None,
-    fusion: HowFused = None,
-    weight: Weight = None,
-    expand: Annotated[
-        bool, typer.Option("--expand", help="Also search the questions that `zsq questions` stored.")
-    ] = False,
-    normalize: Annotated[
-        bool,
-        typer.Option(
-            "--normalize",
-            help="Lower images that are near every question, by a query bank; needs "
-            "`zsq questions ALBUM --style search`.",
-        ),
-    ] = False,
-    bank: Annotated[
-        Path | None,
-        typer.Option(help="Use the questions of this file, one a line, as the query bank."),
-    ] = None,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Answer the question from each hit and explain the hit.")
-    ] = False,
-    preset: GeneratorPreset = None,
-    generator_weights: GeneratorWeights = None,
-    trust_parts: TrustParts = False,
-    device: Device = None,
-    html: Annotated[Path | None, typer.Option(help="Also write a page with the images.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Find the images of an album that best fit a question.
-
-    Encoder and index fetch candidates. The generator, if there is one, then scores the question given each of
-    them. A query image is compared by the encoder alone.
-    """
-    if (question is None) == (image is None):
-        raise typer.BadParameter("give either a question or --image FILE")
-    if image is not None:
-        _refuse_question_options(ctx)
-    check_page(html)
-    how = rerank_of(candidates, rerank, fusion, weight)
-    texts = None if bank is None else read_lines(bank)
-    with open_album(
-        album,
-        preset=preset,
-        generator_weights=generator_weights,
-        needs_generator=image is None and (how is not None or explain),
-        trust_parts=trust_parts,
-    ) as retriever:
-        if image is not None:
-            ranking = retriever.search(image, k)
-        else:
-            queries = retriever.query_bank(texts) if normalize or bank is not None else None
-            with progress_bars() as bars:
-                ranking = retriever.search(
-                    question or "", k,
-                    rerank=how, expand=expand, bank=queries, explain=explain, progress=bars,
-                )  # fmt: skip
-        page = write_page(html, _page(ranking, image, retriever.files())) if html else None
-    if as_json:
-        emit_json(
-            {
-                "album": str(album.absolute()),
-                "query": ranking.query,
-                "hits": [_explained_json(rank, hit) for rank, hit in enumerate(ranking, start=1)],
-                "timings": dict(ranking.timings),
-                "html": None if page is None else str(page),
-            }
-        )
-        return
-    if not len(ranking):
-        say(f"{album} holds no images yet; add some: zsq index FOLDER --out ALBUM")
-        return
-    scores = score_columns(ranking)
-    matched = ["matched question"] if expand else []
-    rows = [
-        [str(rank), *score_cells(hit, scores), hit.id, *([hit.matched_question or ""] if matched else [])]
-        for rank, hit in enumerate(ranking, start=1)
-    ]
-    show(("", *scores.values(), "image", *matched), rows, numbers=("", *scores.values()))
-    if explain:
-        for rank, hit in enumerate(ranking, start=1):
-            say(f"{rank}. {hit.id}")
-            for line in explanation_lines(hit):
-                say(f"   {line}")
-        say("In brackets: by how many nats the image makes a word likelier (+) or less likely (-).")
-    say(timings_text(ranking.timings))
-    if page:
-        say(f"Page with the images: {page}")
-
-
-def _refuse_question_options(ctx: typer.Context) -> None:
-    """Refuse options that would have no effect on a query image."""
-    for name in _QUESTION_ONLY:
-        source = ctx.get_parameter_source(name)
-        given = source is not None and source.name != "DEFAULT"
-        if given and ctx.params[name] is not Reranks.NONE:  # which is what --image does
-            raise typer.BadParameter(f"--{name.replace('_', '-')} needs a question, not --image")
-
-
-def _explained_json(rank: int, hit: Hit) -> dict[str, Any]:
-    """A hit as JSON with its matched question and explanation; null where there is none."""
-    from zsqretrieval.search.explain import words
-
-    one = hit.explanation
-    explanation = one and {
-        "answer": one.answer,
-        "words": [{"text": word.text, "gain": word.gain} for word in words(one)],
-        "tokens": list(one.tokens),
-        "with_image": one.with_image.tolist(),
-        "without_image": one.without_image.tolist(),
-    }
-    return hit_json(rank, hit) | {"matched_question": hit.matched_question, "explanation": explanation}
-
-
-def explanation_lines(hit: Hit) -> list[str]:
-    """The answer, and the question with the gain of its words in nats, where it is large enough."""
-    from zsqretrieval.search.explain import SAYS, words
-
-    if hit.explanation is None:
-        return ["image cannot be opened"]
-    marked = [
-        f"{word.text} [{word.gain:+.1f}]" if abs(word.gain) >= SAYS else word.text
-        for word in words(hit.explanation)
-    ]
-    answer = hit.explanation.answer
-    return [f"answers: {answer}" if answer else "gives no answer", f"explains: {' '.join(marked)}"]
-
-
-def _page(ranking: Ranking, image: Path | None, files: Reopener) -> str:
-    from zsqretrieval.search.display import Row, contact_sheet, thumbnail, thumbnails
-
-    row = Row(ranking, asked_with=None if image is None else thumbnail(image))
-    return contact_sheet([row], thumbnails(ranking, files), title="Search results")
 
 
 def info(album: Album, as_json: AsJson = False) -> None:

@@ -16,12 +16,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from zsqretrieval.cli.album import index, index_fields, info, remove, search
+from zsqretrieval.cli.album import index, index_fields, info, remove
 from zsqretrieval.cli.chat import chat
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.evaluate import evaluate
 from zsqretrieval.cli.questions import questions
+from zsqretrieval.cli.search import search
 from zsqretrieval.errors import ZsqError
 
 

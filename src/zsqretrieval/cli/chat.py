@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsqretrieval.cli.console import printable, progress_bars, say, show
+from zsqretrieval._util.checks import printable
+from zsqretrieval.cli.console import progress_bars, say, show
 from zsqretrieval.cli.options import Album, Device, GeneratorPreset, GeneratorWeights, TrustParts, open_album
 from zsqretrieval.errors import InvalidInputError
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from zsqretrieval._util.checks import printable
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from zsqretrieval.data.loader import Skipped
     from zsqretrieval.search.display import Stage
+    from zsqretrieval.search.ranking import Ranking
     from zsqretrieval.types import Hit, Progress
 
 _NAMED = 10  # skipped images that are named for people
@@ -62,22 +64,11 @@ def emit_json(facts: Mapping[str, Any]) -> None:
     _console(stderr=False).out(json.dumps(facts, indent=2, allow_nan=False), highlight=False)
 
 
-def printable(text: str) -> str:
-    r"""Replace control characters by ``\xNN``, so that a file name cannot control the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def hit_json(rank: int, hit: Hit) -> dict[str, Any]:
-    """A hit as JSON; the score is null if there is none."""
-    return {
-        "rank": rank,
-        "id": hit.id,
-        "source": hit.source,
-        "score": hit.score,
-        "scores": dict(hit.scores),
-        "caption": hit.caption,
-        "metadata": dict(hit.metadata),
-    }
+def show_pictures(ranking: Ranking) -> None:
+    """Print a ranking with thumbnails, on a terminal that can show them."""
+    console = _console(stderr=False)
+    if console.is_terminal and console.color_system == "truecolor":
+        console.print(ranking)
 
 
 def score_columns(hits: Iterable[Hit]) -> dict[str, str]:

@@ -12,7 +12,6 @@ import typer
 from zsqretrieval.cli.console import (
     check_page,
     emit_json,
-    hit_json,
     human_seconds,
     name_skipped,
     notice,
@@ -42,7 +41,7 @@ from zsqretrieval.errors import InvalidInputError
 if TYPE_CHECKING:
     from zsqretrieval.album.candidates import StatesMode
     from zsqretrieval.data.samples import Question
-    from zsqretrieval.types import Ranking
+    from zsqretrieval.search.ranking import Ranking
 
 
 def demo(
@@ -134,7 +133,7 @@ def _facts(
                 "expected": one.expected,
                 "rank": place,
                 "first_stage_rank": first,
-                "hits": [hit_json(i, hit) for i, hit in enumerate(ranking, start=1)],
+                "hits": ranking.to_dicts(),
                 "timings": dict(ranking.timings),
             }
             for one, ranking, place, first in zip(asked, rankings, places, former, strict=True)

@@ -129,29 +129,6 @@ Device = Annotated[
         show_default="the best there is",
     ),
 ]
-
-
-def parse_where(text: str) -> Filter:
-    """Parse the value of ``--where``; one that is no filter is a usage error."""
-    from zsqretrieval.album.filters import Filter
-
-    try:
-        return Filter.parse(text)
-    except InvalidInputError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-Where = Annotated[
-    Any,
-    typer.Option(
-        "--where",
-        metavar="FILTER",
-        parser=parse_where,
-        help="Only images that this admits, such as \"year > 2010 and camera contains 'X100'\"; `zsq info` "
-        "lists the fields.",
-    ),
-]
-"""A :class:`~zsqretrieval.album.filters.Filter`, or None."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
@@ -284,3 +261,13 @@ def read_lines(path: Path) -> list[str]:
     if not (texts := [line.strip() for line in lines if line.strip()]):
         raise InvalidInputError(f"{path} holds no text; write one question a line")
     return texts
+
+
+def parse_where(text: str | None) -> Filter | None:
+    """Parse the value of ``--where``; one that is no filter is a usage error."""
+    from zsqretrieval.album.filters import Filter
+
+    try:
+        return None if text is None else Filter.parse(text)
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error)) from error

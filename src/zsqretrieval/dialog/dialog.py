@@ -27,8 +27,9 @@ from zsqretrieval.dialog.oracle import Gallery, Interview, Memory, Wording
 from zsqretrieval.dialog.policies import InformationGain, Policy, Proposal, entropy
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.search.fusion import FIRST_STAGE, best_first
+from zsqretrieval.search.ranking import Ranking
 from zsqretrieval.tasks.english import is_unknown, tidy
-from zsqretrieval.types import Hit, Progress, Ranking
+from zsqretrieval.types import Hit, Progress
 
 _QUOTED = 60  # characters of an answer in an error
 

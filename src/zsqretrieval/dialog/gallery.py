@@ -17,6 +17,7 @@ from zsqretrieval.encoders.checked import encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.search.dense import FirstStage
+from zsqretrieval.search.query import Query
 from zsqretrieval.tasks.english import question_in
 from zsqretrieval.types import Hit, Image, ImageState, Progress
 
@@ -40,7 +41,7 @@ class AlbumGallery:
         self._progress = progress
 
     def first_stage(self, text: str, k: int) -> tuple[Hit, ...]:
-        return self._first_stage.search([text], k)[0].hits
+        return self._first_stage.search([Query(text)], k)[0].hits
 
     def similarities(self, texts: Sequence[str], hits: Sequence[Hit]) -> NDArray[np.float64]:
         encoded = encode_texts(self._encoder, texts)

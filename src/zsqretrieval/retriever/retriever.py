@@ -8,10 +8,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast, overload
+from functools import partial
+from typing import Any, Literal, cast, overload
+
+from typing_extensions import TypedDict, Unpack
 
 from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.threads import in_thread
 from zsqretrieval.album.candidates import need_generator
+from zsqretrieval.album.filters import Filter
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.gallery import AlbumGallery
@@ -21,12 +26,28 @@ from zsqretrieval.retriever.album import Album
 from zsqretrieval.retriever.opening import Parts
 from zsqretrieval.search.dense import FirstStage
 from zsqretrieval.search.image_to_text import TextRanking, rank_texts
-from zsqretrieval.search.pipeline import Pipeline, as_query, query_image
+from zsqretrieval.search.pipeline import Pipeline, Request
 from zsqretrieval.search.priors import Prior
+from zsqretrieval.search.query import Query, QueryLike, query_image
 from zsqretrieval.search.query_bank import QueryBank
+from zsqretrieval.search.ranking import Ranking
 from zsqretrieval.search.rerank import Rerank, RerankLike
 from zsqretrieval.tasks.album_questions import AlbumQuestions
-from zsqretrieval.types import Image, Progress, Ranking
+from zsqretrieval.types import Progress
+
+
+class SearchOptions(TypedDict, total=False):
+    """The options of :meth:`Retriever.search`."""
+
+    offset: int
+    where: Filter | None
+    rerank: RerankLike
+    expand: bool
+    bank: QueryBank | None
+    collapse: float | None
+    diversity: float
+    explain: bool
+    progress: Progress | None
 
 
 class Retriever(Album):
@@ -66,55 +87,51 @@ class Retriever(Album):
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a str is a question, though a Sequence, too
-        self,
-        query: ImageLike,
-        k: int = 10,
-        *,
-        rerank: RerankLike = "auto",
-        expand: bool = False,
-        bank: QueryBank | None = None,
-        explain: bool = False,
-        progress: Progress | None = None,
+        self, query: QueryLike, k: int = 10, **options: Unpack[SearchOptions]
     ) -> Ranking: ...
 
     @overload
     def search(
-        self,
-        query: Sequence[ImageLike],
-        k: int = 10,
-        *,
-        rerank: RerankLike = "auto",
-        expand: bool = False,
-        bank: QueryBank | None = None,
-        explain: bool = False,
-        progress: Progress | None = None,
+        self, query: Sequence[QueryLike], k: int = 10, **options: Unpack[SearchOptions]
     ) -> list[Ranking]: ...
 
     def search(
         self,
-        query: ImageLike | Sequence[ImageLike],
+        query: QueryLike | Sequence[QueryLike],
         k: int = 10,
         *,
+        offset: int = 0,
+        where: Filter | None = None,
         rerank: RerankLike = "auto",
         expand: bool = False,
         bank: QueryBank | None = None,
+        collapse: float | None = None,
+        diversity: float = 0.0,
         explain: bool = False,
         progress: Progress | None = None,
     ) -> Ranking | list[Ranking]:
         """Find the images that best fit a question, an image, or each of a list of them.
 
         Encoder and index fetch candidates, the generator scores them, and a fusion of both scores ranks them.
-        For an image (a ``Path``, bytes, a PIL image or a record) the first stage ranks alone. A list goes
-        through encoder and index in one batch. Images that cannot be opened rank last, with a RuntimeWarning.
+        A list goes through encoder, index and generator in one batch. Images that cannot be opened rank last,
+        with a RuntimeWarning. Without a text (an image, a hit, a vector) the first stage ranks alone.
 
         Args:
-            query: a question, an image, or a list of them. A ``str`` is always a question.
+            query: a question (a ``str``), an image (a ``Path``, bytes, a PIL image or a record), a hit ("more
+                like this"), a vector float [dim], a weighted sum of these
+                (:class:`~zsqretrieval.search.query.Query`), or a list of them.
             k: hits, >= 1; fewer when the album is smaller.
+            offset: hits to skip, >= 0, for the next page of k hits. Hits beyond the re-ranked candidates
+                follow in the order of the first stage, with the score None.
+            where: only images that this filter selects, such as ``Field("year") > 2010`` (docs/filters.md).
             rerank: a name, a scoring rule, a re-ranker, or all settings: see
                 :class:`~zsqretrieval.search.rerank.Rerank`. None for the first stage alone; ``"auto"`` is
                 ``"likelihood"`` with a generator, else None.
             expand: also search the stored questions of the images.
             bank: normalises the first-stage scores; see :meth:`query_bank`.
+            collapse: cosine similarity, such as 0.97, from which near-duplicates are shown once, with their
+                number in :attr:`Hit.duplicates <zsqretrieval.types.Hit.duplicates>`.
+            diversity: weight from 0 to 1 of being unlike the hits before (maximal marginal relevance).
             explain: add explanations: the generator's answer, and the words that the image explains.
             progress: called between batches of candidates; may raise to stop.
 
@@ -123,29 +140,47 @@ class Retriever(Album):
             candidate that could not be scored has ``score`` None; if none could, the first stage ranks.
 
         Raises:
-            InvalidInputError: the question is empty, or too long for the generator; ``k`` < 1; re-ranking or
-                explaining without a generator or for an image; ``expand`` without stored questions; or an
-                argument is not of its kind.
+            InvalidInputError: the question is empty, or too long for the generator; a number is out of range;
+                re-ranking without a generator, or for a query without a text; ``expand`` without stored
+                questions; a filter on a field that no image has; or an argument is not of its kind.
             ImageError: an image cannot be decoded.
             MismatchError: the bank was made with another encoder.
             ZsqError: the generator or re-ranker returned numbers that cannot be ranked.
         """
-        check_counts(k=k)
         several = isinstance(query, Sequence) and not isinstance(query, str | bytes)
-        queries = [as_query(one) for one in cast("Sequence[ImageLike]", query if several else [query])]
-        if (explain or rerank not in ("auto", None)) and any(isinstance(one, Image) for one in queries):
+        queries = [Query(one) for one in cast("Sequence[QueryLike]", query if several else [query])]
+        if (explain or rerank not in ("auto", None)) and not all(one.texts for one in queries):
             raise InvalidInputError(
-                "re-ranking and explaining need a question, not an image; use rerank=None"
+                "re-ranking and explaining need a question, not an image, a hit or a vector; use rerank=None"
             )
+        if explain and any(one.question is None for one in queries):
+            raise InvalidInputError("explaining needs one question per query, not a sum of terms")
         how = Rerank.of(rerank, generator=self.has_generator)
-        if all(isinstance(one, Image) for one in queries):
+        if not any(one.texts for one in queries):
             how = None
-        rankings = self._pipeline.search(
-            queries, k, how,
-            fusion=self.calibration.fusion, expansion=self.calibration.expansion if expand else None,
-            bank=bank, explain=explain, progress=progress,
+        asked = Request(
+            k=k, offset=offset, where=where, how=how, fusion=self.calibration.fusion,
+            expansion=self.calibration.expansion if expand else None,
+            bank=bank, collapse=collapse, diversity=diversity, explain=explain, progress=progress,
         )  # fmt: skip
+        rankings = self._pipeline.search(queries, asked)
         return rankings if several else rankings[0]
+
+    @overload
+    async def asearch(  # type: ignore[overload-overlap]
+        self, query: QueryLike, k: int = 10, **options: Unpack[SearchOptions]
+    ) -> Ranking: ...
+
+    @overload
+    async def asearch(
+        self, query: Sequence[QueryLike], k: int = 10, **options: Unpack[SearchOptions]
+    ) -> list[Ranking]: ...
+
+    async def asearch(
+        self, query: Any, k: int = 10, **options: Unpack[SearchOptions]
+    ) -> Ranking | list[Ranking]:
+        """Search in a thread, as :meth:`search`; cancelling stops the search before its next batch."""
+        return await in_thread(partial(self.search, query, k), **options)
 
     def query_bank(
         self, texts: Sequence[str] | None = None, *, style: str = "search", size: int = 2000

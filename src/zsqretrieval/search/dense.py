@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -18,21 +18,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.filters import Filter
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.encoders.checked import encode_images, encode_texts
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.indexes.checks import nearest
 from zsqretrieval.protocols import Encoder, truncated
+from zsqretrieval.search.among import nearest_among
+from zsqretrieval.search.diversity import collapsed
 from zsqretrieval.search.expansion import Candidate, QuestionIndex, compare, hit_of
 from zsqretrieval.search.fusion import FIRST_STAGE, NORMALIZED, Fusion, best_first
+from zsqretrieval.search.query import Query
 from zsqretrieval.search.query_bank import QueryBank
-from zsqretrieval.types import Hit, Image
+from zsqretrieval.types import Hit, Image, Neighbors
+
+_CANCELLED = 1e-6
+"""Share of the weights below which a sum of vectors is rounding."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Found:
     """The n candidates of one query, best first."""
 
+    vector: NDArray[np.float32]  # [dim], of the query
     records: list[Record]
     hits: tuple[Hit, ...]
     timings: dict[str, float]  # seconds by step; queries of a batch share its time equally
@@ -52,23 +60,27 @@ class FirstStage:
 
     def keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Keys int64 [q, at most k] of the images nearest to vectors [q, dim], best first; -1 for none."""
-        return nearest(self._follower.update(), vectors, k).keys
+        return self._neighbors(vectors, k, None).keys
 
     def search(
         self,
-        queries: Sequence[str | Image],
+        queries: Sequence[Query],
         k: int,
         *,
+        where: Filter | None = None,
         expansion: Fusion | None = None,
         bank: QueryBank | None = None,
+        collapse: float | None = None,
     ) -> list[Found]:
         """Find the candidates of q queries in one pass through encoder and index.
 
         Args:
-            queries: texts or images.
+            queries: the queries. The image of a hit is left out.
             k: candidates per query, >= 1; fewer when the album is smaller.
+            where: only images that it selects.
             expansion: combines similarities to images and to their stored questions; None for images alone.
             bank: normalises the scores.
+            collapse: cosine similarity from which near-duplicates of a candidate are left out.
         """
         if expansion is not None and not len(self._questions):
             raise InvalidInputError(
@@ -80,37 +92,70 @@ class FirstStage:
         begin = time.perf_counter()
         vectors = self._encode(queries)
         encoded = time.perf_counter()
-        found = (
-            self._nearest(vectors, k)
-            if expansion is None
-            else [self._expanded(vector[None], k, expansion) for vector in vectors]
-        )
-        searched = time.perf_counter()
-        timings = {"encode": encoded - begin, FIRST_STAGE: searched - encoded}
-        if bank is not None:
+        among = None if where is None else self._catalog.fields.matching(where)
+
+        def look(some: list[int], depth: int) -> list[list[Candidate]]:
+            """The candidates of some queries, normalised."""
+            rows = vectors[some]
+            found = (
+                self._nearest(rows, depth, among)
+                if expansion is None
+                else [self._expanded(row[None], depth, expansion, among) for row in rows]
+            )
+            if bank is None:
+                return found
+            searched = time.perf_counter()
             found = [self._normalized(one, bank) for one in found]
-            timings[NORMALIZED] = time.perf_counter() - searched
+            timings[NORMALIZED] = timings.get(NORMALIZED, 0.0) + time.perf_counter() - searched
+            return found
+
+        timings = {"encode": encoded - begin, FIRST_STAGE: 0.0}
+        found = self._complete(queries, k, look, collapse)
+        timings[FIRST_STAGE] = time.perf_counter() - encoded - timings.get(NORMALIZED, 0.0)
         shares = {step: seconds / max(len(queries), 1) for step, seconds in timings.items()}
         return [
-            Found([record for record, _ in one], tuple(hit for _, hit in one), dict(shares), cut)
-            for one, cut in zip(found, self._truncated(queries), strict=True)
+            Found(vector, [record for record, _ in one], tuple(hit for _, hit in one), dict(shares), cut)
+            for vector, one, cut in zip(vectors, found, self._truncated(queries), strict=True)
         ]
 
-    def _truncated(self, queries: Sequence[str | Image]) -> list[bool]:
+    def _complete(
+        self,
+        queries: Sequence[Query],
+        k: int,
+        look: Callable[[list[int], int], list[list[Candidate]]],
+        collapse: float | None,
+    ) -> list[list[Candidate]]:
+        """K candidates per query without near-duplicates and without the hits that were searched with."""
+        left_out = [{one.key for one in _hits(query)} for query in queries]
+        complete: list[list[Candidate]] = [[] for _ in queries]
+        waiting, depth = list(range(len(queries))), k + max(map(len, left_out), default=0)
+        while waiting:
+            short: list[int] = []
+            for n, candidates in zip(waiting, look(waiting, depth), strict=True):
+                others = [one for one in candidates if one[0].key not in left_out[n]]
+                if collapse is not None:
+                    others = self._collapsed(others, collapse)
+                complete[n] = others[:k]
+                if len(others) < k and len(candidates) == depth:
+                    short.append(n)
+            waiting, depth = short, 2 * depth
+        return complete
+
+    def _truncated(self, queries: Sequence[Query]) -> list[bool]:
         """Whether the encoder cut each query; the first one causes a warning."""
-        texts = [query for query in queries if isinstance(query, str)]
-        cut = truncated(self._encoder, texts)
-        if any(cut) and not self._has_warned:
+        texts = list(dict.fromkeys(text for query in queries for _, text in query.texts))
+        cut = dict(zip(texts, truncated(self._encoder, texts), strict=True))
+        if any(cut.values()) and not self._has_warned:
             self._has_warned = True
+            longest = next(text for text in texts if cut[text])
             warnings.warn(
-                f"the question {texts[cut.index(True)][:60]!r}... is longer than the encoder reads: its end "
+                f"the question {longest[:60]!r}... is longer than the encoder reads: its end "
                 "plays no part in the first stage. Shorten it. Further ones are not named; they have "
                 "Ranking.truncated",
                 RuntimeWarning,
                 stacklevel=4,
             )
-        of_texts = iter(cut)
-        return [isinstance(query, str) and next(of_texts) for query in queries]
+        return [any(cut[text] for _, text in query.texts) for query in queries]
 
     def _check_bank(self, bank: object) -> None:
         if not isinstance(bank, QueryBank):
@@ -121,53 +166,128 @@ class FirstStage:
                 f"{self._encoder.fingerprint!r}; make the bank again with Retriever.query_bank()"
             )
 
-    def _encode(self, queries: Sequence[str | Image]) -> NDArray[np.float32]:
-        """Encode texts in one call and images in another: float32 [q, dim]."""
+    def _encode(self, queries: Sequence[Query]) -> NDArray[np.float32]:
+        """Encode all texts in one call and all images in another: float32 [q, dim], unit rows."""
+        terms = [term for query in queries for term in query.terms]
+        texts = list(dict.fromkeys(term.content for term in terms if isinstance(term.content, str)))
+        images = [term.content for term in terms if isinstance(term.content, Image)]
+        of_texts = dict(zip(texts, encode_texts(self._encoder, texts), strict=True)) if texts else {}
+        of_images = iter(encode_images(self._encoder, images) if images else ())
         vectors = np.empty((len(queries), self._encoder.dim), np.float32)
-        texts = {n: query for n, query in enumerate(queries) if isinstance(query, str)}
-        images = {n: query for n, query in enumerate(queries) if not isinstance(query, str)}
-        if texts:
-            vectors[list(texts)] = encode_texts(self._encoder, list(texts.values()))
-        if images:
-            vectors[list(images)] = encode_images(self._encoder, list(images.values()))
+        for n, query in enumerate(queries):
+            parts = []
+            for term in query.terms:
+                content = term.content
+                if isinstance(content, str):
+                    part = of_texts[content]
+                elif isinstance(content, Image):
+                    part = next(of_images)
+                else:
+                    part = self._vector_of(content) if isinstance(content, Hit) else content
+                parts.append(part)
+            vectors[n] = self._summed(query, parts)
         return vectors
 
-    def _nearest(self, vectors: NDArray[np.float32], k: int) -> list[list[Candidate]]:
+    def _summed(self, query: Query, parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The weighted sum of the vectors of the terms, of unit length."""
+        for part in parts:
+            if part.shape != (self._encoder.dim,):
+                raise InvalidInputError(
+                    f"the query vector has {len(part)} numbers; the encoder of this album makes "
+                    f"{self._encoder.dim}"
+                )
+        if len(parts) == 1:
+            return parts[0] if query.terms[0].weight > 0 else -parts[0]
+        weights = np.array([term.weight for term in query.terms])
+        whole = weights @ np.array(parts, np.float64)
+        length = np.linalg.norm(whole)
+        if length < _CANCELLED * np.abs(weights).sum():
+            raise InvalidInputError(f"the terms of the query {str(query)!r} cancel; change the weights")
+        unit: NDArray[np.float32] = (whole / length).astype(np.float32)
+        return unit
+
+    def _vector_of(self, hit: Hit) -> NDArray[np.float32]:
+        with self._catalog.reading():
+            record = self._catalog.find(hit.id)
+            if record is None or (record.key, record.digest) != (hit.key, hit.digest):
+                raise InvalidInputError(
+                    f"the hit {hit.id!r} is not of this album, or was removed; search with the image itself"
+                )
+            vector = self._catalog.log.get([hit.key])[0]
+        unit: NDArray[np.float32] = vector / np.linalg.norm(vector)
+        return unit
+
+    def _neighbors(self, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | None) -> Neighbors:
+        index = self._follower.update()
+        if among is None:
+            return nearest(index, vectors, k)
+        return nearest_among(index, vectors, k, among, self._catalog.log.get)
+
+    def _nearest(
+        self, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | None
+    ) -> list[list[Candidate]]:
         while True:
             position = self._catalog.log.position
-            neighbors = nearest(self._follower.update(), vectors, k)
-            there = neighbors.keys >= 0  # [q, k]
             try:
-                records = iter(self._catalog.records(neighbors.keys[there]))
+                neighbors = self._neighbors(vectors, k, among)
+                there = neighbors.keys >= 0  # [q, k]
+                wanted = np.unique(neighbors.keys[there])
+                records = dict(zip(wanted.tolist(), self._catalog.records(wanted), strict=True))
             except InvalidInputError as error:  # a hit was removed between the two steps: search again
                 if position == self._catalog.log.position:
                     raise IntegrityError(
                         f"the index {type(self._follower.index).__name__} and the catalog of this album "
                         f"disagree: {error}"
                     ) from error
+                if among is not None:
+                    among = np.array(sorted(self._catalog.known_keys(among)), np.int64)
                 continue
             return [
                 [
-                    (record := next(records), hit_of(record, {FIRST_STAGE: score}))
-                    for score in scores[row].tolist()
+                    (records[key], hit_of(records[key], {FIRST_STAGE: score}))
+                    for key, score in zip(keys[row].tolist(), scores[row].tolist(), strict=True)
                 ]
-                for scores, row in zip(neighbors.scores, there, strict=True)
+                for keys, scores, row in zip(neighbors.keys, neighbors.scores, there, strict=True)
             ]
 
-    def _expanded(self, vector: NDArray[np.float32], k: int, expansion: Fusion) -> list[Candidate]:
-        by_image = self.keys(vector, k)[0]
-        by_question = self._questions.nearest(vector, k)
+    def _expanded(
+        self, vector: NDArray[np.float32], k: int, expansion: Fusion, among: NDArray[np.int64] | None
+    ) -> list[Candidate]:
+        by_image = self._neighbors(vector, k, among).keys[0]
+        by_question = self._questions.nearest(vector, k, among)
         keys = np.concatenate([by_image[by_image >= 0], by_question])
         return compare(self._catalog, keys, vector, expansion)[:k]
 
-    def _normalized(self, found: list[Candidate], bank: QueryBank) -> list[Candidate]:
-        """Normalise scores by the bank and sort again; images removed meanwhile are left out."""
+    def present(self, hits: Sequence[Hit]) -> tuple[list[int], NDArray[np.float32]]:
+        """The positions of the hits that are still in the album, and their unit vectors float32 [n, dim]."""
         with self._catalog.reading():
-            present = self._catalog.known_keys([record.key for record, _ in found])
-            kept = [(record, hit) for record, hit in found if record.key in present]
-            vectors = self._catalog.log.get([record.key for record, _ in kept])
+            known = self._catalog.known_keys([hit.key for hit in hits])
+            here = [n for n, hit in enumerate(hits) if hit.key in known]
+            vectors = self._catalog.log.get([hits[n].key for n in here])
+        return here, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def _collapsed(self, found: Sequence[Candidate], threshold: float) -> list[Candidate]:
+        """The candidates without near-duplicates, which are counted."""
+        here, vectors = self.present([hit for _, hit in found])
+        kept = [found[n] for n in here]
+        owners = collapsed(vectors, threshold)
+        counts = np.bincount(owners, minlength=len(kept))
+        return [
+            (record, replace(hit, duplicates=int(counts[n]) - 1))
+            for n, (record, hit) in enumerate(kept)
+            if owners[n] == n
+        ]
+
+    def _normalized(self, found: Sequence[Candidate], bank: QueryBank) -> list[Candidate]:
+        """Normalise scores by the bank and sort again; images removed meanwhile are left out."""
+        here, vectors = self.present([hit for _, hit in found])
+        kept = [found[n] for n in here]
         scores = bank.normalized([hit.scores[FIRST_STAGE] for _, hit in kept], vectors)
         return [
             (kept[n][0], replace(kept[n][1], score=score, scores={**kept[n][1].scores, NORMALIZED: score}))
             for n, score in ((n, float(scores[n])) for n in best_first(scores))
         ]
+
+
+def _hits(query: Query) -> list[Hit]:
+    return [term.content for term in query.terms if isinstance(term.content, Hit)]

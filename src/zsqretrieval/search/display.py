@@ -10,19 +10,27 @@ import base64
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
 from PIL import Image as PILImage
 
+from zsqretrieval._util.checks import check_counts, printable
 from zsqretrieval.data.images import ImageLike, decode
 from zsqretrieval.data.sources import Reopener
-from zsqretrieval.errors import ImageError
+from zsqretrieval.errors import ImageError, MissingDependencyError
 from zsqretrieval.search.explain import SAYS, words
-from zsqretrieval.types import Hit, Ranking
+from zsqretrieval.search.ranking import Ranking
+from zsqretrieval.types import Hit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console, RenderableType
+    from rich.text import Text
 
 THUMBNAIL_SIDE = 256
 """Longest side of a thumbnail in pixels."""
@@ -139,6 +147,76 @@ def contact_sheet(
         legend=" ".join(filter(None, legends)),
         rows=[_row(row, thumbnails, closest) for row in rows],
     )
+
+
+def notebook(ranking: Ranking) -> str:
+    """Lay out a ranking as a fragment of HTML, for a notebook."""
+    return render("notebook.html.j2", ranking=ranking, pictures=_pictures(ranking, side=160))
+
+
+def figure(ranking: Ranking, columns: int) -> Figure:
+    """Draw the hits of a ranking with their scores."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("matplotlib", "Ranking.plot()", "pip install matplotlib") from error
+    check_counts(columns=columns)
+    pictures = _pictures(ranking)
+    rows = max(math.ceil(len(ranking) / columns), 1)
+    drawn = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
+    drawn.suptitle(_plain(ranking.query))
+    for place, axes in enumerate(drawn.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if place < len(ranking):
+            hit = ranking[place]
+            if hit.id in pictures:
+                axes.imshow(PILImage.open(io.BytesIO(pictures[hit.id])))
+            axes.set_title(_plain(f"{place + 1}. {hit.id}\n{_score(hit)}"), fontsize=8)
+    return drawn
+
+
+def _plain(text: str) -> str:
+    """Printable text that matplotlib does not read as a formula."""
+    return "\n".join(map(printable, text.splitlines())).replace("$", r"\$")
+
+
+def rich_lines(ranking: Ranking, console: Console) -> Iterator[RenderableType]:
+    """The hits for a terminal, with thumbnails if it shows 24-bit colours."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = console.is_terminal and console.color_system == "truecolor"
+    pictures = _pictures(ranking) if shown else {}
+    table = Table.grid(padding=(0, 2))
+    yield Text(printable(ranking.query), style="bold")
+    for rank, hit in enumerate(ranking, start=1):
+        picture = [_blocks(pictures[hit.id]) if hit.id in pictures else Text()] if shown else []
+        table.add_row(Text(str(rank)), *picture, Text(_score(hit)), Text(printable(hit.id)))
+    yield table
+
+
+def _score(hit: Hit) -> str:
+    return "" if hit.score is None else f"{hit.score:.3f}"
+
+
+def _blocks(jpeg: bytes, *, width: int = 24, height: int = 16) -> Text:
+    """A picture of half-block characters: two pixels, one above the other, per character."""
+    from rich.text import Text
+
+    pixels = PILImage.open(io.BytesIO(jpeg)).convert("RGB")
+    pixels.thumbnail((width, height))
+    values = np.asarray(pixels)
+    lines = []
+    for upper, lower in zip(values[0::2], values[1::2], strict=False):  # an odd last row is left out
+        line = Text()
+        for above, below in zip(upper.tolist(), lower.tolist(), strict=True):
+            line.append("▀", style="#{:02x}{:02x}{:02x} on #{:02x}{:02x}{:02x}".format(*above, *below))
+        lines.append(line)
+    return Text("\n").join(lines)
+
+
+def _pictures(ranking: Ranking, *, side: int = THUMBNAIL_SIDE) -> dict[str, bytes]:
+    return thumbnails(ranking, None if ranking.files is None else ranking.files(), side=side)
 
 
 def render(template: str, **values: Any) -> str:

@@ -73,17 +73,21 @@ class QuestionIndex:
                 )
             return self._follower
 
-    def nearest(self, vector: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    def nearest(
+        self, vector: NDArray[np.float32], k: int, among: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
         """Keys int64 [at most k] of the images whose questions are nearest to a text, best first.
 
-        ``vector`` is that of the text, float32 [1, dim].
+        ``vector`` is that of the text, float32 [1, dim]; the images are among those keys, int64 [m].
         """
+        allowed = None if among is None else set(among.tolist())
         index = self._opened().update()
         depth = k = min(k, max(len(index), 1))
         while True:  # an image has several questions, so k questions may belong to fewer images
             found = nearest(index, vector, depth).keys[0]
             owners = self._catalog.questions.owners(found[found >= 0])
-            images = list(dict.fromkeys(owners[key] for key in found.tolist() if key in owners))
+            of_questions = (owners[key] for key in found.tolist() if key in owners)
+            images = [key for key in dict.fromkeys(of_questions) if allowed is None or key in allowed]
             if len(images) >= k or depth >= len(index):
                 return np.array(images[:k], np.int64)
             depth = min(2 * depth, len(index))

@@ -1,36 +1,91 @@
-"""The stages of a search in order: first stage, re-ranking, explanations."""
+"""The stages of a search in order: first stage, re-ranking, diversity, page, explanations."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import final
 
-from zsqretrieval._util.checks import check_text
+import numpy as np
+
+from zsqretrieval._util.checks import check_counts, check_numbers
 from zsqretrieval.album.candidates import Viewer, need_generator
-from zsqretrieval.album.catalog import Catalog
-from zsqretrieval.data.images import ImageLike, as_image, decode
+from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.filters import Filter
+from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.search.dense import FirstStage, Found
+from zsqretrieval.search.diversity import diversified
 from zsqretrieval.search.explain import explain_hits
 from zsqretrieval.search.fusion import Fusion
+from zsqretrieval.search.query import Query
 from zsqretrieval.search.query_bank import QueryBank
+from zsqretrieval.search.ranking import Ranking
 from zsqretrieval.search.rerank import CANDIDATES, Rerank, reorder, score_candidates
 from zsqretrieval.search.scoring import Likelihood
-from zsqretrieval.types import Image, Progress, Ranking
+from zsqretrieval.types import Hit, Progress
 
 
-def as_query(query: ImageLike) -> str | Image:
-    """A question, checked, or the image to search with: a ``str`` is always a question."""
-    if not isinstance(query, str):
-        return query_image(query)
-    check_text(query, "the question")
-    return query
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The settings of a search; see :meth:`zsqretrieval.retriever.Retriever.search`.
 
+    Raises:
+        InvalidInputError: a number is out of range, a part is not of its kind, or two settings exclude each
+            other.
+    """
 
-def query_image(image: ImageLike) -> Image:
-    """Decode as an album does on adding: an encoder may decode a large JPEG at reduced size by itself."""
-    record = as_image(image)
-    return Image(decode(record), record.source, max_pixels=record.max_pixels)
+    k: int
+    offset: int
+    where: Filter | None
+    how: Rerank | None
+    fusion: Fusion  # of both stages, unless ``how`` names one
+    expansion: Fusion | None
+    bank: QueryBank | None
+    collapse: float | None
+    diversity: float
+    explain: bool
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        check_counts(k=self.k)
+        check_counts(0, offset=self.offset)
+        if self.where is not None and not isinstance(self.where, Filter):
+            raise InvalidInputError(
+                "where must be a filter such as Field('year') > 2010 or Filter.parse(...), not "
+                f"{self.where!r}"
+            )
+        check_numbers(diversity=self.diversity)
+        if not 0 <= self.diversity <= 1:
+            raise InvalidInputError(f"diversity must be from 0 to 1, not {self.diversity!r}")
+        if self.collapse is not None:
+            check_numbers(collapse=self.collapse)
+            if not 0 < self.collapse <= 1:
+                raise InvalidInputError(
+                    f"collapse must be a cosine similarity above 0 and up to 1, such as 0.97, not "
+                    f"{self.collapse!r}"
+                )
+        if (self.bank is not None or self.expansion is not None) and self.end > self.settled:
+            raise InvalidInputError(
+                f"with a query bank or expansion, all {self.end} hits up to the end of the page must be "
+                f"candidates, which are {self.settled}: raise them with Rerank(candidates={self.end})"
+            )
+
+    @property
+    def end(self) -> int:
+        """Number of hits up to the end of the page."""
+        return self.k + self.offset
+
+    @property
+    def settled(self) -> int:
+        """Number of candidates that all stages order; the same for every page of one size."""
+        return max(self.k, self.how.candidates if self.how else CANDIDATES)
+
+    @property
+    def depth(self) -> int:
+        """Number of candidates of the first stage."""
+        only_nearest = self.how is None and self.bank is None and self.expansion is None
+        return self.end if only_nearest and not self.diversity else max(self.end, self.settled)
 
 
 @final
@@ -40,65 +95,94 @@ class Pipeline:
     def __init__(self, first_stage: FirstStage, viewer: Viewer | None, catalog: Catalog) -> None:
         self._first_stage, self._viewer, self._catalog = first_stage, viewer, catalog
 
-    def search(
-        self,
-        queries: Sequence[str | Image],
-        k: int,
-        how: Rerank | None,
-        *,
-        fusion: Fusion,
-        expansion: Fusion | None,
-        bank: QueryBank | None,
-        explain: bool,
-        progress: Progress | None,
-    ) -> list[Ranking]:
+    def search(self, queries: Sequence[Query], asked: Request) -> list[Ranking]:
         """Search for each query; see :meth:`zsqretrieval.retriever.Retriever.search`.
 
-        ``fusion`` combines the scores unless ``how`` names one; for an image the first stage ranks alone.
+        All queries share one pass through encoder and index, and one through the generator. Queries without
+        texts are ranked by the first stage alone.
         """
         # a generator loads before the clock starts
-        if explain:
+        if asked.explain:
             need_generator(self._viewer, "explain=True").generator.get()
-        if how is not None and how.needs_generator:
-            what = f"re-ranking by {how.name!r}"
+        if asked.how is not None and asked.how.needs_generator:
+            what = f"re-ranking by {asked.how.name!r}"
             need_generator(self._viewer, what, ", or use rerank=None").generator.get()
-        only_nearest = how is None and bank is None and expansion is None
-        depth = k if only_nearest else max(k, how.candidates if how else CANDIDATES)
-        if how is not None and how.scoring is None:
-            how = None
-        found = self._first_stage.search(queries, depth, expansion=expansion, bank=bank)
-        return [
-            self._ranked(query, one, k, how, fusion, explain, progress)
+        found = self._first_stage.search(
+            queries,
+            asked.depth,
+            where=asked.where,
+            expansion=asked.expansion,
+            bank=asked.bank,
+            collapse=asked.collapse,
+        )
+        ranked = [
+            Ranking(str(query), one.hits, one.timings, one.truncated, files=self._catalog.kept.files)
             for query, one in zip(queries, found, strict=True)
         ]
+        if asked.how is not None and asked.how.scoring is not None:
+            ranked = self._reranked(queries, found, ranked, asked.how, asked)
+        pages = []
+        for one in ranked:
+            hits = self._diverse(one.hits, asked) if asked.diversity else one.hits
+            pages.append(replace(one, hits=hits[asked.offset : asked.end]))
+        if asked.explain:
+            records = {record.key: record for one in found for record in one.records}
+            pages = [
+                self._explained(query, page, records, asked)
+                for query, page in zip(queries, pages, strict=True)
+            ]
+        return pages
 
-    def _ranked(
+    def _reranked(
         self,
-        query: str | Image,
-        found: Found,
-        k: int,
-        how: Rerank | None,
-        fusion: Fusion,
-        explain: bool,
-        progress: Progress | None,
+        queries: Sequence[Query],
+        found: Sequence[Found],
+        ranked: Sequence[Ranking],
+        how: Rerank,
+        asked: Request,
+    ) -> list[Ranking]:
+        """Re-rank the first ``settled`` hits of the queries with texts; the rest follow without a score."""
+        begin = time.perf_counter()
+        some = [n for n, query in enumerate(queries) if query.texts]
+        with self._catalog.kept.files() as files:
+            scores = score_candidates(
+                how,
+                self._viewer,
+                files,
+                [queries[n] for n in some],
+                [found[n].records[: asked.settled] for n in some],
+                progress=asked.progress,
+            )
+        seconds = (time.perf_counter() - begin) / max(len(some), 1)
+        reranked = list(ranked)
+        for n, of_query in zip(some, scores, strict=True):
+            hits = reorder(ranked[n].hits, how.name, of_query, how.fusion_or(asked.fusion))
+            timings = {**ranked[n].timings, how.name: seconds}
+            unscored = int(np.isnan(of_query).sum())
+            reranked[n] = replace(ranked[n], hits=hits, timings=timings, unscored=unscored)
+        return reranked
+
+    def _diverse(self, hits: Sequence[Hit], asked: Request) -> tuple[Hit, ...]:
+        """Order the first ``settled`` hits that have a score by maximal marginal relevance."""
+        scored = [hit for hit in hits[: asked.settled] if hit.score is not None]
+        rest = [hit for n, hit in enumerate(hits) if hit.score is None or n >= asked.settled]
+        here, vectors = self._first_stage.present(scored)
+        scores = np.array([scored[n].score for n in here], np.float64)
+        order = diversified(scores, vectors, asked.diversity)
+        return (*(scored[here[n]] for n in order), *rest)
+
+    def _explained(
+        self, query: Query, page: Ranking, records: Mapping[int, Record], asked: Request
     ) -> Ranking:
-        hits, timings = found.hits, found.timings
-        if not isinstance(query, str):
-            return Ranking(query.source, hits[:k], timings)
-        if how is not None:
-            begin = time.perf_counter()
-            with self._catalog.kept.files() as files:
-                scores = score_candidates(how, self._viewer, files, query, found.records, progress=progress)
-            hits = reorder(hits, how.name, scores, how.fusion_or(fusion))
-            timings[how.name] = time.perf_counter() - begin
-        hits = hits[:k]
-        if explain:
-            begin = time.perf_counter()
-            rule = how.scoring if how is not None and isinstance(how.scoring, Likelihood) else Likelihood()
-            records = {record.key: record for record in found.records}
-            of_hits = [records[hit.key] for hit in hits]
-            assert self._viewer is not None
-            with self._catalog.kept.files() as files:
-                hits = explain_hits(self._viewer, files, query, hits, of_hits, rule.prompt)
-            timings["explain"] = time.perf_counter() - begin
-        return Ranking(query, hits, timings, found.truncated)
+        question = query.question
+        if question is None:
+            return page
+        begin = time.perf_counter()
+        scoring = asked.how.scoring if asked.how is not None else None
+        rule = scoring if isinstance(scoring, Likelihood) else Likelihood()
+        assert self._viewer is not None
+        with self._catalog.kept.files() as files:
+            of_hits = [records[hit.key] for hit in page.hits]
+            hits = explain_hits(self._viewer, files, question, page.hits, of_hits, rule.prompt)
+        timings = {**page.timings, "explain": time.perf_counter() - begin}
+        return replace(page, hits=hits, timings=timings)

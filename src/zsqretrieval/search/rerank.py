@@ -5,8 +5,9 @@ candidates --Scoring rule (generator) or Reranker--> scores --Fusion--> order
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -19,9 +20,11 @@ from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError, InvalidInputError, PartError
 from zsqretrieval.plugins import check_part
+from zsqretrieval.protocols import Generator
 from zsqretrieval.search.fusion import FUSED, Fusion, RerankOnly, best_first, finite_numbers, fuse
+from zsqretrieval.search.query import Query
 from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo, score_pairs
-from zsqretrieval.types import Hit, Image, Progress
+from zsqretrieval.types import Hit, Image, ImageState, Progress
 
 CANDIDATES = 100
 """Candidates of a search that re-ranks, expands or normalises, unless :class:`Rerank` says otherwise."""
@@ -47,6 +50,8 @@ class Rerank:
             and the re-ranking score alone for a :class:`Reranker`.
         candidates: how many images are scored, >= 1.
         batch_size: images scored together, >= 1; does not change the result.
+        on_error: ``"first_stage"`` lets the first stage rank, with a RuntimeWarning, when a
+            :class:`Reranker` fails, such as a server that does not answer; ``"raise"`` raises its error.
 
     Raises:
         InvalidInputError: a part is not of its kind, or a number is below 1.
@@ -56,6 +61,7 @@ class Rerank:
     fusion: Fusion | None = None
     candidates: int = CANDIDATES
     batch_size: int = 16
+    on_error: Literal["raise", "first_stage"] = "raise"
 
     def __post_init__(self) -> None:
         if isinstance(self.scoring, type) or not isinstance(self.scoring, Scoring | Reranker | None):
@@ -66,6 +72,8 @@ class Rerank:
         if self.fusion is not None:
             check_part("fusion", self.fusion)
         check_counts(candidates=self.candidates, batch_size=self.batch_size)
+        if self.on_error not in ("raise", "first_stage"):
+            raise InvalidInputError(f"on_error must be 'raise' or 'first_stage', not {self.on_error!r}")
 
     @classmethod
     def of(cls, rerank: RerankLike, *, generator: bool) -> Rerank | None:
@@ -110,54 +118,73 @@ def score_candidates(
     how: Rerank,
     viewer: Viewer | None,
     files: Reopener,
-    question: str,
-    records: Sequence[Record],
+    queries: Sequence[Query],
+    candidates: Sequence[Sequence[Record]],
     *,
     progress: Progress | None = None,
-) -> NDArray[np.float64]:
-    """Score n candidates for a question, in one call of the generator unless their files are very large.
+) -> list[NDArray[np.float64]]:
+    """Score the candidates of q queries, in one call of the generator unless their files are very large.
 
-    ``files`` opens the images of the album.
+    An image is opened once for all queries. The score of a query with several texts is their weighted sum.
+
+    Args:
+        how: the rule or re-ranker.
+        viewer: gives the generator its inputs; None for a re-ranker.
+        files: opens the images of the album.
+        queries: q queries with texts.
+        candidates: the n_i candidates of query i, each once.
+        progress: counts pairs of questions and images.
 
     Returns:
-        float64 [n], higher is better; nan for images that cannot be opened or that the generator cannot take,
-        which a RuntimeWarning names.
+        q arrays float64 [n_i], higher is better; nan for images that cannot be opened or that the generator
+        cannot take, which a RuntimeWarning names.
 
     Raises:
-        InvalidInputError: the generator cannot take the question; or as :func:`score_pairs`.
+        InvalidInputError: the generator cannot take a question; or as :func:`score_pairs`.
     """
-    scores = np.full(len(records), np.nan)
-    unavailable: list[ImageError] = []
-    for part in parts_by_size(records):
+    wanted: dict[int, list[tuple[int, int]]] = {}  # queries and places of every image by key
+    for q, some in enumerate(candidates):
+        for place, record in enumerate(some):
+            wanted.setdefault(record.key, []).append((q, place))
+    images = list({record.key: record for some in candidates for record in some}.values())
+    total = sum(len(query.texts) * len(some) for query, some in zip(queries, candidates, strict=True))
+    scores = [np.zeros(len(some)) for some in candidates]
+    unavailable: dict[int, ImageError] = {}
+    failed: set[int] = set()  # queries
+    done = 0
+    for part in parts_by_size(images):
+        # image by image, so that the texts of an image share its beginning
+        pairs = [
+            _Pair(q, place, weight, text, record)
+            for record in images[part]
+            for q, place in wanted[record.key]
+            for weight, text in queries[q].texts
+        ]
+        counted = _counted(progress, done, len(pairs), total)
         if isinstance(how.scoring, Scoring):
             assert viewer is not None
-            faults: dict[int, InvalidInputError] = {}
-            with viewer.showing(records[part], files, progress) as (generator, inputs):
-                scores[part] = score_pairs(
-                    generator,
-                    how.scoring,
-                    [question] * len(inputs),
-                    inputs,
-                    batch_size=how.batch_size,
-                    progress=_of_part(progress, part, len(records)),
-                    faults=faults,
-                )
-            for fault in faults.values():
-                if not isinstance(fault, ImageError):  # the question is at fault
-                    raise fault
-                unavailable.append(fault)
+            with viewer.showing(images[part], files, progress) as (generator, inputs):
+                shown = {record.key: one for record, one in zip(images[part], inputs, strict=True)}
+                found = _by_rule(how, how.scoring, generator, shown, pairs, counted)
         else:
-            opened = [open_image(files, record) for record in records[part]]
-            images = [one for one in opened if isinstance(one, Image)]
-            unavailable += [one for one in opened if isinstance(one, ImageError)]
-            available = np.array([isinstance(one, Image) for one in opened])
-            scores[part][available] = _ask_reranker(how, question, images)
+            opened = {record.key: open_image(files, record) for record in images[part]}
+            found = _by_reranker(how, opened, pairs, counted)
+        done += len(pairs)
+        for pair, score in zip(pairs, found, strict=True):
+            if score is None:
+                failed.add(pair.query)
+            elif isinstance(score, ImageError):
+                unavailable[pair.record.key] = score
+                scores[pair.query][pair.place] = math.nan
+            else:
+                scores[pair.query][pair.place] += pair.weight * score
+    for q in failed:
+        scores[q][:] = math.nan
     if unavailable:
-        names = "; ".join(map(str, unavailable[:3])) + (
-            f"; and {len(unavailable) - 3} more" * (len(unavailable) > 3)
-        )
+        faults = list(unavailable.values())
+        names = "; ".join(map(str, faults[:3])) + (f"; and {len(faults) - 3} more" * (len(faults) > 3))
         warnings.warn(
-            f"{len(unavailable)} of {len(records)} candidates cannot be opened or scored and rank last, in "
+            f"{len(faults)} of {len(images)} candidates cannot be opened or scored and rank last, in "
             f"the order of the first stage: {names}. If images may move, keep copies in the "
             "album: add them with copy=True (--copy)",
             RuntimeWarning,
@@ -166,22 +193,98 @@ def score_candidates(
     return scores
 
 
-def _of_part(progress: Progress | None, part: slice, candidates: int) -> Progress | None:
-    """Report the generator's progress in one part as a number of candidates."""
+_Score: TypeAlias = float | ImageError | None
+"""The score of a pair, why its image has none, or None if the re-ranker failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A question about an image, with its weight in the score of a candidate."""
+
+    query: int
+    place: int  # of the image among the candidates of the query
+    weight: float
+    text: str
+    record: Record
+
+
+def _counted(progress: Progress | None, before: int, pairs: int, total: int) -> Progress | None:
+    """Report the progress in one part as a number of all pairs."""
     if progress is None:
         return None
 
-    def report(step: str, done: int, total: int | None) -> None:
-        progress(step, part.start + (part.stop - part.start) * done // (total or 1), candidates)
+    def report(step: str, done: int, of: int | None) -> None:
+        progress(step, before + pairs * done // (of or 1), total)
 
     return report
 
 
-def _ask_reranker(how: Rerank, question: str, images: Sequence[Image]) -> NDArray[np.float64]:
+def _by_rule(
+    how: Rerank,
+    rule: Scoring,
+    generator: Generator,
+    shown: Mapping[int, Image | ImageState | ImageError],
+    pairs: Sequence[_Pair],
+    progress: Progress | None,
+) -> list[_Score]:
+    """Score pairs by a rule for the generator, which is shown the images by key."""
+    faults: dict[int, InvalidInputError] = {}
+    scores = score_pairs(
+        generator,
+        rule,
+        [pair.text for pair in pairs],
+        [shown[pair.record.key] for pair in pairs],
+        batch_size=how.batch_size,
+        progress=progress,
+        faults=faults,
+    )
+    found: list[_Score] = scores.tolist()
+    for n, fault in faults.items():
+        if not isinstance(fault, ImageError):  # the question is at fault
+            raise fault
+        found[n] = fault
+    return found
+
+
+def _by_reranker(
+    how: Rerank,
+    opened: Mapping[int, Image | ImageError],
+    pairs: Sequence[_Pair],
+    progress: Progress | None,
+) -> list[_Score]:
+    """Score pairs by a re-ranker, question by question; ``opened`` has the images by key."""
+    found: list[_Score] = [None] * len(pairs)
+    by_text: dict[str, list[int]] = {}
+    for n, pair in enumerate(pairs):
+        by_text.setdefault(pair.text, []).append(n)
+    for done, (text, some) in enumerate(by_text.items(), 1):
+        wanted = {pairs[n].record.key: opened[pairs[n].record.key] for n in some}
+        able = {key: image for key, image in wanted.items() if isinstance(image, Image)}
+        scores: Mapping[int, float] = {}
+        try:
+            scores = dict(zip(able, _checked(how, text, list(able.values())), strict=True))
+        except Exception as error:  # of whatever model or server it is
+            if how.on_error == "raise":
+                raise
+            warnings.warn(
+                f"the re-ranker {how.name} failed for {text[:60]!r}, which the first stage ranks: {error}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        for n in some:
+            key = pairs[n].record.key
+            image = opened[key]
+            found[n] = image if isinstance(image, ImageError) else scores.get(key)
+        if progress is not None:
+            progress("scoring", done, len(by_text))
+    return found
+
+
+def _checked(how: Rerank, question: str, images: Sequence[Image]) -> list[float]:
     """Call a re-ranker and check its answer."""
     assert isinstance(how.scoring, Reranker)
     if not images:
-        return np.empty(0)
+        return []
     answer = how.scoring.score(question, images)
     scores = finite_numbers(answer, len(images))
     if scores is None:
@@ -189,14 +292,16 @@ def _ask_reranker(how: Rerank, question: str, images: Sequence[Image]) -> NDArra
             f"the re-ranker {how.name} gave {str(answer)[:200]} for {len(images)} images; it must give one "
             "finite number per image"
         )
-    return scores
+    found: list[float] = scores.tolist()
+    return found
 
 
 def reorder(hits: Sequence[Hit], name: str, scores: NDArray[np.float64], fusion: Fusion) -> tuple[Hit, ...]:
     """Order n hits of the first stage, best first, by their fused scores.
 
-    ``scores`` float64 [n] are the re-ranking scores of that ``name``. Hits whose score is nan come last with
-    the score None; if no hit has a score, the hits are returned unchanged.
+    ``scores`` float64 [m <= n] are the re-ranking scores of the first m hits, of that ``name``. Hits without
+    a score, or with nan, come last with the score None; if no hit has a score, the hits are returned
+    unchanged.
     """
     scored = np.flatnonzero(~np.isnan(scores))
     if not len(scored):

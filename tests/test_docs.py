@@ -96,6 +96,11 @@ def photos() -> Names:
     return {}
 
 
+def pictures() -> Names:
+    save_colours("a.jpg", "b.jpg", "c.jpg")
+    return {"pictures": {"a.jpg": 2009, "b.jpg": 2015, "c.jpg": 2021}}
+
+
 def indexes() -> Names:
     encoder = ToyEncoder()
     return {"encoder": encoder, "vectors": encoder.encode_text(["red", "green"]), "path": Path("index")}
@@ -120,6 +125,7 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "clip.md": toys,
     "dialog.md": dialog,
     "evaluation.md": evaluation,
+    "filters.md": pictures,
     "indexes.md": indexes,
     "kosmos.md": toys,
     "mini-encoder.md": toys,

@@ -181,6 +181,12 @@ def test_fields_are_named_once_with_built_in_ones_first() -> None:
             ]
         )
         names = catalog.fields.names()
+        nested: Any = {}
+        for _ in range(60):
+            nested = {"x": nested}
+        catalog.add([image(3, nested)])
+        deepest = catalog.fields.names()[-1]
+        assert len(catalog.fields.matching(Field(deepest).exists())) == 1 and deepest.count(".") == 49
     assert names == ["id", "source", "width", "height", "bytes", "caption", "`a.`", "b.c", "metadata.width"]
 
 

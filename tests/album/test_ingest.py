@@ -81,15 +81,15 @@ def test_number_of_statements_does_not_depend_on_the_number_of_images(album: Alb
 
 
 def test_each_image_is_decoded_and_hashed_once(album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: dict[str, list[Any]] = {"decode": [], "digest": []}
+    calls: dict[str, list[Any]] = {"decode_with_exif": [], "digest": []}
     for name, made in calls.items():
         real = getattr(loader, name)
         monkeypatch.setattr(loader, name, lambda one, real=real, made=made: (made.append(one), real(one))[1])
     images = [image(n, n) for n in range(10)]
     album.add([*images, PILImage.new("RGB", (3, 3))], 4)
-    assert len(calls["decode"]) == len(calls["digest"]) == 11
+    assert len(calls["decode_with_exif"]) == len(calls["digest"]) == 11
     album.add(images)
-    assert len(calls["decode"]) == 11, "known images are not decoded"
+    assert len(calls["decode_with_exif"]) == 11, "known images are not decoded"
 
 
 def test_image_added_by_another_process_in_the_meantime_is_known(album: Album, tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image as PILImage
 
 from running import Zsq
 from tars import pack
+from zsqretrieval.album.filters import Field
+from zsqretrieval.cli.options import parse_where
 from zsqretrieval.presets import PRESETS, Preset
 from zsqretrieval.testing.pictures import encoded
 
@@ -211,3 +214,31 @@ def test_copies_make_an_album_that_travels(zsq: Zsq, colours: Path) -> None:
     assert zsq("info", "b", "--json").json["bytes_on_disk"]["images"] == 0 and not list(
         Path("b/images").iterdir()
     )
+
+
+def test_exif_becomes_fields_that_info_lists_and_index_fields_sorts(zsq: Zsq, tmp_path: Path) -> None:
+    exif = PILImage.Exif()
+    exif[0x0110] = "X100"
+    PILImage.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    assert zsq("index", tmp_path, "--out", "bare", "--preset", "toy", "--no-exif").code == 0
+    assert zsq("index", tmp_path, "--out", "album", "--preset", "toy").code == 0
+    built_in = ["id", "source", "width", "height", "bytes", "caption"]
+    assert zsq("info", "bare", "--json").json["fields"] == built_in
+    assert zsq("index-fields", "album", "camera", "width").stdout == "album: camera, width indexed.\n"
+    facts = zsq("info", "album", "--json").json
+    assert (facts["fields"], facts["indexed_fields"]) == ([*built_in, "camera"], ["camera", "width"])
+    said = zsq("info", "album").stdout
+    assert "bytes, caption, camera" in said and "indexed fields" in said
+    wrong = zsq("index-fields", "album", "a..b")
+    assert wrong.code == 1 and "'a..b' is not the name of a field" in wrong.stderr
+    assert zsq("info", "album", "--json").json["indexed_fields"] == ["camera", "width"]
+    assert "no fields indexed" in zsq("index-fields", "album").stdout
+
+
+def test_where_is_a_filter_or_wrong_usage() -> None:
+    assert parse_where("year > 2010 and camera = 'X100'") == (Field("year") > 2010) & (
+        Field("camera") == "X100"
+    )
+    with pytest.raises(typer.BadParameter, match="in column 7, not '> 2'") as caught:
+        parse_where("year >> 2")
+    assert caught.value.exit_code == 2

@@ -64,8 +64,10 @@ def test_broken_images_are_all_named_even_if_they_are_equal(tmp_path: Path) -> N
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
 def test_only_the_images_asked_for_are_decoded(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[str] = []
-    real = loader_module.decode
-    monkeypatch.setattr(loader_module, "decode", lambda image: (decoded.append(image.source), real(image))[1])
+    real = loader_module.decode_with_exif
+    monkeypatch.setattr(
+        loader_module, "decode_with_exif", lambda image: (decoded.append(image.source), real(image))[1]
+    )
     known = {digest(png(2)), digest(png(5))}
     read, made = [], []
     with Loader(iter(images(1, 2, 3, 4, 5)), size) as loader:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import shown
-from zsqretrieval.album.filters import BUILT_IN, METADATA, Field, Filter, Value, field_name
+from zsqretrieval.album.filters import BUILT_IN, METADATA, MOST_KEYS, Field, Filter, Value, field_name
 from zsqretrieval.album.sqlite import Database, Table
 from zsqretrieval.errors import IntegrityError, InvalidInputError
 
@@ -122,9 +122,10 @@ class FieldTable:
         query = "SELECT key, metadata FROM images WHERE key > ? ORDER BY key LIMIT ?"
         while rows := self._database.rows(query, (last, _BATCH)):
             for last, text in rows:
-                found.update(
-                    _leaves(self._database.from_json(text, f"metadata of image {last}"), (METADATA,))
-                )
+                metadata = self._database.from_json(text, f"metadata of image {last}")
+                if not isinstance(metadata, dict):
+                    raise IntegrityError(f"{self._database.where}: the metadata of image {last} is damaged")
+                found.update(_leaves(metadata, (METADATA,)))
         return [*BUILT_IN, *sorted(map(field_name, found))]
 
     def _check_known(self, paths: set[_Path]) -> None:
@@ -141,14 +142,13 @@ class FieldTable:
                 )
 
 
-def _leaves(value: Any, path: _Path) -> Iterator[_Path]:
-    """The paths of all values in nested objects; an empty key has no name."""
-    if not isinstance(value, Mapping):
-        yield path
-        return
-    for key, inner in value.items():
-        if key:
-            yield from _leaves(inner, (*path, key))
+def _leaves(metadata: Mapping[str, Any], path: _Path) -> Iterator[_Path]:
+    """The paths of all values in nested objects; a path with an empty key or too many keys has no name."""
+    for key, value in metadata.items():
+        if key and isinstance(value, dict) and len(path) < MOST_KEYS:
+            yield from _leaves(value, (*path, key))
+        elif key and len(path) <= MOST_KEYS:
+            yield (*path, key)
 
 
 # --- SQL ----------------------------------------------------------------------------------------------------

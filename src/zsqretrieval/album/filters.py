@@ -27,7 +27,6 @@ Value: TypeAlias = str | int | float | bool | None
 
 _MOST_CONDITIONS = 250  # SQLite takes expressions of at most 1,000 levels
 _DEEPEST = 12  # levels of parentheses; SQLite's parser takes about 20
-_MOST_KEYS = 50  # in the name of a field; SQLite joins at most 64 tables
 _LONGEST = 100_000  # characters of a filter as text
 _MOST_DIGITS = 4_000  # Python refuses to write and read integers of more than 4,300 digits
 
@@ -225,12 +224,15 @@ BUILT_IN = ("id", "source", "width", "height", "bytes", "caption")
 METADATA = "metadata"
 """First key in the path of every other field."""
 
+MOST_KEYS = 50
+"""Keys in the name of a field; SQLite joins at most 64 tables."""
+
 
 def _path(keys: Iterable[str]) -> tuple[str, ...]:
     """The path of the keys in a name."""
     path = tuple(keys)
-    if len(path) > _MOST_KEYS:
-        raise InvalidInputError(f"the name of a field has at most {_MOST_KEYS} keys, not {len(path)}")
+    if len(path) > MOST_KEYS:
+        raise InvalidInputError(f"the name of a field has at most {MOST_KEYS} keys, not {len(path)}")
     return path if (path[0] == METADATA and len(path) > 1) or path in _COLUMNS else (METADATA, *path)
 
 

@@ -39,6 +39,7 @@ class AlbumInfo:
         calibration: constants of the pair of models, as stored by the retriever; None if there are none.
         states: cached image features, one entry per generator: ``fingerprint``, ``dtype``, ``images``: number
             of the album's images with features, and ``bytes_on_disk``.
+        fields: names of the fields that filters can use; ``indexed_fields``: those whose values are sorted.
         questions: one entry per style, see :class:`~zsqretrieval.album.questions.StyleFacts`.
         bytes_on_disk: size of ``catalog``, ``index`` (of images and of questions), ``states`` and ``images``
             (kept bytes of images).
@@ -52,6 +53,8 @@ class AlbumInfo:
     calibration: Mapping[str, Any] | None
     states: tuple[Mapping[str, Any], ...]
     questions: tuple[Mapping[str, Any], ...]
+    fields: tuple[str, ...]
+    indexed_fields: tuple[str, ...]
     bytes_on_disk: Mapping[str, int]
 
 
@@ -122,6 +125,8 @@ def describe_album(path: Path) -> AlbumInfo:
             calibration=settings.calibration,
             states=tuple(_describe_states(catalog, path)),
             questions=tuple(map(asdict, catalog.questions.styles())),
+            fields=tuple(catalog.fields.names()),
+            indexed_fields=tuple(catalog.fields.indexed()),
             bytes_on_disk={
                 "catalog": _size(path.glob(f"{CATALOG}*")),
                 "index": sum(_size((path / folder).rglob("*")) for folder in snapshots),

@@ -13,12 +13,13 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, final, get_args
+from typing import Any, Literal, TypeAlias, final, get_args
 
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sqlite import to_json
 from zsqretrieval.album.sync import IndexSync
+from zsqretrieval.data.exif import KEYS as EXIF_KEYS
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.loader import Loader, NewImage, Skipped
 from zsqretrieval.data.sources import Reopener, Row, is_member, open_images
@@ -63,13 +64,14 @@ class Adder:
         batch_size: int,
         progress: Progress | None,
         copy: bool = False,
+        exif: bool = True,
         max_pixels: int = MAX_PIXELS,
     ) -> AddReport:
         """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`."""
         begin = time.perf_counter()
         ids: dict[_Fate, list[str]] = {fate: [] for fate in get_args(_Fate)}
         listed = open_images(images)
-        with Loader(listed, batch_size, max_pixels, copy=copy) as loader, Reopener() as files:
+        with Loader(listed, batch_size, max_pixels, copy=copy, exif=exif) as loader, Reopener() as files:
             for batch in loader:
                 known = self._catalog.by_digest(one.digest for one in batch)
                 settled = set(known)
@@ -109,6 +111,8 @@ class Adder:
                 skipped.append(Skipped(one.source, vector.reason))
                 continue
             one.vector = vector
+            if one.digest in new:
+                one.metadata = {**one.exif, **one.metadata}
             kept.append(one)
         return kept
 
@@ -214,7 +218,7 @@ class _Plan:
             assert isinstance(former, Record)
             self._displaced[former.digest] = former
         self._displaced.pop(image.digest, None)
-        caption, metadata = image.caption or present.caption, image.metadata or present.metadata
+        caption, metadata = image.caption or present.caption, _metadata(present, image)
         record = replace(present, id=id, source=image.source, caption=caption, metadata=metadata)
         self._present[record.digest] = self._renamed[record.key] = record
         self._put(record)
@@ -263,12 +267,19 @@ def _has_name(record: Record, image: NewImage) -> bool:
 
 def _updated(record: Record, image: NewImage) -> Record | None:
     """The record with the caption and metadata of the same image, added again; None if nothing is new."""
-    caption, metadata = image.caption or record.caption, record.metadata
-    if image.metadata:
-        metadata = json.loads(to_json(dict(image.metadata), f"metadata of {record.id!r}"))
+    caption, metadata = image.caption or record.caption, _metadata(record, image)
     if image.source != record.source or (caption, metadata) == (record.caption, record.metadata):
         return None
     return replace(record, caption=caption, metadata=metadata)
+
+
+def _metadata(record: Record, image: NewImage) -> Mapping[str, Any]:
+    """The metadata of the same image, added again: what came with it now, and what EXIF gave before."""
+    if not image.metadata:
+        return record.metadata
+    of_exif = {key: value for key, value in record.metadata.items() if key in EXIF_KEYS}
+    given: dict[str, Any] = json.loads(to_json(dict(image.metadata), f"metadata of {record.id!r}"))
+    return {**of_exif, **given}
 
 
 def _is_at(files: Reopener, source: str, digest: str) -> bool:

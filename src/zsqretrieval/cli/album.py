@@ -81,6 +81,12 @@ def index(
         bool,
         typer.Option("--copy", help="Keep copies of the files in the album, which then works without them."),
     ] = False,
+    exif: Annotated[
+        bool,
+        typer.Option(
+            "--exif/--no-exif", help="Read time, camera and place of photographs into their metadata."
+        ),
+    ] = True,
     trust_parts: TrustParts = False,
     device: Device = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
@@ -124,6 +130,7 @@ def index(
                 report = retriever.add(
                     list(sources),
                     copy=copy,
+                    exif=exif,
                     batch_size=batch_size,
                     max_pixels=max_pixels,
                     progress=lambda step, done, _: bars(step, done, total),
@@ -222,11 +229,29 @@ def info(album: Album, as_json: AsJson = False) -> None:
         for part in ("catalog", "index", "images")
         if sizes[part] or part != "images"
     ]
+    rows.append(("fields", ", ".join(facts.fields)))
+    if facts.indexed_fields:
+        rows.append(("indexed fields", ", ".join(facts.indexed_fields)))
     show(("album", facts.album), rows)
     if not facts.images:
         say("It is empty; add some images: zsq index FOLDER --out ALBUM")
     elif not saved["up_to_date"]:
         say("The next search updates the index; `zsq index` also saves it.")
+
+
+def index_fields(
+    album: Album,
+    fields: Annotated[
+        list[str] | None, typer.Argument(metavar="FIELD...", help="Fields, as `zsq info` lists them.")
+    ] = None,
+) -> None:
+    """Sort the values of exactly these fields, or of none, for faster filters. Loads no model."""
+    from zsqretrieval.album.catalog import Catalog
+    from zsqretrieval.album.info import find_catalog
+
+    with Catalog.open(find_catalog(album)) as catalog:
+        catalog.fields.index(fields or [])
+        say(f"{album}: {', '.join(catalog.fields.indexed()) or 'no fields'} indexed.")
 
 
 def _generator(facts: Mapping[str, Any] | None) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from zsqretrieval.cli.album import index, info, remove
+from zsqretrieval.cli.album import index, index_fields, info, remove
 from zsqretrieval.cli.chat import chat
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
@@ -99,6 +99,7 @@ app.command("questions")(questions)
 app.command("search")(search)
 app.command("chat")(chat)
 app.command("info")(info)
+app.command("index-fields")(index_fields)
 app.command("remove")(remove)
 app.command("evaluate")(evaluate)
 

@@ -14,6 +14,7 @@ from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from zsqretrieval.album.candidates import StatesMode
+    from zsqretrieval.album.filters import Filter
     from zsqretrieval.presets import Preset
     from zsqretrieval.retriever import Retriever
     from zsqretrieval.search.rerank import Rerank
@@ -260,3 +261,13 @@ def read_lines(path: Path) -> list[str]:
     if not (texts := [line.strip() for line in lines if line.strip()]):
         raise InvalidInputError(f"{path} holds no text; write one question a line")
     return texts
+
+
+def parse_where(text: str | None) -> Filter | None:
+    """Parse the value of ``--where``; one that is no filter is a usage error."""
+    from zsqretrieval.album.filters import Filter
+
+    try:
+        return None if text is None else Filter.parse(text)
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error)) from error

@@ -29,6 +29,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from zsqretrieval._util.checks import check_counts
+from zsqretrieval.data.exif import read_exif
 from zsqretrieval.errors import ImageError, InvalidInputError, MissingDependencyError
 from zsqretrieval.types import MAX_PIXELS, Image
 
@@ -206,6 +207,14 @@ def decode(
             original.draft(None, (size_hint, size_hint))
         # Decode before reading the orientation: in a PNG it may come after the pixels.
         return _upright(_to_rgb(original), original)
+
+
+def decode_with_exif(image: Image) -> tuple[PILImage.Image, dict[str, str | float]]:
+    """As :func:`decode`, with what :func:`~zsqretrieval.data.exif.read_exif` finds."""
+    with _header(image) as original:
+        exif = read_exif(original) if isinstance(original, TiffImageFile) else {}  # while its file is open
+        pixels = _to_rgb(original)
+        return _upright(pixels, original), exif or read_exif(original)
 
 
 def dimensions(image: ImageLike) -> tuple[int, int]:

@@ -19,7 +19,14 @@ from PIL import Image as PILImage
 from typing_extensions import Self
 
 from zsqretrieval._util.untrusted import mended_json
-from zsqretrieval.data.images import BYTES_AT_ONCE, MOST_PIXELS, decode, digest, dimensions, read_bytes
+from zsqretrieval.data.images import (
+    BYTES_AT_ONCE,
+    MOST_PIXELS,
+    decode_with_exif,
+    digest,
+    dimensions,
+    read_bytes,
+)
 from zsqretrieval.errors import ImageError, ZsqError
 from zsqretrieval.types import MAX_PIXELS, Image
 
@@ -51,11 +58,12 @@ class NewImage:
     height: int = 0
     vector: NDArray[np.float32] | None = None  # [dim], finite, not zero; after encoding
     notes: tuple[str, ...] = ()  # what was replaced in caption and metadata
+    exif: Mapping[str, Any] = field(default_factory=dict)  # further metadata, after decoding
 
 
 @final
 class Loader:
-    """Reads and decodes images on a few threads; with ``copy``, each has its encoded bytes.
+    """Reads and decodes images on a few threads: with ``copy`` also their encoded bytes, with ``exif`` EXIF.
 
     Some 256 MiB of encoded images and 64 million decoded pixels are in memory together, or one larger image.
 
@@ -72,8 +80,9 @@ class Loader:
         max_pixels: int = MAX_PIXELS,
         *,
         copy: bool = False,
+        exif: bool = True,
     ) -> None:
-        self._copy = copy
+        self._copy, self._exif = copy, exif
         self.repeated = 0
         self.skipped: list[Skipped] = []
         self.mended: list[Skipped] = []
@@ -130,7 +139,7 @@ class Loader:
         while True:
             pixels = np.cumsum([one.width * one.height for one in waiting])
             count = max(1, int((pixels <= _PIXELS_AT_ONCE).sum()))
-            group = self._sound(_decode, waiting[:count], alike)
+            group = self._sound(self._decode, waiting[:count], alike)
             self.repeated += sum(len(alike[one.digest]) - 1 for one in group)
             self.mended += [Skipped(one.source, "; ".join(one.notes)) for one in group if one.notes]
             yield group
@@ -161,10 +170,12 @@ class Loader:
 
     def _read(self, image: Image) -> NewImage | Skipped:
         record = Image(image.content, image.source, max_pixels=self._max_pixels)
+        exif: Mapping[str, Any] = {}
         try:
             if isinstance(image.content, PILImage.Image):
                 # Identified by its pixels, not by an encoding.
-                record = replace(record, content=decode(record))
+                pixels, exif = decode_with_exif(record)
+                record = replace(record, content=pixels)
             elif isinstance(image.content, Path) and _encoded_size(image) > _LARGE:
                 dimensions(record)
             content = read_bytes(record)
@@ -185,7 +196,16 @@ class Loader:
             image=record,
             encoded=content if self._copy or not isinstance(image.content, Path) else None,
             notes=(*image.notes, *of_caption, *of_metadata),
+            exif=exif if self._exif else {},
         )
+
+    def _decode(self, one: NewImage) -> None:
+        assert one.image is not None
+        if not isinstance(one.image.content, PILImage.Image):
+            pixels, exif = decode_with_exif(one.image)
+            one.image, one.exif = replace(one.image, content=pixels), exif if self._exif else {}
+        assert isinstance(one.image.content, PILImage.Image)
+        one.width, one.height = one.image.content.size
 
 
 def _encoded_size(image: Image) -> int:
@@ -203,11 +223,3 @@ def _encoded_size(image: Image) -> int:
 def _measure(one: NewImage) -> None:
     assert one.image is not None
     one.width, one.height = dimensions(one.image)
-
-
-def _decode(one: NewImage) -> None:
-    assert one.image is not None
-    if not isinstance(one.image.content, PILImage.Image):
-        one.image = replace(one.image, content=decode(one.image))
-    assert isinstance(one.image.content, PILImage.Image)
-    one.width, one.height = one.image.content.size

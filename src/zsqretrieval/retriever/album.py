@@ -226,6 +226,7 @@ class Album:
         images: ImageLike | Row | Iterable[ImageLike | Row],
         *,
         copy: bool = False,
+        exif: bool = True,
         batch_size: int = 32,
         max_pixels: int = MAX_PIXELS,
         progress: Progress | None = None,
@@ -240,6 +241,8 @@ class Album:
             images: paths (files, folders, tars, patterns), bytes, PIL images, records, rows of a data set
                 (``{"image": ..., "caption": ..., ...}``), or an iterable of them.
             copy: keep the bytes of files, too, also of known ones, so that the album works without them.
+            exif: add time, camera and place of photographs to their metadata as ``taken``, ``camera``,
+                ``latitude`` and ``longitude`` (docs/filters.md); keys of your own metadata win.
             batch_size: images encoded together, >= 1.
             max_pixels: size limit of an image in pixels, at most 2^30; larger ones are skipped. Images of the
                 album stay readable whatever the limit of a later call is.
@@ -252,7 +255,17 @@ class Album:
         """
         check_counts(batch_size=batch_size, max_pixels=max_pixels)
         adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
-        return adder.add(images, batch_size=batch_size, max_pixels=max_pixels, progress=progress, copy=copy)
+        return adder.add(
+            images, batch_size=batch_size, max_pixels=max_pixels, progress=progress, copy=copy, exif=exif
+        )
+
+    def index_fields(self, *names: str) -> None:
+        """Keep the values of exactly these fields sorted, for faster filters (docs/filters.md).
+
+        On disk when this returns; without names, no field is indexed. A name that is malformed is an
+        InvalidInputError.
+        """
+        self._catalog.fields.index(names)
 
     def remove(self, ids: str | Iterable[str]) -> None:
         """Remove images, their questions and kept bytes by id; all or none. On disk when this returns.

@@ -192,7 +192,11 @@ PRESETS: Mapping[str, Preset] = {
     "mini": Preset(
         "mini",
         generator="mini",
-        calibration=Calibration(fusion=WeightedSum(weight=1.5, scale="raw", first_stage_scale=100.0)),
+        calibration=Calibration(
+            fusion=WeightedSum(weight=1.5, scale="raw", first_stage_scale=100.0),
+            relevance_scale=29.4,  # examples/nothing_found.py
+            relevance_margin=0.183,
+        ),
     ),
     "clip": Preset("clip", _CLIP),
     "clip-kosmos2": Preset("clip", _CLIP, generator="kosmos", generator_config=_KOSMOS2),

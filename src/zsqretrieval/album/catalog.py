@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.batches import batched
-from zsqretrieval._util.checks import check_counts, is_unicode, shown
+from zsqretrieval._util.checks import check_counts, is_unicode
 from zsqretrieval._util.files import locked, sync_directory
 from zsqretrieval.album import questions
 from zsqretrieval.album.changes import VectorLog, key_list
@@ -44,7 +44,7 @@ class Record:
     width: int  # pixels, once upright
     height: int
     bytes: int  # size of the encoded image
-    digest: str  # SHA-256 in hexadecimal, unique in the catalog
+    digest: str  # SHA-256 in hexadecimal, unique in the catalog; ends in -vector without an image
     caption: str | None  # text that came with it
     metadata: Mapping[str, Any]  # JSON values
 
@@ -339,22 +339,6 @@ class Catalog:
             run.executemany(
                 "INSERT INTO removals (key, inverse) VALUES (?, ?)", ((key, ~key) for key in wanted)
             )
-
-    def remove_ids(self, ids: str | Iterable[str]) -> None:
-        """Remove images and their kept bytes by id; an InvalidInputError names an id that is not present."""
-        if not isinstance(ids, Iterable):
-            raise InvalidInputError(f"ids must be a string, or several in a list, not {shown(ids)}")
-        wanted = [ids] if isinstance(ids, str) else list(ids)
-        with self.transaction():
-            present = self.known_ids(id for id in wanted if isinstance(id, str))
-            if missing := [id for id in wanted if not isinstance(id, str) or id not in present]:
-                raise InvalidInputError(
-                    f"{len(missing)} of {len(wanted)} ids are not in the album, the first is "
-                    f"{shown(missing[0])}; nothing was removed"
-                )
-            digests = [record.digest for record in self.records(list(present.values()))]
-            self.remove(list(present.values()))
-        self.sweep_kept(digests)
 
     def sweep_kept(self, digests: Sequence[str] | None = None) -> None:
         """As :meth:`~zsqretrieval.album.kept.KeptImages.sweep`, in a transaction of its own."""

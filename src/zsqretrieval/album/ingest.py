@@ -12,8 +12,8 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, final, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeAlias, final, get_args
 
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
@@ -21,18 +21,28 @@ from zsqretrieval.album.sqlite import to_json
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.loader import Loader, NewImage, Skipped
-from zsqretrieval.data.sources import Reopener, Row, is_member, open_images
+from zsqretrieval.data.sources import VECTOR, Reopener, Row, is_member, open_images
 from zsqretrieval.encoders.checked import encode_each
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import MAX_PIXELS, Progress
 
-_Fate: TypeAlias = Literal["added", "replaced", "moved", "updated", "known"]
+Fate: TypeAlias = Literal["added", "replaced", "moved", "updated", "known"]
 
 _SUFFIX = re.compile(r"#[0-9a-f]{8}([0-9a-f]{56})?\Z")  # appended to an id that another source has
 
 
-@dataclass(frozen=True, slots=True)
+def counted(report: Any) -> str:
+    """A short ``__repr__`` of a report: the numbers of its ids and images, not all of them."""
+    shown = []
+    for one in fields(report):
+        value = getattr(report, one.name)
+        value = len(value) if isinstance(value, tuple) else value
+        shown.append(f"{one.name}={value:.3g}" if isinstance(value, float) else f"{one.name}={value}")
+    return f"{type(report).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class AddReport:
     """Result of :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`; every image counts once."""
 
@@ -44,6 +54,8 @@ class AddReport:
     skipped: tuple[Skipped, ...]  # images that could not be read or encoded
     seconds: float  # duration
     mended: tuple[Skipped, ...] = ()  # new images of whose caption or metadata a part was replaced
+
+    __repr__ = counted
 
 
 @final
@@ -67,7 +79,7 @@ class Adder:
     ) -> AddReport:
         """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`."""
         begin = time.perf_counter()
-        ids: dict[_Fate, list[str]] = {fate: [] for fate in get_args(_Fate)}
+        ids: dict[Fate, list[str]] = {fate: [] for fate in get_args(Fate)}
         listed = open_images(images)
         with Loader(listed, batch_size, max_pixels, copy=copy) as loader, Reopener() as files:
             for batch in loader:
@@ -78,7 +90,7 @@ class Adder:
                 waiting = [one for one in batch if one.digest in settled]
                 for group in loader.decoded([one for one in batch if one.digest not in settled]):
                     encoded = self._encoded(group, known, loader.skipped)
-                    for fate, id in self._write([*waiting, *encoded], known, files, copy):
+                    for fate, id in self.write([*waiting, *encoded], known, files, copy):
                         ids[fate].append(id)
                     waiting = []
                     for one in group:
@@ -112,10 +124,16 @@ class Adder:
             kept.append(one)
         return kept
 
-    def _write(
-        self, images: Sequence[NewImage], known: Mapping[str, Record], files: Reopener, copy: bool
-    ) -> list[tuple[_Fate, str]]:
-        """Write all changes in one transaction; none if nothing has changed."""
+    def write(
+        self, images: Sequence[NewImage], known: Mapping[str, Record], files: Reopener, copy: bool = False
+    ) -> list[tuple[Fate, str]]:
+        """Write new images, with vectors, and known ones in one transaction; none if nothing has changed.
+
+        ``known`` has the records of the known ones by digest.
+
+        Returns:
+            What became of each image, and its id in the album; in no order.
+        """
         # Known images come first: one that was renamed frees its id for a new image.
         images = sorted(images, key=lambda one: one.digest not in known)
         new = [one for one in images if one.digest not in known]
@@ -124,8 +142,11 @@ class Adder:
         moved = {
             one.digest
             for one in misplaced
-            if not _is_at(files, known[one.digest].source, one.digest)
-            and _is_at(files, one.source, one.digest)
+            if one.digest.endswith(VECTOR)  # its id and vector
+            or (
+                not _is_at(files, known[one.digest].source, one.digest)
+                and _is_at(files, one.source, one.digest)
+            )
         }
         self._catalog.check_place()
         kept = self._to_keep(images, known, files, copy)
@@ -183,7 +204,7 @@ class _Plan:
         for record in catalog.namesakes(one.id for one in images):
             self._put(self._present.get(record.digest, record))
 
-    def decide(self, image: NewImage) -> tuple[_Fate, str]:
+    def decide(self, image: NewImage) -> tuple[Fate, str]:
         """Plan the next image of the batch; known images come before new ones."""
         namesakes = self._named.get(image.id, {}).values()
         of_source = [one for one in namesakes if one.source == image.source]
@@ -240,25 +261,26 @@ class _Plan:
             del self._added[one.digest]
 
     def _put(self, one: Record | NewImage) -> None:
-        for name in _names(one.id):
+        for name in names_of(one.id):
             self._named.setdefault(name, {})[one.id] = one
 
     def _take(self, one: Record | NewImage) -> None:
-        for name in _names(one.id):
+        for name in names_of(one.id):
             self._named.get(name, {}).pop(one.id, None)
 
     def _free_id(self, image: NewImage) -> str:
         """The id itself, or with a part of the digest appended if another source has it."""
-        ids = (image.id, f"{image.id}#{image.digest[:8]}", f"{image.id}#{image.digest}")
+        ids = (image.id, f"{image.id}#{image.digest[:8]}", f"{image.id}#{image.digest[:64]}")
         return next((id for id in ids if id not in self._named.get(id, {})), image.id)
 
 
-def _names(id: str) -> set[str]:
+def names_of(id: str) -> set[str]:
+    """An id, and the one that it was before a part of a digest was appended."""
     return {id, _SUFFIX.sub("", id)}
 
 
 def _has_name(record: Record, image: NewImage) -> bool:
-    return record.source == image.source and image.id in _names(record.id)
+    return record.source == image.source and image.id in names_of(record.id)
 
 
 def _updated(record: Record, image: NewImage) -> Record | None:

@@ -99,6 +99,9 @@ def _images(source: Any) -> Iterator[Image | ImageError]:
         yield as_image(source)
 
 
+VECTOR = "-vector"
+"""End of the digest of a row without pixels, which so is none of an image."""
+
 _ONE = (bytes, bytearray, memoryview)  # not a list of numbers
 
 
@@ -282,6 +285,8 @@ class Reopener:
         Raises:
             ImageError: the image is missing, was never a file, or has changed.
         """
+        if sha256 is not None and sha256.endswith(VECTOR):
+            raise ImageError(source, "was added as a vector, without its image")
         damage = None
         if self._kept is not None and sha256 is not None:
             try:

@@ -9,22 +9,33 @@ from it (:mod:`zsqretrieval.album.sync`), so nothing that an ``add`` returned ca
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.candidates import StatesMode, Viewer
 from zsqretrieval.album.catalog import Record
+from zsqretrieval.album.edits import records_of, remove, update
+from zsqretrieval.album.embeddings import (
+    ExportReport,
+    add_blocks,
+    check_fingerprint,
+    export,
+    folder_blocks,
+    given_block,
+)
 from zsqretrieval.album.info import CATALOG
 from zsqretrieval.album.ingest import Adder, AddReport
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.sources import Reopener, Row
-from zsqretrieval.errors import AlbumError
+from zsqretrieval.errors import AlbumError, InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.presets import Calibration, Preset, preset_named
 from zsqretrieval.protocols import Encoder, Generator, Index
@@ -254,11 +265,116 @@ class Album:
         adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
         return adder.add(images, batch_size=batch_size, max_pixels=max_pixels, progress=progress, copy=copy)
 
+    def add_embeddings(
+        self,
+        vectors: ArrayLike | str | os.PathLike[str],
+        *,
+        ids: Sequence[str] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        sources: Sequence[str | os.PathLike[str]] | None = None,
+        captions: Sequence[str | None] | None = None,
+        fingerprint: str | None = None,
+        batch_size: int = 4096,
+        progress: Progress | None = None,
+    ) -> AddReport:
+        """Add images by vectors that the album's encoder made elsewhere; see docs/own-vectors.md.
+
+        A row whose source names an image that can be read is an image like any other. Any other row takes
+        part in the first stage only: a search that re-ranks puts it last, with a warning. A row whose id and
+        vector, at the precision given, are in the album is known, and takes new metadata and captions.
+
+        Args:
+            vectors: float [n, dim], rows of length 1 to 1 %, as they are encoded; or a folder of embeddings
+                (``img_emb/*.npy`` and ``metadata/*.parquet``), which has all the rest. Vectors in memory are
+                checked before anything is written; those in files (also ``np.memmap``) batch by batch.
+            ids: n names; else the sources, else the beginning of a digest.
+            metadata: n mappings of JSON values.
+            sources: n paths, URLs or other texts; the ids when None.
+            captions: n texts.
+            fingerprint: ``encoder.fingerprint`` of the encoder that made the vectors, to be checked.
+            batch_size: rows per transaction, >= 1.
+            progress: called after each batch; may raise to stop.
+
+        Raises:
+            MismatchError: another dim or fingerprint than the album's; nothing was added.
+            InvalidInputError: a vector is zero, not finite or not of length 1, which names the row and says
+                what was added; other arguments do not fit, or there is no such folder.
+            IntegrityError: a file is damaged, or has other numbers of vectors and rows.
+            MissingDependencyError: a folder without pyarrow.
+        """
+        if fingerprint is not None:
+            check_fingerprint(fingerprint, self.encoder, "the vectors")
+        if isinstance(vectors, str | os.PathLike):
+            if any(one is not None for one in (ids, metadata, sources, captions)):
+                raise InvalidInputError(
+                    "a folder of embeddings has its own ids, metadata, sources and captions"
+                )
+            blocks = folder_blocks(Path(vectors), self.encoder)
+        else:
+            blocks = [given_block(vectors, ids, metadata, sources, captions)]
+        adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
+        return add_blocks(
+            blocks, adder, self._catalog, self.encoder, batch_size=batch_size, progress=progress
+        )
+
+    def export_embeddings(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        dtype: Literal["float16", "float32"] = "float16",
+        shard_size: int = 100_000,
+        progress: Progress | None = None,
+    ) -> ExportReport:
+        """Write all vectors and records to a new folder, as clip-retrieval does; see docs/own-vectors.md.
+
+        The folder appears when it is whole. :meth:`add_embeddings` reads it.
+
+        Args:
+            path: the new folder.
+            dtype: of the vectors; float16 halves the size, and changes cosines by about 0.0005.
+            shard_size: rows per file, >= 1; held in memory together.
+            progress: called after each batch; may raise to stop.
+
+        Raises:
+            AlbumError: ``path`` exists, or the disk refuses.
+            InvalidInputError: another dtype, or ``shard_size`` < 1.
+            MissingDependencyError: there is no pyarrow.
+        """
+        return export(
+            self._catalog, self.encoder.fingerprint, Path(path).absolute(),
+            dtype=dtype, shard_size=shard_size, progress=progress,
+        )  # fmt: skip
+
+    def vector(self, id: str) -> NDArray[np.float32]:
+        """Copy the vector of one image, float32 [dim]; an InvalidInputError if no image has the id."""
+        return self._catalog.log.get([records_of(self._catalog, [id])[0].key])[0].copy()
+
+    def update(
+        self,
+        ids: str | Iterable[str],
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        *,
+        captions: str | Sequence[str | None] | None = None,
+    ) -> None:
+        """Change metadata and captions of images; all or none. On disk when this returns.
+
+        Args:
+            ids: one image, or n.
+            metadata: JSON values, merged into those of every image; or n such mappings. A value of None
+                deletes its key.
+            captions: a caption for all images, or n captions; None or ``""`` in a list deletes one.
+
+        Raises:
+            InvalidInputError: an id is not in the album or given twice, numbers do not fit, or metadata is
+                not JSON. Nothing has changed.
+        """
+        update(self._catalog, ids, metadata, captions)
+
     def remove(self, ids: str | Iterable[str]) -> None:
         """Remove images, their questions and kept bytes by id; all or none. On disk when this returns.
 
         Raises:
             InvalidInputError: an id is not in the album, or no string; names it. Nothing has changed.
         """
-        self._catalog.remove_ids(ids)
+        remove(self._catalog, ids)
         self._index.update()

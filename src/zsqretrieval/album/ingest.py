@@ -76,13 +76,19 @@ class Adder:
         progress: Progress | None,
         copy: bool = False,
         max_pixels: int = MAX_PIXELS,
+        seen: dict[str, str] | None = None,
     ) -> AddReport:
-        """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`."""
+        """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`.
+
+        ``seen`` takes the digest of everything that was read, by its source.
+        """
         begin = time.perf_counter()
         ids: dict[Fate, list[str]] = {fate: [] for fate in get_args(Fate)}
         listed = open_images(images)
         with Loader(listed, batch_size, max_pixels, copy=copy) as loader, Reopener() as files:
             for batch in loader:
+                if seen is not None:
+                    seen.update({one.source: one.digest for one in batch})
                 known = self._catalog.by_digest(one.digest for one in batch)
                 settled = set(known)
                 if self._viewer is not None:
@@ -144,8 +150,8 @@ class Adder:
             for one in misplaced
             if one.digest.endswith(VECTOR)  # its id and vector
             or (
-                not _is_at(files, known[one.digest].source, one.digest)
-                and _is_at(files, one.source, one.digest)
+                not is_at(files, known[one.digest].source, one.digest)
+                and is_at(files, one.source, one.digest)
             )
         }
         self._catalog.check_place()
@@ -172,7 +178,7 @@ class Adder:
         for one in images:
             record = known.get(one.digest)
             source = one.source if record is None else record.source
-            if one.encoded is None or (not copy and (is_member(source) or _is_at(files, source, one.digest))):
+            if one.encoded is None or (not copy and (is_member(source) or is_at(files, source, one.digest))):
                 continue
             # Bytes without a record are those of a removed image, and about to be deleted.
             if record is None or not self._catalog.kept.intact(one.digest):
@@ -293,7 +299,8 @@ def _updated(record: Record, image: NewImage) -> Record | None:
     return replace(record, caption=caption, metadata=metadata)
 
 
-def _is_at(files: Reopener, source: str, digest: str) -> bool:
+def is_at(files: Reopener, source: str, digest: str) -> bool:
+    """Whether the image of a digest can be read at a source."""
     try:
         files.open(source, digest)
     except ImageError:

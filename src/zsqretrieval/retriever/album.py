@@ -31,6 +31,7 @@ from zsqretrieval.album.embeddings import (
     folder_blocks,
     given_block,
 )
+from zsqretrieval.album.folders import SyncReport, checked_folders, rehearsal, sync_folders
 from zsqretrieval.album.info import CATALOG
 from zsqretrieval.album.ingest import Adder, AddReport
 from zsqretrieval.data.images import ImageLike
@@ -369,6 +370,46 @@ class Album:
                 not JSON. Nothing has changed.
         """
         update(self._catalog, ids, metadata, captions)
+
+    def sync(
+        self,
+        folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        dry_run: bool = False,
+        copy: bool = False,
+        batch_size: int = 32,
+        max_pixels: int = MAX_PIXELS,
+        progress: Progress | None = None,
+    ) -> SyncReport:
+        """Bring the album in step with folders: as :meth:`add`, then remove what is gone from there.
+
+        An image is removed if its source is in one of the folders and its file, or member of a tar that can
+        be read, does not exist any more. Images from elsewhere stay, and so do those whose file cannot be
+        read. All files are read and hashed, as by :meth:`add`.
+
+        Args:
+            folders: one or more folders; a file that was moved between them is followed.
+            dry_run: change nothing, and report the same; new images are decoded, but not encoded.
+            copy: as for :meth:`add`.
+            batch_size: as for :meth:`add`.
+            max_pixels: as for :meth:`add`.
+            progress: called after each batch; may raise to stop.
+
+        Raises:
+            InvalidInputError: a folder is missing or cannot be listed. Nothing has changed.
+            AlbumError: a folder is empty, but the album has images from there: perhaps its disk is not
+                mounted. Nothing has changed. Or as :meth:`add`.
+        """
+        check_counts(batch_size=batch_size, max_pixels=max_pixels)
+        places = checked_folders(folders)
+        settings: dict[str, Any] = {"batch_size": batch_size, "max_pixels": max_pixels}
+        if dry_run:
+            with rehearsal(self._catalog) as (adder, catalog):
+                return replace(sync_folders(adder, catalog, places, progress, **settings), dry_run=True)
+        adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
+        report = sync_folders(adder, self._catalog, places, progress, copy=copy, **settings)
+        self._index.update()
+        return report
 
     def remove(self, ids: str | Iterable[str]) -> None:
         """Remove images, their questions and kept bytes by id; all or none. On disk when this returns.

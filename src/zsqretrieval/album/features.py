@@ -19,6 +19,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
@@ -259,6 +260,35 @@ class StateStore:
             self._damaged.add(name)
             _warn(f"{damaged} of {len(digests)} image features in {self._folder / name} are damaged")
         return True
+
+
+def take_states(ours: Path, theirs: Path, *, every: bool) -> int:
+    """Copy the features of another album; returns the number of images that had none here.
+
+    Of the generators that both albums have features of, or of every one.
+    """
+    taken = 0
+    for folder in sorted(one for one in theirs.glob("states-*") if FOLDER.fullmatch(one.name)):
+        here = ours / folder.name
+        if not every and not here.is_dir():
+            continue
+        held = {digest for file in _sound_files(here) for digest in read_facts(file)["crc32"]}
+        for file in _sound_files(folder):
+            if new := read_facts(file)["crc32"].keys() - held:
+                here.mkdir(exist_ok=True)
+                with locked(here, exclusive=False), atomic_write(here / f"{secrets.token_hex(8)}{_SUFFIX}") as temporary:
+                    shutil.copyfile(file, temporary)
+                held |= new
+                taken += len(new)
+    return taken
+
+
+def _sound_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder that have an intact header."""
+    for file in sorted(folder.glob(f"*{_SUFFIX}")):
+        with contextlib.suppress(OSError, ValueError):
+            read_facts(file)
+            yield file
 
 
 def _write(

@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, final, get_args
 
@@ -229,7 +229,7 @@ class _Plan:
         for one in (former, present):
             if one is not None and one.digest not in self._displaced:
                 self._take(one)
-        id = self._free_id(image) if former is None else former.id
+        id = free_id(image, self._named.get(image.id, {})) if former is None else former.id
         if present is None:
             if former is not None:
                 self._remove(former)
@@ -274,10 +274,12 @@ class _Plan:
         for name in names_of(one.id):
             self._named.get(name, {}).pop(one.id, None)
 
-    def _free_id(self, image: NewImage) -> str:
-        """The id itself, or with a part of the digest appended if another source has it."""
-        ids = (image.id, f"{image.id}#{image.digest[:8]}", f"{image.id}#{image.digest[:64]}")
-        return next((id for id in ids if id not in self._named.get(id, {})), image.id)
+
+def free_id(image: NewImage | Record, taken: Container[str]) -> str:
+    """The id of an image, or with a part of its digest appended if another image has it."""
+    name = image.id
+    ids = (name, f"{name}#{image.digest[:8]}", f"{name}#{image.digest[:64]}")
+    return next((id for id in ids if id not in taken), name)
 
 
 def names_of(id: str) -> set[str]:

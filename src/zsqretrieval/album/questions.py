@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from operator import attrgetter
-from typing import Any, TypeVar, final
+from typing import Any, TypeAlias, TypeVar, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -139,6 +139,9 @@ class StyleFacts:
     kept: int  # retained questions
     answered: int  # questions with an answer
 
+
+Asked: TypeAlias = "tuple[Recipe, dict[int, list[NewQuestion]]]"
+"""A recipe, and by the key of an image the questions that it wrote; none where it was run without success."""
 
 _RECIPES = Table("recipes", "recipe", id=int, recipe=str)
 _ASKED = Table("asked", "list of recipes of image", image=int, recipe=int)
@@ -313,6 +316,26 @@ class QuestionTable:
                 return
             yield found
             last = found[-1].key
+
+    def asked_of(self, images: ArrayLike) -> list[Asked]:
+        """The questions of images, as :meth:`write` takes them, also of another catalog with the same encoder."""
+        keys = key_list(images)
+        with self._database.transaction():
+            recipes = self._recipes()
+            found: dict[int, dict[int, list[NewQuestion]]] = {recipe: {} for recipe in recipes}
+            for image, recipe in self._database.read(_ASKED, "image", keys):
+                self._part_of(found, recipe)[image] = []
+            rows = self._database.read(_QUESTIONS, "image", keys)
+            vectors = self._database.select(_VECTORS.columns, _VECTORS.name, "question", [row[0] for row in rows])
+            question_of = [row[1] for row in vectors]
+            kept = dict(zip(question_of, self.log.unpack(vectors), strict=True))
+        for key, image, recipe, prompt, text, form, answer, likelihood, tokens, *judged, is_kept in rows:
+            vector = kept.get(key, np.empty(0, np.float32))
+            one = NewQuestion(
+                text, form, answer, prompt, likelihood, tokens, Judgement(*judged, bool(is_kept)), vector
+            )
+            self._part_of(found, recipe).setdefault(image, []).append(one)
+        return [(recipes[recipe], some) for recipe, some in found.items() if some]
 
     def owners(self, vector_keys: ArrayLike) -> dict[int, int]:
         """Keys of images by the keys of vectors; only for vectors that are present."""

@@ -8,11 +8,12 @@ from it (:mod:`zsqretrieval.album.sync`), so nothing that an ``add`` returned ca
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +22,7 @@ from typing_extensions import Self
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.candidates import StatesMode, Viewer
-from zsqretrieval.album.catalog import Record
+from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.edits import records_of, remove, update
 from zsqretrieval.album.embeddings import (
     ExportReport,
@@ -32,8 +33,9 @@ from zsqretrieval.album.embeddings import (
     given_block,
 )
 from zsqretrieval.album.folders import SyncReport, checked_folders, rehearsal, sync_folders
-from zsqretrieval.album.info import CATALOG
+from zsqretrieval.album.info import CATALOG, find_catalog
 from zsqretrieval.album.ingest import Adder, AddReport
+from zsqretrieval.album.merge import MergeReport, merge
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.sources import Reopener, Row
 from zsqretrieval.errors import AlbumError, InvalidInputError
@@ -408,6 +410,37 @@ class Album:
                 return replace(sync_folders(adder, catalog, places, progress, **settings), dry_run=True)
         adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
         report = sync_folders(adder, self._catalog, places, progress, copy=copy, **settings)
+        self._index.update()
+        return report
+
+    def merge(
+        self, other: str | os.PathLike[str] | Album, *, progress: Progress | None = None
+    ) -> MergeReport:
+        """Take over the images of another album, which stays as it is; nothing is encoded.
+
+        With records and vectors come kept bytes, stored questions, and cached features if both albums are on
+        disk and have the same generator. An image with the bytes of one of this album is known, and only gets
+        the questions, features and kept bytes that it lacks. An id that another image has here gets a part of
+        the digest appended, as by :meth:`add`. An interrupted call can be repeated.
+
+        Args:
+            other: an album's directory, or a retriever.
+            progress: called after each batch; may raise to stop.
+
+        Raises:
+            MismatchError: the other album has another encoder; names both.
+            InvalidInputError: it is this album.
+            AlbumError: there is no album, or the disk is full; earlier batches stay.
+        """
+        folder = other.path if isinstance(other, Album) else opening.album_path(other).absolute()
+        if other is self or (folder is not None and self._path is not None and folder.resolve() == self._path.resolve()):
+            raise InvalidInputError(f"{self._path or 'this album'} cannot be merged with itself; name another")
+        with contextlib.ExitStack() as stack:
+            if isinstance(other, Album):
+                theirs = other._catalog
+            else:
+                theirs = stack.enter_context(Catalog.open(find_catalog(cast(Path, folder))))
+            report = merge(self._catalog, theirs, (self._path, folder), progress)
         self._index.update()
         return report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def made(path: Path | None, *names: str, states: Any = "lazy") -> Retriever:
 @pytest.fixture
 def ours(tmp_path: Path) -> Iterator[Retriever]:
     with made(tmp_path / "ours", "red", "green") as retriever:
-        retriever.encoder = Broken()
+        retriever._attach(replace(retriever._parts, encoder=Broken()))
         yield retriever
 
 

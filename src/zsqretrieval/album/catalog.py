@@ -258,6 +258,23 @@ class Catalog:
         if value is not None and value != self.setting(name):
             self.set_meta(name, value)
 
+    def with_encoder(self, dim: int, settings: Mapping[str, Any]) -> Catalog:
+        """Change dim and settings, and forget calibration and snapshots; the caller replaces all vectors.
+
+        Within a transaction, after which this catalog and those of other processes refuse to use vectors.
+
+        Returns:
+            The catalog with these settings, of the same file.
+        """
+        self.log.check_encoder()
+        self._set_value(_META, "dim", dim)
+        self._set_value(_META, "settings", dict(settings))
+        self._database.connection.execute("DELETE FROM meta WHERE name = 'calibration'")
+        self._database.connection.execute("DELETE FROM snapshots")
+        changed = Catalog(self._database, None)
+        changed.kept = self.kept
+        return changed
+
     # --- writing ----------------------------------------------------------------------------------------
 
     def check_place(self) -> None:
@@ -281,7 +298,7 @@ class Catalog:
         columns = [_columns(image) for image in images]
         packed = [self.log.pack(np.asarray(image.vector), image.id) for image in images]
         with self._database.transaction("IMMEDIATE") as run:
-            first = self.log.position.last_key + 1
+            first = self.log.next_key()
             keys = range(first, first + len(images))
             try:
                 run.executemany(

@@ -23,6 +23,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -44,6 +45,15 @@ _SUFFIX = ".safetensors"
 _SMALL = 64 << 20  # bytes; a sweep merges smaller files
 
 
+@dataclass(frozen=True, slots=True)
+class StateKind:
+    """What is stored, if it is not the features of a generator."""
+
+    fingerprint: str
+    state_shape: tuple[int, ...]
+    state_dtype: Any
+
+
 @final
 class StateStore:
     """The cached image features of one generator, by the digests of the images; in memory without an album.
@@ -51,7 +61,7 @@ class StateStore:
     Methods may be called from several threads. Several processes may use one album.
     """
 
-    def __init__(self, generator: ImageStates, album: Path | None = None) -> None:
+    def __init__(self, generator: ImageStates | StateKind, album: Path | None = None) -> None:
         self.fingerprint = generator.fingerprint
         self._shape = tuple(generator.state_shape)
         self._dtype = np.dtype(generator.state_dtype)
@@ -132,6 +142,11 @@ class StateStore:
                 self._memory |= {digest: _read_only(state.copy()) for digest, state in states.items()}
             else:
                 self._enter(*_write(self._folder, self._facts(), states))
+
+    def drop(self) -> None:
+        """Delete everything that is stored."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def sweep(self, known: Callable[[list[str]], Container[str]]) -> None:
         """Delete the features of removed images, and merge small files.

@@ -36,10 +36,12 @@ from zsqretrieval.album.folders import SyncReport, checked_folders, rehearsal, s
 from zsqretrieval.album.info import CATALOG, find_catalog
 from zsqretrieval.album.ingest import Adder, AddReport
 from zsqretrieval.album.merge import MergeReport, merge
+from zsqretrieval.album.reencode import ReencodeReport, Reencoding
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.sources import Reopener, Row
 from zsqretrieval.errors import AlbumError, InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
+from zsqretrieval.plugins import check_empty_index, check_part, describe
 from zsqretrieval.presets import Calibration, Preset, preset_named
 from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.retriever import opening
@@ -265,7 +267,7 @@ class Album:
             AlbumError: the disk is full or the album is locked. After any error, earlier batches stay.
         """
         check_counts(batch_size=batch_size, max_pixels=max_pixels)
-        adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
+        adder = self._adder()
         return adder.add(images, batch_size=batch_size, max_pixels=max_pixels, progress=progress, copy=copy)
 
     def add_embeddings(
@@ -315,7 +317,7 @@ class Album:
             blocks = folder_blocks(Path(vectors), self.encoder)
         else:
             blocks = [given_block(vectors, ids, metadata, sources, captions)]
-        adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
+        adder = self._adder()
         return add_blocks(
             blocks, adder, self._catalog, self.encoder, batch_size=batch_size, progress=progress
         )
@@ -408,7 +410,7 @@ class Album:
         if dry_run:
             with rehearsal(self._catalog) as (adder, catalog):
                 return replace(sync_folders(adder, catalog, places, progress, **settings), dry_run=True)
-        adder = Adder(self.encoder, self._catalog, self._index, self._viewer)
+        adder = self._adder()
         report = sync_folders(adder, self._catalog, places, progress, copy=copy, **settings)
         self._index.update()
         return report
@@ -443,6 +445,63 @@ class Album:
             report = merge(self._catalog, theirs, (self._path, folder), progress)
         self._index.update()
         return report
+
+    def reencode(
+        self,
+        encoder: Encoder,
+        *,
+        index: Index | None = None,
+        calibration: Calibration | None = None,
+        drop: bool = False,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> ReencodeReport:
+        """Encode all images and retained questions with another encoder, which becomes the album's.
+
+        Searches in other threads use the old encoder until all is ready, and wait during one transaction
+        that replaces all vectors. An interrupted call leaves the album as it was, and continues when repeated.
+        Another process that has the album open gets an AlbumError from then on; it has to open it again.
+        The round trip of questions is not repeated: ``questions.filter()`` does that.
+
+        Args:
+            encoder: the new encoder.
+            index: an empty index for it; when None, one of the album's kind and settings.
+            calibration: constants for the new encoder and the generator; the defaults when None.
+            drop: remove images that cannot be opened or encoded, in place of an error.
+            batch_size: images encoded together, >= 1.
+            progress: called after each batch; may raise to stop.
+
+        Raises:
+            InvalidInputError: images cannot be opened or encoded, which names them; it is the album's encoder;
+                or the index has no settings to make another from. Nothing has changed.
+            MismatchError: the index is not for that encoder.
+            AlbumError: the disk is full; nothing has changed.
+        """
+        check_part("encoder", encoder)
+        check_counts(batch_size=batch_size)
+        parts = self._parts
+        if encoder.fingerprint == parts.encoder.fingerprint:
+            raise InvalidInputError(f"{encoder.fingerprint!r} is the album's encoder already; pass another one")
+        index = opening.index_like(parts.index.index, encoder) if index is None else index
+        check_empty_index(encoder, index)
+        calibration = calibration or Calibration()
+        settings = {
+            **parts.catalog.settings,
+            "encoder": encoder.fingerprint,
+            "encoder_part": describe("encoder", encoder),
+            "index": describe("index", index),
+            "calibration": calibration.describe(),
+        }
+        work = Reencoding(parts.catalog, encoder, index, self._path, batch_size, progress)
+        with self._saving:
+            catalog, sync, report = work.run(parts.index, settings, drop=drop)
+            changed = {"encoder": encoder, "catalog": catalog, "index": sync, "calibration": calibration}
+            self._attach(replace(parts, path=self._path, trusted=True, **changed))
+        return report
+
+    def _adder(self) -> Adder:
+        parts = self._parts  # of one moment, so that encoder and catalog belong together
+        return Adder(parts.encoder, parts.catalog, parts.index, parts.viewer)
 
     def remove(self, ids: str | Iterable[str]) -> None:
         """Remove images, their questions and kept bytes by id; all or none. On disk when this returns.

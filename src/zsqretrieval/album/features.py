@@ -291,7 +291,10 @@ def take_states(ours: Path, theirs: Path, *, every: bool) -> int:
         for file in _sound_files(folder):
             if new := read_facts(file)["crc32"].keys() - held:
                 here.mkdir(exist_ok=True)
-                with locked(here, exclusive=False), atomic_write(here / f"{secrets.token_hex(8)}{_SUFFIX}") as temporary:
+                with (
+                    locked(here, exclusive=False),
+                    atomic_write(here / f"{secrets.token_hex(8)}{_SUFFIX}") as temporary,
+                ):
                     shutil.copyfile(file, temporary)
                 held |= new
                 taken += len(new)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from zsqretrieval.album.ingest import counted, free_id
 from zsqretrieval.album.questions import Asked
 from zsqretrieval.album.settings import AlbumSettings
 from zsqretrieval.data.loader import NewImage
-from zsqretrieval.errors import ImageError, MismatchError
+from zsqretrieval.errors import MismatchError
 from zsqretrieval.types import Progress
 
 
@@ -80,7 +80,9 @@ def merge(
     if None not in folders:
         alike = encoders[0].generator == encoders[1].generator is not None
         features = take_states(*folders, every=alike)  # type: ignore[arg-type]  # no None
-    return MergeReport(tuple(added), done - len(added), kept, questions, features, time.perf_counter() - begin)
+    return MergeReport(
+        tuple(added), done - len(added), kept, questions, features, time.perf_counter() - begin
+    )
 
 
 def _read(theirs: Catalog, records: Sequence[Record]) -> _Part:
@@ -108,8 +110,15 @@ def _write(ours: Catalog, part: _Part) -> tuple[list[str], int, int]:
                 taken.add(id)
                 new.append(
                     NewImage(
-                        id, record.source, record.bytes, record.digest, record.caption, record.metadata,
-                        width=record.width, height=record.height, vector=vector,
+                        id,
+                        record.source,
+                        record.bytes,
+                        record.digest,
+                        record.caption,
+                        record.metadata,
+                        width=record.width,
+                        height=record.height,
+                        vector=vector,
                     )  # fmt: skip
                 )
         ours.kept.put(keep)

@@ -335,7 +335,9 @@ class QuestionTable:
             for image, recipe in self._database.read(_ASKED, "image", keys):
                 self._part_of(found, recipe)[image] = []
             rows = self._database.read(_QUESTIONS, "image", keys)
-            vectors = self._database.select(_VECTORS.columns, _VECTORS.name, "question", [row[0] for row in rows])
+            vectors = self._database.select(
+                _VECTORS.columns, _VECTORS.name, "question", [row[0] for row in rows]
+            )
             question_of = [row[1] for row in vectors]
             kept = dict(zip(question_of, self.log.unpack(vectors), strict=True))
         for key, image, recipe, prompt, text, form, answer, likelihood, tokens, *judged, is_kept in rows:

@@ -81,7 +81,9 @@ class Reencoding:
         begin = time.perf_counter()
         if not drop:  # before hours of work
             records = self._catalog.iter_records()
-            self._refuse(Skipped(one.source, "has no image") for one in records if one.digest.endswith(VECTOR))
+            self._refuse(
+                Skipped(one.source, "has no image") for one in records if one.digest.endswith(VECTOR)
+            )
         self._encode_all()
         if not drop:
             self._refuse(self._lost().values())

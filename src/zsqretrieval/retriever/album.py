@@ -435,8 +435,12 @@ class Album:
             AlbumError: there is no album, or the disk is full; earlier batches stay.
         """
         folder = other.path if isinstance(other, Album) else opening.album_path(other).absolute()
-        if other is self or (folder is not None and self._path is not None and folder.resolve() == self._path.resolve()):
-            raise InvalidInputError(f"{self._path or 'this album'} cannot be merged with itself; name another")
+        if other is self or (
+            folder is not None and self._path is not None and folder.resolve() == self._path.resolve()
+        ):
+            raise InvalidInputError(
+                f"{self._path or 'this album'} cannot be merged with itself; name another"
+            )
         with contextlib.ExitStack() as stack:
             if isinstance(other, Album):
                 theirs = other._catalog
@@ -481,7 +485,9 @@ class Album:
         check_counts(batch_size=batch_size)
         parts = self._parts
         if encoder.fingerprint == parts.encoder.fingerprint:
-            raise InvalidInputError(f"{encoder.fingerprint!r} is the album's encoder already; pass another one")
+            raise InvalidInputError(
+                f"{encoder.fingerprint!r} is the album's encoder already; pass another one"
+            )
         index = opening.index_like(parts.index.index, encoder) if index is None else index
         check_empty_index(encoder, index)
         calibration = calibration or Calibration()

@@ -134,6 +134,16 @@ def import_transformers() -> Any:
     return importlib.import_module("transformers")
 
 
+def import_sentence_transformers(needed_for: str) -> Any:
+    """The package, untyped; a MissingDependencyError if it is not installed."""
+    ensure_torchvision()
+    try:
+        return importlib.import_module("sentence_transformers")
+    except ModuleNotFoundError as error:
+        remedy = "pip install 'sentence-transformers>=6.2'"
+        raise MissingDependencyError(error.name or "sentence_transformers", needed_for, remedy) from error
+
+
 def check_complete(name: str, report: Mapping[str, Iterable[object]]) -> None:
     """Refuse a model with missing weights, which transformers draws at random and only logs.
 

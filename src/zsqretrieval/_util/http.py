@@ -58,7 +58,7 @@ def exchange(
         if response.headers.get("content-encoding", "identity") != "identity":
             raise AnswerTooLargeError("it is compressed, although it was asked not to be")
         body = bytearray()
-        for chunk in response.iter_raw(2**16):
+        for chunk in response.iter_raw():  # as it comes: a server may send one byte at a time
             body += chunk
             if len(body) > limit:
                 raise AnswerTooLargeError(f"it has more than {limit} bytes")

@@ -22,15 +22,16 @@ class CrossEncoderReranker:
     """A ``CrossEncoder`` of sentence-transformers >= 5.4 that takes images, such as Qwen3-VL-Reranker.
 
     The score is the float32 output before the model's activation: for yes/no models the log-odds of yes.
-    A sigmoid maps all log-odds above 17 to 1.0 in float32, so that the best candidates would tie. In 16 bits a
-    logit is a multiple of 1/16 or coarser, so the last layer of such a model computes in float32 from then on.
+    A sigmoid in float32 maps all log-odds above 17 to 1.0, so that the best candidates would tie. In 16 bits
+    a logit is a multiple of 1/16 or coarser, so the last layer of such a model computes in float32 from then
+    on.
 
     Args:
         model: a ``CrossEncoder``, or its name on the Hugging Face hub or folder. Its own code is never run.
         prompt: instruction for the model, such as ``"Retrieve photographs that answer the question."``; None
             for the model's own.
         batch_size: images decoded and scored together; does not change a score by more than rounding.
-        device: for a name: ``"cuda"``, ``"cpu"``, ...; None for that of ``ZSQ_DEVICE``, else the best there is.
+        device: for a name: ``"cuda"``, ``"cpu"``, ...; None for that of ``ZSQ_DEVICE``, else the best.
 
     Raises:
         MissingDependencyError: sentence-transformers is not installed.
@@ -106,9 +107,9 @@ class CrossEncoderReranker:
             found = np.asarray(found)
             if found.shape != (len(batch),) or not np.isfinite(found).all():
                 raise PartError(
-                    f"the cross-encoder gave {found.dtype} {list(found.shape)} with {found.flatten()[:3]} for "
-                    f"{len(batch)} images, not one finite number each; its weights are damaged, or its numbers "
-                    "overflow: try float32"
+                    f"the cross-encoder gave {found.dtype} {list(found.shape)} with {found.flatten()[:3]} "
+                    f"for {len(batch)} images, not one finite number each; its weights are damaged, or its "
+                    "numbers overflow: try float32"
                 )
             scores[done : done + len(batch)] = found
             done += len(batch)

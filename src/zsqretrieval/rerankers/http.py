@@ -21,7 +21,6 @@ from PIL import Image as PILImage
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_amounts, check_counts, check_sequence, check_text
 from zsqretrieval._util.http import Answer, AnswerTooLargeError, exchange, import_httpx
-from zsqretrieval._util.processes import Lock
 from zsqretrieval._util.untrusted import parse_json
 from zsqretrieval.data.images import decode, in_threads
 from zsqretrieval.errors import ImageError, InvalidInputError, PartError, ZsqError
@@ -48,8 +47,8 @@ class HTTPReranker:
     Before the first answer the server has to rank a red square above a blue one for "a red square": a server
     that was started without its model's chat template gives plausible scores that mean nothing. A request
     that fails by its connection, by too many requests (429) or by an error of the server (5xx) is repeated
-    after a pause that doubles, with jitter, or as long as the server asks (``Retry-After``). A request that is
-    too large (413) is halved. Redirects are not followed. Neither messages nor logs contain the key.
+    after a pause that doubles, with jitter, or as long as the server asks (``Retry-After``). A request that
+    is too large (413) is halved. Redirects are not followed. Neither messages nor logs contain the key.
 
     Args:
         url: of the server, such as ``"http://localhost:8000"``; or of the method itself, ending in
@@ -108,7 +107,6 @@ class HTTPReranker:
         self._timeout, self._total_timeout = timeout, total_timeout
         self._retries, self._backoff = retries, backoff
         self._checked = not self_check
-        self._lock = Lock()
 
     def __repr__(self) -> str:
         return f"HTTPReranker({self._url!r}, {self._model!r})"
@@ -133,10 +131,9 @@ class HTTPReranker:
             return np.empty(0)
         deadline = time.monotonic() + self._total_timeout
         with import_httpx("HTTPReranker").Client(headers=self._headers) as client:
-            with self._lock:
-                if not self._checked:
-                    self._check(client, deadline)
-                    self._checked = True
+            if not self._checked:
+                self._check(client, deadline)
+                self._checked = True
             scores: list[float] = []
             for batch in batched(images, self._batch_size):
                 scores += self._ask(client, deadline, question, batch, in_threads(self._document, batch))
@@ -153,8 +150,8 @@ class HTTPReranker:
         if red <= blue:
             raise self._broken(
                 f"scores a blue square {blue:.4g} and a red one {red:.4g} for the question 'a red square'; "
-                "it was probably started without its model's chat template (vllm serve --chat-template ...) or "
-                "the overrides of its model card. self_check=False leaves this check out"
+                "it was probably started without its model's chat template (vllm serve --chat-template ...) "
+                "or the overrides of its model card. self_check=False leaves this check out"
             )
 
     def _ask(

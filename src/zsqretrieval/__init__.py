@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zsqretrieval.generators.vlm.model import VLMGenerator as VLMGenerator
     from zsqretrieval.indexes.hnsw import HNSWIndex as HNSWIndex
     from zsqretrieval.integrations.cross_encoder import as_cross_encoder as as_cross_encoder
+    from zsqretrieval.plugins import register as register
     from zsqretrieval.presets import PRESETS as PRESETS
     from zsqretrieval.protocols import Encoder as Encoder
     from zsqretrieval.protocols import Generator as Generator
@@ -53,6 +54,7 @@ _HOME = {
     "YesNo": "search.scoring",
     "ZsqError": "errors",
     "as_cross_encoder": "integrations.cross_encoder",
+    "register": "plugins",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

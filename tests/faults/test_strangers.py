@@ -86,6 +86,8 @@ INDEX = HNSWIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint).config
         ("encoder", "clip", {**CLIP, "device": "cuda"}),
         ("encoder", "mini", {"weights": "/tmp/encoder.safetensors"}),
         ("encoder", "mini", {"weights": {"path": 3}}),
+        ("encoder", "transformers", {"name_or_path": "someone/model", "dtype": "float32"}),
+        ("encoder", "sentence_transformers", {"name_or_path": "/tmp/model"}),
         ("index", "hnsw", {**INDEX, "M": 10_000}),
         ("index", "hnsw", {**INDEX, "threads": 10**6}),
         ("index", "hnsw", {**INDEX, "ef": 1e300}),

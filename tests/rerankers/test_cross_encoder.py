@@ -99,6 +99,25 @@ def test_scores_in_16_bits_are_no_multiples_of_sixteenths(folder: Path) -> None:
     CrossEncoderReranker(model)  # a second time
 
 
+def test_question_is_words_not_a_file_a_url_or_a_token(
+    reranker: CrossEncoderReranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dog.png").write_bytes(paintings(1)[0].content)  # type: ignore[arg-type]
+    seen: list[str] = []
+    process = reranker._model[0].processor.apply_chat_template
+    monkeypatch.setattr(
+        reranker._model[0].processor, "apply_chat_template",
+        lambda turns, **more: seen.append(str(turns)) or process(turns, **more),
+    )  # fmt: skip
+    questions = ("dog.png", "http://127.0.0.1:1/dog.png", "data:image/png;base64,AA", "what is <|im_end|>?")
+    for question in questions:
+        reranker.score(question, paintings(1))
+    shown = " ".join(seen)
+    for question in (*questions[:3], "what is < |im_end|>?"):
+        assert f"{{'type': 'text', 'text': {question!r}}}" in shown
+
+
 def test_few_images_are_decoded_at_a_time(
     reranker: CrossEncoderReranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,14 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
     return {key: fact for key, fact in facts.items() if key not in ("truncation", "padding")}  # set by calls
 
 
+def without_origin(settings: Any) -> Any:
+    """Nested settings without the place and the version they were loaded from."""
+    if isinstance(settings, Mapping):
+        origin = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash"}
+        return {key: without_origin(value) for key, value in settings.items() if key not in origin}
+    return settings
+
+
 # -- loading with transformers
 
 

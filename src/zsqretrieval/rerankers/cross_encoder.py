@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_counts, check_sequence, check_text
+from zsqretrieval._util.letters import without_marks
 from zsqretrieval._util.processes import Lock
 from zsqretrieval._util.torch import import_sentence_transformers, loading, resolve_device
 from zsqretrieval.data.images import decode, in_threads
@@ -25,6 +26,9 @@ class CrossEncoderReranker:
     A sigmoid in float32 maps all log-odds above 17 to 1.0, so that the best candidates would tie. In 16 bits
     a logit is a multiple of 1/16 or coarser, so the last layer of such a model computes in float32 from then
     on.
+
+    The question is never taken for the path or URL of an image, which sentence-transformers would open, and
+    special tokens in it are broken by a space.
 
     Args:
         model: a ``CrossEncoder``, or its name on the Hugging Face hub or folder. Its own code is never run.
@@ -92,10 +96,12 @@ class CrossEncoderReranker:
 
         check_text(question, "the question")
         check_sequence(images, "images")
+        tokenizer = self._model.tokenizer
+        query = {"text": without_marks(tokenizer, question) if tokenizer else question}
         scores = np.empty(len(images))
         done = 0
         for batch in batched(images, self._batch_size):
-            pairs = [(question, picture) for picture in in_threads(decode, batch)]
+            pairs = [(query, picture) for picture in in_threads(decode, batch)]
             with self._lock:
                 found = self._model.predict(
                     pairs,

@@ -1,0 +1,1 @@
+"""The library's parts under the interfaces of other libraries."""

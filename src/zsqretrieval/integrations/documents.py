@@ -14,37 +14,50 @@ from typing import Any, TypeAlias, final
 import numpy as np
 
 from zsqretrieval import __version__
-from zsqretrieval._util.checks import check_text
+from zsqretrieval._util.checks import check_counts, check_text
 from zsqretrieval.data.images import DECODERS, MAX_BYTES, ImageLike, as_image, check_bytes, dimensions
+from zsqretrieval.data.sources import Reopener, is_member
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Generator
 from zsqretrieval.search.fusion import best_first
-from zsqretrieval.search.rerank import Rerank
-from zsqretrieval.search.scoring import Likelihood, Scoring, score_pairs
+from zsqretrieval.search.rerank import Rerank, RerankLike
+from zsqretrieval.search.scoring import Scoring, score_pairs
 from zsqretrieval.types import Hit, Image
 
 DocumentImage: TypeAlias = ImageLike | bytearray | Mapping[str, Any] | None
-"""The image of a document: a path, a data URI, a URL, encoded bytes, a PIL image, a record, or a mapping that
-has one of these under ``"image"``. A ``str`` is never base64 without the head of a data URI."""
+"""The image of a document: a path, ``path#member`` of a tar, a data URI, a URL, encoded bytes, a PIL image, a
+record, or a mapping that has one of these in a field of :data:`FIELDS`. A ``str`` is base64 only in a field of
+that name, or behind the head of a data URI."""
+
+FIELDS = ("image", "bytes", "base64", "image_path", "file_path", "path", "image_url", "source")
+"""Fields of a mapping, such as the metadata of a document, in which its image is; the first one wins. An
+``image_url`` may be ``{"url": ...}``."""
 
 _FETCHED = 64 * 2**20  # most bytes of an image behind a URL
 _TIMEOUT = 30.0  # seconds
 
 
 def as_document_image(value: DocumentImage, *, fetch: bool = False) -> Image:
-    """Describe the image of a document; only a URL is opened.
+    """Describe the image of a document. Only URLs and tars are opened.
 
     Args:
         value: the image.
-        fetch: whether ``http`` and ``https`` URLs are downloaded, up to 64 MiB in 30 seconds.
+        fetch: whether ``http`` and ``https`` URLs are downloaded, up to 64 MiB each.
 
     Raises:
-        ImageError: there is no image; a data URI is damaged; or a URL is not allowed or not available.
+        ImageError: there is no image; a data URI or base64 is damaged; a URL is not allowed or not available;
+            or a tar is damaged.
         InvalidInputError: ``value`` is of another type.
     """
     if isinstance(value, Mapping):
-        value = value.get("image")
+        name = next((name for name in FIELDS if value.get(name) is not None), None)
+        value = None if name is None else value[name]
+        if name == "base64" and isinstance(value, str | bytes):
+            return of_base64(value)
+        if isinstance(value, Mapping):
+            value = value.get("url") if name == "image_url" else value
+            return as_document_image(value, fetch=fetch)
     if value is None:
         raise ImageError("<document>", "it has no image")
     if isinstance(value, str):
@@ -55,6 +68,9 @@ def as_document_image(value: DocumentImage, *, fetch: bool = False) -> Image:
             if not fetch:
                 raise ImageError(value, "is a URL, and downloading is off; allow it with fetch=True")
             return Image(_download(value), value)
+        if is_member(value):
+            with Reopener() as files:
+                return files.open(value)
     return as_image(bytes(value) if isinstance(value, bytearray) else value)
 
 
@@ -97,7 +113,7 @@ class DocumentRanker:
     Args:
         generator: the language model; a :class:`~zsqretrieval.generators.lazy.LazyGenerator` is loaded on
             first use.
-        scoring: the scoring rule.
+        scoring: ``"likelihood"``, ``"yes_no"``, or a rule such as ``Likelihood(...)``.
         batch_size: images scored together, >= 1; does not change the result.
         fetch: as for :func:`as_document_image`.
 
@@ -108,14 +124,17 @@ class DocumentRanker:
     def __init__(
         self,
         generator: Generator | LazyGenerator,
-        scoring: Scoring = Likelihood(),  # noqa: B008  # frozen
+        scoring: RerankLike = "likelihood",
         *,
         batch_size: int = 16,
         fetch: bool = False,
     ) -> None:
         self.generator = generator if isinstance(generator, LazyGenerator) else LazyGenerator.of(generator)
-        how = Rerank(scoring, batch_size=batch_size)  # checks both
-        self._scoring, self._batch_size, self._fetch = scoring, how.batch_size, fetch
+        check_counts(batch_size=batch_size)
+        how = Rerank.of(scoring, generator=True)
+        if how is None or not isinstance(how.scoring, Scoring):
+            raise InvalidInputError(f"scoring must be a rule for the generator, not {scoring!r}")
+        self._scoring, self._batch_size, self._fetch = how.scoring, batch_size, fetch
 
     def rank(self, question: str, images: Sequence[DocumentImage]) -> list[tuple[int, float | None]]:
         """Order n images for a question.
@@ -165,7 +184,10 @@ class DocumentRanker:
         return image
 
 
+HIT_FIELDS = ("id", "source", "digest", "caption", "score", "scores")
+"""Fields of a hit in the metadata of its document."""
+
+
 def hit_metadata(hit: Hit) -> dict[str, Any]:
-    """A hit as JSON values: the metadata of its image, and over it those of the hit by their names."""
-    own = {"id": hit.id, "source": hit.source, "digest": hit.digest, "score": hit.score}
-    return {**hit.metadata, **own, "scores": dict(hit.scores), "caption": hit.caption}
+    """A hit as JSON values: the metadata of its image, over which its own :data:`HIT_FIELDS` take precedence."""
+    return {**hit.metadata, **{name: getattr(hit, name) for name in HIT_FIELDS}, "scores": dict(hit.scores)}

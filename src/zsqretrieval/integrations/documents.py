@@ -9,6 +9,7 @@ import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -27,8 +28,8 @@ from zsqretrieval.types import Hit, Image
 
 DocumentImage: TypeAlias = ImageLike | bytearray | Mapping[str, Any] | None
 """The image of a document: a path, ``path#member`` of a tar, a data URI, a URL, encoded bytes, a PIL image, a
-record, or a mapping that has one of these in a field of :data:`FIELDS`. A ``str`` is base64 only in a field of
-that name, or behind the head of a data URI."""
+record, or a mapping that has one of these in a field of :data:`FIELDS`. A ``str`` is base64 only in the field
+of that name, or behind the head of a data URI."""
 
 FIELDS = ("image", "bytes", "base64", "image_path", "file_path", "path", "image_url", "source")
 """Fields of a mapping, such as the metadata of a document, in which its image is; the first one wins. An
@@ -96,11 +97,11 @@ def _of_data_uri(uri: str) -> Image:
 
 
 def _download(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": f"zsqretrieval/{__version__}"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": f"zsqretrieval/{__version__}"})
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             content: bytes = answer.read(_FETCHED + 1)
-    except (OSError, ValueError) as error:  # ValueError: no host, a port that is no number
+    except (OSError, ValueError, HTTPException) as error:  # ValueError: no host, no port
         raise ImageError(url, f"cannot be downloaded: {error}") from error
     check_bytes(url, len(content), _FETCHED)
     return content
@@ -189,5 +190,5 @@ HIT_FIELDS = ("id", "source", "digest", "caption", "score", "scores")
 
 
 def hit_metadata(hit: Hit) -> dict[str, Any]:
-    """A hit as JSON values: the metadata of its image, over which its own :data:`HIT_FIELDS` take precedence."""
+    """A hit as JSON values: the metadata of its image and the :data:`HIT_FIELDS`, which take precedence."""
     return {**hit.metadata, **{name: getattr(hit, name) for name in HIT_FIELDS}, "scores": dict(hit.scores)}

@@ -30,7 +30,7 @@ class ZsqRetriever(BaseRetriever):
 
     Args:
         retriever: searches the album.
-        k: documents, >= 1; fewer when the album is smaller. ``invoke(question, k=3)`` asks for another number.
+        k: documents, >= 1; fewer when the album is smaller. ``invoke(question, k=3)`` takes its place.
         search_kwargs: other arguments of :meth:`Retriever.search <zsqretrieval.retriever.Retriever.search>`,
             such as ``{"rerank": None}``; ``invoke(question, rerank=None)`` changes them for one question.
 
@@ -64,9 +64,9 @@ class ZsqCompressor(BaseDocumentCompressor):
     """Re-rank documents that are images, such as those of a vector store, by log P(question | image).
 
     The image of a document is in a field of its metadata
-    (:data:`~zsqretrieval.integrations.documents.FIELDS`). The result is a copy of each document with its score
-    under ``relevance_score`` in the metadata. Documents without an image that can be scored come last with
-    None; a RuntimeWarning counts them.
+    (:data:`~zsqretrieval.integrations.documents.FIELDS`). Documents are copied, with their score under
+    ``relevance_score`` in the metadata. Those without an image that can be scored come last with None; a
+    RuntimeWarning counts them.
 
     Args:
         generator: scores the images.
@@ -76,7 +76,8 @@ class ZsqCompressor(BaseDocumentCompressor):
         fetch: whether ``http`` and ``https`` URLs are downloaded.
 
     Raises:
-        InvalidInputError: a part is not of its kind, a number is < 1, or the question is empty.
+        ValidationError: a part is not of its kind, or a number is < 1; a ValueError of pydantic.
+        InvalidInputError: when it runs, the question is empty, or too long for the generator.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)

@@ -88,9 +88,9 @@ def _node(hit: Hit) -> NodeWithScore:
 class ZsqRerank(BaseNodePostprocessor):
     """Re-rank image nodes by log P(question | image).
 
-    The image of a node is its ``image`` (base64), ``image_path``, ``image_url`` or ``image_resource``, else in
-    a field of its metadata (:data:`~zsqretrieval.integrations.documents.FIELDS`). Nodes without an image that
-    can be scored come last with the score None; a RuntimeWarning counts them.
+    The image of a node is its ``image`` (base64), ``image_path``, ``image_url`` or ``image_resource``, else
+    in a field of its metadata (:data:`~zsqretrieval.integrations.documents.FIELDS`). Nodes without an image
+    that can be scored come last with the score None; a RuntimeWarning counts them.
 
     Args:
         generator: scores the images.
@@ -100,7 +100,8 @@ class ZsqRerank(BaseNodePostprocessor):
         fetch: whether ``http`` and ``https`` URLs are downloaded.
 
     Raises:
-        InvalidInputError: a part is not of its kind, a number is < 1, or there is no question.
+        ValidationError: a part is not of its kind, or a number is < 1; a ValueError of pydantic.
+        InvalidInputError: when it runs, there is no question, or it is too long for the generator.
     """
 
     generator: Any = Field(exclude=True)

@@ -204,7 +204,7 @@ class ZsqSearch:
         unusable += [ImageError(one.source, one.reason) for one in report.skipped]
         if unusable:
             warnings.warn(
-                f"{len(unusable)} of {len(corpus)} images cannot be used and are no candidates: {unusable[0]}",
+                f"{len(unusable)} of {len(corpus)} images are unusable and no candidates: {unusable[0]}",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -112,7 +112,13 @@ def test_url_is_downloaded_if_allowed(server: str, folder: Path, monkeypatch: py
     url = f"{server}/red.png"
     image = as_document_image({"image_url": url}, fetch=True)
     assert (image.content, image.source) == ((folder / "red.png").read_bytes(), url)
-    for wrong in (f"{server}/missing.png", f"{server}/a b.png", "http://127.0.0.1:1/", "http://[/", "http:///"):
+    for wrong in (
+        f"{server}/missing.png",
+        f"{server}/a b.png",
+        "http://127.0.0.1:1/",
+        "http://[/",
+        "http:///",
+    ):
         with pytest.raises(ImageError, match="cannot be downloaded"):
             as_document_image(wrong, fetch=True)
     monkeypatch.setattr(documents, "_FETCHED", 10)

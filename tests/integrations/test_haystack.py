@@ -15,11 +15,11 @@ from zsqretrieval.retriever import Retriever
 
 pytest.importorskip("haystack")
 
-from haystack import Document, Pipeline  # noqa: E402
-from haystack.core.errors import DeserializationError  # noqa: E402
-from haystack.dataclasses import ByteStream  # noqa: E402
+from haystack import Document, Pipeline
+from haystack.core.errors import DeserializationError
+from haystack.dataclasses import ByteStream
 
-from zsqretrieval.integrations.haystack import ZsqRanker, ZsqRetriever  # noqa: E402
+from zsqretrieval.integrations.haystack import ZsqRanker, ZsqRetriever
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def ask(pipeline: Pipeline, question: str = "blue") -> dict[str, Any]:
 def test_saved_pipeline_gives_the_same_when_loaded(place: str) -> None:
     ours = pipeline(place)
     found = ask(ours)
-    assert [one.id for one in found["documents"]][0] == "blue.png" and len(found["documents"]) == 2
+    assert next(one.id for one in found["documents"]) == "blue.png" and len(found["documents"]) == 2
     assert found["unavailable"] == 0
     again = Pipeline.loads(ours.dumps(), allowed_modules=["zsqretrieval.*"])
     assert again == ours and ask(again) == found

@@ -91,7 +91,7 @@ def test_retriever_and_compressor_make_a_chain(retriever_of_colours: Retriever) 
     retriever = ZsqRetriever(retriever=retriever_of_colours, search_kwargs={"rerank": None})
     compressor = ZsqCompressor(generator=ToyGenerator(), top_n=2)
     chain = retriever | RunnableLambda(lambda found: compressor.compress_documents(found, "blue"))
-    assert [one.id for one in chain.invoke("red")][0] == "blue.png"
+    assert next(one.id for one in chain.invoke("red")) == "blue.png"
 
 
 @pytest.mark.parametrize(

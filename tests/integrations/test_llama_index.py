@@ -15,7 +15,7 @@ from zsqretrieval.testing.toys import ToyGenerator
 
 pytest.importorskip("llama_index.core")
 
-from llama_index.core.schema import (  # noqa: E402
+from llama_index.core.schema import (
     ImageNode,
     MediaResource,
     MetadataMode,
@@ -25,7 +25,7 @@ from llama_index.core.schema import (  # noqa: E402
     TextNode,
 )
 
-from zsqretrieval.integrations.llama_index import ZsqRerank, ZsqRetriever  # noqa: E402
+from zsqretrieval.integrations.llama_index import ZsqRerank, ZsqRetriever
 
 
 def found(nodes: list[NodeWithScore]) -> list[tuple[str, float | None]]:
@@ -52,7 +52,9 @@ def test_node_has_source_caption_and_metadata_that_no_model_reads(retriever_of_c
     assert isinstance(first.node, ImageNode)
     assert (first.node.image_path, first.node.text) == (hit.source, "a red wall")
     assert first.node.metadata["scores"] == hit.scores
-    assert first.node.get_content(MetadataMode.LLM) == first.node.get_content(MetadataMode.EMBED) == "a red wall"
+    assert (
+        first.node.get_content(MetadataMode.LLM) == first.node.get_content(MetadataMode.EMBED) == "a red wall"
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"similarity_top_k": 0}, {"rerank": "cosine"}, {"depth": 3}])
@@ -63,7 +65,7 @@ def test_bad_setting_of_a_search_is_refused(retriever_of_colours: Retriever, wro
 
 @pytest.mark.parametrize("query", [QueryBundle("red"), "missing.png", "https://x/a.png"])
 def test_missing_query_image_is_refused(retriever_of_colours: Retriever, query: Any) -> None:
-    with pytest.raises(InvalidInputError, match="no image|no such file|fetch=True"):
+    with pytest.raises(InvalidInputError, match=r"no image|no such file|fetch=True"):
         ZsqRetriever(retriever_of_colours).image_to_image_retrieve(query)
 
 

@@ -1,4 +1,4 @@
-"""mteb: the whole pipeline, the encoder and the re-ranker as models of the benchmark.
+"""mteb: the whole pipeline, the encoder and the re-ranker as models, and data sets as tasks.
 
 ``mteb.evaluate(ZsqSearch(retriever), task)``; results are stored under a revision that depends on the weights
 and settings.
@@ -6,6 +6,7 @@ and settings.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
@@ -22,9 +25,10 @@ from numpy.typing import NDArray
 from zsqretrieval import __version__
 from zsqretrieval._util.cache import cache_key
 from zsqretrieval._util.checks import check_counts
-from zsqretrieval.data.images import as_image, digest
+from zsqretrieval.data.images import as_image, digest, read_bytes
 from zsqretrieval.encoders.checked import encode_images, encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.evaluation.datasets import Dataset
 from zsqretrieval.generators.checked import read_images
 from zsqretrieval.integrations.documents import as_document_image
 from zsqretrieval.plugins import empty_like
@@ -35,7 +39,6 @@ from zsqretrieval.search.scoring import Likelihood, Scoring, score_pairs
 from zsqretrieval.types import Hit, Image, ImageState, Progress
 
 if TYPE_CHECKING:
-    from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.types import BatchedInput, CorpusDatasetType, QueryDatasetType
     from torch.utils.data import DataLoader
 
@@ -279,3 +282,48 @@ def _undecoded(rows: CorpusDatasetType | QueryDatasetType) -> Any:
     if isinstance(rows.features["image"], datasets.Image):
         return rows.cast_column("image", datasets.Image(decode=False))
     return rows
+
+
+def as_task(dataset: Dataset, *, languages: Sequence[str] = ("eng-Latn",)) -> AbsTaskRetrieval:
+    """Make a text-to-image task of mteb of a data set, such as one of your own images.
+
+    Args:
+        dataset: from :func:`zsqretrieval.evaluation.datasets.open.open_dataset`; its images are in memory.
+        languages: of the queries: ISO 639-3 and script.
+
+    Returns:
+        A task with one split, ``test``, and the data set's name without spaces and marks.
+
+    Raises:
+        ImageError: a file cannot be read.
+    """
+    texts = [(query.id, query.text) for query in dataset.queries]
+    images = [(str(image.id), read_bytes(image)) for image in dataset.gallery]
+    revision = cache_key(*map(str, [texts, dataset.qrels, *(digest(content) for _, content in images)])).hex()
+    image_rows = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()})
+    corpus = [{"id": id, "image": {"bytes": content, "path": None}} for id, content in images]
+    split = {
+        "corpus": datasets.Dataset.from_list(corpus, features=image_rows),
+        "queries": datasets.Dataset.from_list([{"id": id, "text": text} for id, text in texts]),
+        "relevant_docs": {query: dict(grades) for query, grades in dataset.qrels.items()},
+        "top_ranked": None,
+    }
+
+    class Task(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name=re.sub(r"\W+", "", dataset.name),
+            description=f"Find the images of {dataset.name} by their texts.",
+            dataset={"path": dataset.name, "revision": revision},
+            type="Any2AnyRetrieval",
+            category="t2i",
+            modalities=["text", "image"],
+            eval_langs=list(languages),
+            main_score="ndcg_at_10",
+        )
+
+        def load_data(self, *_: object, **__: object) -> None:
+            if not self.data_loaded:
+                self.dataset = {"default": {"test": split}}
+                self.data_loaded = True
+
+    return Task()

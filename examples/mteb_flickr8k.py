@@ -3,8 +3,8 @@
     pip install "zsqretrieval[mini,evaluation,integrations]"
     python examples/mteb_flickr8k.py --data flickr8k:FOLDER --split dev --queries 100 --out results
 
-``--data`` takes any data set of ``zsq evaluate`` (docs/evaluation.md). ``results`` gets the predictions of every
-system as ``{system}/{task}_predictions.json``.
+``--data`` takes any data set of ``zsq evaluate`` (docs/evaluation.md). ``results`` gets the predictions of
+every system as ``{system}/{task}_predictions.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 import mteb
 import numpy as np
 
-from zsqretrieval import Retriever
+from zsqretrieval import PRESETS, Retriever
+from zsqretrieval.encoders.cached import CachedEncoder
 from zsqretrieval.evaluation.datasets import Dataset
 from zsqretrieval.evaluation.datasets.open import open_dataset
 from zsqretrieval.evaluation.metrics import measure
@@ -36,7 +37,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results"))
     given = parser.parse_args()
     dataset = open_dataset(given.data, given.split).sample(given.queries)
-    with Retriever.from_preset("mini") as retriever:
+    preset = PRESETS["mini"]
+    encoder = CachedEncoder(preset.make_encoder())  # for all systems
+    parts = {"generator": preset.make_generator(), "calibration": preset.calibration}
+    with Retriever(encoder, **parts) as retriever:
         rows = evaluate(retriever, dataset, given.out)
     print(f"{len(dataset.queries)} queries, {len(dataset.gallery)} images\n")  # noqa: T201
     print("| system |", " | ".join(NAMES), "|\n|---|" + "---|" * len(NAMES))  # noqa: T201

@@ -1,7 +1,7 @@
 """Evaluate the mini models with mteb, and compare its numbers with the library's own; prints a table.
 
     pip install "zsqretrieval[mini,evaluation,integrations]"
-    python examples/mteb_flickr8k.py --data flickr8k:FOLDER --split dev --queries 100 --out results
+    python examples/mteb_flickr8k.py --data flickr8k:FOLDER --split dev --images 200 --queries 100
 
 ``--data`` takes any data set of ``zsq evaluate`` (docs/evaluation.md). ``results`` gets the predictions of
 every system as ``{system}/{task}_predictions.json``.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import mteb
@@ -33,10 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--split")
+    parser.add_argument("--images", type=int, help="the first of the data set; all by default")
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("results"))
     given = parser.parse_args()
-    dataset = open_dataset(given.data, given.split).sample(given.queries)
+    dataset = first_images(open_dataset(given.data, given.split), given.images).sample(given.queries)
     preset = PRESETS["mini"]
     encoder = CachedEncoder(preset.make_encoder())  # for all systems
     parts = {"generator": preset.make_generator(), "calibration": preset.calibration}
@@ -46,6 +48,15 @@ def main() -> None:
     print("| system |", " | ".join(NAMES), "|\n|---|" + "---|" * len(NAMES))  # noqa: T201
     for system, values in rows.items():
         print(f"| {system} |", " | ".join(f"{values[name]:.3f}" for name in NAMES), "|")  # noqa: T201
+
+
+def first_images(dataset: Dataset, count: int | None) -> Dataset:
+    """The first images of a data set, and the queries whose relevant images are all among them."""
+    gallery = dataset.gallery[:count]
+    ids = {str(image.id) for image in gallery}
+    queries = tuple(query for query in dataset.queries if ids.issuperset(dataset.qrels[query.id]))
+    qrels = {query.id: dataset.qrels[query.id] for query in queries}
+    return replace(dataset, gallery=gallery, queries=queries, qrels=qrels)
 
 
 def evaluate(retriever: Retriever, dataset: Dataset, out: Path) -> dict[str, Mapping[str, float]]:

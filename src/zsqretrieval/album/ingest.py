@@ -21,7 +21,7 @@ from zsqretrieval.album.sqlite import to_json
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.loader import Loader, NewImage, Skipped
-from zsqretrieval.data.sources import Reopener, Row, is_member, open_images
+from zsqretrieval.data.sources import Reopener, Row, count_images, is_member, open_images
 from zsqretrieval.encoders.checked import encode_each
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Encoder
@@ -68,6 +68,7 @@ class Adder:
         """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`."""
         begin = time.perf_counter()
         ids: dict[_Fate, list[str]] = {fate: [] for fate in get_args(_Fate)}
+        total = None if progress is None else count_images(images)
         listed = open_images(images)
         with Loader(listed, batch_size, max_pixels, copy=copy) as loader, Reopener() as files:
             for batch in loader:
@@ -85,7 +86,7 @@ class Adder:
                         one.image = None  # else the pixels of the whole batch stay in memory
                     if progress is not None:
                         done = sum(map(len, ids.values())) + loader.repeated + len(loader.skipped)
-                        progress("adding images", done, None)
+                        progress("adding images", done, total)
         return AddReport(
             **{fate: tuple(some) for fate, some in ids.items() if fate != "known"},
             known=len(ids["known"]) + loader.repeated,

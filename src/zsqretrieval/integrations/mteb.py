@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from zsqretrieval import __version__
 from zsqretrieval._util.cache import cache_key
 from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.data.images import as_image, digest, read_bytes
 from zsqretrieval.encoders.checked import encode_images, encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
@@ -41,6 +42,8 @@ from zsqretrieval.types import Hit, Image, ImageState, Progress
 if TYPE_CHECKING:
     from mteb.types import BatchedInput, CorpusDatasetType, QueryDatasetType
     from torch.utils.data import DataLoader
+
+ensure_torchvision()  # mteb imports sentence-transformers when it evaluates
 
 
 def _meta(name: str, kind: str, settings: Sequence[object], **facts: Any) -> ModelMeta:

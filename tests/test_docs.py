@@ -96,6 +96,12 @@ def photos() -> Names:
     return {}
 
 
+def integrations() -> Names:
+    for package in ("langchain_core", "llama_index.core", "haystack", "mteb", "datasets"):
+        pytest.importorskip(package)
+    return evaluation()
+
+
 def indexes() -> Names:
     encoder = ToyEncoder()
     return {"encoder": encoder, "vectors": encoder.encode_text(["red", "green"]), "path": Path("index")}
@@ -121,6 +127,7 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "dialog.md": dialog,
     "evaluation.md": evaluation,
     "indexes.md": indexes,
+    "integrations.md": integrations,
     "kosmos.md": toys,
     "mini-encoder.md": toys,
     "questions.md": photos,

@@ -106,6 +106,12 @@ def pictures() -> Names:
     return {"pictures": {"a.jpg": 2009, "b.jpg": 2015, "c.jpg": 2021}}
 
 
+def integrations() -> Names:
+    for package in ("langchain_core", "llama_index.core", "haystack", "mteb", "datasets"):
+        pytest.importorskip(package)
+    return evaluation()
+
+
 def indexes() -> Names:
     encoder = ToyEncoder()
     return {"encoder": encoder, "vectors": encoder.encode_text(["red", "green"]), "path": Path("index")}
@@ -132,6 +138,7 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "evaluation.md": evaluation,
     "filters.md": pictures,
     "indexes.md": indexes,
+    "integrations.md": integrations,
     "kosmos.md": toys,
     "mini-encoder.md": toys,
     "questions.md": photos,

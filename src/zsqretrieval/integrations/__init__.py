@@ -1,1 +1,1 @@
-"""The library's parts under the interfaces of other libraries."""
+"""Adapters for other frameworks (``docs/integrations.md``). Each module imports its framework."""

@@ -96,6 +96,11 @@ def photos() -> Names:
     return {}
 
 
+def searching() -> Names:
+    save_photographs("Pictures")
+    return {}
+
+
 def pictures() -> Names:
     save_colours("a.jpg", "b.jpg", "c.jpg")
     return {"pictures": {"a.jpg": 2009, "b.jpg": 2015, "c.jpg": 2021}}
@@ -131,6 +136,7 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "mini-encoder.md": toys,
     "questions.md": photos,
     "rerank.md": photos,
+    "searching.md": searching,
     "tasks.md": tasks,
     "vlm.md": toys,
 }

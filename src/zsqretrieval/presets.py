@@ -16,7 +16,10 @@ from zsqretrieval.protocols import Encoder
 from zsqretrieval.search.fusion import Fusion, WeightedSum
 from zsqretrieval.search.query_bank import SCALE, STRENGTH
 
-_NUMBERS = ("bank_scale", "bank_strength", "dialog_scale", "dialog_temper", "dialog_reread")
+_NUMBERS = (
+    *("bank_scale", "bank_strength", "dialog_scale", "dialog_temper", "dialog_reread"),
+    *("relevance_scale", "relevance_margin"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,9 @@ class Calibration:
         dialog_temper: exponent of the likelihood of an answer, >= 0.
         dialog_reread: weight of the first-stage score of an answer in a dialog, >= 0; at 0 answers bring no
             new candidates.
+        relevance_scale: steepness of the probability that a hit is relevant; 0 when it was not measured for
+            this encoder (:func:`zsqretrieval.search.relevance.fit`).
+        relevance_margin: margin over other questions at which that probability is one half, >= 0.
 
     Raises:
         InvalidInputError: a fusion is not one, or a number is negative or not finite.
@@ -48,6 +54,8 @@ class Calibration:
     dialog_scale: float = 30.0
     dialog_temper: float = 0.6
     dialog_reread: float = 1.0
+    relevance_scale: float = 0.0
+    relevance_margin: float = 0.0
 
     def __post_init__(self) -> None:
         plugins.check_part("fusion", self.fusion)
@@ -184,7 +192,11 @@ PRESETS: Mapping[str, Preset] = {
     "mini": Preset(
         "mini",
         generator="mini",
-        calibration=Calibration(fusion=WeightedSum(weight=1.5, scale="raw", first_stage_scale=100.0)),
+        calibration=Calibration(
+            fusion=WeightedSum(weight=1.5, scale="raw", first_stage_scale=100.0),
+            relevance_scale=29.4,  # examples/nothing_found.py
+            relevance_margin=0.183,
+        ),
     ),
     "clip": Preset("clip", _CLIP),
     "clip-kosmos2": Preset("clip", _CLIP, generator="kosmos", generator_config=_KOSMOS2),

@@ -22,6 +22,7 @@ from processes import METHODS, adding, elsewhere, scores, started
 from tiny_clip import tiny_clip
 from tiny_kosmos import tiny_kosmos
 from zsqretrieval._util.files import locked
+from zsqretrieval.album.edits import remove
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.errors import AlbumError
 from zsqretrieval.generators.lazy import LazyGenerator
@@ -144,7 +145,7 @@ def test_fork_waits_for_a_transaction_of_another_thread(toy: Retriever) -> None:
         with toy._catalog.transaction():
             held.set()
             time.sleep(0.3)
-            toy._catalog.remove_ids(["red"])
+            remove(toy._catalog, ["red"])
 
     thread = threading.Thread(target=busy)
     thread.start()

@@ -49,6 +49,9 @@ _USUAL = {
     "album": ("album", "album", "plain"),
     "sources": ("images", "images/red.png", "shards"),
     "images": ("images",),
+    "folders": ("images", "images", "shards"),
+    "other": ("plain", "album"),
+    "folder": ("out/new", "images"),
     "dataset": ("shards", "own", "shards:shards", "folder:own", "laion:shards"),
     "image": ("images/red.png",),
     "bank": ("texts.txt",),
@@ -60,6 +63,9 @@ _USUAL = {
 # What commands are told to write, and the fonts that matplotlib finds.
 _WRITTEN = ("cwd/album", "cwd/plain", "cwd/out", "cwd/zsq-demo.html", "home/.cache", "home/.config")
 _ANSWERS = ("yes", "no", "undo", "quit", "", "don't know", "red", "\ud7ff", "<image>", "exit", "a" * 2000)
+
+
+_WRITING = ("index", "questions", "remove", "sync", "merge", "reencode", "add-embeddings")
 
 
 class Commands(Target):
@@ -103,7 +109,7 @@ class Commands(Target):
             before = _contents(Path("album")), _contents(Path("plain"))
             code, out, err = _run(words, answers)
             check_output(code, out, err, as_json="--json" in words)
-            writes = name in ("index", "questions", "remove")
+            writes = name in _WRITING
             if not writes and before != (_contents(Path("album")), _contents(Path("plain"))):
                 raise WrongError("the album has changed")
             if name == "search" and code == 0 and "--json" in words:

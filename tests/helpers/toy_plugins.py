@@ -16,6 +16,8 @@ class Plugin:
         return cls()
 
 class Toy(Plugin, ToyEncoder): pass
+class Twin(Plugin, ToyEncoder):
+    fingerprint = "twin"
 class Reader(Plugin, ToyGenerator): pass
 class Seer(Plugin, ToyStatesGenerator): pass
 """
@@ -38,7 +40,7 @@ def install(folder: Path) -> Path:
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cli-toys\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[zsqretrieval.encoders]\ntoy = cli_toys:Toy\n"
+        "[zsqretrieval.encoders]\ntoy = cli_toys:Toy\ntwin = cli_toys:Twin\n"
         "[zsqretrieval.generators]\nreader = cli_toys:Reader\nseer = cli_toys:Seer\n"
     )
     (folder / "cli_toys.py").write_text(TOYS)
@@ -48,4 +50,5 @@ def install(folder: Path) -> Path:
 def presets() -> dict[str, Preset]:
     """``toy`` has no generator; that of ``reading`` reads images, that of ``seeing`` makes states of them."""
     generators = {"toy": None, "reading": "reader", "seeing": "seer"}
-    return {name: Preset("toy", index="exact", generator=one) for name, one in generators.items()}
+    made = {name: Preset("toy", index="exact", generator=one) for name, one in generators.items()}
+    return made | {"twin": Preset("twin", index="exact")}

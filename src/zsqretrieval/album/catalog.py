@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.batches import batched
-from zsqretrieval._util.checks import check_counts, is_unicode, shown
+from zsqretrieval._util.checks import check_counts, is_unicode
 from zsqretrieval._util.files import locked, sync_directory
 from zsqretrieval.album import fields, questions
 from zsqretrieval.album.changes import VectorLog, key_list
@@ -45,7 +45,7 @@ class Record:
     width: int  # pixels, once upright
     height: int
     bytes: int  # size of the encoded image
-    digest: str  # SHA-256 in hexadecimal, unique in the catalog
+    digest: str  # SHA-256 in hexadecimal, unique in the catalog; ends in -vector without an image
     caption: str | None  # text that came with it
     metadata: Mapping[str, Any]  # JSON values
 
@@ -262,6 +262,23 @@ class Catalog:
         if value is not None and value != self.setting(name):
             self.set_meta(name, value)
 
+    def with_encoder(self, dim: int, settings: Mapping[str, Any]) -> Catalog:
+        """Change dim and settings, and forget calibration and snapshots; the caller replaces all vectors.
+
+        Within a transaction, after which this catalog and those of other processes refuse to use vectors.
+
+        Returns:
+            The catalog with these settings, of the same file.
+        """
+        self.log.check_encoder()
+        self._set_value(_META, "dim", dim)
+        self._set_value(_META, "settings", dict(settings))
+        self._database.connection.execute("DELETE FROM meta WHERE name = 'calibration'")
+        self._database.connection.execute("DELETE FROM snapshots")
+        changed = Catalog(self._database, None)
+        changed.kept = self.kept
+        return changed
+
     # --- writing ----------------------------------------------------------------------------------------
 
     def check_place(self) -> None:
@@ -285,7 +302,7 @@ class Catalog:
         columns = [_columns(image) for image in images]
         packed = [self.log.pack(np.asarray(image.vector), image.id) for image in images]
         with self._database.transaction("IMMEDIATE") as run:
-            first = self.log.position.last_key + 1
+            first = self.log.next_key()
             keys = range(first, first + len(images))
             try:
                 run.executemany(
@@ -345,22 +362,6 @@ class Catalog:
             run.executemany(
                 "INSERT INTO removals (key, inverse) VALUES (?, ?)", ((key, ~key) for key in wanted)
             )
-
-    def remove_ids(self, ids: str | Iterable[str]) -> None:
-        """Remove images and their kept bytes by id; an InvalidInputError names an id that is not present."""
-        if not isinstance(ids, Iterable):
-            raise InvalidInputError(f"ids must be a string, or several in a list, not {shown(ids)}")
-        wanted = [ids] if isinstance(ids, str) else list(ids)
-        with self.transaction():
-            present = self.known_ids(id for id in wanted if isinstance(id, str))
-            if missing := [id for id in wanted if not isinstance(id, str) or id not in present]:
-                raise InvalidInputError(
-                    f"{len(missing)} of {len(wanted)} ids are not in the album, the first is "
-                    f"{shown(missing[0])}; nothing was removed"
-                )
-            digests = [record.digest for record in self.records(list(present.values()))]
-            self.remove(list(present.values()))
-        self.sweep_kept(digests)
 
     def sweep_kept(self, digests: Sequence[str] | None = None) -> None:
         """As :meth:`~zsqretrieval.album.kept.KeptImages.sweep`, in a transaction of its own."""

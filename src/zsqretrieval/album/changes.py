@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsqretrieval.album.sqlite import Database, Table
-from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
+from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, MismatchError
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,39 @@ class VectorLog:
         self._database = database
         self._dim = dim
         self._vectors, self._numbered, self._removals, self._what = vectors, numbered, removals, what
+        self._made = database.counters()["settings"]  # which name the encoder
+        self.retired = (
+            False  # for searches that still run while this process has given the images new vectors
+        )
+
+    def check_encoder(self) -> None:
+        """Check that the vectors are still of the encoder that they were opened with; else an AlbumError."""
+        if self._database.counters().get("settings") != self._made:
+            raise self._other_encoder()
+
+    def _other_encoder(self) -> AlbumError:
+        return AlbumError(
+            f"{self._database.where} was encoded anew by another encoder since it was opened; close the album and "
+            "open it again"
+        )
+
+    def next_key(self) -> int:
+        """The key of the next vector; within the transaction that adds it."""
+        self.check_encoder()
+        return self.position.last_key + 1
+
+    def replace(self, keys: Sequence[int], vectors: Sequence[NDArray[np.float32]]) -> None:
+        """Give keys that are present other vectors; within a transaction that changes the encoder."""
+        found = self._database.select(self._vectors.columns, self._vectors.name, "key", keys)
+        row_of = {row[0]: row[:-2] for row in found}
+        rows = [
+            self._vectors.pack((*row_of[key], self.pack(vector, f"{self._what} {key}")))
+            for key, vector in zip(keys, vectors, strict=True)
+        ]
+        self._database.connection.executemany(
+            f"UPDATE {self._vectors.name} SET vector = ?, crc32 = ? WHERE key = ?",
+            ((*row[-2:], row[0]) for row in rows),
+        )
 
     def pack(self, vector: ArrayLike, name: str) -> bytes:
         """The stored form of a vector; an InvalidInputError names a bad one."""
@@ -90,7 +123,9 @@ class VectorLog:
     def get(self, keys: ArrayLike) -> NDArray[np.float32]:
         """Vectors float32 [n, dim] of keys int64 [n], all present, in order, verified by checksum."""
         wanted = key_list(keys)
-        found = self._database.select(self._vectors.columns, self._vectors.name, "key", wanted)
+        with self._database.transaction():
+            self.check_encoder()
+            found = self._database.select(self._vectors.columns, self._vectors.name, "key", wanted)
         row_of = {row[0]: n for n, row in enumerate(found)}
         self.refuse_unknown(wanted, row_of)
         return self.unpack(found)[[row_of[key] for key in wanted]]
@@ -142,8 +177,13 @@ class VectorLog:
 
     @property
     def position(self) -> Position:
-        """The present position; every added or removed vector changes it, in any process."""
+        """The present position; every added or removed vector changes it, in any process.
+
+        An AlbumError if the images have vectors of another encoder by now.
+        """
         last = self._database.counters()
+        if last.get("settings") != self._made and not self.retired:
+            raise self._other_encoder()
         return Position(last.get(self._numbered, 0), last.get(self._removals, 0))
 
     def changes(self, since: Position, *, batch_size: int = 4096) -> Iterator[Change]:
@@ -161,9 +201,11 @@ class VectorLog:
             MismatchError: ``since`` lies in the future: it belongs to another catalog, or this one was
                 restored from an older backup.
             IntegrityError: a vector is damaged.
+            AlbumError: the images have vectors of another encoder by now.
         """
         while True:
             with self._database.transaction():
+                self.check_encoder()
                 present = self.position
                 if since.is_beyond(present):
                     raise MismatchError(

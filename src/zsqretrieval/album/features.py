@@ -19,9 +19,11 @@ import math
 import os
 import re
 import secrets
+import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -43,6 +45,15 @@ _SUFFIX = ".safetensors"
 _SMALL = 64 << 20  # bytes; a sweep merges smaller files
 
 
+@dataclass(frozen=True, slots=True)
+class StateKind:
+    """What is stored, if it is not the features of a generator."""
+
+    fingerprint: str
+    state_shape: tuple[int, ...]
+    state_dtype: Any
+
+
 @final
 class StateStore:
     """The cached image features of one generator, by the digests of the images; in memory without an album.
@@ -50,7 +61,7 @@ class StateStore:
     Methods may be called from several threads. Several processes may use one album.
     """
 
-    def __init__(self, generator: ImageStates, album: Path | None = None) -> None:
+    def __init__(self, generator: ImageStates | StateKind, album: Path | None = None) -> None:
         self.fingerprint = generator.fingerprint
         self._shape = tuple(generator.state_shape)
         self._dtype = np.dtype(generator.state_dtype)
@@ -131,6 +142,11 @@ class StateStore:
                 self._memory |= {digest: _read_only(state.copy()) for digest, state in states.items()}
             else:
                 self._enter(*_write(self._folder, self._facts(), states))
+
+    def drop(self) -> None:
+        """Delete everything that is stored."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def sweep(self, known: Callable[[list[str]], Container[str]]) -> None:
         """Delete the features of removed images, and merge small files.
@@ -259,6 +275,38 @@ class StateStore:
             self._damaged.add(name)
             _warn(f"{damaged} of {len(digests)} image features in {self._folder / name} are damaged")
         return True
+
+
+def take_states(ours: Path, theirs: Path, *, every: bool) -> int:
+    """Copy the features of another album; returns the number of images that had none here.
+
+    Of the generators that both albums have features of, or of every one.
+    """
+    taken = 0
+    for folder in sorted(one for one in theirs.glob("states-*") if FOLDER.fullmatch(one.name)):
+        here = ours / folder.name
+        if not every and not here.is_dir():
+            continue
+        held = {digest for file in _sound_files(here) for digest in read_facts(file)["crc32"]}
+        for file in _sound_files(folder):
+            if new := read_facts(file)["crc32"].keys() - held:
+                here.mkdir(exist_ok=True)
+                with (
+                    locked(here, exclusive=False),
+                    atomic_write(here / f"{secrets.token_hex(8)}{_SUFFIX}") as temporary,
+                ):
+                    shutil.copyfile(file, temporary)
+                held |= new
+                taken += len(new)
+    return taken
+
+
+def _sound_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder that have an intact header."""
+    for file in sorted(folder.glob(f"*{_SUFFIX}")):
+        with contextlib.suppress(OSError, ValueError):
+            read_facts(file)
+            yield file
 
 
 def _write(

@@ -11,8 +11,8 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, final, get_args
 
 from zsqretrieval.album.candidates import Viewer
@@ -22,18 +22,28 @@ from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.exif import KEYS as EXIF_KEYS
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.loader import Loader, NewImage, Skipped
-from zsqretrieval.data.sources import Reopener, Row, is_member, open_images
+from zsqretrieval.data.sources import VECTOR, Reopener, Row, is_member, open_images
 from zsqretrieval.encoders.checked import encode_each
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import MAX_PIXELS, Progress
 
-_Fate: TypeAlias = Literal["added", "replaced", "moved", "updated", "known"]
+Fate: TypeAlias = Literal["added", "replaced", "moved", "updated", "known"]
 
 _SUFFIX = re.compile(r"#[0-9a-f]{8}([0-9a-f]{56})?\Z")  # appended to an id that another source has
 
 
-@dataclass(frozen=True, slots=True)
+def counted(report: Any) -> str:
+    """A short ``__repr__`` of a report: the numbers of its ids and images, not all of them."""
+    shown = []
+    for one in fields(report):
+        value = getattr(report, one.name)
+        value = len(value) if isinstance(value, tuple) else value
+        shown.append(f"{one.name}={value:.3g}" if isinstance(value, float) else f"{one.name}={value}")
+    return f"{type(report).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class AddReport:
     """Result of :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`; every image counts once."""
 
@@ -45,6 +55,8 @@ class AddReport:
     skipped: tuple[Skipped, ...]  # images that could not be read or encoded
     seconds: float  # duration
     mended: tuple[Skipped, ...] = ()  # new images of whose caption or metadata a part was replaced
+
+    __repr__ = counted
 
 
 @final
@@ -66,13 +78,19 @@ class Adder:
         copy: bool = False,
         exif: bool = True,
         max_pixels: int = MAX_PIXELS,
+        seen: dict[str, str] | None = None,
     ) -> AddReport:
-        """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`."""
+        """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`.
+
+        ``seen`` takes the digest of everything that was read, by its source.
+        """
         begin = time.perf_counter()
-        ids: dict[_Fate, list[str]] = {fate: [] for fate in get_args(_Fate)}
+        ids: dict[Fate, list[str]] = {fate: [] for fate in get_args(Fate)}
         listed = open_images(images)
         with Loader(listed, batch_size, max_pixels, copy=copy, exif=exif) as loader, Reopener() as files:
             for batch in loader:
+                if seen is not None:
+                    seen.update({one.source: one.digest for one in batch})
                 known = self._catalog.by_digest(one.digest for one in batch)
                 settled = set(known)
                 if self._viewer is not None:
@@ -80,7 +98,7 @@ class Adder:
                 waiting = [one for one in batch if one.digest in settled]
                 for group in loader.decoded([one for one in batch if one.digest not in settled]):
                     encoded = self._encoded(group, known, loader.skipped)
-                    for fate, id in self._write([*waiting, *encoded], known, files, copy):
+                    for fate, id in self.write([*waiting, *encoded], known, files, copy):
                         ids[fate].append(id)
                     waiting = []
                     for one in group:
@@ -116,10 +134,16 @@ class Adder:
             kept.append(one)
         return kept
 
-    def _write(
-        self, images: Sequence[NewImage], known: Mapping[str, Record], files: Reopener, copy: bool
-    ) -> list[tuple[_Fate, str]]:
-        """Write all changes in one transaction; none if nothing has changed."""
+    def write(
+        self, images: Sequence[NewImage], known: Mapping[str, Record], files: Reopener, copy: bool = False
+    ) -> list[tuple[Fate, str]]:
+        """Write new images, with vectors, and known ones in one transaction; none if nothing has changed.
+
+        ``known`` has the records of the known ones by digest.
+
+        Returns:
+            What became of each image, and its id in the album; in no order.
+        """
         # Known images come first: one that was renamed frees its id for a new image.
         images = sorted(images, key=lambda one: one.digest not in known)
         new = [one for one in images if one.digest not in known]
@@ -128,8 +152,11 @@ class Adder:
         moved = {
             one.digest
             for one in misplaced
-            if not _is_at(files, known[one.digest].source, one.digest)
-            and _is_at(files, one.source, one.digest)
+            if one.digest.endswith(VECTOR)  # its id and vector
+            or (
+                not is_at(files, known[one.digest].source, one.digest)
+                and is_at(files, one.source, one.digest)
+            )
         }
         self._catalog.check_place()
         kept = self._to_keep(images, known, files, copy)
@@ -155,7 +182,7 @@ class Adder:
         for one in images:
             record = known.get(one.digest)
             source = one.source if record is None else record.source
-            if one.encoded is None or (not copy and (is_member(source) or _is_at(files, source, one.digest))):
+            if one.encoded is None or (not copy and (is_member(source) or is_at(files, source, one.digest))):
                 continue
             # Bytes without a record are those of a removed image, and about to be deleted.
             if record is None or not self._catalog.kept.intact(one.digest):
@@ -187,7 +214,7 @@ class _Plan:
         for record in catalog.namesakes(one.id for one in images):
             self._put(self._present.get(record.digest, record))
 
-    def decide(self, image: NewImage) -> tuple[_Fate, str]:
+    def decide(self, image: NewImage) -> tuple[Fate, str]:
         """Plan the next image of the batch; known images come before new ones."""
         namesakes = self._named.get(image.id, {}).values()
         of_source = [one for one in namesakes if one.source == image.source]
@@ -206,7 +233,7 @@ class _Plan:
         for one in (former, present):
             if one is not None and one.digest not in self._displaced:
                 self._take(one)
-        id = self._free_id(image) if former is None else former.id
+        id = free_id(image, self._named.get(image.id, {})) if former is None else former.id
         if present is None:
             if former is not None:
                 self._remove(former)
@@ -244,25 +271,28 @@ class _Plan:
             del self._added[one.digest]
 
     def _put(self, one: Record | NewImage) -> None:
-        for name in _names(one.id):
+        for name in names_of(one.id):
             self._named.setdefault(name, {})[one.id] = one
 
     def _take(self, one: Record | NewImage) -> None:
-        for name in _names(one.id):
+        for name in names_of(one.id):
             self._named.get(name, {}).pop(one.id, None)
 
-    def _free_id(self, image: NewImage) -> str:
-        """The id itself, or with a part of the digest appended if another source has it."""
-        ids = (image.id, f"{image.id}#{image.digest[:8]}", f"{image.id}#{image.digest}")
-        return next((id for id in ids if id not in self._named.get(id, {})), image.id)
+
+def free_id(image: NewImage | Record, taken: Container[str]) -> str:
+    """The id of an image, or with a part of its digest appended if another image has it."""
+    name = image.id
+    ids = (name, f"{name}#{image.digest[:8]}", f"{name}#{image.digest[:64]}")
+    return next((id for id in ids if id not in taken), name)
 
 
-def _names(id: str) -> set[str]:
+def names_of(id: str) -> set[str]:
+    """An id, and the one that it was before a part of a digest was appended."""
     return {id, _SUFFIX.sub("", id)}
 
 
 def _has_name(record: Record, image: NewImage) -> bool:
-    return record.source == image.source and image.id in _names(record.id)
+    return record.source == image.source and image.id in names_of(record.id)
 
 
 def _updated(record: Record, image: NewImage) -> Record | None:
@@ -282,7 +312,8 @@ def _metadata(record: Record, image: NewImage) -> Mapping[str, Any]:
     return {**of_exif, **given}
 
 
-def _is_at(files: Reopener, source: str, digest: str) -> bool:
+def is_at(files: Reopener, source: str, digest: str) -> bool:
+    """Whether the image of a digest can be read at a source."""
     try:
         files.open(source, digest)
     except ImageError:

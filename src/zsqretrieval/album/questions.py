@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from operator import attrgetter
-from typing import Any, TypeVar, final
+from typing import Any, TypeAlias, TypeVar, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -139,6 +139,9 @@ class StyleFacts:
     kept: int  # retained questions
     answered: int  # questions with an answer
 
+
+Asked: TypeAlias = "tuple[Recipe, dict[int, list[NewQuestion]]]"
+"""A recipe, and by the key of an image the questions that it wrote; none where it was run without success."""
 
 _RECIPES = Table("recipes", "recipe", id=int, recipe=str)
 _ASKED = Table("asked", "list of recipes of image", image=int, recipe=int)
@@ -270,11 +273,19 @@ class QuestionTable:
 
     def _add_vectors(self, kept: Sequence[tuple[int, str, NDArray[np.float32]]]) -> None:
         """Store vectors by key and text of the question; within a transaction."""
-        last = self.log.position.last_key
+        first = self.log.next_key()
         rows = [(key, self.log.pack(vector, text)) for key, text, vector in kept]
         self._database.connection.executemany(
-            _VECTORS.insert, (_VECTORS.pack((n, *row)) for n, row in enumerate(rows, start=last + 1))
+            _VECTORS.insert, (_VECTORS.pack((n, *row)) for n, row in enumerate(rows, start=first))
         )
+
+    def set_encoder(self, fingerprint: str) -> None:
+        """Name another encoder in all recipes; within a transaction that replaces all vectors."""
+        for row, recipe in self._recipes().items():
+            packed = _RECIPES.pack((row, _recipe_text(replace(recipe, encoder=fingerprint))))
+            self._database.connection.execute(
+                "UPDATE recipes SET recipe = ?, crc32 = ? WHERE id = ?", (*packed[1:], row)
+            )
 
     def remove(self, style: str | None = None) -> int:
         """Remove the questions of one style, or all; returns how many.
@@ -314,6 +325,36 @@ class QuestionTable:
             yield found
             last = found[-1].key
 
+    def asked_of(self, images: ArrayLike) -> list[Asked]:
+        """The questions of images, as :meth:`write` takes them, also of another catalog with the same encoder."""
+        keys = key_list(images)
+        with self._database.transaction():
+            self.log.check_encoder()
+            recipes = self._recipes()
+            found: dict[int, dict[int, list[NewQuestion]]] = {recipe: {} for recipe in recipes}
+            for image, recipe in self._database.read(_ASKED, "image", keys):
+                self._part_of(found, recipe)[image] = []
+            rows = self._database.read(_QUESTIONS, "image", keys)
+            vectors = self._database.select(
+                _VECTORS.columns, _VECTORS.name, "question", [row[0] for row in rows]
+            )
+            question_of = [row[1] for row in vectors]
+            kept = dict(zip(question_of, self.log.unpack(vectors), strict=True))
+        for key, image, recipe, prompt, text, form, answer, likelihood, tokens, *judged, is_kept in rows:
+            vector = kept.get(key, np.empty(0, np.float32))
+            one = NewQuestion(
+                text, form, answer, prompt, likelihood, tokens, Judgement(*judged, bool(is_kept)), vector
+            )
+            self._part_of(found, recipe).setdefault(image, []).append(one)
+        return [(recipes[recipe], some) for recipe, some in found.items() if some]
+
+    def vector_texts(self) -> Iterator[dict[int, str]]:
+        """The texts of the retained questions by the keys of their vectors, in parts."""
+        for batch in self.batches():
+            text_of = {one.key: one.text for one in batch}
+            rows = self._database.read(_VECTORS, "question", list(text_of))
+            yield {key: text_of[question] for key, question, _ in rows}
+
     def owners(self, vector_keys: ArrayLike) -> dict[int, int]:
         """Keys of images by the keys of vectors; only for vectors that are present."""
         with self._database.transaction():
@@ -328,6 +369,7 @@ class QuestionTable:
     def kept(self, images: ArrayLike) -> KeptVectors:
         """The retained questions of images, by key of the question."""
         with self._database.transaction():
+            self.log.check_encoder()
             found = {row[0]: row for row in self._database.read(_QUESTIONS, "image", key_list(images))}
             rows = self._database.select(_VECTORS.columns, _VECTORS.name, "question", list(found))
         rows.sort(key=lambda row: row[1])

@@ -202,8 +202,11 @@ class Database:
         return self.rows(query, arguments)[0][0]
 
     def counters(self) -> dict[str, int]:
-        """The highest key ever given, by table; damage is an IntegrityError."""
-        rows = self.rows("SELECT name, seq FROM sqlite_sequence LIMIT 100")
+        """The highest key ever given, by table, and the checksum of ``settings``; damage is an IntegrityError."""
+        rows = self.rows(
+            "SELECT name, seq FROM sqlite_sequence UNION ALL "
+            "SELECT name, crc32 FROM meta WHERE name = 'settings' LIMIT 100"
+        )
         found = dict(rows)
         if len(found) < len(rows) or any(type(last) is not int or last < 0 for last in found.values()):
             raise IntegrityError(f"{self.where}: the counters of its keys are damaged; restore a backup")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast, final
@@ -50,6 +51,7 @@ class IndexSync:
         self._catalog, self._log, self._name, self._index = catalog, log, name, index
         # None during a step. It stays None after an interrupt: the index may hold half of the step.
         self._position: Position | None = position
+        self._last_key: int | None = None  # that it takes; None for all
         self._lock = Lock()
 
     @property
@@ -61,16 +63,36 @@ class IndexSync:
         """Bring the index up to date, and return it."""
         if self._position != self._log.position:
             with self._lock:
-                if self._position is None:
-                    self._index, self._position = empty_like(self._index), Position()
-                for change in self._log.changes(self._position):
-                    self._position = None
-                    if len(change.removed_keys):
-                        self._index.remove(change.removed_keys)
-                    if len(change.added_keys):
-                        self._index.add(change.added_keys, change.added_vectors)
-                    self._position = change.position
+                self._follow()
         return self._index
+
+    def _follow(self) -> None:
+        if self._position is None and self._last_key is None:
+            self._index, self._position = empty_like(self._index), Position()
+        for change in self._log.changes(self._position or Position()):
+            added, removed = change.added_keys, change.removed_keys
+            if self._last_key is not None:
+                added, removed = added[:0], removed[removed <= self._last_key]
+            self._position = None
+            if len(removed):
+                self._index.remove(removed)
+            if len(added):
+                self._index.add(added, change.added_vectors)
+            self._position = change.position
+
+    def retire(self, switch: Callable[[], VectorLog]) -> None:
+        """Let ``switch`` give all images vectors of another encoder, and return their log.
+
+        From then on this index only follows removals, for searches that still run.
+        """
+        with self._lock:
+            self._follow()
+            self._last_key = cast(Position, self._position).last_key
+            try:
+                self._log = switch()
+            except BaseException:
+                self._last_key = None
+                raise
 
     def save(self, album: Path) -> None:
         """Save a snapshot of the index, and delete all others; does nothing if the index is not a plugin.

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from zsqretrieval.cli.album import index, index_fields, info, remove
 from zsqretrieval.cli.chat import chat
+from zsqretrieval.cli.collection import add_embeddings, export, merge, reencode, sync
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.evaluate import evaluate
@@ -101,6 +102,11 @@ app.command("chat")(chat)
 app.command("info")(info)
 app.command("index-fields")(index_fields)
 app.command("remove")(remove)
+app.command("sync")(sync)
+app.command("merge")(merge)
+app.command("reencode")(reencode)
+app.command("add-embeddings")(add_embeddings)
+app.command("export")(export)
 app.command("evaluate")(evaluate)
 
 

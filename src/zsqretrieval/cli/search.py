@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _QUESTION_ONLY = (
     *("candidates", "rerank", "fusion", "weight", "expand", "normalize", "bank", "explain"),
+    "min_probability",
     *("preset", "generator_weights"),
 )
 """Options of a search that have no meaning for a query image."""
@@ -95,6 +96,15 @@ def search(
         Path | None,
         typer.Option(help="Use the questions of this file, one a line, as the query bank."),
     ] = None,
+    min_probability: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="P",
+            help="Only images that are relevant with that probability, such as 0.5.",
+        ),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Answer the question from each hit and explain the hit.")
     ] = False,
@@ -133,7 +143,8 @@ def search(
             ranking = retriever.search(
                 _query(question, image, subtract or []), k,
                 offset=offset, where=selected, rerank=None if question is None else how, expand=expand,
-                bank=queries, collapse=collapse, diversity=diversity, explain=explain, progress=bars,
+                bank=queries, collapse=collapse, diversity=diversity, min_probability=min_probability,
+                explain=explain, progress=bars,
             )  # fmt: skip
         page = write_page(html, _page(ranking, image, retriever.files())) if html else None
         is_empty = not len(retriever)
@@ -143,13 +154,14 @@ def search(
                 "album": str(album.absolute()),
                 "query": ranking.query,
                 "hits": ranking.to_dicts(),
+                "nothing_found": ranking.nothing_found,
                 "timings": dict(ranking.timings),
                 "html": None if page is None else str(page),
             }
         )
         return
     if not len(ranking):
-        say(_nothing(album, is_empty, where))
+        say(_nothing(album, is_empty, min_probability, where))
         return
     if pictures:
         show_pictures(ranking)
@@ -181,10 +193,12 @@ def _query(question: str | None, image: Path | None, subtract: list[str]) -> Que
     return query
 
 
-def _nothing(album: Path, is_empty: bool, where: str | None) -> str:
+def _nothing(album: Path, is_empty: bool, min_probability: float | None, where: str | None) -> str:
     if is_empty:
         return f"{album} holds no images yet; add some: zsq index FOLDER --out ALBUM"
-    return "No image is left." if where is None else f"No image is left by --where {where!r}."
+    asked = [] if where is None else [f"--where {where!r}"]
+    asked += [] if min_probability is None else [f"--min-probability {min_probability:g}"]
+    return "Nothing found" + (f" with {' and '.join(asked)}." if asked else ".")
 
 
 def _refuse_question_options(ctx: typer.Context) -> None:

@@ -99,6 +99,9 @@ def _images(source: Any) -> Iterator[Image | ImageError]:
         yield as_image(source)
 
 
+VECTOR = "-vector"
+"""End of the digest of a row without pixels, which so is none of an image."""
+
 _ONE = (bytes, bytearray, memoryview)  # not a list of numbers
 
 
@@ -282,6 +285,8 @@ class Reopener:
         Raises:
             ImageError: the image is missing, was never a file, or has changed.
         """
+        if sha256 is not None and sha256.endswith(VECTOR):
+            raise ImageError(source, "was added as a vector, without its image")
         damage = None
         if self._kept is not None and sha256 is not None:
             try:
@@ -326,7 +331,25 @@ def _checked(image: Image, sha256: str | None) -> Image:
 
 def is_member(source: str) -> bool:
     """Whether a source names a member of a tar that exists, as :func:`read_webdataset` does."""
-    return any(_is_tar(Path(path)) and _file(path) is not None for path, _ in _splits(source))
+    return bool(archives(source))
+
+
+def archives(source: str) -> list[str]:
+    """The tars that exist of which a source may name a member; mostly one or none."""
+    return [path for path, _ in _splits(source) if _is_tar(Path(path)) and _file(path) is not None]
+
+
+def exists(path: str) -> bool | None:
+    """Whether there is a file or link of a source; None when it cannot be examined."""
+    for name in _names(path):
+        try:
+            os.lstat(name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError):
+            return None
+        return True
+    return False
 
 
 def _splits(source: str) -> Iterator[tuple[str, str]]:
@@ -339,7 +362,11 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 def _file(path: str) -> str | None:
     """The file whose :func:`~zsqretrieval.data.images.path_text` is ``path``; None when it does not exist."""
-    escaped = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(path))
-    names = dict.fromkeys((os.fsdecode(escaped), path))  # mostly the same name twice
     # Path.is_file raises on folders without permission.
-    return next((one for one in names if os.path.isfile(one)), None)  # noqa: PTH113
+    return next((one for one in _names(path) if os.path.isfile(one)), None)  # noqa: PTH113
+
+
+def _names(path: str) -> Iterable[str]:
+    """The names of files that ``path`` may be the text of; mostly one."""
+    escaped = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(path))
+    return dict.fromkeys((os.fsdecode(escaped), path))

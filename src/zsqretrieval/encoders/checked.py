@@ -16,7 +16,8 @@ from zsqretrieval.errors import ImageError, InvalidInputError, PartError, ZsqErr
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image
 
-_TOLERANCE = 0.01  # of the length of a vector: encoders that compute in 16 bits are this exact
+TOLERANCE = 0.01
+"""Largest error of the length of a unit vector: encoders that compute in 16 bits are this exact."""
 
 Row = NDArray[np.float32]
 
@@ -92,7 +93,7 @@ def check_vectors(encoder: Encoder, vectors: object, count: int) -> NDArray[np.f
             f"{_name(encoder)} gave a vector that is zero or not finite: its weights are damaged, or its "
             "numbers overflow"
         )
-    if (np.abs(lengths - 1) > _TOLERANCE).any():
+    if (np.abs(lengths - 1) > TOLERANCE).any():
         raise _broken(encoder, f"a vector of length {lengths[np.argmax(np.abs(lengths - 1))]:.4g}, not 1")
     return rows
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from zsqretrieval.album.candidates import StatesMode, Viewer
 from zsqretrieval.album.catalog import Catalog
@@ -26,7 +26,7 @@ from zsqretrieval.plugins import (
     restore,
 )
 from zsqretrieval.presets import PRESETS, Calibration, Preset
-from zsqretrieval.protocols import Encoder, Generator, Index
+from zsqretrieval.protocols import Configurable, Encoder, Generator, Index
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,21 @@ def open_parts(
         catalog.close()
         raise
     return Parts(encoder, catalog, sync, viewer, calibration, path, trust_parts)
+
+
+def index_like(index: Index, encoder: Encoder) -> Index:
+    """An empty index of the same class and settings for another encoder.
+
+    Raises:
+        InvalidInputError: the index cannot be made from settings.
+    """
+    if not isinstance(index, Configurable):
+        raise InvalidInputError(
+            f"a {type(index).__name__} has no settings to make another from; pass an empty one: index=..."
+        )
+    own = {"dim": encoder.dim, "fingerprint": encoder.fingerprint}
+    config = {name: own.get(name, value) for name, value in index.config.items()}
+    return cast(Index, type(index).from_config(config))
 
 
 def _index_part(catalog: Catalog, settings: AlbumSettings) -> PartName | None:

@@ -24,7 +24,7 @@ from zsqretrieval.dialog.policies import InformationGain, Policy
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.retriever.album import Album
 from zsqretrieval.retriever.opening import Parts
-from zsqretrieval.search.dense import FirstStage
+from zsqretrieval.search.dense import FirstStage, MinProbability
 from zsqretrieval.search.image_to_text import TextRanking, rank_texts
 from zsqretrieval.search.pipeline import Pipeline, Request
 from zsqretrieval.search.priors import Prior
@@ -46,6 +46,7 @@ class SearchOptions(TypedDict, total=False):
     bank: QueryBank | None
     collapse: float | None
     diversity: float
+    min_probability: float | None
     explain: bool
     progress: Progress | None
 
@@ -107,6 +108,7 @@ class Retriever(Album):
         bank: QueryBank | None = None,
         collapse: float | None = None,
         diversity: float = 0.0,
+        min_probability: float | None = None,
         explain: bool = False,
         progress: Progress | None = None,
     ) -> Ranking | list[Ranking]:
@@ -132,6 +134,9 @@ class Retriever(Album):
             collapse: cosine similarity, such as 0.97, from which near-duplicates are shown once, with their
                 number in :attr:`Hit.duplicates <zsqretrieval.types.Hit.duplicates>`.
             diversity: weight from 0 to 1 of being unlike the hits before (maximal marginal relevance).
+            min_probability: only hits whose estimated probability of being relevant is at least that, from 0
+                to 1; sets :attr:`Hit.probability <zsqretrieval.types.Hit.probability>` and
+                :attr:`Ranking.nothing_found <zsqretrieval.search.ranking.Ranking.nothing_found>`.
             explain: add explanations: the generator's answer, and the words that the image explains.
             progress: called between batches of candidates; may raise to stop.
 
@@ -153,8 +158,10 @@ class Retriever(Album):
             raise InvalidInputError(
                 "re-ranking and explaining need a question, not an image, a hit or a vector; use rerank=None"
             )
-        if explain and any(one.question is None for one in queries):
-            raise InvalidInputError("explaining needs one question per query, not a sum of terms")
+        if (explain or min_probability is not None) and any(one.question is None for one in queries):
+            raise InvalidInputError(
+                "explain and min_probability need one question per query, not a sum of terms"
+            )
         how = Rerank.of(rerank, generator=self.has_generator)
         if not any(one.texts for one in queries):
             how = None
@@ -162,6 +169,9 @@ class Retriever(Album):
             k=k, offset=offset, where=where, how=how, fusion=self.calibration.fusion,
             expansion=self.calibration.expansion if expand else None,
             bank=bank, collapse=collapse, diversity=diversity, explain=explain, progress=progress,
+            relevance=None if min_probability is None else MinProbability(
+                min_probability, self.calibration.relevance_scale, self.calibration.relevance_margin
+            ),
         )  # fmt: skip
         rankings = self._pipeline.search(queries, asked)
         return rankings if several else rankings[0]

@@ -30,6 +30,7 @@ from zsqretrieval.search.expansion import Candidate, QuestionIndex, compare, hit
 from zsqretrieval.search.fusion import FIRST_STAGE, NORMALIZED, Fusion, best_first
 from zsqretrieval.search.query import Query
 from zsqretrieval.search.query_bank import QueryBank
+from zsqretrieval.search.relevance import Relevance
 from zsqretrieval.types import Hit, Image, Neighbors
 
 _CANCELLED = 1e-6
@@ -47,6 +48,15 @@ class Found:
     truncated: bool  # whether the encoder cut the query
 
 
+@dataclass(frozen=True, slots=True)
+class MinProbability:
+    """The least probability of relevance of a hit, with the encoder's constants."""
+
+    least: float
+    scale: float
+    margin: float
+
+
 @final
 class FirstStage:
     """Searches an album by vectors; ``follower`` is its index of images, ``questions`` that of questions."""
@@ -56,6 +66,7 @@ class FirstStage:
     ) -> None:
         self._encoder, self._catalog, self._follower = encoder, catalog, follower
         self._questions = questions
+        self._relevance: dict[tuple[float, float], Relevance] = {}  # by its constants
         self._has_warned = False  # of a question that the encoder cuts
 
     def keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -71,6 +82,7 @@ class FirstStage:
         expansion: Fusion | None = None,
         bank: QueryBank | None = None,
         collapse: float | None = None,
+        relevance: MinProbability | None = None,
     ) -> list[Found]:
         """Find the candidates of q queries in one pass through encoder and index.
 
@@ -81,6 +93,7 @@ class FirstStage:
             expansion: combines similarities to images and to their stored questions; None for images alone.
             bank: normalises the scores.
             collapse: cosine similarity from which near-duplicates of a candidate are left out.
+            relevance: only candidates that are probably relevant.
         """
         if expansion is not None and not len(self._questions):
             raise InvalidInputError(
@@ -111,6 +124,10 @@ class FirstStage:
 
         timings = {"encode": encoded - begin, FIRST_STAGE: 0.0}
         found = self._complete(queries, k, look, collapse)
+        if relevance is not None:
+            found = [
+                self._relevant(vector, one, relevance) for vector, one in zip(vectors, found, strict=True)
+            ]
         timings[FIRST_STAGE] = time.perf_counter() - encoded - timings.get(NORMALIZED, 0.0)
         shares = {step: seconds / max(len(queries), 1) for step, seconds in timings.items()}
         return [
@@ -276,6 +293,21 @@ class FirstStage:
             (record, replace(hit, duplicates=int(counts[n]) - 1))
             for n, (record, hit) in enumerate(kept)
             if owners[n] == n
+        ]
+
+    def _relevant(
+        self, vector: NDArray[np.float32], found: Sequence[Candidate], asked: MinProbability
+    ) -> list[Candidate]:
+        """The candidates that are probably relevant, with their probabilities."""
+        constants = asked.scale, asked.margin
+        if constants not in self._relevance:
+            self._relevance[constants] = Relevance(self._encoder, *constants)
+        here, vectors = self.present([hit for _, hit in found])
+        probabilities = self._relevance[constants].probabilities(vectors @ vector, vectors)
+        return [
+            (found[n][0], replace(found[n][1], probability=probability))
+            for n, probability in zip(here, probabilities.tolist(), strict=True)
+            if probability >= asked.least
         ]
 
     def _normalized(self, found: Sequence[Candidate], bank: QueryBank) -> list[Candidate]:

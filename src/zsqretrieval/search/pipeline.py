@@ -14,7 +14,7 @@ from zsqretrieval.album.candidates import Viewer, need_generator
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.filters import Filter
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.search.dense import FirstStage, Found
+from zsqretrieval.search.dense import FirstStage, Found, MinProbability
 from zsqretrieval.search.diversity import diversified
 from zsqretrieval.search.explain import explain_hits
 from zsqretrieval.search.fusion import Fusion
@@ -44,6 +44,7 @@ class Request:
     bank: QueryBank | None
     collapse: float | None
     diversity: float
+    relevance: MinProbability | None
     explain: bool
     progress: Progress | None
 
@@ -64,6 +65,15 @@ class Request:
                 raise InvalidInputError(
                     f"collapse must be a cosine similarity above 0 and up to 1, such as 0.97, not "
                     f"{self.collapse!r}"
+                )
+        if self.relevance is not None:
+            check_numbers(min_probability=self.relevance.least)
+            if not 0 <= self.relevance.least <= 1:
+                raise InvalidInputError(f"min_probability must be from 0 to 1, not {self.relevance.least!r}")
+            if self.relevance.scale == 0:
+                raise InvalidInputError(
+                    "min_probability needs the calibration of this encoder, and its relevance_scale is 0: "
+                    "estimate it with zsqretrieval.search.relevance.fit (docs/searching.md)"
                 )
         if (self.bank is not None or self.expansion is not None) and self.end > self.settled:
             raise InvalidInputError(
@@ -114,6 +124,7 @@ class Pipeline:
             expansion=asked.expansion,
             bank=asked.bank,
             collapse=asked.collapse,
+            relevance=asked.relevance,
         )
         ranked = [
             Ranking(str(query), one.hits, one.timings, one.truncated, files=self._catalog.kept.files)

@@ -1,0 +1,300 @@
+"""Vectors that were encoded elsewhere: added without their images, and exported.
+
+A row whose source names an image that can be read now has the SHA-256 of that image, like any other image of
+the album. Any other row has the SHA-256 of its id and vector, and ``-vector`` behind it: no image has such a
+digest, so nothing is ever opened for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zsqretrieval._util.batches import batched
+from zsqretrieval._util.checks import check_counts, check_sequence
+from zsqretrieval._util.untrusted import mended_json
+from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.ingest import Adder, AddReport, Fate, names_of
+from zsqretrieval.data.images import decode, digest, in_threads, path_text
+from zsqretrieval.data.loader import NewImage, Skipped
+from zsqretrieval.data.sources import VECTOR, Reopener
+from zsqretrieval.encoders.checked import TOLERANCE
+from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError
+from zsqretrieval.laion.formats import VectorRow, open_embeddings, writing_embeddings
+from zsqretrieval.protocols import Encoder
+from zsqretrieval.types import Image, Progress
+
+_IMAGES_AT_ONCE = 16  # opened to learn their digests
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Some vectors, float [n, dim], with a row each."""
+
+    vectors: NDArray[np.floating[Any]]
+    rows: Iterable[VectorRow]
+    name: str  # in errors
+    mapped: bool  # whether the vectors are in a file, which is checked as it is read
+
+
+def given_block(
+    vectors: ArrayLike,
+    ids: Sequence[str] | None,
+    metadata: Sequence[Mapping[str, Any] | None] | None,
+    sources: Sequence[str | os.PathLike[str]] | None,
+    captions: Sequence[str | None] | None,
+) -> Block:
+    """One block of vectors and what comes with each; all but the lengths of the vectors is checked."""
+    array = np.asarray(vectors)
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise InvalidInputError(f"vectors must be float [n, dim], not {array.dtype} {list(array.shape)}")
+    given = {"ids": ids, "metadata": metadata, "sources": sources, "captions": captions}
+    kinds = {"ids": str, "metadata": Mapping, "sources": (str, os.PathLike), "captions": str}
+    for name, values in given.items():
+        if values is None:
+            continue
+        values = values.tolist() if hasattr(values, "tolist") else values  # of NumPy and pandas
+        check_sequence(values, name)
+        if len(values) != len(array):
+            raise InvalidInputError(f"there are {len(array)} vectors, but {len(values)} {name}")
+        for n, one in enumerate(values):
+            optional = name in ("metadata", "captions") and one is None
+            if not optional and not isinstance(one, cast(Any, kinds[name])):
+                raise InvalidInputError(f"{name}[{n}] must not be {one!r}; nothing was added")
+        given[name] = values
+
+    def rows() -> Iterator[VectorRow]:
+        for n in range(len(array)):
+            id, facts, source, caption = (None if one is None else one[n] for one in given.values())
+            yield VectorRow(
+                cast("str | None", id),
+                None if source is None else path_text(cast(str, source)),
+                cast("str | None", caption),
+                cast("Mapping[str, Any]", facts or {}),
+            )
+
+    return Block(array, rows(), "vectors", isinstance(vectors, np.memmap))
+
+
+def folder_blocks(folder: Path, encoder: Encoder) -> list[Block]:
+    """The shards of a folder of embeddings; a MismatchError if it states another encoder."""
+    found = open_embeddings(folder)
+    if found.encoder is not None:
+        check_fingerprint(found.encoder, encoder, str(folder))
+    return [Block(one.vectors, one.rows(), str(one.file), True) for one in found.shards]
+
+
+def check_fingerprint(stated: str, encoder: Encoder, where: str) -> None:
+    """Check that vectors are of an encoder, by its fingerprint.
+
+    Raises:
+        MismatchError: they are not; names both.
+    """
+    if stated != encoder.fingerprint:
+        raise MismatchError(
+            f"{where}: of the encoder {stated!r}, but the album's is {encoder.fingerprint!r}, so they cannot "
+            "be compared; use an album of that encoder"
+        )
+
+
+def add_blocks(
+    blocks: Sequence[Block],
+    adder: Adder,
+    catalog: Catalog,
+    encoder: Encoder,
+    *,
+    batch_size: int,
+    progress: Progress | None,
+) -> AddReport:
+    """As :meth:`Retriever.add_embeddings <zsqretrieval.retriever.album.Album.add_embeddings>`."""
+    begin = time.perf_counter()
+    check_counts(batch_size=batch_size)
+    for block in blocks:
+        if block.vectors.shape[1] != encoder.dim:
+            raise MismatchError(
+                f"{block.name}: of dim {block.vectors.shape[1]}, but the album's encoder "
+                f"{encoder.fingerprint!r} makes vectors of dim {encoder.dim}; use an album of their encoder"
+            )
+        for first in () if block.mapped else range(0, len(block.vectors), batch_size):
+            _checked(block, first, batch_size)
+    done, total = _Done(), sum(len(block.vectors) for block in blocks)
+    with Reopener() as files:
+        for block in blocks:
+            for n, rows in enumerate(batched(block.rows, batch_size)):
+                vectors = _checked(block, n * batch_size, batch_size)
+                batch = _Batch(catalog, files, block.vectors.dtype)
+                images = batch.images(vectors, rows)
+                done.repeated += len(rows) - len(images)
+                done.mended += [Skipped(one.source, "; ".join(one.notes)) for one in images if one.notes]
+                for fate, id in adder.write(images, batch.known, files):
+                    done.ids[fate].append(id)
+                done.rows += len(rows)
+                if progress is not None:
+                    progress("adding vectors", done.rows, total)
+    return AddReport(
+        **{fate: tuple(some) for fate, some in done.ids.items() if fate != "known"},
+        known=len(done.ids["known"]) + done.repeated,
+        skipped=(),
+        seconds=time.perf_counter() - begin,
+        mended=tuple(done.mended),
+    )
+
+
+@dataclass(slots=True)
+class _Done:
+    ids: dict[Fate, list[str]] = field(default_factory=lambda: {fate: [] for fate in get_args(Fate)})
+    mended: list[Skipped] = field(default_factory=list)
+    repeated: int = 0  # rows that an earlier one of the same batch equals
+    rows: int = 0
+
+
+def _checked(block: Block, first: int, count: int) -> NDArray[np.float32]:
+    """Some vectors as float32; an InvalidInputError names the first row that is no unit vector."""
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
+        vectors = np.asarray(block.vectors[first : first + count]).astype(np.float32)
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    bad = ~(np.abs(lengths - 1) <= TOLERANCE)  # also for NaN
+    if bad.any():
+        row = int(bad.argmax())
+        found = "not finite" if not np.isfinite(lengths[row]) else f"of length {lengths[row]:.4g}"
+        kept = "batches before it were added" if block.mapped and first else "nothing was added"
+        raise InvalidInputError(
+            f"{block.name}: row {first + row} is {found}, not of length 1; {kept}. Divide every vector by "
+            "its length, and leave out those that are zero or not finite"
+        )
+    return vectors
+
+
+class _Batch:
+    """Rows on their way into an album; ``known`` has the records of those that are in it, by digest."""
+
+    def __init__(self, catalog: Catalog, files: Reopener, dtype: np.dtype[Any]) -> None:
+        self._catalog, self._files, self._dtype = catalog, files, dtype
+        self.known: dict[str, Record] = {}
+
+    def images(self, vectors: NDArray[np.float32], rows: Sequence[VectorRow]) -> list[NewImage]:
+        """The rows as images of the album, each digest once; known ones without a vector.
+
+        A row is known by its id and vector, which is compared at the precision it has here.
+        """
+        found = [_new_image(vector, row) for vector, row in zip(vectors, rows, strict=True)]
+        present = self._present(found)
+        unseen: list[NewImage] = []
+        for one in found:
+            alike = [
+                record
+                for record, vector in present.get(one.id, ())
+                if np.array_equal(vector.astype(self._dtype), cast(Any, one.vector).astype(self._dtype))
+            ]
+            record = min(alike, key=lambda record: record.source != one.source, default=None)
+            if record is None or record.digest.endswith(VECTOR):
+                unseen.append(one)
+            if record is not None:
+                one.digest = record.digest
+                self.known[record.digest] = record
+        for some in batched(unseen, _IMAGES_AT_ONCE):
+            self._look(some)
+        self.known |= self._catalog.by_digest(one.digest for one in found if one.digest not in self.known)
+        for one in found:
+            if one.digest in self.known:
+                one.vector = None
+        return list({one.digest: one for one in reversed(found)}.values())[::-1]
+
+    def _present(self, images: Sequence[NewImage]) -> dict[str, list[tuple[Record, NDArray[np.float32]]]]:
+        """The images of the album that may have one of the ids, with their vectors."""
+        found: dict[str, list[tuple[Record, NDArray[np.float32]]]] = {}
+        with self._catalog.reading():
+            records = self._catalog.namesakes(one.id for one in images)
+            vectors = self._catalog.log.get([record.key for record in records])
+        for record, vector in zip(records, vectors, strict=True):
+            for name in names_of(record.id):
+                found.setdefault(name, []).append((record, vector))
+        return found
+
+    def _look(self, images: Sequence[NewImage]) -> None:
+        """Give those whose source is an image its digest and size."""
+        opened = [(one, image) for one in images if (image := _open(self._files, one.source)) is not None]
+        for (one, _), facts in zip(opened, in_threads(_facts, [image for _, image in opened]), strict=True):
+            if facts is not None:
+                one.digest, one.width, one.height, one.bytes = facts
+
+
+def _new_image(vector: NDArray[np.float32], row: VectorRow) -> NewImage:
+    source = row.source
+    if source is not None and not os.path.isabs(source) and os.path.isfile(source):  # noqa: PTH113, PTH117
+        source = path_text(Path(source).absolute())
+    named = row.id or source or ""
+    sha256 = hashlib.sha256(f"{len(named)} {named}".encode(errors="surrogatepass"))
+    sha256.update(vector.astype("<f4").tobytes())
+    id = named or sha256.hexdigest()[:16]
+    (texts, metadata), notes = mended_json([[id, source or id, row.caption or None], dict(row.metadata)])
+    return NewImage(
+        id=texts[0], source=texts[1], bytes=0, digest=sha256.hexdigest() + VECTOR, caption=texts[2],
+        metadata=metadata, vector=vector, notes=notes,
+    )  # fmt: skip
+
+
+def _open(files: Reopener, source: str) -> Image | None:
+    try:
+        return files.open(source)
+    except ImageError:
+        return None
+
+
+def _facts(image: Image) -> tuple[str, int, int, int] | None:
+    """Digest, width, height and bytes of an image; None if it is none."""
+    try:
+        width, height = decode(image).size
+    except ImageError:
+        return None
+    assert isinstance(image.content, bytes)
+    return digest(image), width, height, len(image.content)
+
+
+# --- export -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """Number of exported vectors, and the time taken in seconds."""
+
+    rows: int
+    seconds: float
+
+
+def export(
+    catalog: Catalog,
+    encoder: str,
+    folder: Path,
+    *,
+    dtype: Literal["float16", "float32"],
+    shard_size: int,
+    progress: Progress | None,
+) -> ExportReport:
+    """Write all vectors and records of a catalog to a folder of embeddings."""
+    begin = time.perf_counter()
+    check_counts(shard_size=shard_size)
+    if dtype not in ("float16", "float32"):
+        raise InvalidInputError(f"dtype must be 'float16' or 'float32', not {dtype!r}")
+    rows, total = 0, len(catalog)
+    with writing_embeddings(
+        folder, encoder=encoder, dim=catalog.dim, dtype=dtype, shard_size=shard_size
+    ) as write:
+        for batch in batched(catalog.iter_records(), 4096):
+            with catalog.reading():
+                present = catalog.known_keys([one.key for one in batch])
+                keys = [one.key for one in batch if one.key in present]
+                vectors, records = catalog.log.get(keys), catalog.records(keys)
+            write(vectors, [VectorRow(one.id, one.source, one.caption, one.metadata) for one in records])
+            rows += len(keys)
+            if progress is not None:
+                progress("exporting vectors", rows, max(rows, total))
+    return ExportReport(rows, time.perf_counter() - begin)

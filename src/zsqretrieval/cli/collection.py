@@ -1,0 +1,196 @@
+"""``zsq sync``, ``merge``, ``reencode``, ``add-embeddings`` and ``export``: an album as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zsqretrieval.cli.console import emit_json, name_skipped, notice, progress_bars, say
+from zsqretrieval.cli.options import (
+    Album,
+    AsJson,
+    Device,
+    EncoderWeights,
+    MaxPixels,
+    TrustParts,
+    album_path,
+    given_path,
+    open_album,
+    preset_with,
+)
+
+if TYPE_CHECKING:
+    from zsqretrieval.retriever import Retriever
+
+
+@contextmanager
+def _continued(what: str) -> Iterator[None]:
+    """Say after Ctrl-C that the same command continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        notice(f"interrupted; {what}. Run the same command again to continue")
+        raise typer.Exit(130) from None
+
+
+def _counts(facts: dict[str, Any]) -> str:
+    """The counts of a report that are not zero, as a sentence."""
+    counts = {name: len(one) if isinstance(one, (tuple, list)) else one for name, one in facts.items()}
+    said = [f"{n} {name}" for name, n in counts.items() if type(n) is int and n]
+    return ", ".join(said) or "nothing to do"
+
+
+def _report(album: Path, retriever: Retriever, report: Any, as_json: bool) -> None:
+    facts = asdict(report)
+    if as_json:
+        emit_json({"album": str(album.absolute()), "images": len(retriever), **facts})
+        return
+    would = "would be: " if facts.get("dry_run") else ""
+    say(f"{would}{_counts(facts)} in {report.seconds:.1f} s; {len(retriever)} images in {album}.")
+    for name in ("skipped", "mended", "dropped"):
+        name_skipped(getattr(report, name, ()), say, name)
+
+
+def sync(
+    album: Album,
+    folders: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="Folders to be in step with.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Change nothing; say what would be added and removed.")
+    ] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Keep copies of the files in the album.")] = False,
+    trust_parts: TrustParts = False,
+    device: Device = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
+    max_pixels: MaxPixels = 200_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Bring an album in step with folders: add what is new, follow what moved, remove what is gone from there.
+
+    A folder that is missing, unreadable or empty is an error, and nothing is removed.
+    """
+    with open_album(album, trust_parts=trust_parts) as retriever:
+        with _continued("finished batches are on disk, nothing was removed"), progress_bars() as bars:
+            report = retriever.sync(
+                folders,
+                dry_run=dry_run,
+                copy=copy,
+                batch_size=batch_size,
+                max_pixels=max_pixels,
+                progress=bars,
+            )
+            if not dry_run:
+                retriever.save()
+        if dry_run and not as_json:
+            for name in ("added", "replaced", "moved", "updated", "removed"):
+                for id in getattr(report, name):
+                    say(f"{name}: {id}")
+        _report(album, retriever, report, as_json)
+
+
+def merge(
+    album: Album,
+    other: Annotated[Path, typer.Argument(metavar="OTHER", parser=album_path, help="Album to take over.")],
+    trust_parts: TrustParts = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take over the images of another album with the same encoder, without encoding them."""
+    with open_album(album, trust_parts=trust_parts) as retriever:
+        with _continued("finished batches are on disk"), progress_bars() as bars:
+            report = retriever.merge(other, progress=bars)
+            retriever.save()
+        _report(album, retriever, report, as_json)
+
+
+def reencode(
+    album: Album,
+    preset: Annotated[str, typer.Option(help="Use this preset's encoder.")],
+    encoder_weights: EncoderWeights = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Remove images that cannot be opened or encoded.")
+    ] = False,
+    trust_parts: TrustParts = False,
+    device: Device = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Encode all images and stored questions of an album with another encoder.
+
+    The album works as before until all is ready.
+    """
+    from zsqretrieval.album.info import describe_album
+    from zsqretrieval.presets import Calibration
+
+    chosen = preset_with(preset, encoder_weights=encoder_weights)
+    generator = describe_album(album).generator
+    pair = generator is None or generator["plugin"] == chosen.generator
+    with open_album(album, trust_parts=trust_parts) as retriever:
+        with _continued("the album is as it was"), progress_bars() as bars:
+            report = retriever.reencode(
+                chosen.make_encoder(),
+                calibration=chosen.calibration if pair else Calibration(),
+                drop=drop,
+                batch_size=batch_size,
+                progress=bars,
+            )
+            retriever.save()
+        _report(album, retriever, report, as_json)
+
+
+def add_embeddings(
+    album: Album,
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", parser=given_path, help="Folder of clip-retrieval or zsq export."),
+    ],
+    preset: Annotated[
+        str | None, typer.Option(help="Parts of a new album; its encoder made the vectors.")
+    ] = None,
+    trust_parts: TrustParts = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add vectors that the album's encoder made elsewhere (img_emb/*.npy, metadata/*.parquet).
+
+    Images are not needed: rows without one take part in the first stage only.
+    """
+    from zsqretrieval.retriever import Retriever
+
+    with Retriever.open(album, preset, trust_parts=trust_parts) as retriever:
+        with _continued("finished batches are on disk"), progress_bars() as bars:
+            report = retriever.add_embeddings(folder, progress=bars)
+            retriever.save()
+        _report(album, retriever, report, as_json)
+
+
+def export(
+    album: Album,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", parser=given_path, help="New folder.")
+    ],
+    float32: Annotated[bool, typer.Option("--float32", help="Keep full precision.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the vectors and records of an album as numpy and parquet files, as clip-retrieval does.
+
+    Loads no model.
+    """
+    from zsqretrieval.album.catalog import Catalog
+    from zsqretrieval.album.embeddings import export as write
+    from zsqretrieval.album.info import find_catalog
+    from zsqretrieval.album.settings import AlbumSettings
+
+    with Catalog.open(find_catalog(album)) as catalog, progress_bars() as bars:
+        report = write(
+            catalog, AlbumSettings.read(catalog).encoder, out.absolute(),
+            dtype="float32" if float32 else "float16", shard_size=100_000, progress=bars,
+        )  # fmt: skip
+    if as_json:
+        emit_json({"album": str(album.absolute()), "out": str(out.absolute()), **asdict(report)})
+    else:
+        say(f"{report.rows} vectors in {out}, in {report.seconds:.1f} s.")

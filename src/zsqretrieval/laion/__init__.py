@@ -1,0 +1,1 @@
+"""Formats of LAION and of the tools around it."""

@@ -250,7 +250,7 @@ def field_name(path: tuple[str, ...]) -> str:
 
 def _value(given: Any) -> Value:
     """A value that JSON can hold."""
-    value = given.item() if isinstance(given, np.generic) else given
+    value: object = given.item() if isinstance(given, np.generic) else given
     if isinstance(value, date):  # also a datetime
         return value.isoformat()
     if isinstance(value, str):
@@ -384,13 +384,14 @@ def _parser() -> Any:
 
 
 def _parse(text: str) -> Filter:
-    from lark import UnexpectedCharacters, UnexpectedInput
+    from lark import UnexpectedCharacters, UnexpectedToken
 
     try:
         found: Filter = _parser().parse(text)
-    except UnexpectedInput as error:
-        lexed = isinstance(error, UnexpectedCharacters)
-        at = error.pos_in_stream if lexed or error.token.type != "$END" else len(text)
+    except (UnexpectedCharacters, UnexpectedToken) as failed:
+        error: Any = failed  # of untyped attributes
+        lexed = isinstance(failed, UnexpectedCharacters)
+        at = len(text) if not lexed and error.token.type == "$END" else error.pos_in_stream
         may_follow = error.allowed if lexed else error.expected
         wanted = next(words for token, words in _WANTED.items() if token in may_follow or token == "_AND")
         there = f"not {text[at : at + 20]!r}" if at < len(text) else "where it ends"

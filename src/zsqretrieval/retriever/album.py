@@ -463,7 +463,7 @@ class Album:
         """Encode all images and retained questions with another encoder, which becomes the album's.
 
         Searches in other threads use the old encoder until all is ready, and wait during one transaction
-        that replaces all vectors. An interrupted call leaves the album as it was, and continues when repeated.
+        that replaces all vectors. An interrupted call changes nothing, and continues when repeated.
         Another process that has the album open gets an AlbumError from then on; it has to open it again.
         The round trip of questions is not repeated: ``questions.filter()`` does that.
 
@@ -476,8 +476,8 @@ class Album:
             progress: called after each batch; may raise to stop.
 
         Raises:
-            InvalidInputError: images cannot be opened or encoded, which names them; it is the album's encoder;
-                or the index has no settings to make another from. Nothing has changed.
+            InvalidInputError: images cannot be opened or encoded, which names them; it is the album's
+                encoder; or the index has no settings to make another from. Nothing has changed.
             MismatchError: the index is not for that encoder.
             AlbumError: the disk is full; nothing has changed.
         """

@@ -118,13 +118,20 @@ def encoders() -> Names:
     return {}
 
 
-_server = serving()  # until the tests end
+_urls: list[str] = []  # of a re-ranking server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reranking() -> Iterator[None]:
+    with serving() as server:
+        _urls.append(server.url)
+        yield
 
 
 def rerankers() -> Names:
     save_photographs("photos")
     cross_encoder(Path("models/Qwen3-VL-Reranker-2B"))
-    return {"url": _server.__enter__().url}
+    return {"url": _urls[-1]}
 
 
 def tasks() -> Names:

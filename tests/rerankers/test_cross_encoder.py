@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,7 @@ from zsqretrieval.testing.pictures import paintings
 ensure_torchvision()
 import transformers as hf  # noqa: E402
 from sentence_transformers import CrossEncoder  # noqa: E402
-from sentence_transformers.base.modules import Dense, Transformer  # noqa: E402
-from sentence_transformers.cross_encoder.modules.logit_score import LogitScore  # noqa: E402
+from sentence_transformers.base.modules import Dense  # noqa: E402
 
 QUESTION = "what is the colour of the red house"
 PROMPT = "the picture:"
@@ -32,16 +33,7 @@ PROMPT = "the picture:"
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A yes/no re-ranker, saved as the real ones are."""
-    folder = tmp_path_factory.mktemp("reranker")
-    make(tiny_vlms.qwen3_vl(folder / "vlm")).save_pretrained(str(folder / "saved"), create_model_card=False)
-    return folder / "saved"
-
-
-def make(vlm: Path) -> CrossEncoder:
-    transformer = Transformer(str(vlm), transformer_task="any-to-any")
-    ids = tiny_vlms.ids(transformer.tokenizer, yes="Ġyes", no="Ġno")
-    return CrossEncoder(modules=[transformer, LogitScore(ids["yes"], ids["no"])], device="cpu")
+    return tiny_vlms.cross_encoder(tmp_path_factory.mktemp("reranker"))
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +43,9 @@ def reranker(folder: Path) -> CrossEncoderReranker:
 
 @functools.cache
 def over_qwen2() -> CrossEncoderReranker:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
-        return CrossEncoderReranker(make(tiny_vlms.qwen2_vl(Path(folder))), batch_size=3)
+        saved = tiny_vlms.cross_encoder(Path(folder), tiny_vlms.qwen2_vl)
+        return CrossEncoderReranker(CrossEncoder(str(saved), device="cpu"), batch_size=3)
 
 
 @parametrize_checks(reranker_checks, over_qwen2)
@@ -145,7 +136,7 @@ def test_models_that_cannot_rerank_images_are_refused(tmp_path: Path, folder: Pa
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InvalidInputError, match=r"takes text and no images; use one such as Qwen"):
         CrossEncoderReranker(tmp_path, device="cpu")
-    several = make(folder)
+    several = CrossEncoder(str(folder), device="cpu")
     several[1] = Dense(32, 3, module_output_name="scores")
     with pytest.raises(InvalidInputError, match="gives 3 scores per pair"):
         CrossEncoderReranker(several)
@@ -156,12 +147,7 @@ def test_models_that_cannot_rerank_images_are_refused(tmp_path: Path, folder: Pa
 
 
 def test_code_beside_the_weights_never_runs(tmp_path: Path) -> None:
-    import json
-    import shutil
-
-    vlm = tiny_vlms.qwen2_vl(tmp_path / "vlm")
-    make(vlm).save_pretrained(str(tmp_path / "saved"), create_model_card=False)
-    saved = tmp_path / "saved"
+    saved = tiny_vlms.cross_encoder(tmp_path / "saved")
     (saved / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     modules = json.loads((saved / "modules.json").read_text())
     modules[1]["type"] = "evil.Evil"
@@ -169,11 +155,10 @@ def test_code_beside_the_weights_never_runs(tmp_path: Path) -> None:
     with pytest.raises(WeightsError):
         CrossEncoderReranker(saved, device="cpu")
     assert not (tmp_path / "ran").exists()
-    shutil.rmtree(saved)
 
 
 def test_scores_that_are_not_finite_are_a_part_error(folder: Path) -> None:
-    model = make(folder)
+    model = CrossEncoder(str(folder), device="cpu")
     with torch.no_grad():
         model[0].auto_model.get_output_embeddings().weight.fill_(float("nan"))
     with pytest.raises(PartError, match=r"not one finite number each; its weights are damaged"):

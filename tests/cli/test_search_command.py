@@ -179,7 +179,10 @@ def test_image_and_subtracted_text_join_the_question(zsq: Zsq, album: Path, colo
     both = zsq("search", album, "red", "--image", colours / "blue.png", "--subtract", "green", "--json").json
     assert both["query"] == f"red + {colours.absolute() / 'blue.png'} - 0.5 * green"
     assert both["hits"][0]["scores"]["likelihood"] < 0
-    plain, less = ids(zsq, album, "yellow"), ids(zsq, album, "yellow", "--subtract", "red", "--rerank", "none")
+    plain, less = (
+        ids(zsq, album, "yellow"),
+        ids(zsq, album, "yellow", "--subtract", "red", "--rerank", "none"),
+    )
     assert less.index("red.png") >= plain.index("red.png")
 
 

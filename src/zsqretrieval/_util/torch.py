@@ -87,6 +87,9 @@ class FromPretrained:
         """The arguments of ``from_pretrained`` that rebuild this part; not the device."""
         return dict(self._config)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={one!r}' for name, one in self._config.items())})"
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Rebuild a part from :attr:`config`, on the default device.

@@ -39,6 +39,9 @@ class LazyGenerator:
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self._plugin, self._config)) if self._plugin else (type(self).of, (self._made,))
 
+    def __repr__(self) -> str:
+        return f"LazyGenerator({self._made if self._made is not None else f'{self._plugin!r}, not loaded'})"
+
     @property
     def part(self) -> dict[str, Any] | None:
         """The description (JSON) that rebuilds it; None when it is not a plugin with settings."""

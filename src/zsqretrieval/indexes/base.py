@@ -97,6 +97,9 @@ class VectorIndex(ABC):
     def __len__(self) -> int:
         return len(self._table)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(dim={self._dim}, {len(self)} vectors)"
+
     def add(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         """Store vectors [n, dim] under new keys [n]; see :meth:`zsqretrieval.protocols.Index.add`.
 

@@ -17,6 +17,9 @@ import pytest
 from PIL import Image as PILImage
 from typer.testing import CliRunner
 
+from rerank_server import serving
+from tiny_dual import clip, siglip
+from tiny_vlms import cross_encoder
 from worded import worded
 from zsqretrieval.cli import app
 from zsqretrieval.data.images import as_image
@@ -29,7 +32,14 @@ from zsqretrieval.mini.generator import MiniGenerator
 from zsqretrieval.presets import PRESETS
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.tasks import generate_matrices, raven_item, write_raven
-from zsqretrieval.testing import ToyEncoder, ToyGenerator, encoder_checks, generator_checks, index_checks
+from zsqretrieval.testing import (
+    ToyEncoder,
+    ToyGenerator,
+    encoder_checks,
+    generator_checks,
+    index_checks,
+    reranker_checks,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -106,9 +116,38 @@ def pictures() -> Names:
     return {"pictures": {"a.jpg": 2009, "b.jpg": 2015, "c.jpg": 2021}}
 
 
+def integrations() -> Names:
+    for package in ("langchain_core", "llama_index.core", "haystack", "mteb", "datasets"):
+        pytest.importorskip(package)
+    return evaluation()
+
+
 def indexes() -> Names:
     encoder = ToyEncoder()
     return {"encoder": encoder, "vectors": encoder.encode_text(["red", "green"]), "path": Path("index")}
+
+
+def encoders() -> Names:
+    save_photographs("photos")
+    siglip(Path("models/siglip2-base-patch16-224"))
+    clip(Path("models/clip-ViT-B-32"))
+    return {}
+
+
+_urls: list[str] = []  # of a re-ranking server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reranking() -> Iterator[None]:
+    with serving() as server:
+        _urls.append(server.url)
+        yield
+
+
+def rerankers() -> Names:
+    save_photographs("photos")
+    cross_encoder(Path("models/Qwen3-VL-Reranker-2B"))
+    return {"url": _urls[-1]}
 
 
 def tasks() -> Names:
@@ -129,13 +168,16 @@ def toys() -> Names:
 SETUPS: dict[str, Callable[[], Names]] = {
     "clip.md": toys,
     "dialog.md": dialog,
+    "encoders.md": encoders,
     "evaluation.md": evaluation,
     "filters.md": pictures,
     "indexes.md": indexes,
+    "integrations.md": integrations,
     "kosmos.md": toys,
     "mini-encoder.md": toys,
     "questions.md": photos,
     "rerank.md": photos,
+    "rerankers.md": rerankers,
     "searching.md": searching,
     "tasks.md": tasks,
     "vlm.md": toys,
@@ -225,13 +267,17 @@ def test_checks_become_test_cases_in_pytest() -> None:
     assert f"{len(encoder_checks) + len(index_checks) - 1} passed, 1 xfailed" in done.stdout
 
 
-def test_checks_of_a_generator_take_its_facts() -> None:
-    done = script(2)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_checks_of_a_generator_and_a_reranker_run_as_scripts() -> None:
+    for number in (2, 3):
+        done = script(number)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_page_has_the_numbers_of_checks() -> None:
     text = PAGES[SCRIPTS].read_text(encoding="utf-8")
-    counts = re.search(r"(\d+) for an encoder, (\d+) for an index, (\d+) for a generator", text)
+    kits = (encoder_checks, index_checks, generator_checks, reranker_checks)
+    counts = re.search(
+        r"(\d+) for an encoder, (\d+) for an index, (\d+) for a generator, (\d+) for a re-ranker", text
+    )
     assert counts is not None
-    assert [*map(int, counts.groups())] == [len(encoder_checks), len(index_checks), len(generator_checks)]
+    assert [*map(int, counts.groups())] == [*map(len, kits)]

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from zsqretrieval import plugins
-from zsqretrieval.errors import InvalidInputError, ZsqError
+from zsqretrieval.errors import AlbumError, InvalidInputError, ZsqError
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.search.fusion import WeightedSum
+from zsqretrieval.testing import ToyEncoder, ToyGenerator, ToyIndex
+from zsqretrieval.testing.pictures import paintings
 
 MODULE = """
 class Encoder:
@@ -147,3 +151,163 @@ def test_name_of_two_packages_for_one_class_loads(site: Site) -> None:
     site.install("acme-parts", "[zsqretrieval.encoders]\nsame = acme_parts:Encoder\n")
     site.install("acme-parts-old", "[zsqretrieval.encoders]\nsame = acme_parts:Encoder\n")
     assert plugins.load("encoder", "same") is sys.modules["acme_parts"].Encoder
+
+
+# --- names in a running program ---------------------------------------------------------------------------
+
+
+class Sized(ToyEncoder):
+    """An importable part with settings that no package offers."""
+
+    safe_settings = {"size": range(10)}  # noqa: RUF012
+
+    def __init__(self, size: Any = 1) -> None:
+        super().__init__()
+        self.config = {"size": size}
+
+    @classmethod
+    def from_config(cls, config: Any) -> Sized:
+        return cls(**config)
+
+
+@pytest.fixture(autouse=True)
+def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_registered", {kind: {} for kind in plugins._registered})
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [("encoder", Sized), ("index", ToyIndex), ("generator", ToyGenerator), ("fusion", WeightedSum)],
+)
+def test_registered_class_is_a_plugin(kind: Any, part: Any) -> None:
+    plugins.register(kind, "mine", part)
+    plugins.register(kind, "mine", part)  # as a cell of a notebook that is run twice
+    assert "mine" in plugins.available(kind) and plugins.load(kind, "mine") is part
+    assert "mine" not in plugins.available("encoder" if kind != "encoder" else "index")
+
+
+def test_registered_name_describes_and_restores_a_part() -> None:
+    plugins.register("encoder", "mine", Sized)
+    described = plugins.describe("encoder", Sized(3))
+    assert described == {"plugin": "mine", "config": {"size": 3}}
+    assert plugins.restore("encoder", described, "album").config == {"size": 3}
+    assert plugins.names_nothing("encoder", described)
+    assert not plugins.names_nothing("encoder", {"plugin": "mine", "config": {"size": "/tmp/x"}})
+
+
+def test_class_that_is_defined_again_takes_the_place_of_the_first() -> None:
+    def cell() -> type:
+        class Mine(Sized):
+            pass
+
+        return Mine
+
+    first, second = cell(), cell()
+    plugins.register("encoder", "mine", first)
+    plugins.register("encoder", "mine", second)
+    assert plugins.load("encoder", "mine") is second
+    assert plugins.describe("encoder", second(2)) == {"plugin": "mine", "config": {"size": 2}}
+    assert plugins.describe("encoder", first(2)) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("oracle", "mine", Sized), "no kind of part 'oracle'"),
+        (("encoder", "clip", Sized), r"the encoder 'clip' is taken by zsqretrieval .*; choose another name"),
+        (("encoder", "", Sized), "must be a non-empty string"),
+        (("encoder", "my:part", Sized), "has no colon"),
+        (("encoder", "mine", Sized()), "pass the class itself"),
+        (("encoder", "mine", ToyIndex), "is no class of encoders: it has no encode_image, encode_text"),
+        (("fusion", "mine", Sized), "it has no fuse"),
+    ],
+)
+def test_wrong_registration_is_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        plugins.register(*arguments)
+
+
+def test_name_that_another_class_has_is_refused() -> None:
+    plugins.register("encoder", "mine", Sized)
+    with pytest.raises(InvalidInputError, match=rf"'mine' is taken by {__name__}:Sized"):
+        plugins.register("encoder", "mine", ToyEncoder)
+    assert plugins.load("encoder", "mine") is Sized
+
+
+# --- import paths -----------------------------------------------------------------------------------------
+
+MINE = """
+from zsqretrieval.testing.toys import ToyEncoder, ToyIndex
+class MyEncoder(ToyEncoder):
+    def __init__(self, size=1):
+        super().__init__()
+        self.config = {"size": size}
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+class Outer:
+    class Inner(MyEncoder): pass
+class Unfit: pass
+other = MyEncoder
+"""
+
+
+def test_importable_part_is_described_by_its_path(site: Site) -> None:
+    (site.folder / "my_parts.py").write_text(MINE)
+    import my_parts  # type: ignore[import-not-found]
+
+    for part, path in (
+        (my_parts.MyEncoder, "my_parts:MyEncoder"),
+        (my_parts.Outer.Inner, "my_parts:Outer.Inner"),
+    ):
+        described = plugins.describe("encoder", part(3))
+        assert described == {"plugin": path, "config": {"size": 3}}
+        restored = plugins.restore("encoder", described, "album")
+        assert type(restored) is part and restored.config == {"size": 3}
+    assert plugins.describe("encoder", my_parts.MyEncoder({1, 2})) is None, "settings that no album can hold"
+    assert plugins.describe("encoder", ToyEncoder()) is None, "no settings"
+
+
+@pytest.mark.parametrize("module", ["__main__", "gone"])
+def test_class_that_cannot_be_imported_again_has_no_path(module: str) -> None:
+    class Local(Sized):
+        pass
+
+    assert plugins.describe("encoder", Local()) is None
+    elsewhere = type("Elsewhere", (Sized,), {"__module__": module})
+    sys.modules["__main__"].Elsewhere = elsewhere
+    try:
+        assert plugins.describe("encoder", elsewhere()) is None
+    finally:
+        del sys.modules["__main__"].Elsewhere  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("my_parts:Gone", r"cannot be imported from my_parts:Gone: AttributeError"),
+        ("no_such_module:X", "ModuleNotFoundError"),
+        ("my_parts:Unfit", "is no class of encoders: it has no encode_image, encode_text"),
+        ("my_parts:Outer.__name__", "is not a class"),
+        ("..my_parts:MyEncoder", "no encoder is named"),
+        ("my_parts:", "no encoder is named"),
+        ("my_parts:MyEncoder()", "no encoder is named"),
+    ],
+)
+def test_path_that_leads_to_no_part_is_refused(site: Site, path: str, error: str) -> None:
+    (site.folder / "my_parts.py").write_text(MINE)
+    with pytest.raises(ZsqError, match=error):
+        plugins.create("encoder", path, {"size": 3})
+
+
+def test_album_restores_an_importable_part_in_a_program_that_imports_it(tmp_path: Path) -> None:
+    with Retriever(Sized(3), path=tmp_path / "album") as retriever:
+        retriever.add(paintings(2))
+    with Retriever.open(tmp_path / "album") as retriever:  # imported here, and its settings are harmless
+        assert type(retriever.encoder) is Sized and retriever.encoder.config == {"size": 3}
+    with Retriever(Sized(30), path=tmp_path / "other"):
+        pass
+    with pytest.raises(AlbumError, match=rf"asks for the encoder '{__name__}:Sized' with size=30: "):
+        Retriever.open(tmp_path / "other")
+    with Retriever.open(tmp_path / "other", trust_parts=True) as retriever:
+        assert retriever.encoder.config == {"size": 30}

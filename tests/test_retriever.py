@@ -386,7 +386,7 @@ def test_progress_is_reported_after_each_batch(retriever: Retriever) -> None:
     with Retriever(Counting(), exact()) as counting:
         images = records(*range(10))
         counting.add([*images, b"", images[0]], batch_size=4, progress=lambda *news: seen.append(news))
-        assert sizes == [4, 4, 2] and seen == [("adding images", n, None) for n in (4, 8, 12)]
+        assert sizes == [4, 4, 2] and seen == [("adding images", n, 12) for n in (4, 8, 12)]
         report = counting.add(images, batch_size=5, progress=lambda *news: seen.append(news))
         assert sizes == [4, 4, 2] and [done for _, done, _ in seen[3:]] == [5, 10] and report.known == 10
 

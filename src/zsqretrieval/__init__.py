@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from zsqretrieval.generators.kosmos import Kosmos1Generator as Kosmos1Generator
     from zsqretrieval.generators.vlm.model import VLMGenerator as VLMGenerator
     from zsqretrieval.indexes.hnsw import HNSWIndex as HNSWIndex
+    from zsqretrieval.integrations.cross_encoder import as_cross_encoder as as_cross_encoder
+    from zsqretrieval.plugins import register as register
     from zsqretrieval.presets import PRESETS as PRESETS
     from zsqretrieval.protocols import Encoder as Encoder
     from zsqretrieval.protocols import Generator as Generator
@@ -57,6 +59,8 @@ _HOME = {
     "WeightedSum": "search.fusion",
     "YesNo": "search.scoring",
     "ZsqError": "errors",
+    "as_cross_encoder": "integrations.cross_encoder",
+    "register": "plugins",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

@@ -1,18 +1,24 @@
 """Plugins: encoders, indexes, generators and fusions by name, and parts restored from their description.
 
 A package offers a part by an entry point in the group ``zsqretrieval.encoders``, ``zsqretrieval.indexes``,
-``zsqretrieval.generators`` or ``zsqretrieval.fusions``. Nothing is imported before a part is loaded by name.
+``zsqretrieval.generators`` or ``zsqretrieval.fusions``, a running program by :func:`register`. A part without
+a name is described by where its class is imported from, ``module:Class``. Nothing is imported before a part
+is loaded by name.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, Literal, TypeAlias, cast
 
+from zsqretrieval._util.checks import check_text
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError, ZsqError
 from zsqretrieval.protocols import Configurable, Encoder, Index
 
@@ -32,8 +38,50 @@ _MEMBERS: Mapping[Kind, tuple[str, ...]] = {
     "fusion": ("fuse",),
 }
 
+_registered: dict[str, dict[str, type[Any]]] = {kind: {} for kind in _GROUPS}
+_PATH = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")  # module:Class
+
 
 # --- classes by name --------------------------------------------------------------------------------------
+
+
+def register(kind: Kind, name: str, part: type[Any]) -> None:
+    """Make a class a plugin in this program, as if an installed package offered it.
+
+    The same class, or one that was defined again in the same place (as in a notebook), may be registered
+    again.
+
+    Args:
+        kind: ``"encoder"``, ``"index"``, ``"generator"`` or ``"fusion"``.
+        name: plugin name, without a colon.
+        part: the class; with ``config`` and ``from_config``
+            (:class:`~zsqretrieval.protocols.Configurable`), albums restore it by this name.
+
+    Raises:
+        InvalidInputError: the name is taken, or the class lacks methods of its kind.
+    """
+    taken = _claims(kind).get(name)
+    check_text(name, "the name of a plugin")
+    if ":" in name:
+        raise InvalidInputError(f"the name of a plugin has no colon: {name!r}")
+    if not isinstance(part, type) or (missing := _missing(kind, part)):
+        lacks = f": it has no {', '.join(missing)}" if isinstance(part, type) else "; pass the class itself"
+        raise InvalidInputError(f"{part!r} is no class of {kind}s{lacks}")
+    before = _registered[kind].get(name)
+    again = before is not None and _place(before) == _place(part)
+    if taken and not again:
+        owner = _place(before) if before is not None else _package(taken[0])
+        raise InvalidInputError(f"the {kind} {name!r} is taken by {owner}; choose another name")
+    _registered[kind][name] = part
+
+
+def _missing(kind: Kind, part: type) -> list[str]:
+    """Methods of a kind that a class lacks; what is not a method may be set when an object is made."""
+    return [name for name in _MEMBERS[kind] if name not in ("dim", "fingerprint") and not hasattr(part, name)]
+
+
+def _place(part: type) -> str:
+    return f"{part.__module__}:{part.__qualname__}"
 
 
 def available(kind: Kind) -> dict[str, EntryPoint]:
@@ -45,14 +93,19 @@ def available(kind: Kind) -> dict[str, EntryPoint]:
 
 
 def load(kind: Kind, name: str) -> type[Any]:
-    """Import the class of a plugin.
+    """Import the class of a plugin, or of an import path ``module:Class``.
 
     Raises:
-        InvalidInputError: no package offers the name; lists the installed ones.
+        InvalidInputError: no package offers the name; lists the installed ones. Or an import path leads to
+            something else than a class of this kind.
         ZsqError: two packages claim the name, the package cannot be imported, or the entry point is not a
             class; names the packages.
     """
     claims = _claims(kind)
+    if name in _registered[kind]:
+        return _registered[kind][name]
+    if name not in claims and _PATH.fullmatch(name):
+        claims[name] = [EntryPoint(name, name, _GROUPS[kind])]
     if name not in claims:
         close = difflib.get_close_matches(name, claims)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -75,13 +128,15 @@ def load(kind: Kind, name: str) -> type[Any]:
             f"the {kind} {name!r} of {_package(first)} is not a class: {first.value} is {part!r}; "
             "the entry point must name a class"
         )
+    if ":" in name and (missing := _missing(kind, part)):
+        raise InvalidInputError(f"{name} is no class of {kind}s: it has no {', '.join(missing)}")
     return part
 
 
 def name_of(kind: Kind, part: object) -> str | None:
     """Find the plugin name of a part's class; None when no package offers it."""
     for name, claims in _claims(kind).items():
-        if len(claims) == 1 and _imported(claims[0]) is type(part):
+        if len(claims) == 1 and (_registered[kind].get(name) or _imported(claims[0])) is type(part):
             return name
     return None
 
@@ -93,6 +148,8 @@ def _claims(kind: str) -> dict[str, list[EntryPoint]]:
     claims: dict[str, dict[str, EntryPoint]] = {}
     for point in sorted(entry_points(group=_GROUPS[kind]), key=lambda point: (point.name, _package(point))):
         claims.setdefault(point.name, {}).setdefault(point.value, point)
+    for name, part in _registered[kind].items():
+        claims[name] = {_place(part): EntryPoint(name, _place(part), _GROUPS[kind])}
     return {name: list(points.values()) for name, points in claims.items()}
 
 
@@ -137,15 +194,36 @@ def create(kind: Kind, name: str, config: Mapping[str, Any]) -> Any:
 
 
 def describe(kind: Kind, part: object) -> dict[str, Any] | None:
-    """Describe a part as JSON that :func:`restore` takes; None when it is not a plugin with settings."""
+    """Describe a part as JSON that :func:`restore` takes; None when it has no settings or no name.
+
+    A part whose class no package offers is named by its import path. Classes of ``__main__`` and of functions
+    have none.
+    """
     name = name_of(kind, part)
-    if name is None:
+    path = _place(type(part))
+    if name is None and (path.startswith("__main__:") or _at(path) is not type(part)):
         return None
     if isinstance(part, Configurable):
-        return {"plugin": name, "config": dict(part.config)}
-    if is_dataclass(part) and not isinstance(part, type):
-        return {"plugin": name, "config": asdict(part)}
-    return None
+        config = dict(part.config)
+    elif is_dataclass(part) and not isinstance(part, type):
+        config = asdict(part)
+    else:
+        return None
+    if name is None:
+        try:
+            json.dumps(config, allow_nan=False)
+        except (TypeError, ValueError):  # not meant for an album
+            return None
+    return {"plugin": name or path, "config": config}
+
+
+def _at(path: str) -> type[Any] | None:
+    """The imported class of an import path, or None; runs no code, such as a module's ``__getattr__``."""
+    module, _, names = path.partition(":")
+    found: object = sys.modules.get(module)
+    for name in names.split("."):
+        found = vars(found).get(name) if isinstance(found, ModuleType | type) else None
+    return found if isinstance(found, type) else None
 
 
 def restore(kind: Kind, description: Mapping[str, Any] | None, album: object) -> Any:
@@ -180,16 +258,23 @@ def names_nothing(kind: Kind, description: Mapping[str, Any]) -> bool:
     True if there are no settings, or if the class declares each of them harmless: its ``safe_settings`` maps
     the name of a setting to the values that may come from anybody, which cannot name a file, a repository or
     code, nor ask for more memory than the computer has. They are a value, a type, a ``range`` of integers, or
-    a tuple of these.
+    a tuple of these. An import path is followed only to a class that this program has imported, and that is
+    of the kind and has ``safe_settings``; nothing is imported.
 
     Args:
         kind: kind of part.
         description: as :func:`describe` makes it. A plugin that is not installed cannot load anything.
     """
     name, config = description["plugin"], description["config"]
-    if not config or name not in available(kind):
+    if name not in available(kind):
+        part = _at(name)
+        if part is None or _missing(kind, part) or not hasattr(part, "safe_settings"):
+            return not _PATH.fullmatch(name)
+    elif not config:
         return True
-    safe = getattr(load(kind, name), "safe_settings", {})
+    else:
+        part = load(kind, name)
+    safe = getattr(part, "safe_settings", {})
     return all(setting in safe and _is_among(value, safe[setting]) for setting, value in config.items())
 
 

@@ -130,7 +130,7 @@ def test_images_added_and_removed_meanwhile_are_there_and_gone(opened: Retriever
     names = [*(name for name in NAMES if name not in ("red", "black")), "magenta"]
     opened._catalog.verify()
     assert {one.id for one in opened.records()} == set(names) == {hit.id for hit in opened.search("red", 50)}
-    with other, pytest.raises(AlbumError, match="another encoder since it was opened.*open it again"):
+    with other, pytest.raises(AlbumError, match=r"another encoder since it was opened.*open it again"):
         other.search("red")
     assert encoder.encoded >= 6
 
@@ -240,7 +240,7 @@ def test_images_that_cannot_be_opened_are_named_or_dropped(opened: Retriever, tm
     opened.add(folder)
     opened.add_embeddings(ToyEncoder().encode_image([picture("pink")]), ids=["row"])
     encoder = Longer()
-    with pytest.raises(InvalidInputError, match="1 images cannot be encoded anew.*row: has no image"):
+    with pytest.raises(InvalidInputError, match=r"1 images cannot be encoded anew.*row: has no image"):
         opened.reencode(encoder)
     assert encoder.encoded == 0, "known before the work"
     opened.remove("row")

@@ -102,7 +102,7 @@ def test_search_ranks_by_similarity(zsq: Zsq, album: Path) -> None:
     assert hits[0]["id"] == "red.png" and hits[0]["score"] > hits[1]["score"]
     assert set(hits[0]) == {
         *("rank", "id", "source", "score", "scores", "caption", "metadata"),
-        *("matched_question", "explanation"),
+        *("matched_question", "explanation", "probability", "duplicates"),
     }
     assert hits[0]["scores"]["first_stage"] == hits[0]["score"]
     rows = [line.split() for line in zsq("search", album, "something blue").stdout.splitlines()]

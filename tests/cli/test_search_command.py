@@ -166,3 +166,48 @@ def test_candidates_that_cannot_be_opened_rank_last(zsq: Zsq, album: Path, colou
     (row,) = [line.split() for line in said.stdout.splitlines() if "red.png" in line]
     assert row == ["4", f"{last['scores']['first_stage']:.3f}", "red.png"]
     assert "inf" not in Path("page.html").read_text(encoding="utf-8")
+
+
+# --- sums of terms, filters, pages, and nothing found
+
+
+def ids(zsq: Zsq, album: Path, *options: object) -> list[str]:
+    return [hit["id"] for hit in zsq("search", album, *options, "--json").json["hits"]]
+
+
+def test_image_and_subtracted_text_join_the_question(zsq: Zsq, album: Path, colours: Path) -> None:
+    both = zsq("search", album, "red", "--image", colours / "blue.png", "--subtract", "green", "--json").json
+    assert both["query"] == f"red + {colours.absolute() / 'blue.png'} - 0.5 * green"
+    assert both["hits"][0]["scores"]["likelihood"] < 0
+    plain, less = ids(zsq, album, "yellow"), ids(zsq, album, "yellow", "--subtract", "red", "--rerank", "none")
+    assert less.index("red.png") >= plain.index("red.png")
+
+
+def test_pages_follow_one_another(zsq: Zsq, album: Path) -> None:
+    whole = ids(zsq, album, QUESTION, "-k", 4)
+    assert ids(zsq, album, QUESTION, "-k", 2, "--offset", 2) == whole[2:]
+    assert "Nothing found." in zsq("search", album, QUESTION, "--offset", 4).stdout
+
+
+def test_filter_selects_and_a_wrong_one_is_a_usage_error(zsq: Zsq, album: Path) -> None:
+    assert ids(zsq, album, QUESTION, "--where", "id in ['blue.png', 'green.png']") in (
+        ["blue.png", "green.png"],
+        ["green.png", "blue.png"],
+    )
+    nothing = zsq("search", album, QUESTION, "--where", "width > 9999")
+    assert nothing.code == 0 and "Nothing found with --where 'width > 9999'." in nothing.stdout
+    wrong = zsq("search", album, QUESTION, "--where", "width >")
+    assert wrong.code == 2 and "in column" in wrong.stderr
+    unknown = zsq("search", album, QUESTION, "--where", "year > 2000")
+    assert unknown.code == 1 and "has the field year" in unknown.stderr
+
+
+def test_probability_needs_constants_of_the_encoder(zsq: Zsq, album: Path) -> None:
+    refused = zsq("search", album, QUESTION, "--min-probability", 0.5)
+    assert refused.code == 1 and "relevance_scale is 0" in refused.stderr
+
+
+def test_near_duplicates_are_counted(zsq: Zsq, album: Path) -> None:
+    (one,) = zsq("search", album, QUESTION, "-k", 1, "--collapse", 0.001, "--json").json["hits"]
+    assert one["duplicates"] >= 0 and one["probability"] is None
+    assert zsq("search", album, QUESTION, "--thumbnails", "--diversity", 0.5).code == 0

@@ -86,6 +86,8 @@ INDEX = HNSWIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint).config
         ("encoder", "clip", {**CLIP, "device": "cuda"}),
         ("encoder", "mini", {"weights": "/tmp/encoder.safetensors"}),
         ("encoder", "mini", {"weights": {"path": 3}}),
+        ("encoder", "transformers", {"name_or_path": "someone/model", "dtype": "float32"}),
+        ("encoder", "sentence_transformers", {"name_or_path": "/tmp/model"}),
         ("index", "hnsw", {**INDEX, "M": 10_000}),
         ("index", "hnsw", {**INDEX, "threads": 10**6}),
         ("index", "hnsw", {**INDEX, "ef": 1e300}),
@@ -170,6 +172,65 @@ def test_command_line_names_the_flag_and_takes_it(album: Path) -> None:
         assert refused.exit_code == followed.exit_code == 1
         assert "local-dir:/no/such/model" in refused.stderr and "--trust-parts" in refused.stderr
         assert "/no/such/model has no open_clip_config.json" in followed.stderr
+
+
+# --- classes by import path -------------------------------------------------------------------------------
+
+STRANGE = """
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+from zsqretrieval.testing.toys import ToyEncoder
+class Mine(ToyEncoder):
+    config = {}
+    @classmethod
+    def from_config(cls, config):
+        Path(__file__).with_name("built").touch()
+        return cls()
+class Safe(Mine):
+    safe_settings = {"size": int}
+def __getattr__(name):
+    Path(__file__).with_name("asked").touch()
+    return Mine
+"""
+
+
+@pytest.mark.parametrize("config", [{}, {"size": 3}])
+@pytest.mark.parametrize("kind", ["encoder", "index", "generator", "fusion"])
+@pytest.mark.parametrize("path", ["strange:Mine", "strange:Safe", "strange:Gone", "strange.deeper:Mine"])
+def test_class_that_only_the_album_names_is_not_imported(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, path: str, config: Any
+) -> None:
+    (tmp_path / "strange.py").write_text(STRANGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    name_part(album, kind, path, config)
+    given: dict[str, Any] = {} if kind == "encoder" else {"encoder": ENCODER}
+    with pytest.raises(AlbumError, match=rf"the {kind} '{path}' with .*trust_parts=True"):
+        Retriever.open(album, **given)
+    assert "strange" not in sys.modules
+    assert not {"ran", "built", "asked"} & {file.name for file in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["strange:Mine", "strange:Gone", "strange:Path", "strange:Mine.from_config", "os:system", "sys:exit"],
+)
+def test_class_that_is_imported_is_not_built_unless_it_says_it_is_safe(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "strange.py").write_text(STRANGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import strange  # type: ignore[import-not-found]
+
+    name_part(album, "encoder", path, {})
+    try:
+        with pytest.raises(AlbumError, match=rf"the encoder '{path}' with no settings: .*trust_parts=True"):
+            Retriever.open(album)
+        assert not {"built", "asked"} & {file.name for file in tmp_path.iterdir()}
+        name_part(album, "encoder", "strange:Safe", {"size": 3})
+        Retriever.open(album).close()
+        assert (tmp_path / "built").exists()
+    finally:
+        del sys.modules[strange.__name__]
 
 
 # --- links, pipes and devices -----------------------------------------------------------------------------

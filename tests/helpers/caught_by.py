@@ -1,4 +1,4 @@
-"""Marks of the broken parts in ``broken_encoders``, ``broken_indexes`` and ``broken_generators``."""
+"""Marks of the broken parts in ``broken_encoders``, ``broken_indexes``, and so on."""
 
 from __future__ import annotations
 

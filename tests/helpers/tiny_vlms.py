@@ -433,6 +433,19 @@ def mllama(folder: Path) -> Path:
     return save(folder, hf.MllamaForConditionalGeneration(config), processor)
 
 
+def cross_encoder(folder: Path, family: Callable[[Path], Path] = qwen3_vl) -> Path:
+    """A yes/no re-ranker of sentence-transformers."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.cross_encoder.modules.logit_score import LogitScore
+
+    transformer = Transformer(str(family(folder / "vlm")), transformer_task="any-to-any")
+    words = ids(transformer.tokenizer, yes="Ġyes", no="Ġno")
+    model = CrossEncoder(modules=[transformer, LogitScore(words["yes"], words["no"])], device="cpu")
+    model.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
 _BUILDERS = (
     llava, blip2_opt, blip2_t5, paligemma, qwen2_vl, qwen2_5_vl, qwen3_vl, idefics3, smolvlm, internvl,
     gemma3, kosmos2, florence2, mllama,

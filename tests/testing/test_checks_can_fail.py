@@ -7,6 +7,7 @@ import pytest
 import broken_encoders
 import broken_generators
 import broken_indexes
+import broken_rerankers
 from zsqretrieval.testing import (
     ContractError,
     GeneratorCase,
@@ -14,6 +15,7 @@ from zsqretrieval.testing import (
     encoder_checks,
     generator_checks,
     index_checks,
+    reranker_checks,
 )
 
 
@@ -30,6 +32,7 @@ KITS = {
     "encoder": (encoder_checks, broken(broken_encoders), lambda kind: kind),
     "index": (index_checks, broken(broken_indexes), lambda kind: kind),
     "generator": (generator_checks, broken(broken_generators), closed_case),
+    "reranker": (reranker_checks, broken(broken_rerankers), lambda kind: kind),
 }
 CASES = [
     pytest.param(name, checks, as_factory(kind), id=f"{kit}-{kind.__name__}-{name}")

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from zsqretrieval.rerankers.generative import LikelihoodReranker
 from zsqretrieval.testing import (
     Check,
     ContractError,
@@ -13,19 +14,27 @@ from zsqretrieval.testing import (
     check_encoder,
     check_generator,
     check_index,
+    check_reranker,
     encoder_checks,
     generator_checks,
     index_checks,
     parametrize_checks,
+    reranker_checks,
 )
 
-KITS = {"encoder": encoder_checks, "index": index_checks, "generator": generator_checks}
+KITS = {
+    "encoder": encoder_checks,
+    "index": index_checks,
+    "generator": generator_checks,
+    "reranker": reranker_checks,
+}
 
 
 def test_conforming_parts_pass_in_silence(capsys):
     check_encoder(ToyEncoder())
     check_index(ToyIndex)
     check_generator(GeneratorCase(ToyGenerator(), vocabulary=ToyGenerator.vocabulary))
+    check_reranker(LikelihoodReranker(ToyGenerator()))
     assert capsys.readouterr() == ("", "")
 
 

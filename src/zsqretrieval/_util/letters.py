@@ -54,6 +54,14 @@ def as_letters(tokenizer: Any) -> Any:
     return plain
 
 
+def without_marks(tokenizer: Any, text: str) -> str:
+    """A text whose marks are broken by a space, for packages that put it into a template of their own."""
+    marks = _any_of(name for name in marks_of(tokenizer) if len(name) > 1)
+    while found := marks.search(text):
+        text = f"{text[: found.start() + 1]} {text[found.start() + 1 :]}"
+    return text
+
+
 class TypedText:
     """Keeps typed marks apart from real ones in one string, for a prompt that a program writes.
 

@@ -125,6 +125,14 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
     return {key: fact for key, fact in facts.items() if key not in ("truncation", "padding")}  # set by calls
 
 
+def without_origin(settings: Any) -> Any:
+    """Nested settings without the place and the version they were loaded from."""
+    if isinstance(settings, Mapping):
+        origin = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash"}
+        return {key: without_origin(value) for key, value in settings.items() if key not in origin}
+    return settings
+
+
 # -- loading with transformers
 
 
@@ -132,6 +140,16 @@ def import_transformers() -> Any:
     """The package, untyped: most of it has no annotations."""
     ensure_torchvision()
     return importlib.import_module("transformers")
+
+
+def import_sentence_transformers(needed_for: str) -> Any:
+    """The package, untyped; a MissingDependencyError if it is not installed."""
+    ensure_torchvision()
+    try:
+        return importlib.import_module("sentence_transformers")
+    except ModuleNotFoundError as error:
+        remedy = "pip install 'sentence-transformers>=6.2'"
+        raise MissingDependencyError(error.name or "sentence_transformers", needed_for, remedy) from error
 
 
 def check_complete(name: str, report: Mapping[str, Iterable[object]]) -> None:

@@ -263,12 +263,9 @@ class Catalog:
             self.set_meta(name, value)
 
     def with_encoder(self, dim: int, settings: Mapping[str, Any]) -> Catalog:
-        """Change dim and settings, and forget calibration and snapshots; the caller replaces all vectors.
+        """Change dim and settings, and forget snapshots; in a transaction that replaces all vectors.
 
-        Within a transaction, after which this catalog and those of other processes refuse to use vectors.
-
-        Returns:
-            The catalog with these settings, of the same file.
+        Returns the catalog as it is then; this one, and those of other processes, refuse to use vectors.
         """
         self.log.check_encoder()
         self._set_value(_META, "dim", dim)

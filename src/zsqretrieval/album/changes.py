@@ -68,8 +68,8 @@ class VectorLog:
 
     def _other_encoder(self) -> AlbumError:
         return AlbumError(
-            f"{self._database.where} was encoded anew by another encoder since it was opened; close the album and "
-            "open it again"
+            f"{self._database.where} was encoded anew by another encoder since it was opened; close the "
+            "album and open it again"
         )
 
     def next_key(self) -> int:

@@ -22,7 +22,7 @@ from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.exif import KEYS as EXIF_KEYS
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.loader import Loader, NewImage, Skipped
-from zsqretrieval.data.sources import VECTOR, Reopener, Row, is_member, open_images
+from zsqretrieval.data.sources import VECTOR, Reopener, Row, count_images, is_member, open_images
 from zsqretrieval.encoders.checked import encode_each
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Encoder
@@ -86,6 +86,7 @@ class Adder:
         """
         begin = time.perf_counter()
         ids: dict[Fate, list[str]] = {fate: [] for fate in get_args(Fate)}
+        total = None if progress is None else count_images(images)
         listed = open_images(images)
         with Loader(listed, batch_size, max_pixels, copy=copy, exif=exif) as loader, Reopener() as files:
             for batch in loader:
@@ -105,7 +106,7 @@ class Adder:
                         one.image = None  # else the pixels of the whole batch stay in memory
                     if progress is not None:
                         done = sum(map(len, ids.values())) + loader.repeated + len(loader.skipped)
-                        progress("adding images", done, None)
+                        progress("adding images", done, total)
         return AddReport(
             **{fate: tuple(some) for fate, some in ids.items() if fate != "known"},
             known=len(ids["known"]) + loader.repeated,

@@ -60,8 +60,8 @@ def merge(
     encoders = [AlbumSettings.read(one) for one in (ours, theirs)]
     if encoders[0].encoder != encoders[1].encoder or ours.dim != theirs.dim:
         raise MismatchError(
-            f"{theirs.where} was made with encoder {encoders[1].encoder!r} (dim {theirs.dim}), {ours.where} with "
-            f"{encoders[0].encoder!r} (dim {ours.dim}): their vectors cannot be compared; use "
+            f"{theirs.where} was made with encoder {encoders[1].encoder!r} (dim {theirs.dim}), {ours.where} "
+            f"with {encoders[0].encoder!r} (dim {ours.dim}): their vectors cannot be compared; use "
             "reencode on one of them first"
         )
     added: list[str] = []
@@ -119,7 +119,7 @@ def _write(ours: Catalog, part: _Part) -> tuple[list[str], int, int]:
                         width=record.width,
                         height=record.height,
                         vector=vector,
-                    )  # fmt: skip
+                    )
                 )
         ours.kept.put(keep)
         if new:

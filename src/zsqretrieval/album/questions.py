@@ -326,7 +326,7 @@ class QuestionTable:
             last = found[-1].key
 
     def asked_of(self, images: ArrayLike) -> list[Asked]:
-        """The questions of images, as :meth:`write` takes them, also of another catalog with the same encoder."""
+        """The questions of images, as :meth:`write` of a catalog with the same encoder takes them."""
         keys = key_list(images)
         with self._database.transaction():
             self.log.check_encoder()
@@ -340,10 +340,19 @@ class QuestionTable:
             )
             question_of = [row[1] for row in vectors]
             kept = dict(zip(question_of, self.log.unpack(vectors), strict=True))
-        for key, image, recipe, prompt, text, form, answer, likelihood, tokens, *judged, is_kept in rows:
+        for row in rows:
+            key, image, recipe, prompt, text, form, answer, likelihood, tokens = row[:9]
+            rank, top_k, gallery, is_kept = row[9:]
             vector = kept.get(key, np.empty(0, np.float32))
             one = NewQuestion(
-                text, form, answer, prompt, likelihood, tokens, Judgement(*judged, bool(is_kept)), vector
+                text,
+                form,
+                answer,
+                prompt,
+                likelihood,
+                tokens,
+                Judgement(rank, top_k, gallery, bool(is_kept)),
+                vector,
             )
             self._part_of(found, recipe).setdefault(image, []).append(one)
         return [(recipes[recipe], some) for recipe, some in found.items() if some]

@@ -108,8 +108,8 @@ class Reencoding:
             named = "; ".join(f"{one.source}: {one.reason}" for one in some[:_NAMED])
             more = f"; and {len(some) - _NAMED} more" if len(some) > _NAMED else ""
             raise InvalidInputError(
-                f"{len(some)} images cannot be encoded anew, so the album keeps its encoder: {named}{more}. Bring "
-                "them back and call again, which continues; or remove them by drop=True (--drop)"
+                f"{len(some)} images cannot be encoded anew, so the album keeps its encoder: {named}{more}. "
+                "Bring them back and call again, which continues; or remove them by drop=True (--drop)"
             )
 
     # --- vectors ------------------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ class Database:
         return self.rows(query, arguments)[0][0]
 
     def counters(self) -> dict[str, int]:
-        """The highest key ever given, by table, and the checksum of ``settings``; damage is an IntegrityError."""
+        """The highest key given by table, and the checksum of ``settings``; damage is an IntegrityError."""
         rows = self.rows(
             "SELECT name, seq FROM sqlite_sequence UNION ALL "
             "SELECT name, crc32 FROM meta WHERE name = 'settings' LIMIT 100"

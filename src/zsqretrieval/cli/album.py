@@ -31,7 +31,7 @@ from zsqretrieval.cli.options import (
     open_album,
     preset_with,
 )
-from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from zsqretrieval.album.candidates import StatesMode
@@ -98,11 +98,10 @@ def index(
     Every batch is on disk before the next begins. The same command continues an interrupted run.
     """
     from zsqretrieval.album.info import CATALOG
-    from zsqretrieval.data.sources import check_path
+    from zsqretrieval.data.sources import open_images
 
     for source in sources:
-        check_path(source)
-    total = _count(sources)
+        next(open_images(source), None)  # one that does not exist, or matches nothing, makes no album
     wanted = preset or ("mini" if encoder_weights or generator_weights else None)
     if (album / CATALOG).is_file():
         _check_index(album, index_name)
@@ -133,7 +132,7 @@ def index(
                     exif=exif,
                     batch_size=batch_size,
                     max_pixels=max_pixels,
-                    progress=lambda step, done, _: bars(step, done, total),
+                    progress=bars,
                 )
             retriever.save()
         except KeyboardInterrupt:
@@ -146,18 +145,6 @@ def index(
             emit_json({"album": str(album.absolute()), "images": len(retriever), **asdict(report)})
         else:
             _say_report(sources, album, retriever, report)
-
-
-def _count(sources: list[str]) -> int | None:
-    """Count the images; None when a tar would have to be read for it."""
-    from zsqretrieval.data.sources import open_images
-
-    count = 0
-    for image in open_images(list(sources)):
-        if isinstance(image, ImageError) or isinstance(image.content, bytes):
-            return None
-        count += 1
-    return count
 
 
 def _check_index(album: Path, index_name: str | None) -> None:

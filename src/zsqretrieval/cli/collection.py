@@ -69,7 +69,7 @@ def sync(
     max_pixels: MaxPixels = 200_000_000,
     as_json: AsJson = False,
 ) -> None:
-    """Bring an album in step with folders: add what is new, follow what moved, remove what is gone from there.
+    """Bring an album in step with folders: add what is new, follow what moved, remove what is gone.
 
     A folder that is missing, unreadable or empty is an error, and nothing is removed.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +63,29 @@ def open_images(source: ImageLike | Row | Iterable[ImageLike | Row]) -> Iterator
     yield from _images(source)
 
 
+def count_images(source: ImageLike | Row | Iterable[ImageLike | Row]) -> int | None:
+    """Count what :func:`open_images` lists, without opening images or consuming an iterator.
+
+    None if it cannot be known without reading a tar or listing an iterator, or if something is no source.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        count = 0
+        try:
+            for one in _images(source):
+                if isinstance(one, ImageError) or isinstance(one.content, bytes):  # of a tar
+                    return None
+                count += 1
+        except InvalidInputError:
+            return None
+        return count
+    if isinstance(source, (Mapping, Image, *_ONE)) or not isinstance(source, Iterable):
+        return 1
+    if isinstance(source, (list, tuple)):
+        counts = [count_images(one) for one in source]
+        return None if None in counts else sum(count or 0 for count in counts)
+    return len(source) if isinstance(source, Sized) else None  # rows of a data set
+
+
 def check_path(path: str | os.PathLike[str]) -> None:
     """Check a path that somebody named, and did not find in a list, which may have gaps.
 
@@ -92,6 +115,11 @@ def _images(source: Any) -> Iterator[Image | ImageError]:
         yield from _open_path(Path(source))
     elif hasattr(source, "read"):  # iterating would give its lines
         raise InvalidInputError(f"{source!r} is an open file; give its path, or the bytes that read() gives")
+    elif hasattr(source, "columns"):  # iterating would give these
+        raise InvalidInputError(
+            f"a {type(source).__name__} is not a list of rows; give table.to_dict('records') of pandas, or "
+            "table.to_pylist() of pyarrow"
+        )
     elif isinstance(source, Iterable) and not isinstance(source, _ONE) and getattr(source, "ndim", 1) == 1:
         for one in source:  # of an array of pixels, these would be rows of numbers
             yield from _images(one)

@@ -6,9 +6,8 @@ import copy
 import difflib
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -17,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._util.batches import batched
-from zsqretrieval._util.checks import check_counts, check_strings
+from zsqretrieval._util.checks import check_strings
 from zsqretrieval._util.letters import as_letters
 from zsqretrieval._util.torch import (
     FromPretrained,
@@ -28,6 +26,7 @@ from zsqretrieval._util.torch import (
     resolve_device,
 )
 from zsqretrieval.data.images import DECODERS, decode, trimmed
+from zsqretrieval.encoders.rows import map_ahead, unit_rows
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.types import Image
 
@@ -181,8 +180,11 @@ class CLIPEncoder(FromPretrained):
             InvalidInputError: ``batch_size`` < 1.
         """
         with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-            pixels = _map_ahead(pool, self._pixels, images, ahead=2 * batch_size)
-            return self._encode(self._model.encode_image, pixels, self._stack, batch_size)
+            pixels = map_ahead(pool, self._pixels, images, ahead=2 * batch_size)
+            return unit_rows(
+                lambda batch: self._model.encode_image(self._stack(batch)),
+                pixels, batch_size=batch_size, dim=self.dim,
+            )  # fmt: skip
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
@@ -195,29 +197,14 @@ class CLIPEncoder(FromPretrained):
                 ``batch_size`` is below 1.
         """
         check_strings(texts)
-        return self._encode(self._model.encode_text, texts, self._tokenize, batch_size)
+        return unit_rows(
+            lambda batch: self._model.encode_text(self._tokenize(batch).to(self._device)),
+            texts, batch_size=batch_size, dim=self.dim,
+        )  # fmt: skip
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Which texts are longer than the model's context."""
         return [_length(self._tokenize, text) > self._tokenize.context_length for text in texts]
-
-    def _encode(
-        self,
-        forward: Callable[[torch.Tensor], torch.Tensor],
-        items: Iterable[T],
-        collate: Callable[[list[T]], torch.Tensor],
-        batch_size: int,
-    ) -> NDArray[np.float32]:
-        import torch
-
-        check_counts(batch_size=batch_size)
-        parameter = next(self._model.parameters())
-        rows = [np.empty((0, self.dim), np.float32)]
-        with torch.inference_mode():
-            for batch in batched(items, batch_size):
-                features = forward(collate(batch).to(parameter.device)).float()  # [b, dim]
-                rows.append(torch.nn.functional.normalize(features, dim=-1).cpu().numpy())
-        return np.concatenate(rows)
 
     def _pixels(self, image: Image) -> torch.Tensor:
         """float32 [3, H, W]."""
@@ -230,7 +217,11 @@ class CLIPEncoder(FromPretrained):
         """[b, 3, H, W] in the model's precision; the model does not cast its input."""
         import torch
 
-        return torch.stack(pixels).to(getattr(torch, _PRECISIONS[self._config["precision"]]))
+        return torch.stack(pixels).to(self._device, getattr(torch, _PRECISIONS[self._config["precision"]]))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
 
 
 def _import_open_clip() -> Any:
@@ -358,20 +349,3 @@ def _length(tokenize: Any, text: str) -> int:
     own = 3 if tokenize.tokenizer_mode == "clips" else 0  # its beginning, end and class token
     encoded = tokenize.tokenizer(tokenize.clean_fn(text), add_special_tokens=not own, verbose=False)
     return len(encoded.input_ids) + own
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], *, ahead: int
-) -> Iterator[R]:
-    """``map`` in order, with up to ``ahead`` results computed in advance."""
-    pending: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            if len(pending) >= ahead:
-                yield pending.popleft().result()
-            pending.append(pool.submit(function, item))
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()

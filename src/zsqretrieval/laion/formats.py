@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,7 +159,8 @@ def _row(cells: Mapping[str, Any], own: Mapping[str, Any]) -> VectorRow:
         used |= {column} if column else set()
     caption = cells.get("caption", "")
     rest = {name: value for name, value in cells.items() if name not in used}
-    return VectorRow(*named, caption=str(caption) or None, metadata={**rest, **own})
+    id, source = named
+    return VectorRow(id, source, str(caption) or None, {**rest, **own})
 
 
 def _cells(column: Any) -> list[Any]:
@@ -310,6 +311,6 @@ def _column(cells: Iterable[Any]) -> tuple[list[Any], Any]:
     values = list(cells)
     present = [one for one in values if one is not _ABSENT]
     for kind, plain in ((str, pa.string()), (bool, pa.bool_()), (float, pa.float64()), (int, pa.int64())):
-        if all(type(one) is kind and (kind is not int or abs(one) < 2**63) for one in present):
+        if all(type(one) is kind and (kind is not int or abs(cast(int, one)) < 2**63) for one in present):
             return [None if one is _ABSENT else one for one in values], plain
     return [None if one is _ABSENT else json.dumps(one) for one in values], None

@@ -8,49 +8,33 @@ from it (:mod:`zsqretrieval.album.sync`), so nothing that an ``add`` returned ca
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_counts
-from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.candidates import StatesMode, Viewer
-from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.album.edits import records_of, remove, update
-from zsqretrieval.album.embeddings import (
-    ExportReport,
-    add_blocks,
-    check_fingerprint,
-    export,
-    folder_blocks,
-    given_block,
-)
-from zsqretrieval.album.folders import SyncReport, checked_folders, rehearsal, sync_folders
-from zsqretrieval.album.info import CATALOG, find_catalog
-from zsqretrieval.album.ingest import Adder, AddReport
-from zsqretrieval.album.merge import MergeReport, merge
-from zsqretrieval.album.reencode import ReencodeReport, Reencoding
+from zsqretrieval.album.catalog import Record
+from zsqretrieval.album.edits import remove
+from zsqretrieval.album.info import CATALOG
+from zsqretrieval.album.ingest import AddReport
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.sources import Reopener, Row
-from zsqretrieval.errors import AlbumError, InvalidInputError
+from zsqretrieval.errors import AlbumError
 from zsqretrieval.generators.lazy import LazyGenerator
-from zsqretrieval.plugins import check_empty_index, check_part, describe
 from zsqretrieval.presets import Calibration, Preset, preset_named
 from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.retriever import opening
+from zsqretrieval.retriever.collection import Collection
 from zsqretrieval.retriever.opening import Parts
-from zsqretrieval.search.expansion import QuestionIndex
 from zsqretrieval.types import MAX_PIXELS, Progress
 
 
-class Album:
+class Album(Collection):
     """The images of a :class:`~zsqretrieval.retriever.Retriever`, with their vectors and their index."""
 
     def __init__(
@@ -65,13 +49,6 @@ class Album:
     ) -> None:
         folder = None if path is None else opening.album_path(path).absolute()
         self._attach(opening.new_parts(encoder, index, generator, folder, states, calibration))
-
-    def _attach(self, parts: Parts) -> None:
-        self.encoder, self.calibration = parts.encoder, parts.calibration
-        self._catalog, self._viewer, self._path = parts.catalog, parts.viewer, parts.path
-        self._index = parts.index
-        self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.index, parts.path)
-        self._saving, self._parts = Lock(), parts
 
     @classmethod
     def _of(cls, parts: Parts) -> Self:
@@ -281,245 +258,6 @@ class Album:
         InvalidInputError.
         """
         self._catalog.fields.index(names)
-
-    def add_embeddings(
-        self,
-        vectors: ArrayLike | str | os.PathLike[str],
-        *,
-        ids: Sequence[str] | None = None,
-        metadata: Sequence[Mapping[str, Any] | None] | None = None,
-        sources: Sequence[str | os.PathLike[str]] | None = None,
-        captions: Sequence[str | None] | None = None,
-        fingerprint: str | None = None,
-        batch_size: int = 4096,
-        progress: Progress | None = None,
-    ) -> AddReport:
-        """Add images by vectors that the album's encoder made elsewhere; see docs/own-vectors.md.
-
-        A row whose source names an image that can be read is an image like any other. Any other row takes
-        part in the first stage only: a search that re-ranks puts it last, with a warning. A row whose id and
-        vector, at the precision given, are in the album is known, and takes new metadata and captions.
-
-        Args:
-            vectors: float [n, dim], rows of length 1 to 1 %, as they are encoded; or a folder of embeddings
-                (``img_emb/*.npy`` and ``metadata/*.parquet``), which has all the rest. Vectors in memory are
-                checked before anything is written; those in files (also ``np.memmap``) batch by batch.
-            ids: n names; else the sources, else the beginning of a digest.
-            metadata: n mappings of JSON values.
-            sources: n paths, URLs or other texts; the ids when None.
-            captions: n texts.
-            fingerprint: ``encoder.fingerprint`` of the encoder that made the vectors, to be checked.
-            batch_size: rows per transaction, >= 1.
-            progress: called after each batch; may raise to stop.
-
-        Raises:
-            MismatchError: another dim or fingerprint than the album's; nothing was added.
-            InvalidInputError: a vector is zero, not finite or not of length 1, which names the row and says
-                what was added; other arguments do not fit, or there is no such folder.
-            IntegrityError: a file is damaged, or has other numbers of vectors and rows.
-            MissingDependencyError: a folder without pyarrow.
-        """
-        if fingerprint is not None:
-            check_fingerprint(fingerprint, self.encoder, "the vectors")
-        if isinstance(vectors, str | os.PathLike):
-            if any(one is not None for one in (ids, metadata, sources, captions)):
-                raise InvalidInputError(
-                    "a folder of embeddings has its own ids, metadata, sources and captions"
-                )
-            blocks = folder_blocks(Path(vectors), self.encoder)
-        else:
-            blocks = [given_block(vectors, ids, metadata, sources, captions)]
-        adder = self._adder()
-        return add_blocks(
-            blocks, adder, self._catalog, self.encoder, batch_size=batch_size, progress=progress
-        )
-
-    def export_embeddings(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        dtype: Literal["float16", "float32"] = "float16",
-        shard_size: int = 100_000,
-        progress: Progress | None = None,
-    ) -> ExportReport:
-        """Write all vectors and records to a new folder, as clip-retrieval does; see docs/own-vectors.md.
-
-        The folder appears when it is whole. :meth:`add_embeddings` reads it.
-
-        Args:
-            path: the new folder.
-            dtype: of the vectors; float16 halves the size, and changes cosines by about 0.0005.
-            shard_size: rows per file, >= 1; held in memory together.
-            progress: called after each batch; may raise to stop.
-
-        Raises:
-            AlbumError: ``path`` exists, or the disk refuses.
-            InvalidInputError: another dtype, or ``shard_size`` < 1.
-            MissingDependencyError: there is no pyarrow.
-        """
-        return export(
-            self._catalog, self.encoder.fingerprint, Path(path).absolute(),
-            dtype=dtype, shard_size=shard_size, progress=progress,
-        )  # fmt: skip
-
-    def vector(self, id: str) -> NDArray[np.float32]:
-        """Copy the vector of one image, float32 [dim]; an InvalidInputError if no image has the id."""
-        return self._catalog.log.get([records_of(self._catalog, [id])[0].key])[0].copy()
-
-    def update(
-        self,
-        ids: str | Iterable[str],
-        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        *,
-        captions: str | Sequence[str | None] | None = None,
-    ) -> None:
-        """Change metadata and captions of images; all or none. On disk when this returns.
-
-        Args:
-            ids: one image, or n.
-            metadata: JSON values, merged into those of every image; or n such mappings. A value of None
-                deletes its key.
-            captions: a caption for all images, or n captions; None or ``""`` in a list deletes one.
-
-        Raises:
-            InvalidInputError: an id is not in the album or given twice, numbers do not fit, or metadata is
-                not JSON. Nothing has changed.
-        """
-        update(self._catalog, ids, metadata, captions)
-
-    def sync(
-        self,
-        folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-        *,
-        dry_run: bool = False,
-        copy: bool = False,
-        batch_size: int = 32,
-        max_pixels: int = MAX_PIXELS,
-        progress: Progress | None = None,
-    ) -> SyncReport:
-        """Bring the album in step with folders: as :meth:`add`, then remove what is gone from there.
-
-        An image is removed if its source is in one of the folders and its file, or member of a tar that can
-        be read, does not exist any more. Images from elsewhere stay, and so do those whose file cannot be
-        read. All files are read and hashed, as by :meth:`add`.
-
-        Args:
-            folders: one or more folders; a file that was moved between them is followed.
-            dry_run: change nothing, and report the same; new images are decoded, but not encoded.
-            copy: as for :meth:`add`.
-            batch_size: as for :meth:`add`.
-            max_pixels: as for :meth:`add`.
-            progress: called after each batch; may raise to stop.
-
-        Raises:
-            InvalidInputError: a folder is missing or cannot be listed. Nothing has changed.
-            AlbumError: a folder is empty, but the album has images from there: perhaps its disk is not
-                mounted. Nothing has changed. Or as :meth:`add`.
-        """
-        check_counts(batch_size=batch_size, max_pixels=max_pixels)
-        places = checked_folders(folders)
-        settings: dict[str, Any] = {"batch_size": batch_size, "max_pixels": max_pixels}
-        if dry_run:
-            with rehearsal(self._catalog) as (adder, catalog):
-                return replace(sync_folders(adder, catalog, places, progress, **settings), dry_run=True)
-        adder = self._adder()
-        report = sync_folders(adder, self._catalog, places, progress, copy=copy, **settings)
-        self._index.update()
-        return report
-
-    def merge(
-        self, other: str | os.PathLike[str] | Album, *, progress: Progress | None = None
-    ) -> MergeReport:
-        """Take over the images of another album, which stays as it is; nothing is encoded.
-
-        With records and vectors come kept bytes, stored questions, and cached features if both albums are on
-        disk and have the same generator. An image with the bytes of one of this album is known, and only gets
-        the questions, features and kept bytes that it lacks. An id that another image has here gets a part of
-        the digest appended, as by :meth:`add`. An interrupted call can be repeated.
-
-        Args:
-            other: an album's directory, or a retriever.
-            progress: called after each batch; may raise to stop.
-
-        Raises:
-            MismatchError: the other album has another encoder; names both.
-            InvalidInputError: it is this album.
-            AlbumError: there is no album, or the disk is full; earlier batches stay.
-        """
-        folder = other.path if isinstance(other, Album) else opening.album_path(other).absolute()
-        if other is self or (
-            folder is not None and self._path is not None and folder.resolve() == self._path.resolve()
-        ):
-            raise InvalidInputError(
-                f"{self._path or 'this album'} cannot be merged with itself; name another"
-            )
-        with contextlib.ExitStack() as stack:
-            if isinstance(other, Album):
-                theirs = other._catalog
-            else:
-                theirs = stack.enter_context(Catalog.open(find_catalog(cast(Path, folder))))
-            report = merge(self._catalog, theirs, (self._path, folder), progress)
-        self._index.update()
-        return report
-
-    def reencode(
-        self,
-        encoder: Encoder,
-        *,
-        index: Index | None = None,
-        calibration: Calibration | None = None,
-        drop: bool = False,
-        batch_size: int = 32,
-        progress: Progress | None = None,
-    ) -> ReencodeReport:
-        """Encode all images and retained questions with another encoder, which becomes the album's.
-
-        Searches in other threads use the old encoder until all is ready, and wait during one transaction
-        that replaces all vectors. An interrupted call leaves the album as it was, and continues when repeated.
-        Another process that has the album open gets an AlbumError from then on; it has to open it again.
-        The round trip of questions is not repeated: ``questions.filter()`` does that.
-
-        Args:
-            encoder: the new encoder.
-            index: an empty index for it; when None, one of the album's kind and settings.
-            calibration: constants for the new encoder and the generator; the defaults when None.
-            drop: remove images that cannot be opened or encoded, in place of an error.
-            batch_size: images encoded together, >= 1.
-            progress: called after each batch; may raise to stop.
-
-        Raises:
-            InvalidInputError: images cannot be opened or encoded, which names them; it is the album's encoder;
-                or the index has no settings to make another from. Nothing has changed.
-            MismatchError: the index is not for that encoder.
-            AlbumError: the disk is full; nothing has changed.
-        """
-        check_part("encoder", encoder)
-        check_counts(batch_size=batch_size)
-        parts = self._parts
-        if encoder.fingerprint == parts.encoder.fingerprint:
-            raise InvalidInputError(
-                f"{encoder.fingerprint!r} is the album's encoder already; pass another one"
-            )
-        index = opening.index_like(parts.index.index, encoder) if index is None else index
-        check_empty_index(encoder, index)
-        calibration = calibration or Calibration()
-        settings = {
-            **parts.catalog.settings,
-            "encoder": encoder.fingerprint,
-            "encoder_part": describe("encoder", encoder),
-            "index": describe("index", index),
-            "calibration": calibration.describe(),
-        }
-        work = Reencoding(parts.catalog, encoder, index, self._path, batch_size, progress)
-        with self._saving:
-            catalog, sync, report = work.run(parts.index, settings, drop=drop)
-            changed = {"encoder": encoder, "catalog": catalog, "index": sync, "calibration": calibration}
-            self._attach(replace(parts, path=self._path, trusted=True, **changed))
-        return report
-
-    def _adder(self) -> Adder:
-        parts = self._parts  # of one moment, so that encoder and catalog belong together
-        return Adder(parts.encoder, parts.catalog, parts.index, parts.viewer)
 
     def remove(self, ids: str | Iterable[str]) -> None:
         """Remove images, their questions and kept bytes by id; all or none. On disk when this returns.

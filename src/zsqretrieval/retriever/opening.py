@@ -211,7 +211,7 @@ def _check_trusted(kind: Kind, part: PartName, preset: Preset | None, path: Path
         others = {setting: value for setting, value in config.items() if setting not in own}
         if config == {**others, **own} and names_nothing(kind, {"plugin": name, "config": others}):
             return
-    wanted = ", ".join(f"{setting}={value!r}" for setting, value in config.items())
+    wanted = ", ".join(f"{setting}={value!r}" for setting, value in config.items()) or "no settings"
     raise AlbumError(
         f"{path} asks for the {kind} {name!r} with {wanted}: whoever made the album may have chosen files or "
         "repositories that neither a preset nor you named. If you made it or trust them, say so: "

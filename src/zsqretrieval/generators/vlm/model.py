@@ -23,6 +23,7 @@ from zsqretrieval._util.torch import (
     import_transformers,
     resolve_device,
     tokenizer_facts,
+    without_origin,
 )
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.checked import check_pairs, check_sampling
@@ -175,7 +176,7 @@ class VLMGenerator(FromPretrained):
             "template": self._reader.template and self._reader.template.describe(),
         }
         digest = hashlib.sha256()
-        digest.update(json.dumps(_without_origin(settings), sort_keys=True, default=str).encode())
+        digest.update(json.dumps(without_origin(settings), sort_keys=True, default=str).encode())
         digest.update(json.dumps(tokenizer_facts(self._processor.tokenizer), sort_keys=True).encode())
         add_tensors(digest, self._model.state_dict())
         return digest.hexdigest()
@@ -430,14 +431,6 @@ class _Sampler:
         """Add the noise to logits, float32 [B, V]."""
         waits = [torch.empty(scores.shape[-1]).exponential_(generator=stream) for stream in self._streams]
         return scores / self._temperature - torch.stack(waits).log().to(scores.device)
-
-
-def _without_origin(settings: Any) -> Any:
-    """Nested settings without the place and the version they were loaded from."""
-    if isinstance(settings, Mapping):
-        origin = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash"}
-        return {key: _without_origin(value) for key, value in settings.items() if key not in origin}
-    return settings
 
 
 def _identity(context: Context) -> object:

@@ -1,0 +1,1 @@
+"""Adapters for other frameworks (``docs/integrations.md``). Each module imports its framework."""

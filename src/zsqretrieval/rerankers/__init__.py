@@ -1,0 +1,1 @@
+"""Re-rankers: objects with ``score(question, images)``; see :class:`zsqretrieval.search.rerank.Reranker`."""

@@ -21,7 +21,7 @@ from zsqretrieval.search.among import nearest_among
 from zsqretrieval.testing import ToyIndex
 from zsqretrieval.types import Neighbors
 
-DIM, N = 32, 1500
+DIM, N = 32, 2500
 GALLERY, QUERIES = vectors(N, DIM), vectors(20, DIM, seed=1)
 KEYS = np.arange(1, N + 1)
 
@@ -41,7 +41,7 @@ def index(request: pytest.FixtureRequest) -> Any:
     return made
 
 
-@pytest.mark.parametrize("count", [1, 3, 10, 256, 257, 800, N])
+@pytest.mark.parametrize("count", [1, 3, 10, 1024, 1025, N])
 @pytest.mark.parametrize("k", [1, 10, 400])
 def test_nearest_are_found_among_the_keys(index: Any, count: int, k: int) -> None:
     keys = np.sort(np.random.default_rng(count).permutation(KEYS)[:count])
@@ -52,8 +52,8 @@ def test_nearest_are_found_among_the_keys(index: Any, count: int, k: int) -> Non
     assert np.isin(found.keys, keys).all()
     shared = [len({*one.tolist()} & {*other.tolist()}) for one, other in zip(found.keys, best, strict=True)]
     assert sum(shared) >= 0.95 * best.size
-    if count <= 256 or not isinstance(index, HNSWIndex):
-        np.testing.assert_array_equal(found.keys, best)
+    if count <= 1024 or not isinstance(index, HNSWIndex):
+        assert sum(shared) >= 0.999 * best.size, "all but ties in float32"
         np.testing.assert_allclose(found.scores, scores, atol=1e-5)
 
 
@@ -69,7 +69,7 @@ def test_index_that_filters_is_asked_for_many_keys() -> None:
     assert (nearest_among(index, QUERIES, 5, KEYS[::2], never).keys % 2 == 1).all()
 
 
-@pytest.mark.parametrize("missing", [1, 1000, N - 5])
+@pytest.mark.parametrize("missing", [1, 2000, N - 5])
 def test_keys_that_the_index_does_not_hold_are_found(missing: int) -> None:
     index = ExactIndex(DIM)
     index.add(KEYS[missing:], GALLERY[missing:])
@@ -126,7 +126,7 @@ def catalog() -> Iterator[Catalog]:
     with Catalog.create(None, dim=DIM) as made:
         rows = [
             NewImage(str(n), "/p", 1, f"{n:064x}", metadata={"n": n}, width=1, height=1, vector=row)
-            for n, row in enumerate(GALLERY[:600])
+            for n, row in enumerate(GALLERY[:1500])
         ]
         made.add(rows)
         yield made
@@ -135,10 +135,10 @@ def catalog() -> Iterator[Catalog]:
 @pytest.mark.parametrize("kind", [ExactIndex, HNSWIndex, ToyIndex])
 def test_k_results_right_after_images_were_removed(kind: Any, catalog: Catalog) -> None:
     index = kind(DIM)
-    index.add(KEYS[:600], GALLERY[:600])
+    index.add(KEYS[:1500], GALLERY[:1500])
     nearest_ones = index.search(QUERIES[:1], 40).keys[0]
     catalog.remove(nearest_ones)  # the index still holds them
-    for least in (0, 300, 500):
+    for least in (0, 300, 1400):
         keys = catalog.fields.matching(Field("n") >= least)
         found = nearest_among(index, QUERIES[:1], 20, keys, catalog.log.get).keys[0]
         assert len(set(found.tolist()) & set(keys.tolist())) == 20

@@ -180,10 +180,10 @@ class HNSWIndex(VectorIndex):
     ) -> Neighbors:
         rows, alive = view.row_count, self._table.alive
         # hnswlib's own ef is max(ef, k); a request for twice as many keeps ef well above a large k. A filter
-        # that admits one row in ten needs ten times as many, doubled for safety.
+        # that admits one row in ten needs ten times as many, and again twice as many for text queries.
         wanted = 2 * k if 2 * k > self._ef else k
         if filtered:
-            wanted = math.ceil(2 * k * alive / rows)
+            wanted = math.ceil(4 * k * alive / rows)
         few = 2 * wanted >= alive or (filtered and rows <= _EXACT_ROWS)
         found = None if few else graph.search(queries, wanted)
         if found is None:

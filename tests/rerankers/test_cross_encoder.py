@@ -165,6 +165,15 @@ def test_scores_that_are_not_finite_are_a_part_error(folder: Path) -> None:
         CrossEncoderReranker(model).score(QUESTION, paintings(2))
 
 
+def test_template_without_the_roles_of_a_pair_is_a_part_error(folder: Path) -> None:
+    model = CrossEncoder(str(folder), device="cpu")
+    model[0].processor.chat_template = "nothing"
+    with pytest.raises(
+        PartError, match=r"cannot score 2 images \(painting 0, painting 1\): ValueError: The chat"
+    ):
+        CrossEncoderReranker(model).score(QUESTION, paintings(2))
+
+
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MissingDependencyError, match="CrossEncoderReranker needs the package"):

@@ -90,7 +90,7 @@ class CrossEncoderReranker:
         Raises:
             InvalidInputError: the question is empty.
             ImageError: an image cannot be decoded; names it.
-            PartError: the model gave something other than one finite number per image.
+            PartError: the model failed, or gave something other than one finite number per image.
         """
         from torch.nn import Identity
 
@@ -102,14 +102,21 @@ class CrossEncoderReranker:
         done = 0
         for batch in batched(images, self._batch_size):
             pairs = [(query, picture) for picture in in_threads(decode, batch)]
-            with self._lock:
-                found = self._model.predict(
-                    pairs,
-                    prompt=self._prompt,
-                    activation_fn=Identity(),
-                    batch_size=self._batch_size,
-                    show_progress_bar=False,
-                )
+            try:
+                with self._lock:
+                    found = self._model.predict(
+                        pairs,
+                        prompt=self._prompt,
+                        activation_fn=Identity(),
+                        batch_size=self._batch_size,
+                        show_progress_bar=False,
+                    )
+            except Exception as error:  # of any type: templates, processors and models of many authors
+                why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                named = ", ".join(image.source for image in batch[:3])
+                raise PartError(
+                    f"the cross-encoder cannot score {len(batch)} images ({named}): {why}"
+                ) from error
             found = np.asarray(found)
             if found.shape != (len(batch),) or not np.isfinite(found).all():
                 raise PartError(

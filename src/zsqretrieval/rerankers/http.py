@@ -193,7 +193,7 @@ class HTTPReranker:
                 )  # fmt: skip
             except AnswerTooLargeError as error:
                 raise self._broken(f"gave an answer that is not read: {error}") from None
-            except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+            except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:
                 raise ZsqError(f"{self._where} cannot be asked: {self._said(error)}") from None
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__} {self._said(error)}".strip()

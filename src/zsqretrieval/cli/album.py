@@ -108,10 +108,10 @@ def index(
     Every batch is on disk before the next begins. The same command continues an interrupted run.
     """
     from zsqretrieval.album.info import CATALOG
-    from zsqretrieval.data.sources import check_path
+    from zsqretrieval.data.sources import open_images
 
     for source in sources:
-        check_path(source)
+        next(open_images(source), None)  # a wrong path or pattern makes no album
     wanted = preset or ("mini" if encoder_weights or generator_weights else None)
     if (album / CATALOG).is_file():
         _check_index(album, index_name)

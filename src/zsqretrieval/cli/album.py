@@ -101,7 +101,7 @@ def index(
     from zsqretrieval.data.sources import open_images
 
     for source in sources:
-        next(open_images(source), None)  # one that does not exist, or matches nothing, makes no album
+        next(open_images(source), None)  # a wrong path or pattern makes no album
     wanted = preset or ("mini" if encoder_weights or generator_weights else None)
     if (album / CATALOG).is_file():
         _check_index(album, index_name)

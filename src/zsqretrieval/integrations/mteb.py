@@ -324,6 +324,8 @@ def as_task(dataset: Dataset, *, languages: Sequence[str] = ("eng-Latn",)) -> Ab
             main_score="ndcg_at_10",
         )
 
+        data_loaded = False
+
         def load_data(self, *_: object, **__: object) -> None:
             if not self.data_loaded:
                 self.dataset = {"default": {"test": split}}

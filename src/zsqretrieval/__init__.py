@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from zsqretrieval.generators.kosmos import Kosmos1Generator as Kosmos1Generator
     from zsqretrieval.generators.vlm.model import VLMGenerator as VLMGenerator
     from zsqretrieval.indexes.hnsw import HNSWIndex as HNSWIndex
-    from zsqretrieval.integrations.cross_encoder import as_cross_encoder as as_cross_encoder
     from zsqretrieval.plugins import register as register
     from zsqretrieval.presets import PRESETS as PRESETS
     from zsqretrieval.protocols import Encoder as Encoder
     from zsqretrieval.protocols import Generator as Generator
     from zsqretrieval.protocols import Index as Index
+    from zsqretrieval.rerankers.as_cross_encoder import as_cross_encoder as as_cross_encoder
     from zsqretrieval.retriever import Retriever as Retriever
     from zsqretrieval.search.fusion import WeightedSum as WeightedSum
     from zsqretrieval.search.query import Query as Query
@@ -59,7 +59,7 @@ _HOME = {
     "WeightedSum": "search.fusion",
     "YesNo": "search.scoring",
     "ZsqError": "errors",
-    "as_cross_encoder": "integrations.cross_encoder",
+    "as_cross_encoder": "rerankers.as_cross_encoder",
     "register": "plugins",
 }
 

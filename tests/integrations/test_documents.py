@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from tars import pack
+from zsqretrieval.data import documents
+from zsqretrieval.data.documents import as_document_image
 from zsqretrieval.data.images import as_image, decode
 from zsqretrieval.errors import ImageError, InvalidInputError
-from zsqretrieval.integrations import documents
-from zsqretrieval.integrations.documents import DocumentRanker, as_document_image
+from zsqretrieval.integrations.documents import DocumentRanker
 from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.search.scoring import Likelihood, YesNo, score_pairs
 from zsqretrieval.testing.toys import ToyGenerator
@@ -119,10 +120,10 @@ def test_url_is_downloaded_if_allowed(server: str, folder: Path, monkeypatch: py
         "http://[/",
         "http:///",
     ):
-        with pytest.raises(ImageError, match="cannot be downloaded"):
+        with pytest.raises(ImageError, match="cannot be fetched"):
             as_document_image(wrong, fetch=True)
-    monkeypatch.setattr(documents, "_FETCHED", 10)
-    with pytest.raises(ImageError, match="too large"):
+    monkeypatch.setattr(documents, "_MOST_BYTES", 10)
+    with pytest.raises(ImageError, match="more than 10 bytes"):
         as_document_image(url, fetch=True)
 
 

@@ -19,9 +19,9 @@ import tiny_vlms
 from tiny_kosmos import tiny_kosmos
 from zsqretrieval.generators.checked import read_images
 from zsqretrieval.generators.vlm.model import VLMGenerator
-from zsqretrieval.integrations.cross_encoder import as_cross_encoder
 from zsqretrieval.mini.generator import MiniGenerator
 from zsqretrieval.protocols import ImageStates
+from zsqretrieval.rerankers.as_cross_encoder import as_cross_encoder
 from zsqretrieval.rerankers.generative import LikelihoodReranker, YesNoReranker
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.rerank import Rerank

@@ -13,8 +13,9 @@ from typing import Any
 from haystack import Document, component, default_from_dict, default_to_dict
 
 from zsqretrieval._util.checks import check_counts
+from zsqretrieval.data.documents import DocumentImage
 from zsqretrieval.generators.lazy import LazyGenerator
-from zsqretrieval.integrations.documents import DocumentImage, DocumentRanker, hit_metadata
+from zsqretrieval.integrations.documents import DocumentRanker, hit_metadata
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.types import Hit
 
@@ -95,7 +96,9 @@ class ZsqRetriever:
     @component.output_types(documents=list[Document])
     async def run_async(self, query: str, top_k: int | None = None) -> dict[str, list[Document]]:
         """As :meth:`run`, in a thread."""
-        return await asyncio.to_thread(self.run, query, top_k)
+        retriever = await asyncio.to_thread(self._opened)
+        ranking = await retriever.asearch(query, self.top_k if top_k is None else top_k, **self.search)
+        return {"documents": [_document(hit) for hit in ranking]}
 
 
 def _document(hit: Hit) -> Document:
@@ -108,7 +111,7 @@ class ZsqRanker:
     """Re-rank image documents by log P(question | image).
 
     The image of a document is its ``blob``, else in a field of its ``meta``
-    (:data:`~zsqretrieval.integrations.documents.FIELDS`). Documents without an image that can be scored come
+    (:data:`~zsqretrieval.data.documents.FIELDS`). Documents without an image that can be scored come
     last with the score None, and ``unavailable`` is their number. Of documents with the same id one remains.
 
     Args:

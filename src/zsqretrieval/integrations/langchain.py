@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,15 +44,17 @@ class ZsqRetriever(BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **settings: Any
     ) -> list[Document]:
-        ranking = self.retriever.search(query, **{"k": self.k, **self.search_kwargs, **settings})
+        ranking = self.retriever.search(query, **self._options(settings))
         return [_document(hit) for hit in ranking]
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **settings: Any
     ) -> list[Document]:
-        return await asyncio.to_thread(
-            self._get_relevant_documents, query, run_manager=run_manager.get_sync(), **settings
-        )
+        ranking = await self.retriever.asearch(query, **self._options(settings))
+        return [_document(hit) for hit in ranking]
+
+    def _options(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {"k": self.k, **self.search_kwargs, **settings}
 
 
 def _document(hit: Hit) -> Document:
@@ -64,7 +65,7 @@ class ZsqCompressor(BaseDocumentCompressor):
     """Re-rank documents that are images, such as those of a vector store, by log P(question | image).
 
     The image of a document is in a field of its metadata
-    (:data:`~zsqretrieval.integrations.documents.FIELDS`). Documents are copied, with their score under
+    (:data:`~zsqretrieval.data.documents.FIELDS`). Documents are copied, with their score under
     ``relevance_score`` in the metadata. Those without an image that can be scored come last with None; a
     RuntimeWarning counts them.
 

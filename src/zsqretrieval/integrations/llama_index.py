@@ -12,15 +12,10 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore, QueryBundle
 
 from zsqretrieval._util.checks import check_counts
+from zsqretrieval.data.documents import DocumentImage, as_document_image
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.integrations.documents import (
-    HIT_FIELDS,
-    DocumentImage,
-    DocumentRanker,
-    as_document_image,
-    hit_metadata,
-)
+from zsqretrieval.integrations.documents import HIT_FIELDS, DocumentRanker, hit_metadata
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.types import Hit
 
@@ -54,7 +49,8 @@ class ZsqRetriever(BaseRetriever, BaseImageRetriever):
         return self._search(query_bundle.query_str, self._settings)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await asyncio.to_thread(self._retrieve, query_bundle)
+        ranking = await self._retriever.asearch(query_bundle.query_str, self._k, **self._settings)
+        return [_node(hit) for hit in ranking]
 
     def _text_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return self._retrieve(query_bundle)
@@ -89,7 +85,7 @@ class ZsqRerank(BaseNodePostprocessor):
     """Re-rank image nodes by log P(question | image).
 
     The image of a node is its ``image`` (base64), ``image_path``, ``image_url`` or ``image_resource``, else
-    in a field of its metadata (:data:`~zsqretrieval.integrations.documents.FIELDS`). Nodes without an image
+    in a field of its metadata (:data:`~zsqretrieval.data.documents.FIELDS`). Nodes without an image
     that can be scored come last with the score None; a RuntimeWarning counts them.
 
     Args:

@@ -26,12 +26,12 @@ from zsqretrieval import __version__
 from zsqretrieval._util.cache import cache_key
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval._util.torch import ensure_torchvision
+from zsqretrieval.data.documents import as_document_image
 from zsqretrieval.data.images import as_image, digest, read_bytes
 from zsqretrieval.encoders.checked import encode_images, encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.datasets import Dataset
 from zsqretrieval.generators.checked import read_images
-from zsqretrieval.integrations.documents import as_document_image
 from zsqretrieval.plugins import empty_like
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
 from zsqretrieval.retriever import Retriever

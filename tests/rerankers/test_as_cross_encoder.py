@@ -16,11 +16,11 @@ import torch
 
 import zsqretrieval
 from zsqretrieval._util.torch import ensure_torchvision
+from zsqretrieval.data import documents
 from zsqretrieval.data.images import as_image
 from zsqretrieval.errors import ImageError, InvalidInputError, PartError
 from zsqretrieval.generators.lazy import LazyGenerator
-from zsqretrieval.integrations import cross_encoder
-from zsqretrieval.integrations.cross_encoder import as_cross_encoder
+from zsqretrieval.rerankers.as_cross_encoder import as_cross_encoder
 from zsqretrieval.search.scoring import Likelihood, YesNo, score_pairs
 from zsqretrieval.testing import ToyGenerator
 from zsqretrieval.testing.pictures import encoded, painting, paintings
@@ -165,7 +165,7 @@ def test_url_is_fetched_only_if_allowed(site: str, monkeypatch: pytest.MonkeyPat
     model = as_cross_encoder(ToyGenerator(), fetch=True)
     assert model.predict((QUESTION, f"{site}/0.png")) == pytest.approx(expected()[0])
     assert model.predict((QUESTION, f"{site}/moved")) == pytest.approx(expected()[0])
-    monkeypatch.setattr(cross_encoder, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(documents, "_MOST_BYTES", 1000)
     for path, reason in {
         "/gone": "HTTP status 404",
         "/loop": "more than 5 redirects",

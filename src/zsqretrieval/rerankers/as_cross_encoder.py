@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote_to_bytes, urljoin
 
 import numpy as np
-from PIL import Image as PILImage
 
 from zsqretrieval._util.checks import check_counts, check_sequence, check_text
-from zsqretrieval._util.http import AnswerTooLargeError, exchange, import_httpx
-from zsqretrieval.data.images import as_image
-from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.data.documents import Fetch, as_document_image
+from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Generator
 from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.search.scoring import Scoring, score_pairs
 from zsqretrieval.types import Image
-
-Fetch = bool | Callable[[str], bool]
-
-_HOPS = 5  # redirects
-_TIMEOUT = 20.0  # seconds for each step of a download
-_TOTAL_TIMEOUT = 60.0  # seconds for a download
-_MOST_BYTES = 64 * 2**20  # of a download
 
 
 def as_cross_encoder(
@@ -71,7 +58,7 @@ class GeneratorCrossEncoder:
                 f"scoring must be 'likelihood', 'yes_no' or a rule such as YesNo(), not {scoring!r}"
             )
         self._scoring = rule.scoring
-        self._allows = fetch if callable(fetch) else lambda url: bool(fetch)
+        self._fetch = fetch
         self.model_card_data = _ModelCard()
 
     def predict(
@@ -173,46 +160,8 @@ class GeneratorCrossEncoder:
             document = document["image"]
         key = document if isinstance(document, str | bytes | Path) else id(document)
         if key not in known:
-            known[key] = self._opened(document)
+            known[key] = as_document_image(document, fetch=self._fetch)
         return known[key]
-
-    def _opened(self, document: Any) -> Image:
-        if isinstance(document, str) and document[:5].lower() == "data:":
-            return Image(_data(document), f"{document[:40]}...")
-        if isinstance(document, str) and document[:8].lower().startswith(("http://", "https://")):
-            return Image(self._fetched(document), document)
-        if isinstance(document, str | bytes | bytearray | Path | PILImage.Image | Image):
-            return as_image(bytes(document) if isinstance(document, bytearray) else document)
-        raise InvalidInputError(
-            "a document must be an image: a path, URL, data URI, bytes, PIL image or {'image': ...}, not "
-            f"{type(document).__name__}"
-        )
-
-    def _fetched(self, url: str) -> bytes:
-        httpx = import_httpx("fetching images")
-        deadline, target = time.monotonic() + _TOTAL_TIMEOUT, url
-        with httpx.Client(headers={"Accept-Encoding": "identity"}) as client:
-            for _ in range(_HOPS + 1):
-                if not self._allows(target):
-                    raise InvalidInputError(
-                        f"{target[:200]} is a URL, and nothing is downloaded unless you allow it: "
-                        "as_cross_encoder(generator, fetch=True)"
-                    )
-                try:
-                    answer = exchange(
-                        client, "GET", target, timeout=_TIMEOUT, deadline=deadline, limit=_MOST_BYTES
-                    )
-                except (httpx.TransportError, httpx.InvalidURL, AnswerTooLargeError, TimeoutError) as error:
-                    why = f"{type(error).__name__}: {error}".rstrip(": ")
-                    raise ImageError(url[:200], f"cannot be fetched: {why[:200]}") from error
-                if answer.status == 200:
-                    return answer.body
-                if not (300 <= answer.status < 400 and "location" in answer.headers):
-                    raise ImageError(url[:200], f"cannot be fetched: HTTP status {answer.status}")
-                target = urljoin(target, answer.headers["location"])
-                if not target.lower().startswith(("http://", "https://")):
-                    raise ImageError(url[:200], f"cannot be fetched: it redirects to {target[:100]!r}")
-        raise ImageError(url[:200], f"cannot be fetched: more than {_HOPS} redirects")
 
 
 class _ModelCard:
@@ -226,16 +175,3 @@ def _question(question: Any, i: int) -> str:
     text = question.get("text") if isinstance(question, Mapping) else question
     check_text(text, f"the question of inputs[{i}]")
     return str(text)
-
-
-def _data(uri: str) -> bytes:
-    """The bytes of a ``data:`` URI."""
-    head, comma, body = uri.partition(",")
-    if not comma:
-        raise ImageError(f"{uri[:40]}...", "a data URI without a comma")
-    if not head.rstrip().lower().endswith(";base64"):
-        return unquote_to_bytes(body)
-    try:
-        return base64.b64decode("".join(body.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageError(f"{uri[:40]}...", f"a data URI whose base64 is damaged: {error}") from error

@@ -18,7 +18,7 @@ from zsqretrieval.generators.checked import read_images, read_texts, write_texts
 from zsqretrieval.indexes.checks import nearest
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.search.fusion import fuse
-from zsqretrieval.search.rerank import Rerank, _ask_reranker
+from zsqretrieval.search.rerank import Rerank, ask_reranker
 from zsqretrieval.testing.pictures import paintings
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyIndex, ToyStatesGenerator
 from zsqretrieval.types import LogLikelihood, Neighbors
@@ -212,7 +212,7 @@ def test_fusions_rerankers_and_rules_that_give_no_finite_numbers_are_refused(ans
     with pytest.raises(InvalidInputError, match=r"the fusion .*Broken.* gave .* for 3 candidates"):
         fuse(Broken(), np.arange(3.0), np.arange(3.0))
     with pytest.raises(PartError, match=r"the re-ranker broken gave .* for 3 images"):
-        _ask_reranker(Rerank(Broken()), "red", IMAGES)  # type: ignore[arg-type]
+        ask_reranker(Rerank(Broken()), "red", IMAGES)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [one for one in broken_encoders.SPOILED if "unit_vec" in str(one.caught_by)])

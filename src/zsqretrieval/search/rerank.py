@@ -262,7 +262,7 @@ def _by_reranker(
         able = {key: image for key, image in wanted.items() if isinstance(image, Image)}
         scores: Mapping[int, float] = {}
         try:
-            scores = dict(zip(able, _checked(how, text, list(able.values())), strict=True))
+            scores = dict(zip(able, ask_reranker(how, text, list(able.values())), strict=True))
         except Exception as error:  # of whatever model or server it is
             if how.on_error == "raise":
                 raise
@@ -280,7 +280,7 @@ def _by_reranker(
     return found
 
 
-def _checked(how: Rerank, question: str, images: Sequence[Image]) -> list[float]:
+def ask_reranker(how: Rerank, question: str, images: Sequence[Image]) -> list[float]:
     """Call a re-ranker and check its answer."""
     assert isinstance(how.scoring, Reranker)
     if not images:

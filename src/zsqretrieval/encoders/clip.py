@@ -221,7 +221,8 @@ class CLIPEncoder(FromPretrained):
 
     @property
     def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
+        device: torch.device = next(self._model.parameters()).device
+        return device
 
 
 def _import_open_clip() -> Any:

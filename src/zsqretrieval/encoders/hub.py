@@ -211,7 +211,7 @@ class TransformersEncoder(_HubEncoder):
         """Most tokens of a text."""
         text = self._model.config.get_text_config()
         known = (self._letters.model_max_length, getattr(text, "max_position_embeddings", None))
-        return min(_SIGLIP_TOKENS if self._siglip else 2**20, *(one for one in known if one))
+        return int(min(_SIGLIP_TOKENS if self._siglip else 2**20, *(one for one in known if one)))
 
     def _cased(self, text: str) -> str:
         return text.lower() if self._siglip else text
@@ -374,7 +374,7 @@ class SentenceTransformerEncoder(_HubEncoder):
 
 def _is_siglip(model: Any) -> bool:
     """Whether a model reads texts as SigLIP: in lower case, padded to 64 tokens, and the padding too."""
-    return model.config.model_type.startswith("siglip")
+    return str(model.config.model_type).startswith("siglip")
 
 
 def _features(found: Any) -> torch.Tensor:

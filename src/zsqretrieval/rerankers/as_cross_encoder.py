@@ -145,10 +145,10 @@ class GeneratorCrossEncoder:
             show_progress_bar, activation_fn,
         )  # fmt: skip
         order = np.argsort(-scores, kind="stable")[:top_k]
-        ranked = [{"corpus_id": int(n), "score": float(scores[n])} for n in order]
-        return (
-            [{**one, "text": documents[one["corpus_id"]]} for one in ranked] if return_documents else ranked
-        )
+        return [
+            {"corpus_id": n, "score": float(scores[n])} | ({"text": documents[n]} if return_documents else {})
+            for n in order.tolist()
+        ]
 
     def _image(self, document: Any, known: dict[object, Image]) -> Image:
         if isinstance(document, Mapping):

@@ -123,6 +123,7 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "indexes.md": indexes,
     "kosmos.md": toys,
     "mini-encoder.md": toys,
+    "own-vectors.md": photos,
     "questions.md": photos,
     "rerank.md": photos,
     "tasks.md": tasks,

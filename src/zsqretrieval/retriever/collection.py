@@ -284,6 +284,6 @@ class Collection:
         work = Reencoding(parts.catalog, encoder, index, self._path, batch_size, progress)
         with self._saving:
             catalog, sync, report = work.run(parts.index, settings, drop=drop)
-            changed = {"encoder": encoder, "catalog": catalog, "index": sync, "calibration": calibration}
-            self._attach(replace(parts, path=self._path, trusted=True, **changed))
+            parts = replace(parts, encoder=encoder, catalog=catalog, index=sync, calibration=calibration)
+            self._attach(replace(parts, path=self._path))
         return report

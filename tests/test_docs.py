@@ -175,6 +175,7 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "integrations.md": integrations,
     "kosmos.md": toys,
     "mini-encoder.md": toys,
+    "own-vectors.md": photos,
     "questions.md": photos,
     "rerank.md": photos,
     "rerankers.md": rerankers,

@@ -140,7 +140,7 @@ STALE: list[Callable[[Retriever], object]] = [
     lambda stale: stale.search("red", rerank=None),
     lambda stale: stale.vector("red"),
     lambda stale: stale.save(),
-    lambda stale: stale.export_embeddings(Path("never")),
+    lambda stale: stale.export_embeddings(Path(f"{stale.path}-never")),
     lambda stale: stale.reencode(Longer()),
     lambda stale: stale.questions.generate(1, style="captions", top_k=None),
 ]

@@ -79,8 +79,8 @@ class VectorLog:
 
     def replace(self, keys: Sequence[int], vectors: Sequence[NDArray[np.float32]]) -> None:
         """Give keys that are present other vectors; within a transaction that changes the encoder."""
-        found = self._database.select(self._vectors.columns, self._vectors.name, "key", keys)
-        row_of = {row[0]: row[:-2] for row in found}
+        columns = ", ".join(self._vectors.columns.split(", ")[:-2])  # without vector and checksum
+        row_of = {row[0]: row for row in self._database.select(columns, self._vectors.name, "key", keys)}
         rows = [
             self._vectors.pack((*row_of[key], self.pack(vector, f"{self._what} {key}")))
             for key, vector in zip(keys, vectors, strict=True)

@@ -88,10 +88,13 @@ def sync_folders(
         if source in seen or exists(source) is not False:
             return seen.get(source, record.digest) != record.digest and _is_replaced(record, seen, catalog)
         inside = archives(source)
+        if source in unread:
+            return False
         return not inside or not tars.isdisjoint(inside)
 
     report = adder.add(images(), progress=progress, seen=seen, **settings)
-    tars -= {one.source for one in faults}
+    unread = {one.source for one in faults}
+    tars -= unread
     gone = {record.key: record for record in _under(folders, catalog) if is_gone(record)}
     with catalog.transaction():
         here = catalog.known_keys(list(gone))

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from zsqretrieval._util.batches import batched
 from zsqretrieval.album.candidates import open_image, parts_by_size
 from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.album.changes import VectorLog
+from zsqretrieval.album.changes import Position
 from zsqretrieval.album.features import StateKind, StateStore
 from zsqretrieval.album.ingest import counted
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.loader import Skipped
 from zsqretrieval.data.sources import VECTOR
 from zsqretrieval.encoders.checked import encode_each, encode_texts
-from zsqretrieval.errors import ImageError, InvalidInputError
+from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError
 from zsqretrieval.protocols import Encoder, Index
 from zsqretrieval.types import Image, Progress
 
@@ -79,6 +79,7 @@ class Reencoding:
                 cannot be encoded. Nothing has changed.
         """
         begin = time.perf_counter()
+        self._catalog.check_place()
         if not drop:  # before hours of work
             records = self._catalog.iter_records()
             self._refuse(
@@ -88,14 +89,9 @@ class Reencoding:
         if not drop:
             self._refuse(self._lost().values())
         self._fill_index()
-        done: list[Any] = []
-
-        def switch() -> VectorLog:
-            done[:] = self._switch(settings, drop)
-            return done[0].log  # type: ignore[no-any-return]
-
-        old.retire(switch)
-        catalog, position, questions, dropped = done
+        with old.retiring() as hand_over:
+            catalog, position, questions, dropped = self._switch(settings, drop)
+            hand_over(catalog.log)
         catalog.sweep_kept(list(dropped))
         self._store.drop()
         report = ReencodeReport(
@@ -150,8 +146,11 @@ class Reencoding:
             self._put(dict(zip(missing, vectors, strict=True)))
 
     def _put(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        with self._store.held():
-            self._store.put(vectors)
+        try:
+            with self._store.held():
+                self._store.put(vectors)
+        except OSError as error:
+            raise AlbumError(f"the new vectors cannot be written: {error.strerror or error}") from error
 
     def _vectors(self, records: Sequence[Record]) -> list[NDArray[np.float32]]:
         """The new vectors of images that are no faults; damaged ones are made again."""
@@ -181,7 +180,9 @@ class Reencoding:
             self._indexed.update(keys)
         return vectors
 
-    def _switch(self, settings: Mapping[str, Any], drop: bool) -> tuple[Any, ...]:
+    def _switch(
+        self, settings: Mapping[str, Any], drop: bool
+    ) -> tuple[Catalog, Position, int, dict[str, Skipped]]:
         """Replace all vectors; in one transaction, during which others wait."""
         logs = self._catalog.log, self._catalog.questions.log
         try:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast, final
@@ -67,9 +68,9 @@ class IndexSync:
         return self._index
 
     def _follow(self) -> None:
-        if self._position is None and self._last_key is None:
+        if self._position is None:
             self._index, self._position = empty_like(self._index), Position()
-        for change in self._log.changes(self._position or Position()):
+        for change in self._log.changes(self._position):
             added, removed = change.added_keys, change.removed_keys
             if self._last_key is not None:
                 added, removed = added[:0], removed[removed <= self._last_key]
@@ -80,19 +81,21 @@ class IndexSync:
                 self._index.add(added, change.added_vectors)
             self._position = change.position
 
-    def retire(self, switch: Callable[[], VectorLog]) -> None:
-        """Let ``switch`` give all images vectors of another encoder, and return their log.
+    @contextmanager
+    def retiring(self) -> Iterator[Callable[[VectorLog], None]]:
+        """Make updates wait for the block, which gives all images vectors of another encoder.
 
-        From then on this index only follows removals, for searches that still run.
+        Yields a function that takes the log of these. From then on this index only follows removals, for
+        searches that still run.
         """
         with self._lock:
             self._follow()
-            self._last_key = cast(Position, self._position).last_key
-            try:
-                self._log = switch()
-            except BaseException:
-                self._last_key = None
-                raise
+            last_key = cast(Position, self._position).last_key
+
+            def hand_over(log: VectorLog) -> None:
+                self._log, self._last_key = log, last_key
+
+            yield hand_over
 
     def save(self, album: Path) -> None:
         """Save a snapshot of the index, and delete all others; does nothing if the index is not a plugin.

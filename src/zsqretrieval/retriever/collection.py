@@ -135,7 +135,9 @@ class Collection:
 
     def vector(self, id: str) -> NDArray[np.float32]:
         """Copy the vector of one image, float32 [dim]; an InvalidInputError if no image has the id."""
-        return self._catalog.log.get([records_of(self._catalog, [id])[0].key])[0].copy()
+        (vector,) = self._catalog.log.get([records_of(self._catalog, [id])[0].key])
+        found: NDArray[np.float32] = vector.copy()
+        return found
 
     def update(
         self,
@@ -284,6 +286,6 @@ class Collection:
         work = Reencoding(parts.catalog, encoder, index, self._path, batch_size, progress)
         with self._saving:
             catalog, sync, report = work.run(parts.index, settings, drop=drop)
-            changed = {"encoder": encoder, "catalog": catalog, "index": sync, "calibration": calibration}
-            self._attach(replace(parts, path=self._path, trusted=True, **changed))
+            parts = replace(parts, encoder=encoder, catalog=catalog, index=sync, calibration=calibration)
+            self._attach(replace(parts, path=self._path))
         return report

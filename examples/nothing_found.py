@@ -203,7 +203,7 @@ def draw(found: dict[str, tuple[Array, Array]]) -> Figure:
             positive, negative = found["answered"][n], found[name][n]
             truth = np.repeat([1, 0], [len(positive), len(negative)])
             false, true, _ = roc_curve(truth, np.concatenate([positive, negative]))
-            label = f"{kind}, {'other data sets' if name == 'others' else 'image left out'}"
+            label = f"{kind}, {'foreign captions' if name == 'others' else 'image left out'}"
             axes.plot(false, true, style, color=f"C{n}", label=label)
     axes.set_xlabel("questions without an answer that find something")
     axes.set_ylabel("questions with an answer that find something")

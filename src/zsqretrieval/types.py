@@ -155,7 +155,8 @@ class Hit:
         matched_question: nearest stored question of this image; None without expansion or questions.
         explanation: explanation of the hit; None unless asked for, or if the image cannot be opened.
         digest: hexadecimal SHA-256 of the image (:func:`zsqretrieval.data.images.digest`), which tells
-            whether ``source`` still holds it; None when unknown.
+            whether ``source`` still holds it. That of a vector without an image ends in ``-vector``; None
+            when unknown.
         duplicates: number of near-duplicates that this hit stands for (``search(collapse=...)``).
         probability: estimated probability that the image is relevant (``search(min_probability=...)``); None
             when not asked for.

@@ -43,6 +43,9 @@ class CachedEncoder:
             cache = Cache(None if cache is None else Path(cache), capacity=capacity)
         self.cache = cache
 
+    def __repr__(self) -> str:
+        return f"CachedEncoder({self.encoder!r})"
+
     @property
     def dim(self) -> int:
         """Length of every vector."""

@@ -48,6 +48,7 @@ BYTES_AT_ONCE = 256 * 2**20
 DECODERS = 4
 """Threads that decode for a model."""
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -244,8 +245,8 @@ def _header(record: Image, max_pixels: int | None = None) -> Iterator[PILImage.I
             yield encoded
 
 
-def in_threads(function: Callable[[Image], T], images: Sequence[Image]) -> list[T]:
-    """Apply a function that decodes images on a few threads: Pillow releases the interpreter lock."""
+def in_threads(function: Callable[[S], T], images: Sequence[S]) -> list[T]:
+    """Apply a function that opens images on a few threads: Pillow releases the interpreter lock."""
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
         return list(pool.map(function, images))
 

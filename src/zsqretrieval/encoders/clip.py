@@ -26,7 +26,7 @@ from zsqretrieval._util.torch import (
     resolve_device,
 )
 from zsqretrieval.data.images import DECODERS, decode, trimmed
-from zsqretrieval.encoders.rows import map_ahead, unit_rows
+from zsqretrieval.encoders.rows import encode_batches, map_ahead
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.types import Image
 
@@ -181,7 +181,7 @@ class CLIPEncoder(FromPretrained):
         """
         with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
             pixels = map_ahead(pool, self._pixels, images, ahead=2 * batch_size)
-            return unit_rows(
+            return encode_batches(
                 lambda batch: self._model.encode_image(self._stack(batch)),
                 pixels, batch_size=batch_size, dim=self.dim,
             )  # fmt: skip
@@ -197,7 +197,7 @@ class CLIPEncoder(FromPretrained):
                 ``batch_size`` is below 1.
         """
         check_strings(texts)
-        return unit_rows(
+        return encode_batches(
             lambda batch: self._model.encode_text(self._tokenize(batch).to(self._device)),
             texts, batch_size=batch_size, dim=self.dim,
         )  # fmt: skip

@@ -20,7 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def unit_rows(
+def encode_batches(
     forward: Callable[[list[T]], torch.Tensor], items: Iterable[T], *, batch_size: int, dim: int
 ) -> NDArray[np.float32]:
     """Run a model on batches of n items, each to [b, dim], and scale the rows to unit length: [n, dim]."""

@@ -289,12 +289,9 @@ def export(
         folder, encoder=encoder, dim=catalog.dim, dtype=dtype, shard_size=shard_size
     ) as write:
         for batch in batched(catalog.iter_records(), 4096):
-            with catalog.reading():
-                present = catalog.known_keys([one.key for one in batch])
-                keys = [one.key for one in batch if one.key in present]
-                vectors, records = catalog.log.get(keys), catalog.records(keys)
+            records, vectors = catalog.present([one.key for one in batch])
             write(vectors, [VectorRow(one.id, one.source, one.caption, one.metadata) for one in records])
-            rows += len(keys)
+            rows += len(records)
             if progress is not None:
                 progress("exporting vectors", rows, max(rows, total))
     return ExportReport(rows, time.perf_counter() - begin)

@@ -29,6 +29,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.optional import import_optional
 from zsqretrieval.data.exif import read_exif
 from zsqretrieval.errors import ImageError, InvalidInputError, MissingDependencyError
 from zsqretrieval.types import MAX_PIXELS, Image
@@ -138,12 +139,9 @@ def _brands(head: bytes) -> set[bytes]:
 
 
 def _heif(file: IO[bytes]) -> ImageFile:
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError as error:
-        remedy = "pip install 'zsqretrieval[heif]'"
-        raise MissingDependencyError("pillow-heif", "reading HEIC images", remedy) from error
-    opened: ImageFile = HeifImageFile(file)  # type: ignore[no-untyped-call]
+    install = "pip install 'zsqretrieval[heif]'"
+    heif = import_optional("pillow_heif", "reading HEIC images", install, package="pillow-heif")
+    opened: ImageFile = heif.HeifImageFile(file)
     return opened
 
 

@@ -22,7 +22,7 @@ from zsqretrieval.album.filters import Filter
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.encoders.checked import encode_images, encode_texts
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
-from zsqretrieval.indexes.checks import nearest
+from zsqretrieval.indexes.checks import nearest, unit_rows
 from zsqretrieval.protocols import Encoder, truncated
 from zsqretrieval.search.among import nearest_among
 from zsqretrieval.search.diversity import collapsed
@@ -230,9 +230,9 @@ class FirstStage:
                 raise InvalidInputError(
                     f"the hit {hit.id!r} is not of this album, or was removed; search with the image itself"
                 )
-            vector = self._catalog.log.get([hit.key])[0]
-        unit: NDArray[np.float32] = vector / np.linalg.norm(vector)
-        return unit
+            vectors = self._catalog.log.get([hit.key])
+        vector: NDArray[np.float32] = unit_rows(vectors, self._encoder.dim)[0]
+        return vector
 
     def _neighbors(self, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | None) -> Neighbors:
         index = self._follower.update()
@@ -281,7 +281,7 @@ class FirstStage:
             known = self._catalog.known_keys([hit.key for hit in hits])
             here = [n for n, hit in enumerate(hits) if hit.key in known]
             vectors = self._catalog.log.get([hits[n].key for n in here])
-        return here, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return here, unit_rows(vectors, self._encoder.dim)
 
     def _collapsed(self, found: Sequence[Candidate], threshold: float) -> list[Candidate]:
         """The candidates without near-duplicates, which are counted."""

@@ -7,7 +7,6 @@ generator, so that its engine plans all of them together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -21,7 +20,7 @@ from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import distinct, read_each
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
-from zsqretrieval.search.fusion import finite_numbers
+from zsqretrieval.search.fusion import finite_numbers, logistic
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
 
 
@@ -135,7 +134,7 @@ class YesNo:
     @staticmethod
     def probability(score: float) -> float:
         """P(yes) / (P(yes) + P(no)) of a score."""
-        return 1 / (1 + math.exp(-score)) if score > 0 else math.exp(score) / (1 + math.exp(score))
+        return float(logistic(score))
 
 
 def _log_sum(likelihoods: Sequence[LogLikelihood]) -> float:

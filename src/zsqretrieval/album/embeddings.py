@@ -114,7 +114,7 @@ def add_blocks(
     batch_size: int,
     progress: Progress | None,
 ) -> AddReport:
-    """As :meth:`Retriever.add_embeddings <zsqretrieval.retriever.album.Album.add_embeddings>`."""
+    """As :meth:`Retriever.add_embeddings <zsqretrieval.retriever.Retriever.add_embeddings>`."""
     begin = time.perf_counter()
     check_counts(batch_size=batch_size)
     for block in blocks:

@@ -50,7 +50,7 @@ class FieldTable:
         self._known: set[_Path] = {(name,) for name in BUILT_IN}
 
     def matching(self, filter: Filter) -> NDArray[np.int64]:
-        """The keys int64 [m], rising, of the images that a filter admits.
+        """The keys int64 [m], rising, of the images that a filter selects.
 
         Raises:
             InvalidInputError: no image has one of its fields; names those that there are.

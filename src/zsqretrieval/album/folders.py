@@ -32,7 +32,7 @@ from zsqretrieval.types import Image, Progress
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SyncReport(AddReport):
-    """Result of :meth:`Retriever.sync <zsqretrieval.retriever.album.Album.sync>`."""
+    """Result of :meth:`Retriever.sync <zsqretrieval.retriever.Retriever.sync>`."""
 
     removed: tuple[str, ...] = ()  # ids of images whose file is gone
     dry_run: bool = False  # whether nothing was changed

@@ -24,7 +24,7 @@ from zsqretrieval.types import Progress
 
 @dataclass(frozen=True, slots=True, repr=False)
 class MergeReport:
-    """Result of :meth:`Retriever.merge <zsqretrieval.retriever.album.Album.merge>`."""
+    """Result of :meth:`Retriever.merge <zsqretrieval.retriever.Retriever.merge>`."""
 
     added: tuple[str, ...]  # ids of new images
     known: int  # images of the other album that were in this one

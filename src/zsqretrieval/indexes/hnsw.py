@@ -180,7 +180,7 @@ class HNSWIndex(VectorIndex):
     ) -> Neighbors:
         rows, alive = view.row_count, self._table.alive
         # hnswlib's own ef is max(ef, k); a request for twice as many keeps ef well above a large k. A filter
-        # that admits one row in ten needs ten times as many, and again twice as many for text queries.
+        # that selects one row in ten needs ten times as many, and again twice as many for text queries.
         wanted = 2 * k if 2 * k > self._ef else k
         if filtered:
             wanted = math.ceil(4 * k * alive / rows)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -70,18 +71,12 @@ def given_block(
             if not optional and not isinstance(one, cast(Any, kinds[name])):
                 raise InvalidInputError(f"{name}[{n}] must not be {one!r}; nothing was added")
         given[name] = values
-
-    def rows() -> Iterator[VectorRow]:
-        for n in range(len(array)):
-            id, facts, source, caption = (None if one is None else one[n] for one in given.values())
-            yield VectorRow(
-                cast("str | None", id),
-                None if source is None else path_text(cast(str, source)),
-                cast("str | None", caption),
-                cast("Mapping[str, Any]", facts or {}),
-            )
-
-    return Block(array, rows(), "vectors", isinstance(vectors, np.memmap))
+    columns: Any = [repeat(None, len(array)) if values is None else values for values in given.values()]
+    rows = (
+        VectorRow(id, None if source is None else path_text(source), caption, facts or {})
+        for id, facts, source, caption in zip(*columns, strict=True)
+    )
+    return Block(array, rows, "vectors", isinstance(vectors, np.memmap))
 
 
 def folder_blocks(folder: Path, encoder: Encoder) -> list[Block]:

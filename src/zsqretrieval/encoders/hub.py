@@ -6,7 +6,6 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,8 +29,8 @@ from zsqretrieval._util.torch import (
     tokenizer_facts,
     without_origin,
 )
-from zsqretrieval.data.images import DECODERS, decode, trimmed
-from zsqretrieval.encoders.rows import encode_batches, map_ahead
+from zsqretrieval.data.images import decode, trimmed
+from zsqretrieval.encoders.rows import encode_batches, encode_pictures
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Image
 
@@ -113,10 +112,7 @@ class _HubEncoder(FromPretrained, ABC):
         Raises:
             ImageError: an image cannot be decoded; names it.
         """
-        dim = self.dim
-        with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-            inputs = map_ahead(pool, self._input, images, ahead=2 * batch_size)
-            return encode_batches(self._image_features, inputs, batch_size=batch_size, dim=dim)
+        return encode_pictures(self._input, self._image_features, images, batch_size=batch_size, dim=self.dim)
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.

@@ -143,7 +143,9 @@ class FirstStage:
         collapse: float | None,
     ) -> list[list[Candidate]]:
         """K candidates per query without near-duplicates and without the hits that were searched with."""
-        left_out = [{one.key for one in _hits(query)} for query in queries]
+        left_out = [
+            {term.content.key for term in query.terms if isinstance(term.content, Hit)} for query in queries
+        ]
         complete: list[list[Candidate]] = [[] for _ in queries]
         waiting, depth = list(range(len(queries))), k + max(map(len, left_out), default=0)
         while waiting:
@@ -319,7 +321,3 @@ class FirstStage:
             (kept[n][0], replace(kept[n][1], score=score, scores={**kept[n][1].scores, NORMALIZED: score}))
             for n, score in ((n, float(scores[n])) for n in best_first(scores))
         ]
-
-
-def _hits(query: Query) -> list[Hit]:
-    return [term.content for term in query.terms if isinstance(term.content, Hit)]

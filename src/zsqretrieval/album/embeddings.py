@@ -101,17 +101,12 @@ def check_fingerprint(stated: str, encoder: Encoder, where: str) -> None:
 
 
 def add_blocks(
-    blocks: Sequence[Block],
-    adder: Adder,
-    catalog: Catalog,
-    encoder: Encoder,
-    *,
-    batch_size: int,
-    progress: Progress | None,
+    blocks: Sequence[Block], adder: Adder, *, batch_size: int, progress: Progress | None
 ) -> AddReport:
     """As :meth:`Retriever.add_embeddings <zsqretrieval.retriever.Retriever.add_embeddings>`."""
     begin = time.perf_counter()
     check_counts(batch_size=batch_size)
+    encoder = adder.encoder
     for block in blocks:
         if block.vectors.shape[1] != encoder.dim:
             raise MismatchError(
@@ -125,7 +120,7 @@ def add_blocks(
         for block in blocks:
             for n, rows in enumerate(batched(block.rows, batch_size)):
                 vectors = _checked(block, n * batch_size, batch_size)
-                batch = _Batch(catalog, files, block.vectors.dtype)
+                batch = _Batch(adder.catalog, files, block.vectors.dtype)
                 images = batch.images(vectors, rows)
                 done.repeated += len(rows) - len(images)
                 done.mended += [Skipped(one.source, "; ".join(one.notes)) for one in images if one.notes]

@@ -75,20 +75,18 @@ class Collection(Album):
             IntegrityError: a file is damaged, or has other numbers of vectors and rows.
             MissingDependencyError: a folder without pyarrow.
         """
+        adder = self._adder()
         if fingerprint is not None:
-            check_fingerprint(fingerprint, self.encoder, "the vectors")
+            check_fingerprint(fingerprint, adder.encoder, "the vectors")
         if isinstance(vectors, str | os.PathLike):
             if any(one is not None for one in (ids, metadata, sources, captions)):
                 raise InvalidInputError(
                     "a folder of embeddings has its own ids, metadata, sources and captions"
                 )
-            blocks = folder_blocks(Path(vectors), self.encoder)
+            blocks = folder_blocks(Path(vectors), adder.encoder)
         else:
             blocks = [given_block(vectors, ids, metadata, sources, captions)]
-        adder = self._adder()
-        return add_blocks(
-            blocks, adder, self._catalog, self.encoder, batch_size=batch_size, progress=progress
-        )
+        return add_blocks(blocks, adder, batch_size=batch_size, progress=progress)
 
     def export_embeddings(
         self,
@@ -151,10 +149,9 @@ class Collection(Album):
         places = checked_folders(folders)
         settings: dict[str, Any] = {"batch_size": batch_size, "max_pixels": max_pixels}
         if dry_run:
-            with rehearsal(self._catalog) as (adder, catalog):
-                return replace(sync_folders(adder, catalog, places, progress, **settings), dry_run=True)
-        adder = self._adder()
-        report = sync_folders(adder, self._catalog, places, progress, copy=copy, **settings)
+            with rehearsal(self._catalog) as adder:
+                return replace(sync_folders(adder, places, progress, **settings), dry_run=True)
+        report = sync_folders(self._adder(), places, progress, copy=copy, **settings)
         self._index.update()
         return report
 

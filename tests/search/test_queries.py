@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image as PILImage
 
-from zsqretrieval import Image, Likelihood, Query, Ranking, Rerank, Retriever
+from zsqretrieval import Field, Image, Likelihood, Query, Ranking, Rerank, Retriever
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.search.diversity import collapsed, diversified
@@ -228,6 +228,7 @@ def test_hits_beyond_the_candidates_follow_in_the_order_of_the_first_stage(folde
         ({"diversity": -0.1}, "diversity must be from 0 to 1"),
         ({"diversity": float("nan")}, "diversity must be a finite number"),
         ({"where": "year > 2000"}, "where must be a filter such as"),
+        ({"where": Field("year")}, "where must be a filter such as"),
         ({"explain": True, "query": Query("red") - "blue"}, "one question per query"),
     ],
 )

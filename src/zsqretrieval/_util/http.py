@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zsqretrieval.errors import MissingDependencyError
+from zsqretrieval._util.optional import import_optional
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +25,7 @@ class AnswerTooLargeError(ValueError):
 
 def import_httpx(needed_for: str) -> Any:
     """The package httpx2, which huggingface_hub brings along since its version 2."""
-    try:
-        return importlib.import_module("httpx2")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("httpx2", needed_for, "pip install 'zsqretrieval[http]'") from error
+    return import_optional("httpx2", needed_for, "pip install 'zsqretrieval[http]'")
 
 
 def exchange(

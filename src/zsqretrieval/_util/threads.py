@@ -12,7 +12,7 @@ from zsqretrieval.types import Progress
 T = TypeVar("T")
 
 
-class _CancelledErrorError(Exception):
+class _StoppedError(Exception):
     """Ends a call whose coroutine was cancelled."""
 
 
@@ -25,7 +25,7 @@ async def in_thread(call: Callable[..., T], *, progress: Progress | None = None,
 
     def report(step: str, done: int, total: int | None) -> None:
         if cancelled.is_set():
-            raise _CancelledErrorError
+            raise _StoppedError
         if progress is not None:
             progress(step, done, total)
 

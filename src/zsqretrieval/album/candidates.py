@@ -74,8 +74,7 @@ class Viewer:
             if states not in ("lazy", None):
                 raise InvalidInputError(f"states={states!r} needs a generator that computes image features")
             return None
-        lazy = generator if isinstance(generator, LazyGenerator) else LazyGenerator.of(generator)
-        return cls(lazy, states, album)
+        return cls(LazyGenerator.of(generator), states, album)
 
     @classmethod
     def restore(

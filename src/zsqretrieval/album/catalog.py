@@ -84,18 +84,9 @@ _SCHEMA = (
 )
 
 _IMAGES = Table(
-    "images",
-    "record of image",
-    key=int,
-    id=str,
-    source=str,
-    width=int,
-    height=int,
-    bytes=int,
-    digest=str,
-    caption=(str, None),
-    metadata=str,
-)
+    "images", "record of image", key=int, id=str, source=str, width=int, height=int, bytes=int, digest=str,
+    caption=(str, None), metadata=str,
+)  # fmt: skip
 _VECTORS = Table("vectors", "vector of image", key=int, vector=bytes)
 _META = Table("meta", "setting", name=str, value=str)
 _SNAPSHOTS = Table("snapshots", "description of the saved index", name=str, value=str)
@@ -301,11 +292,9 @@ class Catalog:
         with self._database.transaction("IMMEDIATE") as run:
             first = self.log.next_key()
             keys = range(first, first + len(images))
+            rows = [_IMAGES.pack((key, *row)) for key, row in zip(keys, columns, strict=True)]
             try:
-                run.executemany(
-                    _IMAGES.insert,
-                    (_IMAGES.pack((key, *row)) for key, row in zip(keys, columns, strict=True)),
-                )
+                run.executemany(_IMAGES.insert, rows)
             except sqlite3.IntegrityError:
                 self._refuse_present(images, first)
                 raise
@@ -418,6 +407,12 @@ class Catalog:
         rows = {row[0]: self._record(row) for row in self._database.read(_IMAGES, "key", wanted)}
         self.log.refuse_unknown(wanted, rows)
         return [rows[key] for key in wanted]
+
+    def present(self, keys: ArrayLike) -> tuple[list[Record], NDArray[np.float32]]:
+        """Records and vectors float32 [n, dim] of the keys that are present, out of some, by rising key."""
+        with self.reading():
+            known = sorted(self.known_keys(keys))
+            return self.records(known), self.log.get(known)
 
     def iter_records(self) -> Iterator[Record]:
         """All records, by rising key. Images added or removed in the meantime may or may not appear."""

@@ -57,9 +57,7 @@ class VectorLog:
         self._dim = dim
         self._vectors, self._numbered, self._removals, self._what = vectors, numbered, removals, what
         self._made = database.counters()["settings"]  # which name the encoder
-        self.retired = (
-            False  # for searches that still run while this process has given the images new vectors
-        )
+        self.retired = False  # once this process has given the images new vectors, for searches still running
 
     def check_encoder(self) -> None:
         """Check that the vectors are still of the encoder that they were opened with; else an AlbumError."""

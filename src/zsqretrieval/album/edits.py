@@ -40,7 +40,7 @@ def update(
     metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
     captions: str | Sequence[str | None] | None,
 ) -> None:
-    """As :meth:`Retriever.update <zsqretrieval.retriever.album.Album.update>`."""
+    """As :meth:`Retriever.update <zsqretrieval.retriever.Retriever.update>`."""
     with catalog.transaction():
         records = records_of(catalog, ids)
         if len({record.key for record in records}) < len(records):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -70,18 +71,12 @@ def given_block(
             if not optional and not isinstance(one, cast(Any, kinds[name])):
                 raise InvalidInputError(f"{name}[{n}] must not be {one!r}; nothing was added")
         given[name] = values
-
-    def rows() -> Iterator[VectorRow]:
-        for n in range(len(array)):
-            id, facts, source, caption = (None if one is None else one[n] for one in given.values())
-            yield VectorRow(
-                cast("str | None", id),
-                None if source is None else path_text(cast(str, source)),
-                cast("str | None", caption),
-                cast("Mapping[str, Any]", facts or {}),
-            )
-
-    return Block(array, rows(), "vectors", isinstance(vectors, np.memmap))
+    columns: Any = [repeat(None, len(array)) if values is None else values for values in given.values()]
+    rows = (
+        VectorRow(id, None if source is None else path_text(source), caption, facts or {})
+        for id, facts, source, caption in zip(*columns, strict=True)
+    )
+    return Block(array, rows, "vectors", isinstance(vectors, np.memmap))
 
 
 def folder_blocks(folder: Path, encoder: Encoder) -> list[Block]:
@@ -106,17 +101,12 @@ def check_fingerprint(stated: str, encoder: Encoder, where: str) -> None:
 
 
 def add_blocks(
-    blocks: Sequence[Block],
-    adder: Adder,
-    catalog: Catalog,
-    encoder: Encoder,
-    *,
-    batch_size: int,
-    progress: Progress | None,
+    blocks: Sequence[Block], adder: Adder, *, batch_size: int, progress: Progress | None
 ) -> AddReport:
-    """As :meth:`Retriever.add_embeddings <zsqretrieval.retriever.album.Album.add_embeddings>`."""
+    """As :meth:`Retriever.add_embeddings <zsqretrieval.retriever.Retriever.add_embeddings>`."""
     begin = time.perf_counter()
     check_counts(batch_size=batch_size)
+    encoder = adder.encoder
     for block in blocks:
         if block.vectors.shape[1] != encoder.dim:
             raise MismatchError(
@@ -130,7 +120,7 @@ def add_blocks(
         for block in blocks:
             for n, rows in enumerate(batched(block.rows, batch_size)):
                 vectors = _checked(block, n * batch_size, batch_size)
-                batch = _Batch(catalog, files, block.vectors.dtype)
+                batch = _Batch(adder.catalog, files, block.vectors.dtype)
                 images = batch.images(vectors, rows)
                 done.repeated += len(rows) - len(images)
                 done.mended += [Skipped(one.source, "; ".join(one.notes)) for one in images if one.notes]
@@ -289,12 +279,9 @@ def export(
         folder, encoder=encoder, dim=catalog.dim, dtype=dtype, shard_size=shard_size
     ) as write:
         for batch in batched(catalog.iter_records(), 4096):
-            with catalog.reading():
-                present = catalog.known_keys([one.key for one in batch])
-                keys = [one.key for one in batch if one.key in present]
-                vectors, records = catalog.log.get(keys), catalog.records(keys)
+            records, vectors = catalog.present([one.key for one in batch])
             write(vectors, [VectorRow(one.id, one.source, one.caption, one.metadata) for one in records])
-            rows += len(keys)
+            rows += len(records)
             if progress is not None:
                 progress("exporting vectors", rows, max(rows, total))
     return ExportReport(rows, time.perf_counter() - begin)

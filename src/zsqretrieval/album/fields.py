@@ -16,7 +16,6 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.checks import shown
 from zsqretrieval.album.filters import BUILT_IN, METADATA, MOST_KEYS, Field, Filter, Value, field_name
 from zsqretrieval.album.sqlite import Database, Table
 from zsqretrieval.errors import IntegrityError, InvalidInputError
@@ -51,16 +50,11 @@ class FieldTable:
         self._known: set[_Path] = {(name,) for name in BUILT_IN}
 
     def matching(self, filter: Filter) -> NDArray[np.int64]:
-        """The keys int64 [m], rising, of the images that a filter admits.
+        """The keys int64 [m], rising, of the images that a filter selects.
 
         Raises:
-            InvalidInputError: not a filter, or no image has one of its fields; names those that there are.
+            InvalidInputError: no image has one of its fields; names those that there are.
         """
-        if not isinstance(filter, Filter):
-            raise InvalidInputError(
-                f'a filter must be made like Field("year") > 2010 or Filter.parse("year > 2010"), not '
-                f"{shown(filter)}"
-            )
         with self._database.transaction():
             indexed = self._indexed()
             self._check_known(filter.fields() - indexed.keys())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, reduce
 from operator import and_, or_
@@ -50,27 +50,29 @@ class Filter:
         path: the field's keys from the outermost object inwards, as of :class:`Field`.
         values: one value, or any number with "in".
         parts: filters.
-        size: number of conditions.
-        depth: levels of nesting.
     """
 
     op: Literal["and", "or", "not", "in", "<", "<=", ">", ">=", "contains"]
     path: tuple[str, ...] = ()
     values: tuple[Value, ...] = ()
     parts: tuple[Filter, ...] = ()
-    size: int = field(init=False)
-    depth: int = field(init=False)
 
     def __post_init__(self) -> None:
-        size = sum(part.size for part in self.parts) or 1
-        depth = 1 + max((part.depth for part in self.parts), default=0)
-        if size > _MOST_CONDITIONS or depth > _DEEPEST:
+        if self.size > _MOST_CONDITIONS or self.depth > _DEEPEST:
             raise InvalidInputError(
                 f"a filter has at most {_MOST_CONDITIONS} conditions, nested at most {_DEEPEST} deep; "
                 "use isin for many values of one field"
             )
-        object.__setattr__(self, "size", size)
-        object.__setattr__(self, "depth", depth)
+
+    @property
+    def size(self) -> int:
+        """Number of conditions."""
+        return sum(part.size for part in self.parts) or 1
+
+    @property
+    def depth(self) -> int:
+        """Levels of nesting."""
+        return 1 + max((part.depth for part in self.parts), default=0)
 
     @staticmethod
     def parse(text: str) -> Filter:
@@ -253,15 +255,13 @@ def _value(given: Any) -> Value:
     value: object = given.item() if isinstance(given, np.generic) else given
     if isinstance(value, date):  # also a datetime
         return value.isoformat()
-    if isinstance(value, str):
-        if not is_unicode(value):
-            raise InvalidInputError(f"{value!r} is not Unicode text; decode it with the right encoding")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        if isinstance(value, int) and value.bit_length() > 3 * _MOST_DIGITS:
-            raise InvalidInputError("a number in a filter has too many digits")
-        if isinstance(value, float):
-            check_numbers(**{"a number in a filter": value})
-    elif value is not None and not isinstance(value, bool):
+    if isinstance(value, str) and not is_unicode(value):
+        raise InvalidInputError(f"{value!r} is not Unicode text; decode it with the right encoding")
+    if isinstance(value, int) and value.bit_length() > 3 * _MOST_DIGITS:
+        raise InvalidInputError("a number in a filter has too many digits")
+    if isinstance(value, float):
+        check_numbers(**{"a number in a filter": value})
+    if not (value is None or isinstance(value, str | int | float)):
         raise InvalidInputError(
             f"a field is compared with a text, a number, True, False, None or a date, not {shown(given)}"
         )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import shown
 from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.album.ingest import Adder, AddReport, counted, is_at
+from zsqretrieval.album.ingest import Adder, AddReport, is_at
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import path_text
 from zsqretrieval.data.loader import NewImage, Skipped
@@ -32,12 +32,10 @@ from zsqretrieval.types import Image, Progress
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SyncReport(AddReport):
-    """Result of :meth:`Retriever.sync <zsqretrieval.retriever.album.Album.sync>`."""
+    """Result of :meth:`Retriever.sync <zsqretrieval.retriever.Retriever.sync>`."""
 
     removed: tuple[str, ...] = ()  # ids of images whose file is gone
     dry_run: bool = False  # whether nothing was changed
-
-    __repr__ = counted
 
 
 def checked_folders(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -55,7 +53,7 @@ def checked_folders(folders: str | os.PathLike[str] | Sequence[str | os.PathLike
 
 
 def sync_folders(
-    adder: Adder, catalog: Catalog, folders: Sequence[Path], progress: Progress | None, **settings: Any
+    adder: Adder, folders: Sequence[Path], progress: Progress | None, **settings: Any
 ) -> SyncReport:
     """Add the images of folders, and remove those whose file is gone from there.
 
@@ -63,6 +61,7 @@ def sync_folders(
         AlbumError: a folder is empty, of which the album has images. Nothing has changed.
     """
     begin = time.perf_counter()
+    catalog = adder.catalog
     for folder in folders:
         if next(open_images(folder), None) is None and (lost := sum(1 for _ in _under([folder], catalog))):
             raise AlbumError(
@@ -133,8 +132,8 @@ class _NoEncoder:
 
 
 @contextlib.contextmanager
-def rehearsal(catalog: Catalog) -> Iterator[tuple[Adder, Catalog]]:
-    """A temporary catalog with the records of another, and an adder to it."""
+def rehearsal(catalog: Catalog) -> Iterator[Adder]:
+    """An adder to a temporary catalog with the records of another."""
     with (
         tempfile.TemporaryDirectory(prefix="zsq-") as folder,
         Catalog.create(Path(folder, "catalog.sqlite"), dim=1) as copy,
@@ -142,7 +141,7 @@ def rehearsal(catalog: Catalog) -> Iterator[tuple[Adder, Catalog]]:
         for records in batched(catalog.iter_records(), 4096):
             copy.add([NewImage(**_image_facts(record), vector=np.ones(1, np.float32)) for record in records])
         index = IndexSync(copy, copy.log, ExactIndex(1))
-        yield Adder(_NoEncoder(), copy, index, None), copy
+        yield Adder(_NoEncoder(), copy, index, None)
 
 
 def _image_facts(record: Record) -> Mapping[str, Any]:

@@ -67,7 +67,7 @@ class Adder:
     """
 
     def __init__(self, encoder: Encoder, catalog: Catalog, index: IndexSync, viewer: Viewer | None) -> None:
-        self._encoder, self._catalog, self._index, self._viewer = encoder, catalog, index, viewer
+        self.encoder, self.catalog, self._index, self._viewer = encoder, catalog, index, viewer
 
     def add(
         self,
@@ -92,7 +92,7 @@ class Adder:
             for batch in loader:
                 if seen is not None:
                     seen.update({one.source: one.digest for one in batch})
-                known = self._catalog.by_digest(one.digest for one in batch)
+                known = self.catalog.by_digest(one.digest for one in batch)
                 settled = set(known)
                 if self._viewer is not None:
                     settled -= self._viewer.blind_to(known)
@@ -121,7 +121,7 @@ class Adder:
         """Encode the new images; those that the encoder cannot take are skipped."""
         new = {one.digest: one.image for one in images if one.digest not in known and one.image is not None}
         vectors = dict(
-            zip(new, encode_each(self._encoder, list(new.values()), batch_size=len(images)), strict=True)
+            zip(new, encode_each(self.encoder, list(new.values()), batch_size=len(images)), strict=True)
         )
         kept: list[NewImage] = []
         for one in images:
@@ -159,19 +159,19 @@ class Adder:
                 and is_at(files, one.source, one.digest)
             )
         }
-        self._catalog.check_place()
+        self.catalog.check_place()
         kept = self._to_keep(images, known, files, copy)
         updated = any(_updated(known[one.digest], one) for one in images if one.digest in known)
         with self._viewer.keeping(decoded) if self._viewer and decoded else contextlib.nullcontext():
             if not (new or misplaced or kept or updated):
                 return [("known", one.id) for one in images]
-            with self._catalog.transaction():
-                plan = _Plan(self._catalog, images, moved)
+            with self.catalog.transaction():
+                plan = _Plan(self.catalog, images, moved)
                 fates = [plan.decide(one) for one in images]
-                self._catalog.kept.put(kept)
-                plan.write(self._catalog)
+                self.catalog.kept.put(kept)
+                plan.write(self.catalog)
         if gone := [*kept, *plan.removed]:  # some of `kept` may just have been removed by another process
-            self._catalog.sweep_kept(gone)
+            self.catalog.sweep_kept(gone)
         self._index.update()
         return fates
 
@@ -186,7 +186,7 @@ class Adder:
             if one.encoded is None or (not copy and (is_member(source) or is_at(files, source, one.digest))):
                 continue
             # Bytes without a record are those of a removed image, and about to be deleted.
-            if record is None or not self._catalog.kept.intact(one.digest):
+            if record is None or not self.catalog.kept.intact(one.digest):
                 found[one.digest] = one.encoded
         return found
 

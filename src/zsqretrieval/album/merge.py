@@ -24,7 +24,7 @@ from zsqretrieval.types import Progress
 
 @dataclass(frozen=True, slots=True, repr=False)
 class MergeReport:
-    """Result of :meth:`Retriever.merge <zsqretrieval.retriever.album.Album.merge>`."""
+    """Result of :meth:`Retriever.merge <zsqretrieval.retriever.Retriever.merge>`."""
 
     added: tuple[str, ...]  # ids of new images
     known: int  # images of the other album that were in this one
@@ -87,9 +87,8 @@ def merge(
 
 def _read(theirs: Catalog, records: Sequence[Record]) -> _Part:
     with theirs.reading():
-        present = theirs.known_keys([one.key for one in records])
-        keys = [one.key for one in records if one.key in present]
-        found, vectors, asked = theirs.records(keys), theirs.log.get(keys), theirs.questions.asked_of(keys)
+        found, vectors = theirs.present([one.key for one in records])
+        asked = theirs.questions.asked_of([one.key for one in found])
     kept: dict[str, bytes] = {}
     for one in found:
         if theirs.kept.intact(one.digest) and (content := theirs.kept.get(one.digest)) is not None:

@@ -39,7 +39,7 @@ _NAMED = 3  # images that an error names
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ReencodeReport:
-    """Result of :meth:`Retriever.reencode <zsqretrieval.retriever.album.Album.reencode>`."""
+    """Result of :meth:`Retriever.reencode <zsqretrieval.retriever.Retriever.reencode>`."""
 
     images: int
     questions: int  # retained ones, with a new vector

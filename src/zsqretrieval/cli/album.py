@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from zsqretrieval.cli.console import (
+    counts_text,
     emit_json,
     human_size,
     name_skipped,
@@ -160,16 +161,8 @@ def _check_index(album: Path, index_name: str | None) -> None:
 
 
 def _say_report(sources: list[str], album: Path, retriever: Retriever, report: AddReport) -> None:
-    counts = {
-        "added": len(report.added),
-        "replaced": len(report.replaced),
-        "moved": len(report.moved),
-        "updated": len(report.updated),
-        "known": report.known,
-        "skipped": len(report.skipped),
-        "mended": len(report.mended),
-    }
-    if not any(counts.values()):
+    counts = counts_text(report)
+    if not counts:
         from zsqretrieval.data.tars import IMAGE_SUFFIXES
 
         say(
@@ -177,8 +170,7 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
             f"Looked for {' '.join(sorted(IMAGE_SUFFIXES))} and tars."
         )
         return
-    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    say(f"{said} in {report.seconds:.1f} s; {len(retriever)} images in {album}.")
+    say(f"{counts} in {report.seconds:.1f} s; {len(retriever)} images in {album}.")
     name_skipped(report.skipped, say)
     name_skipped(report.mended, say, "mended")
     if len(retriever):

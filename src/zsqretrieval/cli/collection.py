@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import emit_json, name_skipped, notice, progress_bars, say
+from zsqretrieval.cli.console import counts_text, emit_json, name_skipped, notice, progress_bars, say
 from zsqretrieval.cli.options import (
     Album,
     AsJson,
@@ -38,20 +38,13 @@ def _continued(what: str) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _counts(facts: dict[str, Any]) -> str:
-    """The counts of a report that are not zero, as a sentence."""
-    counts = {name: len(one) if isinstance(one, (tuple, list)) else one for name, one in facts.items()}
-    said = [f"{n} {name}" for name, n in counts.items() if type(n) is int and n]
-    return ", ".join(said) or "nothing to do"
-
-
 def _report(album: Path, retriever: Retriever, report: Any, as_json: bool) -> None:
-    facts = asdict(report)
     if as_json:
-        emit_json({"album": str(album.absolute()), "images": len(retriever), **facts})
+        emit_json({"album": str(album.absolute()), "images": len(retriever), **asdict(report)})
         return
-    would = "would be: " if facts.get("dry_run") else ""
-    say(f"{would}{_counts(facts)} in {report.seconds:.1f} s; {len(retriever)} images in {album}.")
+    would = "would be: " if getattr(report, "dry_run", False) else ""
+    counts = counts_text(report) or "nothing to do"
+    say(f"{would}{counts} in {report.seconds:.1f} s; {len(retriever)} images in {album}.")
     for name in ("skipped", "mended", "dropped"):
         name_skipped(getattr(report, name, ()), say, name)
 

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,6 +117,13 @@ def name_skipped(skipped: Sequence[Skipped], tell: Callable[[str], None], what: 
         tell(f"{what} {one.source}: {one.reason}")
     if len(skipped) > _NAMED:
         tell(f"... and {len(skipped) - _NAMED} more; --json names them all")
+
+
+def counts_text(report: Any) -> str:
+    """The numbers of a report that are not zero: ``3 added, 1 skipped``."""
+    values = {one.name: getattr(report, one.name) for one in fields(report)}
+    counts = {name: len(one) if isinstance(one, tuple) else one for name, one in values.items()}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if type(count) is int and count)
 
 
 def check_page(path: Path | None) -> None:

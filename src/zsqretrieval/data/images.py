@@ -29,6 +29,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.optional import import_optional
 from zsqretrieval.data.exif import read_exif
 from zsqretrieval.errors import ImageError, InvalidInputError, MissingDependencyError
 from zsqretrieval.types import MAX_PIXELS, Image
@@ -48,6 +49,7 @@ BYTES_AT_ONCE = 256 * 2**20
 DECODERS = 4
 """Threads that decode for a model."""
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -137,12 +139,9 @@ def _brands(head: bytes) -> set[bytes]:
 
 
 def _heif(file: IO[bytes]) -> ImageFile:
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError as error:
-        remedy = "pip install 'zsqretrieval[heif]'"
-        raise MissingDependencyError("pillow-heif", "reading HEIC images", remedy) from error
-    opened: ImageFile = HeifImageFile(file)  # type: ignore[no-untyped-call]
+    install = "pip install 'zsqretrieval[heif]'"
+    heif = import_optional("pillow_heif", "reading HEIC images", install, package="pillow-heif")
+    opened: ImageFile = heif.HeifImageFile(file)
     return opened
 
 
@@ -244,8 +243,8 @@ def _header(record: Image, max_pixels: int | None = None) -> Iterator[PILImage.I
             yield encoded
 
 
-def in_threads(function: Callable[[Image], T], images: Sequence[Image]) -> list[T]:
-    """Apply a function that decodes images on a few threads: Pillow releases the interpreter lock."""
+def in_threads(function: Callable[[S], T], images: Sequence[S]) -> list[T]:
+    """Apply a function that opens images on a few threads: Pillow releases the interpreter lock."""
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
         return list(pool.map(function, images))
 

@@ -128,7 +128,7 @@ def _images(source: Any) -> Iterator[Image | ImageError]:
 
 
 VECTOR = "-vector"
-"""End of the digest of a row without pixels, which so is none of an image."""
+"""End of the digest of a row without an image; no image has such a digest."""
 
 _ONE = (bytes, bytearray, memoryview)  # not a list of numbers
 

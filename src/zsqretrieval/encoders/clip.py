@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -25,8 +24,8 @@ from zsqretrieval._util.torch import (
     no_remote_code,
     resolve_device,
 )
-from zsqretrieval.data.images import DECODERS, decode, trimmed
-from zsqretrieval.encoders.rows import map_ahead, unit_rows
+from zsqretrieval.data.images import decode, trimmed
+from zsqretrieval.encoders.rows import encode_batches, encode_pictures
 from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
 from zsqretrieval.types import Image
 
@@ -179,12 +178,10 @@ class CLIPEncoder(FromPretrained):
             ImageError: an image cannot be decoded; names it.
             InvalidInputError: ``batch_size`` < 1.
         """
-        with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-            pixels = map_ahead(pool, self._pixels, images, ahead=2 * batch_size)
-            return unit_rows(
-                lambda batch: self._model.encode_image(self._stack(batch)),
-                pixels, batch_size=batch_size, dim=self.dim,
-            )  # fmt: skip
+        return encode_pictures(
+            self._pixels, lambda batch: self._model.encode_image(self._stack(batch)),
+            images, batch_size=batch_size, dim=self.dim,
+        )  # fmt: skip
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
@@ -197,7 +194,7 @@ class CLIPEncoder(FromPretrained):
                 ``batch_size`` is below 1.
         """
         check_strings(texts)
-        return unit_rows(
+        return encode_batches(
             lambda batch: self._model.encode_text(self._tokenize(batch).to(self._device)),
             texts, batch_size=batch_size, dim=self.dim,
         )  # fmt: skip

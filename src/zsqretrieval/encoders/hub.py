@@ -6,7 +6,6 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,8 +29,8 @@ from zsqretrieval._util.torch import (
     tokenizer_facts,
     without_origin,
 )
-from zsqretrieval.data.images import DECODERS, decode, trimmed
-from zsqretrieval.encoders.rows import map_ahead, unit_rows
+from zsqretrieval.data.images import decode, trimmed
+from zsqretrieval.encoders.rows import encode_batches, encode_pictures
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Image
 
@@ -82,16 +81,21 @@ class _HubEncoder(FromPretrained, ABC):
         """What changes a vector beside the weights; JSON with ``default=str``."""
 
     @abstractmethod
-    def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`."""
+    def _input(self, image: Image) -> Any:
+        """What the model takes for one image."""
+
+    @abstractmethod
+    def _image_features(self, inputs: list[Any]) -> torch.Tensor:
+        """The outputs [b, dim] of the model for b images, of any length."""
+
+    @abstractmethod
+    def _text_features(self, texts: list[str]) -> torch.Tensor:
+        """The outputs [b, dim] of the model for b texts, of any length."""
 
     @cached_property
     def dim(self) -> int:
         """Length of every vector; loads the model."""
-        return self._dim()
-
-    @abstractmethod
-    def _dim(self) -> int: ...
+        return int(self._text_features(["a"]).shape[1])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -101,6 +105,25 @@ class _HubEncoder(FromPretrained, ABC):
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
         add_tensors(digest, self._model.state_dict())
         return digest.hexdigest()
+
+    def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Encode images; see :meth:`zsqretrieval.protocols.Encoder.encode_image`.
+
+        Raises:
+            ImageError: an image cannot be decoded; names it.
+        """
+        return encode_pictures(self._input, self._image_features, images, batch_size=batch_size, dim=self.dim)
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
+
+        A text longer than the model's limit is cut.
+
+        Raises:
+            InvalidInputError: ``texts`` is one string, or contains something other than strings.
+        """
+        check_strings(texts)
+        return encode_batches(self._text_features, texts, batch_size=batch_size, dim=self.dim)
 
 
 class TransformersEncoder(_HubEncoder):
@@ -173,34 +196,6 @@ class TransformersEncoder(_HubEncoder):
             "limit": self._limit,
         }
 
-    def _dim(self) -> int:
-        return int(self._text_features(["a"]).shape[1])
-
-    def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """Encode images; see :meth:`zsqretrieval.protocols.Encoder.encode_image`.
-
-        Raises:
-            ImageError: an image cannot be decoded; names it.
-        """
-        model, dim = self._model, self.dim
-        with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-            inputs = map_ahead(pool, self._pixels, images, ahead=2 * batch_size)
-            return unit_rows(
-                lambda batch: _features(model.get_image_features(**self._collated(batch))),
-                inputs, batch_size=batch_size, dim=dim,
-            )  # fmt: skip
-
-    def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
-
-        A text longer than the model's context is cut before its end token.
-
-        Raises:
-            InvalidInputError: ``texts`` is one string, or contains something other than strings.
-        """
-        check_strings(texts)
-        return unit_rows(self._text_features, texts, batch_size=batch_size, dim=self.dim)
-
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Which texts are longer than the model's context."""
         limit = self._limit
@@ -233,20 +228,20 @@ class TransformersEncoder(_HubEncoder):
                 model.get_text_features(**{name: inputs[name].to(model.device) for name in wanted})
             )
 
-    def _pixels(self, image: Image) -> dict[str, torch.Tensor]:
-        """The model's inputs for one image, [1, ...] each."""
+    def _input(self, image: Image) -> dict[str, torch.Tensor]:
         processor = self._processor.image_processor
         picture = decode(image)
         if getattr(processor, "do_center_crop", False):
             picture = trimmed(picture)
         return dict(processor(images=[picture], return_tensors="pt"))
 
-    def _collated(self, inputs: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def _image_features(self, inputs: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         import torch
 
         model = self._model
         joined = {name: torch.cat([one[name] for one in inputs]).to(model.device) for name in inputs[0]}
-        return {name: one.to(model.dtype) if one.is_floating_point() else one for name, one in joined.items()}
+        cast = {name: one.to(model.dtype) if one.is_floating_point() else one for name, one in joined.items()}
+        return _features(model.get_image_features(**cast))
 
 
 class SentenceTransformerEncoder(_HubEncoder):
@@ -310,38 +305,6 @@ class SentenceTransformerEncoder(_HubEncoder):
             "prompts": [self._model.prompts, self._model.default_prompt_name],
         }
 
-    def _dim(self) -> int:
-        return int(self._encoded(self._model.encode_query, ["a"]).shape[1])
-
-    def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """Encode images; see :meth:`zsqretrieval.protocols.Encoder.encode_image`.
-
-        Raises:
-            ImageError: an image cannot be decoded; names it.
-        """
-        dim = self.dim
-        with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-            pictures = map_ahead(pool, self._picture, images, ahead=2 * batch_size)
-            return unit_rows(
-                lambda batch: self._encoded(self._model.encode_document, batch),
-                pictures, batch_size=batch_size, dim=dim,
-            )  # fmt: skip
-
-    def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
-
-        Raises:
-            InvalidInputError: ``texts`` is one string, or contains something other than strings.
-        """
-        check_strings(texts)
-        dim = self.dim
-        return unit_rows(
-            lambda batch: self._encoded(
-                self._model.encode_query, [{"text": self._words(text)} for text in batch]
-            ),
-            texts, batch_size=batch_size, dim=dim,
-        )  # fmt: skip
-
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Which texts are longer than the model's limit; prompts and templates are not counted."""
         limit, tokenizer = self._limit, self._model.tokenizer
@@ -356,6 +319,12 @@ class SentenceTransformerEncoder(_HubEncoder):
         text = text.lower() if _is_siglip(self._model[0].auto_model) else text
         return without_marks(self._model.tokenizer, text)
 
+    def _image_features(self, inputs: list[PILImage.Image]) -> torch.Tensor:
+        return self._encoded(self._model.encode_document, inputs)
+
+    def _text_features(self, texts: list[str]) -> torch.Tensor:
+        return self._encoded(self._model.encode_query, [{"text": self._words(text)} for text in texts])
+
     def _encoded(self, encode: Any, batch: list[Any]) -> torch.Tensor:
         settings = {}
         if _is_siglip(self._model[0].auto_model):  # else sentence-transformers pads to the longest of a batch
@@ -366,7 +335,7 @@ class SentenceTransformerEncoder(_HubEncoder):
         )
         return found
 
-    def _picture(self, image: Image) -> PILImage.Image:
+    def _input(self, image: Image) -> PILImage.Image:
         picture = decode(image)
         images = getattr(getattr(self._model[0], "processor", None), "image_processor", None)
         return trimmed(picture) if getattr(images, "do_center_crop", False) else picture

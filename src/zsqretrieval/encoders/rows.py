@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_counts
+from zsqretrieval.data.images import DECODERS
+from zsqretrieval.types import Image
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +22,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def unit_rows(
+def encode_batches(
     forward: Callable[[list[T]], torch.Tensor], items: Iterable[T], *, batch_size: int, dim: int
 ) -> NDArray[np.float32]:
     """Run a model on batches of n items, each to [b, dim], and scale the rows to unit length: [n, dim]."""
@@ -35,7 +37,21 @@ def unit_rows(
     return np.concatenate(rows)
 
 
-def map_ahead(
+def encode_pictures(
+    prepare: Callable[[Image], T],
+    forward: Callable[[list[T]], torch.Tensor],
+    images: Sequence[Image],
+    *,
+    batch_size: int,
+    dim: int,
+) -> NDArray[np.float32]:
+    """:func:`encode_batches` of what ``prepare`` makes of each image, in threads, two batches ahead."""
+    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
+        inputs = _map_ahead(pool, prepare, images, ahead=2 * batch_size)
+        return encode_batches(forward, inputs, batch_size=batch_size, dim=dim)
+
+
+def _map_ahead(
     pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], *, ahead: int
 ) -> Iterator[R]:
     """``map`` in order, with up to ``ahead`` results computed in advance."""

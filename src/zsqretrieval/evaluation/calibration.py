@@ -11,6 +11,7 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.results import row
 from zsqretrieval.evaluation.run import Run, relevant
 from zsqretrieval.evaluation.stats import ClusterBootstrap
+from zsqretrieval.search.fusion import logistic
 
 _FEWEST = 10  # observations of a bin
 
@@ -26,7 +27,7 @@ class Predictions(NamedTuple):
 def yes_no(run: Run) -> Predictions:
     """P(yes) of every candidate, and whether it is relevant; scores are log-odds."""
     there = run.candidates >= 0
-    predicted = 0.5 + 0.5 * np.tanh(run.scores[there] / 2)  # the logistic function, without overflow
+    predicted = logistic(run.scores[there])
     clusters = np.broadcast_to(run.task.clusters[:, None], there.shape)[there]
     return Predictions(predicted, relevant(run)[there], clusters)
 

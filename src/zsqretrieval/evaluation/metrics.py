@@ -34,7 +34,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.errors import InvalidInputError, MissingDependencyError
+from zsqretrieval._util.optional import import_optional
+from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.run import Run, was_scored
 
 MEASURES = ("R@1", "R@5", "R@10", "R@100", "MRR", "nDCG@10", "mAP@50")
@@ -181,10 +182,4 @@ def _rescaling(name: str, relevant_items: NDArray[np.float64]) -> NDArray[np.flo
 
 
 def _ir_measures() -> Any:
-    try:
-        import ir_measures
-    except ImportError as error:
-        raise MissingDependencyError(
-            "ir_measures", "measuring a run", "pip install 'zsqretrieval[evaluation]'"
-        ) from error
-    return ir_measures
+    return import_optional("ir_measures", "measuring a run", "pip install 'zsqretrieval[evaluation]'")

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast, final
 
-from typing_extensions import Self
-
 from zsqretrieval import plugins
 from zsqretrieval._util.processes import Lock
 from zsqretrieval.protocols import Generator
@@ -28,8 +26,10 @@ class LazyGenerator:
         self._lock = Lock()
 
     @classmethod
-    def of(cls, generator: Generator) -> Self:
-        """Wrap a generator that exists already; an InvalidInputError if it is none."""
+    def of(cls, generator: Generator | LazyGenerator) -> LazyGenerator:
+        """Wrap a generator, unless it is lazy already; an InvalidInputError if it is none."""
+        if isinstance(generator, LazyGenerator):
+            return generator
         plugins.check_part("generator", generator)
         part = plugins.describe("generator", generator) or {"plugin": "", "config": {}}
         lazy = cls(part["plugin"], part["config"])

@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.files import Snapshot
-from zsqretrieval.errors import IntegrityError, InvalidInputError, MissingDependencyError
+from zsqretrieval._util.optional import import_optional
+from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.indexes.base import VectorIndex, top_rows
 from zsqretrieval.indexes.checks import check_integer
 from zsqretrieval.indexes.graphfile import read_graph_file
@@ -180,7 +180,7 @@ class HNSWIndex(VectorIndex):
     ) -> Neighbors:
         rows, alive = view.row_count, self._table.alive
         # hnswlib's own ef is max(ef, k); a request for twice as many keeps ef well above a large k. A filter
-        # that admits one row in ten needs ten times as many, and again twice as many for text queries.
+        # that selects one row in ten needs ten times as many, and again twice as many for text queries.
         wanted = 2 * k if 2 * k > self._ef else k
         if filtered:
             wanted = math.ceil(4 * k * alive / rows)
@@ -337,17 +337,13 @@ class Graph:
         read_graph_file(file, dim=self._dim, M=self._M)
 
 
-def _import_hnswlib() -> ModuleType:
-    try:
-        import hnswlib
-    except ImportError as error:
-        raise MissingDependencyError(
-            "hnswlib",
-            "HNSWIndex (unlike ExactIndex, which answers the same calls without it)",
-            "pip install hnswlib (it needs a C++ compiler; where it was compiled for another CPU: "
-            "HNSWLIB_NO_NATIVE=1 pip install --force-reinstall --no-cache-dir hnswlib)",
-        ) from error
-    return hnswlib  # type: ignore[no-any-return]
+def _import_hnswlib() -> Any:
+    return import_optional(
+        "hnswlib",
+        "HNSWIndex (unlike ExactIndex, which answers the same calls without it)",
+        "pip install hnswlib (it needs a C++ compiler; where it was compiled for another CPU: "
+        "HNSWLIB_NO_NATIVE=1 pip install --force-reinstall --no-cache-dir hnswlib)",
+    )
 
 
 @contextlib.contextmanager

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, final
-
-import numpy as np
 
 from zsqretrieval._util.checks import check_counts, check_text
 from zsqretrieval.data.documents import DocumentImage, Fetch, as_document_image
-from zsqretrieval.data.images import DECODERS, dimensions
+from zsqretrieval.data.images import dimensions, in_threads
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Generator
 from zsqretrieval.search.fusion import best_first
-from zsqretrieval.search.rerank import Rerank, RerankLike
-from zsqretrieval.search.scoring import Scoring, score_pairs
+from zsqretrieval.search.scoring import Scoring, rule_of, score_each
 from zsqretrieval.types import Hit, Image
 
 
@@ -39,17 +36,14 @@ class DocumentRanker:
     def __init__(
         self,
         generator: Generator | LazyGenerator,
-        scoring: RerankLike = "likelihood",
+        scoring: Scoring | str = "likelihood",
         *,
         batch_size: int = 16,
         fetch: Fetch = False,
     ) -> None:
-        self.generator = generator if isinstance(generator, LazyGenerator) else LazyGenerator.of(generator)
         check_counts(batch_size=batch_size)
-        how = Rerank.of(scoring, generator=True)
-        if how is None or not isinstance(how.scoring, Scoring):
-            raise InvalidInputError(f"scoring must be a rule for the generator, not {scoring!r}")
-        self._scoring, self._batch_size, self._fetch = how.scoring, batch_size, fetch
+        self.generator, self._scoring = LazyGenerator.of(generator), rule_of(scoring)
+        self._batch_size, self._fetch = batch_size, fetch
 
     def rank(self, question: str, images: Sequence[DocumentImage]) -> list[tuple[int, float | None]]:
         """Order n images for a question.
@@ -64,30 +58,21 @@ class DocumentRanker:
         check_text(question, "the question")
         if not images:
             return []
-        faults: dict[int, InvalidInputError] = {}
-        with ThreadPoolExecutor(DECODERS) as pool:
-            opened = list(pool.map(self._opened, images))
+        opened = in_threads(self._opened, images)
         with self.generator.using() as model:
-            scores = score_pairs(
-                model,
-                self._scoring,
-                [question] * len(opened),
-                opened,
-                batch_size=self._batch_size,
-                faults=faults,
+            found = score_each(
+                model, self._scoring, [question] * len(opened), opened, batch_size=self._batch_size
             )
-        for fault in faults.values():
-            if not isinstance(fault, ImageError):  # the question is at fault
-                raise fault
-        if faults:
+        if faults := [one for one in found if isinstance(one, ImageError)]:
             warnings.warn(
                 f"{len(faults)} of {len(images)} documents have no image that can be scored and rank last, "
-                f"the first: {faults[min(faults)]}",
+                f"the first: {faults[0]}",
                 RuntimeWarning,
                 stacklevel=3,
             )
-        order = best_first(np.where(np.isnan(scores), -np.inf, scores)).tolist()
-        return [(n, None if n in faults else float(scores[n])) for n in order]
+        scores = [None if isinstance(one, ImageError) else one for one in found]
+        order = best_first([-math.inf if one is None else one for one in scores])
+        return [(n, scores[n]) for n in order.tolist()]
 
     def _opened(self, value: DocumentImage) -> Image | ImageError:
         """The image if its header can be read, else the reason."""

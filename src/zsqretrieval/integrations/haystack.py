@@ -142,7 +142,7 @@ class ZsqRanker:
         self.scoring, self.batch_size, self.fetch = scoring, batch_size, fetch
         self._ranker = DocumentRanker(
             LazyGenerator(generator, generator_config),
-            scoring,  # type: ignore[arg-type]  # checked there
+            scoring,
             batch_size=batch_size,
             fetch=fetch,
         )

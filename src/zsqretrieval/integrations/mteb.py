@@ -36,7 +36,7 @@ from zsqretrieval.plugins import empty_like
 from zsqretrieval.protocols import Encoder, Generator, ImageStates
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.rerank import CANDIDATES, Rerank, RerankLike
-from zsqretrieval.search.scoring import Likelihood, Scoring, score_pairs
+from zsqretrieval.search.scoring import Likelihood, Scoring, score_each
 from zsqretrieval.types import Hit, Image, ImageState, Progress
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class ZsqCrossEncoder:
             InvalidInputError: the first inputs are not texts, the second not images, or a text is too long.
         """
         known: dict[str, Image | ImageState | ImageError] = {}
-        parts: list[NDArray[np.float64]] = [np.empty(0)]
+        found: list[float | ImageError] = []
         for queries, documents in zip(inputs1, inputs2, strict=True):
             if "text" not in queries or "image" not in documents:
                 raise InvalidInputError(
@@ -136,27 +136,22 @@ class ZsqCrossEncoder:
             digests = [digest(one) for one in images]
             new = {at: one for at, one in zip(digests, images, strict=True) if at not in known}
             known |= zip(new, read_images(self._generator, list(new.values())), strict=True)
-            faults: dict[int, InvalidInputError] = {}
-            scored = score_pairs(
+            found += score_each(
                 self._generator,
                 self._scoring,
                 queries["text"],
                 [known[at] for at in digests],
                 batch_size=batch_size,
-                faults=faults,
             )
-            for fault in faults.values():
-                if not isinstance(fault, ImageError):  # the question is at fault
-                    raise fault
-            parts.append(scored)
-        scores = np.concatenate(parts)
-        if unavailable := int(np.isnan(scores).sum()):
+        scores = [one for one in found if not isinstance(one, ImageError)]
+        if unavailable := len(found) - len(scores):
             warnings.warn(
-                f"{unavailable} of {len(scores)} pairs have an image that cannot be scored, and rank last",
+                f"{unavailable} of {len(found)} pairs have an image that cannot be scored, and rank last",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return np.where(np.isnan(scores), np.nanmin(scores, initial=0.0) - 1.0, scores)
+        last = min([0.0, *scores]) - 1.0
+        return np.array([last if isinstance(one, ImageError) else one for one in found], np.float64)
 
 
 class ZsqSearch:

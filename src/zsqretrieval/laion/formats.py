@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.files import sync_directory
+from zsqretrieval._util.optional import import_optional
 from zsqretrieval._util.untrusted import parse_json
-from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, MissingDependencyError
+from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, ZsqError
 
 FACTS = "zsqretrieval.json"
 """File that states the encoder of a folder."""
@@ -59,7 +60,7 @@ class Shard:
 
     def rows(self) -> Iterator[VectorRow]:
         """The n rows of the table; an IntegrityError if it is damaged."""
-        with _readable(self.table) as table:
+        with opened_parquet(self.table) as table:
             for batch in table.iter_batches(batch_size=4096):
                 columns: dict[str, list[Any]] = {}
                 marked: list[tuple[str, bool, list[Any]]] = []
@@ -139,7 +140,7 @@ def _shard(file: Path, tables: Path) -> Shard:
         raise _damaged(file, error) from error
     if array.ndim != 2 or array.dtype.kind != "f":
         raise InvalidInputError(f"{file} holds {array.dtype} {list(array.shape)}, not float [n, dim]")
-    with _readable(table) as opened:
+    with opened_parquet(table) as opened:
         rows = opened.metadata.num_rows
     if rows != len(array):
         raise IntegrityError(
@@ -186,17 +187,15 @@ def _cells(column: Any) -> list[Any]:
 
 def parquet_module() -> Any:
     """The module ``pyarrow.parquet``; a MissingDependencyError without it."""
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingDependencyError(
-            "pyarrow", "reading and writing parquet", "pip install 'zsqretrieval[parquet]'"
-        ) from error
+    install = "pip install 'zsqretrieval[parquet]'"
+    import_optional("pyarrow", "reading and writing parquet", install)
+    from pyarrow import parquet
+
     return parquet
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[Any]:
+def opened_parquet(path: Path) -> Iterator[Any]:
     """An open table; damage that shows within the block is an IntegrityError."""
     parquet = parquet_module()
     from pyarrow import ArrowException
@@ -204,13 +203,15 @@ def _readable(path: Path) -> Iterator[Any]:
     try:
         with parquet.ParquetFile(path) as file:
             yield file
+    except ZsqError:
+        raise
     except (ArrowException, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, error, ": not a whole parquet file") from error
 
 
-def _damaged(path: Path, error: Exception) -> IntegrityError:
+def _damaged(path: Path, error: Exception, what: str = " is damaged") -> IntegrityError:
     reason = " ".join(str(error).split())  # some are several lines
-    return IntegrityError(f"{path} is damaged: {reason}; fetch or write it again")
+    return IntegrityError(f"{path}{what}: {reason}; fetch or write it again")
 
 
 # --- writing ----------------------------------------------------------------------------------------------

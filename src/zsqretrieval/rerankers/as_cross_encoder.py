@@ -13,8 +13,7 @@ from zsqretrieval.data.documents import Fetch, as_document_image
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Generator
-from zsqretrieval.search.rerank import Rerank
-from zsqretrieval.search.scoring import Scoring, score_pairs
+from zsqretrieval.search.scoring import Scoring, rule_of, score_pairs
 from zsqretrieval.types import Image
 
 
@@ -35,7 +34,7 @@ def as_cross_encoder(
     Raises:
         InvalidInputError: no generator, or no scoring rule.
     """
-    return GeneratorCrossEncoder(generator, scoring=scoring, fetch=fetch)
+    return GeneratorCrossEncoder(LazyGenerator.of(generator), rule_of(scoring), fetch)
 
 
 class GeneratorCrossEncoder:
@@ -48,17 +47,8 @@ class GeneratorCrossEncoder:
 
     num_labels = 1
 
-    def __init__(
-        self, generator: Generator | LazyGenerator, *, scoring: Any = "likelihood", fetch: Fetch = False
-    ) -> None:
-        self._generator = generator if isinstance(generator, LazyGenerator) else LazyGenerator.of(generator)
-        rule = scoring if scoring is None or scoring == "auto" else Rerank.of(scoring, generator=True)
-        if not isinstance(rule, Rerank) or not isinstance(rule.scoring, Scoring):
-            raise InvalidInputError(
-                f"scoring must be 'likelihood', 'yes_no' or a rule such as YesNo(), not {scoring!r}"
-            )
-        self._scoring = rule.scoring
-        self._fetch = fetch
+    def __init__(self, generator: LazyGenerator, scoring: Scoring, fetch: Fetch) -> None:
+        self._generator, self._scoring, self._fetch = generator, scoring, fetch
         self.model_card_data = _ModelCard()
 
     def predict(

@@ -16,6 +16,7 @@ from zsqretrieval._util.processes import Lock
 from zsqretrieval._util.torch import import_sentence_transformers, loading, resolve_device
 from zsqretrieval.data.images import decode, in_threads
 from zsqretrieval.errors import InvalidInputError, PartError
+from zsqretrieval.search.fusion import finite_numbers
 from zsqretrieval.types import Image
 
 
@@ -98,8 +99,7 @@ class CrossEncoderReranker:
         check_sequence(images, "images")
         tokenizer = self._model.tokenizer
         query = {"text": without_marks(tokenizer, question) if tokenizer else question}
-        scores = np.empty(len(images))
-        done = 0
+        scores: list[float] = []
         for batch in batched(images, self._batch_size):
             pairs = [(query, picture) for picture in in_threads(decode, batch)]
             try:
@@ -118,15 +118,15 @@ class CrossEncoderReranker:
                     f"the cross-encoder cannot score {len(batch)} images ({named}): {why}"
                 ) from error
             found = np.asarray(found)
-            if found.shape != (len(batch),) or not np.isfinite(found).all():
+            checked = finite_numbers(found, len(batch))
+            if checked is None:
                 raise PartError(
                     f"the cross-encoder gave {found.dtype} {list(found.shape)} with {found.flatten()[:3]} "
                     f"for {len(batch)} images, not one finite number each; its weights are damaged, or its "
                     "numbers overflow: try float32"
                 )
-            scores[done : done + len(batch)] = found
-            done += len(batch)
-        return scores
+            scores += checked.tolist()
+        return np.array(scores, np.float64)
 
 
 def _keep_head_exact(model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,14 @@ from zsqretrieval.types import Image
 
 
 class _GeneratorReranker:
-    def __init__(self, generator: Generator | LazyGenerator, rule: Scoring, batch_size: int) -> None:
+    _default: ClassVar[Scoring]
+
+    def __init__(
+        self, generator: Generator | LazyGenerator, rule: Scoring | None = None, *, batch_size: int = 16
+    ) -> None:
         check_counts(batch_size=batch_size)
-        self._generator = generator if isinstance(generator, LazyGenerator) else LazyGenerator.of(generator)
-        self._rule = rule
+        self._generator = LazyGenerator.of(generator)
+        self._rule = rule or self._default
         self._batch_size = batch_size
 
     @property
@@ -45,18 +50,11 @@ class LikelihoodReranker(_GeneratorReranker):
 
     Args:
         generator: any generator, or one that loads on first use.
-        rule: prompt and aggregate.
+        rule: prompt and aggregate; ``Likelihood()`` when None.
         batch_size: pairs computed together; does not change the result.
     """
 
-    def __init__(
-        self,
-        generator: Generator | LazyGenerator,
-        rule: Likelihood = Likelihood(),  # noqa: B008  # frozen
-        *,
-        batch_size: int = 16,
-    ) -> None:
-        super().__init__(generator, rule, batch_size)
+    _default = Likelihood()
 
 
 class YesNoReranker(_GeneratorReranker):
@@ -64,15 +62,8 @@ class YesNoReranker(_GeneratorReranker):
 
     Args:
         generator: any generator, or one that loads on first use.
-        rule: prompt and words.
+        rule: prompt and words; ``YesNo()`` when None.
         batch_size: pairs computed together; does not change the result.
     """
 
-    def __init__(
-        self,
-        generator: Generator | LazyGenerator,
-        rule: YesNo = YesNo(),  # noqa: B008  # frozen
-        *,
-        batch_size: int = 16,
-    ) -> None:
-        super().__init__(generator, rule, batch_size)
+    _default = YesNo()

@@ -227,7 +227,7 @@ class HTTPReranker:
             )
         try:
             results = parse_json(answer.body)["results"]
-            found = {_position(one, count): _finite(one["relevance_score"]) for one in results}
+            found = {_position(one, count): _number(one["relevance_score"]) for one in results}
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise self._broken(
@@ -292,7 +292,7 @@ def _position(result: Any, count: int) -> int:
     return index
 
 
-def _finite(score: Any) -> float:
+def _number(score: Any) -> float:
     if type(score) not in (int, float):
         raise ValueError(f"relevance_score {score!r}")
     return float(score)

@@ -9,19 +9,22 @@ from it (:mod:`zsqretrieval.album.sync`), so nothing that an ``add`` returned ca
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.candidates import StatesMode, Viewer
 from zsqretrieval.album.catalog import Record
-from zsqretrieval.album.edits import remove
+from zsqretrieval.album.edits import records_of, remove, update
 from zsqretrieval.album.info import CATALOG
-from zsqretrieval.album.ingest import AddReport
+from zsqretrieval.album.ingest import Adder, AddReport
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.sources import Reopener, Row
 from zsqretrieval.errors import AlbumError
@@ -29,12 +32,12 @@ from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.presets import Calibration, Preset, preset_named
 from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.retriever import opening
-from zsqretrieval.retriever.collection import Collection
 from zsqretrieval.retriever.opening import Parts
+from zsqretrieval.search.expansion import QuestionIndex
 from zsqretrieval.types import MAX_PIXELS, Progress
 
 
-class Album(Collection):
+class Album:
     """The images of a :class:`~zsqretrieval.retriever.Retriever`, with their vectors and their index."""
 
     def __init__(
@@ -49,6 +52,17 @@ class Album(Collection):
     ) -> None:
         folder = None if path is None else opening.album_path(path).absolute()
         self._attach(opening.new_parts(encoder, index, generator, folder, states, calibration))
+
+    def _attach(self, parts: Parts) -> None:
+        self.encoder, self.calibration = parts.encoder, parts.calibration
+        self._catalog, self._viewer, self._path = parts.catalog, parts.viewer, parts.path
+        self._index = parts.index
+        self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.index, parts.path)
+        self._saving, self._parts = Lock(), parts
+
+    def _adder(self) -> Adder:
+        parts = self._parts  # of one moment, so that encoder and catalog belong together
+        return Adder(parts.encoder, parts.catalog, parts.index, parts.viewer)
 
     @classmethod
     def _of(cls, parts: Parts) -> Self:
@@ -214,6 +228,12 @@ class Album(Collection):
         """Open images: ``with retriever.files() as files: files.open(hit.source, hit.digest)``."""
         return self._catalog.kept.files()
 
+    def vector(self, id: str) -> NDArray[np.float32]:
+        """Copy the vector of one image, float32 [dim]; an InvalidInputError if no image has the id."""
+        (vector,) = self._catalog.log.get([records_of(self._catalog, [id])[0].key])
+        found: NDArray[np.float32] = vector.copy()
+        return found
+
     def add(
         self,
         images: ImageLike | Row | Iterable[ImageLike | Row],
@@ -250,6 +270,27 @@ class Album(Collection):
         return self._adder().add(
             images, batch_size=batch_size, max_pixels=max_pixels, progress=progress, copy=copy, exif=exif
         )
+
+    def update(
+        self,
+        ids: str | Iterable[str],
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        *,
+        captions: str | Sequence[str | None] | None = None,
+    ) -> None:
+        """Change metadata and captions of images; all or none. On disk when this returns.
+
+        Args:
+            ids: one image, or n.
+            metadata: JSON values, merged into those of every image; or n such mappings. A value of None
+                deletes its key.
+            captions: a caption for all images, or n captions; None or ``""`` in a list deletes one.
+
+        Raises:
+            InvalidInputError: an id is not in the album or given twice, numbers do not fit, or metadata is
+                not JSON. Nothing has changed.
+        """
+        update(self._catalog, ids, metadata, captions)
 
     def index_fields(self, *names: str) -> None:
         """Keep the values of exactly these fields sorted, for faster filters (docs/filters.md).

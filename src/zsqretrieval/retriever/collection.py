@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from zsqretrieval._util.checks import check_counts
-from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.catalog import Catalog
-from zsqretrieval.album.edits import records_of, update
 from zsqretrieval.album.embeddings import (
     ExportReport,
     add_blocks,
@@ -26,7 +23,7 @@ from zsqretrieval.album.embeddings import (
 )
 from zsqretrieval.album.folders import SyncReport, checked_folders, rehearsal, sync_folders
 from zsqretrieval.album.info import find_catalog
-from zsqretrieval.album.ingest import Adder, AddReport
+from zsqretrieval.album.ingest import AddReport
 from zsqretrieval.album.merge import MergeReport, merge
 from zsqretrieval.album.reencode import ReencodeReport, Reencoding
 from zsqretrieval.errors import InvalidInputError
@@ -34,24 +31,12 @@ from zsqretrieval.plugins import check_empty_index, check_part, describe
 from zsqretrieval.presets import Calibration
 from zsqretrieval.protocols import Encoder, Index
 from zsqretrieval.retriever import opening
-from zsqretrieval.retriever.opening import Parts
-from zsqretrieval.search.expansion import QuestionIndex
+from zsqretrieval.retriever.album import Album
 from zsqretrieval.types import MAX_PIXELS, Progress
 
 
-class Collection:
-    """The parts of an album, and what changes many of its images at once."""
-
-    def _attach(self, parts: Parts) -> None:
-        self.encoder, self.calibration = parts.encoder, parts.calibration
-        self._catalog, self._viewer, self._path = parts.catalog, parts.viewer, parts.path
-        self._index = parts.index
-        self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.index, parts.path)
-        self._saving, self._parts = Lock(), parts
-
-    def _adder(self) -> Adder:
-        parts = self._parts  # of one moment, so that encoder and catalog belong together
-        return Adder(parts.encoder, parts.catalog, parts.index, parts.viewer)
+class Collection(Album):
+    """An album, and what changes many of its images at once."""
 
     def add_embeddings(
         self,
@@ -90,20 +75,18 @@ class Collection:
             IntegrityError: a file is damaged, or has other numbers of vectors and rows.
             MissingDependencyError: a folder without pyarrow.
         """
+        adder = self._adder()
         if fingerprint is not None:
-            check_fingerprint(fingerprint, self.encoder, "the vectors")
+            check_fingerprint(fingerprint, adder.encoder, "the vectors")
         if isinstance(vectors, str | os.PathLike):
             if any(one is not None for one in (ids, metadata, sources, captions)):
                 raise InvalidInputError(
                     "a folder of embeddings has its own ids, metadata, sources and captions"
                 )
-            blocks = folder_blocks(Path(vectors), self.encoder)
+            blocks = folder_blocks(Path(vectors), adder.encoder)
         else:
             blocks = [given_block(vectors, ids, metadata, sources, captions)]
-        adder = self._adder()
-        return add_blocks(
-            blocks, adder, self._catalog, self.encoder, batch_size=batch_size, progress=progress
-        )
+        return add_blocks(blocks, adder, batch_size=batch_size, progress=progress)
 
     def export_embeddings(
         self,
@@ -132,33 +115,6 @@ class Collection:
             self._catalog, self.encoder.fingerprint, Path(path).absolute(),
             dtype=dtype, shard_size=shard_size, progress=progress,
         )  # fmt: skip
-
-    def vector(self, id: str) -> NDArray[np.float32]:
-        """Copy the vector of one image, float32 [dim]; an InvalidInputError if no image has the id."""
-        (vector,) = self._catalog.log.get([records_of(self._catalog, [id])[0].key])
-        found: NDArray[np.float32] = vector.copy()
-        return found
-
-    def update(
-        self,
-        ids: str | Iterable[str],
-        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        *,
-        captions: str | Sequence[str | None] | None = None,
-    ) -> None:
-        """Change metadata and captions of images; all or none. On disk when this returns.
-
-        Args:
-            ids: one image, or n.
-            metadata: JSON values, merged into those of every image; or n such mappings. A value of None
-                deletes its key.
-            captions: a caption for all images, or n captions; None or ``""`` in a list deletes one.
-
-        Raises:
-            InvalidInputError: an id is not in the album or given twice, numbers do not fit, or metadata is
-                not JSON. Nothing has changed.
-        """
-        update(self._catalog, ids, metadata, captions)
 
     def sync(
         self,
@@ -193,15 +149,14 @@ class Collection:
         places = checked_folders(folders)
         settings: dict[str, Any] = {"batch_size": batch_size, "max_pixels": max_pixels}
         if dry_run:
-            with rehearsal(self._catalog) as (adder, catalog):
-                return replace(sync_folders(adder, catalog, places, progress, **settings), dry_run=True)
-        adder = self._adder()
-        report = sync_folders(adder, self._catalog, places, progress, copy=copy, **settings)
+            with rehearsal(self._catalog) as adder:
+                return replace(sync_folders(adder, places, progress, **settings), dry_run=True)
+        report = sync_folders(self._adder(), places, progress, copy=copy, **settings)
         self._index.update()
         return report
 
     def merge(
-        self, other: str | os.PathLike[str] | Collection, *, progress: Progress | None = None
+        self, other: str | os.PathLike[str] | Album, *, progress: Progress | None = None
     ) -> MergeReport:
         """Take over the images of another album, which stays as it is; nothing is encoded.
 
@@ -219,7 +174,7 @@ class Collection:
             InvalidInputError: it is this album.
             AlbumError: there is no album, or the disk is full; earlier batches stay.
         """
-        folder = other._path if isinstance(other, Collection) else opening.album_path(other).absolute()
+        folder = other._path if isinstance(other, Album) else opening.album_path(other).absolute()
         if other is self or (
             folder is not None and self._path is not None and folder.resolve() == self._path.resolve()
         ):
@@ -227,7 +182,7 @@ class Collection:
                 f"{self._path or 'this album'} cannot be merged with itself; name another"
             )
         with contextlib.ExitStack() as stack:
-            if isinstance(other, Collection):
+            if isinstance(other, Album):
                 theirs = other._catalog
             else:
                 theirs = stack.enter_context(Catalog.open(find_catalog(cast(Path, folder))))

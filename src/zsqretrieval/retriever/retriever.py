@@ -2,7 +2,8 @@
 
     search: query --encoder, index--> candidates --generator--> scores --fusion--> Ranking
 
-:class:`~zsqretrieval.retriever.album.Album` adds, changes and saves the images.
+:class:`~zsqretrieval.retriever.album.Album` opens, changes and saves an album;
+:class:`~zsqretrieval.retriever.collection.Collection` adds what concerns all of it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.gallery import AlbumGallery
 from zsqretrieval.dialog.policies import InformationGain, Policy
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.retriever.album import Album
+from zsqretrieval.retriever.collection import Collection
 from zsqretrieval.retriever.opening import Parts
 from zsqretrieval.search.dense import FirstStage, MinProbability
 from zsqretrieval.search.image_to_text import TextRanking, rank_texts
@@ -51,7 +52,7 @@ class SearchOptions(TypedDict, total=False):
     progress: Progress | None
 
 
-class Retriever(Album):
+class Retriever(Collection):
     """Finds images by asking questions of them.
 
     :meth:`open` opens an album or makes one; :meth:`from_preset` keeps one in memory until :meth:`save`. The

@@ -22,7 +22,7 @@ from zsqretrieval.album.filters import Filter
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.encoders.checked import encode_images, encode_texts
 from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
-from zsqretrieval.indexes.checks import nearest
+from zsqretrieval.indexes.checks import nearest, unit_rows
 from zsqretrieval.protocols import Encoder, truncated
 from zsqretrieval.search.among import nearest_among
 from zsqretrieval.search.diversity import collapsed
@@ -143,7 +143,9 @@ class FirstStage:
         collapse: float | None,
     ) -> list[list[Candidate]]:
         """K candidates per query without near-duplicates and without the hits that were searched with."""
-        left_out = [{one.key for one in _hits(query)} for query in queries]
+        left_out = [
+            {term.content.key for term in query.terms if isinstance(term.content, Hit)} for query in queries
+        ]
         complete: list[list[Candidate]] = [[] for _ in queries]
         waiting, depth = list(range(len(queries))), k + max(map(len, left_out), default=0)
         while waiting:
@@ -230,9 +232,9 @@ class FirstStage:
                 raise InvalidInputError(
                     f"the hit {hit.id!r} is not of this album, or was removed; search with the image itself"
                 )
-            vector = self._catalog.log.get([hit.key])[0]
-        unit: NDArray[np.float32] = vector / np.linalg.norm(vector)
-        return unit
+            vectors = self._catalog.log.get([hit.key])
+        vector: NDArray[np.float32] = unit_rows(vectors, self._encoder.dim)[0]
+        return vector
 
     def _neighbors(self, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | None) -> Neighbors:
         index = self._follower.update()
@@ -281,7 +283,7 @@ class FirstStage:
             known = self._catalog.known_keys([hit.key for hit in hits])
             here = [n for n, hit in enumerate(hits) if hit.key in known]
             vectors = self._catalog.log.get([hits[n].key for n in here])
-        return here, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return here, unit_rows(vectors, self._encoder.dim)
 
     def _collapsed(self, found: Sequence[Candidate], threshold: float) -> list[Candidate]:
         """The candidates without near-duplicates, which are counted."""
@@ -319,7 +321,3 @@ class FirstStage:
             (kept[n][0], replace(kept[n][1], score=score, scores={**kept[n][1].scores, NORMALIZED: score}))
             for n, score in ((n, float(scores[n])) for n in best_first(scores))
         ]
-
-
-def _hits(query: Query) -> list[Hit]:
-    return [term.content for term in query.terms if isinstance(term.content, Hit)]

@@ -20,11 +20,13 @@ import numpy as np
 from PIL import Image as PILImage
 
 from zsqretrieval._util.checks import check_counts, printable
+from zsqretrieval._util.optional import import_optional
 from zsqretrieval.data.images import ImageLike, decode
 from zsqretrieval.data.sources import Reopener
-from zsqretrieval.errors import ImageError, MissingDependencyError
+from zsqretrieval.errors import ImageError
 from zsqretrieval.search.explain import SAYS, words
-from zsqretrieval.search.ranking import Ranking
+from zsqretrieval.search.ranking import Ranking, score_text
+from zsqretrieval.search.scoring import YesNo
 from zsqretrieval.types import Hit
 
 if TYPE_CHECKING:
@@ -156,14 +158,12 @@ def notebook(ranking: Ranking) -> str:
 
 def figure(ranking: Ranking, columns: int) -> Figure:
     """Draw the hits of a ranking with their scores."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "Ranking.plot()", "pip install matplotlib") from error
+    install = "pip install matplotlib"
+    made = import_optional("matplotlib.figure", "Ranking.plot()", install, package="matplotlib")
     check_counts(columns=columns)
     pictures = _pictures(ranking)
     rows = max(math.ceil(len(ranking) / columns), 1)
-    drawn = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
+    drawn: Figure = made.Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
     drawn.suptitle(_plain(ranking.query))
     for place, axes in enumerate(drawn.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
@@ -171,7 +171,7 @@ def figure(ranking: Ranking, columns: int) -> Figure:
             hit = ranking[place]
             if hit.id in pictures:
                 axes.imshow(PILImage.open(io.BytesIO(pictures[hit.id])))
-            axes.set_title(_plain(f"{place + 1}. {hit.id}\n{_score(hit)}"), fontsize=8)
+            axes.set_title(_plain(f"{place + 1}. {hit.id}\n{score_text(hit)}"), fontsize=8)
     return drawn
 
 
@@ -191,12 +191,8 @@ def rich_lines(ranking: Ranking, console: Console) -> Iterator[RenderableType]:
     yield Text(printable(ranking.query), style="bold")
     for rank, hit in enumerate(ranking, start=1):
         picture = [_blocks(pictures[hit.id]) if hit.id in pictures else Text()] if shown else []
-        table.add_row(Text(str(rank)), *picture, Text(_score(hit)), Text(printable(hit.id)))
+        table.add_row(Text(str(rank)), *picture, Text(score_text(hit)), Text(printable(hit.id)))
     yield table
-
-
-def _score(hit: Hit) -> str:
-    return "" if hit.score is None else f"{hit.score:.3f}"
 
 
 def _blocks(jpeg: bytes, *, width: int = 24, height: int = 16) -> Text:
@@ -306,5 +302,5 @@ def _share(name: str, score: float, closest: float, likeliest: float) -> float |
     if name == "dialog":
         return math.exp(min(score, 0.0))
     if name == "yes_no":
-        return 0.5 + 0.5 * math.tanh(score / 2)  # the logistic function, without overflow
+        return YesNo.probability(score)
     return None

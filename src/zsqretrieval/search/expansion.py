@@ -123,9 +123,8 @@ def compare(
     similarities to the image and to its nearest kept question.
     """
     with catalog.reading():
-        present = np.array(sorted(catalog.known_keys(np.unique(keys))), np.int64)
-        records = catalog.records(present)
-        vectors = catalog.log.get(present)
+        records, vectors = catalog.present(np.unique(keys))
+        present = np.array([record.key for record in records], np.int64)
         kept = catalog.questions.kept(present)
     image = _cosines(vectors, vector)
     question, which = best_questions(present, kept.images, _cosines(kept.vectors, vector))

@@ -183,6 +183,11 @@ def best_first(fused: ArrayLike) -> NDArray[np.intp]:
     return np.argsort(-np.asarray(fused, np.float64), kind="stable")
 
 
+def logistic(values: ArrayLike) -> NDArray[np.float64]:
+    """Probabilities of log-odds, float64 of the same shape; without overflow."""
+    return np.exp(-np.logaddexp(0.0, -np.asarray(values, np.float64)))
+
+
 def standardized(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scale scores to mean 0 and standard deviation 1; all 0 where they are equal. float64 [n]."""
     exact = np.asarray(values, np.float64)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.optional import import_optional
 from zsqretrieval.data.sources import Reopener
-from zsqretrieval.errors import InvalidInputError, MissingDependencyError
+from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.search.explain import words
 from zsqretrieval.types import Hit
 
@@ -124,22 +125,14 @@ class Ranking(Sequence[Hit]):
         Raises:
             MissingDependencyError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingDependencyError("pandas", "Ranking.to_pandas()", "pip install pandas") from error
-        rows = []
-        for one in self.to_dicts():
-            nested = {
-                f"{name}.{key}": value for name in ("scores", "metadata") for key, value in one[name].items()
-            }
-            rows.append(
-                {key: value for key, value in one.items() if key not in ("scores", "metadata", "explanation")}
-                | nested
-            )
-        table: pandas.DataFrame = pandas.DataFrame(
-            rows, columns=None if rows else ["rank", "id", "source", "score"]
-        )
+        package = import_optional("pandas", "Ranking.to_pandas()", "pip install pandas")
+        rows = self.to_dicts()
+        for row in rows:
+            del row["explanation"]
+            for name in ("scores", "metadata"):
+                row |= {f"{name}.{key}": value for key, value in row.pop(name).items()}
+        columns = None if rows else ["rank", "id", "source", "score"]
+        table: pandas.DataFrame = package.DataFrame(rows, columns=columns)
         return table
 
     def _repr_html_(self) -> str:
@@ -163,15 +156,16 @@ class Ranking(Sequence[Hit]):
         return display.rich_lines(self, console)
 
     def __str__(self) -> str:
-        lines = [f"{rank:>4} {_score(hit):>8} {hit.id}" for rank, hit in enumerate(self.hits, 1)]
+        lines = [f"{rank:>4} {score_text(hit):>8} {hit.id}" for rank, hit in enumerate(self.hits, 1)]
         return "\n".join([f"{self.query!r}: {len(self)} hits", *lines])
 
     def __repr__(self) -> str:
-        first = ", ".join(f"{hit.id} {_score(hit)}".strip() for hit in self.hits[:3])
+        first = ", ".join(f"{hit.id} {score_text(hit)}".strip() for hit in self.hits[:3])
         return f"Ranking({self.query!r}, {len(self)} hits: {first}{', ...' if len(self) > 3 else ''})"
 
 
-def _score(hit: Hit) -> str:
+def score_text(hit: Hit) -> str:
+    """The score for people; empty without one."""
     return "" if hit.score is None else f"{hit.score:.3f}"
 
 

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from zsqretrieval._util.checks import check_amounts
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.protocols import Encoder
+from zsqretrieval.search.fusion import logistic
 from zsqretrieval.search.query_bank import QueryBank
 
 _SCALE = 20.0  # of the mean over the bank
@@ -66,10 +67,7 @@ class Relevance:
 
     def probabilities(self, similarities: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
         """Probabilities float64 [..., n] in [0, 1]; arguments as for :meth:`margins`."""
-        found: NDArray[np.float64] = _logistic(
-            self._scale * (self.margins(similarities, images) - self._margin)
-        )
-        return found
+        return logistic(self._scale * (self.margins(similarities, images) - self._margin))
 
 
 def fit(relevant: ArrayLike, irrelevant: ArrayLike) -> tuple[float, float]:
@@ -104,7 +102,3 @@ def fit(relevant: ArrayLike, irrelevant: ArrayLike) -> tuple[float, float]:
     if slope <= 0:
         raise InvalidInputError("the relevant margins are not larger than the others; check the data")
     return float(slope / unit), float(middle * unit)
-
-
-def _logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 0.5 + 0.5 * np.tanh(values / 2)  # without overflow

@@ -20,11 +20,10 @@ from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError, InvalidInputError, PartError
 from zsqretrieval.plugins import check_part
-from zsqretrieval.protocols import Generator
 from zsqretrieval.search.fusion import FUSED, Fusion, RerankOnly, best_first, finite_numbers, fuse
 from zsqretrieval.search.query import Query
-from zsqretrieval.search.scoring import Likelihood, Scoring, YesNo, score_pairs
-from zsqretrieval.types import Hit, Image, ImageState, Progress
+from zsqretrieval.search.scoring import RULES, Likelihood, Scoring, score_each
+from zsqretrieval.types import Hit, Image, Progress
 
 CANDIDATES = 100
 """Candidates of a search that re-ranks, expands or normalises, unless :class:`Rerank` says otherwise."""
@@ -88,12 +87,10 @@ class Rerank:
         """
         if rerank is None or isinstance(rerank, Rerank):
             return rerank
-        if isinstance(rerank, str):
-            if rerank == "auto":
-                return cls() if generator else None
-            rule = {Likelihood.name: Likelihood(), YesNo.name: YesNo()}.get(rerank, rerank)
-            return cls(rule)  # type: ignore[arg-type]  # refused there
-        return cls(rerank)
+        if isinstance(rerank, str) and rerank == "auto":
+            return cls() if generator else None
+        rule = RULES.get(rerank, rerank) if isinstance(rerank, str) else rerank
+        return cls(rule)  # type: ignore[arg-type]  # another string is refused there
 
     @property
     def name(self) -> str:
@@ -165,7 +162,14 @@ def score_candidates(
             assert viewer is not None
             with viewer.showing(images[part], files, progress) as (generator, inputs):
                 shown = {record.key: one for record, one in zip(images[part], inputs, strict=True)}
-                found = _by_rule(how, how.scoring, generator, shown, pairs, counted)
+                found: Sequence[_Score] = score_each(
+                    generator,
+                    how.scoring,
+                    [pair.text for pair in pairs],
+                    [shown[pair.record.key] for pair in pairs],
+                    batch_size=how.batch_size,
+                    progress=counted,
+                )
         else:
             opened = {record.key: open_image(files, record) for record in images[part]}
             found = _by_reranker(how, opened, pairs, counted)
@@ -217,33 +221,6 @@ def _counted(progress: Progress | None, before: int, pairs: int, total: int) -> 
         progress(step, before + pairs * done // (of or 1), total)
 
     return report
-
-
-def _by_rule(
-    how: Rerank,
-    rule: Scoring,
-    generator: Generator,
-    shown: Mapping[int, Image | ImageState | ImageError],
-    pairs: Sequence[_Pair],
-    progress: Progress | None,
-) -> list[_Score]:
-    """Score pairs by a rule for the generator, which is shown the images by key."""
-    faults: dict[int, InvalidInputError] = {}
-    scores = score_pairs(
-        generator,
-        rule,
-        [pair.text for pair in pairs],
-        [shown[pair.record.key] for pair in pairs],
-        batch_size=how.batch_size,
-        progress=progress,
-        faults=faults,
-    )
-    found: list[_Score] = scores.tolist()
-    for n, fault in faults.items():
-        if not isinstance(fault, ImageError):  # the question is at fault
-            raise fault
-        found[n] = fault
-    return found
 
 
 def _by_reranker(

@@ -7,8 +7,7 @@ generator, so that its engine plans all of them together.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -21,7 +20,7 @@ from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import distinct, read_each
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
 from zsqretrieval.protocols import Generator
-from zsqretrieval.search.fusion import finite_numbers
+from zsqretrieval.search.fusion import finite_numbers, logistic
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progress
 
 
@@ -135,13 +134,52 @@ class YesNo:
     @staticmethod
     def probability(score: float) -> float:
         """P(yes) / (P(yes) + P(no)) of a score."""
-        return 1 / (1 + math.exp(-score)) if score > 0 else math.exp(score) / (1 + math.exp(score))
+        return float(logistic(score))
 
 
 def _log_sum(likelihoods: Sequence[LogLikelihood]) -> float:
     """Log of the probability of any of the texts."""
     kept = distinct([one.tokens for one in likelihoods])
     return float(np.logaddexp.reduce([likelihoods[i].sum for i in kept]))
+
+
+RULES: Mapping[str, Scoring] = {Likelihood.name: Likelihood(), YesNo.name: YesNo()}
+"""The scoring rules that have a name of their own, with their default settings."""
+
+
+def rule_of(scoring: Scoring | str) -> Scoring:
+    """A scoring rule, or the one of a name of :data:`RULES`; an InvalidInputError for anything else."""
+    rule = RULES.get(scoring, scoring) if isinstance(scoring, str) else scoring
+    if isinstance(rule, type) or not isinstance(rule, Scoring):
+        raise InvalidInputError(
+            f"scoring must be a rule for the generator, not {scoring!r}; use "
+            f"{', '.join(map(repr, RULES))}, or a rule such as YesNo()"
+        )
+    return rule
+
+
+def score_each(
+    generator: Generator,
+    scoring: Scoring,
+    texts: Sequence[str],
+    images: Sequence[Image | ImageState | ImageError],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> list[float | ImageError]:
+    """Score n texts, each for its image, with an error in the place of images that cannot be scored.
+
+    Arguments and other errors are those of :func:`score_pairs`.
+    """
+    faults: dict[int, InvalidInputError] = {}
+    scores: list[float | ImageError] = score_pairs(
+        generator, scoring, texts, images, batch_size=batch_size, progress=progress, faults=faults
+    ).tolist()
+    for n, fault in faults.items():
+        if not isinstance(fault, ImageError):  # the text is at fault
+            raise fault
+        scores[n] = fault
+    return scores
 
 
 def score_pairs(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from zsqretrieval.data.sources import walk
 from zsqretrieval.data.tars import SurplusError, read_caption, read_webdataset
-from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError, MissingDependencyError
+from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.evaluation.datasets.dataset import (
     ALT_TEXT,
     CAPTION,
@@ -29,6 +29,7 @@ from zsqretrieval.evaluation.datasets.dataset import (
     lines,
     read_json,
 )
+from zsqretrieval.laion.formats import opened_parquet
 from zsqretrieval.types import Image
 
 _KARPATHY = "the page of A. Karpathy's deepimagesent (caption_datasets.zip, dataset_*.json)"
@@ -341,15 +342,8 @@ def _punsafe(metadata: Mapping[str, Any]) -> float:
 
 
 def _read_parquet(tables: Iterable[Path]) -> Iterator[Image]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise MissingDependencyError(
-            "pyarrow", "reading parquet", "pip install 'zsqretrieval[parquet]'"
-        ) from error
     for path in tables:
-        try:
-            file = parquet.ParquetFile(path)
+        with opened_parquet(path) as file:
             if missing := {"jpg", "caption"} - set(file.schema_arrow.names):
                 raise InvalidInputError(
                     f"{path.name}: has no column {min(missing)!r}, only {file.schema_arrow.names}; the "
@@ -376,9 +370,6 @@ def _read_parquet(tables: Iterable[Path]) -> Iterator[Image]:
                         notes=notes,
                     )
                 first += batch.num_rows
-        except (ArrowException, OSError, UnicodeDecodeError) as error:  # pyarrow's, for damaged files
-            reason = " ".join(str(error).split())  # some are several lines
-            raise IntegrityError(f"{path}: not a whole parquet file: {reason}; fetch it again") from error
 
 
 def _cells(batch: Any, name: str) -> list[Any]:

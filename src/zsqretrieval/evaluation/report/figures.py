@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from zsqretrieval.errors import MissingDependencyError
+from zsqretrieval._util.optional import import_optional
 from zsqretrieval.evaluation.results import Results
 
 PALETTE = ("#2b83ba", "#cc6d00", "#1a9464", "#b659a6", "#d1512d", "#8668c9", "#8a8a1f")
@@ -185,12 +185,7 @@ def _legend(figure: Any) -> None:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingDependencyError(
-            "matplotlib", "drawing figures", "pip install 'zsqretrieval[evaluation]'"
-        ) from error
+    mpl = import_optional("matplotlib", "drawing figures", "pip install 'zsqretrieval[evaluation]'")
     ink = dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"),
         _INK,

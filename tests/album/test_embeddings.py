@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from zsqretrieval.errors import (
     MismatchError,
     MissingDependencyError,
 )
+from zsqretrieval.laion.formats import open_embeddings
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyGenerator
 
@@ -136,6 +138,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"vectors": np.ones((2, 16), np.int8)}, InvalidInputError, "float .n, dim., not int8"),
     ({"vectors": colours("red")[0]}, InvalidInputError, "not float32 .16."),
     ({"vectors": np.array([[None] * 16])}, InvalidInputError, "not object"),
+    ({"vectors": [[1.0], [1.0, 2.0]]}, InvalidInputError, "cannot be read as an array"),
+    ({"vectors": torch.zeros(2, 16, requires_grad=True)}, InvalidInputError, "requires grad"),
     ({"ids": ["a"]}, InvalidInputError, "2 vectors, but 1 ids"),
     ({"ids": "ab"}, InvalidInputError, "ids must be a list"),
     ({"ids": ["a", 3]}, InvalidInputError, r"ids\[1\] must not be 3"),
@@ -228,8 +232,9 @@ def test_folder_of_clip_retrieval_is_added_row_by_row(album: Retriever, tmp_path
     )  # fmt: skip
     write_shard(tmp_path / "emb", "1", colours("green"), {"url": ["http://g"], "key": ["k"]})
     write_shard(
-        tmp_path / "emb", "10", colours("black"), {"url": ["http://b"], "day": [datetime.date(2020, 1, 2)]}
-    )
+        tmp_path / "emb", "10", colours("black"),
+        {"url": ["http://b"], "day": [datetime.date(2020, 1, 2)], "key": [np.nan]},
+    )  # fmt: skip
     assert len(album.add_embeddings(tmp_path / "emb").added) == 4
     assert rows(album) == [
         ("000", "000", "a", {"url": "u", "width": 5, "NSFW": "no"}),
@@ -266,6 +271,21 @@ def pickle(folder: Path) -> None:
     np.save(folder / "img_emb/img_emb_0000.npy", np.array([{"a": 1}] * 400), allow_pickle=True)
 
 
+def headed(*values: str) -> Any:
+    """A file of vectors whose header claims that shape, or is no description of an array."""
+
+    def damage(folder: Path) -> None:
+        for value in values:
+            head = value if "[" in value else f"{{'descr': '<f4', 'fortran_order': False, 'shape': {value}}}"
+            text = head.encode() + b" " * (-(len(head) + 11) % 64) + b"\n"
+            start = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+            (folder / "img_emb/img_emb_0001.npy").write_bytes(start + bytes(256))
+            with pytest.raises(IntegrityError, match=r"img_emb_0001.npy is damaged"):
+                open_embeddings(folder)
+
+    return damage
+
+
 def state_another_encoder(folder: Path) -> None:
     file = folder / "zsqretrieval.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"encoder": "clip-1"}))
@@ -284,6 +304,7 @@ def remove_all(folder: Path) -> None:
         (break_vectors, IntegrityError, "img_emb_0001.npy is damaged"),
         (break_facts, IntegrityError, "zsqretrieval.json is damaged"),
         (lose_a_shard, IntegrityError, "holds 4 vectors, its zsqretrieval.json says 6"),
+        (headed("(-4, 16)", "(True, 16)", "[" * 500), IntegrityError, "img_emb_0001.npy is damaged"),
         (pickle, (IntegrityError, InvalidInputError), "img_emb_0000.npy"),
         (state_another_encoder, MismatchError, "'clip-1', but the album's is 'toy-encoder-1'"),
         (remove_all, InvalidInputError, "holds no img_emb"),

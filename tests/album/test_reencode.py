@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from plain import picture, write_plain
+from plain import picture, plain, write_plain
+from zsqretrieval import Field, Ranking
 from zsqretrieval.album.reencode import Reencoding
+from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import as_image
 from zsqretrieval.errors import AlbumError, InvalidInputError
 from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.presets import Calibration
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyIndex, ToyStatesGenerator
 from zsqretrieval.types import Image
@@ -274,3 +277,71 @@ def test_index_without_settings_has_to_be_passed(album: Path) -> None:
             retriever.reencode(Longer())
         retriever.reencode(Longer(), index=ToyIndex(32))
         check(retriever, Longer(), ["red"])
+
+
+@pytest.mark.parametrize("attached", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"where": Field("width") > 0},
+        {"expand": True},
+        {"collapse": 0.999},
+        {"diversity": 0.5},
+        {"min_probability": 0.0},
+    ],
+)
+def test_search_that_outlives_its_encoder_answers_with_the_new_one(
+    opened: Retriever, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], attached: bool
+) -> None:
+    opened.questions.generate(1, style="captions", top_k=None)
+    opened.calibration = scaled = Calibration(relevance_scale=1.0)
+    update, attach = IndexSync.update, opened._attach
+    waiting = [lambda: opened.reencode(Same(), calibration=scaled)]
+
+    def updated(follower: IndexSync) -> Any:
+        index = update(follower)
+        if attached and waiting:
+            waiting.pop()()
+        return index
+
+    found: list[Ranking] = []
+    search = threading.Thread(
+        target=lambda: found.append(opened.search("red", 6, rerank=None, **options)), daemon=True
+    )
+
+    def attached_while_searching(parts: Any) -> None:  # between the switch and the new encoder
+        if not attached:
+            search.start()
+            search.join(0.2)
+        attach(parts)
+
+    monkeypatch.setattr(IndexSync, "update", updated)
+    monkeypatch.setattr(opened, "_attach", attached_while_searching)
+    search.start() if attached else waiting.pop()()
+    search.join(20)
+    assert len(found[0]) == 6 and opened.encoder.fingerprint == Same.fingerprint
+    expected = opened.search("red", 6, rerank=None, **options)
+    assert (found[0].ids, found[0].scores.tolist()) == (expected.ids, expected.scores.tolist())
+
+
+def test_image_that_is_lost_or_back_after_the_others_were_encoded(opened: Retriever, tmp_path: Path) -> None:
+    file = tmp_path / "file.png"
+    plain("orange").save(file)
+    calls: list[str] = []
+
+    def lose(step: str, *_: object) -> None:
+        if step == "encoding images" and not calls.append(step) and len(calls) == 1:
+            opened.add(file)
+            file.unlink()
+
+    with pytest.raises(InvalidInputError, match=r"1 images cannot be encoded anew.*file\.png: no such file"):
+        opened.reencode(Longer(), progress=lose)
+    calls.clear()
+
+    def bring_back(step: str, *_: object) -> None:
+        if step == "encoding images" and not file.exists():
+            plain("orange").save(file)
+
+    assert opened.reencode(Longer(), progress=bring_back).images == 7
+    expected = Longer().encode_image([as_image(file)])[0]
+    np.testing.assert_array_equal(opened.vector(str(file)), expected)

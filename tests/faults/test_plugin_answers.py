@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import broken_encoders
 import broken_indexes
@@ -195,6 +196,8 @@ FUSED = {
     "one number": 1.0,
     "complex": lambda scores: scores * 1j,
     "truth": lambda scores: scores > 0,
+    "bfloat16": lambda scores: torch.tensor(scores, dtype=torch.bfloat16),
+    "with a gradient": lambda scores: torch.tensor(scores, requires_grad=True),
 }
 
 

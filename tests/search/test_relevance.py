@@ -55,6 +55,21 @@ def test_hits_below_the_probability_are_left_out(retriever: Retriever, rerank: A
     assert not some.nothing_found and not whole.nothing_found
 
 
+def test_pages_of_probable_hits_join_to_all_of_them(tmp_path: Path) -> None:
+    made = Retriever(ENCODER, ExactIndex(ENCODER.dim), calibration=Calibration(relevance_scale=8.0))
+    vectors = np.random.default_rng(0).normal(size=(150, ENCODER.dim))
+    made.add_embeddings(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    whole = made.search("red green", 100, min_probability=0.5).ids
+    for collapse in (None, 0.999):
+        pages = [
+            made.search("red green", 3, offset=offset, min_probability=0.5, collapse=collapse).ids
+            for offset in range(0, len(whole) + 3, 3)
+        ]
+        assert [id for page in pages for id in page] == whole and 3 < len(whole) < 100
+    with pytest.raises(InvalidInputError, match=r"min_probability.*Rerank\(candidates=101\)"):
+        made.search("red green", 1, offset=100, min_probability=0.5)
+
+
 def test_question_without_an_answer_finds_nothing(retriever: Retriever) -> None:
     nothing = retriever.search("an unrelated thing", 4, min_probability=0.5)
     assert len(nothing) == 0 and nothing.nothing_found

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from zsqretrieval import Field, Filter, HNSWIndex, Retriever
+from zsqretrieval.album.fields import FieldTable
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyIndex
@@ -77,3 +78,23 @@ def test_removed_images_are_not_found_again() -> None:
     retriever.remove([one.id for one in retriever.records() if one.metadata["year"] >= 2010])
     found = retriever.search("red", 20, where=Field("year") > 2005)
     assert sorted(hit.metadata["year"] for hit in found) == [2006, 2007, 2008, 2009]
+
+
+@pytest.mark.parametrize("expand", [False, True])
+def test_image_that_is_removed_after_it_was_selected_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, expand: bool
+) -> None:
+    retriever = made(generator=ToyGenerator())
+    retriever.questions.generate(n=1, style="search")
+    late = Field("year") > 2009
+    (best,) = retriever.search("red", 1, where=late, rerank=None)
+    matching = FieldTable.matching
+
+    def matched(table: FieldTable, where: Filter) -> Any:
+        keys = matching(table, where)
+        retriever.remove(best.id)
+        return keys
+
+    monkeypatch.setattr(FieldTable, "matching", matched)
+    found = retriever.search("red", 20, where=late, rerank=None, expand=expand)
+    assert len(found) == 9 and best.id not in found.ids

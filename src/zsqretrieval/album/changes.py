@@ -65,9 +65,9 @@ class VectorLog:
             raise self._other_encoder()
 
     def _other_encoder(self) -> AlbumError:
+        again = "call again" if self.retired else "close the album and open it again"
         return AlbumError(
-            f"{self._database.where} was encoded anew by another encoder since it was opened; close the "
-            "album and open it again"
+            f"{self._database.where} was encoded anew by another encoder since it was opened; {again}"
         )
 
     def next_key(self) -> int:

@@ -29,6 +29,7 @@ from zsqretrieval.data.loader import NewImage, Skipped
 from zsqretrieval.data.sources import VECTOR, Reopener
 from zsqretrieval.encoders.checked import TOLERANCE
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError
+from zsqretrieval.indexes.checks import as_array
 from zsqretrieval.laion.formats import VectorRow, open_embeddings, writing_embeddings
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image, Progress
@@ -54,7 +55,7 @@ def given_block(
     captions: Sequence[str | None] | None,
 ) -> Block:
     """One block of vectors and what comes with each; all but the lengths of the vectors is checked."""
-    array = np.asarray(vectors)
+    array = as_array(vectors, "vectors")
     if array.ndim != 2 or array.dtype.kind != "f":
         raise InvalidInputError(f"vectors must be float [n, dim], not {array.dtype} {list(array.shape)}")
     given = {"ids": ids, "metadata": metadata, "sources": sources, "captions": captions}

@@ -166,6 +166,7 @@ class Reencoding:
     def _fill_index(self) -> None:
         """Add the images that the index does not have yet."""
         for records in batched(self._catalog.iter_records(), 4096):
+            self._encode(records)  # those added since
             self._add([one for one in records if one.digest not in self._faults])
             if self._progress is not None:
                 self._progress("indexing", len(self._indexed), max(len(self._indexed), len(self._catalog)))
@@ -205,8 +206,11 @@ class Reencoding:
             raise
 
     def _lost(self) -> dict[str, Skipped]:
-        """The images of the album that cannot be encoded."""
-        return {digest: self._faults[digest] for digest in self._catalog.known_digests(self._faults)}
+        """The images of the album that cannot be encoded, tried again: some were removed and added again."""
+        records = self._catalog.by_digest(self._faults)
+        self._faults = {}
+        self._encode(list(records.values()))
+        return self._faults
 
     def _replace_images(self, catalog: Catalog) -> None:
         present: set[int] = set()

@@ -27,7 +27,7 @@ def unit_rows(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
     Raises:
         InvalidInputError: not [n, dim], not floating, or a row that is zero, nan or infinite; names the row.
     """
-    given = _as_array(vectors, "vectors")
+    given = as_array(vectors, "vectors")
     if given.ndim != 2 or given.shape[1] != dim:
         hint = "; for one vector pass vector[None, :]" if given.ndim == 1 else ""
         raise InvalidInputError(f"vectors have shape {list(given.shape)}, this index needs [n, {dim}]{hint}")
@@ -67,7 +67,7 @@ def check_keys(keys: ArrayLike) -> NDArray[np.int64]:
 
 def check_key_dtype(keys: ArrayLike) -> NDArray[np.int64]:
     """Integers as int64 [n]."""
-    given = _as_array(keys, "keys")
+    given = as_array(keys, "keys")
     if given.ndim != 1:
         raise InvalidInputError(f"keys have shape {list(given.shape)}, they must be one row of integers [n]")
     if given.size == 0:
@@ -90,7 +90,8 @@ def check_integer(name: str, value: Any, *, least: int = 1, most: int = 2**31 - 
     return number
 
 
-def _as_array(values: ArrayLike, name: str) -> NDArray[Any]:
+def as_array(values: ArrayLike, name: str) -> NDArray[Any]:
+    """An array of anything; an InvalidInputError for ragged rows, and tensors that NumPy cannot read."""
     try:
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:

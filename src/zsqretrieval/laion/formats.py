@@ -136,7 +136,7 @@ def _shard(file: Path, tables: Path) -> Shard:
                 if file.stat().st_size > 128
                 else np.lib.format.read_array(handle, allow_pickle=False)
             )
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy raises many types for headers that are no description of an array
         raise _damaged(file, error) from error
     if array.ndim != 2 or array.dtype.kind != "f":
         raise InvalidInputError(f"{file} holds {array.dtype} {list(array.shape)}, not float [n, dim]")
@@ -181,8 +181,7 @@ def _cells(column: Any) -> list[Any]:
         return [None] * len(column)
     if types.is_temporal(kind) or types.is_decimal(kind):
         column = column.cast("int64" if types.is_duration(kind) else "string")
-    cells: list[Any] = column.to_pylist()
-    return cells
+    return [None if one != one else one for one in column.to_pylist()]  # NaN, as of pandas
 
 
 def parquet_module() -> Any:

@@ -58,7 +58,8 @@ class Album:
         self._catalog, self._viewer, self._path = parts.catalog, parts.viewer, parts.path
         self._index = parts.index
         self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.index, parts.path)
-        self._saving, self._parts = Lock(), parts
+        self._parts = parts
+        self._saving: Lock = self.__dict__.get("_saving") or Lock()  # held while others are attached
 
     def _adder(self) -> Adder:
         parts = self._parts  # of one moment, so that encoder and catalog belong together

@@ -22,7 +22,7 @@ from zsqretrieval.data.images import ImageLike
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.gallery import AlbumGallery
 from zsqretrieval.dialog.policies import InformationGain, Policy
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.errors import AlbumError, InvalidInputError
 from zsqretrieval.retriever.collection import Collection
 from zsqretrieval.retriever.opening import Parts
 from zsqretrieval.search.dense import FirstStage, MinProbability
@@ -166,16 +166,30 @@ class Retriever(Collection):
         how = Rerank.of(rerank, generator=self.has_generator)
         if not any(one.texts for one in queries):
             how = None
-        asked = Request(
-            k=k, offset=offset, where=where, how=how, fusion=self.calibration.fusion,
-            expansion=self.calibration.expansion if expand else None,
-            bank=bank, collapse=collapse, diversity=diversity, explain=explain, progress=progress,
-            relevance=None if min_probability is None else MinProbability(
-                min_probability, self.calibration.relevance_scale, self.calibration.relevance_margin
-            ),
-        )  # fmt: skip
-        rankings = self._pipeline.search(queries, asked)
-        return rankings if several else rankings[0]
+        while True:
+            pipeline, constants = self._pipeline, self.calibration
+            asked = Request(
+                k=k, offset=offset, where=where, how=how, fusion=constants.fusion,
+                expansion=constants.expansion if expand else None,
+                bank=bank, collapse=collapse, diversity=diversity, explain=explain, progress=progress,
+                relevance=None if min_probability is None else MinProbability(
+                    min_probability, constants.relevance_scale, constants.relevance_margin
+                ),
+            )  # fmt: skip
+            try:
+                rankings = pipeline.search(queries, asked)
+            except AlbumError:
+                if not self._has_replaced(pipeline):
+                    raise
+            else:
+                return rankings if several else rankings[0]
+
+    def _has_replaced(self, pipeline: Pipeline) -> bool:
+        """Whether :meth:`reencode` in another thread replaces a pipeline; returns when it has."""
+        if self._catalog.log.retired:
+            with self._saving:
+                pass
+        return pipeline is not self._pipeline
 
     @overload
     async def asearch(  # type: ignore[overload-overlap]

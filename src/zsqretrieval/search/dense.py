@@ -240,7 +240,14 @@ class FirstStage:
         index = self._follower.update()
         if among is None:
             return nearest(index, vectors, k)
-        return nearest_among(index, vectors, k, among, self._catalog.log.get)
+        while True:
+            try:
+                return nearest_among(index, vectors, k, among, self._catalog.log.get)
+            except InvalidInputError:  # one of them was just removed: search among the others
+                left = np.array(sorted(self._catalog.known_keys(among)), np.int64)
+                if len(left) == len(among):
+                    raise
+                among = left
 
     def _nearest(
         self, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | None
@@ -258,8 +265,6 @@ class FirstStage:
                         f"the index {type(self._follower.index).__name__} and the catalog of this album "
                         f"disagree: {error}"
                     ) from error
-                if among is not None:
-                    among = np.array(sorted(self._catalog.known_keys(among)), np.int64)
                 continue
             return [
                 [

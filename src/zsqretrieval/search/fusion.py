@@ -171,7 +171,7 @@ def finite_numbers(values: object, count: int) -> NDArray[np.float64] | None:
     """N finite numbers as float64 [n]; None if they are anything else."""
     try:
         numbers = np.asarray(values)
-    except ValueError:  # rows of different lengths
+    except (ValueError, TypeError, RuntimeError):  # ragged rows; tensors of bfloat16, or with a gradient
         return None
     if numbers.dtype.kind not in "fiu" or numbers.shape != (count,) or not np.isfinite(numbers).all():
         return None

@@ -75,10 +75,12 @@ class Request:
                     "min_probability needs the calibration of this encoder, and its relevance_scale is 0: "
                     "estimate it with zsqretrieval.search.relevance.fit (docs/searching.md)"
                 )
-        if (self.bank is not None or self.expansion is not None) and self.end > self.settled:
+        sifted = any(one is not None for one in (self.bank, self.expansion, self.relevance))
+        if sifted and self.end > self.settled:
             raise InvalidInputError(
-                f"with a query bank or expansion, all {self.end} hits up to the end of the page must be "
-                f"candidates, which are {self.settled}: raise them with Rerank(candidates={self.end})"
+                f"with a query bank, expansion or min_probability, all {self.end} hits up to the end of the "
+                f"page must be candidates, which are {self.settled}: raise them with "
+                f"Rerank(candidates={self.end})"
             )
 
     @property
@@ -94,8 +96,8 @@ class Request:
     @property
     def depth(self) -> int:
         """Number of candidates of the first stage."""
-        only_nearest = self.how is None and self.bank is None and self.expansion is None
-        return self.end if only_nearest and not self.diversity else max(self.end, self.settled)
+        by_all = (self.how, self.bank, self.expansion, self.relevance, self.collapse, self.diversity or None)
+        return self.end if all(one is None for one in by_all) else max(self.end, self.settled)
 
 
 @final

@@ -20,6 +20,9 @@ from zsqretrieval.data.images import ImageLike, as_image, decode
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Hit, Image
 
+_LEAST = 1e-6
+"""Smallest weight: beside one that is larger than its inverse, nothing is left of a term in float32."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Term:
@@ -82,9 +85,13 @@ class Query:
 
     def __mul__(self, weight: float) -> Query:
         check_numbers(weight=weight)
-        if weight == 0:
-            raise InvalidInputError("the weight of a query must not be 0; leave the term out")
-        return Query._of([replace(term, weight=float(term.weight * weight)) for term in self.terms])
+        terms = [replace(term, weight=float(term.weight * weight)) for term in self.terms]
+        if not all(_LEAST <= abs(term.weight) <= 1 / _LEAST for term in terms):
+            raise InvalidInputError(
+                f"the weight of a query must not be 0, below {_LEAST:g} or above {1 / _LEAST:g} in size; "
+                "leave the term out"
+            )
+        return Query._of(terms)
 
     def __rmul__(self, weight: float) -> Query:
         return self * weight

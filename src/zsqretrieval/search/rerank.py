@@ -236,10 +236,9 @@ def _by_reranker(
         by_text.setdefault(pair.text, []).append(n)
     for done, (text, some) in enumerate(by_text.items(), 1):
         wanted = {pairs[n].record.key: opened[pairs[n].record.key] for n in some}
-        able = {key: image for key, image in wanted.items() if isinstance(image, Image)}
-        scores: Mapping[int, float] = {}
+        scores: Mapping[int, float | ImageError] = {}
         try:
-            scores = dict(zip(able, ask_reranker(how, text, list(able.values())), strict=True))
+            scores = _asked(how, text, wanted)
         except Exception as error:  # of whatever model or server it is
             if how.on_error == "raise":
                 raise
@@ -249,12 +248,26 @@ def _by_reranker(
                 stacklevel=4,
             )
         for n in some:
-            key = pairs[n].record.key
-            image = opened[key]
-            found[n] = image if isinstance(image, ImageError) else scores.get(key)
+            found[n] = scores.get(pairs[n].record.key)
         if progress is not None:
             progress("scoring", done, len(by_text))
     return found
+
+
+def _asked(how: Rerank, text: str, images: Mapping[int, Image | ImageError]) -> dict[int, float | ImageError]:
+    """Scores by key; the error for images that cannot be opened, or of which the re-ranker says so."""
+    found: dict[int, float | ImageError] = {
+        key: image for key, image in images.items() if isinstance(image, ImageError)
+    }
+    while True:
+        able = {key: image for key, image in images.items() if key not in found and isinstance(image, Image)}
+        try:
+            return found | dict(zip(able, ask_reranker(how, text, list(able.values())), strict=True))
+        except ImageError as error:
+            refused = [key for key, image in able.items() if image.source == error.source]
+            if not refused:
+                raise
+            found |= dict.fromkeys(refused, error)
 
 
 def ask_reranker(how: Rerank, question: str, images: Sequence[Image]) -> list[float]:

@@ -23,7 +23,6 @@ from zsqretrieval.testing.pictures import paintings
     ("command", "message"),
     [
         ("search album", ""),
-        ("search album question --image and-an-image.png", ""),
         ("search album red -k 0", ""),
         ("search album red --candidates 0", ""),
         ("search album red --rerank tasting", ""),

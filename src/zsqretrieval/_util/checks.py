@@ -59,6 +59,12 @@ def shown(value: object) -> str:
         return "a number with too many digits to show"
 
 
+def first_of(values: Sequence[object], most: int = 3) -> str:
+    """The first values as text, and how many there are beside: ``a; b; c; and 5 more``."""
+    more = f"; and {len(values) - most} more" if len(values) > most else ""
+    return "; ".join(map(str, values[:most])) + more
+
+
 def printable(text: str) -> str:
     r"""Replace control characters by ``\xNN``, so that a file name cannot control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

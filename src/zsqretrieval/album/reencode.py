@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.batches import batched
+from zsqretrieval._util.checks import first_of
 from zsqretrieval.album.candidates import open_image, parts_by_size
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.changes import Position
@@ -34,7 +35,6 @@ from zsqretrieval.protocols import Encoder, Index
 from zsqretrieval.types import Image, Progress
 
 _CHUNK = 512  # images whose vectors are written together
-_NAMED = 3  # images that an error names
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -101,10 +101,9 @@ class Reencoding:
 
     def _refuse(self, faults: Iterable[Skipped]) -> None:
         if some := list(faults):
-            named = "; ".join(f"{one.source}: {one.reason}" for one in some[:_NAMED])
-            more = f"; and {len(some) - _NAMED} more" if len(some) > _NAMED else ""
+            named = first_of([f"{one.source}: {one.reason}" for one in some])
             raise InvalidInputError(
-                f"{len(some)} images cannot be encoded anew, so the album keeps its encoder: {named}{more}. "
+                f"{len(some)} images cannot be encoded anew, so the album keeps its encoder: {named}. "
                 "Bring them back and call again, which continues; or remove them by drop=True (--drop)"
             )
 
@@ -126,18 +125,17 @@ class Reencoding:
         waiting = [one for one in records if one.digest in missing]
         with self._catalog.kept.files() as files:
             for part in parts_by_size(waiting):
-                opened = {one.digest: open_image(files, one) for one in waiting[part]}
-                images = {digest: one for digest, one in opened.items() if isinstance(one, Image)}
-                made: dict[str, Any] = dict(opened)
-                made |= zip(
-                    images,
-                    encode_each(self._encoder, list(images.values()), batch_size=self._batch_size),
-                    strict=True,
-                )
-                self._put({digest: one for digest, one in made.items() if not isinstance(one, ImageError)})
-                for digest, one in made.items():
-                    if isinstance(one, ImageError):
-                        self._faults[digest] = Skipped(one.source, one.reason)
+                opened = [open_image(files, one) for one in waiting[part]]
+                images = [one for one in opened if isinstance(one, Image)]
+                encoded = iter(encode_each(self._encoder, images, batch_size=self._batch_size))
+                vectors: dict[str, NDArray[np.float32]] = {}
+                for record, image in zip(waiting[part], opened, strict=True):
+                    made = next(encoded) if isinstance(image, Image) else image
+                    if isinstance(made, ImageError):
+                        self._faults[record.digest] = Skipped(made.source, made.reason)
+                    else:
+                        vectors[record.digest] = made
+                self._put(vectors)
 
     def _encode_texts(self, texts: Sequence[str]) -> None:
         by_digest = {_text_digest(text): text for text in texts}

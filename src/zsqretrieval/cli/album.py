@@ -22,6 +22,8 @@ from zsqretrieval.cli.console import (
 from zsqretrieval.cli.options import (
     Album,
     AsJson,
+    BatchSize,
+    Copy,
     Device,
     EncoderWeights,
     GeneratorWeights,
@@ -78,10 +80,7 @@ def index(
     ] = None,
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
-    copy: Annotated[
-        bool,
-        typer.Option("--copy", help="Keep copies of the files in the album, which then works without them."),
-    ] = False,
+    copy: Copy = False,
     exif: Annotated[
         bool,
         typer.Option(
@@ -90,7 +89,7 @@ def index(
     ] = True,
     trust_parts: TrustParts = False,
     device: Device = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
+    batch_size: BatchSize = 32,
     max_pixels: MaxPixels = 200_000_000,
     as_json: AsJson = False,
 ) -> None:

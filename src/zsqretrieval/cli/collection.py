@@ -14,6 +14,8 @@ from zsqretrieval.cli.console import counts_text, emit_json, name_skipped, notic
 from zsqretrieval.cli.options import (
     Album,
     AsJson,
+    BatchSize,
+    Copy,
     Device,
     EncoderWeights,
     MaxPixels,
@@ -55,10 +57,10 @@ def sync(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Change nothing; say what would be added and removed.")
     ] = False,
-    copy: Annotated[bool, typer.Option("--copy", help="Keep copies of the files in the album.")] = False,
+    copy: Copy = False,
     trust_parts: TrustParts = False,
     device: Device = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
+    batch_size: BatchSize = 32,
     max_pixels: MaxPixels = 200_000_000,
     as_json: AsJson = False,
 ) -> None:
@@ -109,7 +111,7 @@ def reencode(
     ] = False,
     trust_parts: TrustParts = False,
     device: Device = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded together.")] = 32,
+    batch_size: BatchSize = 32,
     as_json: AsJson = False,
 ) -> None:
     """Encode all images and stored questions of an album with another encoder.

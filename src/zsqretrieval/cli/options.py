@@ -102,6 +102,11 @@ TrustParts = Annotated[
         help="Load the weights that the album names; for albums that you made or trust.",
     ),
 ]
+Copy = Annotated[
+    bool,
+    typer.Option("--copy", help="Keep copies of the files in the album, which then works without them."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images encoded together.")]
 MaxPixels = Annotated[
     int,
     typer.Option(

@@ -14,7 +14,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.checks import check_counts, first_of
 from zsqretrieval.album.candidates import Viewer, open_image, parts_by_size
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.sources import Reopener
@@ -185,10 +185,9 @@ def score_candidates(
     for q in failed:
         scores[q][:] = math.nan
     if unavailable:
-        faults = list(unavailable.values())
-        names = "; ".join(map(str, faults[:3])) + (f"; and {len(faults) - 3} more" * (len(faults) > 3))
+        names = first_of(list(unavailable.values()))
         warnings.warn(
-            f"{len(faults)} of {len(images)} candidates cannot be opened or scored and rank last, in "
+            f"{len(unavailable)} of {len(images)} candidates cannot be opened or scored and rank last, in "
             f"the order of the first stage: {names}. If images may move, keep copies in the "
             "album: add them with copy=True (--copy)",
             RuntimeWarning,

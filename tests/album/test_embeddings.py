@@ -200,6 +200,8 @@ def test_update_merges_keys_and_none_deletes_one(album: Retriever) -> None:
         (["a", "a"], {"n": 1}, None, "given twice"),
         (["a", "b"], [{"n": 1}], None, "2 ids, but 1 metadata"),
         (["a", "b"], [{"n": 1}, {"n": {1}}], None, "cannot be kept as JSON"),
+        (["a", "b"], [{"n": 1}, {"n": ["\ud800"]}], None, "metadata has text that is not Unicode; nothing"),
+        ("a", {"n": float("nan")}, None, "metadata has a number that is not finite"),
         (["a", "b"], [{"n": 1}, 3], None, "metadata must be one Mapping"),
         (["a", "b"], {"n": 1}, ["c", "\ud800"], "caption is not Unicode"),
     ],

@@ -72,6 +72,12 @@ def test_images_from_elsewhere_stay(album: Retriever, photos: Path, tmp_path: Pa
     assert "cyan.png" in album and len(album) == 5
 
 
+def test_image_whose_file_is_a_folder_now_is_removed(album: Retriever, photos: Path) -> None:
+    (photos / "red.png").unlink()
+    (photos / "red.png").mkdir()
+    assert album.sync(photos).removed == ("red.png",)
+
+
 def test_file_moved_between_folders_is_followed(album: Retriever, photos: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()

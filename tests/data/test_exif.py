@@ -97,6 +97,7 @@ def test_time_is_iso_text_or_left_out(photo: dict[int, Any], taken: str | None) 
         ("", "x" * 101, None),
         ("Fabriqué", "à", "Fabriqué à"),
         ("", "", None),
+        ("A" + 2000 * " " + "B", "", None),
     ],
 )
 def test_camera_is_make_and_model_without_repetition(make: str, model: str, camera: str | None) -> None:

@@ -361,6 +361,15 @@ def test_first_stage_ranks_what_a_failing_reranker_cannot(retriever: Retriever) 
         Rerank(Flaky(), on_error="ignore")  # type: ignore[arg-type]
 
 
+def test_question_that_failed_is_not_asked_about_further_parts(
+    retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsqretrieval.album.candidates.BYTES_AT_ONCE", 1)
+    with pytest.warns(RuntimeWarning) as caught:
+        blue, red = retriever.search(["blue", "red"], 6, rerank=Rerank(Flaky(), on_error="first_stage"))
+    assert len(caught) == 1 and (blue.unscored, red.unscored) == (6, 0)
+
+
 # --- coroutines
 
 

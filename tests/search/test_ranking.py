@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ def test_hits_are_sorted_by_a_field_and_those_without_it_come_last(
 def test_numbers_come_before_texts_when_sorted() -> None:
     mixed = Ranking("q", tuple(hit(n, 0.1, size=one) for n, one in enumerate(["b", 2, [1], "a", 1.5, True])))
     assert mixed.sort_by("size").ids == ["i5", "i4", "i1", "i2", "i3", "i0"]
+
+
+def test_own_properties_come_before_metadata_of_the_same_name() -> None:
+    both = Ranking("q", (hit(1, 0.1, id=7), hit(2, 0.2, id="a"), hit(3, 0.3)))
+    assert both.sort_by("id").ids == ["i1", "i2", "i3"]
+    assert both.sort_by("metadata.id", reverse=True).ids == ["i2", "i1", "i3"]
+    assert list(both.group_by("metadata.id")) == [7, "a", None]
 
 
 def test_hits_are_grouped_by_a_field_in_the_order_of_the_best() -> None:
@@ -138,6 +146,12 @@ def ranking(tmp_path: Path) -> Ranking:
 def test_ranking_can_be_pickled_without_its_album(ranking: Ranking) -> None:
     again = pickle.loads(pickle.dumps(ranking))
     assert again == ranking and again.files is None and again.ids == ranking.ids
+
+
+def test_text_of_a_ranking_controls_no_terminal() -> None:
+    odd = Ranking("q\n", (replace(hit(1, 0.5), id="a\x1b[31m\nb"),))
+    assert str(odd) == "'q\\n': 1 hits\n   1    0.500 a\\x1b[31m\\nb"
+    assert repr(odd) == "Ranking('q\\n', 1 hits: a\\x1b[31m\\nb 0.500)"
 
 
 def test_notebook_shows_thumbnails_and_escapes_names(ranking: Ranking) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from zsqretrieval._util.checks import shown
+from zsqretrieval._util.untrusted import mended_json
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.errors import InvalidInputError
 
@@ -47,6 +48,8 @@ def update(
             raise InvalidInputError("an id is given twice; nothing was changed")
         count = len(records)
         changes = _each(metadata, Mapping, "metadata", count)
+        if notes := mended_json(changes)[1]:
+            raise InvalidInputError(f"metadata has {notes[0].partition(', now')[0]}; nothing was changed")
         texts = None if captions is None else _each(captions, str, "captions", count)
         catalog.rename(
             [

@@ -81,7 +81,7 @@ def _degrees(parts: object, side: object, sides: str, most: int) -> float | None
 
 def _text(value: object) -> str:
     """Printable text without spaces around it; empty if it is none."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > 10 * _LONGEST:  # a PNG may hold megabytes
         return ""
     with contextlib.suppress(UnicodeError):  # Pillow reads Latin-1; some cameras write UTF-8
         value = value.encode("latin-1").decode()

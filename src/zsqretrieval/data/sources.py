@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -371,7 +372,8 @@ def exists(path: str) -> bool | None:
     """Whether there is a file or link of a source; None when it cannot be examined."""
     for name in _names(path):
         try:
-            os.lstat(name)
+            if stat.S_ISDIR(os.lstat(name).st_mode):
+                continue
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.optional import import_optional
+from zsqretrieval._util.checks import printable
 from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.search.explain import words
@@ -82,8 +83,9 @@ class Ranking(Sequence[Hit]):
     # --- order --------------------------------------------------------------------------------------------
 
     def sort_by(self, name: str, *, reverse: bool = False) -> Ranking:
-        """Sort by a metadata field, or by ``id``, ``source``, ``score``, ``caption`` or ``probability``.
+        """Sort by ``id``, ``source``, ``score``, ``caption``, ``probability``, or else a metadata field.
 
+        ``metadata.score`` is the metadata's own.
         Numbers come before texts, and hits without the field last. Hits with equal values keep their order.
 
         Raises:
@@ -156,11 +158,11 @@ class Ranking(Sequence[Hit]):
         return display.rich_lines(self, console)
 
     def __str__(self) -> str:
-        lines = [f"{rank:>4} {score_text(hit):>8} {hit.id}" for rank, hit in enumerate(self.hits, 1)]
+        lines = [f"{rank:>4} {score_text(hit):>8} {printable(hit.id)}" for rank, hit in enumerate(self.hits, 1)]
         return "\n".join([f"{self.query!r}: {len(self)} hits", *lines])
 
     def __repr__(self) -> str:
-        first = ", ".join(f"{hit.id} {score_text(hit)}".strip() for hit in self.hits[:3])
+        first = ", ".join(f"{printable(hit.id)} {score_text(hit)}".strip() for hit in self.hits[:3])
         return f"Ranking({self.query!r}, {len(self)} hits: {first}{', ...' if len(self) > 3 else ''})"
 
 
@@ -170,7 +172,9 @@ def score_text(hit: Hit) -> str:
 
 
 def _value(hit: Hit, name: str) -> Any:
-    return hit.metadata.get(name, getattr(hit, name) if name in _OWN else None)
+    if name in _OWN:
+        return getattr(hit, name)
+    return hit.metadata.get(name, hit.metadata.get(name.removeprefix("metadata.")))
 
 
 def _sortable(value: Any) -> tuple[int, Any]:

@@ -155,6 +155,7 @@ def score_candidates(
             _Pair(q, place, weight, text, record)
             for record in images[part]
             for q, place in wanted[record.key]
+            if q not in failed
             for weight, text in queries[q].texts
         ]
         counted = _counted(progress, done, len(pairs), total)

@@ -145,7 +145,7 @@ def ranking(tmp_path: Path) -> Ranking:
 
 def test_ranking_can_be_pickled_without_its_album(ranking: Ranking) -> None:
     again = pickle.loads(pickle.dumps(ranking))
-    assert again == ranking and again.files is None and again.ids == ranking.ids
+    assert again == ranking and again.kept is None and again.ids == ranking.ids
 
 
 def test_text_of_a_ranking_controls_no_terminal() -> None:

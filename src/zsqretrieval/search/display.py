@@ -212,7 +212,7 @@ def _blocks(jpeg: bytes, *, width: int = 24, height: int = 16) -> Text:
 
 
 def _pictures(ranking: Ranking, *, side: int = THUMBNAIL_SIDE) -> dict[str, bytes]:
-    return thumbnails(ranking, None if ranking.files is None else ranking.files(), side=side)
+    return thumbnails(ranking, None if ranking.kept is None else ranking.kept.files(), side=side)
 
 
 def render(template: str, **values: Any) -> str:

@@ -129,7 +129,7 @@ class Pipeline:
             relevance=asked.relevance,
         )
         ranked = [
-            Ranking(str(query), one.hits, one.timings, one.truncated, files=self._catalog.kept.files)
+            Ranking(str(query), one.hits, one.timings, one.truncated)
             for query, one in zip(queries, found, strict=True)
         ]
         if asked.how is not None and asked.how.scoring is not None:
@@ -144,7 +144,7 @@ class Pipeline:
                 self._explained(query, page, records, asked)
                 for query, page in zip(queries, pages, strict=True)
             ]
-        return pages
+        return [page.of_album(self._catalog.kept) for page in pages]
 
     def _reranked(
         self,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
-from zsqretrieval._util.optional import import_optional
 from zsqretrieval._util.checks import printable
-from zsqretrieval.data.sources import Reopener
+from zsqretrieval._util.optional import import_optional
+from zsqretrieval.album.kept import KeptImages
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.search.explain import words
 from zsqretrieval.types import Hit
@@ -26,7 +27,7 @@ _OWN = ("id", "source", "score", "caption", "probability", "duplicates", "matche
 _RELEVANT = 0.5
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, repr=False)
 class Ranking(Sequence[Hit]):
     """Hits for one query, best first: a sequence of :class:`~zsqretrieval.types.Hit`. A slice is a ranking.
 
@@ -38,7 +39,7 @@ class Ranking(Sequence[Hit]):
         timings: seconds by stage.
         truncated: whether the encoder cut the question, so that the first stage knows only its beginning.
         unscored: number of candidates that the second stage had to score and could not.
-        files: opens the images for thumbnails; None opens them by their source alone.
+        kept: the bytes that the album keeps, for thumbnails; no part of the record.
     """
 
     query: str
@@ -46,7 +47,16 @@ class Ranking(Sequence[Hit]):
     timings: Mapping[str, float] = field(default_factory=dict)
     truncated: bool = False
     unscored: int = 0
-    files: Callable[[], Reopener] | None = field(default=None, compare=False)
+    kept: ClassVar[KeptImages | None] = None
+
+    def of_album(self, kept: KeptImages | None) -> Self:
+        """The same ranking, with the bytes that its album keeps."""
+        made = replace(self)
+        object.__setattr__(made, "kept", kept)
+        return made
+
+    def _with(self, hits: Iterable[Hit]) -> Self:
+        return replace(self, hits=tuple(hits)).of_album(self.kept)
 
     def __reduce__(self) -> tuple[Any, ...]:  # an open album cannot be pickled
         return Ranking, (self.query, self.hits, dict(self.timings), self.truncated, self.unscored)
@@ -62,7 +72,7 @@ class Ranking(Sequence[Hit]):
 
     def __getitem__(self, position: int | slice) -> Hit | Ranking:
         if isinstance(position, slice):
-            return replace(self, hits=self.hits[position])
+            return self._with(self.hits[position])
         return self.hits[position]
 
     @property
@@ -95,7 +105,7 @@ class Ranking(Sequence[Hit]):
         having = [n for n, value in enumerate(values) if value is not None]
         having.sort(key=lambda n: _sortable(values[n]), reverse=reverse)
         lacking = [n for n, value in enumerate(values) if value is None]
-        return replace(self, hits=tuple(self.hits[n] for n in [*having, *lacking]))
+        return self._with(self.hits[n] for n in [*having, *lacking])
 
     def group_by(self, name: str) -> dict[Any, Ranking]:
         """Group by a field (see :meth:`sort_by`): rankings by its value, that of the best hit first.
@@ -105,7 +115,7 @@ class Ranking(Sequence[Hit]):
         groups: dict[Any, list[Hit]] = {}
         for hit, value in zip(self.hits, self._values(name), strict=True):
             groups.setdefault(str(value) if isinstance(value, list | dict) else value, []).append(hit)
-        return {value: replace(self, hits=tuple(hits)) for value, hits in groups.items()}
+        return {value: self._with(hits) for value, hits in groups.items()}
 
     def _values(self, name: str) -> list[Any]:
         found = [_value(hit, name) for hit in self.hits]
@@ -158,7 +168,9 @@ class Ranking(Sequence[Hit]):
         return display.rich_lines(self, console)
 
     def __str__(self) -> str:
-        lines = [f"{rank:>4} {score_text(hit):>8} {printable(hit.id)}" for rank, hit in enumerate(self.hits, 1)]
+        lines = [
+            f"{rank:>4} {score_text(hit):>8} {printable(hit.id)}" for rank, hit in enumerate(self.hits, 1)
+        ]
         return "\n".join([f"{self.query!r}: {len(self)} hits", *lines])
 
     def __repr__(self) -> str:

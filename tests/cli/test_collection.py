@@ -70,3 +70,11 @@ def test_exported_folder_makes_an_album_of_the_same_encoder(zsq: Zsq, album: Pat
     other = zsq("add-embeddings", "third", "emb", "--preset", "twin")
     assert other.code == 1 and "'twin'" in other.stderr
     assert zsq("add-embeddings", album, "nowhere").code == 1
+
+
+def test_wrong_folder_makes_no_album(zsq: Zsq, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in ("nowhere", "empty"):
+        ran = zsq("add-embeddings", "new", folder, "--preset", "toy")
+        assert ran.code == 1 and folder in ran.stderr
+        assert not (tmp_path / "new").exists()

@@ -174,6 +174,12 @@ def test_query_that_fits_no_album_is_refused(retriever: Retriever) -> None:
             retriever.search(query)  # type: ignore[call-overload]
 
 
+def test_question_is_shown_as_it_is(retriever: Retriever) -> None:
+    for question in (" red ", "red\n", "- red"):
+        assert retriever.search(question, 1).query == question
+    assert str(-Query("red") + " blue") == "- red +  blue"
+
+
 # --- batches
 
 

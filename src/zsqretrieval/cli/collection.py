@@ -154,8 +154,10 @@ def add_embeddings(
 
     Images are not needed: rows without one take part in the first stage only.
     """
+    from zsqretrieval.laion.formats import open_embeddings
     from zsqretrieval.retriever import Retriever
 
+    open_embeddings(folder)  # a wrong folder makes no album
     with Retriever.open(album, preset, trust_parts=trust_parts) as retriever:
         with _continued("finished batches are on disk"), progress_bars() as bars:
             report = retriever.add_embeddings(folder, progress=bars)

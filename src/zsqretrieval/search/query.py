@@ -106,9 +106,9 @@ class Query:
         """The query in words: the question itself, or ``a beach - 0.5 * people + sunset.jpg``."""
         parts: list[str] = []
         for term in self.terms:
-            sign = "-" if term.weight < 0 else "+" * bool(parts)
+            sign = "- " if term.weight < 0 else "+ " * bool(parts)
             factor = "" if abs(term.weight) == 1 else f"{abs(term.weight):g} * "
-            parts.append(f"{sign} {factor}{_name(term.content)}".strip())
+            parts.append(f"{sign}{factor}{_name(term.content)}")
         return " ".join(parts)
 
     @property

@@ -108,11 +108,12 @@ class Commands(Target):
         def run() -> str:
             before = _contents(Path("album")), _contents(Path("plain"))
             code, out, err = _run(words, answers)
-            check_output(code, out, err, as_json="--json" in words)
+            options = words[: words.index("--")] if "--" in words else words
+            check_output(code, out, err, as_json="--json" in options)
             writes = name in _WRITING
             if not writes and before != (_contents(Path("album")), _contents(Path("plain"))):
                 raise WrongError("the album has changed")
-            if name == "search" and code == 0 and "--json" in words:
+            if name == "search" and code == 0 and "--json" in options:
                 check_hits(json.loads(out), before, first_page=not {*words} & _SELECTING)
             return "right" if code == 0 else "refused"
 

@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import shown
 from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.album.ingest import Adder, AddReport, is_at
+from zsqretrieval.album.ingest import Adder, AddReport, copy_of, is_at
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import path_text
-from zsqretrieval.data.loader import NewImage, Skipped
+from zsqretrieval.data.loader import Skipped
 from zsqretrieval.data.sources import VECTOR, Reopener, archives, exists, open_images
 from zsqretrieval.errors import AlbumError, ImageError, InvalidInputError
 from zsqretrieval.indexes.exact import ExactIndex
@@ -139,10 +139,6 @@ def rehearsal(catalog: Catalog) -> Iterator[Adder]:
         Catalog.create(Path(folder, "catalog.sqlite"), dim=1) as copy,
     ):
         for records in batched(catalog.iter_records(), 4096):
-            copy.add([NewImage(**_image_facts(record), vector=np.ones(1, np.float32)) for record in records])
+            copy.add([copy_of(record, np.ones(1, np.float32)) for record in records])
         index = IndexSync(copy, copy.log, ExactIndex(1))
         yield Adder(_NoEncoder(), copy, index, None)
-
-
-def _image_facts(record: Record) -> Mapping[str, Any]:
-    return {name: value for name, value in asdict(record).items() if name != "key"}

@@ -15,6 +15,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, final, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.sqlite import to_json
@@ -285,6 +288,12 @@ def free_id(image: NewImage | Record, taken: Container[str]) -> str:
     name = image.id
     ids = (name, f"{name}#{image.digest[:8]}", f"{name}#{image.digest[:64]}")
     return next((id for id in ids if id not in taken), name)
+
+
+def copy_of(record: Record, vector: NDArray[np.float32]) -> NewImage:
+    """The image of a record, to be added to another catalog."""
+    facts = {one.name: getattr(record, one.name) for one in fields(record) if one.name != "key"}
+    return NewImage(**facts, vector=vector)
 
 
 def names_of(id: str) -> set[str]:

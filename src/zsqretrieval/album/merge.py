@@ -14,7 +14,7 @@ from zsqretrieval._util.batches import batched
 from zsqretrieval.album.candidates import parts_by_size
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.features import take_states
-from zsqretrieval.album.ingest import counted, free_id
+from zsqretrieval.album.ingest import copy_of, counted, free_id
 from zsqretrieval.album.questions import Asked
 from zsqretrieval.album.settings import AlbumSettings
 from zsqretrieval.data.loader import NewImage
@@ -105,21 +105,10 @@ def _write(ours: Catalog, part: _Part) -> tuple[list[str], int, int]:
         new: list[NewImage] = []
         for record, vector in zip(part.records, part.vectors, strict=True):
             if record.digest not in known:
-                id = free_id(record, taken)
-                taken.add(id)
-                new.append(
-                    NewImage(
-                        id,
-                        record.source,
-                        record.bytes,
-                        record.digest,
-                        record.caption,
-                        record.metadata,
-                        width=record.width,
-                        height=record.height,
-                        vector=vector,
-                    )
-                )
+                image = copy_of(record, vector)
+                image.id = free_id(record, taken)
+                taken.add(image.id)
+                new.append(image)
         ours.kept.put(keep)
         if new:
             ours.add(new)

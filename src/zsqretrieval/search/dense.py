@@ -41,7 +41,6 @@ _CANCELLED = 1e-6
 class Found:
     """The n candidates of one query, best first."""
 
-    vector: NDArray[np.float32]  # [dim], of the query
     records: list[Record]
     hits: tuple[Hit, ...]
     timings: dict[str, float]  # seconds by step; queries of a batch share its time equally
@@ -131,8 +130,8 @@ class FirstStage:
         timings[FIRST_STAGE] = time.perf_counter() - encoded - timings.get(NORMALIZED, 0.0)
         shares = {step: seconds / max(len(queries), 1) for step, seconds in timings.items()}
         return [
-            Found(vector, [record for record, _ in one], tuple(hit for _, hit in one), dict(shares), cut)
-            for vector, one, cut in zip(vectors, found, self._truncated(queries), strict=True)
+            Found([record for record, _ in one], tuple(hit for _, hit in one), dict(shares), cut)
+            for one, cut in zip(found, self._truncated(queries), strict=True)
         ]
 
     def _complete(

@@ -187,13 +187,11 @@ class Pipeline:
     def _explained(
         self, query: Query, page: Ranking, records: Mapping[int, Record], asked: Request
     ) -> Ranking:
-        question = query.question
-        if question is None:
-            return page
         begin = time.perf_counter()
         scoring = asked.how.scoring if asked.how is not None else None
         rule = scoring if isinstance(scoring, Likelihood) else Likelihood()
-        assert self._viewer is not None
+        question = query.question
+        assert self._viewer is not None and question is not None
         with self._catalog.kept.files() as files:
             of_hits = [records[hit.key] for hit in page.hits]
             hits = explain_hits(self._viewer, files, question, page.hits, of_hits, rule.prompt)

@@ -211,6 +211,7 @@ def test_probability_needs_constants_of_the_encoder(zsq: Zsq, album: Path) -> No
 
 
 def test_near_duplicates_are_counted(zsq: Zsq, album: Path) -> None:
-    (one,) = zsq("search", album, QUESTION, "-k", 1, "--collapse", 0.001, "--json").json["hits"]
-    assert one["duplicates"] >= 0 and one["probability"] is None
+    unlike = zsq("search", album, QUESTION, "-k", 4, "--collapse", 0.001, "--json").json["hits"]
+    assert 1 < len(unlike) < 4 and len(unlike) + sum(one["duplicates"] for one in unlike) == 4
+    assert all(one["probability"] is None for one in unlike)
     assert zsq("search", album, QUESTION, "--thumbnails", "--diversity", 0.5).code == 0

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
@@ -53,21 +55,19 @@ def main() -> None:
     encoder: Encoder = plugins.create("encoder", args.encoder, {})
     images, captions, own = vectors_of(encoder, args.data, args.split, args.work)
     others = encode_texts(encoder, [line for line in args.others.read_text().splitlines() if line.strip()])
-    halves = np.array_split(np.random.default_rng(0).permutation(len(images)), 2)
-    scale, margin = fit_half(Relevance(encoder, 1.0, 0.0), images, captions, own, halves[0], others)
+    places = np.array_split(np.random.default_rng(0).permutation(len(images)), 2)
+    fitted, tested = (half_of(some, images, captions, own, others) for some in places)
+    scale, margin = fit(*pairs(Relevance(encoder, 1.0, 0.0).margins, fitted))
     relevance = Relevance(encoder, scale, margin)
-
-    gallery = images[halves[1]]
-    mine = np.flatnonzero(np.isin(own, halves[1]))
-    answered = captions[np.array([mine[own[mine] == one][0] for one in halves[1]])]  # one caption an image
-    elsewhere = captions[[np.flatnonzero(own == one)[0] for one in halves[0]]]
-    found = {
-        name: best(relevance, questions, gallery)
-        for name, questions in (("answered", answered), ("others", others), ("elsewhere", elsewhere))
+    questions = {
+        "answered": first_captions(tested),
+        "others": others,
+        "elsewhere": first_captions(fitted),
     }
+    found = {name: best(relevance, some, tested.gallery) for name, some in questions.items()}
     numbers = {
         "encoder": encoder.fingerprint,
-        "images": [len(half) for half in halves],
+        "images": [len(fitted.gallery), len(tested.gallery)],
         "questions": {name: len(one[0]) for name, one in found.items()},
         "relevance_scale": scale,
         "relevance_margin": margin,
@@ -76,11 +76,12 @@ def main() -> None:
             for n, kind in enumerate(("probability", "cosine"))
         },
         "found_at_one_half": {name: float((one[0] >= 0.5).mean()) for name, one in found.items()},
-        "reliability": reliability(relevance, captions, own, mine, images, halves[1], others),
+        "reliability": reliability(relevance, tested),
     }
     args.report.mkdir(parents=True, exist_ok=True)
     (args.report / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    draw(found).savefig(args.report / "roc.svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "zsqretrieval"}):  # the same file every time
+        draw(found).savefig(args.report / "roc.svg", metadata={"Date": None})
     print(json.dumps(numbers, indent=1))  # noqa: T201
 
 
@@ -124,48 +125,47 @@ def best(
     return each_of(relevance.probabilities, cosines, order, gallery).max(1), cosines.max(1)
 
 
-def fit_half(
-    relevance: Relevance,
+@dataclass(frozen=True)
+class Half:
+    """The images of one half and their captions, with the captions that none of them answers."""
+
+    gallery: NDArray[np.float32]  # [n, dim]
+    captions: NDArray[np.float32]  # [m, dim]
+    own: NDArray[np.int64]  # [m], the position of the image of each caption
+    others: NDArray[np.float32]  # [o, dim]
+
+
+def half_of(
+    places: NDArray[np.int64],
     images: NDArray[np.float32],
     captions: NDArray[np.float32],
     own: NDArray[np.int64],
-    half: NDArray[np.int64],
     others: NDArray[np.float32],
-) -> tuple[float, float]:
-    """Fit the constants on one half of the images."""
-    right, wrong = pairs(
-        relevance.margins, captions, own, np.flatnonzero(np.isin(own, half)), images, half, others
-    )
-    return fit(right, wrong)
+) -> Half:
+    """The images at some places [n], and what belongs to them."""
+    position = np.full(len(images), -1)
+    position[places] = np.arange(len(places))
+    mine = position[own] >= 0
+    return Half(images[places], captions[mine], position[own][mine], others)
 
 
-def pairs(
-    method: Any,
-    captions: NDArray[np.float32],
-    own: NDArray[np.int64],
-    mine: NDArray[np.int64],
-    images: NDArray[np.float32],
-    half: NDArray[np.int64],
-    others: NDArray[np.float32],
-) -> tuple[Array, Array]:
+def pairs(method: Any, half: Half) -> tuple[Array, Array]:
     """Values of captions for their own images, where these are hits, and of the best hits of others."""
-    gallery = images[half]
-    cosines, order = hits(captions[mine], gallery)
-    right = each_of(method, cosines, order, gallery)[half[order] == own[mine][:, None]]
-    return right, each_of(method, *hits(others, gallery), gallery)[:, :WORST].ravel()
+    cosines, order = hits(half.captions, half.gallery)
+    right = each_of(method, cosines, order, half.gallery)[order == half.own[:, None]]
+    return right, each_of(method, *hits(half.others, half.gallery), half.gallery)[:, :WORST].ravel()
 
 
-def reliability(
-    relevance: Relevance,
-    captions: NDArray[np.float32],
-    own: NDArray[np.int64],
-    mine: NDArray[np.int64],
-    images: NDArray[np.float32],
-    half: NDArray[np.int64],
-    others: NDArray[np.float32],
-) -> list[list[float]]:
+def first_captions(half: Half) -> NDArray[np.float32]:
+    """One caption per image, float32 [n, dim]."""
+    _, first = np.unique(half.own, return_index=True)
+    captions: NDArray[np.float32] = half.captions[first]
+    return captions
+
+
+def reliability(relevance: Relevance, half: Half) -> list[list[float]]:
     """Mean probability and share of relevant hits in five bins, as many relevant as irrelevant ones."""
-    right, wrong = pairs(relevance.probabilities, captions, own, mine, images, half, others)
+    right, wrong = pairs(relevance.probabilities, half)
     values = np.concatenate([right, wrong])
     truth = np.repeat([1.0, 0.0], [len(right), len(wrong)])
     weights = np.repeat([1 / len(right), 1 / len(wrong)], [len(right), len(wrong)])

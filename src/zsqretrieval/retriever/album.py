@@ -57,7 +57,7 @@ class Album:
         self.encoder, self.calibration = parts.encoder, parts.calibration
         self._catalog, self._viewer, self._path = parts.catalog, parts.viewer, parts.path
         self._index = parts.index
-        self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.index, parts.path)
+        self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.like, parts.path)
         self._parts = parts
         self._saving: Lock = self.__dict__.get("_saving") or Lock()  # held while others are attached
 
@@ -109,8 +109,8 @@ class Album:
     ) -> Self:
         """Open an album; with a preset, make it if there is none.
 
-        An existing album keeps its own parts, restored by their plugin names; the generator loads on first
-        use. Images added after the last save are indexed now. A damaged index is rebuilt, with a
+        An existing album keeps its own parts, restored by their plugin names. Index and generator load on
+        first use: images added after the last save are indexed then, and a damaged index is rebuilt, with a
         RuntimeWarning.
 
         Args:
@@ -214,7 +214,7 @@ class Album:
         return isinstance(id, str) and self._catalog.find(id) is not None
 
     def __repr__(self) -> str:
-        parts = f"{type(self.encoder).__name__}, {type(self.index).__name__}"
+        parts = f"{type(self.encoder).__name__}, {type(self._index.like).__name__}"
         return f"Retriever({parts}, in {self._path or 'memory'})"
 
     def records(self) -> Iterator[Record]:
@@ -308,4 +308,4 @@ class Album:
             InvalidInputError: an id is not in the album, or no string; names it. Nothing has changed.
         """
         remove(self._catalog, ids)
-        self._index.update()
+        self._index.follow()

@@ -1,0 +1,159 @@
+"""Files on disks and in object stores, listed and opened through fsspec."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from zsqretrieval._util.optional import import_optional
+from zsqretrieval.errors import IntegrityError, InvalidInputError, MissingDependencyError, ZsqError
+
+Location: TypeAlias = "str | os.PathLike[str]"
+"""A path, or a URL that fsspec reads, such as ``s3://bucket/folder`` or ``memory://folder``."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a file system of fsspec."""
+
+    system: Any  # fsspec.AbstractFileSystem
+    path: str  # within it
+    size: int  # bytes
+
+    def __str__(self) -> str:
+        """The path of a local file, or the URL of any other."""
+        return self.path if is_local(self.system) else str(self.system.unstrip_protocol(self.path))
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+    def open(self) -> Any:
+        """An open file for reading and seeking; of a store, the last few blocks that were read stay."""
+        if is_local(self.system):
+            return Path(self.path).open("rb")
+        return self.system.open(self.path, "rb", block_size=_BLOCK, cache_type="readahead")
+
+
+_BLOCK = 4 * 2**20  # bytes fetched at once from a store
+
+
+def located(source: Location) -> tuple[Any, str]:
+    """The file system of a location, and the path within it.
+
+    Raises:
+        InvalidInputError: the location is empty, or of an unknown protocol.
+        MissingDependencyError: the package of the protocol is not installed.
+    """
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    text = os.fspath(source)
+    if not text:
+        raise InvalidInputError("a path is empty; the current folder is '.'")
+    if isinstance(source, os.PathLike) or "://" not in text:
+        return LocalFileSystem(), Path(text).absolute().as_posix()
+    try:
+        system, path = fsspec.core.url_to_fs(text)
+    except ImportError as error:
+        protocol = text.partition("://")[0]
+        raise MissingDependencyError(
+            f"the package for {protocol}://", f"reading {text}", f"pip install 'fsspec[{protocol}]'"
+        ) from error
+    except ValueError as error:
+        raise InvalidInputError(f"{text}: {error}; give a path or a URL that fsspec reads") from error
+    return system, path
+
+
+def is_local(system: Any) -> bool:
+    """Whether a file system is that of this machine."""
+    protocol = system.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def list_files(source: Location, pattern: str, *, below: bool = True) -> list[File]:
+    """The files of a folder whose name matches, or those of a glob pattern, or one file.
+
+    Args:
+        source: a folder, pattern or file, as a path or URL.
+        pattern: regular expression of the names to take from a folder, whole names.
+        below: also those of its subfolders.
+
+    Returns:
+        Files in the order of their paths, in which numbers count as numbers; hidden ones are left out.
+
+    Raises:
+        InvalidInputError: it does not exist, cannot be listed, or nothing matches.
+    """
+    system, path = located(source)
+    try:
+        if system.isfile(path):
+            found = {path: system.info(path)}
+        elif any(mark in path for mark in "*?[") and not system.exists(path):
+            found = system.glob(path, detail=True)
+        else:
+            depth = None if below else 1
+            entries = system.find(path, maxdepth=depth, detail=True) if system.isdir(path) else {}
+            found = {
+                name: info for name, info in entries.items() if re.fullmatch(pattern, name.rpartition("/")[2])
+            }
+    except Exception as error:  # stores raise many types
+        raise InvalidInputError(f"{source} cannot be listed: {_reason(error)}; check the location") from error
+    files = [
+        File(system, name, int(info["size"]))
+        for name, info in found.items()
+        if info["type"] == "file" and not name.rpartition("/")[2].startswith(".")
+    ]
+    if not files:
+        raise InvalidInputError(f"{source} holds no file of the kind {pattern}; check the location")
+    return sorted(files, key=lambda one: natural(one.path))
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts names with numbers by these: ``x_2`` before ``x_10``."""
+    parts = re.split(r"(\d+)", name)
+    return [(1, int(part[:4000]), part) if part.isdigit() else (0, 0, part) for part in parts]
+
+
+# --- parquet ----------------------------------------------------------------------------------------------
+
+
+def parquet_module() -> Any:
+    """The module ``pyarrow.parquet``; a MissingDependencyError without it."""
+    install = "pip install 'zsqretrieval[parquet]'"
+    import_optional("pyarrow", "reading and writing parquet", install)
+    from pyarrow import parquet
+
+    return parquet
+
+
+@contextlib.contextmanager
+def opened_parquet(path: File | Path) -> Iterator[Any]:
+    """An open table; damage that shows within the block is an IntegrityError."""
+    parquet = parquet_module()
+    with damage_named(path, ": not a whole parquet file"), contextlib.ExitStack() as closing:
+        source = closing.enter_context(path.open() if isinstance(path, File) else path.open("rb"))
+        # With a buffer, a column is read page by page, not as a whole.
+        yield closing.enter_context(parquet.ParquetFile(source, buffer_size=2**20, pre_buffer=False))
+
+
+@contextlib.contextmanager
+def damage_named(path: object, what: str = " is damaged") -> Iterator[None]:
+    """Turn errors of libraries that read a file into an IntegrityError that names it."""
+    try:
+        yield
+    except (ZsqError, MemoryError, NotImplementedError):
+        raise
+    except Exception as error:  # libraries raise many types for damage, and pyarrow's are no tree
+        raise IntegrityError(f"{path}{what}: {_reason(error)}; fetch or write it again") from error
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, without what is no text."""
+    return " ".join(str(error).split()) or type(error).__name__

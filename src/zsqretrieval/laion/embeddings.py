@@ -74,7 +74,7 @@ class Shard:
     def rows(self) -> Iterator[VectorRow]:
         """The n rows of the table; an IntegrityError if it is damaged."""
         with opened_parquet(self.table) as table:
-            for batch in table.iter_batches(rows_at_once(table, most=4096)):
+            for batch in table.iter_batches(rows_at_once(self.table, table, most=4096)):
                 columns: dict[str, list[Any]] = {}
                 marked: list[tuple[str, bool, list[Any]]] = []
                 for kind, column in zip(batch.schema, batch.columns, strict=True):

@@ -19,11 +19,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from plain import png
+from plain import picture, png
 from zsqretrieval._util.torch import ensure_torchvision
 from zsqretrieval.laion.datacomp import open_features, texts_of, uids_of, write_features, write_subset
 from zsqretrieval.laion.embeddings import VectorRow, open_embeddings, writing_embeddings
 from zsqretrieval.laion.image_shards import open_image_shards, write_image_shard
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.testing.toys import COLOURS, ToyEncoder
 from zsqretrieval.types import Image
 
 pytestmark = pytest.mark.filterwarnings("default")  # theirs
@@ -167,3 +169,26 @@ def test_code_of_datacomp_reads_our_features_and_uids(tmp_path: Path) -> None:
     np.testing.assert_array_equal(uids_of(kept.tolist()), theirs)
     assert texts_of(theirs) == list(kept) and parquet.read_table(tmp_path / "00.parquet").num_rows == 4
     assert len(open_features(tmp_path, "l14_img")) == 4
+
+
+def test_folder_in_s3_is_added_to_an_album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a server that speaks S3, through s3fs."""
+    needed("s3fs")
+    server = needed("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "a", "DEFAULT_REGION": "us-east-1",
+                            "SECRET_ACCESS_KEY": "b"}.items():  # fmt: skip
+            monkeypatch.setenv(f"AWS_{name}", value)
+        colours = np.asarray(ToyEncoder().encode_image([picture(name) for name in COLOURS]))
+        with writing_embeddings(tmp_path / "emb", encoder="toy-encoder-1", dim=16, shard_size=4) as write:
+            write(colours, [VectorRow(name, metadata={"n": len(name)}) for name in COLOURS])
+        system = needed("fsspec").filesystem("s3")
+        system.mkdir("bucket")
+        system.put(str(tmp_path / "emb"), "bucket/emb", recursive=True)
+        with Retriever(ToyEncoder()) as album:
+            assert album.add_embeddings("s3://bucket/emb", batch_size=2).added == tuple(COLOURS)
+            assert [hit.id for hit in album.search("red", 1)] == ["red"]
+    finally:
+        server.stop()

@@ -166,6 +166,6 @@ def test_unreadable_metadata_is_refused_by_name(
 
 
 def test_long_cells_make_small_batches(tmp_path: Path) -> None:
-    images = pa.table({"jpg": [np.random.default_rng(n).bytes(2**20) for n in range(100)]})
+    images = pa.table({"jpg": [np.random.default_rng(n).bytes(2**20) for n in range(70)]})
     parquet.write_table(images, tmp_path / "a.parquet")
     assert max(one.batch.num_rows for one in read_metadata(tmp_path)) <= 64

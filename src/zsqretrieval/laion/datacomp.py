@@ -92,7 +92,9 @@ def uids_of(column: Any) -> NDArray[np.void]:
 
     Raises:
         InvalidInputError: a cell is NULL or no uid; names its number.
+        MissingDependencyError: there is no pyarrow.
     """
+    parquet_module()
     import pyarrow as pa
     from pyarrow import compute as pc
 

@@ -174,9 +174,9 @@ def write_image_shard(
         AlbumError: the disk refuses.
         MissingDependencyError: there is no pyarrow.
     """
+    parquet = parquet_module()
     import pyarrow as pa
 
-    parquet = parquet_module()
     check_counts(0, number=number)
     begin, stem = time.time(), f"{number:0{digits}d}"
     rows: list[dict[str, Any]] = []

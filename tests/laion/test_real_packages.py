@@ -123,6 +123,44 @@ def image_shards(folder: Path) -> list[str]:
     return uids
 
 
+def test_we_read_what_the_writer_of_img2dataset_writes(tmp_path: Path) -> None:
+    writer, logger = needed("img2dataset.writer"), needed("img2dataset.logger")
+    kinds = {"width": pa.int32(), **dict.fromkeys(("url", "caption", "key", "status"), pa.string())}
+    made = writer.WebDatasetSampleWriter(3, str(tmp_path), True, 5, pa.schema(kinds.items()), "png")
+    statuses = ["success", "failed_to_download", "success"]
+    for n, status in enumerate(statuses):
+        sound = status == "success"
+        facts = {"url": f"u{n}", "caption": f"c{n}", "key": f"{30000 + n:09d}", "status": status}
+        made.write(png(n) if sound else None, facts["key"], f"c{n}", facts | {"width": 4 if sound else None})
+    made.close()
+    counts = logger.CappedCounter()
+    for status in statuses:
+        counts.increment(status)
+    logger.write_stats(str(tmp_path), 3, 3, 2, 1, 0, 0.0, 1.0, counts, 5)
+    (shard,) = open_image_shards(tmp_path)
+    found = list(shard.images())
+    assert [(one.content, one.caption, one.metadata["width"]) for one in found if isinstance(one, Image)] == [
+        (png(0), "c0", 4), (png(2), "c2", 4),
+    ]  # fmt: skip
+
+
+def test_reader_and_logger_of_img2dataset_take_our_shards(tmp_path: Path) -> None:
+    reader, logger = needed("img2dataset.reader"), needed("img2dataset.logger")
+    image_shards(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    listed = reader.Reader(
+        str(tmp_path), "parquet", "url", "caption", None, None, ["uid"], 100, set(), str(tmp_path / "tmp")
+    )
+    tables = [pa.ipc.open_file(path).read_all().to_pydict() for _, path in listed]
+    assert [url for one in tables for url in one["url"]] == [f"u{n}" for n in range(10)]
+    speed = logger.SpeedLogger("worker", enable_wandb=False)
+    stats = json.loads((tmp_path / "00001_stats.json").read_text())
+    names = ("count", "successes", "failed_to_download", "failed_to_resize", "start_time", "end_time")
+    speed(*(stats[name] for name in names))
+    assert (speed.count, speed.success, speed.failed_to_download) == (5, 4, 1)
+    assert logger.CappedCounter.load(stats["status_dict"]).most_common(1) == [("success", 4)]
+
+
 def test_webdataset_reads_our_shards(tmp_path: Path) -> None:
     webdataset = needed("webdataset")
     uids = image_shards(tmp_path)

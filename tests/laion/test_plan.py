@@ -19,7 +19,9 @@ def test_laion_5b_has_the_published_sizes():
     assert found.embedding_gpu_hours == pytest.approx(32 * 7 * 24, rel=0.05)  # 32 A100 for a week
 
 
-@pytest.mark.parametrize(("vectors", "recall", "rate"), [(1e5, 0.9, 3769), (1e6, 0.95, 990), (1e6, 0.98, 553)])
+@pytest.mark.parametrize(
+    ("vectors", "recall", "rate"), [(1e5, 0.9, 3769), (1e6, 0.95, 990), (1e6, 0.98, 553)]
+)
 def test_measured_rates_and_sizes_of_hnsw_are_met(vectors, recall, rate):
     assert hnsw_rate(vectors, 512, recall) == pytest.approx(rate)
     assert hnsw_bytes(1, 512) == pytest.approx(2190, rel=0.01)  # measured, bytes a vector

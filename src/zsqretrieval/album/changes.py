@@ -80,9 +80,7 @@ class VectorLog:
         columns = ", ".join(self._vectors.columns.split(", ")[:-2])  # without vector and checksum
         row_of = {row[0]: row for row in self._database.select(columns, self._vectors.name, "key", keys)}
         packed = self.pack(vectors, [f"{self._what} {key}" for key in keys])
-        rows = [
-            self._vectors.pack((*row_of[key], vector)) for key, vector in zip(keys, packed, strict=True)
-        ]
+        rows = [self._vectors.pack((*row_of[key], vector)) for key, vector in zip(keys, packed, strict=True)]
         self._database.connection.executemany(
             f"UPDATE {self._vectors.name} SET vector = ?, crc32 = ? WHERE key = ?",
             ((*row[-2:], row[0]) for row in rows),

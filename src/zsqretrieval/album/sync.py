@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,6 +122,7 @@ class IndexSync:
         part = describe("index", self._index)
         if part is None:
             return
+        self.update()  # which locks the album, too, to load the index
         with locked(album, exclusive=True), self._lock:
             self._catalog.check_place()  # or the snapshots of another album would be deleted
             self.update()
@@ -193,6 +195,11 @@ def _check_files(snapshot: Path) -> None:
 
 
 def _warn(what: str, error: Exception) -> None:
+    frame, level = sys._getframe(), 1  # the index is loaded by a search, an add, a save...
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("zsqretrieval."):
+        frame, level = frame.f_back, level + 1
     warnings.warn(
-        f"{what} rebuilt from the catalog; save() writes a new one ({error})", RuntimeWarning, stacklevel=6
+        f"{what} rebuilt from the catalog; save() writes a new one ({error})",
+        RuntimeWarning,
+        stacklevel=level,
     )

@@ -2,7 +2,7 @@
 
 python -m benchmarks.laion_slice --rows 1000000 --captions captions.txt --json
 
-Vectors are synthetic (:mod:`benchmarks.synthetic`), captions those of a file, if one is given. Every step runs
+Vectors are synthetic (:mod:`benchmarks.synthetic`), captions those of a file, if given. Every step runs
 in a process of its own, whose largest memory is reported with it.
 """
 

@@ -97,7 +97,7 @@ def plan(
     recall: float = 0.95,
     qps: float = 10.0,
     candidates: int = 50,
-    machine: Machine = Machine(),  # noqa: B008  # frozen
+    machine: Machine = Machine(),
 ) -> Plan:
     """Work out what a collection needs.
 

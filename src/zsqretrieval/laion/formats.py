@@ -58,10 +58,14 @@ class Shard:
     file: Path
     table: Path
 
-    def rows(self) -> Iterator[VectorRow]:
-        """The n rows of the table; an IntegrityError if it is damaged."""
+    def rows(self, kept: NDArray[np.bool_] | None = None) -> Iterator[VectorRow]:
+        """The n rows of the table, or those of a mask [n]; an IntegrityError if it is damaged."""
+        first = 0
         with opened_parquet(self.table) as table:
             for batch in table.iter_batches(batch_size=4096):
+                if kept is not None:  # before any cell is read
+                    first, mask = first + batch.num_rows, kept[first : first + batch.num_rows]
+                    batch = batch.filter(mask)
                 columns: dict[str, list[Any]] = {}
                 marked: list[tuple[str, bool, list[Any]]] = []
                 for kind, column in zip(batch.schema, batch.columns, strict=True):

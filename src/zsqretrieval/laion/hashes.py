@@ -33,7 +33,10 @@ Hashes: TypeAlias = NDArray[np.uint64]
 NAMES = ("url", "md5", "sha256", "hash", "uid")
 """Canonical columns that name a row."""
 
-_FORMS = {"md5": "hex32", "uid": "hex32", "sha256": "hex64", "hash": "number", "url": "text"}
+LOOKED_UP = (*NAMES, "image_path")
+"""Columns that are compared with a list; ``image_path`` may be a URL in folders of embeddings."""
+
+_FORMS = {"md5": "hex32", "uid": "hex32", "sha256": "hex64", "hash": "number", "url": "text", "image_path": "text"}
 _PATTERNS = {"hex32": "[0-9a-f]{32}", "hex64": "[0-9a-f]{64}", "number": "-?[0-9]{1,19}"}
 _KIND = "hash-list"
 _BUCKETS = 256  # sorted one after another: 344 MB each for 5.5 billion entries
@@ -144,14 +147,13 @@ class HashList:
     def lists(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
         """Which rows of a canonical batch are on the list by any of their names, bool [n]."""
         found = np.zeros(batch.num_rows, np.bool_)
-        for name in NAMES:
-            if name in batch.schema.names:
-                column = batch.column(name)
-                if _FORMS[name] in self.forms:
-                    found |= self.contains(hashes_of(column))
-                for form, digest in (("hex32", md5), ("hex64", sha256)) if name == "url" else ():
-                    if form in self.forms:
-                        found |= self.contains(hashes_of(column, digest))
+        for name in (one for one in LOOKED_UP if one in batch.schema.names):
+            column = batch.column(name)
+            if _FORMS[name] in self.forms:
+                found |= self.contains(hashes_of(column))
+            for form, digest in (("hex32", md5), ("hex64", sha256)) if _FORMS[name] == "text" else ():
+                if form in self.forms:
+                    found |= self.contains(hashes_of(column, digest))
         return found
 
 

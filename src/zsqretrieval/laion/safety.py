@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zsqretrieval._util.checks import check_numbers
 from zsqretrieval._util.optional import import_optional
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.laion.hashes import NAMES, HashList, hashes_of
+from zsqretrieval.laion.hashes import LOOKED_UP, NAMES, HashList, hashes_of
 from zsqretrieval.laion.metadata import canonical, read_metadata
 from zsqretrieval.laion.storage import opened_parquet
 from zsqretrieval.types import Image
@@ -88,7 +88,7 @@ class Safety:
     def columns(self) -> tuple[str, ...]:
         """The columns that the rules read."""
         named = self.removed is not None or self.allow is not None
-        return (*_MARKS, "error_message", *(NAMES if named else ()))
+        return (*_MARKS, "error_message", *(LOOKED_UP if named else ()))
 
     def mask(self, batch: pa.RecordBatch, denied: Denied | None = None) -> NDArray[np.bool_]:
         """Which of the n rows of a canonical batch may be used, bool [n]; counts the others by reason."""

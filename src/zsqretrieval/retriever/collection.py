@@ -23,6 +23,7 @@ from zsqretrieval.album.embeddings import (
     folder_blocks,
     given_block,
 )
+from zsqretrieval.album.features import sweep_all
 from zsqretrieval.album.folders import SyncReport, checked_folders, rehearsal, sync_folders
 from zsqretrieval.album.info import find_catalog
 from zsqretrieval.album.ingest import AddReport
@@ -130,6 +131,7 @@ class Collection(Album):
         self.remove([one.id for one in records])
         if keys:
             self._index.compact()
+            sweep_all(self._path, self._catalog.known_digests)
         self.save()
         self._catalog.flush()
         after = count_found(self._index.update(), keys, vectors)

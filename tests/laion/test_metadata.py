@@ -140,7 +140,7 @@ def test_files_folders_patterns_and_urls_are_read_in_numeric_order(tmp_path: Pat
 
 
 REFUSED: list[tuple[str, type[Exception], str]] = [
-    ("missing", InvalidInputError, "missing"),
+    ("missing", InvalidInputError, "missing holds no file"),
     ("*.nothing", InvalidInputError, "holds no file"),
     ("nowhere://x", InvalidInputError, "nowhere"),
     ("", InvalidInputError, "empty"),

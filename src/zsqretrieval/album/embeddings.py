@@ -30,10 +30,11 @@ from zsqretrieval.data.sources import VECTOR, Reopener
 from zsqretrieval.encoders.checked import TOLERANCE
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError
 from zsqretrieval.indexes.checks import as_array
-from zsqretrieval.laion.formats import VectorRow, open_embeddings, writing_embeddings
+from zsqretrieval.laion.arrays import StoredArray
+from zsqretrieval.laion.embeddings import VectorRow, open_embeddings, writing_embeddings
 from zsqretrieval.laion.hashes import HashList
 from zsqretrieval.laion.safety import NO_RULES, Denied, Safety, SafetyLike, safety_for
-from zsqretrieval.laion.storage import opened_parquet
+from zsqretrieval.laion.storage import File, Location, opened_parquet
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image, Progress
 
@@ -44,7 +45,7 @@ _IMAGES_AT_ONCE = 16  # opened to learn their digests
 class Block:
     """Some vectors, float [n, dim], with a row each."""
 
-    vectors: NDArray[np.floating[Any]]
+    vectors: NDArray[np.floating[Any]] | StoredArray
     rows: Iterable[VectorRow]
     name: str  # in errors
     mapped: bool  # whether the vectors are in a file, which is checked as it is read
@@ -108,7 +109,7 @@ def _rules(safety: SafetyLike, names: Collection[str], removed: HashList | None)
 
 
 def folder_blocks(
-    folder: Path, encoder: Encoder, safety: SafetyLike, removed: HashList | None, denied: Denied
+    folder: Location, encoder: Encoder, safety: SafetyLike, removed: HashList | None, denied: Denied
 ) -> list[Block]:
     """The shards of a folder of embeddings, without denied rows, which are counted by reason.
 
@@ -128,7 +129,7 @@ def folder_blocks(
     ]
 
 
-def _column_names(table: Path) -> list[str]:
+def _column_names(table: File) -> list[str]:
     with opened_parquet(table) as opened:
         return list(opened.schema_arrow.names)
 
@@ -200,9 +201,12 @@ class _Done:
 
 def _checked(block: Block, first: int, count: int) -> NDArray[np.float32]:
     """Some vectors as float32; an InvalidInputError names the first row that is no unit vector."""
-    part: Any = slice(first, first + count) if block.kept is None else block.kept[first : first + count]
+    begin, end, within = first, first + count, slice(None)
+    if block.kept is not None:
+        places = block.kept[first : first + count]
+        begin, end, within = int(places[0]), int(places[-1]) + 1, places - places[0]
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
-        vectors = np.asarray(block.vectors[part]).astype(np.float32)
+        vectors = np.asarray(block.vectors[begin:end])[within].astype(np.float32)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     bad = ~(np.abs(lengths - 1) <= TOLERANCE)  # also for NaN
     if bad.any():

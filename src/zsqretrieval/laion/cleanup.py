@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from numpy.typing import NDArray
 
 from zsqretrieval._util.files import atomic_write, sync_directory
 from zsqretrieval.errors import AlbumError
-from zsqretrieval.laion.formats import FACTS, Shard, open_embeddings
+from zsqretrieval.laion.embeddings import FACTS, open_embeddings
 from zsqretrieval.laion.hashes import HashList
 from zsqretrieval.laion.safety import NO_RULES
 from zsqretrieval.laion.storage import opened_parquet, parquet_module
 
 _NEW = ".removed"  # suffix of a file that is to take the place of the one without it
 _AT_ONCE = 65_536  # rows
+_TABLES = "metadata/metadata_*.parquet"
 
 
 def remove_from_folder(folder: Path, removed: HashList) -> int:
@@ -47,34 +49,41 @@ def remove_from_folder(folder: Path, removed: HashList) -> int:
         kept = rules.mask_table(shard.table)
         if not kept.all():
             with _refused(folder):
-                _rewrite(shard, kept)
+                _rewrite(folder, Path(shard.table.path), kept)
                 gone += int((~kept).sum())
     with _refused(folder):
         _count(folder)
     return gone
 
 
-def _rewrite(shard: Shard, kept: NDArray[np.bool_]) -> None:
+def _rewrite(folder: Path, table: Path, kept: NDArray[np.bool_]) -> None:
     """Replace the files of a shard by files without some rows."""
-    number = shard.file.stem.removeprefix("img_emb_")
-    arrays = sorted(shard.file.parent.parent.glob(f"*_emb/*_emb_{number}.npy"))
+    arrays = [file for file in sorted(folder.glob("*_emb/*_emb_*.npy")) if _number(file) == _number(table)]
     for file in arrays:
-        _write(file, lambda new, file=file: _write_array(file, new, kept))  # type: ignore[misc]
-    _write(shard.table, lambda new: _write_table(shard.table, new, kept))
-    _replace(shard.table)  # first: from now on the next call completes the shard
+        _write(file, partial(_write_array, file, kept=kept))
+    _write(table, partial(_write_table, table, kept=kept))
+    _replace(table)  # first: from now on the next call completes the shard
     for file in arrays:
         _replace(file)
 
 
 def _complete(folder: Path) -> None:
     """Finish what an interrupted call began: a shard whose table is replaced already, or else nothing of it."""
+    table_of = {_number(table): table for table in folder.glob(_TABLES)}
     for new in sorted(folder.glob(f"*/*{_NEW}")):
         old = new.with_name(new.name.removesuffix(_NEW))
-        table = folder / "metadata" / f"metadata_{old.stem.rpartition('_')[2]}.parquet"
-        if old.suffix == ".npy" and not _new(table).exists() and len(np.load(new, mmap_mode="r")) == _rows(table):
-            _replace(old)
+        table = table_of.get(_number(old))
+        if old.suffix == ".npy" and table is not None and not _new(table).exists():
+            if len(np.load(new, mmap_mode="r", allow_pickle=False)) == _rows(table):
+                _replace(old)
     for new in folder.glob(f"*/*{_NEW}"):
         new.unlink()
+
+
+def _number(file: Path) -> int:
+    """The number of the shard of a file."""
+    digits = file.stem.rpartition("_")[2]
+    return int(digits) if digits.isdecimal() else -1
 
 
 def _count(folder: Path) -> None:
@@ -82,7 +91,7 @@ def _count(folder: Path) -> None:
     facts = folder / FACTS
     if facts.is_file():
         stated = json.loads(facts.read_text(encoding="ascii"))
-        rows = sum(_rows(table) for table in folder.glob("metadata/metadata_*.parquet"))
+        rows = sum(_rows(table) for table in folder.glob(_TABLES))
         if stated.get("rows") != rows:
             with atomic_write(facts) as temporary:
                 temporary.write_text(json.dumps({**stated, "rows": rows}, indent=2), encoding="ascii")

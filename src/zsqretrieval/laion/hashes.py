@@ -22,7 +22,7 @@ from typing_extensions import Self
 from zsqretrieval._util.files import open_snapshot, write_snapshot
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.laion.metadata import read_metadata
-from zsqretrieval.laion.storage import Location, list_files
+from zsqretrieval.laion.storage import Location
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -253,7 +253,6 @@ def read_names(file: Path) -> list[str]:
 
 
 def _names_in_parquet(file: Path) -> list[str]:
-    list_files(file, ".*")
     return [
         str(cell)
         for one in read_metadata(file, columns=NAMES)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zsqretrieval._util.checks import check_counts
-from zsqretrieval.errors import IntegrityError, InvalidInputError
+from zsqretrieval.errors import IntegrityError
 from zsqretrieval.laion.storage import File, Location, list_files, opened_parquet
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ _OTHER_NAMES = {
     "height": ("original_height",),
     "language": ("lang",),
 }
-_BATCH = 64 * 2**20  # bytes of one batch, by what the file says of its columns
+MOST_AT_ONCE = 64 * 2**20
+"""Bytes of one batch, by what the file says of its columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def read_metadata(
         MissingDependencyError: there is no pyarrow, or no package for the URL.
     """
     check_counts(batch_size=batch_size)
-    for file in list_files(source, r".*\.parquet"):
+    for file in list_files(source, ".parquet"):
         yield from read_table(file, columns=columns, batch_size=batch_size)
 
 
@@ -79,7 +80,7 @@ def read_table(
             raise IntegrityError(f"{file} has two columns {twice!r}; write it with one of each name")
         known = _named(names)
         chosen = names if columns is None else [name for name in names if known.get(name, name) in columns]
-        rows = _rows_at_once(table.metadata, chosen, batch_size)
+        rows = rows_at_once(table, chosen, most=batch_size)
         first = 0
         for batch in table.iter_batches(rows, columns=chosen):
             unreadable: Counter[str] = Counter()
@@ -87,15 +88,17 @@ def read_table(
             first += batch.num_rows
 
 
-def _rows_at_once(metadata: Any, columns: Collection[str], most: int) -> int:
-    """Rows of which the columns have at most 64 MiB, if the file says the truth."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
+def rows_at_once(table: Any, columns: Collection[str] | None = None, *, most: int) -> int:
+    """Number of rows of which the columns of an open table have at most 64 MiB, if it says the truth."""
+    for number in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(number)
         parts = (group.column(n) for n in range(group.num_columns))
         size = sum(
-            part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] in columns
+            part.total_uncompressed_size
+            for part in parts
+            if columns is None or part.path_in_schema.partition(".")[0] in columns
         )
-        most = min(most, max(1, _BATCH * group.num_rows // max(size, 1)) if group.num_rows else most)
+        most = min(most, max(1, MOST_AT_ONCE * group.num_rows // max(size, 1))) if group.num_rows else most
     return most
 
 
@@ -123,7 +126,7 @@ def canonical(batch: pa.RecordBatch, unreadable: Counter[str] | None = None) -> 
             column = _converted(column, COLUMNS[name])
             if unreadable is not None and column.null_count > empty:
                 unreadable[name] += column.null_count - empty
-            kind = pa.field(name, column.type)
+            kind = kind.with_name(name).with_type(column.type)
         fields.append(kind)
         arrays.append(column)
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
@@ -246,3 +249,23 @@ def _cast(column: Any, kind: Any) -> Any:
         return column.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return pa.nulls(len(column), kind)
+
+
+def json_cells(column: Any) -> list[Any]:
+    """The cells of a column as JSON values; None for null and for bytes."""
+    from pyarrow import types
+
+    kind = column.type
+    if types.is_dictionary(kind):
+        column = column.dictionary_decode()
+        kind = column.type
+    if str(kind) in ("string", "large_string", "string_view"):  # which may not be UTF-8
+        return [
+            one if one is None else one.decode(errors="surrogateescape")
+            for one in column.cast("binary").to_pylist()
+        ]
+    if "binary" in str(kind):
+        return [None] * len(column)
+    if types.is_temporal(kind) or types.is_decimal(kind):
+        column = column.cast("int64" if types.is_duration(kind) else "string")
+    return [None if one != one else one for one in column.to_pylist()]  # NaN, as of pandas

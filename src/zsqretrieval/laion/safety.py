@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,8 +17,8 @@ from zsqretrieval._util.checks import check_numbers
 from zsqretrieval._util.optional import import_optional
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.laion.hashes import LOOKED_UP, NAMES, HashList, hashes_of
-from zsqretrieval.laion.metadata import canonical, read_metadata
-from zsqretrieval.laion.storage import opened_parquet
+from zsqretrieval.laion.metadata import canonical, read_table
+from zsqretrieval.laion.storage import File, opened_parquet
 from zsqretrieval.types import Image
 
 if TYPE_CHECKING:
@@ -123,11 +122,11 @@ class Safety:
             hits["not_allowed"] = ~listed
         return hits
 
-    def mask_table(self, table: Path, denied: Denied | None = None) -> NDArray[np.bool_]:
+    def mask_table(self, table: File, denied: Denied | None = None) -> NDArray[np.bool_]:
         """As :meth:`mask`, for all rows of a parquet file, batch by batch."""
         with opened_parquet(table) as opened:
             rows = opened.metadata.num_rows
-        kept = [self.mask(one.batch, denied) for one in read_metadata(table, columns=self.columns)]
+        kept = [self.mask(one.batch, denied) for one in read_table(table, columns=self.columns)]
         if sum(map(len, kept)) < rows:  # none of the columns is there
             kept = [self.mask_rows([{}] * rows, denied)]
         return np.concatenate([*kept, np.empty(0, np.bool_)])

@@ -65,8 +65,9 @@ class Collection(Album):
 
         Args:
             vectors: float [n, dim], rows of length 1 to 1 %, as they are encoded; or a folder of embeddings
-                (``img_emb/*.npy`` and ``metadata/*.parquet``), which has all the rest. Vectors in memory are
-                checked before anything is written; those in files (also ``np.memmap``) batch by batch.
+                (``img_emb/*.npy`` and ``metadata/*.parquet``), as a path or a URL of fsspec such as
+                ``s3://bucket/folder``, which has all the rest. Vectors in memory are checked before anything
+                is written; those in files (also ``np.memmap``) batch by batch.
             ids: n names; else the sources, else the beginning of a digest.
             metadata: n mappings of JSON values.
             sources: n paths, URLs or other texts; the ids when None.
@@ -95,7 +96,7 @@ class Collection(Album):
                 raise InvalidInputError(
                     "a folder of embeddings has its own ids, metadata, sources and captions"
                 )
-            blocks = folder_blocks(Path(vectors), adder.encoder, safety, adder.removed, denied)
+            blocks = folder_blocks(vectors, adder.encoder, safety, adder.removed, denied)
         else:
             blocks = [given_block(vectors, ids, metadata, sources, captions, safety, adder.removed, denied)]
         return add_blocks(blocks, adder, denied=denied, batch_size=batch_size, progress=progress)

@@ -109,13 +109,18 @@ def _rules(safety: SafetyLike, names: Collection[str], removed: HashList | None)
 
 
 def folder_blocks(
-    folder: Location, encoder: Encoder, safety: SafetyLike, removed: HashList | None, denied: Denied
+    folder: Location,
+    metadata: Location | None,
+    encoder: Encoder,
+    safety: SafetyLike,
+    removed: HashList | None,
+    denied: Denied,
 ) -> list[Block]:
     """The shards of a folder of embeddings, without denied rows, which are counted by reason.
 
     A MismatchError if the folder states another encoder.
     """
-    found = open_embeddings(folder)
+    found = open_embeddings(folder, metadata=metadata)
     if found.encoder is not None:
         check_fingerprint(found.encoder, encoder, str(folder))
     tables = [one.table for one in found.shards]

@@ -122,7 +122,12 @@ class Embeddings:
         return sum(len(shard.vectors) for shard in self.shards)
 
 
-def open_embeddings(folder: Location, kind: Literal["img_emb", "text_emb"] = "img_emb") -> Embeddings:
+def open_embeddings(
+    folder: Location,
+    kind: Literal["img_emb", "text_emb"] = "img_emb",
+    *,
+    metadata: Location | None = None,
+) -> Embeddings:
     """Open a folder of embeddings, on a disk or in a store: all headers are checked, no vector is read.
 
     Shards are in the order of their numbers, however many zeros are in front of these.
@@ -130,6 +135,7 @@ def open_embeddings(folder: Location, kind: Literal["img_emb", "text_emb"] = "im
     Args:
         folder: path or URL of fsspec.
         kind: vectors of the images, or of their captions.
+        metadata: folder of the tables, if it is not ``metadata`` in the folder.
 
     Raises:
         InvalidInputError: it is no such folder, or a shard lacks its vectors or its table.
@@ -143,7 +149,8 @@ def open_embeddings(folder: Location, kind: Literal["img_emb", "text_emb"] = "im
             f"{folder} holds no {kind}/{kind}_*.npy; give a folder that clip-retrieval or "
             "export_embeddings wrote"
         )
-    tables = _numbered(system, f"{path}/{_TABLES}", "metadata", "parquet")
+    place = (system, f"{path}/{_TABLES}") if metadata is None else located(metadata)
+    tables = _numbered(*place, "metadata", "parquet")
     if alone := sorted(files.keys() ^ tables.keys()):
         file, other = files.get(alone[0]), tables.get(alone[0])
         missing = (

@@ -163,11 +163,6 @@ def safety_for(safety: SafetyLike, names: Collection[str]) -> Safety | None:
     return Safety() if not lower.isdisjoint(_MARKS) or {"url", "similarity"} <= lower else None
 
 
-def denied_text(denied: Mapping[str, int]) -> str:
-    """The numbers of denied rows and why, as a sentence part."""
-    return ", ".join(f"{count} {reason} ({REASONS[reason]})" for reason, count in denied.items())
-
-
 def verified(image: Image) -> bool | None:
     """Whether the bytes of an image are those of the ``md5`` or ``sha256`` in its metadata.
 

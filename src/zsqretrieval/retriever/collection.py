@@ -49,7 +49,7 @@ class Collection(Album):
         vectors: ArrayLike | str | os.PathLike[str],
         *,
         ids: Sequence[str] | None = None,
-        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | str | os.PathLike[str] | None = None,
         sources: Sequence[str | os.PathLike[str]] | None = None,
         captions: Sequence[str | None] | None = None,
         fingerprint: str | None = None,
@@ -69,7 +69,8 @@ class Collection(Album):
                 ``s3://bucket/folder``, which has all the rest. Vectors in memory are checked before anything
                 is written; those in files (also ``np.memmap``) batch by batch.
             ids: n names; else the sources, else the beginning of a digest.
-            metadata: n mappings of JSON values.
+            metadata: n mappings of JSON values; for a folder of embeddings, the folder of its tables if it is
+                elsewhere.
             sources: n paths, URLs or other texts; the ids when None.
             captions: n texts.
             fingerprint: ``encoder.fingerprint`` of the encoder that made the vectors, to be checked.
@@ -92,11 +93,15 @@ class Collection(Album):
         if fingerprint is not None:
             check_fingerprint(fingerprint, adder.encoder, "the vectors")
         if isinstance(vectors, str | os.PathLike):
-            if any(one is not None for one in (ids, metadata, sources, captions)):
+            if not isinstance(metadata, str | os.PathLike | None) or any(
+                one is not None for one in (ids, sources, captions)
+            ):
                 raise InvalidInputError(
                     "a folder of embeddings has its own ids, metadata, sources and captions"
                 )
-            blocks = folder_blocks(vectors, adder.encoder, safety, adder.removed, denied)
+            blocks = folder_blocks(vectors, metadata, adder.encoder, safety, adder.removed, denied)
+        elif isinstance(metadata, str | os.PathLike):
+            raise InvalidInputError("metadata of arrays must be a list of mappings, not a path")
         else:
             blocks = [given_block(vectors, ids, metadata, sources, captions, safety, adder.removed, denied)]
         return add_blocks(blocks, adder, denied=denied, batch_size=batch_size, progress=progress)

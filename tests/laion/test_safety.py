@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from zsqretrieval._util.files import MANIFEST
-from zsqretrieval.errors import IntegrityError, InvalidInputError
+from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
 from zsqretrieval.laion import hashes as module
 from zsqretrieval.laion.hashes import HashList, hash_texts, hashes_of, read_names
 from zsqretrieval.laion.metadata import canonical
-from zsqretrieval.laion.safety import REASONS, Denied, Safety, safety_for, verified
+from zsqretrieval.laion.safety import REASONS, Denied, Safety, safety_for, unaltered, verified
 from zsqretrieval.types import Image
 
 # --- rules against a plain reference ----------------------------------------------------------------------
@@ -136,6 +136,18 @@ def test_bytes_are_verified_by_the_digests_in_the_metadata() -> None:
     for metadata, expected in table:
         assert verified(Image(b"image", "a", metadata=metadata)) is expected
     assert verified(Image(Path("a.jpg"), "a", metadata={"md5": md5})) is None
+
+
+def test_altered_image_is_left_out_unless_the_whole_shard_was_encoded_again() -> None:
+    def image(content: bytes, of: bytes) -> Image:
+        return Image(content, repr(content), metadata={"md5": hashlib.md5(of).hexdigest()})
+
+    torn, plain = ImageError("x", "torn"), Image(b"e", "e")
+    shard = [image(b"a", b"a"), torn, image(b"b", b"other"), plain, image(b"c", b"c")]
+    denied: Denied = {}
+    assert list(unaltered(lambda: shard, denied)) == [shard[0], torn, plain, shard[4]] and denied == {"altered": 1}
+    again = [image(b"b", b"other"), torn, plain]
+    assert list(unaltered(lambda: again, denied)) == again and denied == {"altered": 1}
 
 
 # --- lists of hashes --------------------------------------------------------------------------------------

@@ -325,6 +325,7 @@ def _pool(source: str, rules: Rules | None, used: set[str], preset: str, safety:
     from zsqretrieval.data.tars import TAR_SUFFIXES
     from zsqretrieval.laion.filter import embedding_parts, image_parts, metadata_parts, pool_of
     from zsqretrieval.laion.image_shards import open_image_shards
+    from zsqretrieval.laion.safety import unaltered
     from zsqretrieval.laion.storage import list_files
 
     how: Any = "auto" if safety else None
@@ -336,12 +337,13 @@ def _pool(source: str, rules: Rules | None, used: set[str], preset: str, safety:
         tars = []
     if not tars:
         return pool_of(metadata_parts(source), rules, how)
-    images = (image for shard in open_image_shards(source) for image in shard.images())
+    denied: dict[str, int] = {}
+    images = (image for shard in open_image_shards(source) for image in unaltered(shard.images, denied))
     parts = preset_with(preset)
     encoder = parts.make_encoder() if "clip" in used else None
     lazy = parts.make_generator() if "likelihood" in used else None
     with progress_bars() as bars:
         if lazy is None:
-            return pool_of(image_parts(images, encoder, None, progress=bars), rules, how)
+            return pool_of(image_parts(images, encoder, None, progress=bars), rules, how, denied)
         with lazy.using() as generator:
-            return pool_of(image_parts(images, encoder, generator, progress=bars), rules, how)
+            return pool_of(image_parts(images, encoder, generator, progress=bars), rules, how, denied)

@@ -230,13 +230,17 @@ def _likelihoods(
     return found
 
 
-def pool_of(parts: Iterable[Part], rules: Rules | None, safety: SafetyLike = "auto") -> Pool:
+def pool_of(
+    parts: Iterable[Part], rules: Rules | None, safety: SafetyLike = "auto", denied: Denied | None = None
+) -> Pool:
     """Collect the rows of a pool that are not denied, with what the filters need of them.
+
+    ``denied`` has numbers of rows that were left out before.
 
     Raises:
         InvalidInputError: the pool is empty, or lacks a column of the rules.
     """
-    denied: Denied = {}
+    denied = {} if denied is None else denied
     uids, ruled, scored = [], [], []
     for batch, scores in parts:
         limits = safety_for(safety, batch.schema.names)

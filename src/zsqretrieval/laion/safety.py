@@ -6,7 +6,7 @@ A row is denied unless it is known to be safe. Reports have numbers and reasons,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_numbers
 from zsqretrieval._util.optional import import_optional
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.laion.hashes import LOOKED_UP, NAMES, HashList, hashes_of
 from zsqretrieval.laion.metadata import canonical, read_table
 from zsqretrieval.laion.storage import File, opened_parquet
@@ -32,6 +32,7 @@ REASONS: Mapping[str, str] = {
     "nsfw": "tagged NSFW or UNSURE",
     "watermark": "pwatermark is above the limit",
     "not_allowed": "not on the allow list",
+    "altered": "its bytes are not those of its md5 or sha256",
 }
 """Why a row is denied; the first that holds counts."""
 
@@ -166,8 +167,7 @@ def safety_for(safety: SafetyLike, names: Collection[str]) -> Safety | None:
 def verified(image: Image) -> bool | None:
     """Whether the bytes of an image are those of the ``md5`` or ``sha256`` in its metadata.
 
-    None if it has neither, or no bytes. img2dataset records the digest of what it downloaded; if it then resized
-    or re-encoded the image, as by default, the bytes of every image differ from it.
+    None if it has neither, or no bytes.
     """
     if not isinstance(image.content, bytes):
         return None
@@ -176,6 +176,27 @@ def verified(image: Image) -> bool | None:
     if not stated:
         return None
     return all(hashlib.new(name, image.content).hexdigest() == one.lower() for name, one in stated.items())
+
+
+def unaltered(
+    shard: Callable[[], Iterable[Image | ImageError]], denied: Denied
+) -> Iterator[Image | ImageError]:
+    """The images of a shard, without those whose bytes differ from the digest in their metadata.
+
+    img2dataset records the digest of what it downloaded. If it then resized or re-encoded the images, as by
+    default, the bytes of all of them differ, and nothing can be verified here: where no image of a shard has the
+    bytes of its digest, all are used. Its own option ``--verify_hash`` compares before that.
+
+    Args:
+        shard: reads the images; called twice, such as ``ImageShard.images``.
+        denied: counts those that are left out, as ``altered``.
+    """
+    kept_as_fetched = any(verified(one) for one in shard() if isinstance(one, Image))
+    for one in shard():
+        if kept_as_fetched and isinstance(one, Image) and verified(one) is False:
+            denied["altered"] = denied.get("altered", 0) + 1
+        else:
+            yield one
 
 
 def _probabilities(batch: pa.RecordBatch, name: str) -> NDArray[np.float32]:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.alt_text PATH/TO/flickr8k/train-00000.tar --images 1000
 
-A share of the captions of real photographs is exchanged among them. Both scores of every pair are those of ``zsq
-laion filter`` with the preset; the area under the ROC curve (AUC) is the probability that a right caption scores
-higher than an exchanged one. Intervals are bootstraps over images.
+A share of the captions of real photographs is exchanged among them. Both scores of every pair are those of
+``zsq laion filter`` with the preset; the area under the ROC curve (AUC) is the probability that a right
+caption scores higher than an exchanged one. Intervals are bootstraps over images.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -85,4 +86,5 @@ if __name__ == "__main__":
     parser.add_argument("--share", type=float, default=0.3, help="share of the captions that is exchanged")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    print(json.dumps(measure(given.tars, given.images, given.share, given.seed), indent=2))
+    found = measure(given.tars, given.images, given.share, given.seed)
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")

@@ -174,7 +174,8 @@ def laion() -> Names:
     captions = ["a harbour at night", "a tabby cat", "a red bicycle in a garden", "two dogs on a beach"]
     urls = [f"https://example.org/{n}.jpg" for n in range(4)]
     rows = {
-        "url": urls, "caption": captions, "punsafe": [0.1, 0.9, None, 0.2], "similarity": [0.3, 0.3, 0.2, 0.31],
+        "url": urls, "caption": captions, "punsafe": [0.1, 0.9, None, 0.2],
+        "similarity": [0.3, 0.3, 0.2, 0.31],
         "width": [640] * 4, "height": [480] * 4, "language": ["en"] * 4,
     }  # fmt: skip
     vectors = MiniEncoder.from_pretrained().encode_text(captions).astype(np.float16)
@@ -186,8 +187,12 @@ def laion() -> Names:
         parquet.write_table(pa.table(rows), f"{folder}/{file}.parquet")
     save_photographs("photos")
     images = [path.read_bytes() for path in sorted(Path("photos").iterdir())]
-    fetched = [(one, {"url": url, "caption": text}) for one, url, text in zip(images, urls, captions, strict=False)]
-    write_image_shard(Path("downloaded"), 0, [*fetched, (None, {"url": urls[3], "error_message": "timed out"})])
+    fetched = [
+        (one, {"url": url, "caption": text}) for one, url, text in zip(images, urls, captions, strict=False)
+    ]
+    write_image_shard(
+        Path("downloaded"), 0, [*fetched, (None, {"url": urls[3], "error_message": "timed out"})]
+    )
     Path("takedown.txt").write_text(f"{urls[0]}\n{'0' * 32}\n-42\n")
     return {}
 

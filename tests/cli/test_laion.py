@@ -26,7 +26,8 @@ def emb(tmp_path: Path) -> Path:
     names = [*NAMES, "crimson"]
     table = {
         "url": [f"https://a.org/{name}.jpg" for name in names], "caption": [f"all {name}" for name in names],
-        "punsafe": [{"black": 0.9, "white": None}.get(name, 0.1) for name in names], "hash": range(len(names)),
+        "punsafe": [{"black": 0.9, "white": None}.get(name, 0.1) for name in names],
+        "hash": range(len(names)),
         "NSFW": ["UNLIKELY"] * len(names), "width": [640] * len(names), "height": [480] * len(names),
         "similarity": [0.3] * len(names),
     }  # fmt: skip
@@ -103,5 +104,10 @@ def test_filter_writes_subsets_of_tables_embeddings_and_tars(zsq: Zsq, emb: Path
     score = ("--clip-share", 0.67, "--likelihood-share", 0.67, "--preset", "reading")
     ran = zsq("laion", "filter", "00000.tar", "--out", "c", "--no-rules", *score)
     said = ran.stdout
-    assert not ran.stderr and "clip, likelihood" in said and "kappa" in said and len(Subset("c/intersection.npy")) == 2
+    assert (
+        not ran.stderr
+        and "clip, likelihood" in said
+        and "kappa" in said
+        and len(Subset("c/intersection.npy")) == 2
+    )
     assert zsq("laion", "filter", emb / "metadata", "--out", "d", "--no-rules").code == 1

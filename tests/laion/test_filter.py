@@ -36,7 +36,9 @@ from zsqretrieval.types import Image
 
 ROW = st.fixed_dictionaries(
     {
-        "caption": st.sampled_from([None, "", "a", "a b c", "word  word\tword", "ééé éé é", "long words here"]),
+        "caption": st.sampled_from(
+            [None, "", "a", "a b c", "word  word\tword", "ééé éé é", "long words here"]
+        ),
         "width": st.sampled_from([None, 0, 199, 200, 300, 601]),
         "height": st.sampled_from([None, 0, 199, 200, 600, 900]),
         "language": st.sampled_from([None, "en", "de"]),
@@ -50,7 +52,9 @@ def passes(row: dict[str, Any], rules: Rules) -> bool:
         return False
     if max(sides) > rules.max_aspect * min(sides) or len(text) < rules.min_chars:
         return False
-    return len(text.split()) >= rules.min_words and (not rules.languages or row["language"] in rules.languages)
+    return len(text.split()) >= rules.min_words and (
+        not rules.languages or row["language"] in rules.languages
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,7 +64,9 @@ def passes(row: dict[str, Any], rules: Rules) -> bool:
 )
 def test_rules_equal_a_plain_reference(rows: list[dict[str, Any]], rules: Rules) -> None:
     kinds = {"caption": pa.string(), "width": pa.int32(), "height": pa.int32(), "language": pa.string()}
-    batch = pa.RecordBatch.from_arrays([pa.array([r[n] for r in rows], k) for n, k in kinds.items()], list(kinds))
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array([r[n] for r in rows], k) for n, k in kinds.items()], list(kinds)
+    )
     assert rules.mask(canonical(batch)).tolist() == [passes(row, rules) for row in rows]
 
 
@@ -140,7 +146,12 @@ def test_metadata_are_filtered_into_subset_files_and_a_report(tmp_path: Path) ->
 
 
 def test_denied_rows_of_laion_are_not_in_the_pool(tmp_path: Path) -> None:
-    table = {"URL": ["u", "v", "w"], "TEXT": ["a", "b", "c"], "punsafe": [0.1, None, 0.9], "similarity": [0.3] * 3}
+    table = {
+        "URL": ["u", "v", "w"],
+        "TEXT": ["a", "b", "c"],
+        "punsafe": [0.1, None, 0.9],
+        "similarity": [0.3] * 3,
+    }
     parquet.write_table(pa.table(table), tmp_path / "part.parquet")
     found = pool_of(metadata_parts(tmp_path), None)
     assert len(found.uids) == 1 and found.denied == {"unknown": 1, "unsafe": 1}
@@ -168,7 +179,9 @@ def test_clip_score_is_the_cosine_of_both_embeddings(tmp_path: Path) -> None:
 def test_images_are_scored_by_encoder_and_generator_and_unreadable_ones_have_no_score() -> None:
     names = ("red", "blue", "green")
     images: list[Image | ImageError] = [
-        Image(picture(name).content, name, id=name, caption=text, metadata={"width": 300, "n": [1], "key": name})
+        Image(
+            picture(name).content, name, id=name, caption=text, metadata={"width": 300, "n": [1], "key": name}
+        )
         for name, text in zip(names, ("red", "red", None), strict=True)
     ]
     images += [ImageError("x", "torn"), Image(b"no image", "torn", id="torn", caption="red")]

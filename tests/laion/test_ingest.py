@@ -86,7 +86,9 @@ def holds(folder: Path, secret: str | bytes) -> list[str]:
 # --- adding -----------------------------------------------------------------------------------------------
 
 
-def test_unsafe_and_unknown_rows_of_a_folder_are_left_out_and_counted(album: Retriever, tmp_path: Path) -> None:
+def test_unsafe_and_unknown_rows_of_a_folder_are_left_out_and_counted(
+    album: Retriever, tmp_path: Path
+) -> None:
     folder = write_folder(
         tmp_path / "emb",
         laion(4, punsafe=[0.1, 0.5, None, 0.2], NSFW=["UNLIKELY", None, None, "NSFW"]),
@@ -123,7 +125,11 @@ def test_arrays_and_images_with_metadata_of_laion_are_judged_too(album: Retrieve
     assert report.added == ("b",) and report.denied == {"unsafe": 1, "unknown": 1}
     np.testing.assert_array_equal(album.vector("b"), unit(3)[1])
     with tarfile.open(tmp_path / "00000.tar", "w") as tar:
-        for name, text in (("red", '{"punsafe": 0.9}'), ("blue", '{"punsafe": 0.1}'), ("green", '{"NSFW": "?"}')):
+        for name, text in (
+            ("red", '{"punsafe": 0.9}'),
+            ("blue", '{"punsafe": 0.1}'),
+            ("green", '{"NSFW": "?"}'),
+        ):
             image = io.BytesIO()
             picture(name).content.save(image, "PNG")  # type: ignore[union-attr]
             for suffix, content in (("png", image.getvalue()), ("json", text.encode())):
@@ -206,7 +212,9 @@ def test_removed_rows_are_gone_from_every_file_and_do_not_come_back(tmp_path: Pa
         album.questions.generate()
         album.save()
         vectors = np.stack([album.vector(f"https://a.org/{n}.jpg") for n in (3, 7)])
-        stored = [one.tobytes() for one in (*vectors, *unit_rows(vectors, 16))]  # in the catalog, in the index
+        stored = [
+            one.tobytes() for one in (*vectors, *unit_rows(vectors, 16))
+        ]  # in the catalog, in the index
         assert all(holds(tmp_path / "album", one) for one in stored)
         (tmp_path / "names.txt").write_text(f"{table['md5'][3]}\n7\n{digest.upper()}\n{'f' * 32}\n")
         report = album.remove_listed(tmp_path / "names.txt")
@@ -321,7 +329,9 @@ def plain_duplicates(vectors: Vectors, cosine: float) -> list[int]:
 
 
 @pytest.mark.parametrize(("copies", "cosine"), [(0, 0.97), (3, 0.97), (40, 0.97), (300, 0.9), (3, 0.3)])
-def test_near_duplicates_equal_a_plain_search_of_all_pairs(album: Retriever, copies: int, cosine: float) -> None:
+def test_near_duplicates_equal_a_plain_search_of_all_pairs(
+    album: Retriever, copies: int, cosine: float
+) -> None:
     random = np.random.default_rng(copies)
     vectors = np.concatenate([unit(60), unit(60)[:6].repeat(copies, axis=0)])
     vectors = vectors + random.standard_normal(vectors.shape).astype(np.float32) * 0.02

@@ -103,7 +103,8 @@ def test_row_without_punsafe_is_denied_by_default_and_kept_only_by_name() -> Non
 @pytest.mark.parametrize(
     ("names", "applies"),
     [
-        (["punsafe"], True), (["PWATERMARK"], True), (["NSFW", "caption"], True), (["URL", "similarity"], True),
+        (["punsafe"], True), (["PWATERMARK"], True), (["NSFW", "caption"], True),
+        (["URL", "similarity"], True),
         (["url", "caption"], False), (["similarity"], False), ([], False),
     ],
 )  # fmt: skip
@@ -114,8 +115,8 @@ def test_default_rules_apply_to_columns_of_laion(names: list[str], applies: bool
 
 @pytest.mark.parametrize(
     "given",
-    [{"max_punsafe": 1.5}, {"max_punsafe": None}, {"max_pwatermark": -1}, {"unknown": "maybe"}, {"nsfw": "NSFW"},
-     {"nsfw": [3]}, {"allow_by": "caption"}, {"opted_out": True}],
+    [{"max_punsafe": 1.5}, {"max_punsafe": None}, {"max_pwatermark": -1}, {"unknown": "maybe"}, {"nsfw":
+     "NSFW"}, {"nsfw": [3]}, {"allow_by": "caption"}, {"opted_out": True}],
 )  # fmt: skip
 def test_unfit_rules_are_refused_by_name(given: Any) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(given))):
@@ -130,7 +131,8 @@ def test_other_safety_is_refused() -> None:
 def test_bytes_are_verified_by_the_digests_in_the_metadata() -> None:
     md5, sha256 = (hashlib.new(name, b"image").hexdigest() for name in ("md5", "sha256"))
     table: list[tuple[dict[str, Any], bool | None]] = [
-        ({"md5": md5}, True), ({"MD5": md5.upper(), "sha256": sha256}, True), ({"md5": md5, "sha256": "0"}, False),
+        ({"md5": md5}, True), ({"MD5": md5.upper(), "sha256": sha256}, True),
+        ({"md5": md5, "sha256": "0"}, False),
         ({"md5": "0"}, False), ({}, None), ({"md5": None}, None), ({"md5": 3}, None),
     ]  # fmt: skip
     for metadata, expected in table:
@@ -145,7 +147,9 @@ def test_altered_image_is_left_out_unless_the_whole_shard_was_encoded_again() ->
     torn, plain = ImageError("x", "torn"), Image(b"e", "e")
     shard = [image(b"a", b"a"), torn, image(b"b", b"other"), plain, image(b"c", b"c")]
     denied: Denied = {}
-    assert list(unaltered(lambda: shard, denied)) == [shard[0], torn, plain, shard[4]] and denied == {"altered": 1}
+    assert list(unaltered(lambda: shard, denied)) == [shard[0], torn, plain, shard[4]] and denied == {
+        "altered": 1
+    }
     again = [image(b"b", b"other"), torn, plain]
     assert list(unaltered(lambda: again, denied)) == again and denied == {"altered": 1}
 

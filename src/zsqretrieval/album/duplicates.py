@@ -20,8 +20,8 @@ def near_duplicates(
 ) -> NDArray[np.int64]:
     """Keys int64 [m] of the images that are near-duplicates of an earlier one which is none, rising.
 
-    The first of some near-duplicates stays, and nothing goes unless an image that stays is within the cosine. The
-    neighbours are those that the index finds: an approximate index misses some. An image with 16
+    The first of some near-duplicates stays, and nothing goes unless an image that stays is within the cosine.
+    The neighbours are those that the index finds: an approximate index misses some. An image with 16
     neighbours within the cosine is asked again for more, up to 1,024.
 
     Args:

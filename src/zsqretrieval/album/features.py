@@ -175,9 +175,7 @@ class StateStore:
             for leftover in folder.glob(".*.tmp"):  # of a killed process: nobody writes now
                 leftover.unlink(missing_ok=True)
 
-    def _to_merge(
-        self, known: Callable[[list[str]], Container[str]], every: bool
-    ) -> list[tuple[str, int]]:
+    def _to_merge(self, known: Callable[[list[str]], Container[str]], every: bool) -> list[tuple[str, int]]:
         """Forget the features of removed images; returns files to rewrite, with their remaining images."""
         digests: dict[str, list[str]] = {file: [] for file in self._files}
         for digest, (file, _) in self._places.items():
@@ -286,7 +284,9 @@ def sweep_all(album: Path, known: Callable[[list[str]], Container[str]]) -> None
         for file in list(_sound_files(folder))[:1]:
             facts = read_facts(file)
             with contextlib.suppress(KeyError, TypeError, ValueError):  # of another program
-                store = StateStore(StateKind(facts["fingerprint"], tuple(facts["shape"]), facts["dtype"]), album)
+                store = StateStore(
+                    StateKind(facts["fingerprint"], tuple(facts["shape"]), facts["dtype"]), album
+                )
                 store.sweep(known, every=True)
 
 

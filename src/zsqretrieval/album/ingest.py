@@ -70,8 +70,8 @@ class AddReport:
 class Adder:
     """Adds images to an album. ``viewer`` caches image features; it is None without a generator.
 
-    The bytes of images are kept in the album if they cannot be read again from a file, or with ``copy``. Images
-    on the list ``removed``, and rows of LAION that its rules deny, are left out.
+    The bytes of images are kept in the album if they cannot be read again from a file, or with ``copy``.
+    Images on the list ``removed``, and rows of LAION that its rules deny, are left out.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """Removing the images that a list names, for good.
 
-    removed/    the album's removal list (:mod:`zsqretrieval.laion.hashes`), with which all that is added is compared
+    removed/    the album's removal list (:mod:`zsqretrieval.laion.hashes`)
 
-The list is on disk before anything is removed, so that an interrupted removal can be repeated, and what it removed
-does not come back.
+Everything that is added to the album is compared with the list. It is on disk before anything is removed, so
+that an interrupted removal can be repeated, and what it removed does not come back.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NEAREST = 10  # in the searches before and after
 
 @dataclass(frozen=True, slots=True)
 class RemovalReport:
-    """Result of :meth:`Retriever.remove_listed <zsqretrieval.retriever.Retriever.remove_listed>`: numbers only.
+    """Result of :meth:`Retriever.remove_listed <zsqretrieval.retriever.Retriever.remove_listed>`.
 
     Attributes:
         listed: entries of the album's removal list, with those of earlier calls.

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import counts_text, emit_json, name_skipped, notice, progress_bars, say, say_denied
+from zsqretrieval.cli.console import (
+    counts_text,
+    emit_json,
+    name_skipped,
+    notice,
+    progress_bars,
+    say,
+    say_denied,
+)
 from zsqretrieval.cli.options import (
     Album,
     AsJson,

@@ -49,7 +49,9 @@ Nsfw = Annotated[
 MaxPwatermark = Annotated[float, typer.Option(min=0, max=1, help="Deny rows whose pwatermark is above.")]
 Allow = Annotated[
     Path | None,
-    typer.Option(metavar="LIST", parser=given_path, help="Deny rows that are not on this list of allow-list."),
+    typer.Option(
+        metavar="LIST", parser=given_path, help="Deny rows that are not on this list of allow-list."
+    ),
 ]
 AllowBy = Annotated[
     str, typer.Option(metavar="COLUMN", help="Column of the list: url, md5, sha256, hash or uid.")
@@ -69,7 +71,8 @@ def _safety(
 
     return Safety(
         max_punsafe=max_punsafe, unknown=unknown.value, nsfw=tuple(nsfw or ("UNLIKELY",)),
-        max_pwatermark=max_pwatermark, allow=None if allow is None else HashList.open(allow), allow_by=allow_by,
+        max_pwatermark=max_pwatermark, allow=None if allow is None else HashList.open(allow),
+        allow_by=allow_by,
     )  # fmt: skip
 
 
@@ -81,7 +84,9 @@ def ingest(
     ],
     metadata: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Folder of its metadata_*.parquet.", show_default="metadata in it"),
+        typer.Option(
+            metavar="FOLDER", help="Folder of its metadata_*.parquet.", show_default="metadata in it"
+        ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Parts of a new album; its encoder made the vectors.")
@@ -115,7 +120,9 @@ def ingest(
             removed = 0 if dedup is None else retriever.remove_duplicates(dedup, progress=bars)
             retriever.save()
         if as_json:
-            counts = {name: len(one) if isinstance(one, tuple) else one for name, one in asdict(report).items()}
+            counts = {
+                name: len(one) if isinstance(one, tuple) else one for name, one in asdict(report).items()
+            }
             facts = {"album": str(album.absolute()), "images": len(retriever), "near_duplicates": removed}
             emit_json({**facts, **counts})
             return
@@ -140,8 +147,8 @@ def search(
 ) -> None:
     """Find rows of an album by a question, and print their URL and caption.
 
-    Only the encoder compares them: rows without images have nothing that a generator could look at. `zsq search`
-    has all other options.
+    Only the encoder compares them: rows without images have nothing that a generator could look at. `zsq
+    search` has all other options.
     """
     selected = parse_where(where)
     with open_album(album, trust_parts=trust_parts) as retriever:
@@ -211,7 +218,9 @@ def remove(
     hashes: Annotated[
         Path,
         typer.Option(
-            "--hashes", metavar="FILE", parser=given_path,
+            "--hashes",
+            metavar="FILE",
+            parser=given_path,
             help="Text with a URL, MD5, SHA-256, uid or LAION hash a line; or .npy or .parquet of these.",
         ),
     ],

@@ -1,7 +1,7 @@
 """Removing listed rows from a folder of embeddings.
 
-Each shard that has such rows is written again beside the old one, vectors and table, and takes its place when both
-are whole and on disk. A crash leaves the old shard, or is completed by the next call.
+Each shard that has such rows is written again beside the old one, vectors and table, and takes its place when
+both are whole and on disk. A crash leaves the old shard, or is completed by the next call.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,8 @@ _TABLES = "metadata/metadata_*.parquet"
 def remove_from_folder(folder: Path, removed: HashList) -> int:
     """Remove the rows of a folder of embeddings that are on a list; returns how many.
 
-    Rows are found by their columns ``url``, ``md5``, ``sha256``, ``hash`` and ``uid``. Other arrays of the same
-    shard (``text_emb``) lose the same rows.
+    Rows are found by their columns ``url``, ``md5``, ``sha256``, ``hash`` and ``uid``. Other arrays of the
+    same shard (``text_emb``) lose the same rows.
 
     Raises:
         InvalidInputError: it is no such folder.
@@ -68,14 +68,14 @@ def _rewrite(folder: Path, table: Path, kept: NDArray[np.bool_]) -> None:
 
 
 def _complete(folder: Path) -> None:
-    """Finish what an interrupted call began: a shard whose table is replaced already, or else nothing of it."""
+    """Finish the shard whose table an interrupted call has replaced; drop all else that it began."""
     table_of = {_number(table): table for table in folder.glob(_TABLES)}
     for new in sorted(folder.glob(f"*/*{_NEW}")):
         old = new.with_name(new.name.removesuffix(_NEW))
         table = table_of.get(_number(old))
-        if old.suffix == ".npy" and table is not None and not _new(table).exists():
-            if len(np.load(new, mmap_mode="r", allow_pickle=False)) == _rows(table):
-                _replace(old)
+        replaced = old.suffix == ".npy" and table is not None and not _new(table).exists()
+        if replaced and len(np.load(new, mmap_mode="r", allow_pickle=False)) == _rows(cast(Path, table)):
+            _replace(old)
     for new in folder.glob(f"*/*{_NEW}"):
         new.unlink()
 

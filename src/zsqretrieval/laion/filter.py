@@ -1,8 +1,8 @@
 """DataComp's filtering track: choose rows of a pool by rules, CLIP score and likelihood of the alt text.
 
     pool    parquet tables, a folder of image and text embeddings, or tars of images
-    filters rules; clip: cosine of image and caption; likelihood: log P(caption | image) / P(caption) by a generator
-    out     a subset file per filter and one of all together, and report.json: how many each keeps, how they agree
+    filters rules; clip: cosine of image and caption; likelihood: log P(caption | image) - log P(caption)
+    out     a subset file per filter and one for all; report.json: how many each keeps, and how they agree
 
 Uids, masks and scores of the pool are in memory: 30 bytes a row.
 """
@@ -115,8 +115,8 @@ class FilterReport:
         denied: numbers of rows that were left out of it, by reason.
         kept: number of rows that each filter keeps; ``intersection`` is that of all.
         thresholds: by score.
-        agreement: for each pair of filters, the numbers of rows that ``both``, one (``only_a``, ``only_b``) or
-            ``neither`` keep, ``overlap`` (both / smaller), ``jaccard`` and ``kappa`` (Cohen's).
+        agreement: for each pair of filters, the numbers of rows that ``both``, one (``only_a``, ``only_b``)
+            or ``neither`` keep, ``overlap`` (both / smaller), ``jaccard`` and ``kappa`` (Cohen's).
         spearman: rank correlation of the two scores, where both are known; None with fewer than two.
     """
 
@@ -163,9 +163,9 @@ def image_parts(
     Args:
         images: such as those of :func:`~zsqretrieval.data.tars.read_webdataset`.
         encoder: computes ``clip``; None for none.
-        generator: computes ``likelihood``: log P(caption | image) - log P(caption), in nats per token. P(caption)
-            is its mean probability given the first four images, without its own; it corrects for captions that are
-            likely with any image. None for none.
+        generator: computes ``likelihood``: log P(caption | image) - log P(caption), in nats per token.
+            P(caption) is its mean probability given the first four images, without its own; it corrects for
+            captions that are likely with any image. None for none.
         batch_size: images in memory together.
         progress: called after each batch; may raise to stop.
     """
@@ -175,7 +175,9 @@ def image_parts(
     others: list[Image | ImageState] = []
     for some in batched((one for one in images if isinstance(one, Image)), batch_size):
         texts = [one.caption or "" for one in some]
-        rows = [{**one.metadata, "caption": one.caption, "key": one.metadata.get("key", one.id)} for one in some]
+        rows = [
+            {**one.metadata, "caption": one.caption, "key": one.metadata.get("key", one.id)} for one in some
+        ]
         names = list(dict.fromkeys(name for row in rows for name in row))
         columns = [_texts([row.get(name) for row in rows]) for name in names]
         batch = canonical(pa.RecordBatch.from_arrays(columns, names))
@@ -195,7 +197,9 @@ def _texts(values: list[Any]) -> Any:
     import pyarrow as pa
 
     texts = [one if one is None or isinstance(one, str) else json.dumps(one) for one in values]
-    return pa.array([None if one is None else one.encode(errors="replace").decode() for one in texts], pa.string())
+    return pa.array(
+        [None if one is None else one.encode(errors="replace").decode() for one in texts], pa.string()
+    )
 
 
 def _cosines(encoder: Encoder, images: Sequence[Image], texts: Sequence[str]) -> NDArray[np.float32]:
@@ -210,7 +214,7 @@ def _cosines(encoder: Encoder, images: Sequence[Image], texts: Sequence[str]) ->
 def _likelihoods(
     generator: Generator, images: Sequence[Image], texts: Sequence[str], others: list[Image | ImageState]
 ) -> NDArray[np.float32]:
-    """log P(text | image) - log P(text | others) per token; NaN where the generator cannot take one.
+    """Compute log P(text | image) - log P(text | others) per token; NaN where the generator cannot take one.
 
     ``others`` is given the first images of a run.
     """
@@ -262,7 +266,10 @@ def pool_of(
         np.concatenate(ruled) if rules is not None else None,
         {
             name: np.concatenate(
-                [one.get(name, np.full(size, np.nan, np.float32)) for one, size in zip(scored, sizes, strict=True)]
+                [
+                    one.get(name, np.full(size, np.nan, np.float32))
+                    for one, size in zip(scored, sizes, strict=True)
+                ]
             )
             for name in names
         },
@@ -303,7 +310,9 @@ def choose(
     thresholds: dict[str, float] = {}
     for name in (*least, *share):
         if name not in pool.scores:
-            raise InvalidInputError(f"the pool has no {name} scores; it has {', '.join(pool.scores) or 'none'}")
+            raise InvalidInputError(
+                f"the pool has no {name} scores; it has {', '.join(pool.scores) or 'none'}"
+            )
         scores = pool.scores[name]
         if name in thresholds:
             raise InvalidInputError(f"give either a smallest {name} score or a share, not both")
@@ -317,8 +326,9 @@ def choose(
         raise InvalidInputError("give a filter: rules, or a limit for a score")
     masks["intersection"] = np.logical_and.reduce(list(masks.values()))
     pairs = itertools.combinations([name for name in masks if name != "intersection"], 2)
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
     report = FilterReport(
-        len(pool.uids), dict(pool.denied), {name: int(mask.sum()) for name, mask in masks.items()}, thresholds,
+        len(pool.uids), dict(pool.denied), kept, thresholds,
         tuple(agreement(a, b, masks[a], masks[b]) for a, b in pairs), _spearman(pool.scores),
     )  # fmt: skip
     return masks, report
@@ -340,7 +350,9 @@ def agreement(a: str, b: str, first: NDArray[np.bool_], second: NDArray[np.bool_
     n = len(first)
     neither = n - both - only_a - only_b
     observed = (both + neither) / n if n else 1.0
-    chance = ((both + only_a) * (both + only_b) + (neither + only_a) * (neither + only_b)) / n**2 if n else 1.0
+    chance = (
+        ((both + only_a) * (both + only_b) + (neither + only_a) * (neither + only_b)) / n**2 if n else 1.0
+    )
     return {
         "a": a, "b": b, "both": both, "only_a": only_a, "only_b": only_b, "neither": neither,
         "overlap": both / max(1, both + min(only_a, only_b)),

@@ -1,8 +1,8 @@
 """Lists of rows by 128-bit hashes, in sorted files that are mapped into memory.
 
 An allow list has the rows of a reference set, a removal list those that must go. A list holds no URL and no
-digest, only 16 bytes of BLAKE2b of each. That a given row is on a list by chance has the probability n / 2^128:
-1.6e-29 for 5.5 billion entries.
+digest, only 16 bytes of BLAKE2b of each. That a given row is on a list by chance has the probability n /
+2^128: 1.6e-29 for 5.5 billion entries.
 """
 
 from __future__ import annotations
@@ -36,7 +36,14 @@ NAMES = ("url", "md5", "sha256", "hash", "uid")
 LOOKED_UP = (*NAMES, "image_path")
 """Columns that are compared with a list; ``image_path`` may be a URL in folders of embeddings."""
 
-_FORMS = {"md5": "hex32", "uid": "hex32", "sha256": "hex64", "hash": "number", "url": "text", "image_path": "text"}
+_FORMS = {
+    "md5": "hex32",
+    "uid": "hex32",
+    "sha256": "hex64",
+    "hash": "number",
+    "url": "text",
+    "image_path": "text",
+}
 _PATTERNS = {"hex32": "[0-9a-f]{32}", "hex64": "[0-9a-f]{64}", "number": "-?[0-9]{1,19}"}
 _KIND = "hash-list"
 _BUCKETS = 256  # sorted one after another: 344 MB each for 5.5 billion entries
@@ -49,8 +56,8 @@ class HashList:
     Attributes:
         high: uint64 [n], rising; mapped into memory.
         low: uint64 [n].
-        forms: forms of the names on the list: ``hex32`` (MD5 of bytes or of a URL, uid of DataComp), ``hex64``
-            (SHA-256 of bytes or of a URL), ``number`` (LAION's ``hash``), ``text`` (URL).
+        forms: forms of the names on the list: ``hex32`` (MD5 of bytes or of a URL, uid of DataComp),
+            ``hex64`` (SHA-256 of bytes or of a URL), ``number`` (LAION's ``hash``), ``text`` (URL).
     """
 
     high: NDArray[np.uint64]
@@ -226,7 +233,8 @@ def read_names(file: Path) -> list[str]:
 
     ``.npy``: int64, LAION's ``hash``; or pairs u8,u8, uids of DataComp. ``.parquet``: all columns of
     :data:`NAMES`. Anything else: UTF-8 text, one name a line: a URL; MD5 or SHA-256 in hexadecimal, of bytes
-    or of a URL; a uid; LAION's ``hash`` as a number. Empty lines and lines that begin with ``#`` are left out.
+    or of a URL; a uid; LAION's ``hash`` as a number. Empty lines and lines that begin with ``#`` are left
+    out.
 
     Raises:
         InvalidInputError: there is no such file, it is none of these, or has no names; says no name.

@@ -1,6 +1,7 @@
 """Which rows of LAION may be used: decided on columns, before anything of a row is kept or shown.
 
-A row is denied unless it is known to be safe. Reports have numbers and reasons, never anything of a denied row.
+A row is denied unless it is known to be safe. Reports have numbers and reasons, never anything of a denied
+row.
 """
 
 from __future__ import annotations
@@ -47,15 +48,16 @@ class Safety:
         max_punsafe: a row whose ``punsafe`` is above is denied; 0.45 is that of Re-LAION's ``research-safe``.
             1 denies no known value.
         unknown: what becomes of a row without ``punsafe``: NULL, no number in [0, 1], or no such column.
-            ``"drop"`` denies it. ``"keep"`` leaves it to the other rules, for sets such as LAION-400M that have
-            only NSFW tags.
+            ``"drop"`` denies it. ``"keep"`` leaves it to the other rules, for sets such as LAION-400M that
+            have only NSFW tags.
         nsfw: tags of the ``NSFW`` column that are not denied; rows without a tag pass. None: any tag.
         max_pwatermark: a row whose ``pwatermark`` is above is denied; rows without it pass, since a watermark
             is no danger.
         allow: list of rows that may be used, such as those of Re-LAION; any other is denied.
         allow_by: the column that names a row on the allow list.
         removed: list of rows that are denied whatever else holds; an album adds its own.
-        opted_out: ``"drop"`` denies rows of img2dataset that say that the server opted out (``X-Robots-Tag``).
+        opted_out: ``"drop"`` denies rows of img2dataset that say that the server opted out
+            (``X-Robots-Tag``).
 
     Raises:
         InvalidInputError: a limit is outside [0, 1], or another value is not one of those named.
@@ -184,8 +186,8 @@ def unaltered(
     """The images of a shard, without those whose bytes differ from the digest in their metadata.
 
     img2dataset records the digest of what it downloaded. If it then resized or re-encoded the images, as by
-    default, the bytes of all of them differ, and nothing can be verified here: where no image of a shard has the
-    bytes of its digest, all are used. Its own option ``--verify_hash`` compares before that.
+    default, the bytes of all of them differ, and nothing can be verified here: where no image of a shard has
+    the bytes of its digest, all are used. Its own option ``--verify_hash`` compares before that.
 
     Args:
         shard: reads the images; called twice, such as ``ImageShard.images``.

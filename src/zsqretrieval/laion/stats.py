@@ -30,8 +30,8 @@ class MetadataStats:
         files: number of tables.
         bytes: their size.
         rows: of all tables.
-        filled: cells that are neither NULL nor unreadable, by canonical column; a column that is in no table is
-            absent.
+        filled: cells that are neither NULL nor unreadable, by canonical column; a column that is in no table
+            is absent.
         unreadable: cells that could not be read as the type of their column.
         above: rows above some values (:data:`ABOVE`), by column and value.
         nsfw: rows by tag.

@@ -74,10 +74,10 @@ class Collection(Album):
             sources: n paths, URLs or other texts; the ids when None.
             captions: n texts.
             fingerprint: ``encoder.fingerprint`` of the encoder that made the vectors, to be checked.
-            safety: rules for rows of LAION (docs/laion.md). ``"auto"`` applies the default ones, which deny what
-                is not known to be safe, if the rows have columns of LAION; :class:`Safety
-                <zsqretrieval.laion.safety.Safety>` applies to all rows; None applies none. The album's removal
-                list always holds.
+            safety: rules for rows of LAION (docs/laion.md). ``"auto"`` applies the default ones, which deny
+                what is not known to be safe, if the rows have columns of LAION;
+                :class:`~zsqretrieval.laion.safety.Safety` applies to all rows; None applies none. The album's
+                removal list always holds.
             batch_size: rows per transaction, >= 1.
             progress: called after each batch; may raise to stop.
 
@@ -111,9 +111,9 @@ class Collection(Album):
     ) -> RemovalReport:
         """Remove the images that a list names, for good, and save; see docs/laion.md.
 
-        The names join the album's removal list, and nothing on it can be added again. Vectors, records, questions,
-        kept bytes and cached features are deleted, from the index, too, and overwritten on disk. A search for each
-        of the removed vectors shows that they are gone.
+        The names join the album's removal list, and nothing on it can be added again. Vectors, records,
+        questions, kept bytes and cached features are deleted, from the index, too, and overwritten on disk. A
+        search for each of the removed vectors shows that they are gone.
 
         Args:
             names: a file (:func:`~zsqretrieval.laion.hashes.read_names`), or names: URLs; MD5 or SHA-256, of

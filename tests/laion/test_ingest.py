@@ -208,14 +208,16 @@ def test_removed_rows_are_gone_from_every_file_and_do_not_come_back(tmp_path: Pa
     with Retriever(ToyEncoder(), made, ToyStatesGenerator(), path=tmp_path / "album", states="disk") as album:
         album.add_embeddings(folder)
         album.add([picture(name) for name in COLOURS])
-        red, digest = next((one.id, one.digest) for one in album.records() if one.width)
+        red, digest, key = next((one.id, one.digest, one.key) for one in album.records() if one.width)
         album.questions.generate()
+        asked = album._catalog.questions.kept([key]).vectors
         album.save()
         vectors = np.stack([album.vector(f"https://a.org/{n}.jpg") for n in (3, 7)])
         stored = [
             one.tobytes() for one in (*vectors, *unit_rows(vectors, 16))
         ]  # in the catalog, in the index
-        assert all(holds(tmp_path / "album", one) for one in stored)
+        stored += [one.tobytes() for one in (*asked, *unit_rows(asked, 16))]
+        assert len(asked) and all(holds(tmp_path / "album", one) for one in stored)
         (tmp_path / "names.txt").write_text(f"{table['md5'][3]}\n7\n{digest.upper()}\n{'f' * 32}\n")
         report = album.remove_listed(tmp_path / "names.txt")
         assert (report.listed, report.removed, report.found_before, report.found_after) == (4, 3, 3, 0)
@@ -250,6 +252,11 @@ def test_interrupted_removal_is_completed_by_the_next_call(album: Retriever, tmp
         album.remove_listed(["1"], progress=stop)
     assert len(album) == 4 and album.add_embeddings(folder).denied == {"removed": 1}
     assert album.remove_listed(["1"]).removed == 1
+
+
+def test_names_that_are_no_texts_are_refused(album: Retriever) -> None:
+    with pytest.raises(InvalidInputError, match="names must be texts"):
+        album.remove_listed([5])  # type: ignore[list-item]
 
 
 def test_album_in_memory_and_damaged_lists_are_refused(album: Retriever, tmp_path: Path) -> None:

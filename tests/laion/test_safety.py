@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from zsqretrieval._util.files import MANIFEST
+from zsqretrieval._util.files import MANIFEST, write_snapshot
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
 from zsqretrieval.laion import hashes as module
 from zsqretrieval.laion.hashes import HashList, hash_texts, hashes_of, read_names
@@ -202,6 +202,9 @@ def test_damaged_list_is_refused(tmp_path: Path) -> None:
     (file,) = (tmp_path / "list").glob("low-*.bin")
     file.write_bytes(bytes(24))
     with pytest.raises(IntegrityError, match="digest differs"):
+        HashList.open(tmp_path / "list")
+    write_snapshot(tmp_path / "list", "hash-list", {"forms": 3}, {})
+    with pytest.raises(IntegrityError, match="no part"):
         HashList.open(tmp_path / "list")
     (tmp_path / "list" / MANIFEST).unlink()
     with pytest.raises(IntegrityError, match="holds no"):

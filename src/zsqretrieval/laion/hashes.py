@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.files import open_snapshot, write_snapshot
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval._util.untrusted import has_holes
+from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.laion.metadata import read_metadata
 from zsqretrieval.laion.storage import Location
 
@@ -75,9 +76,14 @@ class HashList:
             IntegrityError: there is none, or it is damaged.
             MismatchError: the folder holds something else.
         """
+        if sparse := [file.name for file in path.glob("*.bin") if has_holes(file)]:
+            raise IntegrityError(f"{path / sparse[0]} claims bytes that are not on the disk; fetch it again")
         with open_snapshot(path, _KIND) as found:
-            halves = [_mapped(found.file(part)) for part in ("high.bin", "low.bin")]
-            return cls(halves[0], halves[1], frozenset(map(str, found.facts["forms"])))
+            high, low = (_mapped(found.file(part)) for part in ("high.bin", "low.bin"))
+            forms = found.facts.get("forms")
+        if len(high) != len(low) or not isinstance(forms, list):
+            raise IntegrityError(f"{path} is no list of hashes; fetch it again")
+        return cls(high, low, frozenset(map(str, forms)))
 
     @classmethod
     def write(cls, path: Path, batches: Iterable[Hashes], forms: Iterable[str]) -> Self:
@@ -165,9 +171,8 @@ class HashList:
 
 
 def _mapped(file: Path) -> NDArray[np.uint64]:
-    if not file.stat().st_size:
-        return np.empty(0, np.uint64)
-    return np.memmap(file, "<u8", mode="r")
+    count = file.stat().st_size // 8
+    return np.memmap(file, "<u8", mode="r", shape=(count,)) if count else np.empty(0, np.uint64)
 
 
 def _spill(hashes: Hashes, buckets: Sequence[Path]) -> None:

@@ -121,12 +121,14 @@ class Collection(Album):
             progress: called after each batch; may raise to stop. The call can be repeated.
 
         Raises:
-            InvalidInputError: it is no such file, or has no names.
+            InvalidInputError: it is no such file, or has no names; or a name is no text.
             AlbumError: the album is in memory, or the disk refuses.
             IntegrityError: a search still finds a removed image.
         """
         begin = time.perf_counter()
         given = read_names(Path(names)) if isinstance(names, str | os.PathLike) else list(names)
+        if not all(isinstance(name, str) for name in given):
+            raise InvalidInputError("names must be texts: URLs, digests, uids, or numbers as texts")
         if self._path is None:
             raise AlbumError("an album in memory keeps no removal list; save(path) it first")
         removed = extended(self._path, given)
@@ -137,6 +139,7 @@ class Collection(Album):
         self.remove([one.id for one in records])
         if keys:
             self._index.compact()
+            self._question_index.compact()
             sweep_all(self._path, self._catalog.known_digests)
         self.save()
         self._catalog.flush()

@@ -30,6 +30,8 @@ from zsqretrieval.data.samples import photographs
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.generators.vlm.model import VLMGenerator
+from zsqretrieval.laion.datacomp import write_features
+from zsqretrieval.laion.embeddings import VectorRow, writing_embeddings
 from zsqretrieval.laion.image_shards import write_image_shard
 from zsqretrieval.mini.encoder import MiniEncoder
 from zsqretrieval.mini.generator import MiniGenerator
@@ -170,7 +172,15 @@ def toys() -> Names:
 
 
 def laion() -> Names:
-    """Embeddings of LAION of which one row is unsafe and one unknown, metadata, and a shard of images."""
+    """Files of all formats; embeddings of LAION of which one row is unsafe and one unknown."""
+    save_colours("cat.jpg")
+    for folder in ("metadata", "pool"):
+        Path(folder).mkdir()
+    table = pa.table({"URL": ["u"], "TEXT": ["a"], "uid": ["0" * 32], "clip_l14_similarity_score": [0.3]})
+    parquet.write_table(table, "metadata/part-00000.parquet")
+    write_features(Path("pool/00.parquet"), table, {"l14_img": np.ones((1, 4))})
+    with writing_embeddings(Path("embeddings"), encoder="e", dim=4) as write:
+        write(np.ones((2, 4)), [VectorRow("a"), VectorRow("b")])
     captions = ["a harbour at night", "a tabby cat", "a red bicycle in a garden", "two dogs on a beach"]
     urls = [f"https://example.org/{n}.jpg" for n in range(4)]
     rows = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +114,7 @@ _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def open_arrays(file: File) -> dict[str, StoredArray]:
-    """Open the arrays of a ``.npz`` file by name; compressed ones are read best from front to back.
+    """Open the arrays of a ``.npz`` file by name; of a compressed one, each slice is unpacked from the front.
 
     Memory is bounded by the slices that are read, whatever the file claims to grow to.
 
@@ -122,27 +123,33 @@ def open_arrays(file: File) -> dict[str, StoredArray]:
             or compressed in a way that NumPy does not write.
         InvalidInputError: an array has objects, or is stored by columns.
     """
-    with damage_named(file):
-        archive = zipfile.ZipFile(_Limited(file.open()))  # type: ignore[arg-type]
-        found: dict[str, StoredArray] = {}
+    found: dict[str, StoredArray] = {}
+    with damage_named(file), _opened(file) as archive:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if name in found:
                 raise ValueError(f"two members are called {member.filename}")
             if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"{member.filename} is encrypted or compressed in an unknown way")
-            stream = archive.open(member)
-            head = stream.read(_LONGEST_HEADER)
-            found[name] = _described(f"{file}#{member.filename}", head, member.file_size, _member(stream))
+            read = _reader_of(file, member.filename)
+            head = bytes(read(0, min(member.file_size, _LONGEST_HEADER)))
+            found[name] = _described(f"{file}#{member.filename}", head, member.file_size, read)
     return found
 
 
-def _member(stream: Any) -> Callable[[int, int], bytearray]:
+@contextlib.contextmanager
+def _opened(file: File) -> Iterator[zipfile.ZipFile]:
+    with file.open() as opened, zipfile.ZipFile(_Limited(opened)) as archive:
+        yield archive
+
+
+def _reader_of(file: File, member: str) -> Callable[[int, int], bytearray]:
     def read(start: int, size: int) -> bytearray:
         content = bytearray()
-        stream.seek(start)
-        while piece := stream.read(min(size - len(content), _PIECE)):
-            content += piece
+        with _opened(file) as archive, archive.open(member) as stream:
+            stream.seek(start)
+            while piece := stream.read(min(size - len(content), _PIECE)):
+                content += piece
         if len(content) != size:
             raise ValueError("cut short")
         return content

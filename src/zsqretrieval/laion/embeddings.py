@@ -75,7 +75,7 @@ class Shard:
         """The n rows of the table, or those of a mask [n]; an IntegrityError if it is damaged."""
         first = 0
         with opened_parquet(self.table) as table:
-            for batch in table.iter_batches(rows_at_once(table, most=4096)):
+            for batch in table.iter_batches(rows_at_once(self.table, table, most=4096)):
                 if kept is not None:  # before any cell is read
                     first, mask = first + batch.num_rows, kept[first : first + batch.num_rows]
                     batch = batch.filter(mask)

@@ -86,7 +86,8 @@ class Rules:
         if self.languages:
             passed.append(pc.is_in(batch.column("language"), value_set=pa.array(self.languages, pa.string())))
         kept = [one.fill_null(False).to_numpy(zero_copy_only=False) for one in passed]
-        return np.logical_and.reduce(kept)
+        mask: NDArray[np.bool_] = np.logical_and.reduce(kept)
+        return mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)

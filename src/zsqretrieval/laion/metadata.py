@@ -30,7 +30,8 @@ _OTHER_NAMES = {
     "language": ("lang",),
 }
 MOST_AT_ONCE = 64 * 2**20
-"""Bytes of one batch, by what the file says of its columns."""
+"""Bytes of one batch."""
+_MOST_NESTED = 2**27  # values in lists of one row group, such as boxes of faces
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def read_table(
             raise IntegrityError(f"{file} has two columns {twice!r}; write it with one of each name")
         known = _named(names)
         chosen = names if columns is None else [name for name in names if known.get(name, name) in columns]
-        rows = rows_at_once(table, chosen, most=batch_size)
+        rows = rows_at_once(file, table, chosen, most=batch_size)
         first = 0
         for batch in table.iter_batches(rows, columns=chosen):
             unreadable: Counter[str] = Counter()
@@ -88,18 +89,45 @@ def read_table(
             first += batch.num_rows
 
 
-def rows_at_once(table: Any, columns: Collection[str] | None = None, *, most: int) -> int:
-    """Number of rows of which the columns of an open table have at most 64 MiB, if it says the truth."""
+def rows_at_once(file: File, table: Any, columns: Collection[str] | None = None, *, most: int) -> int:
+    """Number of rows of which the columns of an open table have at most 64 MiB.
+
+    The footer says how much is stored. It says nothing of texts that are stored once and repeated in every
+    row, so the longest of those is looked up.
+
+    Raises:
+        IntegrityError: a cell is longer than 64 MiB, or a row group has more than 2**27 nested values.
+    """
     for number in range(table.metadata.num_row_groups):
         group = table.metadata.row_group(number)
-        parts = (group.column(n) for n in range(group.num_columns))
-        size = sum(
-            part.total_uncompressed_size
-            for part in parts
-            if columns is None or part.path_in_schema.partition(".")[0] in columns
-        )
-        most = min(most, max(1, MOST_AT_ONCE * group.num_rows // max(size, 1))) if group.num_rows else most
+        parts = [group.column(n) for n in range(group.num_columns)]
+        parts = [one for one in parts if columns is None or one.path_in_schema.partition(".")[0] in columns]
+        if any("." in one.path_in_schema and one.num_values > _MOST_NESTED for one in parts):
+            raise IntegrityError(f"{file}: row group {number} has more than {_MOST_NESTED} nested values")
+        stored = sum(max(one.total_uncompressed_size, 8 * one.num_values) for one in parts)
+        texts = [one for one in parts if one.has_dictionary_page and one.physical_type == "BYTE_ARRAY"]
+        repeated = [one.path_in_schema for one in texts if "." not in one.path_in_schema]
+        longest = _longest(file, repeated, number) if repeated and group.num_rows else 0
+        nested = sum(one.total_uncompressed_size for one in texts if "." in one.path_in_schema)
+        if longest > MOST_AT_ONCE:
+            raise IntegrityError(f"{file}: row group {number} has a cell of {longest} bytes; shorten it")
+        of_one = max(stored // max(group.num_rows, 1), longest + nested, 1)
+        most = min(most, max(1, MOST_AT_ONCE // of_one))
     return most
+
+
+def _longest(file: File, columns: list[str], group: int) -> int:
+    """Bytes of the longest texts in the dictionaries of some columns of a row group, added up."""
+    from pyarrow import compute as pc
+
+    total = 0
+    with opened_parquet(file, read_dictionary=columns) as table:
+        for batch in table.iter_batches(1, row_groups=[group], columns=columns):
+            for column in batch.columns:
+                if hasattr(column, "dictionary"):
+                    total += pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+            break
+    return total
 
 
 def canonical(batch: pa.RecordBatch, unreadable: Counter[str] | None = None) -> pa.RecordBatch:
@@ -129,7 +157,8 @@ def canonical(batch: pa.RecordBatch, unreadable: Counter[str] | None = None) -> 
             kind = kind.with_name(name).with_type(column.type)
         fields.append(kind)
         arrays.append(column)
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+    # Without columns, the number of rows would be lost.
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)) if arrays else batch
 
 
 def _empty(column: Any) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -52,14 +52,12 @@ def located(source: Location) -> tuple[Any, str]:
         InvalidInputError: the location is empty, or of an unknown protocol.
         MissingDependencyError: the package of the protocol is not installed.
     """
-    import fsspec
-    from fsspec.implementations.local import LocalFileSystem
-
+    fsspec = import_optional("fsspec", "listing files of data sets", "pip install 'zsqretrieval[laion]'")
     text = os.fspath(source)
     if not text:
         raise InvalidInputError("a path is empty; the current folder is '.'")
     if isinstance(source, os.PathLike) or "://" not in text:
-        return LocalFileSystem(), Path(text).absolute().as_posix()
+        return fsspec.filesystem("file"), Path(text).absolute().as_posix()
     try:
         system, path = fsspec.core.url_to_fs(text)
     except ImportError as error:
@@ -157,13 +155,19 @@ def parquet_module() -> Any:
 
 
 @contextlib.contextmanager
-def opened_parquet(path: File | Path) -> Iterator[Any]:
+def opened_parquet(path: File | Path, read_dictionary: Sequence[str] = ()) -> Iterator[Any]:
     """An open table; damage that shows within the block is an IntegrityError."""
     parquet = parquet_module()
     with damage_named(path, ": not a whole parquet file"), contextlib.ExitStack() as closing:
         source = closing.enter_context(path.open() if isinstance(path, File) else path.open("rb"))
-        # With a buffer, a column is read page by page, not as a whole.
-        yield closing.enter_context(parquet.ParquetFile(source, buffer_size=2**20, pre_buffer=False))
+        yield closing.enter_context(
+            parquet.ParquetFile(
+                source,
+                read_dictionary=list(read_dictionary),
+                buffer_size=2**20,  # so that a column is read page by page, not as a whole
+                pre_buffer=False,
+            )
+        )
 
 
 @contextlib.contextmanager

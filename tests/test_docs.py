@@ -32,6 +32,7 @@ from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.generators.vlm.model import VLMGenerator
 from zsqretrieval.laion.datacomp import write_features
 from zsqretrieval.laion.embeddings import VectorRow, writing_embeddings
+from zsqretrieval.laion.image_shards import write_image_shard
 from zsqretrieval.mini.encoder import MiniEncoder
 from zsqretrieval.mini.generator import MiniGenerator
 from zsqretrieval.presets import PRESETS
@@ -64,10 +65,10 @@ def run(page: str, names: Names) -> None:
         exec(compile(snippet, f"{page}, snippet {number}", "exec", dont_inherit=True), names)
 
 
-def run_commands(page: str) -> None:
+def run_commands(page: str, beginning: str = "zsq ") -> None:
     """Run the lines of a page that begin with ``zsq``, without input."""
     commands = [line for snippet in snippets(page, "sh") for line in snippet.splitlines()]
-    for command in (shlex.split(line) for line in commands if line.startswith("zsq ")):
+    for command in (shlex.split(line) for line in commands if line.startswith(beginning)):
         done = CliRunner().invoke(app, command[1:])
         assert done.exit_code == 0, f"{command}: {done.output}"
 
@@ -155,18 +156,6 @@ def rerankers() -> Names:
     return {"url": _urls[-1]}
 
 
-def laion() -> Names:
-    save_colours("cat.jpg")
-    for folder in ("metadata", "pool"):
-        Path(folder).mkdir()
-    table = pa.table({"URL": ["u"], "TEXT": ["a"], "uid": ["0" * 32], "clip_l14_similarity_score": [0.3]})
-    parquet.write_table(table, "metadata/part-00000.parquet")
-    write_features(Path("pool/00.parquet"), table, {"l14_img": np.ones((1, 4))})
-    with writing_embeddings(Path("embeddings"), encoder="e", dim=4) as write:
-        write(np.ones((2, 4)), [VectorRow("a"), VectorRow("b")])
-    return {}
-
-
 def tasks() -> Names:
     save_colours(*(f"{name}.jpg" for name in ("cat", "dog", "a", "b", "c")))
     items = [raven_item(matrix, str(n)) for n, matrix in enumerate(generate_matrices(1, layout="2x2"))]
@@ -182,6 +171,42 @@ def toys() -> Names:
     return {"encoder": ToyEncoder(), "image": as_image("dog.jpg")}
 
 
+def laion() -> Names:
+    """Files of all formats; embeddings of LAION of which one row is unsafe and one unknown."""
+    save_colours("cat.jpg")
+    for folder in ("metadata", "pool"):
+        Path(folder).mkdir()
+    table = pa.table({"URL": ["u"], "TEXT": ["a"], "uid": ["0" * 32], "clip_l14_similarity_score": [0.3]})
+    parquet.write_table(table, "metadata/part-00000.parquet")
+    write_features(Path("pool/00.parquet"), table, {"l14_img": np.ones((1, 4))})
+    with writing_embeddings(Path("embeddings"), encoder="e", dim=4) as write:
+        write(np.ones((2, 4)), [VectorRow("a"), VectorRow("b")])
+    captions = ["a harbour at night", "a tabby cat", "a red bicycle in a garden", "two dogs on a beach"]
+    urls = [f"https://example.org/{n}.jpg" for n in range(4)]
+    rows = {
+        "url": urls, "caption": captions, "punsafe": [0.1, 0.9, None, 0.2],
+        "similarity": [0.3, 0.3, 0.2, 0.31],
+        "width": [640] * 4, "height": [480] * 4, "language": ["en"] * 4,
+    }  # fmt: skip
+    vectors = MiniEncoder.from_pretrained().encode_text(captions).astype(np.float16)
+    for kind in ("img_emb", "text_emb"):
+        Path("laion2B", kind).mkdir(parents=True)
+        np.save(f"laion2B/{kind}/{kind}_0000.npy", vectors)
+    for folder, file in (("laion2B/metadata", "metadata_0000"), ("relaion", "part-0")):
+        Path(folder).mkdir(parents=True)
+        parquet.write_table(pa.table(rows), f"{folder}/{file}.parquet")
+    save_photographs("photos")
+    images = [path.read_bytes() for path in sorted(Path("photos").iterdir())]
+    fetched = [
+        (one, {"url": url, "caption": text}) for one, url, text in zip(images, urls, captions, strict=False)
+    ]
+    write_image_shard(
+        Path("downloaded"), 0, [*fetched, (None, {"url": urls[3], "error_message": "timed out"})]
+    )
+    Path("takedown.txt").write_text(f"{urls[0]}\n{'0' * 32}\n-42\n")
+    return {}
+
+
 SETUPS: dict[str, Callable[[], Names]] = {
     "clip.md": toys,
     "dialog.md": dialog,
@@ -190,8 +215,8 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "filters.md": pictures,
     "indexes.md": indexes,
     "integrations.md": integrations,
-    "laion.md": laion,
     "kosmos.md": toys,
+    "laion.md": laion,
     "mini-encoder.md": toys,
     "own-vectors.md": photos,
     "questions.md": photos,
@@ -242,6 +267,11 @@ def test_snippets_run_from_top_to_bottom(page: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(kind, "from_pretrained", create_autospec(kind.from_pretrained, return_value=toy))
         monkeypatch.setattr(toy, "save_pretrained", lambda folder: None, raising=False)
     run(page, SETUPS[page]())
+
+
+def test_commands_of_the_page_on_laion_run() -> None:
+    laion()
+    run_commands("laion.md", "zsq laion ")
 
 
 def test_readme_runs_twice_in_the_same_folder_commands_first() -> None:

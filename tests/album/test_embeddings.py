@@ -237,7 +237,7 @@ def test_folder_of_clip_retrieval_is_added_row_by_row(album: Retriever, tmp_path
         tmp_path / "emb", "10", colours("black"),
         {"url": ["http://b"], "day": [datetime.date(2020, 1, 2)], "key": [np.nan]},
     )  # fmt: skip
-    assert len(album.add_embeddings(tmp_path / "emb").added) == 4
+    assert len(album.add_embeddings(tmp_path / "emb", safety=None).added) == 4
     assert rows(album) == [
         ("000", "000", "a", {"url": "u", "width": 5, "NSFW": "no"}),
         ("001", "001", None, {"url": "v"}),
@@ -245,7 +245,7 @@ def test_folder_of_clip_retrieval_is_added_row_by_row(album: Retriever, tmp_path
         ("http://b", "http://b", None, {"day": "2020-01-02"}),
     ]
     np.testing.assert_array_equal(album.vector("001"), half[1].astype(np.float32))
-    assert album.add_embeddings(tmp_path / "emb").known == 4
+    assert album.add_embeddings(tmp_path / "emb", safety=None).known == 4
 
 
 def break_rows(folder: Path) -> None:

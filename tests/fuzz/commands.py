@@ -23,12 +23,25 @@ from toy_plugins import install, presets
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.info import CATALOG
 from zsqretrieval.cli import app
+from zsqretrieval.cli.laion import laion
 from zsqretrieval.data.images import as_image
 from zsqretrieval.presets import PRESETS
 
 _GROUP: Any = typer.main.get_command(app)
 typer.testing._get_command = lambda _: _GROUP  # making it anew takes longer than most commands
-COMMANDS: dict[str, Any] = _GROUP.commands
+_GROUPS = {"": (app, _GROUP), "laion ": (laion, _GROUP.commands["laion"])}
+COMMANDS: dict[str, Any] = {
+    f"{prefix}{name}": command
+    for prefix, (_, group) in _GROUPS.items()
+    for name, command in group.commands.items()
+    if name != "laion"
+}
+_FUNCTIONS: dict[str, Any] = {
+    f"{prefix}{one.name or one.callback.__name__.replace('_', '-')}": one.callback
+    for prefix, (typed, _) in _GROUPS.items()
+    for one in typed.registered_commands
+    if one.callback
+}
 _OFTEN = {"search": 8, "index": 5, "questions": 4, "chat": 3, "demo": 2, "info": 2, "remove": 3}
 _NUMBERS = "0 1 2 3 -1 1e3 x nan inf 1e400 0.5 -0.0 2147483648 9223372036854775808 \u0663".split()
 _NUMBERS += ["", "9" * 400]
@@ -54,6 +67,9 @@ _USUAL = {
     "folder": ("out/new", "images"),
     "dataset": ("shards", "own", "shards:shards", "folder:own", "laion:shards"),
     "image": ("images/red.png",),
+    "source": ("shards", "own"),
+    "hashes": ("texts.txt", "odd.txt"),
+    "allow": ("out/new",),
     "bank": ("texts.txt",),
     "html": ("out/page.html",),
     "report": ("out/report",),
@@ -65,7 +81,10 @@ _WRITTEN = ("cwd/album", "cwd/plain", "cwd/out", "cwd/zsq-demo.html", "home/.cac
 _ANSWERS = ("yes", "no", "undo", "quit", "", "don't know", "red", "\ud7ff", "<image>", "exit", "a" * 2000)
 
 
-_WRITING = ("index", "questions", "remove", "sync", "merge", "reencode", "add-embeddings")
+_WRITING = (
+    *("index", "questions", "remove", "sync", "merge", "reencode", "add-embeddings"),
+    *("laion ingest", "laion remove"),
+)
 
 
 class Commands(Target):
@@ -100,7 +119,7 @@ class Commands(Target):
         shutil.copytree(self.base / "cwd", self.room / "cwd", dirs_exist_ok=True)
         os.mkfifo(self.room / "cwd" / "pipe")
         name = chance.choices([*COMMANDS], [_OFTEN.get(one, 0.5) for one in COMMANDS])[0]
-        words = [name, *self._words(name, chance)]
+        words = [*name.split(), *self._words(name, chance)]
         if chance.random() < 0.02:
             words = chance.sample(words, len(words))
         answers = "\n".join(chance.choices(_ANSWERS, k=chance.randint(0, 9)))
@@ -121,8 +140,7 @@ class Commands(Target):
 
     def _words(self, name: str, chance: random.Random) -> list[str]:
         """Arguments of a command: its required ones, and some of its options."""
-        function = next(one.callback for one in app.registered_commands if one.name == name)
-        hints, words = get_type_hints(function), list[str]()
+        hints, words = get_type_hints(_FUNCTIONS[name]), list[str]()
         parameters = [one for one in COMMANDS[name].params if one.name in hints]
         for one in parameters:
             kinds = {*get_args(hints[one.name]), hints[one.name]}
@@ -149,7 +167,7 @@ class Commands(Target):
             return chance.choice(_NUMBERS[:4] if chance.random() < 0.85 else _NUMBERS)
         if name == "preset":
             return chance.choice(["toy", "reading", "seeing", "seeing", "mini", "x", ""])
-        if Path in kinds or name in ("sources", "dataset"):
+        if Path in kinds or name in ("sources", "dataset", "source", "embeddings", "metadata"):
             return self._path("out" if (command, name) == ("index", "album") else name, chance)
         if name in ("ids", "image"):
             return chance.choice(_IDS)

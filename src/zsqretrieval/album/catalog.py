@@ -54,7 +54,6 @@ class Record:
 _APPLICATION_ID = 0x7A737143  # "zsqC", in the header of the file
 _VERSION = 3
 _PAGE_SIZE = 16384  # with 4096, a row and its vector of 512 float32 leave half of every page empty
-_BATCH = 900  # records read at once
 _CHECKED_SIZE = 2**28  # bytes of a file whose structure is checked when it is opened, in half a second
 
 _SCHEMA = (
@@ -276,6 +275,10 @@ class Catalog:
         """As :meth:`Database.check_place <zsqretrieval.album.sqlite.Database.check_place>`."""
         self._database.check_place()
 
+    def flush(self) -> None:
+        """Empty the write-ahead log, which may hold what was deleted, if no other process reads."""
+        self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def transaction(self) -> AbstractContextManager[object]:
         """Make the block one change: on disk when it ends, undone when it raises; others wait to write."""
         return self._database.transaction("IMMEDIATE")
@@ -419,7 +422,7 @@ class Catalog:
 
     def iter_records(self) -> Iterator[Record]:
         """All records, by rising key. Images added or removed in the meantime may or may not appear."""
-        query = f"SELECT {_IMAGES.columns} FROM images WHERE key > ? ORDER BY key LIMIT {_BATCH}"
+        query = f"SELECT {_IMAGES.columns} FROM images WHERE key > ? ORDER BY key LIMIT {CHUNK}"
         last = 0
         while rows := self._database.checked(_IMAGES, self._database.rows(query, (last,))):
             yield from map(self._record, rows)
@@ -431,10 +434,7 @@ class Catalog:
             raise IntegrityError(
                 f"{self._database.where}: the metadata of image {row[0]} is damaged: it is no JSON object"
             )
-        values = (*row[:-1], metadata)
-        return Record(*values)
-
-    # --- safety -----------------------------------------------------------------------------------------
+        return Record(*(*row[:-1], metadata))
 
     def verify(self) -> None:
         """Read everything and compare it with its checksums; damage is an IntegrityError that names it."""

@@ -8,12 +8,12 @@ digest, so nothing is ever opened for it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import repeat
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -33,7 +33,9 @@ from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError
 from zsqretrieval.indexes.checks import as_array
 from zsqretrieval.laion.arrays import StoredArray
 from zsqretrieval.laion.embeddings import VectorRow, open_embeddings, writing_embeddings
-from zsqretrieval.laion.storage import Location
+from zsqretrieval.laion.hashes import HashList
+from zsqretrieval.laion.safety import NO_RULES, Denied, Safety, SafetyLike, safety_for
+from zsqretrieval.laion.storage import File, Location, opened_parquet
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image, Progress
 
@@ -49,6 +51,10 @@ class Block:
     rows: Iterable[VectorRow]
     name: str  # in errors
     mapped: bool  # whether the vectors are in a file, which is checked as it is read
+    kept: NDArray[np.int64] | None = None  # positions of the vectors that the rows describe; all when None
+
+    def __len__(self) -> int:
+        return len(self.vectors if self.kept is None else self.kept)
 
 
 def given_block(
@@ -57,8 +63,14 @@ def given_block(
     metadata: Sequence[Mapping[str, Any] | None] | None,
     sources: Sequence[str | os.PathLike[str]] | None,
     captions: Sequence[str | None] | None,
+    safety: SafetyLike,
+    removed: HashList | None,
+    denied: Denied,
 ) -> Block:
-    """One block of vectors and what comes with each; all but the lengths of the vectors is checked."""
+    """One block of vectors and what comes with each; all but the lengths of the vectors is checked.
+
+    Without denied rows, which are counted by reason.
+    """
     array = as_array(vectors, "vectors")
     if array.ndim != 2 or array.dtype.kind != "f":
         raise InvalidInputError(f"vectors must be float [n, dim], not {array.dtype} {list(array.shape)}")
@@ -76,20 +88,57 @@ def given_block(
             if not optional and not isinstance(one, cast(Any, kinds[name])):
                 raise InvalidInputError(f"{name}[{n}] must not be {one!r}; nothing was added")
         given[name] = values
-    columns: Any = [repeat(None, len(array)) if values is None else values for values in given.values()]
-    rows = (
+    columns: Any = [
+        itertools.repeat(None, len(array)) if values is None else values for values in given.values()
+    ]
+    rows = [
         VectorRow(id, None if source is None else path_text(source), caption, facts or {})
         for id, facts, source, caption in zip(*columns, strict=True)
-    )
-    return Block(array, rows, "vectors", isinstance(vectors, np.memmap))
+    ]
+    mapped = isinstance(vectors, np.memmap)
+    rules = _rules(safety, {key for row in rows for key in row.metadata}, removed)
+    if rules is None:
+        return Block(array, rows, "vectors", mapped)
+    facts = [{**({"url": row.source} if "://" in (row.source or "") else {}), **row.metadata} for row in rows]
+    mask = rules.mask_rows(facts, denied)
+    return Block(array, itertools.compress(rows, mask), "vectors", mapped, np.flatnonzero(mask))
 
 
-def folder_blocks(folder: Location, encoder: Encoder) -> list[Block]:
-    """The shards of a folder of embeddings; a MismatchError if it states another encoder."""
-    found = open_embeddings(folder)
+def _rules(safety: SafetyLike, names: Collection[str], removed: HashList | None) -> Safety | None:
+    """The rules for rows with columns of these names, and the album's removal list."""
+    rules = safety_for(safety, names)
+    return rules if removed is None else replace(rules or NO_RULES, removed=removed)
+
+
+def folder_blocks(
+    folder: Location,
+    metadata: Location | None,
+    encoder: Encoder,
+    safety: SafetyLike,
+    removed: HashList | None,
+    denied: Denied,
+) -> list[Block]:
+    """The shards of a folder of embeddings, without denied rows, which are counted by reason.
+
+    A MismatchError if the folder states another encoder.
+    """
+    found = open_embeddings(folder, metadata=metadata)
     if found.encoder is not None:
         check_fingerprint(found.encoder, encoder, str(folder))
-    return [Block(one.vectors, one.rows(), str(one.file), True) for one in found.shards]
+    tables = [one.table for one in found.shards]
+    rules = _rules(safety, {name for table in tables for name in _column_names(table)}, removed)
+    if rules is None:
+        return [Block(one.vectors, one.rows(), str(one.file), True) for one in found.shards]
+    masks = [rules.mask_table(table, denied) for table in tables]
+    return [
+        Block(one.vectors, one.rows(mask), str(one.file), True, np.flatnonzero(mask))
+        for one, mask in zip(found.shards, masks, strict=True)
+    ]
+
+
+def _column_names(table: File) -> list[str]:
+    with opened_parquet(table) as opened:
+        return list(opened.schema_arrow.names)
 
 
 def check_fingerprint(stated: str, encoder: Encoder, where: str) -> None:
@@ -106,7 +155,12 @@ def check_fingerprint(stated: str, encoder: Encoder, where: str) -> None:
 
 
 def add_blocks(
-    blocks: Sequence[Block], adder: Adder, *, batch_size: int, progress: Progress | None
+    blocks: Sequence[Block],
+    adder: Adder,
+    *,
+    denied: Denied,
+    batch_size: int,
+    progress: Progress | None,
 ) -> AddReport:
     """As :meth:`Retriever.add_embeddings <zsqretrieval.retriever.Retriever.add_embeddings>`."""
     begin = time.perf_counter()
@@ -118,9 +172,9 @@ def add_blocks(
                 f"{block.name}: of dim {block.vectors.shape[1]}, but the album's encoder "
                 f"{encoder.fingerprint!r} makes vectors of dim {encoder.dim}; use an album of their encoder"
             )
-        for first in () if block.mapped else range(0, len(block.vectors), batch_size):
+        for first in () if block.mapped else range(0, len(block), batch_size):
             _checked(block, first, batch_size)
-    done, total = _Done(), sum(len(block.vectors) for block in blocks)
+    done, total = _Done(), sum(map(len, blocks))
     with Reopener() as files:
         for block in blocks:
             for n, rows in enumerate(batched(block.rows, batch_size)):
@@ -140,6 +194,7 @@ def add_blocks(
         skipped=(),
         seconds=time.perf_counter() - begin,
         mended=tuple(done.mended),
+        denied=denied,
     )
 
 
@@ -153,16 +208,21 @@ class _Done:
 
 def _checked(block: Block, first: int, count: int) -> NDArray[np.float32]:
     """Some vectors as float32; an InvalidInputError names the first row that is no unit vector."""
+    begin, end, within = first, first + count, slice(None)
+    if block.kept is not None:
+        places = block.kept[first : first + count]
+        begin, end, within = int(places[0]), int(places[-1]) + 1, places - places[0]
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
-        vectors = np.asarray(block.vectors[first : first + count]).astype(np.float32)
+        vectors = np.asarray(block.vectors[begin:end])[within].astype(np.float32)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     bad = ~(np.abs(lengths - 1) <= TOLERANCE)  # also for NaN
     if bad.any():
         row = int(bad.argmax())
+        place = first + row if block.kept is None else block.kept[first + row]
         found = "not finite" if not np.isfinite(lengths[row]) else f"of length {lengths[row]:.4g}"
         kept = "batches before it were added" if block.mapped and first else "nothing was added"
         raise InvalidInputError(
-            f"{block.name}: row {first + row} is {found}, not of length 1; {kept}. Divide every vector by "
+            f"{block.name}: row {place} is {found}, not of length 1; {kept}. Divide every vector by "
             "its length, and leave out those that are zero or not finite"
         )
     return vectors

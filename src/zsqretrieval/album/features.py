@@ -148,11 +148,12 @@ class StateStore:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def sweep(self, known: Callable[[list[str]], Container[str]]) -> None:
+    def sweep(self, known: Callable[[list[str]], Container[str]], *, every: bool = False) -> None:
         """Delete the features of removed images, and merge small files.
 
         Args:
             known: returns the digests, out of some, of images that still exist.
+            every: rewrite every file that has features of a removed image, not only those that have many.
         """
         folder = self._folder
         if folder is None:
@@ -164,7 +165,7 @@ class StateStore:
             self._look()
             some: list[str] = []
             size = 0
-            for file, count in self._to_merge(known):
+            for file, count in self._to_merge(known, every):
                 some.append(file)
                 size += count * self._state_bytes
                 if size >= _SMALL:  # the merged features are in memory
@@ -174,7 +175,7 @@ class StateStore:
             for leftover in folder.glob(".*.tmp"):  # of a killed process: nobody writes now
                 leftover.unlink(missing_ok=True)
 
-    def _to_merge(self, known: Callable[[list[str]], Container[str]]) -> list[tuple[str, int]]:
+    def _to_merge(self, known: Callable[[list[str]], Container[str]], every: bool) -> list[tuple[str, int]]:
         """Forget the features of removed images; returns files to rewrite, with their remaining images."""
         digests: dict[str, list[str]] = {file: [] for file in self._files}
         for digest, (file, _) in self._places.items():
@@ -187,7 +188,7 @@ class StateStore:
             for digest in gone:
                 del self._places[digest]
             total, living = self._files[file], len(stored) - len(gone)
-            if total is None or file in self._damaged or 2 * living < total:
+            if total is None or file in self._damaged or (living if every else 2 * living) < total:
                 sparse.append((file, living))
             elif living * self._state_bytes < _SMALL:
                 small.append((file, living))
@@ -275,6 +276,18 @@ class StateStore:
             self._damaged.add(name)
             _warn(f"{damaged} of {len(digests)} image features in {self._folder / name} are damaged")
         return True
+
+
+def sweep_all(album: Path, known: Callable[[list[str]], Container[str]]) -> None:
+    """Delete the features of removed images that any generator computed."""
+    for folder in sorted(one for one in album.glob("states-*") if FOLDER.fullmatch(one.name)):
+        for file in list(_sound_files(folder))[:1]:
+            facts = read_facts(file)
+            with contextlib.suppress(KeyError, TypeError, ValueError):  # of another program
+                store = StateStore(
+                    StateKind(facts["fingerprint"], tuple(facts["shape"]), facts["dtype"]), album
+                )
+                store.sweep(known, every=True)
 
 
 def take_states(ours: Path, theirs: Path, *, every: bool) -> int:

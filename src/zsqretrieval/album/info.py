@@ -16,6 +16,7 @@ from zsqretrieval._util.untrusted import check_regular, check_tree, deletes_anot
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.features import FOLDER, read_facts
 from zsqretrieval.album.kept import IMAGES
+from zsqretrieval.album.removal import LIST
 from zsqretrieval.album.settings import SNAPSHOTS, AlbumSettings
 from zsqretrieval.album.sync import saved_index
 from zsqretrieval.errors import AlbumError
@@ -98,7 +99,7 @@ def check_files(album: Path) -> None:
         raise AlbumError(f"{album} cannot be read: {error.strerror or error}") from error
 
 
-_FOLDERS = (*SNAPSHOTS.values(), FOLDER, re.compile(IMAGES))
+_FOLDERS = (*SNAPSHOTS.values(), FOLDER, re.compile(IMAGES), re.compile(LIST))
 
 
 def describe_album(path: Path) -> AlbumInfo:

@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias, final, get_args
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.removal import listed
 from zsqretrieval.album.sqlite import to_json
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.exif import KEYS as EXIF_KEYS
@@ -28,6 +29,8 @@ from zsqretrieval.data.loader import Loader, NewImage, Skipped
 from zsqretrieval.data.sources import VECTOR, Reopener, Row, count_images, is_member, open_images
 from zsqretrieval.encoders.checked import encode_each
 from zsqretrieval.errors import ImageError
+from zsqretrieval.laion.hashes import HashList
+from zsqretrieval.laion.safety import Denied, SafetyLike, safety_for
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import MAX_PIXELS, Progress
 
@@ -58,6 +61,7 @@ class AddReport:
     skipped: tuple[Skipped, ...]  # images that could not be read or encoded
     seconds: float  # duration
     mended: tuple[Skipped, ...] = ()  # new images of whose caption or metadata a part was replaced
+    denied: Mapping[str, int] = field(default_factory=dict)  # numbers of rows that were left out, by reason
 
     __repr__ = counted
 
@@ -67,10 +71,19 @@ class Adder:
     """Adds images to an album. ``viewer`` caches image features; it is None without a generator.
 
     The bytes of images are kept in the album if they cannot be read again from a file, or with ``copy``.
+    Images on the list ``removed``, and rows of LAION that its rules deny, are left out.
     """
 
-    def __init__(self, encoder: Encoder, catalog: Catalog, index: IndexSync, viewer: Viewer | None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        catalog: Catalog,
+        index: IndexSync,
+        viewer: Viewer | None,
+        removed: HashList | None = None,
+    ) -> None:
         self.encoder, self.catalog, self._index, self._viewer = encoder, catalog, index, viewer
+        self.removed = removed
 
     def add(
         self,
@@ -82,6 +95,7 @@ class Adder:
         exif: bool = True,
         max_pixels: int = MAX_PIXELS,
         seen: dict[str, str] | None = None,
+        safety: SafetyLike = "auto",
     ) -> AddReport:
         """As :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`.
 
@@ -91,10 +105,12 @@ class Adder:
         ids: dict[Fate, list[str]] = {fate: [] for fate in get_args(Fate)}
         total = None if progress is None else count_images(images)
         listed = open_images(images)
+        denied: Denied = {}
         with Loader(listed, batch_size, max_pixels, copy=copy, exif=exif) as loader, Reopener() as files:
             for batch in loader:
                 if seen is not None:
                     seen.update({one.source: one.digest for one in batch})
+                batch = self.permitted(batch, safety, denied)
                 known = self.catalog.by_digest(one.digest for one in batch)
                 settled = set(known)
                 if self._viewer is not None:
@@ -116,7 +132,21 @@ class Adder:
             skipped=tuple(loader.skipped),
             seconds=time.perf_counter() - begin,
             mended=tuple(loader.mended),
+            denied=denied,
         )
+
+    def permitted(self, images: list[NewImage], safety: SafetyLike, denied: dict[str, int]) -> list[NewImage]:
+        """Leave out images on the removal list, and by their metadata; counts them by reason."""
+        if self.removed is not None:
+            hits = listed(self.removed, images)
+            if hits.any():
+                denied["removed"] = denied.get("removed", 0) + int(hits.sum())
+                images = [one for one, hit in zip(images, hits, strict=True) if not hit]
+        rules = safety_for(safety, {name for one in images for name in one.metadata})
+        if rules is None or not images:
+            return images
+        kept = rules.mask_rows([one.metadata for one in images], denied)
+        return [one for one, keep in zip(images, kept, strict=True) if keep]
 
     def _encoded(
         self, images: Sequence[NewImage], known: Mapping[str, Record], skipped: list[Skipped]

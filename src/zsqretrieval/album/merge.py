@@ -16,6 +16,7 @@ from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.features import take_states
 from zsqretrieval.album.ingest import copy_of, counted, free_id
 from zsqretrieval.album.questions import Asked
+from zsqretrieval.album.removal import listed, removal_list
 from zsqretrieval.album.settings import AlbumSettings
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.errors import MismatchError
@@ -32,6 +33,7 @@ class MergeReport:
     questions: int  # new stored questions
     features: int  # images with cached features that were taken over
     seconds: float
+    denied: int = 0  # images that are on the album's removal list
 
     __repr__ = counted
 
@@ -65,9 +67,14 @@ def merge(
             "reencode on one of them first"
         )
     added: list[str] = []
-    done = kept = questions = 0
+    done = kept = questions = denied = 0
+    removed = removal_list(folders[0])
     total = len(theirs)
     for batch in batched(theirs.iter_records(), 900):
+        if removed is not None:
+            hits = listed(removed, batch)
+            batch = [one for one, hit in zip(batch, hits, strict=True) if not hit]
+            denied += int(hits.sum())
         for some in parts_by_size(batch):
             part = _read(theirs, batch[some])
             here = _write(ours, part)
@@ -75,13 +82,13 @@ def merge(
             kept, questions = kept + here[1], questions + here[2]
             done += len(batch[some])
             if progress is not None:
-                progress("merging", done, max(done, total))
+                progress("merging", done + denied, max(done + denied, total))
     features = 0
     if None not in folders:
         alike = encoders[0].generator == encoders[1].generator is not None
         features = take_states(*folders, every=alike)  # type: ignore[arg-type]  # no None
     return MergeReport(
-        tuple(added), done - len(added), kept, questions, features, time.perf_counter() - begin
+        tuple(added), done - len(added), kept, questions, features, time.perf_counter() - begin, denied
     )
 
 

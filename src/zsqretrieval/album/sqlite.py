@@ -121,7 +121,12 @@ class Database:
             limit: Any = getattr(self.connection, "setlimit", None)  # from Python 3.11 on
             if limit is not None:
                 limit(_LIMIT_LENGTH, _LONGEST)
-            for setting in ("synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
+            for setting in (
+                "synchronous = FULL",
+                "foreign_keys = ON",
+                "trusted_schema = OFF",
+                "secure_delete = ON",
+            ):
                 self.rows(f"PRAGMA {setting}")
         except BaseException:
             self.close()

@@ -98,6 +98,12 @@ class IndexSync:
                 self._index.add(added, change.added_vectors)
             self._position = change.position
 
+    def compact(self) -> None:
+        """Let the index forget removed vectors, if it can and would keep them until later."""
+        with self._lock:
+            self._follow()
+            getattr(self._index, "compact", lambda: None)()
+
     @contextmanager
     def retiring(self) -> Iterator[Callable[[VectorLog], None]]:
         """Make updates wait for the block, which gives all images vectors of another encoder.

@@ -17,6 +17,7 @@ from zsqretrieval.cli.console import (
     notice,
     progress_bars,
     say,
+    say_denied,
     show,
 )
 from zsqretrieval.cli.options import (
@@ -28,6 +29,7 @@ from zsqretrieval.cli.options import (
     EncoderWeights,
     GeneratorWeights,
     MaxPixels,
+    Safe,
     States,
     TrustParts,
     album_path,
@@ -87,6 +89,7 @@ def index(
             "--exif/--no-exif", help="Read time, camera and place of photographs into their metadata."
         ),
     ] = True,
+    safety: Safe = True,
     trust_parts: TrustParts = False,
     device: Device = None,
     batch_size: BatchSize = 32,
@@ -130,6 +133,7 @@ def index(
                     list(sources),
                     copy=copy,
                     exif=exif,
+                    safety="auto" if safety else None,
                     batch_size=batch_size,
                     max_pixels=max_pixels,
                     progress=bars,
@@ -172,6 +176,7 @@ def _say_report(sources: list[str], album: Path, retriever: Retriever, report: A
     say(f"{counts} in {report.seconds:.1f} s; {len(retriever)} images in {album}.")
     name_skipped(report.skipped, say)
     name_skipped(report.mended, say, "mended")
+    say_denied(report.denied)
     if len(retriever):
         say(f'Ask it something: zsq search {album} "a dog on the beach"')
 

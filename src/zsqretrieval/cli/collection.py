@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsqretrieval.cli.console import counts_text, emit_json, name_skipped, notice, progress_bars, say
+from zsqretrieval.cli.console import (
+    counts_text,
+    emit_json,
+    name_skipped,
+    notice,
+    progress_bars,
+    say,
+    say_denied,
+)
 from zsqretrieval.cli.options import (
     Album,
     AsJson,
@@ -19,6 +27,7 @@ from zsqretrieval.cli.options import (
     Device,
     EncoderWeights,
     MaxPixels,
+    Safe,
     TrustParts,
     album_path,
     given_location,
@@ -32,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _continued(what: str) -> Iterator[None]:
+def continued(what: str) -> Iterator[None]:
     """Say after Ctrl-C that the same command continues."""
     try:
         yield
@@ -50,6 +59,8 @@ def _report(album: Path, retriever: Retriever, report: Any, as_json: bool) -> No
     say(f"{would}{counts} in {report.seconds:.1f} s; {len(retriever)} images in {album}.")
     for name in ("skipped", "mended", "dropped"):
         name_skipped(getattr(report, name, ()), say, name)
+    denied = getattr(report, "denied", None)
+    say_denied(denied if isinstance(denied, dict) else {})
 
 
 def sync(
@@ -70,7 +81,7 @@ def sync(
     A folder that is missing, unreadable or empty is an error, and nothing is removed.
     """
     with open_album(album, trust_parts=trust_parts) as retriever:
-        with _continued("finished batches are on disk, nothing was removed"), progress_bars() as bars:
+        with continued("finished batches are on disk, nothing was removed"), progress_bars() as bars:
             report = retriever.sync(
                 folders,
                 dry_run=dry_run,
@@ -97,7 +108,7 @@ def merge(
 ) -> None:
     """Take over the images of another album with the same encoder, without encoding them."""
     with open_album(album, trust_parts=trust_parts) as retriever:
-        with _continued("finished batches are on disk"), progress_bars() as bars:
+        with continued("finished batches are on disk"), progress_bars() as bars:
             report = retriever.merge(other, progress=bars)
             retriever.save()
         _report(album, retriever, report, as_json)
@@ -126,7 +137,7 @@ def reencode(
     generator = describe_album(album).generator
     pair = generator is None or generator["plugin"] == chosen.generator
     with open_album(album, trust_parts=trust_parts) as retriever:
-        with _continued("the album is as it was"), progress_bars() as bars:
+        with continued("the album is as it was"), progress_bars() as bars:
             report = retriever.reencode(
                 chosen.make_encoder(),
                 calibration=chosen.calibration if pair else Calibration(),
@@ -151,6 +162,7 @@ def add_embeddings(
     preset: Annotated[
         str | None, typer.Option(help="Parts of a new album; its encoder made the vectors.")
     ] = None,
+    safety: Safe = True,
     trust_parts: TrustParts = False,
     device: Device = None,
     as_json: AsJson = False,
@@ -164,8 +176,8 @@ def add_embeddings(
 
     open_embeddings(folder)  # a wrong folder makes no album
     with Retriever.open(album, preset, trust_parts=trust_parts) as retriever:
-        with _continued("finished batches are on disk"), progress_bars() as bars:
-            report = retriever.add_embeddings(folder, progress=bars)
+        with continued("finished batches are on disk"), progress_bars() as bars:
+            report = retriever.add_embeddings(folder, safety="auto" if safety else None, progress=bars)
             retriever.save()
         _report(album, retriever, report, as_json)
 

@@ -126,6 +126,15 @@ def counts_text(report: Any) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items() if type(count) is int and count)
 
 
+def say_denied(denied: Mapping[str, int]) -> None:
+    """Say how many rows were denied, and why."""
+    from zsqretrieval.laion.safety import REASONS
+
+    if denied:
+        reasons = ", ".join(f"{count} {reason} ({REASONS[reason]})" for reason, count in denied.items())
+        say(f"{sum(denied.values())} rows denied: {reasons}.")
+
+
 def check_page(path: Path | None) -> None:
     """Check, before the work, that a page can be written: no folder, and no file in the way of one."""
     if path is None:

@@ -111,6 +111,12 @@ Copy = Annotated[
     bool,
     typer.Option("--copy", help="Keep copies of the files in the album, which then works without them."),
 ]
+Safe = Annotated[
+    bool,
+    typer.Option(
+        "--safety/--no-safety", help="Leave out rows of LAION that are not known to be safe; docs/laion.md."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images encoded together.")]
 MaxPixels = Annotated[
     int,

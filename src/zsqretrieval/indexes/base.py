@@ -142,6 +142,12 @@ class VectorIndex(ABC):
             if self._table.size - self._table.alive > self._table.alive:
                 self._compact()
 
+    def compact(self) -> None:
+        """Forget the vectors of removed keys now, in place of later."""
+        with self._writing:
+            if self._table.size > self._table.alive:
+                self._compact()
+
     def save(self, path: Path) -> None:
         """Write a snapshot atomically; see :meth:`zsqretrieval.protocols.Index.save`."""
         with self._writing:

@@ -71,10 +71,14 @@ class Shard:
     file: File
     table: File
 
-    def rows(self) -> Iterator[VectorRow]:
-        """The n rows of the table; an IntegrityError if it is damaged."""
+    def rows(self, kept: NDArray[np.bool_] | None = None) -> Iterator[VectorRow]:
+        """The n rows of the table, or those of a mask [n]; an IntegrityError if it is damaged."""
+        first = 0
         with opened_parquet(self.table) as table:
             for batch in table.iter_batches(rows_at_once(self.table, table, most=4096)):
+                if kept is not None:  # before any cell is read
+                    first, mask = first + batch.num_rows, kept[first : first + batch.num_rows]
+                    batch = batch.filter(mask)
                 columns: dict[str, list[Any]] = {}
                 marked: list[tuple[str, bool, list[Any]]] = []
                 for kind, column in zip(batch.schema, batch.columns, strict=True):
@@ -118,7 +122,12 @@ class Embeddings:
         return sum(len(shard.vectors) for shard in self.shards)
 
 
-def open_embeddings(folder: Location, kind: Literal["img_emb", "text_emb"] = "img_emb") -> Embeddings:
+def open_embeddings(
+    folder: Location,
+    kind: Literal["img_emb", "text_emb"] = "img_emb",
+    *,
+    metadata: Location | None = None,
+) -> Embeddings:
     """Open a folder of embeddings, on a disk or in a store: all headers are checked, no vector is read.
 
     Shards are in the order of their numbers, however many zeros are in front of these.
@@ -126,6 +135,7 @@ def open_embeddings(folder: Location, kind: Literal["img_emb", "text_emb"] = "im
     Args:
         folder: path or URL of fsspec.
         kind: vectors of the images, or of their captions.
+        metadata: folder of the tables, if it is not ``metadata`` in the folder.
 
     Raises:
         InvalidInputError: it is no such folder, or a shard lacks its vectors or its table.
@@ -139,7 +149,8 @@ def open_embeddings(folder: Location, kind: Literal["img_emb", "text_emb"] = "im
             f"{folder} holds no {kind}/{kind}_*.npy; give a folder that clip-retrieval or "
             "export_embeddings wrote"
         )
-    tables = _numbered(system, f"{path}/{_TABLES}", "metadata", "parquet")
+    place = (system, f"{path}/{_TABLES}") if metadata is None else located(metadata)
+    tables = _numbered(*place, "metadata", "parquet")
     if alone := sorted(files.keys() ^ tables.keys()):
         file, other = files.get(alone[0]), tables.get(alone[0])
         missing = (

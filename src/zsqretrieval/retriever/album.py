@@ -25,10 +25,12 @@ from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.edits import records_of, remove, update
 from zsqretrieval.album.info import CATALOG
 from zsqretrieval.album.ingest import Adder, AddReport
+from zsqretrieval.album.removal import removal_list
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.sources import Reopener, Row
 from zsqretrieval.errors import AlbumError
 from zsqretrieval.generators.lazy import LazyGenerator
+from zsqretrieval.laion.safety import SafetyLike
 from zsqretrieval.presets import Calibration, Preset, preset_named
 from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.retriever import opening
@@ -63,7 +65,7 @@ class Album:
 
     def _adder(self) -> Adder:
         parts = self._parts  # of one moment, so that encoder and catalog belong together
-        return Adder(parts.encoder, parts.catalog, parts.index, parts.viewer)
+        return Adder(parts.encoder, parts.catalog, parts.index, parts.viewer, removal_list(self._path))
 
     @classmethod
     def _of(cls, parts: Parts) -> Self:
@@ -241,6 +243,7 @@ class Album:
         *,
         copy: bool = False,
         exif: bool = True,
+        safety: SafetyLike = "auto",
         batch_size: int = 32,
         max_pixels: int = MAX_PIXELS,
         progress: Progress | None = None,
@@ -257,6 +260,8 @@ class Album:
             copy: keep the bytes of files, too, also of known ones, so that the album works without them.
             exif: add time, camera and place of photographs to their metadata as ``taken``, ``camera``,
                 ``latitude`` and ``longitude`` (docs/filters.md); keys of your own metadata win.
+            safety: rules for images whose metadata are of LAION (docs/laion.md); ``"auto"`` denies those that
+                are not known to be safe, None applies none. The album's removal list always holds.
             batch_size: images encoded together, >= 1.
             max_pixels: size limit of an image in pixels, at most 2^30; larger ones are skipped. Images of the
                 album stay readable whatever the limit of a later call is.
@@ -269,8 +274,9 @@ class Album:
         """
         check_counts(batch_size=batch_size, max_pixels=max_pixels)
         return self._adder().add(
-            images, batch_size=batch_size, max_pixels=max_pixels, progress=progress, copy=copy, exif=exif
-        )
+            images, batch_size=batch_size, max_pixels=max_pixels, progress=progress, copy=copy, exif=exif,
+            safety=safety,
+        )  # fmt: skip
 
     def update(
         self,

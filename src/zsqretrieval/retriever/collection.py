@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any, Literal, cast
 
 from numpy.typing import ArrayLike
 
-from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.checks import check_counts, check_numbers
 from zsqretrieval.album.catalog import Catalog
+from zsqretrieval.album.duplicates import near_duplicates
 from zsqretrieval.album.embeddings import (
     ExportReport,
     add_blocks,
@@ -21,12 +23,16 @@ from zsqretrieval.album.embeddings import (
     folder_blocks,
     given_block,
 )
+from zsqretrieval.album.features import sweep_all
 from zsqretrieval.album.folders import SyncReport, checked_folders, rehearsal, sync_folders
 from zsqretrieval.album.info import find_catalog
 from zsqretrieval.album.ingest import AddReport
 from zsqretrieval.album.merge import MergeReport, merge
 from zsqretrieval.album.reencode import ReencodeReport, Reencoding
-from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.album.removal import RemovalReport, count_found, extended, find_listed
+from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
+from zsqretrieval.laion.hashes import read_names
+from zsqretrieval.laion.safety import Denied, SafetyLike
 from zsqretrieval.plugins import check_empty_index, check_part, describe
 from zsqretrieval.presets import Calibration
 from zsqretrieval.protocols import Encoder, Index
@@ -43,10 +49,11 @@ class Collection(Album):
         vectors: ArrayLike | str | os.PathLike[str],
         *,
         ids: Sequence[str] | None = None,
-        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | str | os.PathLike[str] | None = None,
         sources: Sequence[str | os.PathLike[str]] | None = None,
         captions: Sequence[str | None] | None = None,
         fingerprint: str | None = None,
+        safety: SafetyLike = "auto",
         batch_size: int = 4096,
         progress: Progress | None = None,
     ) -> AddReport:
@@ -62,10 +69,15 @@ class Collection(Album):
                 ``s3://bucket/folder``, which has all the rest. Vectors in memory are checked before anything
                 is written; those in files (also ``np.memmap``) batch by batch.
             ids: n names; else the sources, else the beginning of a digest.
-            metadata: n mappings of JSON values.
+            metadata: n mappings of JSON values; for a folder of embeddings, the folder of its tables if it is
+                elsewhere.
             sources: n paths, URLs or other texts; the ids when None.
             captions: n texts.
             fingerprint: ``encoder.fingerprint`` of the encoder that made the vectors, to be checked.
+            safety: rules for rows of LAION (docs/laion.md). ``"auto"`` applies the default ones, which deny
+                what is not known to be safe, if the rows have columns of LAION;
+                :class:`~zsqretrieval.laion.safety.Safety` applies to all rows; None applies none. The album's
+                removal list always holds.
             batch_size: rows per transaction, >= 1.
             progress: called after each batch; may raise to stop.
 
@@ -77,17 +89,86 @@ class Collection(Album):
             MissingDependencyError: a folder without pyarrow.
         """
         adder = self._adder()
+        denied: Denied = {}
         if fingerprint is not None:
             check_fingerprint(fingerprint, adder.encoder, "the vectors")
         if isinstance(vectors, str | os.PathLike):
-            if any(one is not None for one in (ids, metadata, sources, captions)):
+            if not isinstance(metadata, str | os.PathLike | None) or any(
+                one is not None for one in (ids, sources, captions)
+            ):
                 raise InvalidInputError(
                     "a folder of embeddings has its own ids, metadata, sources and captions"
                 )
-            blocks = folder_blocks(vectors, adder.encoder)
+            blocks = folder_blocks(vectors, metadata, adder.encoder, safety, adder.removed, denied)
+        elif isinstance(metadata, str | os.PathLike):
+            raise InvalidInputError("metadata of arrays must be a list of mappings, not a path")
         else:
-            blocks = [given_block(vectors, ids, metadata, sources, captions)]
-        return add_blocks(blocks, adder, batch_size=batch_size, progress=progress)
+            blocks = [given_block(vectors, ids, metadata, sources, captions, safety, adder.removed, denied)]
+        return add_blocks(blocks, adder, denied=denied, batch_size=batch_size, progress=progress)
+
+    def remove_listed(
+        self, names: str | os.PathLike[str] | Sequence[str], *, progress: Progress | None = None
+    ) -> RemovalReport:
+        """Remove the images that a list names, for good, and save; see docs/laion.md.
+
+        The names join the album's removal list, and nothing on it can be added again. Vectors, records,
+        questions, kept bytes and cached features are deleted, from the index, too, and overwritten on disk. A
+        search for each of the removed vectors shows that they are gone.
+
+        Args:
+            names: a file (:func:`~zsqretrieval.laion.hashes.read_names`), or names: URLs; MD5 or SHA-256, of
+                bytes or of a URL; uids; LAION's hashes.
+            progress: called after each batch; may raise to stop. The call can be repeated.
+
+        Raises:
+            InvalidInputError: it is no such file, or has no names; or a name is no text.
+            AlbumError: the album is in memory, or the disk refuses.
+            IntegrityError: a search still finds a removed image.
+        """
+        begin = time.perf_counter()
+        given = read_names(Path(names)) if isinstance(names, str | os.PathLike) else list(names)
+        if not all(isinstance(name, str) for name in given):
+            raise InvalidInputError("names must be texts: URLs, digests, uids, or numbers as texts")
+        if self._path is None:
+            raise AlbumError("an album in memory keeps no removal list; save(path) it first")
+        removed = extended(self._path, given)
+        records = find_listed(self._catalog, removed, progress)
+        keys = [one.key for one in records]
+        vectors = self._catalog.log.get(keys)
+        before = count_found(self._index.update(), keys, vectors)
+        self.remove([one.id for one in records])
+        if keys:
+            self._index.compact()
+            self._question_index.compact()
+            sweep_all(self._path, self._catalog.known_digests)
+        self.save()
+        self._catalog.flush()
+        after = count_found(self._index.update(), keys, vectors)
+        if after or self._catalog.known_keys(keys):
+            raise IntegrityError(
+                f"{self._path}: a search still finds {after} removed images; delete the folder of its index "
+                "and open the album again"
+            )
+        return RemovalReport(len(removed), len(keys), before, after, len(self), time.perf_counter() - begin)
+
+    def remove_duplicates(self, cosine: float, *, progress: Progress | None = None) -> int:
+        """Remove images that are near-duplicates of an earlier one; returns how many.
+
+        The first one stays; see :func:`~zsqretrieval.album.duplicates.near_duplicates`.
+
+        Args:
+            cosine: similarity from which two images count as one, in (0, 1].
+            progress: called after each batch; may raise to stop, before anything is removed.
+
+        Raises:
+            InvalidInputError: ``cosine`` is out of range.
+        """
+        check_numbers(cosine=cosine)
+        if not 0 < cosine <= 1:
+            raise InvalidInputError(f"cosine must be above 0 and at most 1, not {cosine}")
+        found = near_duplicates(self._catalog, self._index.update(), cosine, progress)
+        self.remove([one.id for one in self._catalog.records(found)])
+        return len(found)
 
     def export_embeddings(
         self,

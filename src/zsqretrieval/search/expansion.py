@@ -92,6 +92,11 @@ class QuestionIndex:
                 return np.array(images[:k], np.int64)
             depth = min(2 * depth, len(index))
 
+    def compact(self) -> None:
+        """Let the index, if there is one, forget the vectors of removed questions."""
+        if self._follower is not None or len(self) or self._catalog.get_snapshot(_NAME) is not None:
+            self._opened().compact()
+
     def save(self, album: Path) -> None:
         """Write a snapshot into the album, if there are or were questions."""
         self._album = album

@@ -1,0 +1,115 @@
+"""Removing the images that a list names, for good.
+
+    removed/    the album's removal list (:mod:`zsqretrieval.laion.hashes`)
+
+Everything that is added to the album is compared with the list. It is on disk before anything is removed, so
+that an interrupted removal can be repeated, and what it removed does not come back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsqretrieval._util.batches import batched
+from zsqretrieval._util.files import MANIFEST
+from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.data.loader import NewImage
+from zsqretrieval.laion.hashes import NAMES, HashList, form_of, hash_texts
+from zsqretrieval.protocols import Index
+from zsqretrieval.types import Progress
+
+LIST = "removed"
+"""Folder of the removal list in an album."""
+
+_AT_ONCE = 4096  # records
+_NEAREST = 10  # in the searches before and after
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalReport:
+    """Result of :meth:`Retriever.remove_listed <zsqretrieval.retriever.Retriever.remove_listed>`.
+
+    Attributes:
+        listed: entries of the album's removal list, with those of earlier calls.
+        removed: images that were removed.
+        found_before: how many of these a search for their vector found among the first ten, before.
+        found_after: the same afterwards: 0.
+        images: images that are left.
+        seconds: duration.
+    """
+
+    listed: int
+    removed: int
+    found_before: int
+    found_after: int
+    images: int
+    seconds: float
+
+
+def removal_list(album: Path | None) -> HashList | None:
+    """The removal list of an album; None without one. An IntegrityError if it is damaged."""
+    if album is None or not (album / LIST / MANIFEST).is_file():
+        return None
+    return HashList.open(album / LIST)
+
+
+def extended(album: Path, names: Sequence[str]) -> HashList:
+    """Add names to the removal list of an album; on disk when this returns."""
+    former = removal_list(album)
+    batches = [] if former is None else [former.hashes()]
+    forms = frozenset() if former is None else former.forms
+    return HashList.write(album / LIST, [*batches, hash_texts(names)], forms.union(map(form_of, names)))
+
+
+def listed(removed: HashList, images: Sequence[Record | NewImage]) -> NDArray[np.bool_]:
+    """Which of n images are on a list, bool [n]: by metadata, URL, or the digest of their bytes."""
+    names: list[str] = []
+    owners: list[int] = []
+    for n, image in enumerate(images):
+        some = _names(image, removed.forms)
+        names += some
+        owners += [n] * len(some)
+    found = np.zeros(len(images), np.bool_)
+    found[np.array(owners, np.intp)[removed.contains(hash_texts(names))]] = True
+    return found
+
+
+def _names(image: Record | NewImage, forms: frozenset[str]) -> list[str]:
+    names = [str(value) for key, value in image.metadata.items() if key.lower() in NAMES]
+    names += [image.source, image.digest]
+    urls = [name for name in names if "://" in name]
+    for form, digest in (("hex32", hashlib.md5), ("hex64", hashlib.sha256)):
+        if form in forms:
+            names += [digest(url.encode(errors="surrogatepass")).hexdigest() for url in urls]
+    if "hex32" in forms and isinstance(image, NewImage) and image.image is not None:
+        content = image.image.content
+        names += [hashlib.md5(content).hexdigest()] if isinstance(content, bytes) else []
+    return names
+
+
+def find_listed(catalog: Catalog, removed: HashList, progress: Progress | None) -> list[Record]:
+    """The images of a catalog that are on a list."""
+    found: list[Record] = []
+    done, total = 0, len(catalog)
+    for batch in batched(catalog.iter_records(), _AT_ONCE):
+        found += [one for one, hit in zip(batch, listed(removed, batch), strict=True) if hit]
+        done += len(batch)
+        if progress is not None:
+            progress("looking for listed images", done, max(done, total))
+    return found
+
+
+def count_found(index: Index, keys: Sequence[int], vectors: NDArray[np.float32]) -> int:
+    """How many keys a search for their vectors [n, dim] finds among the first ten."""
+    count = 0
+    for begin in range(0, len(keys) if len(index) else 0, _AT_ONCE):
+        part = slice(begin, begin + _AT_ONCE)
+        nearest = index.search(vectors[part], _NEAREST).keys
+        count += int((nearest == np.asarray(keys[part], np.int64)[:, None]).any(axis=1).sum())
+    return count

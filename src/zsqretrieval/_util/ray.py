@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from zsqretrieval._util.checks import check_amounts, check_counts
@@ -20,8 +22,8 @@ def start_actors(part: type[Any], *given: Any, actors: int | None, cpus: float, 
     process dies is restarted, and its call repeated.
 
     Args:
-        part: the class; its methods must give the same result when called again.
-        given: arguments of the class.
+        part: makes it; its methods must give the same result when called again.
+        given: arguments of ``part``.
         actors: their number; None for as many as the cluster has room for.
         cpus: cores for each, also the threads of torch.
         gpus: GPUs for each; a fraction shares one.
@@ -41,21 +43,41 @@ def start_actors(part: type[Any], *given: Any, actors: int | None, cpus: float, 
     room = min((int(there.get(kind, 0) / one) for kind, one in wanted.items() if one), default=1)
     if not room:
         raise ZsqError(
-            f"the Ray cluster has no room for an actor with {cpus:g} CPUs and {gpus:g} GPUs: {there}"
+            f"the Ray cluster has no room for an actor with {cpus:g} CPUs and {gpus:g} GPUs; it has "
+            f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}"
         )
     settings = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": _LIVES, "max_task_retries": _LIVES}
-    made = ray.remote(part).options(**settings)
-    return [made.remote(*given) for _ in range(room if actors is None else actors)]
+    actor = ray.remote(_Actor).options(**settings)
+    return [actor.remote(part, given) for _ in range(room if actors is None else actors)]
 
 
-def each_answer(
-    actors: list[Any], calls: list[Callable[[Any], Any]], took: Callable[[int, Any], object]
-) -> None:
+class _Actor:
+    """Makes its part in the first call, so that an error of making it is that of the call."""
+
+    def __init__(self, part: Callable[..., Any], given: tuple[Any, ...]) -> None:
+        self._make, self._made = lambda: part(*given), None
+
+    def call(self, method: str, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        return getattr(self._made, method)(*given, **named)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a method of a part."""
+
+    method: str
+    given: tuple[Any, ...] = ()
+    named: dict[str, Any] = field(default_factory=dict)
+
+
+def each_answer(actors: Sequence[Any], calls: Iterable[Call], took: Callable[[int, Any], object]) -> None:
     """Make calls on actors, one at a time on each, and take the answers as they come.
 
     Args:
-        actors: the actors.
-        calls: each starts a method of the actor that it is given.
+        actors: of :func:`start_actors`.
+        calls: each is made on the next actor that is free.
         took: called with the position of a call and its answer; may raise to stop.
 
     Raises:
@@ -63,24 +85,27 @@ def each_answer(
         Exception: what a call raises.
     """
     ray = _ray()
-    free, waiting, running = list(actors), list(enumerate(calls))[::-1], dict[Any, tuple[int, Any]]()
-    while waiting or running:
-        while free and waiting:
-            position, call = waiting.pop()
-            actor = free.pop()
-            running[call(actor)] = position, actor
+    waiting = enumerate(calls)
+    running: dict[Any, tuple[int, Any]] = {}
+
+    def start(actor: Any) -> None:
+        for position, call in islice(waiting, 1):
+            running[actor.call.remote(call.method, call.given, call.named)] = position, actor
+
+    for actor in actors:
+        start(actor)
+    while running:
         (ready, *_), _ = ray.wait(list(running))
         position, actor = running.pop(ready)
-        free.append(actor)
         try:
             answer = ray.get(ready)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayActorError as error:
-            raise ZsqError(
-                f"an actor of Ray died {_LIVES + 1} times: {' '.join(str(error).split())}"
-            ) from error
+            reason = str(error).partition("\n")[0]
+            raise ZsqError(f"an actor of Ray died {_LIVES + 1} times: {reason}") from error
         took(position, answer)
+        start(actor)
 
 
 def _ray() -> Any:

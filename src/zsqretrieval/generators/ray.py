@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -14,7 +13,7 @@ from typing_extensions import Self
 
 from zsqretrieval import plugins
 from zsqretrieval._util.checks import check_sequence, check_settings
-from zsqretrieval._util.ray import each_answer, start_actors
+from zsqretrieval._util.ray import Call, each_answer, start_actors
 from zsqretrieval.data.images import read_bytes
 from zsqretrieval.generators.checked import check_pairs
 from zsqretrieval.protocols import ImageStates
@@ -62,7 +61,8 @@ class RayGenerator:
             "gpus": gpus,
         }
         self._actors = start_actors(_Model, plugin, dict(config or {}), actors=actors, cpus=cpus, gpus=gpus)
-        facts: dict[str, Any] = self._all([lambda actor: actor.facts.remote()])[0]
+        facts: dict[str, Any] = {}
+        each_answer(self._actors[:1], [Call("facts")], lambda _, found: facts.update(found))
         self.fingerprint: str = facts["fingerprint"]
         self._image_tokens = facts.get("state_shape", (_IMAGE_TOKENS,))[0]
         if "state_shape" in facts:
@@ -92,17 +92,14 @@ class RayGenerator:
             self._tokens(context) + self._tokens([text])
             for context, text in zip(contexts, continuations, strict=True)
         ]
-        sent = _portable(contexts)
+        pairs = list(zip(_portable(contexts), continuations, strict=True))
         return self._shared(
+            "log_likelihood",
+            lambda some: tuple(map(list, zip(*(pairs[i] for i in some), strict=True))) or ([], []),
             list(map(_images, contexts)),
             costs,
-            lambda some, actor: actor.call.remote(
-                "log_likelihood",
-                [sent[i] for i in some],
-                [continuations[i] for i in some],
-                batch_size=batch_size,
-            ),
             progress,
+            batch_size=batch_size,
         )
 
     def generate(
@@ -116,20 +113,23 @@ class RayGenerator:
         sent = _portable(contexts)
         whole = seed is not None and settings.get("temperature", 0) != 0
         return self._shared(
+            "generate",
+            lambda some: ([sent[i] for i in some],),
             [0] * len(contexts) if whole else list(range(len(contexts))),
             [0 if whole else self._tokens(context) for context in contexts],
-            lambda some, actor: actor.call.remote("generate", [sent[i] for i in some], seed=seed, **settings),
+            seed=seed,
+            **settings,
         )
 
     def _image_states(self, images: Sequence[Image], *, batch_size: int = 16) -> NDArray[Any]:
         """Run the vision part; see :meth:`zsqretrieval.protocols.ImageStates.image_states`."""
         sent = [context[0] for context in _portable([[image] for image in images])]
         found = self._shared(
+            "image_states",
+            lambda some: ([sent[i] for i in some],),
             list(range(len(images))),
             [1] * len(images),
-            lambda some, actor: actor.call.remote(
-                "image_states", [sent[i] for i in some], batch_size=batch_size
-            ),
+            batch_size=batch_size,
         )
         return np.stack(found) if found else np.empty((0, *self.state_shape), self.state_dtype)
 
@@ -141,12 +141,14 @@ class RayGenerator:
 
     def _shared(
         self,
+        method: str,
+        given: Callable[[list[int]], tuple[Any, ...]],
         groups: Sequence[Hashable],
         costs: Sequence[int],
-        call: Callable[[list[int], Any], Any],
         progress: Progress | None = None,
+        **settings: Any,
     ) -> list[Any]:
-        """Results of n items, of which each actor computes a share; items of a group are mostly in one."""
+        """Results of n items, of which each actor computes a share; ``given`` are the arguments for some."""
         shares = [some for some in spread(groups, costs, len(self._actors)) if some] or [[]]
         found: list[Any] = [None] * len(groups)
         done = 0
@@ -159,13 +161,8 @@ class RayGenerator:
             if progress is not None and done:
                 progress("scoring", done, len(groups))
 
-        each_answer(self._actors, [partial(call, some) for some in shares], took)
+        each_answer(self._actors, [Call(method, given(some), settings) for some in shares], took)
         return found
-
-    def _all(self, calls: list[Callable[[Any], Any]]) -> list[Any]:
-        answers: dict[int, Any] = {}
-        each_answer(self._actors, calls, answers.__setitem__)
-        return [answers[i] for i in range(len(calls))]
 
 
 def spread(groups: Sequence[Hashable], costs: Sequence[float], shares: int) -> list[list[int]]:
@@ -200,10 +197,8 @@ class _Model:
         self._generator = plugins.create("generator", plugin, config)
 
     def facts(self) -> dict[str, Any]:
-        names = ["fingerprint"]
-        if isinstance(self._generator, ImageStates):
-            names += ["state_shape", "state_dtype"]
-        return {name: getattr(self._generator, name) for name in names}
+        states = ("state_shape", "state_dtype") if isinstance(self._generator, ImageStates) else ()
+        return {name: getattr(self._generator, name) for name in ("fingerprint", *states)}
 
-    def call(self, method: str, *given: Any, **settings: Any) -> Any:
-        return getattr(self._generator, method)(*given, **settings)
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self._generator, method)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zsqretrieval._util.checks import check_counts
-from zsqretrieval.errors import IntegrityError, InvalidInputError
+from zsqretrieval.errors import IntegrityError
 from zsqretrieval.laion.storage import File, Location, list_files, opened_parquet
 
 if TYPE_CHECKING:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zsqretrieval._util.ray import each_answer, start_actors
+from zsqretrieval._util.ray import Call, each_answer, start_actors
 from zsqretrieval.laion.shards import ShardsReport, Task, attempt_shards, finish, summary
 from zsqretrieval.types import MAX_PIXELS
 
@@ -58,13 +57,9 @@ def run_on_ray(
         ended.append(stats)
         report(stats)
 
-    each_answer(workers, [partial(_start, number, attempts, max_pixels) for number in chosen], took)
-    each_answer(workers[:1], [lambda worker: worker.finish.remote()], lambda *_: None)
+    each_answer(workers, [Call("run", (number, attempts, max_pixels)) for number in chosen], took)
+    each_answer(workers[:1], [Call("finish")], lambda *_: None)
     return summary(ended, time.perf_counter() - begin)
-
-
-def _start(number: int, attempts: int, max_pixels: int, worker: Any) -> Any:
-    return worker.run.remote(number, attempts, max_pixels)
 
 
 class _Worker:

@@ -27,7 +27,7 @@ from zsqretrieval.errors import (
     MismatchError,
     MissingDependencyError,
 )
-from zsqretrieval.laion.formats import open_embeddings
+from zsqretrieval.laion.embeddings import open_embeddings
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyGenerator
 

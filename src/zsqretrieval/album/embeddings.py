@@ -30,7 +30,9 @@ from zsqretrieval.data.sources import VECTOR, Reopener
 from zsqretrieval.encoders.checked import TOLERANCE
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError
 from zsqretrieval.indexes.checks import as_array
-from zsqretrieval.laion.formats import VectorRow, open_embeddings, writing_embeddings
+from zsqretrieval.laion.arrays import StoredArray
+from zsqretrieval.laion.embeddings import VectorRow, open_embeddings, writing_embeddings
+from zsqretrieval.laion.storage import Location
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image, Progress
 
@@ -41,7 +43,7 @@ _IMAGES_AT_ONCE = 16  # opened to learn their digests
 class Block:
     """Some vectors, float [n, dim], with a row each."""
 
-    vectors: NDArray[np.floating[Any]]
+    vectors: NDArray[np.floating[Any]] | StoredArray
     rows: Iterable[VectorRow]
     name: str  # in errors
     mapped: bool  # whether the vectors are in a file, which is checked as it is read
@@ -80,7 +82,7 @@ def given_block(
     return Block(array, rows, "vectors", isinstance(vectors, np.memmap))
 
 
-def folder_blocks(folder: Path, encoder: Encoder) -> list[Block]:
+def folder_blocks(folder: Location, encoder: Encoder) -> list[Block]:
     """The shards of a folder of embeddings; a MismatchError if it states another encoder."""
     found = open_embeddings(folder)
     if found.encoder is not None:

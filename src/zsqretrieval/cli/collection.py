@@ -154,7 +154,7 @@ def add_embeddings(
 
     Images are not needed: rows without one take part in the first stage only.
     """
-    from zsqretrieval.laion.formats import open_embeddings
+    from zsqretrieval.laion.embeddings import open_embeddings
     from zsqretrieval.retriever import Retriever
 
     open_embeddings(folder)  # a wrong folder makes no album

@@ -29,7 +29,9 @@ _OTHER_NAMES = {
     "height": ("original_height",),
     "language": ("lang",),
 }
-_BATCH = 64 * 2**20  # bytes of one batch, by what the file says of its columns
+MOST_AT_ONCE = 64 * 2**20
+"""Bytes of one batch."""
+_MOST_NESTED = 2**27  # values in lists of one row group, such as boxes of faces
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def read_metadata(
         MissingDependencyError: there is no pyarrow, or no package for the URL.
     """
     check_counts(batch_size=batch_size)
-    for file in list_files(source, r".*\.parquet"):
+    for file in list_files(source, ".parquet"):
         yield from read_table(file, columns=columns, batch_size=batch_size)
 
 
@@ -79,7 +81,7 @@ def read_table(
             raise IntegrityError(f"{file} has two columns {twice!r}; write it with one of each name")
         known = _named(names)
         chosen = names if columns is None else [name for name in names if known.get(name, name) in columns]
-        rows = _rows_at_once(table.metadata, chosen, batch_size)
+        rows = rows_at_once(file, table, chosen, most=batch_size)
         first = 0
         for batch in table.iter_batches(rows, columns=chosen):
             unreadable: Counter[str] = Counter()
@@ -87,16 +89,45 @@ def read_table(
             first += batch.num_rows
 
 
-def _rows_at_once(metadata: Any, columns: Collection[str], most: int) -> int:
-    """Rows of which the columns have at most 64 MiB, if the file says the truth."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        parts = (group.column(n) for n in range(group.num_columns))
-        size = sum(
-            part.total_uncompressed_size for part in parts if part.path_in_schema.partition(".")[0] in columns
-        )
-        most = min(most, max(1, _BATCH * group.num_rows // max(size, 1)) if group.num_rows else most)
+def rows_at_once(file: File, table: Any, columns: Collection[str] | None = None, *, most: int) -> int:
+    """Number of rows of which the columns of an open table have at most 64 MiB.
+
+    The footer says how much is stored. It says nothing of texts that are stored once and repeated in every
+    row, so the longest of those is looked up.
+
+    Raises:
+        IntegrityError: a cell is longer than 64 MiB, or a row group has more than 2**27 nested values.
+    """
+    for number in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(number)
+        parts = [group.column(n) for n in range(group.num_columns)]
+        parts = [one for one in parts if columns is None or one.path_in_schema.partition(".")[0] in columns]
+        if any("." in one.path_in_schema and one.num_values > _MOST_NESTED for one in parts):
+            raise IntegrityError(f"{file}: row group {number} has more than {_MOST_NESTED} nested values")
+        stored = sum(max(one.total_uncompressed_size, 8 * one.num_values) for one in parts)
+        texts = [one for one in parts if one.has_dictionary_page and one.physical_type == "BYTE_ARRAY"]
+        repeated = [one.path_in_schema for one in texts if "." not in one.path_in_schema]
+        longest = _longest(file, repeated, number) if repeated and group.num_rows else 0
+        nested = sum(one.total_uncompressed_size for one in texts if "." in one.path_in_schema)
+        if longest > MOST_AT_ONCE:
+            raise IntegrityError(f"{file}: row group {number} has a cell of {longest} bytes; shorten it")
+        of_one = max(stored // max(group.num_rows, 1), longest + nested, 1)
+        most = min(most, max(1, MOST_AT_ONCE // of_one))
     return most
+
+
+def _longest(file: File, columns: list[str], group: int) -> int:
+    """Bytes of the longest texts in the dictionaries of some columns of a row group, added up."""
+    from pyarrow import compute as pc
+
+    total = 0
+    with opened_parquet(file, read_dictionary=columns) as table:
+        for batch in table.iter_batches(1, row_groups=[group], columns=columns):
+            for column in batch.columns:
+                if hasattr(column, "dictionary"):
+                    total += pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+            break
+    return total
 
 
 def canonical(batch: pa.RecordBatch, unreadable: Counter[str] | None = None) -> pa.RecordBatch:
@@ -123,7 +154,7 @@ def canonical(batch: pa.RecordBatch, unreadable: Counter[str] | None = None) -> 
             column = _converted(column, COLUMNS[name])
             if unreadable is not None and column.null_count > empty:
                 unreadable[name] += column.null_count - empty
-            kind = pa.field(name, column.type)
+            kind = kind.with_name(name).with_type(column.type)
         fields.append(kind)
         arrays.append(column)
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
@@ -246,3 +277,23 @@ def _cast(column: Any, kind: Any) -> Any:
         return column.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return pa.nulls(len(column), kind)
+
+
+def json_cells(column: Any) -> list[Any]:
+    """The cells of a column as JSON values; None for null and for bytes."""
+    from pyarrow import types
+
+    kind = column.type
+    if types.is_dictionary(kind):
+        column = column.dictionary_decode()
+        kind = column.type
+    if str(kind) in ("string", "large_string", "string_view"):  # which may not be UTF-8
+        return [
+            one if one is None else one.decode(errors="surrogateescape")
+            for one in column.cast("binary").to_pylist()
+        ]
+    if "binary" in str(kind):
+        return [None] * len(column)
+    if types.is_temporal(kind) or types.is_decimal(kind):
+        column = column.cast("int64" if types.is_duration(kind) else "string")
+    return [None if one != one else one for one in column.to_pylist()]  # NaN, as of pandas

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -77,48 +78,70 @@ def is_local(system: Any) -> bool:
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
-def list_files(source: Location, pattern: str, *, below: bool = True) -> list[File]:
-    """The files of a folder whose name matches, or those of a glob pattern, or one file.
-
-    Args:
-        source: a folder, pattern or file, as a path or URL.
-        pattern: regular expression of the names to take from a folder, whole names.
-        below: also those of its subfolders.
+def list_files(source: Location, suffix: str | tuple[str, ...]) -> list[File]:
+    """The files of a folder and of its subfolders by their suffix, those of a glob pattern, or one file.
 
     Returns:
         Files in the order of their paths, in which numbers count as numbers; hidden ones are left out.
 
     Raises:
         InvalidInputError: it does not exist, cannot be listed, or nothing matches.
+        MissingDependencyError: the package of a protocol is not installed.
     """
     system, path = located(source)
-    try:
+    with _listing(source):
         if system.isfile(path):
             found = {path: system.info(path)}
         elif any(mark in path for mark in "*?[") and not system.exists(path):
             found = system.glob(path, detail=True)
         else:
-            depth = None if below else 1
-            entries = system.find(path, maxdepth=depth, detail=True) if system.isdir(path) else {}
-            found = {
-                name: info for name, info in entries.items() if re.fullmatch(pattern, name.rpartition("/")[2])
-            }
-    except Exception as error:  # stores raise many types
-        raise InvalidInputError(f"{source} cannot be listed: {_reason(error)}; check the location") from error
-    files = [
+            found = system.find(path, detail=True)
+            found = {name: info for name, info in found.items() if name.endswith(suffix)}
+    if files := _files(system, found):
+        return files
+    wanted = suffix if isinstance(suffix, str) else suffix[0]
+    raise InvalidInputError(f"{source} holds no file *{wanted}, or does not exist; check the location")
+
+
+@contextlib.contextmanager
+def local_copy(file: File) -> Iterator[Path]:
+    """The path of a local file, or of a copy of any other that is deleted when the block ends."""
+    if is_local(file.system):
+        yield Path(file.path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, file.name)
+        with damage_named(file):
+            file.system.get_file(file.path, str(path))
+        yield path
+
+
+def files_of(system: Any, folder: str) -> list[File]:
+    """The files of a folder without subfolders, as :func:`list_files`; none if there is no such folder."""
+    with _listing(folder):
+        return _files(system, system.find(folder, maxdepth=1, detail=True) if system.isdir(folder) else {})
+
+
+def _files(system: Any, found: dict[str, Any]) -> list[File]:
+    files = (
         File(system, name, int(info["size"]))
         for name, info in found.items()
         if info["type"] == "file" and not name.rpartition("/")[2].startswith(".")
-    ]
-    if not files:
-        raise InvalidInputError(f"{source} holds no file of the kind {pattern}; check the location")
+    )
     return sorted(files, key=lambda one: natural(one.path))
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
+@contextlib.contextmanager
+def _listing(source: Location) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # stores raise many types
+        raise InvalidInputError(f"{source} cannot be listed: {_reason(error)}; check the location") from error
+
+
+def natural(name: str) -> list[str | int]:
     """A key that sorts names with numbers by these: ``x_2`` before ``x_10``."""
-    parts = re.split(r"(\d+)", name)
-    return [(1, int(part[:4000]), part) if part.isdigit() else (0, 0, part) for part in parts]
+    return [int(part) if n % 2 else part for n, part in enumerate(re.split("([0-9]+)", name))]
 
 
 # --- parquet ----------------------------------------------------------------------------------------------
@@ -134,13 +157,19 @@ def parquet_module() -> Any:
 
 
 @contextlib.contextmanager
-def opened_parquet(path: File | Path) -> Iterator[Any]:
+def opened_parquet(path: File | Path, read_dictionary: Sequence[str] = ()) -> Iterator[Any]:
     """An open table; damage that shows within the block is an IntegrityError."""
     parquet = parquet_module()
     with damage_named(path, ": not a whole parquet file"), contextlib.ExitStack() as closing:
         source = closing.enter_context(path.open() if isinstance(path, File) else path.open("rb"))
-        # With a buffer, a column is read page by page, not as a whole.
-        yield closing.enter_context(parquet.ParquetFile(source, buffer_size=2**20, pre_buffer=False))
+        yield closing.enter_context(
+            parquet.ParquetFile(
+                source,
+                read_dictionary=list(read_dictionary),
+                buffer_size=2**20,  # so that a column is read page by page, not as a whole
+                pre_buffer=False,
+            )
+        )
 
 
 @contextlib.contextmanager
@@ -148,7 +177,7 @@ def damage_named(path: object, what: str = " is damaged") -> Iterator[None]:
     """Turn errors of libraries that read a file into an IntegrityError that names it."""
     try:
         yield
-    except (ZsqError, MemoryError, NotImplementedError):
+    except (ZsqError, MemoryError):
         raise
     except Exception as error:  # libraries raise many types for damage, and pyarrow's are no tree
         raise IntegrityError(f"{path}{what}: {_reason(error)}; fetch or write it again") from error

@@ -58,8 +58,9 @@ class Collection(Album):
 
         Args:
             vectors: float [n, dim], rows of length 1 to 1 %, as they are encoded; or a folder of embeddings
-                (``img_emb/*.npy`` and ``metadata/*.parquet``), which has all the rest. Vectors in memory are
-                checked before anything is written; those in files (also ``np.memmap``) batch by batch.
+                (``img_emb/*.npy`` and ``metadata/*.parquet``), as a path or a URL of fsspec such as
+                ``s3://bucket/folder``, which has all the rest. Vectors in memory are checked before anything
+                is written; those in files (also ``np.memmap``) batch by batch.
             ids: n names; else the sources, else the beginning of a digest.
             metadata: n mappings of JSON values.
             sources: n paths, URLs or other texts; the ids when None.
@@ -83,7 +84,7 @@ class Collection(Album):
                 raise InvalidInputError(
                     "a folder of embeddings has its own ids, metadata, sources and captions"
                 )
-            blocks = folder_blocks(Path(vectors), adder.encoder)
+            blocks = folder_blocks(vectors, adder.encoder)
         else:
             blocks = [given_block(vectors, ids, metadata, sources, captions)]
         return add_blocks(blocks, adder, batch_size=batch_size, progress=progress)

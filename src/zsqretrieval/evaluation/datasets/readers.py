@@ -29,7 +29,7 @@ from zsqretrieval.evaluation.datasets.dataset import (
     lines,
     read_json,
 )
-from zsqretrieval.laion.formats import opened_parquet
+from zsqretrieval.laion.storage import opened_parquet
 from zsqretrieval.types import Image
 
 _KARPATHY = "the page of A. Karpathy's deepimagesent (caption_datasets.zip, dataset_*.json)"

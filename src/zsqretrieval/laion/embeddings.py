@@ -2,6 +2,7 @@
 
 folder/
 img_emb/img_emb_0000.npy          float16 [n, dim], rows of unit length
+text_emb/text_emb_0000.npy        of the captions, if they were encoded
 metadata/metadata_0000.parquet    n rows; row i describes vector i
 zsqretrieval.json                 encoder, dim and number of rows; only if this library wrote it
 """
@@ -14,23 +15,35 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.files import sync_directory
-from zsqretrieval._util.optional import import_optional
 from zsqretrieval._util.untrusted import parse_json
-from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, ZsqError
+from zsqretrieval.data.images import in_threads
+from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
+from zsqretrieval.laion.arrays import StoredArray, open_array
+from zsqretrieval.laion.metadata import MOST_AT_ONCE, MetadataBatch, json_cells, read_table, rows_at_once
+from zsqretrieval.laion.storage import (
+    File,
+    Location,
+    damage_named,
+    files_of,
+    located,
+    opened_parquet,
+    parquet_module,
+)
 
 FACTS = "zsqretrieval.json"
 """File that states the encoder of a folder."""
 
-_VECTORS, _TABLES = "img_emb", "metadata"
+_IMAGES, _TEXTS, _TABLES = "img_emb", "text_emb", "metadata"
+_WIDEST = 2**16  # numbers of a vector
 _LONGEST = 2**20  # bytes of FACTS
 _MARK = b"zsqretrieval"  # in the metadata of a column: name in the album, and whether the cells are JSON
 _ABSENT = object()  # in the place of a cell that is missing, unlike None
@@ -50,26 +63,26 @@ class VectorRow:
     metadata: Mapping[str, Any] = field(default_factory=dict)  # JSON values
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Shard:
     """A file of vectors, and the table that describes them."""
 
-    vectors: NDArray[np.floating[Any]]  # [n, dim], memory-mapped
-    file: Path
-    table: Path
+    vectors: StoredArray  # float [n, dim]
+    file: File
+    table: File
 
     def rows(self) -> Iterator[VectorRow]:
         """The n rows of the table; an IntegrityError if it is damaged."""
         with opened_parquet(self.table) as table:
-            for batch in table.iter_batches(batch_size=4096):
+            for batch in table.iter_batches(rows_at_once(self.table, table, most=4096)):
                 columns: dict[str, list[Any]] = {}
                 marked: list[tuple[str, bool, list[Any]]] = []
                 for kind, column in zip(batch.schema, batch.columns, strict=True):
                     if (mark := (kind.metadata or {}).get(_MARK)) is not None:
                         name, is_json = parse_json(mark)
-                        marked.append((name, is_json, _cells(column)))
+                        marked.append((name, is_json, json_cells(column)))
                     elif not _INDEX.fullmatch(kind.name):
-                        columns[kind.name] = _cells(column)
+                        columns[kind.name] = json_cells(column)
                 for n in range(batch.num_rows):
                     given = {name: cells[n] for name, cells in columns.items() if cells[n] is not None}
                     own = {
@@ -78,6 +91,19 @@ class Shard:
                         if cells[n] is not None
                     }
                     yield _row(given, own)
+
+    def blocks(
+        self, *, columns: Collection[str] | None = None, batch_size: int = 65_536
+    ) -> Iterator[tuple[NDArray[np.floating[Any]], MetadataBatch]]:
+        """The vectors [m, dim] and the m rows of one batch after another, of at most 64 MiB each.
+
+        Nothing is made per row: vectors of local files are mapped into memory, rows are in the columns of
+        :func:`~zsqretrieval.laion.metadata.canonical`.
+        """
+        width = self.vectors.dtype.itemsize * self.vectors.shape[1]
+        rows = min(batch_size, max(1, MOST_AT_ONCE // max(width, 1)))
+        for batch in read_table(self.table, columns=columns, batch_size=rows):
+            yield self.vectors[batch.first : batch.first + batch.batch.num_rows], batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,60 +118,85 @@ class Embeddings:
         return sum(len(shard.vectors) for shard in self.shards)
 
 
-def open_embeddings(folder: Path) -> Embeddings:
-    """Open a folder of embeddings: headers are checked, vectors are mapped into memory, nothing is unpickled.
+def open_embeddings(folder: Location, kind: Literal["img_emb", "text_emb"] = "img_emb") -> Embeddings:
+    """Open a folder of embeddings, on a disk or in a store: all headers are checked, no vector is read.
+
+    Shards are in the order of their numbers, however many zeros are in front of these.
+
+    Args:
+        folder: path or URL of fsspec.
+        kind: vectors of the images, or of their captions.
 
     Raises:
-        InvalidInputError: it is no such folder, or a shard has no table.
+        InvalidInputError: it is no such folder, or a shard lacks its vectors or its table.
         IntegrityError: a file is damaged, or a shard has other numbers of vectors and of rows.
-        MissingDependencyError: there is no pyarrow.
+        MissingDependencyError: there is no pyarrow, or no package for the URL.
     """
-    files = sorted((folder / _VECTORS).glob("img_emb_*.npy"), key=lambda one: (len(one.name), one.name))
+    system, path = located(folder)
+    files = _numbered(system, f"{path}/{kind}", kind, "npy")
     if not files:
         raise InvalidInputError(
-            f"{folder} holds no {_VECTORS}/img_emb_*.npy; give a folder that clip-retrieval or "
+            f"{folder} holds no {kind}/{kind}_*.npy; give a folder that clip-retrieval or "
             "export_embeddings wrote"
         )
-    shards = tuple(_shard(file, folder / _TABLES) for file in files)
-    found = Embeddings(shards, None)
-    if not (folder / FACTS).is_file():
+    tables = _numbered(system, f"{path}/{_TABLES}", "metadata", "parquet")
+    if alone := sorted(files.keys() ^ tables.keys()):
+        file, other = files.get(alone[0]), tables.get(alone[0])
+        missing = (
+            f"{_TABLES}/metadata_{_number(file)}.parquet" if file else f"{kind}/{kind}_{_number(other)}.npy"
+        )
+        raise InvalidInputError(f"{file or other}: its shard has no file {missing}; write the shard again")
+
+    def opened(number: int) -> Shard:
+        file = files[number]
+        return paired(open_array(file), file, tables[number], f"shard {_number(file)} of {folder}")
+
+    found = Embeddings(tuple(in_threads(opened, sorted(files))), None)
+    facts = File(system, f"{path}/{FACTS}", 0)
+    if not system.isfile(facts.path):
         return found
-    try:
-        with (folder / FACTS).open("rb") as file:
-            facts = parse_json(file.read(_LONGEST))
-        encoder, rows = facts["encoder"], facts["rows"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder / FACTS, error) from error
+    with damage_named(facts), facts.open() as file:
+        stated = parse_json(file.read(_LONGEST))
+        encoder, rows = stated["encoder"], stated["rows"]
     if rows != len(found):
         raise IntegrityError(
             f"{folder} holds {len(found)} vectors, its {FACTS} says {rows}; copy all of its shards"
         )
-    return Embeddings(shards, str(encoder))
+    return Embeddings(found.shards, str(encoder))
 
 
-def _shard(file: Path, tables: Path) -> Shard:
-    number = file.stem.removeprefix("img_emb_")
-    table = tables / f"metadata_{number}.parquet"
-    if not file.is_file() or not table.is_file():
-        missing = table if file.is_file() else file
-        raise InvalidInputError(f"{file}: its shard has no file {missing}; write the shard again")
-    try:
-        with file.open("rb") as handle:
-            array: NDArray[Any] = (
-                np.lib.format.open_memmap(file, mode="r")
-                if file.stat().st_size > 128
-                else np.lib.format.read_array(handle, allow_pickle=False)
-            )
-    except Exception as error:  # NumPy raises many types for headers that are no description of an array
-        raise _damaged(file, error) from error
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise InvalidInputError(f"{file} holds {array.dtype} {list(array.shape)}, not float [n, dim]")
+def _numbered(system: Any, folder: str, name: str, suffix: str) -> dict[int, File]:
+    """The files ``{name}_{number}.{suffix}`` of a folder, by number."""
+    found: dict[int, File] = {}
+    for file in files_of(system, folder):
+        if re.fullmatch(rf"{name}_[0-9]{{1,18}}\.{suffix}", file.name):
+            number = int(_number(file))
+            if number in found:
+                raise InvalidInputError(f"{found[number]} and {file.name} have one number; keep one of them")
+            found[number] = file
+    return found
+
+
+def _number(file: File | None) -> str:
+    """The digits in the name of a file of a shard."""
+    return re.sub("[^0-9]", "", file.name) if file else ""
+
+
+def paired(array: StoredArray, file: File, table: File, name: str) -> Shard:
+    """A shard of an array of a file, float [n, dim], and of a table of n rows.
+
+    Raises:
+        InvalidInputError: the array has another type or number of dimensions.
+        IntegrityError: the table is damaged, or has another number of rows.
+    """
+    if len(array.shape) != 2 or array.dtype.kind != "f" or array.shape[1] > _WIDEST:
+        raise InvalidInputError(f"{array.name} holds {array.dtype} {list(array.shape)}, not float [n, dim]")
     with opened_parquet(table) as opened:
         rows = opened.metadata.num_rows
     if rows != len(array):
         raise IntegrityError(
-            f"shard {number} of {file.parent.parent}: {file.name} has {len(array)} vectors, {table.name} has "
-            f"{rows} rows, so it is unknown which belongs to which; write the shard again"
+            f"{name}: {file.name} has {len(array)} vectors, {table.name} has {rows} rows, so it is unknown "
+            "which belongs to which; write the shard again"
         )
     return Shard(array, file, table)
 
@@ -164,67 +215,27 @@ def _row(cells: Mapping[str, Any], own: Mapping[str, Any]) -> VectorRow:
     return VectorRow(id, source, str(caption) or None, {**rest, **own})
 
 
-def _cells(column: Any) -> list[Any]:
-    """The cells of a column as JSON values; None for null and for bytes."""
-    from pyarrow import types
-
-    kind = column.type
-    if types.is_dictionary(kind):
-        column = column.dictionary_decode()
-        kind = column.type
-    if str(kind) in ("string", "large_string", "string_view"):  # which may not be UTF-8
-        return [
-            one if one is None else one.decode(errors="surrogateescape")
-            for one in column.cast("binary").to_pylist()
-        ]
-    if "binary" in str(kind):
-        return [None] * len(column)
-    if types.is_temporal(kind) or types.is_decimal(kind):
-        column = column.cast("int64" if types.is_duration(kind) else "string")
-    return [None if one != one else one for one in column.to_pylist()]  # NaN, as of pandas
-
-
-def parquet_module() -> Any:
-    """The module ``pyarrow.parquet``; a MissingDependencyError without it."""
-    install = "pip install 'zsqretrieval[parquet]'"
-    import_optional("pyarrow", "reading and writing parquet", install)
-    from pyarrow import parquet
-
-    return parquet
-
-
-@contextlib.contextmanager
-def opened_parquet(path: Path) -> Iterator[Any]:
-    """An open table; damage that shows within the block is an IntegrityError."""
-    parquet = parquet_module()
-    from pyarrow import ArrowException
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            yield file
-    except ZsqError:
-        raise
-    except (ArrowException, OSError, ValueError) as error:
-        raise _damaged(path, error, ": not a whole parquet file") from error
-
-
-def _damaged(path: Path, error: Exception, what: str = " is damaged") -> IntegrityError:
-    reason = " ".join(str(error).split())  # some are several lines
-    return IntegrityError(f"{path}{what}: {reason}; fetch or write it again")
-
-
 # --- writing ----------------------------------------------------------------------------------------------
 
-Write: TypeAlias = Callable[[NDArray[np.float32], Sequence[VectorRow]], None]
+
+Write: TypeAlias = Callable[..., None]
 
 
 @contextlib.contextmanager
 def writing_embeddings(
-    folder: Path, *, encoder: str, dim: int, dtype: str = "float16", shard_size: int = 100_000
+    folder: Path,
+    *,
+    encoder: str,
+    dim: int,
+    dtype: str = "float16",
+    shard_size: int = 100_000,
+    texts: bool = False,
 ) -> Iterator[Write]:
-    """Write a folder of embeddings: call the function of the block with n vectors [n, dim] and n rows.
+    """Write a folder of embeddings.
 
-    The folder appears under its name when the block ends, whole and on disk; never if it raises.
+    Call the function of the block with n vectors [n, dim] and n rows; if ``texts``, also with the n vectors
+    of their captions, for ``text_emb``. The folder appears under its name when the block ends, whole and on
+    disk; never if it raises.
 
     Raises:
         AlbumError: ``folder`` exists, or the disk refuses.
@@ -234,30 +245,38 @@ def writing_embeddings(
     if os.path.lexists(folder):
         raise AlbumError(f"{folder} exists already; choose a new path for the embeddings")
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
-    vectors: list[NDArray[Any]] = []
+    kinds = (_IMAGES, _TEXTS) if texts else (_IMAGES,)
+    waiting: dict[str, list[NDArray[Any]]] = {kind: [] for kind in kinds}
     rows: list[VectorRow] = []
     written = shards = 0
 
     def flush(size: int) -> None:
-        nonlocal vectors, rows, written, shards
-        stacked = np.concatenate([*vectors, np.empty((0, dim), dtype)])
-        with (temporary / _VECTORS / f"img_emb_{shards:04d}.npy").open("wb") as file:
-            np.save(file, stacked[:size], allow_pickle=False)
-            _flush(file)
+        nonlocal rows, written, shards
+        for kind in kinds:
+            stacked = np.concatenate([*waiting[kind], np.empty((0, dim), dtype)])
+            with (temporary / kind / f"{kind}_{shards:04d}.npy").open("wb") as file:
+                np.save(file, stacked[:size], allow_pickle=False)
+                _flush(file)
+            waiting[kind] = [stacked[size:]]
         with (temporary / _TABLES / f"metadata_{shards:04d}.parquet").open("wb") as file:
             parquet_module().write_table(table_of(rows[:size]), file)
             _flush(file)
         shards, written = shards + 1, written + len(rows[:size])
-        vectors, rows = [stacked[size:]], rows[size:]
+        rows = rows[size:]
 
-    def write(some: NDArray[np.float32], described: Sequence[VectorRow]) -> None:
-        vectors.append(some.astype(dtype))
+    def write(
+        vectors: NDArray[np.floating[Any]],
+        described: Sequence[VectorRow],
+        captions: NDArray[np.floating[Any]] | None = None,
+    ) -> None:
+        for kind, some in zip(kinds, (vectors, captions), strict=False):
+            waiting[kind].append(np.asarray(some).astype(dtype))
         rows.extend(described)
         while len(rows) >= shard_size:
             flush(shard_size)
 
     try:
-        for name in (_VECTORS, _TABLES):
+        for name in (*kinds, _TABLES):
             (temporary / name).mkdir(parents=True)
         yield write
         if rows or not shards:
@@ -265,7 +284,7 @@ def writing_embeddings(
         with (temporary / FACTS).open("w", encoding="ascii") as file:
             json.dump({"encoder": encoder, "dim": dim, "dtype": dtype, "rows": written}, file, indent=2)
             _flush(file)
-        for one in (temporary / _VECTORS, temporary / _TABLES, temporary):
+        for one in (*(temporary / name for name in (*kinds, _TABLES)), temporary):
             sync_directory(one)
         temporary.rename(folder)
         sync_directory(folder.parent)

@@ -17,8 +17,9 @@ from tars import pack
 from zsqretrieval.data.samples import photographs
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError, ZsqError
 from zsqretrieval.generators.ray import RayGenerator
+from zsqretrieval.laion.image_shards import ImageShard, open_image_shards
 from zsqretrieval.laion.ray import run_on_ray
-from zsqretrieval.laion.shards import list_tars, run_shards
+from zsqretrieval.laion.shards import run_shards
 from zsqretrieval.mini.generator import MiniGenerator
 from zsqretrieval.protocols import ImageStates
 from zsqretrieval.retriever import Retriever
@@ -65,11 +66,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def tars(tmp_path: Path) -> list[str]:
+def tars(tmp_path: Path) -> list[ImageShard]:
     (tmp_path / "tars").mkdir()
     for n, colour in enumerate(COLOURS):
         pack(tmp_path / "tars" / f"{n}.tar", {f"{n}.png": png(colour), "red.png": png("red")})
-    return list_tars(tmp_path / "tars")
+    return open_image_shards(tmp_path / "tars")
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -84,7 +85,7 @@ def toy(plugin: str = "toy", **config: Any) -> Any:
 # --- shards -----------------------------------------------------------------------------------------------
 
 
-def test_output_equals_that_of_one_process(tars: list[str], tmp_path: Path) -> None:
+def test_output_equals_that_of_one_process(tars: list[ImageShard], tmp_path: Path) -> None:
     told: list[Any] = []
     report = run_on_ray(toy(), tars, tmp_path / "ray", report=told.append)
     assert (report.done, report.images, sorted(one["shard"] for one in told)) == (6, 12, list(range(6)))
@@ -93,7 +94,7 @@ def test_output_equals_that_of_one_process(tars: list[str], tmp_path: Path) -> N
     assert run_on_ray(toy(), tars, tmp_path / "ray", actors=1).known == 6
 
 
-def test_shard_of_a_killed_actor_is_done_again(tars: list[str], tmp_path: Path) -> None:
+def test_shard_of_a_killed_actor_is_done_again(tars: list[ImageShard], tmp_path: Path) -> None:
     lives = tmp_path / "lives"
     lives.write_text("xx")
     run_on_ray(toy("mortal:Mortal", file=str(lives)), tars, tmp_path / "ray", actors=1)
@@ -102,14 +103,14 @@ def test_shard_of_a_killed_actor_is_done_again(tars: list[str], tmp_path: Path) 
     assert content(tmp_path / "ray") == content(tmp_path / "local")
 
 
-def test_actor_that_always_dies_ends_the_run(tars: list[str], tmp_path: Path) -> None:
+def test_actor_that_always_dies_ends_the_run(tars: list[ImageShard], tmp_path: Path) -> None:
     lives = tmp_path / "lives"
     lives.write_text("x" * 99)
     with pytest.raises(ZsqError, match="an actor of Ray died 4 times"):
         run_on_ray(toy("mortal:Mortal", file=str(lives)), tars, tmp_path / "ray", actors=1)
 
 
-def test_errors_are_those_of_one_process(tars: list[str], tmp_path: Path) -> None:
+def test_errors_are_those_of_one_process(tars: list[ImageShard], tmp_path: Path) -> None:
     run_shards(toy()(), tars, tmp_path / "out")
     with pytest.raises(MismatchError, match="twin"):
         run_on_ray(toy("twin"), tars, tmp_path / "out", actors=1)
@@ -125,7 +126,7 @@ def test_errors_are_those_of_one_process(tars: list[str], tmp_path: Path) -> Non
 @cache
 def two(plugin: str) -> RayGenerator:
     """Two models of a kind, for all tests."""
-    return RayGenerator(plugin, actors=2, cpus=0.5)
+    return RayGenerator(plugin, actors=2, cpus=0.2)
 
 
 @parametrize_checks(generator_checks, partial(two, "seer"))

@@ -18,7 +18,7 @@ from zsqretrieval._util.files import atomic_write
 from zsqretrieval.data.loader import Skipped
 from zsqretrieval.encoders.checked import encode_each
 from zsqretrieval.errors import ImageError
-from zsqretrieval.laion.formats import FACTS, VectorRow, table_of
+from zsqretrieval.laion.embeddings import FACTS, VectorRow, table_of
 from zsqretrieval.laion.shards import Run
 from zsqretrieval.laion.storage import parquet_module
 from zsqretrieval.protocols import Encoder
@@ -75,7 +75,7 @@ class Embed:
         return len(rows)
 
     def finish(self, out: Path, stats: Sequence[Mapping[str, Any]]) -> None:
-        """State encoder and number of rows, as :mod:`zsqretrieval.laion.formats` does."""
+        """State encoder and number of rows, as :mod:`zsqretrieval.laion.embeddings` does."""
         facts = {**self.facts, "rows": sum(one["images"] for one in stats)}
         with atomic_write(out / FACTS) as temporary:
             temporary.write_text(json.dumps(facts, indent=2), encoding="ascii")

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from zsqretrieval._util.ray import Call, each_answer, start_actors
+from zsqretrieval.laion.image_shards import ImageShard
 from zsqretrieval.laion.shards import ShardsReport, Task, attempt_shards, finish, summary
 from zsqretrieval.types import MAX_PIXELS
 
 
 def run_on_ray(
     make_task: Callable[[], Task],
-    tars: Sequence[str],
+    shards: Sequence[ImageShard],
     out: str | os.PathLike[str],
     numbers: Iterable[int] | None = None,
     *,
@@ -32,7 +33,7 @@ def run_on_ray(
 
     Args:
         make_task: makes the task in each actor; can be pickled.
-        tars: all tars.
+        shards: all shards.
         out: folder of the results.
         numbers: the shards to do; None for all.
         actors: number of actors; None for as many as the cluster has room for.
@@ -49,8 +50,8 @@ def run_on_ray(
     """
     begin = time.perf_counter()
     whole = str(Path(out).absolute())
-    workers = start_actors(_Worker, make_task, list(tars), whole, actors=actors, cpus=cpus, gpus=gpus)
-    chosen = list(range(len(tars)) if numbers is None else numbers)
+    workers = start_actors(_Worker, make_task, list(shards), whole, actors=actors, cpus=cpus, gpus=gpus)
+    chosen = list(range(len(shards)) if numbers is None else numbers)
     ended: list[Mapping[str, Any]] = []
 
     def took(_: int, stats: Mapping[str, Any]) -> None:
@@ -63,12 +64,12 @@ def run_on_ray(
 
 
 class _Worker:
-    def __init__(self, make_task: Callable[[], Task], tars: Sequence[str], out: str) -> None:
-        self._task, self._tars, self._out = make_task(), tars, Path(out)
+    def __init__(self, make_task: Callable[[], Task], shards: Sequence[ImageShard], out: str) -> None:
+        self._task, self._shards, self._out = make_task(), shards, Path(out)
 
     def run(self, number: int, attempts: int, max_pixels: int) -> Mapping[str, Any]:
-        (stats,) = attempt_shards(self._task, self._tars, self._out, [number], attempts, max_pixels)
+        (stats,) = attempt_shards(self._task, self._shards, self._out, [number], attempts, max_pixels)
         return stats
 
     def finish(self) -> None:
-        finish(self._task, self._tars, self._out)
+        finish(self._task, self._shards, self._out)

@@ -17,11 +17,10 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,9 +31,8 @@ from zsqretrieval._util.threads import ahead
 from zsqretrieval._util.untrusted import parse_json
 from zsqretrieval.data.loader import Loader, NewImage, Skipped
 from zsqretrieval.data.refused import reason
-from zsqretrieval.data.tars import read_webdataset
-from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError
-from zsqretrieval.laion.storage import Location, is_local, list_files, located
+from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.laion.image_shards import ImageShard
 from zsqretrieval.types import MAX_PIXELS, Image
 
 _NAMED = 20  # refused images that the stats name
@@ -89,17 +87,6 @@ class Task(Protocol):
 # --- which shards -----------------------------------------------------------------------------------------
 
 
-def list_tars(source: Location) -> list[str]:
-    """The tars of a folder and its subfolders, or of a glob pattern; a URL of fsspec is listed there.
-
-    The position of each is the number of its shard.
-
-    Raises:
-        InvalidInputError: there are none.
-    """
-    return [str(file) for file in list_files(source, r"(?i).*\.(tar|tar\.gz|tgz)")]
-
-
 def choose(count: int, *, shards: str | None = None, worker: int = 0, of: int = 1) -> list[int]:
     """The numbers of the shards for one worker.
 
@@ -118,9 +105,7 @@ def choose(count: int, *, shards: str | None = None, worker: int = 0, of: int = 
         range(count) if shards is None else sorted({n for part in shards.split(",") for n in _span(part)})
     )
     if chosen and chosen[-1] >= count:
-        raise InvalidInputError(
-            f"there is no shard {chosen[-1]}: the {count} tars have the numbers 0 to {count - 1}"
-        )
+        raise InvalidInputError(f"there is no shard {chosen[-1]}: the {count} shards are 0 to {count - 1}")
     return list(chosen[worker::of])
 
 
@@ -136,7 +121,7 @@ def _span(part: str) -> range:
 
 
 def run_shard(
-    task: Task, tars: Sequence[str], number: int, out: Path, *, max_pixels: int = MAX_PIXELS
+    task: Task, shards: Sequence[ImageShard], number: int, out: Path, *, max_pixels: int = MAX_PIXELS
 ) -> dict[str, Any]:
     """Do one shard, unless it is done; returns its stats, which say ``"known"`` if it was.
 
@@ -144,7 +129,7 @@ def run_shard(
         MismatchError: the shard was made of another tar, or with other facts.
         Exception: what the tar, the disk or the task raises; nothing of the shard is written then.
     """
-    tar = tars[number]
+    tar = shards[number].tar.name
     if (known := _done(task, tar, number, out)) is not None:
         return {**known, "known": True}
     begin = time.perf_counter()
@@ -153,8 +138,7 @@ def run_shard(
         for name in names:
             name.parent.mkdir(parents=True, exist_ok=True)
         files = [stack.enter_context(temporary_path(name)) for name in names]
-        images = stack.enter_context(_samples(tar))
-        loader = stack.enter_context(Loader(images, task.batch_size, max_pixels, exif=False))
+        loader = stack.enter_context(Loader(shards[number].images(), task.batch_size, max_pixels, exif=False))
         run = Run(iter(()))
         run.groups = ahead(_groups(loader, run))
         count = task.run(run, files)
@@ -163,7 +147,7 @@ def run_shard(
         stats = {
             "task": task.name,
             "shard": number,
-            "tar": _name(tar),
+            "tar": tar,
             "facts": dict(task.facts),
             "images": count,
             "refused": len(refused),
@@ -203,26 +187,6 @@ def _groups(loader: Loader, run: Run) -> Iterator[tuple[dict[str, Image], list[N
             yield pictures, [one for one in batch if one.digest in pictures]
 
 
-@contextlib.contextmanager
-def _samples(tar: str) -> Iterator[Iterator[Image | ImageError]]:
-    """The samples of a tar; that of a URL is copied to the disk first."""
-    system, path = located(tar)
-    if is_local(system):
-        yield read_webdataset([tar])
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder).absolute() / _name(tar)
-        system.get_file(path, str(local))
-        yield (
-            replace(one, source=tar + one.source.removeprefix(str(local))) if isinstance(one, Image) else one
-            for one in read_webdataset([local])
-        )
-
-
-def _name(tar: str) -> str:
-    return tar.replace("\\", "/").rpartition("/")[2]
-
-
 def _stats(task: Task, number: int, out: Path) -> Path:
     return out / "stats" / f"{task.name}_{number:04d}.json"
 
@@ -237,7 +201,7 @@ def _done(task: Task, tar: str, number: int, out: Path) -> dict[str, Any] | None
         return None
     except (ValueError, TypeError, KeyError):  # not whole
         return None
-    wanted = {"tar": _name(tar), "facts": dict(task.facts)}
+    wanted = {"tar": tar, "facts": dict(task.facts)}
     if made != wanted:
         raise MismatchError(
             f"{file} says that shard {number} was made of {made}, and this run would make it of {wanted}; "
@@ -278,7 +242,7 @@ class ShardsReport:
 
 def run_shards(
     task: Task,
-    tars: Sequence[str],
+    shards: Sequence[ImageShard],
     out: str | os.PathLike[str],
     numbers: Iterable[int] | None = None,
     *,
@@ -290,7 +254,8 @@ def run_shards(
 
     Args:
         task: what to make.
-        tars: all tars, in the same order for every worker: see :func:`list_tars`.
+        shards: all shards, in the same order for every worker, as
+            :func:`~zsqretrieval.laion.image_shards.open_image_shards` lists them.
         out: folder of the results, on a file system that all workers share.
         numbers: the shards of this worker; None for all.
         attempts: most attempts for each shard, >= 1.
@@ -303,32 +268,37 @@ def run_shards(
     """
     begin = time.perf_counter()
     out, ended = Path(out).absolute(), list[Mapping[str, Any]]()
-    for stats in attempt_shards(task, tars, out, numbers, attempts, max_pixels):
+    for stats in attempt_shards(task, shards, out, numbers, attempts, max_pixels):
         ended.append(stats)
         report(stats)
-    finish(task, tars, out)
+    finish(task, shards, out)
     return summary(ended, time.perf_counter() - begin)
 
 
 def attempt_shards(
-    task: Task, tars: Sequence[str], out: Path, numbers: Iterable[int] | None, attempts: int, max_pixels: int
+    task: Task,
+    shards: Sequence[ImageShard],
+    out: Path,
+    numbers: Iterable[int] | None,
+    attempts: int,
+    max_pixels: int,
 ) -> Iterator[Mapping[str, Any]]:
     """Yield what :func:`run_shards` reports of each shard; errors as there."""
     check_counts(attempts=attempts)
     out.mkdir(parents=True, exist_ok=True)
-    waiting = deque((number, 1) for number in (range(len(tars)) if numbers is None else numbers))
+    waiting = deque((number, 1) for number in (range(len(shards)) if numbers is None else numbers))
     while waiting:
         number, attempt = waiting.popleft()
         failure = out / "failed" / f"{task.name}_{number:04d}.json"
         try:
-            stats = run_shard(task, tars, number, out, max_pixels=max_pixels)
+            stats = run_shard(task, shards, number, out, max_pixels=max_pixels)
         except NO_ITEM:
             raise
         except Exception as error:
             if attempt < attempts:
                 waiting.append((number, attempt + 1))
                 continue
-            stats = {"task": task.name, "shard": number, "tar": _name(tars[number]), "attempts": attempt}
+            stats = {"task": task.name, "shard": number, "tar": shards[number].tar.name, "attempts": attempt}
             stats["failed"] = reason(error)
             _write_line(failure, stats)
         else:
@@ -336,11 +306,11 @@ def attempt_shards(
         yield stats
 
 
-def finish(task: Task, tars: Sequence[str], out: Path) -> None:
+def finish(task: Task, shards: Sequence[ImageShard], out: Path) -> None:
     """Complete the folder if all shards are done, by whichever workers."""
     stats = []
-    for number, tar in enumerate(tars):
-        if (known := _done(task, tar, number, out)) is None:
+    for number, shard in enumerate(shards):
+        if (known := _done(task, shard.tar.name, number, out)) is None:
             return
         stats.append(known)
     with locked(out, exclusive=True):

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsqretrieval.cli.console import emit_json, notice, progress_bars, say, show
-from zsqretrieval.cli.options import AsJson, Device, EncoderWeights, GeneratorWeights, given_path, preset_with
+from zsqretrieval.cli.options import (
+    AsJson,
+    Device,
+    EncoderWeights,
+    GeneratorWeights,
+    given_path,
+    json_object,
+    preset_with,
+)
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import toy_plugins
 from plain import png, write_plain
@@ -175,3 +176,10 @@ def test_generator_is_rebuilt_from_its_config() -> None:
     config = two("reader").config
     assert RayGenerator.from_config({**config, "actors": 1}).config == {**config, "actors": 1}
     assert not isinstance(two("reader"), ImageStates)
+
+
+def test_deployment_example_is_a_cluster_of_ray() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    file = Path(__file__).parents[2] / "examples/deploy/ray-cluster.yaml"
+    validate_config(prepare_config(yaml.safe_load(file.read_text())))

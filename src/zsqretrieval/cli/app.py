@@ -22,7 +22,7 @@ from zsqretrieval.cli.collection import add_embeddings, export, merge, reencode,
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.evaluate import evaluate
-from zsqretrieval.cli.laion import app as laion
+from zsqretrieval.cli.laion import laion
 from zsqretrieval.cli.questions import questions
 from zsqretrieval.cli.search import search
 from zsqretrieval.errors import ZsqError

@@ -20,7 +20,7 @@ from zsqretrieval.cli.options import (
     preset_with,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Work on data sets of the size of LAION-5B.")
+laion = typer.Typer(no_args_is_help=True, help="Work with metadata and embeddings of LAION and DataComp.")
 
 
 class Tasks(str, Enum):
@@ -38,7 +38,7 @@ class Engines(str, Enum):
     RAY = "ray"
 
 
-@app.command("embed")
+@laion.command()
 def embed(
     shards: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder, glob pattern or URL of tars.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", parser=given_path, help="Folder of the results.")],

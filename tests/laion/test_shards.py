@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from tars import pack
 from zsqretrieval._util.files import locked
 from zsqretrieval.album.features import StateStore
 from zsqretrieval.data.images import decode, digest
+from zsqretrieval.data.samples import photographs
 from zsqretrieval.errors import InvalidInputError, MismatchError, PartError
 from zsqretrieval.laion import shards
 from zsqretrieval.laion.embed import Embed
@@ -79,9 +81,9 @@ def test_row_describes_its_vector(tars: list[ImageShard], tmp_path: Path) -> Non
         assert [row.source for row in rows] == [f"{tars[n].tar}#{m:04d}.png" for m in range(len(rows))]
         assert [dict(row.metadata) for row in rows] == [{"n": m, "license": "CC0"} for m in range(len(rows))]
         texts = ToyEncoder().encode_text(captions)
-        assert (
-            np.argmax(texts[:, :12] @ vectors[:, :12].T.astype(np.float32), axis=1) % 6
-        ).tolist() == [m % 6 for m in range(len(rows))]
+        assert (np.argmax(texts[:, :12] @ vectors[:, :12].T.astype(np.float32), axis=1) % 6).tolist() == [
+            m % 6 for m in range(len(rows))
+        ]
         assert vectors.dtype == np.float16
         np.testing.assert_allclose(np.linalg.norm(vectors.astype(np.float32), axis=1), 1, atol=1e-3)
     assert [one["shard"] for one in told] == [0, 1, 2]
@@ -121,6 +123,27 @@ def test_picture_that_the_encoder_cannot_take_is_refused(tars: list[ImageShard],
         "0000.png",
         "0006.png",
     ]
+
+
+def test_photograph_decoded_smaller_has_nearly_the_same_vector(tmp_path: Path) -> None:
+    picture = decode(next(one for one in photographs() if one.id == "astronaut"))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG")
+    pack(tmp_path / "0.tar", {"a.jpg": buffer.getvalue()})
+    shards = open_image_shards(tmp_path)
+    sizes: list[int] = []
+
+    class Measuring(ToyEncoder):
+        def encode_image(self, images: Sequence[Image], *, batch_size: int = 32) -> Any:
+            sizes.extend(decode(one).width for one in images)
+            return super().encode_image(images)
+
+    run_shards(Embed(Measuring()), shards, tmp_path / "whole")
+    run_shards(Embed(Measuring(), size_hint=64), shards, tmp_path / "small")
+    whole, small = (open_embeddings(tmp_path / name).shards[0].vectors[:] for name in ("whole", "small"))
+    assert sizes == [512, 64] and float(whole[0] @ small[0]) > 0.999
+    with pytest.raises(MismatchError, match="size_hint"):
+        run_shards(Embed(ToyEncoder()), shards, tmp_path / "small")
 
 
 def test_tars_of_a_url_are_read_there(

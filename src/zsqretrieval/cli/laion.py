@@ -63,6 +63,10 @@ def embed(
         int | None,
         typer.Option(min=1, help="Images per batch.", show_default="64 of embed, 16 of the others"),
     ] = None,
+    size_hint: Annotated[
+        int | None,
+        typer.Option(min=1, help="Decode JPEGs of twice this side or more smaller, for embed: faster."),
+    ] = None,
     max_pixels: MaxPixels = 200_000_000,
     as_json: AsJson = False,
 ) -> None:
@@ -89,7 +93,8 @@ def embed(
         raise InvalidInputError(f"the preset {preset!r} has no generator; choose one with a generator")
     else:
         part = {"plugin": made.generator, "config": dict(made.generator_config)}
-    settings = {} if batch_size is None else {"batch_size": batch_size}
+    given = {"batch_size": batch_size, "size_hint": size_hint if task is Tasks.EMBED else None}
+    settings = {name: value for name, value in given.items() if value is not None}
     making = partial(make_task, task.value, part, **settings)
     listed = open_image_shards(shards)
     numbers = choose(len(listed), shards=only, worker=worker, of=of)

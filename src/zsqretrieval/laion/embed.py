@@ -33,19 +33,23 @@ class Embed:
     Args:
         encoder: makes the vectors.
         batch_size: images encoded together; another one may change the last bit of a vector.
+        size_hint: the encoder shrinks the shorter side to this many pixels, so JPEGs of twice as many may be
+            decoded smaller: faster, with slightly other vectors than an album's. None decodes in full.
     """
 
     name = "embed"
 
-    def __init__(self, encoder: Encoder, *, batch_size: int = 64) -> None:
+    def __init__(self, encoder: Encoder, *, batch_size: int = 64, size_hint: int | None = None) -> None:
         check_counts(batch_size=batch_size)
+        check_counts(or_none=True, size_hint=size_hint)
         parquet_module()
         self._encoder, self._together = encoder, batch_size
-        self.batch_size = _AHEAD * batch_size
+        self.batch_size, self.size_hint = _AHEAD * batch_size, size_hint
         self.facts: Mapping[str, Any] = {
             "encoder": encoder.fingerprint,
             "dim": encoder.dim,
             "dtype": "float16",
+            **({} if size_hint is None else {"size_hint": size_hint}),
         }
 
     def files(self, number: str) -> Sequence[str]:

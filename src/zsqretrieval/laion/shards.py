@@ -65,11 +65,13 @@ class Task(Protocol):
         facts: JSON that names what is made, such as the encoder's fingerprint; a folder has one for each
             task.
         batch_size: images decoded together; part of the facts if another one gives other results.
+        size_hint: sides that JPEGs may be decoded to, in pixels; None for all of them.
     """
 
     name: str
     facts: Mapping[str, Any]
     batch_size: int
+    size_hint: int | None
 
     def files(self, number: str) -> Sequence[str]:
         """The files of a shard, relative to the output folder."""
@@ -138,7 +140,15 @@ def run_shard(
         for name in names:
             name.parent.mkdir(parents=True, exist_ok=True)
         files = [stack.enter_context(temporary_path(name)) for name in names]
-        loader = stack.enter_context(Loader(shards[number].images(), task.batch_size, max_pixels, exif=False))
+        loader = stack.enter_context(
+            Loader(
+                shards[number].images(),
+                task.batch_size,
+                max_pixels,
+                exif=False,
+                size_hint=task.size_hint,
+            )
+        )
         run = Run(iter(()))
         run.groups = ahead(_groups(loader, run))
         count = task.run(run, files)

@@ -76,6 +76,7 @@ class WriteQuestions:
     """
 
     name = "questions"
+    size_hint = None
 
     def __init__(
         self,
@@ -158,6 +159,7 @@ class KeepStates:
     """
 
     name = "states"
+    size_hint = None
 
     def __init__(self, generator: Generator, *, batch_size: int = 16) -> None:
         check_counts(batch_size=batch_size)

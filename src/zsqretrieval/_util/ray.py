@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -55,7 +56,8 @@ class _Actor:
     """Makes its part in the first call, so that an error of making it is that of the call."""
 
     def __init__(self, part: Callable[..., Any], given: tuple[Any, ...]) -> None:
-        self._make, self._made = lambda: part(*given), None
+        self._make: Callable[[], Any] = partial(part, *given)
+        self._made: Any = None
 
     def call(self, method: str, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if self._made is None:

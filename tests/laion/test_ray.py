@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from functools import cache, partial
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import toy_plugins
 from plain import png, write_plain
 from tars import pack
+from zsqretrieval.cli import app
 from zsqretrieval.data.samples import photographs
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError, ZsqError
 from zsqretrieval.generators.ray import RayGenerator
@@ -109,6 +112,14 @@ def test_actor_that_always_dies_ends_the_run(tars: list[ImageShard], tmp_path: P
     lives.write_text("x" * 99)
     with pytest.raises(ZsqError, match="an actor of Ray died 4 times"):
         run_on_ray(toy("mortal:Mortal", file=str(lives)), tars, tmp_path / "ray", actors=1)
+
+
+def test_command_runs_on_ray(tars: list[ImageShard], tmp_path: Path) -> None:
+    options = ["--encoder", "toy", "--engine", "ray", "--actors", "1", "--json"]
+    ran = CliRunner().invoke(app, ["laion", "embed", str(tmp_path / "tars"), str(tmp_path / "ray"), *options])
+    assert (ran.exit_code, json.loads(ran.stdout)["images"]) == (0, 12)
+    run_shards(toy()(), tars, tmp_path / "local")
+    assert content(tmp_path / "ray") == content(tmp_path / "local")
 
 
 def test_errors_are_those_of_one_process(tars: list[ImageShard], tmp_path: Path) -> None:

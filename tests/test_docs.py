@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image as PILImage
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from rerank_server import serving
@@ -28,6 +31,8 @@ from zsqretrieval.data.samples import photographs
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 from zsqretrieval.generators.vlm.model import VLMGenerator
+from zsqretrieval.laion.datacomp import write_features
+from zsqretrieval.laion.embeddings import VectorRow, writing_embeddings
 from zsqretrieval.mini.encoder import MiniEncoder
 from zsqretrieval.mini.generator import MiniGenerator
 from zsqretrieval.presets import PRESETS
@@ -161,6 +166,18 @@ def rerankers() -> Names:
     return {"url": _urls[-1]}
 
 
+def laion() -> Names:
+    save_colours("cat.jpg")
+    for folder in ("metadata", "pool"):
+        Path(folder).mkdir()
+    table = pa.table({"URL": ["u"], "TEXT": ["a"], "uid": ["0" * 32], "clip_l14_similarity_score": [0.3]})
+    parquet.write_table(table, "metadata/part-00000.parquet")
+    write_features(Path("pool/00.parquet"), table, {"l14_img": np.ones((1, 4))})
+    with writing_embeddings(Path("embeddings"), encoder="e", dim=4) as write:
+        write(np.ones((2, 4)), [VectorRow("a"), VectorRow("b")])
+    return {}
+
+
 def tasks() -> Names:
     save_colours(*(f"{name}.jpg" for name in ("cat", "dog", "a", "b", "c")))
     items = [raven_item(matrix, str(n)) for n, matrix in enumerate(generate_matrices(1, layout="2x2"))]
@@ -185,6 +202,7 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "filters.md": pictures,
     "indexes.md": indexes,
     "integrations.md": integrations,
+    "laion.md": laion,
     "kosmos.md": toys,
     "mini-encoder.md": toys,
     "own-vectors.md": photos,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -67,6 +68,8 @@ def test_exported_folder_makes_an_album_of_the_same_encoder(zsq: Zsq, album: Pat
     added = zsq("add-embeddings", "copy", "emb", "--preset", "toy", "--json").json
     assert sorted(added["added"]) == ["blue.png", "green.png", "red.png", "yellow.png"]
     assert "4 known in" in zsq("add-embeddings", album, "half").stdout
+    fsspec.filesystem("memory").put("half", "/half-emb", recursive=True)
+    assert "4 known in" in zsq("add-embeddings", album, "memory://half-emb").stdout
     other = zsq("add-embeddings", "third", "emb", "--preset", "twin")
     assert other.code == 1 and "'twin'" in other.stderr
     assert zsq("add-embeddings", album, "nowhere").code == 1

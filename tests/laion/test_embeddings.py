@@ -76,6 +76,8 @@ def test_blocks_are_the_vectors_and_rows_of_one_another(tmp_path: Path, store: s
     assert blocks[0][1].batch.schema.field("punsafe").type == pa.float32()
     narrow = next(shard.blocks(columns=["url"]))[1]
     assert narrow.batch.schema.names == ["url"] and narrow.file.startswith("memory://") == remote
+    bare = sum(one.batch.num_rows for _, one in shard.blocks(columns=["absent"]))
+    assert bare == 20, "without columns there are rows all the same"
 
 
 def test_folder_of_a_store_is_added_to_an_album_by_ranges(

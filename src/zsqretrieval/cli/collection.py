@@ -21,6 +21,7 @@ from zsqretrieval.cli.options import (
     MaxPixels,
     TrustParts,
     album_path,
+    given_location,
     given_path,
     open_album,
     preset_with,
@@ -141,7 +142,11 @@ def add_embeddings(
     album: Album,
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", parser=given_path, help="Folder of clip-retrieval or zsq export."),
+        typer.Argument(
+            metavar="FOLDER",
+            parser=given_location,
+            help="Folder of clip-retrieval or zsq export; a path or a URL such as s3://bucket/folder.",
+        ),
     ],
     preset: Annotated[
         str | None, typer.Option(help="Parts of a new album; its encoder made the vectors.")

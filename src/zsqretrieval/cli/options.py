@@ -59,6 +59,11 @@ def given_path(text: str) -> Path:
     return Path(text)
 
 
+def given_location(text: str) -> Path | str:
+    """A path, or a URL of fsspec, of which ``Path`` would drop a slash."""
+    return text if "://" in text else given_path(text)
+
+
 Album = Annotated[Path, typer.Argument(metavar="ALBUM", parser=album_path, help="Directory of the album.")]
 Candidates = Annotated[int, typer.Option(min=1, help="First-stage candidates that the generator scores.")]
 HowReranked = Annotated[

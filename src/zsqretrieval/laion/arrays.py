@@ -139,7 +139,7 @@ def open_arrays(file: File) -> dict[str, StoredArray]:
 
 @contextlib.contextmanager
 def _opened(file: File) -> Iterator[zipfile.ZipFile]:
-    with file.open() as opened, zipfile.ZipFile(_Limited(opened)) as archive:  # type: ignore[arg-type]
+    with file.open() as opened, zipfile.ZipFile(_Limited(opened)) as archive:
         yield archive
 
 

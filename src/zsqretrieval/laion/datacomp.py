@@ -92,7 +92,9 @@ def uids_of(column: Any) -> NDArray[np.void]:
 
     Raises:
         InvalidInputError: a cell is NULL or no uid; names its number.
+        MissingDependencyError: there is no pyarrow.
     """
+    parquet_module()
     import pyarrow as pa
     from pyarrow import compute as pc
 
@@ -176,10 +178,11 @@ class Subset:
             below = np.where(inside & _before(reached, uids), further, below)
         if not len(self):
             return np.zeros(len(uids), np.bool_)
-        return (below < len(self)) & (self.uids[np.minimum(below, len(self) - 1)] == uids)
+        reached = self.uids[np.minimum(below, len(self) - 1)]
+        return np.asarray((below < len(self)) & (reached == uids))
 
 
 def _before(left: NDArray[np.void], right: NDArray[np.void]) -> NDArray[np.bool_]:
     """Whether each uid comes before the other one; NumPy compares such pairs one by one."""
-    first: NDArray[np.bool_] = left["f0"] < right["f0"]
-    return first | ((left["f0"] == right["f0"]) & (left["f1"] < right["f1"]))
+    equal = left["f0"] == right["f0"]
+    return np.asarray((left["f0"] < right["f0"]) | (equal & (left["f1"] < right["f1"])))

@@ -52,7 +52,7 @@ class ImageShard:
     stats: File | None
 
     def read_stats(self) -> Mapping[str, Any] | None:
-        """``count``, ``successes`` and all else of the statistics; None without any.
+        """``successes`` and all else of the statistics; None without any. DataComp writes no ``count``.
 
         Raises:
             IntegrityError: they are longer than 1 MiB, no JSON, or without these numbers.
@@ -64,9 +64,12 @@ class ImageShard:
                 raise ValueError(f"it has {self.stats.size} bytes")
             with self.stats.open() as file:
                 stats = parse_json(file.read(_LONGEST_STATS))
-            if not isinstance(stats, dict) or {type(stats.get(n)) for n in ("count", "successes")} != {int}:
+            numbers = (
+                [stats.get(name, 0) for name in ("count", "successes")] if isinstance(stats, dict) else []
+            )
+            if {type(number) for number in numbers} != {int} or "successes" not in stats:
                 raise ValueError("it has no whole numbers count and successes")
-        return stats
+        return dict(stats)
 
     def images(self) -> Iterator[Image | ImageError]:
         """The images in the order of the tar, each with the row of the table that has its key.
@@ -119,7 +122,7 @@ class ImageShard:
                     )
                 rows[row["key"]] = row
                 fetched += row.get("status", _SUCCESS) == _SUCCESS
-        stats = self.read_stats() or {"count": len(rows), "successes": fetched}
+        stats = {"count": len(rows), "successes": fetched, **(self.read_stats() or {})}
         if (stats["count"], stats["successes"]) != (len(rows), fetched):
             raise IntegrityError(
                 f"{self.stats} says {stats['count']} rows and {stats['successes']} images, {table.name} has "
@@ -171,9 +174,9 @@ def write_image_shard(
         AlbumError: the disk refuses.
         MissingDependencyError: there is no pyarrow.
     """
+    parquet = parquet_module()
     import pyarrow as pa
 
-    parquet = parquet_module()
     check_counts(0, number=number)
     begin, stem = time.time(), f"{number:0{digits}d}"
     rows: list[dict[str, Any]] = []

@@ -157,7 +157,8 @@ def canonical(batch: pa.RecordBatch, unreadable: Counter[str] | None = None) -> 
             kind = kind.with_name(name).with_type(column.type)
         fields.append(kind)
         arrays.append(column)
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+    # Without columns, the number of rows would be lost.
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)) if arrays else batch
 
 
 def _empty(column: Any) -> int:

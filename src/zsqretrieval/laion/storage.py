@@ -52,14 +52,12 @@ def located(source: Location) -> tuple[Any, str]:
         InvalidInputError: the location is empty, or of an unknown protocol.
         MissingDependencyError: the package of the protocol is not installed.
     """
-    import fsspec
-    from fsspec.implementations.local import LocalFileSystem
-
+    fsspec = import_optional("fsspec", "listing files of data sets", "pip install 'zsqretrieval[laion]'")
     text = os.fspath(source)
     if not text:
         raise InvalidInputError("a path is empty; the current folder is '.'")
     if isinstance(source, os.PathLike) or "://" not in text:
-        return LocalFileSystem(), Path(text).absolute().as_posix()
+        return fsspec.filesystem("file"), Path(text).absolute().as_posix()
     try:
         system, path = fsspec.core.url_to_fs(text)
     except ImportError as error:

@@ -76,7 +76,7 @@ class WriteQuestions:
     """
 
     name = "questions"
-    size_hint = None
+    size_hint: int | None = None
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class KeepStates:
     """
 
     name = "states"
-    size_hint = None
+    size_hint: int | None = None
 
     def __init__(self, generator: Generator, *, batch_size: int = 16) -> None:
         check_counts(batch_size=batch_size)

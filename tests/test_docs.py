@@ -21,6 +21,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from rerank_server import serving
+from tars import pack
 from tiny_dual import clip, siglip
 from tiny_vlms import cross_encoder
 from worded import worded
@@ -133,6 +134,16 @@ def indexes() -> Names:
     return {"encoder": encoder, "vectors": encoder.encode_text(["red", "green"]), "path": Path("index")}
 
 
+def embedding() -> Names:
+    ray = pytest.importorskip("ray")
+    save_photographs("Pictures")
+    Path("shards").mkdir()
+    for n, picture in enumerate(Path("Pictures").iterdir()):
+        pack(Path(f"shards/{n:05d}.tar"), {picture.name: picture.read_bytes()})
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, ignore_reinit_error=True)
+    return {}
+
+
 def encoders() -> Names:
     save_photographs("photos")
     siglip(Path("models/siglip2-base-patch16-224"))
@@ -210,6 +221,7 @@ def laion() -> Names:
 SETUPS: dict[str, Callable[[], Names]] = {
     "clip.md": toys,
     "dialog.md": dialog,
+    "embedding.md": embedding,
     "encoders.md": encoders,
     "evaluation.md": evaluation,
     "filters.md": pictures,

@@ -23,7 +23,7 @@ from toy_plugins import install, presets
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.info import CATALOG
 from zsqretrieval.cli import app
-from zsqretrieval.cli.laion import laion
+from zsqretrieval.cli.app import laion
 from zsqretrieval.data.images import as_image
 from zsqretrieval.presets import PRESETS
 

@@ -55,9 +55,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     if not _is_replaceable(path):
         raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
-    with _temporary(path) as temporary:
+    with temporary_path(path) as temporary:
         yield temporary
-        _flush(temporary)
+        flush_file(temporary)
         temporary.replace(path)
         sync_directory(path.parent)
 
@@ -97,8 +97,8 @@ def _is_replaceable(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; deleted at the end if it was not renamed."""
+def temporary_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, not made yet; deleted at the end if it was not renamed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
@@ -107,9 +107,10 @@ def _temporary(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _flush(file: Path) -> None:
+def flush_file(file: Path) -> None:
+    """Wait until a file is on the disk; reports writes that failed later than :meth:`close`."""
     with file.open("rb+") as handle:
-        os.fsync(handle.fileno())  # also reports failed writes that close() did not
+        os.fsync(handle.fileno())
 
 
 def sync_directory(path: Path) -> None:
@@ -296,9 +297,9 @@ def read_array(file: Path) -> NDArray[Any]:
 
 
 def _write_part(path: Path, part: str, write: Callable[[Path], object]) -> StoredFile:
-    with _temporary(path / part) as temporary:
+    with temporary_path(path / part) as temporary:
         write(temporary)
-        _flush(temporary)
+        flush_file(temporary)
         digest = sha256_of(temporary)
         stem, suffix = part.split(".")
         stored = StoredFile(f"{stem}-{digest[:16]}.{suffix}", temporary.stat().st_size, digest)

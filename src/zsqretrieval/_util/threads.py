@@ -1,15 +1,18 @@
-"""Blocking calls from coroutines."""
+"""Blocking calls from coroutines, and work ahead of its use."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, cast
 
 from zsqretrieval.types import Progress
 
 T = TypeVar("T")
+
+_END = object()
 
 
 class _StoppedError(Exception):
@@ -34,3 +37,12 @@ async def in_thread(call: Callable[..., T], *, progress: Progress | None = None,
     except asyncio.CancelledError:
         cancelled.set()
         raise
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items of an iterator; a thread computes the next one while the caller uses this one."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        pending = pool.submit(next, items, _END)
+        while (item := pending.result()) is not _END:
+            pending = pool.submit(next, items, _END)
+            yield cast(T, item)

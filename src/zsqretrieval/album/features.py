@@ -84,8 +84,7 @@ class StateStore:
 
         On an AlbumError (the disk refuses) they stay in memory.
         """
-        kind = json.dumps(self._facts(), sort_keys=True)  # a generator may have a narrower dtype elsewhere
-        folder = album / f"states-{hashlib.sha256(kind.encode()).hexdigest()[:16]}"
+        folder = album / states_folder(self._facts())
         with self._lock:
             try:
                 folder.mkdir(exist_ok=True)
@@ -212,7 +211,7 @@ class StateStore:
         return self._dtype.itemsize * math.prod(self._shape)
 
     def _facts(self) -> dict[str, Any]:
-        return {"fingerprint": self.fingerprint, "shape": list(self._shape), "dtype": self._dtype.str}
+        return states_facts(StateKind(self.fingerprint, self._shape, self._dtype))
 
     def _look(self) -> None:
         """Read the headers of new files, and forget deleted ones."""
@@ -322,18 +321,34 @@ def _sound_files(folder: Path) -> Iterator[Path]:
             yield file
 
 
+def states_folder(facts: Mapping[str, Any]) -> str:
+    """The folder of features with these facts: a generator may have a narrower dtype elsewhere."""
+    return f"states-{_sha256(json.dumps(facts, sort_keys=True))[:16]}"
+
+
+def states_facts(generator: ImageStates | StateKind) -> dict[str, Any]:
+    """What a file of features says of their generator."""
+    dtype = np.dtype(generator.state_dtype)
+    return {"fingerprint": generator.fingerprint, "shape": list(generator.state_shape), "dtype": dtype.str}
+
+
 def _write(
     folder: Path, facts: Mapping[str, Any], states: Mapping[str, NDArray[Any]]
 ) -> tuple[str, dict[str, int]]:
     """Write a file; returns its name, and the CRC-32 by digest."""
-    tensors = {digest: np.ascontiguousarray(state) for digest, state in states.items()}
-    crc32 = {digest: zlib.crc32(state.data) for digest, state in tensors.items()}
-    text = json.dumps({**facts, "crc32": crc32})
     name = f"{secrets.token_hex(8)}{_SUFFIX}"
     folder.mkdir(exist_ok=True)
     with atomic_write(folder / name) as temporary:
-        temporary.write_bytes(save(tensors, {"facts": text, "sha256": _sha256(text)}))
-    return name, crc32
+        return name, write_states(temporary, facts, states)
+
+
+def write_states(file: Path, facts: Mapping[str, Any], states: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Write features by digest to a new file; returns their CRC-32. Equal features make equal files."""
+    tensors = {digest: np.ascontiguousarray(state) for digest, state in states.items()}
+    crc32 = {digest: zlib.crc32(state.data) for digest, state in tensors.items()}
+    text = json.dumps({**facts, "crc32": crc32})
+    file.write_bytes(save(tensors, {"facts": text, "sha256": _sha256(text)}))
+    return crc32
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -22,8 +22,11 @@ from zsqretrieval.cli.collection import add_embeddings, export, merge, reencode,
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.evaluate import evaluate
-from zsqretrieval.cli.laion import laion
+from zsqretrieval.cli.laion import allow_list, filter_rows, ingest, stats
+from zsqretrieval.cli.laion import remove as remove_listed
+from zsqretrieval.cli.laion import search as search_rows
 from zsqretrieval.cli.questions import questions
+from zsqretrieval.cli.scale import embed, plan
 from zsqretrieval.cli.search import search
 from zsqretrieval.errors import ZsqError
 
@@ -109,6 +112,16 @@ app.command("reencode")(reencode)
 app.command("add-embeddings")(add_embeddings)
 app.command("export")(export)
 app.command("evaluate")(evaluate)
+
+laion = typer.Typer(no_args_is_help=True, help="Work with metadata and embeddings of LAION and DataComp.")
+laion.command("stats")(stats)
+laion.command("allow-list")(allow_list)
+laion.command("ingest")(ingest)
+laion.command("search")(search_rows)
+laion.command("remove")(remove_listed)
+laion.command("filter")(filter_rows)
+laion.command("embed")(embed)
+laion.command("plan")(plan)
 app.add_typer(laion, name="laion")
 
 

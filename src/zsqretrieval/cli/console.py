@@ -107,8 +107,8 @@ def human_size(size: float) -> str:
     """Bytes for people: ``1.5 MB``."""
     if size < 1000:
         return f"{size:.0f} bytes"
-    power = min(int(math.log10(size)) // 3, 4)
-    return f"{size / 1000**power:.3g} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
+    power = min(int(math.log10(size)) // 3, 5)
+    return f"{size / 1000**power:.3g} {('', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 def name_skipped(skipped: Sequence[Skipped], tell: Callable[[str], None], what: str = "skipped") -> None:

@@ -7,12 +7,20 @@ import shlex
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zsqretrieval.cli.console import emit_json, notice, progress_bars, say, show
-from zsqretrieval.cli.options import AsJson, Device, EncoderWeights, GeneratorWeights, given_path, preset_with
+from zsqretrieval.cli.options import (
+    AsJson,
+    Device,
+    EncoderWeights,
+    GeneratorWeights,
+    given_path,
+    json_object,
+    preset_with,
+)
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -189,8 +197,8 @@ def evaluate(
         encoder=encoder,
         index=index,
         generator={None: "auto", "none": None}.get(generator, generator),
-        encoder_config=_object("--encoder-config", encoder_config),
-        generator_config=_object("--generator-config", generator_config),
+        encoder_config=json_object("--encoder-config", encoder_config),
+        generator_config=json_object("--generator-config", generator_config),
     )
     calibration = chosen.calibration
     names = systems if systems is not None else "likelihood,yes_no,fused,expanded" if chosen.generator else ""
@@ -272,17 +280,6 @@ def evaluate(
 
 
 # --- parts ------------------------------------------------------------------------------------------------
-
-
-def _object(option: str, text: str | None) -> dict[str, Any]:
-    """Parse the settings of a plugin."""
-    try:
-        found = {} if text is None else json.loads(text)
-    except ValueError as error:
-        raise InvalidInputError(f"{option}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InvalidInputError(f"{option} must be a JSON object, not {text}")
-    return found
 
 
 def _expansion(kind: Expansions) -> Fusion:

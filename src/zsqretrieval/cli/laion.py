@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from zsqretrieval.laion.filter import Pool, Rules
     from zsqretrieval.laion.safety import Safety
 
-laion = typer.Typer(no_args_is_help=True, help="Work with metadata and embeddings of LAION and DataComp.")
-
 
 class Unknown(str, Enum):
     """What becomes of rows without punsafe."""
@@ -76,7 +74,6 @@ def _safety(
     )  # fmt: skip
 
 
-@laion.command()
 def ingest(
     album: Album,
     embeddings: Annotated[
@@ -133,7 +130,6 @@ def ingest(
             say(f"{removed} near-duplicates removed.")
 
 
-@laion.command()
 def search(
     album: Album,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question.")],
@@ -165,7 +161,6 @@ def search(
         show(("", "score", "url", "caption"), rows, numbers=("", "score"))
 
 
-@laion.command()
 def stats(
     source: Source,
     max_punsafe: MaxPunsafe = 0.45,
@@ -198,7 +193,6 @@ def stats(
     show(("metadata", source), rows)
 
 
-@laion.command()
 def allow_list(
     source: Source,
     out: Annotated[
@@ -212,7 +206,6 @@ def allow_list(
     say(f"{len(HashList.of_metadata(out, source, by))} rows in {out}.")
 
 
-@laion.command()
 def remove(
     album: Album,
     hashes: Annotated[
@@ -257,7 +250,6 @@ def remove(
         say(f"{count} rows removed from {folder}.")
 
 
-@laion.command("filter")
 def filter_rows(
     source: Annotated[
         str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from enum import Enum
@@ -221,6 +222,17 @@ def _existing(weights: Path) -> str:
     if not weights.exists():
         raise InvalidInputError(f"{weights}: no such file or folder of weights")
     return str(weights.absolute())
+
+
+def json_object(option: str, text: str | None) -> dict[str, Any]:
+    """Parse the settings of a plugin; an InvalidInputError if they are no JSON object."""
+    try:
+        found = {} if text is None else json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f"{option}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"{option} must be a JSON object, not {text}")
+    return found
 
 
 def caches_features(preset: Preset) -> bool:

@@ -22,6 +22,7 @@ from zsqretrieval._util.untrusted import mended_json
 from zsqretrieval.data.images import (
     BYTES_AT_ONCE,
     MOST_PIXELS,
+    decode,
     decode_with_exif,
     digest,
     dimensions,
@@ -65,6 +66,7 @@ class NewImage:
 class Loader:
     """Reads and decodes images on a few threads: with ``copy`` also their encoded bytes, with ``exif`` EXIF.
 
+    Without EXIF, ``size_hint`` is that of :func:`~zsqretrieval.data.images.decode`.
     Some 256 MiB of encoded images and 64 million decoded pixels are in memory together, or one larger image.
 
     Attributes:
@@ -81,8 +83,9 @@ class Loader:
         *,
         copy: bool = False,
         exif: bool = True,
+        size_hint: int | None = None,
     ) -> None:
-        self._copy, self._exif = copy, exif
+        self._copy, self._exif, self._size_hint = copy, exif, size_hint
         self.repeated = 0
         self.skipped: list[Skipped] = []
         self.mended: list[Skipped] = []
@@ -202,8 +205,11 @@ class Loader:
     def _decode(self, one: NewImage) -> None:
         assert one.image is not None
         if not isinstance(one.image.content, PILImage.Image):
-            pixels, exif = decode_with_exif(one.image)
-            one.image, one.exif = replace(one.image, content=pixels), exif if self._exif else {}
+            if self._exif:
+                pixels, one.exif = decode_with_exif(one.image)
+            else:
+                pixels = decode(one.image, size_hint=self._size_hint)
+            one.image = replace(one.image, content=pixels)
         assert isinstance(one.image.content, PILImage.Image)
         one.width, one.height = one.image.content.size
 

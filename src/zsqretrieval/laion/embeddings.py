@@ -270,7 +270,7 @@ def writing_embeddings(
                 _flush(file)
             waiting[kind] = [stacked[size:]]
         with (temporary / _TABLES / f"metadata_{shards:04d}.parquet").open("wb") as file:
-            parquet_module().write_table(_table(rows[:size]), file)
+            parquet_module().write_table(table_of(rows[:size]), file)
             _flush(file)
         shards, written = shards + 1, written + len(rows[:size])
         rows = rows[size:]
@@ -310,7 +310,7 @@ def _flush(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _table(rows: Sequence[VectorRow]) -> Any:
+def table_of(rows: Sequence[VectorRow]) -> Any:
     """The table of n rows: ``image_path``, ``caption``, ``id``, and a column per key of the metadata."""
     import pyarrow as pa
 

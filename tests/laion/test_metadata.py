@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from zsqretrieval.errors import IntegrityError, InvalidInputError
+from zsqretrieval.errors import IntegrityError, InvalidInputError, MissingDependencyError
 from zsqretrieval.laion.metadata import COLUMNS, canonical, read_metadata
 
 
@@ -163,6 +164,12 @@ def test_unreadable_metadata_is_refused_by_name(
     parquet.write_table(twice, tmp_path / "twice.parquet")
     with pytest.raises(error, match=words):
         list(read_metadata(source))
+
+
+def test_package_that_a_url_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'fsspec\[s3\]'"):
+        list(read_metadata("s3://bucket/metadata"))
 
 
 def test_long_cells_make_small_batches(tmp_path: Path) -> None:

@@ -158,7 +158,10 @@ def parquet_module() -> Any:
 def opened_parquet(path: File | Path, read_dictionary: Sequence[str] = ()) -> Iterator[Any]:
     """An open table; damage that shows within the block is an IntegrityError."""
     parquet = parquet_module()
-    with damage_named(path, ": not a whole parquet file"), contextlib.ExitStack() as closing:
+    from pyarrow import ArrowException
+
+    kinds = (ArrowException, OSError, ValueError)
+    with damage_named(path, ": not a whole parquet file", kinds), contextlib.ExitStack() as closing:
         source = closing.enter_context(path.open() if isinstance(path, File) else path.open("rb"))
         yield closing.enter_context(
             parquet.ParquetFile(
@@ -171,13 +174,15 @@ def opened_parquet(path: File | Path, read_dictionary: Sequence[str] = ()) -> It
 
 
 @contextlib.contextmanager
-def damage_named(path: object, what: str = " is damaged") -> Iterator[None]:
-    """Turn errors of libraries that read a file into an IntegrityError that names it."""
+def damage_named(
+    path: object, what: str = " is damaged", kinds: tuple[type[Exception], ...] = (Exception,)
+) -> Iterator[None]:
+    """Turn errors of libraries that read a file into an IntegrityError; NumPy raises many types."""
     try:
         yield
     except (ZsqError, MemoryError):
         raise
-    except Exception as error:  # libraries raise many types for damage, and pyarrow's are no tree
+    except kinds as error:
         raise IntegrityError(f"{path}{what}: {_reason(error)}; fetch or write it again") from error
 
 

@@ -81,7 +81,7 @@ def listed(removed: HashList, images: Sequence[Record | NewImage]) -> NDArray[np
 
 
 def _names(image: Record | NewImage, forms: frozenset[str]) -> list[str]:
-    names = [str(value) for key, value in image.metadata.items() if key.lower() in NAMES]
+    names = [str(value) for key, value in image.metadata.items() if str(key).lower() in NAMES]
     names += [image.source, image.digest]
     urls = [name for name in names if "://" in name]
     for form, digest in (("hex32", hashlib.md5), ("hex64", hashlib.sha256)):

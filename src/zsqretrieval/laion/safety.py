@@ -162,7 +162,7 @@ def safety_for(safety: SafetyLike, names: Collection[str]) -> Safety | None:
         return safety
     if safety != "auto":
         raise InvalidInputError(f"safety must be Safety(...), 'auto' or None, not {safety!r}")
-    lower = {name.lower() for name in names}
+    lower = {str(name).lower() for name in names}
     return Safety() if not lower.isdisjoint(_MARKS) or {"url", "similarity"} <= lower else None
 
 
@@ -173,7 +173,7 @@ def verified(image: Image) -> bool | None:
     """
     if not isinstance(image.content, bytes):
         return None
-    facts = {key.lower(): value for key, value in image.metadata.items()}
+    facts = {str(key).lower(): value for key, value in image.metadata.items()}
     stated = {name: one for name in ("md5", "sha256") if isinstance(one := facts.get(name), str) and one}
     if not stated:
         return None
@@ -238,7 +238,7 @@ def _batch_of(rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
     """The metadata of n rows in canonical columns."""
     pa = import_optional("pyarrow", "looking at metadata of LAION", "pip install 'zsqretrieval[parquet]'")
 
-    lower = [{name.lower(): value for name, value in row.items() if value is not None} for row in rows]
+    lower = [{str(name).lower(): value for name, value in row.items() if value is not None} for row in rows]
     names = [name for name in (*_MARKS, "error_message", *NAMES) if any(name in row for row in lower)]
     columns = [pa.array([_cell(row.get(name)) for row in lower], pa.string()) for name in names]
     # A batch without columns would have no rows.

@@ -32,6 +32,7 @@ from zsqretrieval.presets import Calibration
 from zsqretrieval.protocols import Encoder, Index
 from zsqretrieval.retriever import opening
 from zsqretrieval.retriever.album import Album
+from zsqretrieval.retriever.opening import MilvusParts
 from zsqretrieval.types import MAX_PIXELS, Progress
 
 
@@ -75,18 +76,20 @@ class Collection(Album):
             IntegrityError: a file is damaged, or has other numbers of vectors and rows.
             MissingDependencyError: a folder without pyarrow.
         """
-        adder = self._adder()
+        given = self._given
         if fingerprint is not None:
-            check_fingerprint(fingerprint, adder.encoder, "the vectors")
+            check_fingerprint(fingerprint, given.encoder, "the vectors")
         if isinstance(vectors, str | os.PathLike):
             if any(one is not None for one in (ids, metadata, sources, captions)):
                 raise InvalidInputError(
                     "a folder of embeddings has its own ids, metadata, sources and captions"
                 )
-            blocks = folder_blocks(Path(vectors), adder.encoder)
+            blocks = folder_blocks(Path(vectors), given.encoder)
         else:
             blocks = [given_block(vectors, ids, metadata, sources, captions)]
-        return add_blocks(blocks, adder, batch_size=batch_size, progress=progress)
+        if isinstance(given, MilvusParts):
+            return given.store.add(blocks, given.encoder, batch_size=batch_size, progress=progress)
+        return add_blocks(blocks, self._adder(), batch_size=batch_size, progress=progress)
 
     def export_embeddings(
         self,

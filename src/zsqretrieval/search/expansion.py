@@ -92,6 +92,18 @@ class QuestionIndex:
                 return np.array(images[:k], np.int64)
             depth = min(2 * depth, len(index))
 
+    def joined(
+        self,
+        by_image: NDArray[np.int64],
+        vector: NDArray[np.float32],
+        k: int,
+        expansion: Fusion,
+        among: NDArray[np.int64] | None,
+    ) -> list[Candidate]:
+        """The best k of images int64 [n], and of those that the questions give; see :func:`compare`."""
+        keys = np.concatenate([by_image, self.nearest(vector, k, among)])
+        return compare(self._catalog, keys, vector, expansion)[:k]
+
     def save(self, album: Path) -> None:
         """Write a snapshot into the album, if there are or were questions."""
         self._album = album

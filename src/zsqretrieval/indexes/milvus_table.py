@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ KEY, VECTOR = "key", "vector"
 Consistency: TypeAlias = Literal["Strong", "Session", "Bounded", "Eventually"]
 
 _EXACT = ("FLAT", "HNSW", "IVF_FLAT", "AUTOINDEX")  # compare whole vectors
+_LITE = ("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8", "AUTOINDEX", "float32")
 _BUILD: Mapping[str, Mapping[str, Any]] = {
     "HNSW": {"M": 16, "efConstruction": 200},
     "HNSW_SQ": {"M": 16, "efConstruction": 200, "sq_type": "SQ8"},
@@ -45,6 +47,7 @@ _BUILD: Mapping[str, Mapping[str, Any]] = {
     "SCANN": {"nlist": 1024},
 }
 _BYTES = 8_000_000  # of vectors in one request; servers take 64 MB, of rows with all their texts
+_AWAY, _NOT_LOADED = 2, 101  # codes of errors: no server can be reached; the collection is not loaded
 _TYPES = {"float32": "FLOAT_VECTOR", "float16": "FLOAT16_VECTOR"}
 _SETTINGS = "zsqretrieval.settings"  # property of a collection
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
@@ -110,6 +113,9 @@ class Milvus:
         ):
             if given not in known:
                 raise InvalidInputError(f"{name} must be one of {', '.join(known)}, not {given!r}")
+        lacking = [one for one in (self.index, self.dtype) if one not in _LITE]
+        if self.is_embedded and lacking:  # it would take the vectors, and fail when the collection is opened
+            raise InvalidInputError(f"milvus-lite has no {lacking[0]}; choose from {', '.join(_LITE)}")
 
     @property
     def described(self) -> dict[str, Any]:
@@ -190,17 +196,33 @@ class Table:
             raise AlbumError(f"{self.where}: {method} failed: {said}") from error
 
     def call(self, method: str, /, **arguments: Any) -> Any:
-        """Call a method of ``pymilvus.MilvusClient``, which repeats what fails on the way to the server."""
-        place = self.place
+        """Call a method of ``pymilvus.MilvusClient``; again, at growing intervals, while there is no server.
+
+        The client itself repeats a request whose connection breaks.
+        """
+        place, end, wait = self.place, time.monotonic() + self.place.timeout, 0.1
         with self._errors(method):
-            with self._lock:
-                if self._client is None:
-                    if place.is_embedded:
-                        Path(place.uri).absolute().parent.mkdir(parents=True, exist_ok=True)
-                    token = place.token or os.environ.get("MILVUS_TOKEN", "")
-                    self._client = self._milvus.MilvusClient(place.uri, token=token, timeout=place.timeout)
-                client = self._client
-            return getattr(client, method)(place.collection, timeout=place.timeout, **arguments)
+            while True:
+                try:
+                    client = self._connected()
+                    return getattr(client, method)(place.collection, timeout=place.timeout, **arguments)
+                except self._milvus.MilvusException as error:
+                    if error.code not in (_AWAY, _NOT_LOADED) or time.monotonic() + wait > end:
+                        raise
+                    if error.code == _NOT_LOADED and method != "load_collection":  # the server was restarted
+                        self.call("load_collection", replica_number=place.replicas)
+                time.sleep(wait)
+                wait = min(2 * wait, 5.0)
+
+    def _connected(self) -> Any:
+        place = self.place
+        with self._lock:
+            if self._client is None:
+                if place.is_embedded:
+                    Path(place.uri).absolute().parent.mkdir(parents=True, exist_ok=True)
+                token = place.token or os.environ.get("MILVUS_TOKEN", "")
+                self._client = self._milvus.MilvusClient(place.uri, token=token, timeout=place.timeout)
+            return self._client
 
     def close(self) -> None:
         """Close the connection."""

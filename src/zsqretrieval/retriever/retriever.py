@@ -82,12 +82,14 @@ class Retriever(Collection):
         super()._attach(parts)
         self._first_stage = FirstStage(parts.encoder, self._store, self._question_index)
         self._pipeline = Pipeline(self._first_stage, parts.viewer, self._store)
+        if isinstance(parts, Parts):
+            self._questions = AlbumQuestions(parts.catalog, parts.encoder, parts.store.keys, parts.viewer)
 
     @property
     def questions(self) -> AlbumQuestions:
-        """Stored questions."""
-        parts = self._parts
-        return AlbumQuestions(parts.catalog, parts.encoder, parts.store.keys, parts.viewer)
+        """Stored questions; see :class:`~zsqretrieval.tasks.album_questions.AlbumQuestions`."""
+        self._parts  # noqa: B018  # refuses a collection of Milvus
+        return self._questions
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a str is a question, though a Sequence, too

@@ -85,7 +85,7 @@ class AlbumStore:
     def __init__(self, catalog: Catalog, follower: IndexSync) -> None:
         self._catalog, self._follower = catalog, follower
         self.find, self.by_id, self.iter_records = catalog.find, catalog.by_id, catalog.iter_records
-        self.matching, self.close = catalog.fields.matching, catalog.close
+        self.close = catalog.close
 
     @property
     def kept(self) -> KeptImages:
@@ -94,6 +94,10 @@ class AlbumStore:
 
     def __len__(self) -> int:
         return len(self._catalog)
+
+    def matching(self, where: Filter) -> NDArray[np.int64]:
+        """The keys of the images that a filter selects; see :meth:`Store.matching`."""
+        return self._catalog.fields.matching(where)
 
     def stored(self, keys: Sequence[int]) -> tuple[list[int], NDArray[np.float32]]:
         """See :meth:`Store.stored`."""

@@ -6,6 +6,7 @@ collection has no change log, no questions, no kept bytes and no cached features
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -275,6 +276,10 @@ def _fault(image: NewImage, before: Record | None) -> str | None:
     for name in ("id", "source", "caption"):
         if len((getattr(image, name) or "").encode()) > _LONGEST:
             return f"its {name} has more than {_LONGEST} bytes"
-    if len(json.dumps(dict(image.metadata), ensure_ascii=False).encode()) > _LONGEST:
+    text = json.dumps(dict(image.metadata), ensure_ascii=False)
+    if len(text.encode()) > _LONGEST:
         return f"its metadata has more than {_LONGEST} bytes"
-    return None
+    with contextlib.suppress(OverflowError):
+        json.loads(text, parse_int=lambda digits: int(digits).to_bytes(8, "big", signed=True))
+        return None
+    return "its metadata has an integer of more than 64 bits; make it a text"

@@ -160,9 +160,7 @@ def open_milvus(
     try:
         if not store.open():
             if preset is None and encoder is None:
-                raise AlbumError(
-                    f"there is no {store.where.removeprefix('the ')}; make it with a preset or encoder"
-                )
+                raise AlbumError(f"{store.where} does not exist; give a preset or an encoder to make it")
             encoder = encoder or cast(Preset, preset).make_encoder()
             check_part("encoder", encoder)
             generator = generator or (preset.make_generator() if preset else None)

@@ -62,10 +62,14 @@ def storable(value: Any) -> bool:
 
 
 @needs_milvus
-@settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
 @given(
-    st.lists(st.tuples(RECORDS.filter(storable), st.none() | st.sampled_from(["a", "%", "a_"])), min_size=15),
-    st.lists(FILTERS, min_size=25, max_size=25),
+    st.lists(
+        st.tuples(RECORDS.filter(storable), st.none() | st.sampled_from(["a", "%", "a_"])),
+        min_size=5,
+        max_size=12,
+    ),
+    st.lists(FILTERS, min_size=4, max_size=6),
 )
 def test_filters_select_what_they_select_in_sql(records: list[Any], filters: list[Filter]) -> None:
     rows = unit(vectors(len(records), DIM))

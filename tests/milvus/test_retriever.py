@@ -20,6 +20,7 @@ from zsqretrieval.indexes.milvus import Milvus
 from zsqretrieval.indexes.milvus_table import Table
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing import ToyEncoder, ToyGenerator
+from zsqretrieval.types import Hit
 
 pytestmark = [needs_milvus, pytest.mark.filterwarnings("ignore:.*rank last:RuntimeWarning")]
 
@@ -47,10 +48,16 @@ def collection(tmp_path: Path) -> Iterator[Retriever]:
         yield retriever
 
 
+def facts(hit: Hit) -> tuple[Any, ...]:
+    return hit.id, hit.source, hit.caption, hit.metadata, hit.digest, hit.duplicates, sorted(hit.scores)
+
+
 def test_searches_are_those_of_an_album(collection: Retriever, tmp_path: Path) -> None:
     with Retriever(ENCODER, ExactIndex(ENCODER.dim), ToyGenerator()) as album:
         fill(album, tmp_path)
         texts = ["a red bus", "green or blue"]
+        for retriever in (album, collection):
+            retriever.calibration = replace(album.calibration, relevance_scale=5.0, relevance_margin=0.1)
         of_hit = [one.search("red", 1, rerank=None)[0] for one in (album, collection)]
         for options in (
             {"k": 4, "rerank": None},
@@ -64,16 +71,11 @@ def test_searches_are_those_of_an_album(collection: Retriever, tmp_path: Path) -
             {"k": 10, "min_probability": 0.3, "rerank": None},
             {"k": 2, "explain": True, "where": Field("source").contains("red.png")},
         ):
-            for one, other in zip(
-                album.search(texts, **options), collection.search(texts, **options), strict=True
-            ):  # type: ignore[call-overload]
+            found = [retriever.search(texts, **options) for retriever in (album, collection)]  # type: ignore[call-overload]
+            for one, other in zip(*found, strict=True):
                 assert one.ids == other.ids, options
                 np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
-                assert [
-                    replace(hit, key=0, score=0, scores={}, probability=0, explanation=None) for hit in one
-                ] == [
-                    replace(hit, key=0, score=0, scores={}, probability=0, explanation=None) for hit in other
-                ]
+                assert list(map(facts, one)) == list(map(facts, other))
                 assert one.unscored == other.unscored
         assert album.search(of_hit[0], 3, rerank=None).ids == collection.search(of_hit[1], 3, rerank=None).ids
         np.testing.assert_array_equal(album.vector("red"), collection.vector("red"))
@@ -84,11 +86,9 @@ def test_searches_are_those_of_an_album(collection: Retriever, tmp_path: Path) -
 
 def test_rows_are_known_updated_replaced_and_removed(collection: Retriever) -> None:
     rows = ENCODER.encode_text(["a", "b", "green"])
-    known = collection.add_embeddings(
-        rows[:2], ids=["a", "b"], sources=[collection.find(one).source for one in "ab"]
-    )  # type: ignore[union-attr]
+    source, other = (str(collection.find(one).source) for one in "ab")  # type: ignore[union-attr]
+    known = collection.add_embeddings(rows[:2], ids=["a", "b"], sources=[source, other])
     assert (known.known, known.added, known.updated) == (2, (), ())
-    source = str(collection.find("a").source)  # type: ignore[union-attr]
     report = collection.add_embeddings(
         np.vstack([rows[0], rows[2], rows[2], rows[2]]),
         ids=["a", "b", "new", "new"],
@@ -103,11 +103,8 @@ def test_rows_are_known_updated_replaced_and_removed(collection: Retriever) -> N
     with pytest.raises(InvalidInputError, match="1 of 2 ids are not in the album, the first is 'x'"):
         collection.remove(["a", "x"])
     collection.remove(["a", "new"])
-    assert (
-        len(collection) == 9
-        and "a" not in collection
-        and "a" not in collection.search("red", 20, rerank=None).ids
-    )
+    assert len(collection) == 9 and "a" not in collection
+    assert "a" not in collection.search("red", 20, rerank=None).ids
 
 
 def test_rows_that_do_not_fit_are_named(collection: Retriever) -> None:
@@ -116,11 +113,8 @@ def test_rows_that_do_not_fit_are_named(collection: Retriever) -> None:
     report = collection.add_embeddings(rows, ids=["1", "2", "3" * 70_000, "4"], metadata=long)
     assert report.added == ("4",) and len(report.skipped) == 3
     reasons = " ".join(one.reason for one in report.skipped)
-    assert (
-        "metadata has more than 65535 bytes" in reasons
-        and "64 bits" in reasons
-        and "its id has more" in reasons
-    )
+    for part in ("its metadata has more than 65535 bytes", "more than 64 bits", "its id has more"):
+        assert part in reasons
     with pytest.raises(MismatchError, match="dim"):
         collection.add_embeddings(rows[:, :5])
     with pytest.raises(InvalidInputError, match="row 1 is not finite"):
@@ -146,7 +140,7 @@ def test_folder_of_embeddings_is_added(tmp_path: Path) -> None:
         lambda one: one.update("red", {}),
         lambda one: one.index_fields("year"),
         lambda one: one.sync("."),
-        lambda one: one.merge(one),
+        lambda one: one.merge(Retriever(ENCODER)),
         lambda one: one.reencode(ENCODER),
         lambda one: one.export_embeddings("folder"),
         lambda one: one.dialog("red"),
@@ -185,17 +179,18 @@ def test_collection_is_opened_with_its_encoder_and_nothing_untrusted(tmp_path: P
     with Retriever.open(path, encoder=ENCODER) as again:
         assert again.calibration.relevance_margin == 0.25
         part = {"plugin": "clip", "config": {"name": "ViT-B-32", "pretrained": "/etc/weights.pt"}}
-        again._store.change({"encoder_part": part, "generator": {"part": part, "states": "lazy"}})  # type: ignore[attr-defined]
+        local = {"plugin": "kosmos", "config": {"name": "/etc/weights"}}
+        again._store.change({"encoder_part": part, "generator": {"part": local, "states": "lazy"}})  # type: ignore[attr-defined]
     with pytest.raises(AlbumError, match=r"encoder 'clip' with .*weights\.pt.*trust_parts=True"):
         Retriever.open(path)
-    with pytest.raises(AlbumError, match=r"generator 'clip' with"):
+    with pytest.raises(AlbumError, match=r"generator 'kosmos' with .*/etc/weights"):
         Retriever.open(path, encoder=ENCODER)
     with Retriever.open(path, encoder=ENCODER, generator=ToyGenerator()) as again:
         again._store.change({"encoder": 3})  # type: ignore[attr-defined]
     with pytest.raises(IntegrityError, match="fingerprint of its encoder is not a text"):
         Retriever.open(path, encoder=ENCODER)
     Table(Milvus(f"{tmp_path}/a.db", "other")).create(16)
-    with pytest.raises(IntegrityError, match="the collection other of .* was not made by zsqretrieval"):
+    with pytest.raises(IntegrityError, match=r"the collection other of .* was not made by zsqretrieval"):
         Retriever.open(f"{path}?collection=other", encoder=ENCODER)
 
 
@@ -206,8 +201,7 @@ def test_rows_go_to_the_partition_of_their_subset(tmp_path: Path) -> None:
 
     def stored(partition: str) -> list[str]:
         with Retriever.open(f"{path}&partition={partition}", encoder=ENCODER) as one:
-            assert len(one) == len(one.search("red", 9, rerank=None)) == len(list(one.records()))
-            return sorted(record.id for record in one.records())
+            return sorted(one.search("red", 9, rerank=None).ids)
 
     with Retriever.open(path, encoder=ENCODER) as retriever:
         metadata = [{"subset": one} if one else {} for one in subsets]

@@ -21,6 +21,7 @@ from filter_cases import FILTERS, RECORDS, admits
 from refusing import refused
 from zsqretrieval import Field, Filter
 from zsqretrieval.album.catalog import Catalog
+from zsqretrieval.album.expressions import selects
 from zsqretrieval.album.filters import field_name
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.errors import IntegrityError
@@ -404,6 +405,7 @@ def test_sql_admits_what_a_plain_evaluator_admits(records: list[dict[str, Any]],
         catalog.fields.index(map(field_name, filter.fields()))
         assert (catalog.fields.matching(filter) - 1).tolist() == found.tolist()
         catalog.verify()
+        assert [one.key - 1 for one in catalog.iter_records() if selects(filter, one)] == found.tolist()
     expected = [n for n, record in enumerate(images) if admits(filter, record)]
     assert found.tolist() == expected
     assert sorted([*found, *rest]) == [*range(len(records))]

@@ -25,6 +25,7 @@ from zsqretrieval.indexes.milvus import Milvus
 from zsqretrieval.testing import ToyEncoder
 
 DIM = ToyEncoder.dim
+CAPTIONS = st.none() | st.sampled_from(["a", "%", "a_"])
 
 
 @pytest.mark.parametrize(

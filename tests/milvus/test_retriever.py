@@ -180,13 +180,13 @@ def test_collection_is_opened_with_its_encoder_and_nothing_untrusted(tmp_path: P
         assert again.calibration.relevance_margin == 0.25
         part = {"plugin": "clip", "config": {"name": "ViT-B-32", "pretrained": "/etc/weights.pt"}}
         local = {"plugin": "kosmos", "config": {"name": "/etc/weights"}}
-        again._store.change({"encoder_part": part, "generator": {"part": local, "states": "lazy"}})  # type: ignore[attr-defined]
+        again._store.save({"encoder_part": part, "generator": {"part": local, "states": "lazy"}})  # type: ignore[attr-defined]
     with pytest.raises(AlbumError, match=r"encoder 'clip' with .*weights\.pt.*trust_parts=True"):
         Retriever.open(path)
     with pytest.raises(AlbumError, match=r"generator 'kosmos' with .*/etc/weights"):
         Retriever.open(path, encoder=ENCODER)
     with Retriever.open(path, encoder=ENCODER, generator=ToyGenerator()) as again:
-        again._store.change({"encoder": 3})  # type: ignore[attr-defined]
+        again._store.save({"encoder": 3})  # type: ignore[attr-defined]
     with pytest.raises(IntegrityError, match="fingerprint of its encoder is not a text"):
         Retriever.open(path, encoder=ENCODER)
     Table(Milvus(f"{tmp_path}/a.db", "other")).create(16)

@@ -122,9 +122,10 @@ class MilvusStore:
         self._table.create(dim, json.dumps(settings))
         self.open()
 
-    def change(self, settings: Mapping[str, Any]) -> None:
-        """Keep other settings with the collection."""
+    def save(self, settings: Mapping[str, Any]) -> None:
+        """Keep other settings with the collection, and have what was added indexed."""
         self._table.change(json.dumps({**self.settings, **settings}))
+        self._table.flush()
         self.open()
 
     def close(self) -> None:

@@ -48,6 +48,7 @@ _BUILD: Mapping[str, Mapping[str, Any]] = {
 }
 _BYTES = 8_000_000  # of vectors in one request; servers take 64 MB, of rows with all their texts
 _AWAY, _NOT_LOADED = 2, 101  # codes of errors: no server can be reached; the collection is not loaded
+_LONG = ("create_index", "load_collection", "flush")  # wait while an index is built
 _TYPES = {"float32": "FLOAT_VECTOR", "float16": "FLOAT16_VECTOR"}
 _SETTINGS = "zsqretrieval.settings"  # property of a collection
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
@@ -74,7 +75,8 @@ class Milvus:
             is 4 for types of index that compress vectors, else 0.
         partition: partition that rows go to, made when missing, and that is searched; all when empty.
         partition_field: metadata key whose value names the partition of a row; ``partition`` without one.
-        timeout: seconds after which a request fails; until then it is repeated, at growing intervals.
+        timeout: seconds after which a request fails, unless it builds an index; until then it is repeated, at
+            growing intervals.
 
     Raises:
         InvalidInputError: a value is out of range.
@@ -205,7 +207,8 @@ class Table:
             while True:
                 try:
                     client = self._connected()
-                    return getattr(client, method)(place.collection, timeout=place.timeout, **arguments)
+                    limit = None if method in _LONG else place.timeout
+                    return getattr(client, method)(place.collection, timeout=limit, **arguments)
                 except self._milvus.MilvusException as error:
                     if error.code not in (_AWAY, _NOT_LOADED) or time.monotonic() + wait > end:
                         raise
@@ -260,6 +263,13 @@ class Table:
     def change(self, settings: str) -> None:
         """Keep other settings with the collection."""
         self.call("alter_collection_properties", properties={_SETTINGS: settings})
+
+    def flush(self) -> None:
+        """Have the rows indexed that were written last, which are compared one by one until then."""
+        self.call("flush")
+        if self.place.is_embedded:  # milvus-lite builds an index when it loads a collection
+            self.call("release_collection")
+            self.open()
 
     def describe(self) -> tuple[int, str]:
         """Length of the vectors, 0 without any, and the settings."""

@@ -171,7 +171,8 @@ class Album:
 
         This only saves the next :meth:`open` from indexing again: images, vectors and features are on disk
         when :meth:`add` returns. An album in memory needs ``path`` and is on disk afterwards. An index that
-        is not a plugin is not written. Features and kept bytes of removed images are deleted.
+        is not a plugin is not written. Features and kept bytes of removed images are deleted. A collection of
+        Milvus indexes what was added last.
 
         Raises:
             AlbumError: no path was ever given, the album is elsewhere, or ``path`` holds an album.
@@ -179,7 +180,7 @@ class Album:
         """
         described = opening.described_parts(self._viewer, self.calibration)
         if isinstance(self._given, MilvusParts) and path is None:
-            self._given.store.change(described)
+            self._given.store.save(described)
             return
         with self._saving:
             catalog = self._catalog

@@ -122,6 +122,13 @@ def integrations() -> Names:
     return evaluation()
 
 
+def milvus() -> Names:
+    for package in ("pymilvus", "milvus_lite"):
+        pytest.importorskip(package)
+    save_colours("bus.jpg", "park.jpg", "lake.jpg")
+    return {"encoder": ToyEncoder(), "generator": ToyGenerator()}
+
+
 def indexes() -> Names:
     encoder = ToyEncoder()
     return {"encoder": encoder, "vectors": encoder.encode_text(["red", "green"]), "path": Path("index")}
@@ -174,6 +181,7 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "indexes.md": indexes,
     "integrations.md": integrations,
     "kosmos.md": toys,
+    "milvus.md": milvus,
     "mini-encoder.md": toys,
     "own-vectors.md": photos,
     "questions.md": photos,

@@ -275,7 +275,7 @@ class Table:
         """Length of the vectors, 0 without any, and the settings."""
         found = self.call("describe_collection")
         dims = [one["params"].get("dim", 0) for one in found["fields"] if one["name"] == VECTOR]
-        kept = (found.get("properties") or {}).get(_SETTINGS) or found["description"]
+        kept = (found.get("properties") or {}).get(_SETTINGS) or found.get("description", "")
         return int(dims[0]) if dims else 0, kept
 
     def upsert(
@@ -345,7 +345,7 @@ class Table:
             answers = self.call(
                 "search", data=list(queries[list(some)].astype(place.dtype)), anns_field=VECTOR,
                 filter=condition, limit=depth, output_fields=wanted, search_params=place.search_params(depth),
-                consistency_level=place.consistency, **self._searched(),
+                **self._searched(),
             )  # fmt: skip
             for n, answer in zip(some, answers, strict=True):
                 rows = {hit[KEY]: hit for hit in answer}  # a key may be in two segments for a moment
@@ -390,7 +390,9 @@ class Table:
         return found
 
     def _searched(self) -> dict[str, Any]:
-        return {"partition_names": [self.place.partition]} if self.place.partition else {}
+        """The settings of every search and query."""
+        some = {"partition_names": [self.place.partition]} if self.place.partition else {}
+        return {"consistency_level": self.place.consistency, **some}
 
 
 def unpacked(stored: Sequence[Any], dim: int) -> NDArray[np.float32]:

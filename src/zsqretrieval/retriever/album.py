@@ -268,9 +268,12 @@ class Album:
 
     def vector(self, id: str) -> NDArray[np.float32]:
         """Copy the vector of one image, float32 [dim]; an InvalidInputError if no image has the id."""
-        (record,) = records_of(self._store.by_id, [id])
-        found: NDArray[np.float32] = self._store.stored([record.key])[1][0].copy()
-        return found
+        while True:
+            (record,) = records_of(self._store.by_id, [id])
+            here, vectors = self._store.stored([record.key])
+            if here:  # else it was removed between the two steps
+                found: NDArray[np.float32] = vectors[0].copy()
+                return found
 
     def add(
         self,

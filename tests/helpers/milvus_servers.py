@@ -64,10 +64,10 @@ def serving(folder: Path) -> Iterator[Server]:
 
 
 class Proxy:
-    """Passes bytes on to a port until :meth:`cut` breaks all connections."""
+    """Passes bytes on to a port, unless ``silent``, until :meth:`cut` breaks all connections."""
 
     def __init__(self, port: int) -> None:
-        self._to = port
+        self._to, self.silent = port, False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._open: list[socket.socket] = []
@@ -89,7 +89,8 @@ class Proxy:
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while some := source.recv(65536):
-                target.sendall(some)
+                if not self.silent:
+                    target.sendall(some)
         for one in (source, target):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

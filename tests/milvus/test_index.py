@@ -143,6 +143,16 @@ def test_requests_are_repeated_until_the_server_is_back(own: Server) -> None:
     proxy.close()
 
 
+def test_server_that_does_not_answer_is_an_album_error(server: Server) -> None:
+    proxy = Proxy(server.port)
+    index = MilvusIndex(32, uri=proxy.uri, timeout=2.0)
+    index.add(np.arange(10), vectors(10))
+    proxy.silent = True
+    with pytest.raises(AlbumError, match="search failed"):
+        index.search(vectors(1), 1)
+    proxy.close()
+
+
 def test_server_that_stays_away_is_an_album_error(own: Server) -> None:
     index = MilvusIndex(32, uri=own.uri, timeout=1.0)
     index.add(np.arange(10), vectors(10))

@@ -179,7 +179,10 @@ class Table:
     def __init__(self, place: Milvus, columns: Sequence[tuple[str, str, Mapping[str, Any]]] = ()) -> None:
         self.place = place
         self._columns = columns
-        self._milvus = import_optional("pymilvus", "Milvus", "pip install 'zsqretrieval[milvus]'")
+        self._milvus, self._grpc = (
+            import_optional(name, "Milvus", "pip install 'zsqretrieval[milvus]'")
+            for name in ("pymilvus", "grpc")
+        )
         self._client: Any = None
         self._partitions: set[str] = set()
         self._lock = Lock()
@@ -193,7 +196,7 @@ class Table:
     def _errors(self, method: str) -> Iterator[None]:
         try:
             yield
-        except (self._milvus.MilvusException, OSError, ValueError) as error:
+        except (self._milvus.MilvusException, self._grpc.RpcError, OSError, ValueError) as error:
             said = " ".join(str(getattr(error, "message", "") or error).split())[:300]
             raise AlbumError(f"{self.where}: {method} failed: {said}") from error
 

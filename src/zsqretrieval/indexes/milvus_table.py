@@ -239,7 +239,8 @@ class Table:
 
     def open(self) -> bool:
         """Load the collection for searches; False if there is none."""
-        if there := bool(self.call("has_collection")):
+        there = bool(self.call("has_collection"))
+        if there and self.call("get_load_state")["state"].name != "Loaded":  # perhaps with other replicas
             self.call("load_collection", replica_number=self.place.replicas)
         return there
 
@@ -248,9 +249,7 @@ class Table:
         kind, place, client = self._milvus.DataType, self.place, self._milvus.MilvusClient
         schema = client.create_schema(enable_dynamic_field=False, description=settings)
         schema.add_field(KEY, kind.INT64, is_primary=True, auto_id=False)
-        schema.add_field(
-            VECTOR, kind.FLOAT_VECTOR if place.dtype == "float32" else kind.FLOAT16_VECTOR, dim=dim
-        )
+        schema.add_field(VECTOR, kind[_TYPES[place.dtype]], dim=dim)
         for name, type_name, details in self._columns:
             schema.add_field(name, kind[type_name], **details)
         index = client.prepare_index_params()

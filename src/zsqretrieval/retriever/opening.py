@@ -120,11 +120,13 @@ def open_parts(
     try:
         settings = AlbumSettings.read(catalog)
         index_part = _index_part(catalog, settings)
+        if preset is not None:
+            preset.check_album(settings.encoder_part, path)
         if not trust_parts:
             _check_named(settings, encoder, generator, calibration, preset, path)
             if index is None and index_part is not None:
                 _check_trusted("index", index_part, preset, path)
-        encoder = _encoder_of(settings, encoder, preset, catalog.dim, path)
+        encoder = _encoder_of(settings, encoder, catalog.dim, path)
         if index is None:
             empty = restore("index", index_part, path)
             sync = IndexSync.load(catalog, catalog.log, encoder, path, empty=empty)
@@ -173,9 +175,11 @@ def open_milvus(
             }
             store.create(encoder.dim, described)
         settings = AlbumSettings.read(store)
+        if preset is not None and encoder is None:
+            preset.check_album(settings.encoder_part, store.where)
         if not trust_parts:
             _check_named(settings, encoder, generator, calibration, preset, store.where)
-        encoder = _encoder_of(settings, encoder, preset, store.dim, store.where)
+        encoder = _encoder_of(settings, encoder, store.dim, store.where)
         viewer = Viewer.restore(settings, generator, None, None)
         calibration = calibration or Calibration.restore(settings.calibration, store.where)
     except BaseException:
@@ -204,12 +208,8 @@ def _check_named(
             _check_trusted(kind, cast(PartName, part), preset, path)
 
 
-def _encoder_of(
-    settings: AlbumSettings, encoder: Encoder | None, preset: Preset | None, dim: int, path: object
-) -> Encoder:
+def _encoder_of(settings: AlbumSettings, encoder: Encoder | None, dim: int, path: object) -> Encoder:
     """The encoder of an album, given or restored; a MismatchError if its vectors are another's."""
-    if preset is not None:
-        preset.check_album(settings.encoder_part, path)
     if encoder is None:
         encoder = cast(Encoder, restore("encoder", settings.encoder_part, path))
     check_part("encoder", encoder)

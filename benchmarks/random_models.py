@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zsqretrieval._util.torch import ensure_torchvision, resolve_dtype
+from zsqretrieval._util.torch import ensure_torchvision, resolve_device, resolve_dtype
 from zsqretrieval.generators.kosmos import Kosmos1Generator
 
 PROMPT = "question:"
@@ -21,16 +21,19 @@ WORDS = tuple(f"w{n}" for n in range(1000))
 """The other words of its vocabulary."""
 
 
-def random_kosmos(vision_layers: int, text_layers: int, *, dtype: str = "bfloat16") -> Kosmos1Generator:
+def random_kosmos(
+    vision_layers: int, text_layers: int, *, dtype: str = "bfloat16", device: str = "cpu"
+) -> Kosmos1Generator:
     """Kosmos at full width with random weights, fewer layers, and a vocabulary of made-up words.
 
     The connector's weights are scaled up, because at their initial scale all images score almost alike. The
     published model has 24 layers in the vision tower and 24 in the decoder.
 
     Raises:
-        InvalidInputError: ``dtype`` is not float32, bfloat16 or float16.
+        InvalidInputError: ``dtype`` is not float32, bfloat16 or float16, or there is no such device.
     """
-    _, torch_dtype = resolve_dtype(dtype, torch.device("cpu"))
+    target = resolve_device(device)
+    _, torch_dtype = resolve_dtype(dtype, target)
     ensure_torchvision()
     import transformers
     from tokenizers import Tokenizer
@@ -47,9 +50,11 @@ def random_kosmos(vision_layers: int, text_layers: int, *, dtype: str = "bfloat1
     config = library.Kosmos2Config(
         text_config={"layers": text_layers}, vision_config={"num_hidden_layers": vision_layers}
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    own = [target] if target.type == "cuda" else []
+    with torch.random.fork_rng(devices=own), target:
+        torch.manual_seed(0)
         model = library.Kosmos2ForConditionalGeneration._from_config(config, dtype=torch_dtype)
+    model.requires_grad_(False)
     with torch.no_grad():
         model.image_to_text_projection.dense.weight *= 400
     processor = library.Kosmos2Processor(library.CLIPImageProcessorPil(), tokenizer)

@@ -1,19 +1,21 @@
 """Time of the scoring engine's routes against scoring pair by pair, in one process.
 
 python -m benchmarks.scoring --candidates 100 --json
+python -m benchmarks.scoring --profile --device cuda --text-layers 24 --vision-layers 24 --batch-size 256
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch.nn.functional import pad
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.output import command_line, progress_bar, run, write_results
 from benchmarks.random_models import PROMPT, WORDS, random_kosmos
@@ -29,6 +31,8 @@ class RouteBench:
 
     seconds: float  # for all candidates; median over rounds
     max_abs_diff: float  # largest difference of a log-likelihood (a sum) from the naive route, in nats
+    flops: int | None = None  # of all matrix products and attention; with a profile
+    ceiling_share: float | None = None  # FLOP/s divided by the ceiling; with a profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class ScoringBench:
     rounds: int
     naive_pairs: int  # scored by the naive route
     batch_size: int  # of the other routes
+    device: str
+    ceiling: float | None  # FLOP/s of the fastest matrix product tried, in the same dtype; with a profile
 
 
 def bench_scoring(
@@ -59,6 +65,7 @@ def bench_scoring(
     rounds: int = 3,
     naive_pairs: int = 24,
     batch_size: int = 32,
+    profile: bool = False,
     progress: Progress | None = None,
 ) -> ScoringBench:
     """Time every route on one question and K noise images.
@@ -66,7 +73,8 @@ def bench_scoring(
     The routes take turns, so all run under the same load. Before every turn the naive route, whose cost per
     pair does not depend on the number of pairs, scores a few more candidates. Its time is the median cost of
     a pair times K, and the other routes are compared with its scores of these candidates. The vocabulary of
-    the model must have :data:`~benchmarks.random_models.WORDS`.
+    the model must have :data:`~benchmarks.random_models.WORDS`. With ``profile``, the arithmetic of every
+    route is counted in one more run and compared with the fastest matrix product.
 
     Raises:
         InvalidInputError: a number is below 1, or ``naive_pairs`` exceeds ``candidates``.
@@ -111,6 +119,14 @@ def bench_scoring(
         name: RouteBench(median[name], float(np.abs(found[list(naive)] - list(naive.values())).max()))
         for name, found in sums.items()
     }
+    ceiling = matmul_ceiling(generator.model.device, generator.model.dtype) if profile else None
+    if ceiling is not None:
+        for name, way in ways.items():
+            with FlopCounterMode(display=False) as counter:
+                way()
+            flops = counter.get_total_flops()
+            share = flops / median[name] / ceiling
+            routes[name] = replace(routes[name], flops=flops, ceiling_share=share)
     config = generator.model.config
     return ScoringBench(
         routes=routes,
@@ -124,7 +140,28 @@ def bench_scoring(
         rounds=rounds,
         naive_pairs=naive_pairs,
         batch_size=batch_size,
+        device=str(generator.model.device),
+        ceiling=ceiling,
     )
+
+
+def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of some matrix products of the model's sizes and larger ones, on random data."""
+    large = device.type == "cuda"
+    sizes = [(4096, 2048, 8192), (8192, 8192, 8192)] if large else [(512, 2048, 8192), (2048, 2048, 2048)]
+    best = 0.0
+    for rows, inner, columns in sizes:
+        a = torch.randn(rows, inner, device=device, dtype=dtype)
+        b = torch.randn(inner, columns, device=device, dtype=dtype)
+        together = 20 if large else 1  # so that the device is not waiting for Python
+        for _ in range(5):
+            begin = time.perf_counter()
+            for _ in range(together):
+                product = a @ b
+            product[0, 0].item()  # waits for the device
+            seconds = time.perf_counter() - begin
+            best = max(best, together * 2 * rows * inner * columns / seconds)
+    return best
 
 
 def image_states(generator: Kosmos1Generator, images: Sequence[Image], batch_size: int) -> list[ImageState]:
@@ -181,22 +218,33 @@ def main(arguments: list[str] | None = None) -> None:
         batch_size=(32, "Pairs computed together."),
     )
     parser.add_argument("--dtype", default="bfloat16", help="of weights and computation [default: bfloat16]")
+    parser.add_argument("--device", default="cpu", help="torch device [default: cpu]")
+    parser.add_argument(
+        "--profile", action="store_true", help="also FLOP/s, beside those of a matrix product"
+    )
     given = vars(parser.parse_args(arguments))
     as_json, layers = given.pop("json"), (given.pop("vision_layers"), given.pop("text_layers"))
-    kosmos = random_kosmos(*layers, dtype=given.pop("dtype"))
+    kosmos = random_kosmos(*layers, dtype=given.pop("dtype"), device=given.pop("device"))
     with progress_bar("scoring") as progress:
         bench = bench_scoring(kosmos, naive_pairs=min(24, given["candidates"]), progress=progress, **given)
     naive = bench.routes["naive"].seconds
     write_results(
         asdict(bench),
-        ("route", "seconds", "speedup", "max. difference, nats"),
+        ("route", "seconds", "speedup", "max. difference, nats", "TFLOP/s", "of the ceiling"),
         [
-            (name, f"{one.seconds:.2f}", f"{naive / one.seconds:.1f}", f"{one.max_abs_diff:.1g}")
+            (
+                name,
+                f"{one.seconds:.2f}",
+                f"{naive / one.seconds:.1f}",
+                f"{one.max_abs_diff:.1g}",
+                f"{one.flops / one.seconds / 1e12:.2f}" if one.flops else "-",
+                f"{one.ceiling_share:.0%}" if one.ceiling_share else "-",
+            )
             for name, one in bench.routes.items()
         ],
         [
             f"One question of {bench.question_tokens} tokens, {bench.candidates} images; Kosmos at full "
-            f"width, {bench.vision_layers} + {bench.text_layers} layers, {bench.dtype}, "
+            f"width, {bench.vision_layers} + {bench.text_layers} layers, {bench.dtype}, {bench.device}, "
             f"{bench.threads} threads"
         ],
         as_json=as_json,

@@ -119,6 +119,15 @@ def test_every_route_gives_the_naive_scores(naive, route, batch_size):
     assert expected.std(axis=0).min() > 10 * TOLERANCE[dtype]  # scores of different images differ by more
 
 
+def test_latent_queries_see_the_whole_image_with_fused_attention():
+    model = tiny_model(len(tiny_processor().tokenizer))
+    model.image_to_text_projection.x_attn.is_causal = True  # as transformers before 5.23 sets it
+    generator = Kosmos1Generator(model, tiny_processor(), config={})
+    expected = generator.image_states(IMAGES)  # on a CPU, without fused kernels
+    model.text_model.set_attn_implementation("sdpa")
+    np.testing.assert_allclose(generator.image_states(IMAGES), expected, rtol=0, atol=1e-5)
+
+
 def test_token_log_probabilities_equal_those_of_transformers():
     found = kosmos().log_likelihood([(IMAGES[0], PROMPT)], [QUESTIONS[3]])[0]
     expected = naive_log_likelihood(kosmos(), IMAGES[0], PROMPT, QUESTIONS[3])

@@ -52,6 +52,8 @@ def mended_json(value: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def _mended(value: Any, depth: int, notes: dict[str, None]) -> Any:
+    if value is None or (type(value) is str and value.isascii()):
+        return value  # most values
     if isinstance(value, str):
         if not is_unicode(value):
             notes["text that is not Unicode, now U+FFFD"] = None

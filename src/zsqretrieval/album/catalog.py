@@ -5,7 +5,8 @@ Records and vectors of a batch are written in one transaction, on disk (WAL, ``s
 a copy of the vectors: the change log (:attr:`Catalog.log`) keeps it in step, and can rebuild it.
 
 A catalog may have been made by somebody else, or be damaged. :meth:`Catalog.open` accepts exactly this schema
-and checks the structure of the file; every row is compared with its checksum and its types when it is read.
+and checks the structure of a file of up to 256 MiB, as :meth:`Catalog.verify` does of any; every row is
+compared with its checksum and its types when it is read.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ _APPLICATION_ID = 0x7A737143  # "zsqC", in the header of the file
 _VERSION = 3
 _PAGE_SIZE = 16384  # with 4096, a row and its vector of 512 float32 leave half of every page empty
 _BATCH = 900  # records read at once
+_CHECKED_SIZE = 2**28  # bytes of a file whose structure is checked when it is opened, in half a second
 
 _SCHEMA = (
     """CREATE TABLE images (
@@ -178,7 +180,8 @@ class Catalog:
                     f"{path} has format {version}, not {_VERSION}; use the zsqretrieval that wrote it"
                 )
             database.check_schema(_SCHEMA)
-            database.check_structure()
+            if Path(path).stat().st_size <= _CHECKED_SIZE:
+                database.check_structure()
             database.rows("PRAGMA journal_mode = WAL")
             catalog = cls(database, Path(path).absolute().parent)
             catalog.log.check_numbers()
@@ -288,7 +291,7 @@ class Catalog:
                 not finite or zero, or metadata is not JSON. Names the image; nothing has changed.
         """
         columns = [_columns(image) for image in images]
-        packed = [self.log.pack(np.asarray(image.vector), image.id) for image in images]
+        packed = self.log.pack([image.vector for image in images], [image.id for image in images])
         with self._database.transaction("IMMEDIATE") as run:
             first = self.log.next_key()
             keys = range(first, first + len(images))

@@ -79,26 +79,29 @@ class VectorLog:
         """Give keys that are present other vectors; within a transaction that changes the encoder."""
         columns = ", ".join(self._vectors.columns.split(", ")[:-2])  # without vector and checksum
         row_of = {row[0]: row for row in self._database.select(columns, self._vectors.name, "key", keys)}
-        rows = [
-            self._vectors.pack((*row_of[key], self.pack(vector, f"{self._what} {key}")))
-            for key, vector in zip(keys, vectors, strict=True)
-        ]
+        packed = self.pack(vectors, [f"{self._what} {key}" for key in keys])
+        rows = [self._vectors.pack((*row_of[key], vector)) for key, vector in zip(keys, packed, strict=True)]
         self._database.connection.executemany(
             f"UPDATE {self._vectors.name} SET vector = ?, crc32 = ? WHERE key = ?",
             ((*row[-2:], row[0]) for row in rows),
         )
 
-    def pack(self, vector: ArrayLike, name: str) -> bytes:
-        """The stored form of a vector; an InvalidInputError names a bad one."""
-        given = np.asarray(vector)
-        if given.shape != (self._dim,) or given.dtype.kind != "f":
-            got = f"{given.dtype} {list(given.shape)}"
-            raise InvalidInputError(f"{name!r}: the vector must be float32 [{self._dim}], not {got}")
+    def pack(self, vectors: Sequence[ArrayLike], names: Sequence[str]) -> list[bytes]:
+        """The stored forms of n vectors; an InvalidInputError says the name of a bad one."""
+        given = [np.asarray(vector) for vector in vectors]
+        for one, name in zip(given, names, strict=True):
+            if one.shape != (self._dim,) or one.dtype.kind != "f":
+                got = f"{one.dtype} {list(one.shape)}"
+                raise InvalidInputError(f"{name!r}: the vector must be float32 [{self._dim}], not {got}")
+        exact = np.empty((len(given), self._dim), "<f4")
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
-            exact = given.astype("<f4")
-        if not np.isfinite(exact).all() or not exact.any():
+            for row, one in zip(exact, given, strict=True):
+                row[:] = one
+        bad = ~np.isfinite(exact).all(axis=1) | ~exact.any(axis=1)
+        if bad.any():
+            name = names[int(bad.argmax())]
             raise InvalidInputError(f"{name!r}: the vector is zero or not finite; nothing was added")
-        return exact.tobytes()
+        return [row.tobytes() for row in exact]
 
     def unpack(self, rows: Sequence[tuple[Any, ...]]) -> NDArray[np.float32]:
         """Vectors float32 [n, dim] of n rows of the table with checksum; damage is an IntegrityError."""

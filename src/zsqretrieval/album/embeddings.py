@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import Image, Progress
 
 _IMAGES_AT_ONCE = 16  # opened to learn their digests
+_URL = re.compile(r"(https?|s3|gs)://")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -240,6 +242,8 @@ def new_image(vector: NDArray[np.float32], row: VectorRow) -> NewImage:
 
 
 def _open(files: Reopener, source: str) -> Image | None:
+    if _URL.match(source):
+        return None  # never fetched
     try:
         return files.open(source)
     except ImageError:

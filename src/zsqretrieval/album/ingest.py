@@ -175,7 +175,7 @@ class Adder:
                 plan.write(self.catalog)
         if gone := [*kept, *plan.removed]:  # some of `kept` may just have been removed by another process
             self.catalog.sweep_kept(gone)
-        self._index.update()
+        self._index.follow()
         return fates
 
     def _to_keep(

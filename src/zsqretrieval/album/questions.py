@@ -274,7 +274,8 @@ class QuestionTable:
     def _add_vectors(self, kept: Sequence[tuple[int, str, NDArray[np.float32]]]) -> None:
         """Store vectors by key and text of the question; within a transaction."""
         first = self.log.next_key()
-        rows = [(key, self.log.pack(vector, text)) for key, text, vector in kept]
+        packed = self.log.pack([vector for *_, vector in kept], [text for _, text, _ in kept])
+        rows = [(key, vector) for (key, *_), vector in zip(kept, packed, strict=True)]
         self._database.connection.executemany(
             _VECTORS.insert, (_VECTORS.pack((n, *row)) for n, row in enumerate(rows, start=first))
         )

@@ -53,21 +53,37 @@ class IndexSync:
         # None during a step. It stays None after an interrupt: the index may hold half of the step.
         self._position: Position | None = position
         self._last_key: int | None = None  # that it takes; None for all
+        self._snapshot: tuple[Encoder, Path] | None = None  # where it is to be loaded from
         self._lock = Lock()
+
+    @property
+    def like(self) -> Index:
+        """An index of its class and settings: itself, or an empty one while it is not loaded."""
+        return self._index
 
     @property
     def index(self) -> Index:
         """The index as of the last :meth:`update`."""
+        if self._snapshot is not None:
+            self.update()
         return self._index
 
     def update(self) -> Index:
         """Bring the index up to date, and return it."""
-        if self._position != self._log.position:
+        if self._snapshot is not None or self._position != self._log.position:
             with self._lock:
                 self._follow()
         return self._index
 
+    def follow(self) -> None:
+        """Bring the index up to date if it is loaded."""
+        if self._snapshot is None:
+            self.update()
+
     def _follow(self) -> None:
+        if self._snapshot is not None:
+            self._load(*self._snapshot)
+            self._snapshot = None
         if self._position is None:
             self._index, self._position = empty_like(self._index), Position()
         for change in self._log.changes(self._position):
@@ -122,7 +138,7 @@ class IndexSync:
                         shutil.rmtree(other, ignore_errors=True)
 
     @classmethod
-    def load(
+    def saved(
         cls,
         catalog: Catalog,
         log: VectorLog,
@@ -132,26 +148,32 @@ class IndexSync:
         empty: Index,
         name: str = "index",
     ) -> Self:
-        """Load the snapshot of an album, if it is of the kind of ``empty``, an empty index.
+        """The index of an album's snapshot, if that is of the kind of ``empty``, an empty index.
 
-        The index is empty if there is no such snapshot, or, with a warning, if it is damaged.
+        It is loaded when it is first used: an index of a million vectors takes seconds. It is built from the
+        catalog if there is no such snapshot, or, with a warning, if the snapshot is damaged.
         """
         check_empty_index(encoder, empty)
+        sync = cls(catalog, log, empty, name=name)
+        sync._snapshot = encoder, album
+        return sync
+
+    def _load(self, encoder: Encoder, album: Path) -> None:
+        empty, name = self._index, self._name
         with locked(album, exclusive=False):  # or a save would delete the snapshot while it is loaded
-            saved = saved_index(catalog, name)
+            saved = saved_index(self._catalog, name)
             if saved is None or saved.part != describe("index", empty):
-                return cls(catalog, log, empty, name=name)
+                return
             try:
                 _check_files(album / saved.folder)
-                if saved.position.is_beyond(log.position):
+                if saved.position.is_beyond(self._log.position):
                     raise IntegrityError(f"it stands at {saved.position}, which is still to come")
-                index = type(empty).load(
+                self._index = type(empty).load(
                     album / saved.folder, dim=encoder.dim, fingerprint=empty.fingerprint or None
                 )
-                return cls(catalog, log, index, saved.position, name=name)
+                self._position = saved.position
             except _DAMAGE as error:  # anything else is a mistake in the index's own code
                 _warn(f"the saved {name} of {album} is damaged and is", error)
-        return cls(catalog, log, empty, name=name)
 
 
 def saved_index(catalog: Catalog, name: str) -> SavedIndex | None:

@@ -89,6 +89,8 @@ class Kosmos1Generator(FromPretrained, InterleavedGenerator):
             # As fast on a CPU as the fused kernel, and its order of summation hardly depends on the number of
             # positions: 16-bit scores with and without a kept prefix are much closer.
             model.text_model.set_attn_implementation("eager")
+        # Latent queries attend to all positions, but transformers before 5.23 makes them causal in sdpa.
+        model.image_to_text_projection.x_attn.is_causal = False
         self.processor = processor
         self._letters = as_letters(processor.tokenizer)
         self._tags = frozenset(marks_of(processor.tokenizer).values())

@@ -64,7 +64,7 @@ class Album:
         self._path, self._question_index = None, None
         if isinstance(parts, Parts):
             self._path = parts.path
-            self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.index, parts.path)
+            self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.like, parts.path)
         self._given = parts
         self._saving: Lock = self.__dict__.get("_saving") or Lock()  # held while others are attached
 
@@ -134,8 +134,8 @@ class Album:
     ) -> Self:
         """Open an album; with a preset, make it if there is none.
 
-        An existing album keeps its own parts, restored by their plugin names; the generator loads on first
-        use. Images added after the last save are indexed now. A damaged index is rebuilt, with a
+        An existing album keeps its own parts, restored by their plugin names. Index and generator load on
+        first use: images added after the last save are indexed then, and a damaged index is rebuilt, with a
         RuntimeWarning.
 
         Args:
@@ -251,7 +251,7 @@ class Album:
         given = self._given
         if isinstance(given, MilvusParts):
             return f"Retriever({type(self.encoder).__name__}, {given.store.where})"
-        parts = f"{type(self.encoder).__name__}, {type(self.index).__name__}"
+        parts = f"{type(self.encoder).__name__}, {type(self._index.like).__name__}"
         return f"Retriever({parts}, in {self._path or 'memory'})"
 
     def records(self) -> Iterator[Record]:

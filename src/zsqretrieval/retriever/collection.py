@@ -155,7 +155,7 @@ class Collection(Album):
             with rehearsal(self._catalog) as adder:
                 return replace(sync_folders(adder, places, progress, **settings), dry_run=True)
         report = sync_folders(self._adder(), places, progress, copy=copy, **settings)
-        self._index.update()
+        self._index.follow()
         return report
 
     def merge(
@@ -190,7 +190,7 @@ class Collection(Album):
             else:
                 theirs = stack.enter_context(Catalog.open(find_catalog(cast(Path, folder))))
             report = merge(self._catalog, theirs, (self._path, folder), progress)
-        self._index.update()
+        self._index.follow()
         return report
 
     def reencode(
@@ -231,7 +231,7 @@ class Collection(Album):
             raise InvalidInputError(
                 f"{encoder.fingerprint!r} is the album's encoder already; pass another one"
             )
-        index = opening.index_like(parts.index.index, encoder) if index is None else index
+        index = opening.index_like(parts.index.like, encoder) if index is None else index
         check_empty_index(encoder, index)
         calibration = calibration or Calibration()
         settings = {

@@ -129,13 +129,12 @@ def open_parts(
         encoder = _encoder_of(settings, encoder, catalog.dim, path)
         if index is None:
             empty = restore("index", index_part, path)
-            sync = IndexSync.load(catalog, catalog.log, encoder, path, empty=empty)
+            sync = IndexSync.saved(catalog, catalog.log, encoder, path, empty=empty)
         else:
             check_empty_index(encoder, index)
             sync = IndexSync(catalog, catalog.log, index)
         viewer = Viewer.restore(settings, generator, states, path)
         calibration = calibration or Calibration.restore(settings.calibration, path)
-        sync.update()
     except BaseException:
         catalog.close()
         raise
@@ -244,7 +243,7 @@ def index_like(index: Index, encoder: Encoder) -> Index:
 
 def _index_part(catalog: Catalog, settings: AlbumSettings) -> PartName | None:
     """The description of the album's index, as it was saved or made."""
-    with contextlib.suppress(IntegrityError):  # of which IndexSync.load warns
+    with contextlib.suppress(IntegrityError):  # of which IndexSync warns
         saved = SavedIndex.read(catalog, "index")
         if saved is not None:
             return saved.part
@@ -259,10 +258,10 @@ def pack_parts(parts: Parts) -> tuple[Any, ...]:
     """
     if parts.path is None:
         raise AlbumError("an album in memory cannot be pickled; save(path) it first, which puts it on disk")
-    index = describe("index", parts.index.index)
+    index = describe("index", parts.index.like)
     if index is None:
         raise AlbumError(
-            f"{parts.path} cannot be pickled: its {type(parts.index.index).__name__} is not a plugin; open "
+            f"{parts.path} cannot be pickled: its {type(parts.index.like).__name__} is not a plugin; open "
             "it in the other process with Retriever.open(path, index=...)"
         )
     if index == _index_part(parts.catalog, AlbumSettings.read(parts.catalog)):

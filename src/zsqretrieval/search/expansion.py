@@ -67,7 +67,7 @@ class QuestionIndex:
                 self._follower = (
                     IndexSync(self._catalog, log, empty, name=_NAME)
                     if self._album is None
-                    else IndexSync.load(
+                    else IndexSync.saved(
                         self._catalog, log, self._encoder, self._album, name=_NAME, empty=empty
                     )
                 )

@@ -109,7 +109,7 @@ class AlbumStore:
     def remove(self, ids: str | Iterable[str]) -> None:
         """See :meth:`Store.remove`; also removes questions and kept bytes."""
         remove(self._catalog, ids)
-        self._follower.update()
+        self._follower.follow()
 
     def keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Keys int64 [q, at most k] of the images nearest to vectors [q, dim], best first; -1 for none."""

@@ -78,7 +78,7 @@ def _continue(
     of = torch.tensor(rows, device=device)
     cache.batch_select_indices(of)
     position = torch.tensor(reading.lengths, device=device)[of]
-    hidden, mask = reading.hidden[of, position - 1], reading.mask[of]  # [B, D] and [B, P]
+    hidden, mask = reading.hidden[of, position - 1], reading.mask.to(device)[of]  # [B, D] and [B, P]
     texts: list[list[int]] = [[] for _ in rows]
     alive = list(range(len(rows)))  # text of each row of cache, hidden, mask and position
     while True:

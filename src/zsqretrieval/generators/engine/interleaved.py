@@ -243,7 +243,7 @@ class InterleavedGenerator(ABC):
                 f"the state of {state.source} has shape {state.values.shape}; this generator needs "
                 f"{self.state_shape}"
             )
-        if not np.isfinite(state.values).all():
+        if not _all_finite(state.values):
             raise InvalidInputError(
                 f"the state of {state.source} contains numbers that are not finite; make it again with "
                 "image_states, or give the image itself"
@@ -255,6 +255,14 @@ class InterleavedGenerator(ABC):
                 f"{name} has {context} + {text} = {context + text} tokens (an image counts "
                 f"{self.state_shape[0]}); this model reads {self.max_tokens}. Shorten it: nothing is cut"
             )
+
+
+def _all_finite(values: NDArray[np.floating[Any]]) -> bool:
+    if values.dtype != np.float16:
+        return bool(np.isfinite(values).all())
+    # NumPy converts them one by one, which took longer than all else that is done with a state.
+    exponents = values.view(np.uint16) & 0x7C00
+    return bool((exponents != 0x7C00).all())
 
 
 class _CallStates:
@@ -278,21 +286,21 @@ class _CallStates:
         self._digests: dict[int, str] = {}
 
     def __call__(self, rows: Tensor) -> Tensor:
+        model = self._generator._language
         numbers = rows // self._size
-        wanted = sorted(set(numbers.tolist()))
-        missing = [number for number in wanted if number not in self._states]
+        wanted = numbers.unique()
+        missing = [number for number in wanted.tolist() if number not in self._states]
         pictures = [number for number in missing if isinstance(self._images[number], Image)]
         if pictures:
             seen = self._generator._see([self._images[number] for number in pictures])
             self._states.update(zip(pictures, seen, strict=True))
-        for number in missing:
-            if isinstance(image := self._images[number], ImageState):
-                self._states[number] = torch.from_numpy(np.array(image.values))
-        states = torch.stack(
-            [self._states[number].to(rows.device, self._generator._language.dtype) for number in wanted]
-        )  # [images, tokens, D]
-        places = torch.searchsorted(torch.tensor(wanted, device=rows.device), numbers)
-        return states[places, rows % self._size]
+        given = {n: image for n in missing if isinstance(image := self._images[n], ImageState)}
+        if given:  # in one transfer
+            values = torch.from_numpy(np.stack([image.values for image in given.values()]))
+            self._states.update(zip(given, values.to(model.device, model.dtype), strict=True))
+        states = torch.stack([self._states[number] for number in wanted.tolist()])  # [images, tokens, D]
+        places = torch.searchsorted(wanted, numbers) * self._size + rows % self._size
+        return states.flatten(0, 1).index_select(0, places.to(model.device))
 
     def name(self, tokens: Tokens) -> Hashable:
         firsts = [-1 - token for token in tokens if token < 0 and (-1 - token) % self._size == 0]

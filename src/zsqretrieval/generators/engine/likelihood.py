@@ -102,7 +102,7 @@ class States(Protocol):
     """The image states of one call: computed when first needed, dropped after the last use."""
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Rows of all states laid end to end: int64 [n] to [n, D]."""
+        """Rows of all states laid end to end: int64 [n] on the CPU to [n, D] on the model's device."""
         ...
 
     def name(self, tokens: Tokens) -> Hashable:
@@ -165,7 +165,7 @@ class Reading:
 
     hidden: Tensor  # last hidden states [B, T, D] of the new positions; undefined beyond a row's length
     lengths: list[int]  # number of new positions of each row
-    mask: Tensor  # bool [B, P + T]: positions of the cache that are not padding
+    mask: Tensor  # bool [B, P + T], on the CPU: positions of the cache that are not padding
     cache: DynamicCache | None  # keys and values, padded as in ``mask``; None unless ``remember`` was set
 
     def pasts(self) -> list[Past]:
@@ -188,27 +188,24 @@ def read(
     """Read B rows, each not empty and after its own past, if any; keep keys and values if ``remember``."""
     device = model.device
     lengths = [len(feed) for feed in feeds]
-    before = torch.tensor([len(past) for past in pasts] or [0] * len(feeds), device=device)
+    # On the CPU, so that a GPU is not waited for before the batch is on its way.
+    before = torch.tensor([len(past) for past in pasts] or [0] * len(feeds))
     P, T = int(before.max()), max(lengths)
-    ids = torch.tensor([[*feed, *[0] * (T - len(feed))] for feed in feeds], device=device)  # [B, T]
-    steps = torch.arange(T, device=device)
+    ids = torch.tensor([[*feed, *[0] * (T - len(feed))] for feed in feeds])  # [B, T]
+    steps = torch.arange(T)
     mask = torch.cat(
-        [
-            torch.arange(P, device=device) < before[:, None],
-            steps < torch.tensor(lengths, device=device)[:, None],
-        ],
-        dim=1,
+        [torch.arange(P) < before[:, None], steps < torch.tensor(lengths)[:, None]], dim=1
     )  # [B, P + T]
-    embeds = model.embed(ids.clamp(min=0))  # [B, T, D]
-    seen = ids < 0
+    positions = (before[:, None] + steps).clamp(max=model.max_tokens - 1)  # padding may lie beyond the last
+    embeds = model.embed(ids.clamp(min=0).to(device))  # [B, T, D]
+    seen = (ids < 0).flatten()
     if seen.any():
-        embeds[seen] = states(-1 - ids[seen]).to(embeds)
+        places = seen.nonzero()[:, 0]
+        given = states(-1 - ids.flatten()[places]).to(embeds)
+        embeds.view(-1, embeds.shape[-1]).index_copy_(0, places.to(device), given)
     cache = _join(pasts, P) if pasts else DynamicCache() if remember else None
     hidden = model.forward(
-        embeds,
-        None if mask.all() else mask.long(),
-        (before[:, None] + steps).clamp(max=model.max_tokens - 1),  # padding may lie beyond the last position
-        cache,
+        embeds, None if mask.all() else mask.long().to(device), positions.to(device), cache
     )
     return Reading(hidden, lengths, mask, cache if remember else None)
 

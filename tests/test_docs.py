@@ -129,6 +129,13 @@ def integrations() -> Names:
     return evaluation()
 
 
+def milvus() -> Names:
+    for package in ("pymilvus", "milvus_lite"):
+        pytest.importorskip(package)
+    save_colours("bus.jpg", "park.jpg", "lake.jpg")
+    return {"encoder": ToyEncoder(), "generator": ToyGenerator()}
+
+
 def indexes() -> Names:
     encoder = ToyEncoder()
     return {"encoder": encoder, "vectors": encoder.encode_text(["red", "green"]), "path": Path("index")}
@@ -229,6 +236,7 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "integrations.md": integrations,
     "kosmos.md": toys,
     "laion.md": laion,
+    "milvus.md": milvus,
     "mini-encoder.md": toys,
     "own-vectors.md": photos,
     "questions.md": photos,

@@ -112,7 +112,7 @@ def test_added_images_can_be_read(catalog: Catalog) -> None:
     assert np.array_equal(catalog.log.get(np.array([2, 1, 2])), [vector(1), vector(2), vector(1)])
     assert catalog.log.get([1]).dtype == np.float32
     assert catalog.find("4.jpg") is None
-    assert catalog.known_ids(["1.jpg", "9.jpg"]) == {"1.jpg": 2}
+    assert {id: one.key for id, one in catalog.by_id(["1.jpg", "9.jpg"]).items()} == {"1.jpg": 2}
     assert catalog.known_digests([f"{3:064x}", "f"]) == {f"{3:064x}": 3}
     catalog.verify()
 
@@ -123,7 +123,7 @@ def test_empty_input_gives_empty_output(catalog: Catalog) -> None:
     catalog.remove([])
     assert catalog.records([]) == []
     assert catalog.log.get([]).shape == (0, DIM)
-    assert catalog.known_ids([]) == {}
+    assert catalog.by_id([]) == {}
     assert list(catalog.log.changes(Position())) == []
     assert len(catalog) == 0 and catalog.log.position == Position()
 
@@ -217,7 +217,7 @@ def test_unknown_keys_are_named(catalog: Catalog) -> None:
 
 
 def test_id_that_is_not_unicode_is_refused(catalog: Catalog) -> None:
-    for read in (catalog.find, lambda id: catalog.namesakes([id]), lambda id: catalog.known_ids([id])):
+    for read in (catalog.find, lambda id: catalog.namesakes([id]), lambda id: catalog.by_id([id])):
         with pytest.raises(InvalidInputError, match=r"'caf\\udce9' is not Unicode"):
             read("caf\udce9")
     assert len(catalog) == 0
@@ -389,7 +389,8 @@ class CatalogMachine(RuleBasedStateMachine):
         found = self.catalog.log.get(keys)
         assert all(np.array_equal(f, vector(self.model[key])) for f, key in zip(found, keys, strict=True))
         ids = {f"{number}.jpg": key for key, number in self.model.items()}
-        assert self.catalog.known_ids(f"{number}.jpg" for number in range(16)) == ids
+        found = self.catalog.by_id(f"{number}.jpg" for number in range(16))
+        assert {id: one.key for id, one in found.items()} == ids
 
     @invariant()
     def holds_the_same(self) -> None:

@@ -82,7 +82,7 @@ class Viewer:
         settings: AlbumSettings,
         generator: Generator | LazyGenerator | None,
         states: StatesMode | Literal["auto"],
-        album: Path,
+        album: Path | None,
     ) -> Viewer | None:
         """Rebuild the viewer of an album, unless another generator or mode is given."""
         part = settings.generator

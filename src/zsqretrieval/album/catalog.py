@@ -374,10 +374,6 @@ class Catalog:
         """The keys of the digests that are present, out of some."""
         return self._known("digest", list(digests))
 
-    def known_ids(self, ids: Iterable[str]) -> dict[str, int]:
-        """The keys of the ids that are present, out of some."""
-        return self._known("id", list(ids))
-
     def _known(self, column: str, values: Sequence[str]) -> dict[str, int]:
         at = {"id": 1, "digest": 6}[column]  # in a row
         return {row[at]: row[0] for row in self._database.read(_IMAGES, column, values)}
@@ -391,6 +387,12 @@ class Catalog:
         """The records of the digests that are present, by digest."""
         rows = self._database.read(_IMAGES, "digest", list(digests))
         return {record.digest: record for record in map(self._record, rows)}
+
+    def by_id(self, ids: Iterable[str]) -> dict[str, Record]:
+        """The records of the ids that are present, by id."""
+        return {
+            record.id: record for record in map(self._record, self._database.read(_IMAGES, "id", list(ids)))
+        }
 
     def namesakes(self, ids: Iterable[str]) -> list[Record]:
         """The records whose id is one of ``ids``, or one of them followed by ``#`` and anything; by id."""

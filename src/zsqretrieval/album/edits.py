@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,25 +12,24 @@ from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.errors import InvalidInputError
 
 
-def records_of(catalog: Catalog, ids: str | Iterable[str]) -> list[Record]:
-    """The records of n ids, in order; an InvalidInputError names an id that is not present."""
+def records_of(find: Callable[[list[str]], Mapping[str, Record]], ids: str | Iterable[str]) -> list[Record]:
+    """The records of n ids, in order; an InvalidInputError names an id that ``find`` does not."""
     if not isinstance(ids, Iterable):
         raise InvalidInputError(f"ids must be a string, or several in a list, not {shown(ids)}")
     wanted = [ids] if isinstance(ids, str) else list(ids)
-    with catalog.reading():
-        present = catalog.known_ids(id for id in wanted if isinstance(id, str))
-        if missing := [id for id in wanted if not isinstance(id, str) or id not in present]:
-            raise InvalidInputError(
-                f"{len(missing)} of {len(wanted)} ids are not in the album, the first is "
-                f"{shown(missing[0])}; nothing was changed"
-            )
-        return catalog.records([present[id] for id in wanted])
+    present = find([id for id in wanted if isinstance(id, str)])
+    if missing := [id for id in wanted if not isinstance(id, str) or id not in present]:
+        raise InvalidInputError(
+            f"{len(missing)} of {len(wanted)} ids are not in the album, the first is "
+            f"{shown(missing[0])}; nothing was changed"
+        )
+    return [present[id] for id in wanted]
 
 
 def remove(catalog: Catalog, ids: str | Iterable[str]) -> None:
     """Remove images and their kept bytes by id; all or none."""
     with catalog.transaction():
-        records = {record.key: record for record in records_of(catalog, ids)}
+        records = {record.key: record for record in records_of(catalog.by_id, ids)}
         catalog.remove(list(records))
     catalog.sweep_kept([record.digest for record in records.values()])
 
@@ -43,7 +42,7 @@ def update(
 ) -> None:
     """As :meth:`Retriever.update <zsqretrieval.retriever.Retriever.update>`."""
     with catalog.transaction():
-        records = records_of(catalog, ids)
+        records = records_of(catalog.by_id, ids)
         if len({record.key for record in records}) < len(records):
             raise InvalidInputError("an id is given twice; nothing was changed")
         count = len(records)

@@ -164,21 +164,12 @@ def add_blocks(
 ) -> AddReport:
     """As :meth:`Retriever.add_embeddings <zsqretrieval.retriever.Retriever.add_embeddings>`."""
     begin = time.perf_counter()
-    check_counts(batch_size=batch_size)
-    encoder = adder.encoder
-    for block in blocks:
-        if block.vectors.shape[1] != encoder.dim:
-            raise MismatchError(
-                f"{block.name}: of dim {block.vectors.shape[1]}, but the album's encoder "
-                f"{encoder.fingerprint!r} makes vectors of dim {encoder.dim}; use an album of their encoder"
-            )
-        for first in () if block.mapped else range(0, len(block), batch_size):
-            _checked(block, first, batch_size)
+    check_blocks(blocks, adder.encoder, batch_size)
     done, total = _Done(), sum(map(len, blocks))
     with Reopener() as files:
         for block in blocks:
             for n, rows in enumerate(batched(block.rows, batch_size)):
-                vectors = _checked(block, n * batch_size, batch_size)
+                vectors = checked_rows(block, n * batch_size, batch_size)
                 batch = _Batch(adder.catalog, files, block.vectors.dtype)
                 images = batch.images(vectors, rows)
                 done.repeated += len(rows) - len(images)
@@ -198,6 +189,19 @@ def add_blocks(
     )
 
 
+def check_blocks(blocks: Sequence[Block], encoder: Encoder, batch_size: int) -> None:
+    """Check the dim of vectors, and the length of those in memory; errors as :func:`add_blocks`."""
+    check_counts(batch_size=batch_size)
+    for block in blocks:
+        if block.vectors.shape[1] != encoder.dim:
+            raise MismatchError(
+                f"{block.name}: of dim {block.vectors.shape[1]}, but the album's encoder "
+                f"{encoder.fingerprint!r} makes vectors of dim {encoder.dim}; use an album of their encoder"
+            )
+        for first in () if block.mapped else range(0, len(block), batch_size):
+            checked_rows(block, first, batch_size)
+
+
 @dataclass(slots=True)
 class _Done:
     ids: dict[Fate, list[str]] = field(default_factory=lambda: {fate: [] for fate in get_args(Fate)})
@@ -206,7 +210,7 @@ class _Done:
     rows: int = 0
 
 
-def _checked(block: Block, first: int, count: int) -> NDArray[np.float32]:
+def checked_rows(block: Block, first: int, count: int) -> NDArray[np.float32]:
     """Some vectors as float32; an InvalidInputError names the first row that is no unit vector."""
     begin, end, within = first, first + count, slice(None)
     if block.kept is not None:
@@ -240,7 +244,7 @@ class _Batch:
 
         A row is known by its id and vector, which is compared at the precision it has here.
         """
-        found = [_new_image(vector, row) for vector, row in zip(vectors, rows, strict=True)]
+        found = [new_image(vector, row) for vector, row in zip(vectors, rows, strict=True)]
         present = self._present(found)
         unseen: list[NewImage] = []
         for one in found:
@@ -255,8 +259,7 @@ class _Batch:
             if record is not None:
                 one.digest = record.digest
                 self.known[record.digest] = record
-        for some in batched(unseen, _IMAGES_AT_ONCE):
-            self._look(some)
+        look(self._files, unseen)
         self.known |= self._catalog.by_digest(one.digest for one in found if one.digest not in self.known)
         for one in found:
             if one.digest in self.known:
@@ -274,15 +277,18 @@ class _Batch:
                 found.setdefault(name, []).append((record, vector))
         return found
 
-    def _look(self, images: Sequence[NewImage]) -> None:
-        """Give those whose source is an image its digest and size."""
-        opened = [(one, image) for one in images if (image := _open(self._files, one.source)) is not None]
+
+def look(files: Reopener, images: Sequence[NewImage]) -> None:
+    """Give those whose source is an image its digest and size."""
+    for some in batched(images, _IMAGES_AT_ONCE):
+        opened = [(one, image) for one in some if (image := _open(files, one.source)) is not None]
         for (one, _), facts in zip(opened, in_threads(_facts, [image for _, image in opened]), strict=True):
             if facts is not None:
                 one.digest, one.width, one.height, one.bytes = facts
 
 
-def _new_image(vector: NDArray[np.float32], row: VectorRow) -> NewImage:
+def new_image(vector: NDArray[np.float32], row: VectorRow) -> NewImage:
+    """A row as an image of the album, without its image."""
     source = row.source
     if source is not None and not os.path.isabs(source) and os.path.isfile(source):  # noqa: PTH113, PTH117
         source = path_text(Path(source).absolute())

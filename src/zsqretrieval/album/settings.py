@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, Protocol, TypedDict, cast
 
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Position
@@ -26,6 +26,24 @@ class PartName(TypedDict):
     config: dict[str, Any]
 
 
+class Described(Protocol):
+    """What has settings: a catalog, or a collection of Milvus."""
+
+    @property
+    def where(self) -> str:
+        """Its name in error messages."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What it was made with."""
+        ...
+
+    def setting(self, name: str) -> Any:
+        """What it was last saved with, else made with; None without."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class AlbumSettings:
     """What an album was made with, or last saved with."""
@@ -38,8 +56,8 @@ class AlbumSettings:
     calibration: Mapping[str, Any] | None  # parts and numbers by name
 
     @classmethod
-    def read(cls, catalog: Catalog) -> AlbumSettings:
-        """Read the settings of a catalog.
+    def read(cls, catalog: Described) -> AlbumSettings:
+        """Read the settings of a catalog or collection.
 
         Raises:
             IntegrityError: they are missing or of another shape.

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,22 +20,26 @@ from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_counts
 from zsqretrieval._util.processes import Lock
-from zsqretrieval.album.candidates import StatesMode, Viewer
-from zsqretrieval.album.catalog import Record
-from zsqretrieval.album.edits import records_of, remove, update
+from zsqretrieval.album.candidates import StatesMode
+from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.edits import records_of, update
 from zsqretrieval.album.info import CATALOG
 from zsqretrieval.album.ingest import Adder, AddReport
+from zsqretrieval.album.milvus import milvus_at
 from zsqretrieval.album.removal import removal_list
+from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data.images import ImageLike
 from zsqretrieval.data.sources import Reopener, Row
-from zsqretrieval.errors import AlbumError
+from zsqretrieval.errors import AlbumError, InvalidInputError
 from zsqretrieval.generators.lazy import LazyGenerator
+from zsqretrieval.indexes.milvus import Milvus
 from zsqretrieval.laion.safety import SafetyLike
 from zsqretrieval.presets import Calibration, Preset, preset_named
 from zsqretrieval.protocols import Encoder, Generator, Index
 from zsqretrieval.retriever import opening
-from zsqretrieval.retriever.opening import Parts
+from zsqretrieval.retriever.opening import MilvusParts, Parts
 from zsqretrieval.search.expansion import QuestionIndex
+from zsqretrieval.search.store import Store
 from zsqretrieval.types import MAX_PIXELS, Progress
 
 
@@ -55,20 +59,41 @@ class Album:
         folder = None if path is None else opening.album_path(path).absolute()
         self._attach(opening.new_parts(encoder, index, generator, folder, states, calibration))
 
-    def _attach(self, parts: Parts) -> None:
+    def _attach(self, parts: Parts | MilvusParts) -> None:
         self.encoder, self.calibration = parts.encoder, parts.calibration
-        self._catalog, self._viewer, self._path = parts.catalog, parts.viewer, parts.path
-        self._index = parts.index
-        self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.like, parts.path)
-        self._parts = parts
+        self._store: Store = parts.store
+        self._viewer = parts.viewer
+        self._path, self._question_index = None, None
+        if isinstance(parts, Parts):
+            self._path = parts.path
+            self._question_index = QuestionIndex(parts.catalog, parts.encoder, parts.index.like, parts.path)
+        self._given = parts
         self._saving: Lock = self.__dict__.get("_saving") or Lock()  # held while others are attached
+
+    @property
+    def _parts(self) -> Parts:
+        """The parts of an album with a catalog."""
+        if not isinstance(self._given, Parts):
+            raise InvalidInputError(
+                f"{self._given.store.where} can be searched, added to with add_embeddings, and removed from; "
+                "anything else needs an album in a directory or in memory (docs/milvus.md)"
+            )
+        return self._given
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._parts.catalog
+
+    @property
+    def _index(self) -> IndexSync:
+        return self._parts.index
 
     def _adder(self) -> Adder:
         parts = self._parts  # of one moment, so that encoder and catalog belong together
         return Adder(parts.encoder, parts.catalog, parts.index, parts.viewer, removal_list(self._path))
 
     @classmethod
-    def _of(cls, parts: Parts) -> Self:
+    def _of(cls, parts: Parts | MilvusParts) -> Self:
         retriever = cls.__new__(cls)
         retriever._attach(parts)
         return retriever
@@ -99,7 +124,7 @@ class Album:
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Milvus,
         preset: str | Preset | None = None,
         *,
         encoder: Encoder | None = None,
@@ -116,7 +141,8 @@ class Album:
         RuntimeWarning.
 
         Args:
-            path: the album's directory.
+            path: the album's directory; or a collection of Milvus (docs/milvus.md), such as
+                ``"milvus://host:19530/photos"`` or ``"milvus:photos.db"``, made with ``encoder`` or a preset.
             preset: parts of a new album; None if the album must exist. The encoder of an existing album must
                 be the preset's.
             encoder: for an album whose encoder is not a plugin; must have its fingerprint.
@@ -137,20 +163,29 @@ class Album:
         """
         named = None if preset is None else preset_named(preset)
         given = encoder, index, generator, states, calibration, trust_parts
-        return cls._of(opening.open_parts(opening.album_path(path), named, *given))
+        place = milvus_at(path)
+        if place is not None:
+            return cls._of(opening.open_milvus(place, named, *given))
+        return cls._of(opening.open_parts(opening.album_path(cast(str, path)), named, *given))
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
         """Write the indexes beside the catalog; atomic.
 
         This only saves the next :meth:`open` from indexing again: images, vectors and features are on disk
         when :meth:`add` returns. An album in memory needs ``path`` and is on disk afterwards. An index that
-        is not a plugin is not written. Features and kept bytes of removed images are deleted.
+        is not a plugin is not written. Features and kept bytes of removed images are deleted. A collection of
+        Milvus indexes what was added last.
 
         Raises:
             AlbumError: no path was ever given, the album is elsewhere, or ``path`` holds an album.
             OSError: the disk refuses; the earlier save is still valid.
         """
+        described = opening.described_parts(self._viewer, self.calibration)
+        if isinstance(self._given, MilvusParts) and path is None:
+            self._given.store.save(described)
+            return
         with self._saving:
+            catalog = self._catalog
             if self._path is None:
                 if path is None:
                     raise AlbumError("this album is in memory; say where to save it: save(path)")
@@ -161,19 +196,18 @@ class Album:
             elif path is not None and opening.album_path(path).absolute() != self._path:
                 raise AlbumError(f"this album is in {self._path}; copy that directory to {path} instead")
             self._index.save(self._path)
-            self._question_index.save(self._path)
-            self._catalog.sweep_kept()
+            cast(QuestionIndex, self._question_index).save(self._path)
+            catalog.sweep_kept()
             if self._viewer is not None:
                 self._viewer.move_to(self._path)
-                self._viewer.sweep(self._catalog.known_digests)
-                described = Viewer.describe(self._viewer)
-                if described["part"] is not None:
-                    self._catalog.change_setting("generator", described)
-            self._catalog.change_setting("calibration", self.calibration.describe())
+                self._viewer.sweep(catalog.known_digests)
+                if described["generator"]["part"] is not None:
+                    catalog.change_setting("generator", described["generator"])
+            catalog.change_setting("calibration", described["calibration"])
 
     def close(self) -> None:
         """Close the album; call :meth:`save` first to keep the index."""
-        self._catalog.close()
+        self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -210,32 +244,38 @@ class Album:
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._catalog)
+        return len(self._store)
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and self._catalog.find(id) is not None
+        return isinstance(id, str) and self._store.find(id) is not None
 
     def __repr__(self) -> str:
+        given = self._given
+        if isinstance(given, MilvusParts):
+            return f"Retriever({type(self.encoder).__name__}, {given.store.where})"
         parts = f"{type(self.encoder).__name__}, {type(self._index.like).__name__}"
         return f"Retriever({parts}, in {self._path or 'memory'})"
 
     def records(self) -> Iterator[Record]:
-        """Iterate over the records of all images, oldest first."""
-        return self._catalog.iter_records()
+        """Iterate over the records of all images, oldest first; in a collection of Milvus in any order."""
+        return self._store.iter_records()
 
     def find(self, id: str) -> Record | None:
         """Look up the record of one image; None when there is none."""
-        return self._catalog.find(id)
+        return self._store.find(id)
 
     def files(self) -> Reopener:
         """Open images: ``with retriever.files() as files: files.open(hit.source, hit.digest)``."""
-        return self._catalog.kept.files()
+        return self._store.kept.files()
 
     def vector(self, id: str) -> NDArray[np.float32]:
         """Copy the vector of one image, float32 [dim]; an InvalidInputError if no image has the id."""
-        (vector,) = self._catalog.log.get([records_of(self._catalog, [id])[0].key])
-        found: NDArray[np.float32] = vector.copy()
-        return found
+        while True:
+            (record,) = records_of(self._store.by_id, [id])
+            here, vectors = self._store.stored([record.key])
+            if here:  # else it was removed between the two steps
+                found: NDArray[np.float32] = vectors[0].copy()
+                return found
 
     def add(
         self,
@@ -313,5 +353,4 @@ class Album:
         Raises:
             InvalidInputError: an id is not in the album, or no string; names it. Nothing has changed.
         """
-        remove(self._catalog, ids)
-        self._index.follow()
+        self._store.remove(ids)

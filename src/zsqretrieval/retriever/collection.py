@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from zsqretrieval.album.info import find_catalog
 from zsqretrieval.album.ingest import AddReport
 from zsqretrieval.album.merge import MergeReport, merge
 from zsqretrieval.album.reencode import ReencodeReport, Reencoding
-from zsqretrieval.album.removal import RemovalReport, count_found, extended, find_listed
+from zsqretrieval.album.removal import RemovalReport, count_found, extended, find_listed, removal_list
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 from zsqretrieval.laion.hashes import read_names
 from zsqretrieval.laion.safety import Denied, SafetyLike
@@ -38,6 +39,8 @@ from zsqretrieval.presets import Calibration
 from zsqretrieval.protocols import Encoder, Index
 from zsqretrieval.retriever import opening
 from zsqretrieval.retriever.album import Album
+from zsqretrieval.retriever.opening import MilvusParts
+from zsqretrieval.search.expansion import QuestionIndex
 from zsqretrieval.types import MAX_PIXELS, Progress
 
 
@@ -88,10 +91,10 @@ class Collection(Album):
             IntegrityError: a file is damaged, or has other numbers of vectors and rows.
             MissingDependencyError: a folder without pyarrow.
         """
-        adder = self._adder()
-        denied: Denied = {}
+        given, denied = self._given, cast(Denied, {})
+        removed = removal_list(self._path)
         if fingerprint is not None:
-            check_fingerprint(fingerprint, adder.encoder, "the vectors")
+            check_fingerprint(fingerprint, given.encoder, "the vectors")
         if isinstance(vectors, str | os.PathLike):
             if not isinstance(metadata, str | os.PathLike | None) or any(
                 one is not None for one in (ids, sources, captions)
@@ -99,19 +102,23 @@ class Collection(Album):
                 raise InvalidInputError(
                     "a folder of embeddings has its own ids, metadata, sources and captions"
                 )
-            blocks = folder_blocks(vectors, metadata, adder.encoder, safety, adder.removed, denied)
+            blocks = folder_blocks(vectors, metadata, given.encoder, safety, removed, denied)
         elif isinstance(metadata, str | os.PathLike):
             raise InvalidInputError("metadata of arrays must be a list of mappings, not a path")
         else:
-            blocks = [given_block(vectors, ids, metadata, sources, captions, safety, adder.removed, denied)]
-        return add_blocks(blocks, adder, denied=denied, batch_size=batch_size, progress=progress)
+            blocks = [given_block(vectors, ids, metadata, sources, captions, safety, removed, denied)]
+        how: dict[str, Any] = {"denied": denied, "batch_size": batch_size, "progress": progress}
+        if isinstance(given, MilvusParts):
+            return given.store.add(blocks, given.encoder, **how)
+        return add_blocks(blocks, self._adder(), **how)
 
     def remove_listed(
         self, names: str | os.PathLike[str] | Sequence[str], *, progress: Progress | None = None
     ) -> RemovalReport:
         """Remove the images that a list names, for good, and save; see docs/laion.md.
 
-        The names join the album's removal list, and nothing on it can be added again. Vectors, records,
+        The names join the album's removal list, and nothing on it can be added again; a collection of Milvus
+        keeps none, so give them to ``Safety(removed=...)`` when you add to it. Vectors, records,
         questions, kept bytes and cached features are deleted, from the index, too, and overwritten on disk. A
         search for each of the removed vectors shows that they are gone.
 
@@ -129,27 +136,31 @@ class Collection(Album):
         given = read_names(Path(names)) if isinstance(names, str | os.PathLike) else list(names)
         if not all(isinstance(name, str) for name in given):
             raise InvalidInputError("names must be texts: URLs, digests, uids, or numbers as texts")
-        if self._path is None:
+        on_server = isinstance(self._given, MilvusParts)
+        if self._path is None and not on_server:
             raise AlbumError("an album in memory keeps no removal list; save(path) it first")
-        removed = extended(self._path, given)
-        records = find_listed(self._catalog, removed, progress)
+        with tempfile.TemporaryDirectory() as temporary:
+            removed = extended(self._path or Path(temporary), given)
+            records = find_listed(self._store, removed, progress)
+            listed = len(removed)
         keys = [one.key for one in records]
-        vectors = self._catalog.log.get(keys)
-        before = count_found(self._index.update(), keys, vectors)
+        _, vectors = self._store.stored(keys)
+        before = count_found(self._store, keys, vectors)
         self.remove([one.id for one in records])
-        if keys:
+        if keys and self._path is not None:
             self._index.compact()
-            self._question_index.compact()
+            cast(QuestionIndex, self._question_index).compact()
             sweep_all(self._path, self._catalog.known_digests)
         self.save()
-        self._catalog.flush()
-        after = count_found(self._index.update(), keys, vectors)
-        if after or self._catalog.known_keys(keys):
+        if not on_server:
+            self._catalog.flush()
+        after = count_found(self._store, keys, vectors)
+        if after or self._store.stored(keys)[0]:
             raise IntegrityError(
-                f"{self._path}: a search still finds {after} removed images; delete the folder of its index "
-                "and open the album again"
+                f"{self._path or self}: a search still finds {after} removed images; delete the folder of "
+                "its index and open the album again"
             )
-        return RemovalReport(len(removed), len(keys), before, after, len(self), time.perf_counter() - begin)
+        return RemovalReport(listed, len(keys), before, after, len(self), time.perf_counter() - begin)
 
     def remove_duplicates(self, cosine: float, *, progress: Progress | None = None) -> int:
         """Remove images that are near-duplicates of an earlier one; returns how many.

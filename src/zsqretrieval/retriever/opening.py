@@ -12,10 +12,12 @@ from typing import Any, Literal, cast
 from zsqretrieval.album.candidates import StatesMode, Viewer
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.info import CATALOG, check_files, find_catalog
+from zsqretrieval.album.milvus import MilvusStore
 from zsqretrieval.album.settings import AlbumSettings, PartName, SavedIndex
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, MismatchError
 from zsqretrieval.generators.lazy import LazyGenerator
+from zsqretrieval.indexes.milvus import Milvus
 from zsqretrieval.plugins import (
     Kind,
     check_empty_index,
@@ -27,6 +29,7 @@ from zsqretrieval.plugins import (
 )
 from zsqretrieval.presets import PRESETS, Calibration, Preset
 from zsqretrieval.protocols import Configurable, Encoder, Generator, Index
+from zsqretrieval.search.store import AlbumStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,21 @@ class Parts:
     calibration: Calibration  # of encoder and generator
     path: Path | None  # directory of the album; None while it is in memory
     trusted: bool  # whether any part that the album names may be loaded
+
+    @property
+    def store(self) -> AlbumStore:
+        """The images, as a search needs them."""
+        return AlbumStore(self.catalog, self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class MilvusParts:
+    """The parts of a retriever over a collection of Milvus."""
+
+    encoder: Encoder
+    store: MilvusStore
+    viewer: Viewer | None
+    calibration: Calibration
 
 
 def new_parts(
@@ -61,8 +79,7 @@ def new_parts(
         "encoder": encoder.fingerprint,
         "encoder_part": describe("encoder", encoder),
         "index": describe("index", index),
-        "generator": Viewer.describe(viewer),
-        "calibration": calibration.describe(),
+        **described_parts(viewer, calibration),
     }
     catalog = Catalog.create(None if path is None else path / CATALOG, dim=encoder.dim, settings=settings)
     return Parts(encoder, catalog, IndexSync(catalog, catalog.log, index), viewer, calibration, path, True)
@@ -106,29 +123,10 @@ def open_parts(
         if preset is not None:
             preset.check_album(settings.encoder_part, path)
         if not trust_parts:
-            named: list[tuple[Kind, Any, PartName | None]] = [
-                ("encoder", encoder, settings.encoder_part),
-                ("index", index, index_part),
-                ("generator", generator, settings.generator),
-                *(("fusion", calibration, one) for one in (settings.calibration or {}).values()),
-            ]
-            for kind, given, part in named:
-                if given is None and isinstance(part, dict):
-                    _check_trusted(kind, part, preset, path)
-        if encoder is None:
-            encoder = restore("encoder", settings.encoder_part, path)
-        check_part("encoder", encoder)
-        if settings.encoder != encoder.fingerprint:
-            raise MismatchError(
-                f"{path} was made with encoder {settings.encoder!r}, but this encoder is "
-                f"{encoder.fingerprint!r}: their vectors cannot be compared; pass that encoder, or add the "
-                "images to a new album"
-            )
-        if catalog.dim != encoder.dim:
-            raise MismatchError(
-                f"{path} has vectors of dim {catalog.dim}, its encoder makes vectors of dim {encoder.dim}; "
-                "restore a backup"
-            )
+            _check_named(settings, encoder, generator, calibration, preset, path)
+            if index is None and index_part is not None:
+                _check_trusted("index", index_part, preset, path)
+        encoder = _encoder_of(settings, encoder, catalog.dim, path)
         if index is None:
             empty = restore("index", index_part, path)
             sync = IndexSync.saved(catalog, catalog.log, encoder, path, empty=empty)
@@ -141,6 +139,91 @@ def open_parts(
         catalog.close()
         raise
     return Parts(encoder, catalog, sync, viewer, calibration, path, trust_parts)
+
+
+def open_milvus(
+    place: Milvus,
+    preset: Preset | None,
+    encoder: Encoder | None,
+    index: Index | None,
+    generator: Generator | LazyGenerator | None,
+    states: StatesMode | Literal["auto"],
+    calibration: Calibration | None,
+    trust_parts: bool,
+) -> MilvusParts:
+    """Open a collection; if there is none, make it with the encoder or preset; as :func:`open_parts`."""
+    if index is not None or states == "disk":
+        raise InvalidInputError(
+            "a collection of Milvus has its own index and caches no image features: leave out index and "
+            "states='disk'; its parameters are those of zsqretrieval.indexes.milvus.Milvus (docs/milvus.md)"
+        )
+    store = MilvusStore(place)
+    try:
+        if not store.open():
+            if preset is None and encoder is None:
+                raise AlbumError(f"{store.where} does not exist; give a preset or an encoder to make it")
+            encoder = encoder or cast(Preset, preset).make_encoder()
+            check_part("encoder", encoder)
+            generator = generator or (preset.make_generator() if preset else None)
+            calibration = calibration or (preset.calibration if preset else Calibration())
+            described = {
+                "encoder": encoder.fingerprint,
+                "encoder_part": describe("encoder", encoder),
+                "index": None,
+                **described_parts(Viewer.of(generator, None, None), calibration),
+            }
+            store.create(encoder.dim, described)
+        settings = AlbumSettings.read(store)
+        if preset is not None and encoder is None:
+            preset.check_album(settings.encoder_part, store.where)
+        if not trust_parts:
+            _check_named(settings, encoder, generator, calibration, preset, store.where)
+        encoder = _encoder_of(settings, encoder, store.dim, store.where)
+        viewer = Viewer.restore(settings, generator, None, None)
+        calibration = calibration or Calibration.restore(settings.calibration, store.where)
+    except BaseException:
+        store.close()
+        raise
+    return MilvusParts(encoder, store, viewer, calibration)
+
+
+def described_parts(viewer: Viewer | None, calibration: Calibration) -> dict[str, Any]:
+    """The settings of a generator and a calibration, as they are saved."""
+    return {"generator": Viewer.describe(viewer), "calibration": calibration.describe()}
+
+
+def _check_named(
+    settings: AlbumSettings, encoder: object, generator: object, calibration: object,
+    preset: Preset | None, path: object,
+) -> None:  # fmt: skip
+    """Check the parts that an album names and nobody gives, all but the index; as :func:`_check_trusted`."""
+    named: list[tuple[Kind, object, Any]] = [
+        ("encoder", encoder, settings.encoder_part),
+        ("generator", generator, settings.generator),
+        *(("fusion", calibration, one) for one in (settings.calibration or {}).values()),
+    ]
+    for kind, given, part in named:
+        if given is None and isinstance(part, dict):
+            _check_trusted(kind, cast(PartName, part), preset, path)
+
+
+def _encoder_of(settings: AlbumSettings, encoder: Encoder | None, dim: int, path: object) -> Encoder:
+    """The encoder of an album, given or restored; a MismatchError if its vectors are another's."""
+    if encoder is None:
+        encoder = cast(Encoder, restore("encoder", settings.encoder_part, path))
+    check_part("encoder", encoder)
+    if settings.encoder != encoder.fingerprint:
+        raise MismatchError(
+            f"{path} was made with encoder {settings.encoder!r}, but this encoder is "
+            f"{encoder.fingerprint!r}: their vectors cannot be compared; pass that encoder, or add the "
+            "images to a new album"
+        )
+    if dim != encoder.dim:
+        raise MismatchError(
+            f"{path} has vectors of dim {dim}, its encoder makes vectors of dim {encoder.dim}; "
+            "restore a backup"
+        )
+    return encoder
 
 
 def index_like(index: Index, encoder: Encoder) -> Index:
@@ -195,7 +278,7 @@ def unpack_parts(path: Path, encoder: Any, index: Any, *given: Any) -> Parts:
     return open_parts(path, None, encoder, index and restore("index", index, path), *given)
 
 
-def _check_trusted(kind: Kind, part: PartName, preset: Preset | None, path: Path) -> None:
+def _check_trusted(kind: Kind, part: PartName, preset: Preset | None, path: object) -> None:
     """Refuse to load what only the album names.
 
     A part is restored if all its settings are harmless (:func:`~zsqretrieval.plugins.names_nothing`), apart

@@ -24,7 +24,7 @@ from zsqretrieval.dialog.gallery import AlbumGallery
 from zsqretrieval.dialog.policies import InformationGain, Policy
 from zsqretrieval.errors import AlbumError, InvalidInputError
 from zsqretrieval.retriever.collection import Collection
-from zsqretrieval.retriever.opening import Parts
+from zsqretrieval.retriever.opening import MilvusParts, Parts
 from zsqretrieval.search.dense import FirstStage, MinProbability
 from zsqretrieval.search.image_to_text import TextRanking, rank_texts
 from zsqretrieval.search.pipeline import Pipeline, Request
@@ -69,9 +69,6 @@ class Retriever(Collection):
             :class:`~zsqretrieval.protocols.ImageStates` has none, and takes ``"lazy"`` or None.
         calibration: the constants of this pair of encoder and generator.
 
-    Attributes:
-        questions: stored questions; see :class:`~zsqretrieval.tasks.album_questions.AlbumQuestions`.
-
     Raises:
         MismatchError: index and encoder differ in dim or fingerprint.
         InvalidInputError: a part is not of its kind, the index is not empty, or ``states="disk"``
@@ -81,11 +78,18 @@ class Retriever(Collection):
     All methods are safe to call from several threads; searches run while images are added.
     """
 
-    def _attach(self, parts: Parts) -> None:
+    def _attach(self, parts: Parts | MilvusParts) -> None:
         super()._attach(parts)
-        self._first_stage = FirstStage(parts.encoder, parts.catalog, parts.index, self._question_index)
-        self._pipeline = Pipeline(self._first_stage, parts.viewer, parts.catalog)
-        self.questions = AlbumQuestions(parts.catalog, parts.encoder, self._first_stage.keys, parts.viewer)
+        self._first_stage = FirstStage(parts.encoder, self._store, self._question_index)
+        self._pipeline = Pipeline(self._first_stage, parts.viewer, self._store)
+        if isinstance(parts, Parts):
+            self._questions = AlbumQuestions(parts.catalog, parts.encoder, parts.store.keys, parts.viewer)
+
+    @property
+    def questions(self) -> AlbumQuestions:
+        """Stored questions; see :class:`~zsqretrieval.tasks.album_questions.AlbumQuestions`."""
+        self._parts  # noqa: B018  # refuses a collection of Milvus
+        return self._questions
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a str is a question, though a Sequence, too
@@ -186,7 +190,7 @@ class Retriever(Collection):
 
     def _has_replaced(self, pipeline: Pipeline) -> bool:
         """Whether :meth:`reencode` in another thread replaces a pipeline; returns when it has."""
-        if self._catalog.log.retired:
+        if isinstance(self._given, Parts) and self._catalog.log.retired:
             with self._saving:
                 pass
         return pipeline is not self._pipeline

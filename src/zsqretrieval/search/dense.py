@@ -1,9 +1,6 @@
 """The first stage of a search: nearest images by vector, alone or joined with stored questions.
 
-    texts or images --encoder--> vectors --index--> keys --catalog--> records --> hits, best first
-
-The index may briefly hold keys that are no longer in the catalog. A hit that was removed between the two
-steps makes the search start again.
+texts or images --encoder--> vectors --store--> records --> hits, best first
 """
 
 from __future__ import annotations
@@ -12,26 +9,25 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.filters import Filter
-from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.encoders.checked import encode_images, encode_texts
-from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
-from zsqretrieval.indexes.checks import nearest, unit_rows
+from zsqretrieval.errors import InvalidInputError, MismatchError
+from zsqretrieval.indexes.checks import unit_rows
 from zsqretrieval.protocols import Encoder, truncated
-from zsqretrieval.search.among import nearest_among
 from zsqretrieval.search.diversity import collapsed
-from zsqretrieval.search.expansion import Candidate, QuestionIndex, compare, hit_of
+from zsqretrieval.search.expansion import Candidate, QuestionIndex, hit_of
 from zsqretrieval.search.fusion import FIRST_STAGE, NORMALIZED, Fusion, best_first
 from zsqretrieval.search.query import Query
 from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.search.relevance import Relevance
-from zsqretrieval.types import Hit, Image, Neighbors
+from zsqretrieval.search.store import Store
+from zsqretrieval.types import Hit, Image
 
 _CANCELLED = 1e-6
 """Share of the weights below which a sum of vectors is rounding."""
@@ -58,19 +54,12 @@ class MinProbability:
 
 @final
 class FirstStage:
-    """Searches an album by vectors; ``follower`` is its index of images, ``questions`` that of questions."""
+    """Searches a store by vectors; ``questions`` is the index of its questions, None where there are none."""
 
-    def __init__(
-        self, encoder: Encoder, catalog: Catalog, follower: IndexSync, questions: QuestionIndex
-    ) -> None:
-        self._encoder, self._catalog, self._follower = encoder, catalog, follower
-        self._questions = questions
+    def __init__(self, encoder: Encoder, store: Store, questions: QuestionIndex | None) -> None:
+        self._encoder, self._store, self._questions = encoder, store, questions
         self._relevance: dict[tuple[float, float], Relevance] = {}  # by its constants
         self._has_warned = False  # of a question that the encoder cuts
-
-    def keys(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """Keys int64 [q, at most k] of the images nearest to vectors [q, dim], best first; -1 for none."""
-        return self._neighbors(vectors, k, None).keys
 
     def search(
         self,
@@ -94,7 +83,7 @@ class FirstStage:
             collapse: cosine similarity from which near-duplicates of a candidate are left out.
             relevance: only candidates that are probably relevant.
         """
-        if expansion is not None and not len(self._questions):
+        if expansion is not None and not self._questions:
             raise InvalidInputError(
                 "this album has no stored questions to search; make some with Retriever.questions.generate() "
                 "or `zsq questions ALBUM`, or leave expand out"
@@ -104,7 +93,7 @@ class FirstStage:
         begin = time.perf_counter()
         vectors = self._encode(queries)
         encoded = time.perf_counter()
-        among = None if where is None else self._catalog.fields.matching(where)
+        among = None if where is None else self._store.matching(where)
 
         def look(some: list[int], depth: int) -> list[list[Candidate]]:
             """The candidates of some queries, normalised."""
@@ -225,68 +214,31 @@ class FirstStage:
         return unit
 
     def _vector_of(self, hit: Hit) -> NDArray[np.float32]:
-        with self._catalog.reading():
-            record = self._catalog.find(hit.id)
-            if record is None or (record.key, record.digest) != (hit.key, hit.digest):
-                raise InvalidInputError(
-                    f"the hit {hit.id!r} is not of this album, or was removed; search with the image itself"
-                )
-            vectors = self._catalog.log.get([hit.key])
-        vector: NDArray[np.float32] = unit_rows(vectors, self._encoder.dim)[0]
+        record = self._store.find(hit.id)
+        here, vectors = self.present([hit])
+        if record is None or (record.key, record.digest) != (hit.key, hit.digest) or not here:
+            raise InvalidInputError(
+                f"the hit {hit.id!r} is not of this album, or was removed; search with the image itself"
+            )
+        vector: NDArray[np.float32] = vectors[0]
         return vector
 
-    def _neighbors(self, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | None) -> Neighbors:
-        index = self._follower.update()
-        if among is None:
-            return nearest(index, vectors, k)
-        while True:
-            try:
-                return nearest_among(index, vectors, k, among, self._catalog.log.get)
-            except InvalidInputError:  # one of them was just removed: search among the others
-                left = np.array(sorted(self._catalog.known_keys(among)), np.int64)
-                if len(left) == len(among):
-                    raise
-                among = left
-
-    def _nearest(
-        self, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | None
-    ) -> list[list[Candidate]]:
-        while True:
-            position = self._catalog.log.position
-            try:
-                neighbors = self._neighbors(vectors, k, among)
-                there = neighbors.keys >= 0  # [q, k]
-                wanted = np.unique(neighbors.keys[there])
-                records = dict(zip(wanted.tolist(), self._catalog.records(wanted), strict=True))
-            except InvalidInputError as error:  # a hit was removed between the two steps: search again
-                if position == self._catalog.log.position:
-                    raise IntegrityError(
-                        f"the index {type(self._follower.index).__name__} and the catalog of this album "
-                        f"disagree: {error}"
-                    ) from error
-                continue
-            return [
-                [
-                    (records[key], hit_of(records[key], {FIRST_STAGE: score}))
-                    for key, score in zip(keys[row].tolist(), scores[row].tolist(), strict=True)
-                ]
-                for keys, scores, row in zip(neighbors.keys, neighbors.scores, there, strict=True)
-            ]
+    def _nearest(self, vectors: NDArray[np.float32], k: int, among: Any) -> list[list[Candidate]]:
+        return [
+            [(record, hit_of(record, {FIRST_STAGE: score})) for record, score in found]
+            for found in self._store.nearest(vectors, k, among)
+        ]
 
     def _expanded(
-        self, vector: NDArray[np.float32], k: int, expansion: Fusion, among: NDArray[np.int64] | None
+        self, vector: NDArray[np.float32], k: int, expansion: Fusion, among: Any
     ) -> list[Candidate]:
-        by_image = self._neighbors(vector, k, among).keys[0]
-        by_question = self._questions.nearest(vector, k, among)
-        keys = np.concatenate([by_image[by_image >= 0], by_question])
-        return compare(self._catalog, keys, vector, expansion)[:k]
+        assert self._questions is not None
+        by_image = [record.key for record, _ in self._store.nearest(vector, k, among)[0]]
+        return self._questions.joined(np.array(by_image, np.int64), vector, k, expansion, among)
 
     def present(self, hits: Sequence[Hit]) -> tuple[list[int], NDArray[np.float32]]:
         """The positions of the hits that are still in the album, and their unit vectors float32 [n, dim]."""
-        with self._catalog.reading():
-            known = self._catalog.known_keys([hit.key for hit in hits])
-            here = [n for n, hit in enumerate(hits) if hit.key in known]
-            vectors = self._catalog.log.get([hits[n].key for n in here])
+        here, vectors = self._store.stored([hit.key for hit in hits])
         return here, unit_rows(vectors, self._encoder.dim)
 
     def _collapsed(self, found: Sequence[Candidate], threshold: float) -> list[Candidate]:

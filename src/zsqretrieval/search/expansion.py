@@ -97,6 +97,18 @@ class QuestionIndex:
         if self._follower is not None or len(self) or self._catalog.get_snapshot(_NAME) is not None:
             self._opened().compact()
 
+    def joined(
+        self,
+        by_image: NDArray[np.int64],
+        vector: NDArray[np.float32],
+        k: int,
+        expansion: Fusion,
+        among: NDArray[np.int64] | None,
+    ) -> list[Candidate]:
+        """The best k of images int64 [n], and of those that the questions give; see :func:`compare`."""
+        keys = np.concatenate([by_image, self.nearest(vector, k, among)])
+        return compare(self._catalog, keys, vector, expansion)[:k]
+
     def save(self, album: Path) -> None:
         """Write a snapshot into the album, if there are or were questions."""
         self._album = album

@@ -11,7 +11,7 @@ import numpy as np
 
 from zsqretrieval._util.checks import check_counts, check_numbers
 from zsqretrieval.album.candidates import Viewer, need_generator
-from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.filters import Filter
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.search.dense import FirstStage, Found, MinProbability
@@ -23,6 +23,7 @@ from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.search.ranking import Ranking
 from zsqretrieval.search.rerank import CANDIDATES, Rerank, reorder, score_candidates
 from zsqretrieval.search.scoring import Likelihood
+from zsqretrieval.search.store import Store
 from zsqretrieval.types import Hit, Progress
 
 
@@ -104,8 +105,8 @@ class Request:
 class Pipeline:
     """Searches an album; ``viewer`` gives the generator the candidates, None without a generator."""
 
-    def __init__(self, first_stage: FirstStage, viewer: Viewer | None, catalog: Catalog) -> None:
-        self._first_stage, self._viewer, self._catalog = first_stage, viewer, catalog
+    def __init__(self, first_stage: FirstStage, viewer: Viewer | None, store: Store) -> None:
+        self._first_stage, self._viewer, self._store = first_stage, viewer, store
 
     def search(self, queries: Sequence[Query], asked: Request) -> list[Ranking]:
         """Search for each query; see :meth:`zsqretrieval.retriever.Retriever.search`.
@@ -144,7 +145,7 @@ class Pipeline:
                 self._explained(query, page, records, asked)
                 for query, page in zip(queries, pages, strict=True)
             ]
-        return [page.of_album(self._catalog.kept) for page in pages]
+        return [page.of_album(self._store.kept) for page in pages]
 
     def _reranked(
         self,
@@ -157,7 +158,7 @@ class Pipeline:
         """Re-rank the first ``settled`` hits of the queries with texts; the rest follow without a score."""
         begin = time.perf_counter()
         some = [n for n, query in enumerate(queries) if query.texts]
-        with self._catalog.kept.files() as files:
+        with self._store.kept.files() as files:
             scores = score_candidates(
                 how,
                 self._viewer,
@@ -192,7 +193,7 @@ class Pipeline:
         rule = scoring if isinstance(scoring, Likelihood) else Likelihood()
         question = query.question
         assert self._viewer is not None and question is not None
-        with self._catalog.kept.files() as files:
+        with self._store.kept.files() as files:
             of_hits = [records[hit.key] for hit in page.hits]
             hits = explain_hits(self._viewer, files, question, page.hits, of_hits, rule.prompt)
         timings = {**page.timings, "explain": time.perf_counter() - begin}

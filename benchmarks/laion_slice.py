@@ -158,11 +158,13 @@ def exact(folder: Path, queries: int, wide: bool) -> list[list[str]]:
     asked = np.load(folder / "queries.npy")[:queries]
     scores = np.full((queries, 0), 0, np.float32)
     names = np.array([], object)
+    gone = {*(folder / "removed.txt").read_text().split()} if (folder / "removed.txt").exists() else set()
     for file in sorted((folder / "slice" / "img_emb").iterdir()):
         number = file.stem.removeprefix("img_emb_")
         table = parquet.read_table(folder / "slice" / "metadata" / f"metadata_{number}.parquet").to_pandas()
         allowed = (table["punsafe"] <= 0.45) & (table["pwatermark"] <= 0.8)
         allowed &= (table["width"] >= 1000) | (not wide)
+        allowed &= ~table["url"].isin(gone)
         here = asked @ np.load(file)[allowed.to_numpy()].astype(np.float32).T
         scores = np.concatenate([scores, here], axis=1)
         names = np.concatenate([names, table["url"][allowed].to_numpy()])
@@ -179,6 +181,7 @@ def remove(folder: Path, place: str) -> dict[str, float]:
         begin = time.perf_counter()
         report = retriever.remove_listed(names)
         seconds = time.perf_counter() - begin
+        (folder / "removed.txt").write_text("\n".join(names))
         left = {hit.id for n in range(100) for hit in retriever.search(f"query {n}", _K)}
     return {
         "removed": report.removed,
@@ -221,6 +224,7 @@ def bench_slice(
             )
         ]  # fmt: skip
     if milvus:
+        (folder / "removed.txt").unlink(missing_ok=True)
         place = f"milvus:{folder / 'slice.db'}"
         steps += [
             apart(f"milvus {name}", step, folder, place)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from plain import picture, write_plain
+from zsqretrieval.album.filters import Field
 from zsqretrieval.errors import (
     AlbumError,
     ImageError,
@@ -66,6 +67,16 @@ def test_rows_without_images_are_found_by_the_first_stage(album: Retriever, dtyp
     again = album.add_embeddings(colours(dtype=dtype), ids=names, sources=urls)
     assert (again.known, again.added, again.replaced) == (len(names), (), ())
     album._catalog.verify()
+
+
+@pytest.mark.parametrize("names", ["width height", "WIDTH HEIGHT", "original_width original_height"])
+def test_row_without_an_image_has_the_size_that_its_metadata_says(album: Retriever, names: str) -> None:
+    sizes = [(1024, 512.0), (300, None), ("wide", -3)]
+    facts = [dict(zip(names.split(), size, strict=True)) for size in sizes]
+    album.add_embeddings(colours("red", "green", "blue"), ids=["a", "b", "c"], metadata=facts)
+    found = {one.id: (one.width, one.height) for one in album.records()}
+    assert found == {"a": (1024, 512), "b": (300, 0), "c": (0, 0)}
+    assert [hit.id for hit in album.search("red", where=Field("width") > 500)] == ["a"]
 
 
 def test_row_without_an_image_ranks_last_and_the_warning_says_why(album: Retriever) -> None:

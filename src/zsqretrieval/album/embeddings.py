@@ -300,7 +300,15 @@ def new_image(vector: NDArray[np.float32], row: VectorRow) -> NewImage:
     return NewImage(
         id=texts[0], source=texts[1], bytes=0, digest=sha256.hexdigest() + VECTOR, caption=texts[2],
         metadata=metadata, vector=vector, notes=notes,
+        width=_pixels(metadata, "width"), height=_pixels(metadata, "height"),
     )  # fmt: skip
+
+
+def _pixels(metadata: Mapping[str, Any], side: str) -> int:
+    """A side of an image that is not at hand, by its metadata, so that filters find it; else 0."""
+    names = (side, side.upper(), f"original_{side}")
+    given = next((metadata[name] for name in names if metadata.get(name) is not None), 0)
+    return int(given) if isinstance(given, int | float) and 0 < given < 2**31 else 0
 
 
 def _open(files: Reopener, source: str) -> Image | None:

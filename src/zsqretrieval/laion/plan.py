@@ -175,7 +175,7 @@ def hnsw_rate(vectors: float, dim: int, recall: float) -> float:
 
 def _power_law(vectors: float, small: float, large: float) -> float:
     """A quantity known at 1e5 and 1e6 vectors; below 1e5 as there."""
-    return small * (large / small) ** math.log10(max(vectors, 1e5) / 1e5)
+    return float(small * (large / small) ** math.log10(max(vectors, 1e5) / 1e5))
 
 
 def _hnsw(vectors: float, dim: int, recall: float, qps: float, machine: Machine) -> IndexPlan:

@@ -294,7 +294,7 @@ class Catalog:
                 not finite or zero, or metadata is not JSON. Names the image; nothing has changed.
         """
         columns = [_columns(image) for image in images]
-        packed = self.log.pack([image.vector for image in images], [image.id for image in images])
+        packed = self.log.pack([np.asarray(image.vector) for image in images], [image.id for image in images])
         with self._database.transaction("IMMEDIATE") as run:
             first = self.log.next_key()
             keys = range(first, first + len(images))

@@ -7,6 +7,7 @@ row.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -186,14 +187,16 @@ def unaltered(
     """The images of a shard, without those whose bytes differ from the digest in their metadata.
 
     img2dataset records the digest of what it downloaded. If it then resized or re-encoded the images, as by
-    default, the bytes of all of them differ, and nothing can be verified here: where no image of a shard has
-    the bytes of its digest, all are used. Its own option ``--verify_hash`` compares before that.
+    default, the bytes of all of them differ, and nothing can be verified here: where none of the first
+    hundred images has the bytes of its digest, all are used. Its own option ``--verify_hash`` compares
+    before that.
 
     Args:
         shard: reads the images; called twice, such as ``ImageShard.images``.
         denied: counts those that are left out, as ``altered``.
     """
-    kept_as_fetched = any(verified(one) for one in shard() if isinstance(one, Image))
+    first = itertools.islice(shard(), 100)
+    kept_as_fetched = any(verified(one) for one in first if isinstance(one, Image))
     for one in shard():
         if kept_as_fetched and isinstance(one, Image) and verified(one) is False:
             denied["altered"] = denied.get("altered", 0) + 1

@@ -33,6 +33,7 @@ from zsqretrieval.data.loader import Loader, NewImage, Skipped
 from zsqretrieval.data.refused import reason
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.laion.image_shards import ImageShard
+from zsqretrieval.laion.safety import Denied, unaltered
 from zsqretrieval.types import MAX_PIXELS, Image
 
 _NAMED = 20  # refused images that the stats name
@@ -136,13 +137,14 @@ def run_shard(
         return {**known, "known": True}
     begin = time.perf_counter()
     names = [out / name for name in task.files(f"{number:04d}")]
+    denied: Denied = {}
     with contextlib.ExitStack() as stack:
         for name in names:
             name.parent.mkdir(parents=True, exist_ok=True)
         files = [stack.enter_context(temporary_path(name)) for name in names]
         loader = stack.enter_context(
             Loader(
-                shards[number].images(),
+                unaltered(shards[number].images, denied),
                 task.batch_size,
                 max_pixels,
                 exif=False,
@@ -161,6 +163,7 @@ def run_shard(
             "facts": dict(task.facts),
             "images": count,
             "refused": len(refused),
+            "denied": denied,
             "reasons": [[one.source, one.reason] for one in refused[:_NAMED]],
             "seconds": {name: round(spent, 3) for name, spent in {**run.seconds, "total": total}.items()},
             "images_per_s": {

@@ -288,7 +288,7 @@ class _CallStates:
     def __call__(self, rows: Tensor) -> Tensor:
         model = self._generator._language
         numbers = rows // self._size
-        wanted = numbers.unique()
+        wanted = torch.tensor(sorted(set(numbers.tolist())))
         missing = [number for number in wanted.tolist() if number not in self._states]
         pictures = [number for number in missing if isinstance(self._images[number], Image)]
         if pictures:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -31,7 +31,7 @@ from zsqretrieval.album.changes import VectorLog, key_list
 from zsqretrieval.album.fields import FieldTable
 from zsqretrieval.album.kept import IMAGES, KeptImages
 from zsqretrieval.album.questions import QuestionTable
-from zsqretrieval.album.sqlite import CHUNK, Database, Table, to_json
+from zsqretrieval.album.sqlite import CHUNK, Database, Table, opened, to_json
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 
@@ -143,7 +143,7 @@ class Catalog:
         where = "the catalog in memory" if path is None else str(path)
         file = None if path is None else Path(path).absolute()
         made_once = nullcontext() if file is None else locked(file.parent, exclusive=True)
-        with made_once, _opened(Database(file, where, make=True)) as database:
+        with made_once, opened(Database(file, where, make=True)) as database:
             _refuse_if_used(database)  # before any change to the file
             database.rows(f"PRAGMA page_size = {_PAGE_SIZE}")
             database.rows("PRAGMA journal_mode = WAL")
@@ -167,7 +167,7 @@ class Catalog:
         """
         if not Path(path).is_file():
             raise AlbumError(f"{path}: no catalog here; make one with Catalog.create, or check the path")
-        with _opened(Database(Path(path).absolute(), str(path), timeout)) as database:
+        with opened(Database(Path(path).absolute(), str(path), timeout)) as database:
             version = int(database.value("PRAGMA user_version"))
             if not version:  # another process may just be making it
                 with locked(Path(path).absolute().parent, exclusive=False):
@@ -469,16 +469,6 @@ class Catalog:
             self.backup(path)
             self._database.take_over(Catalog.open(path)._database)
             self.kept = kept
-
-
-@contextmanager
-def _opened(database: Database) -> Iterator[Database]:
-    """A database that is closed if the block raises."""
-    try:
-        yield database
-    except BaseException:
-        database.close()
-        raise
 
 
 def _refuse_if_used(database: Database) -> None:

@@ -359,3 +359,13 @@ def translated(where: str) -> Iterator[None]:
 def _line(text: str) -> str:
     """SQLite's description of damage in one line."""
     return " ".join(text.split())
+
+
+@contextmanager
+def opened(database: Database) -> Iterator[Database]:
+    """A database that is closed if the block raises."""
+    try:
+        yield database
+    except BaseException:
+        database.close()
+        raise

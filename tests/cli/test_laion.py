@@ -111,3 +111,18 @@ def test_filter_writes_subsets_of_tables_embeddings_and_tars(zsq: Zsq, emb: Path
         and len(Subset("c/intersection.npy")) == 2
     )
     assert zsq("laion", "filter", emb / "metadata", "--out", "d", "--no-rules").code == 1
+
+
+def test_plan_prints_what_a_collection_needs(zsq: Zsq) -> None:
+    asked = ["laion", "plan", "--vectors", 5.85e9, "--qps", 100, "--price", 2, "--gpu-price", 4]
+    told = zsq(*asked)
+    assert told.code == 0
+    assert "18.8 TB in memory" in told.stdout and "1.53 PB" in told.stdout
+    facts = zsq(*asked, "--json").json
+    assert {one["index"].split()[0]: one["machines"] for one in facts["indexes"]} == {
+        "IVF_PQ": 10,
+        "HNSW": 92,
+    }
+    assert set(facts["price"]) == {"search", "re-rank from features", "re-rank from pixels"}
+    refused = zsq("laion", "plan", "--vectors", 1e6, "--recall", 0.999)
+    assert refused.code == 1 and "recall must be from 0.9 to 0.98" in refused.stderr

@@ -266,8 +266,11 @@ def test_mistake_in_the_code_of_an_index_is_not_taken_for_damage(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(tmp_path, monkeypatch, error)
-    with pytest.raises(type(error), match="oops"):
-        Retriever.open(tmp_path / "own.album", encoder=ToyEncoder())
+    with (
+        Retriever.open(tmp_path / "own.album", encoder=ToyEncoder()) as own,
+        pytest.raises(type(error), match="oops"),
+    ):
+        own.search("red")
 
 
 def saved(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

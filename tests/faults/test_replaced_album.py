@@ -100,6 +100,7 @@ def test_new_album_in_the_same_place_is_whole_after_the_old_one_is_closed(
 
 
 def test_deleted_index_folders_are_written_again(opened: Retriever, album: Path) -> None:
+    opened.search("red")  # loads the index
     for folder in album.glob("index-*"):
         shutil.rmtree(folder)
     opened.add(picture("magenta"))

@@ -26,7 +26,7 @@ from zsqretrieval._util.untrusted import has_holes
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Position, VectorLog
 from zsqretrieval.album.settings import SNAPSHOTS, SavedIndex
-from zsqretrieval.errors import IntegrityError, MismatchError
+from zsqretrieval.errors import AlbumError, IntegrityError, MismatchError
 from zsqretrieval.plugins import check_empty_index, describe, empty_like
 from zsqretrieval.protocols import Encoder, Index
 
@@ -128,6 +128,7 @@ class IndexSync:
         part = describe("index", self._index)
         if part is None:
             return
+        self._catalog.check_place()
         self.update()  # which locks the album, too, to load the index
         with locked(album, exclusive=True), self._lock:
             self._catalog.check_place()  # or the snapshots of another album would be deleted
@@ -168,6 +169,10 @@ class IndexSync:
 
     def _load(self, encoder: Encoder, album: Path) -> None:
         empty, name = self._index, self._name
+        try:
+            self._catalog.check_place()
+        except AlbumError:
+            return  # the folder is gone, or another album's; the open catalog has all vectors
         with locked(album, exclusive=False):  # or a save would delete the snapshot while it is loaded
             saved = saved_index(self._catalog, name)
             if saved is None or saved.part != describe("index", empty):

@@ -160,6 +160,16 @@ def test_denied_rows_of_laion_are_not_in_the_pool(tmp_path: Path) -> None:
         pool_of(metadata_parts(tmp_path), Rules())
 
 
+@pytest.mark.parametrize("bare", ["0.parquet", "2.parquet"])
+def test_table_without_the_columns_of_the_others_is_denied_with_its_pool(tmp_path: Path, bare: str) -> None:
+    parquet.write_table(pa.table({"url": ["u"]}), tmp_path / bare)
+    parquet.write_table(pa.table({"url": ["v"], "punsafe": [0.1]}), tmp_path / "1.parquet")
+    found = pool_of(metadata_parts(tmp_path), None)
+    assert len(found.uids) == 1 and found.denied == {"unknown": 1}
+    (tmp_path / "1.parquet").unlink()
+    assert len(pool_of(metadata_parts(tmp_path), None).uids) == 1
+
+
 def test_clip_score_is_the_cosine_of_both_embeddings(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     both = []

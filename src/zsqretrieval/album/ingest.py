@@ -142,11 +142,15 @@ class Adder:
             if hits.any():
                 denied["removed"] = denied.get("removed", 0) + int(hits.sum())
                 images = [one for one, hit in zip(images, hits, strict=True) if not hit]
-        rules = safety_for(safety, {name for one in images for name in one.metadata})
-        if rules is None or not images:
+        # Each by its own columns: what becomes of an image must not depend on the others of its batch.
+        ruled = [
+            (one, rules) for one in images if (rules := safety_for(safety, one.metadata.keys())) is not None
+        ]
+        if not ruled:
             return images
-        kept = rules.mask_rows([one.metadata for one in images], denied)
-        return [one for one, keep in zip(images, kept, strict=True) if keep]
+        kept = ruled[0][1].mask_rows([one.metadata for one, _ in ruled], denied)
+        left_out = {one.digest for (one, _), keep in zip(ruled, kept, strict=True) if not keep}
+        return [one for one in images if one.digest not in left_out]
 
     def _encoded(
         self, images: Sequence[NewImage], known: Mapping[str, Record], skipped: list[Skipped]

@@ -204,3 +204,11 @@ def test_images_are_scored_by_encoder_and_generator_and_unreadable_ones_have_no_
     masks, report = choose(found, share={"clip": 0.25, "likelihood": 0.25})
     assert masks["intersection"].tolist() == [True, False, False, False]
     assert report.spearman == pytest.approx(1.0) and report.agreement[0]["kappa"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"min_side": -1}, {"min_words": 10**20}, {"max_aspect": float("nan")}, {"languages": "en"}]
+)
+def test_rules_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+        Rules(**wrong)

@@ -117,7 +117,8 @@ def test_default_rules_apply_to_columns_of_laion(names: list[str], applies: bool
 @pytest.mark.parametrize(
     "given",
     [{"max_punsafe": 1.5}, {"max_punsafe": None}, {"max_pwatermark": -1}, {"unknown": "maybe"}, {"nsfw":
-     "NSFW"}, {"nsfw": [3]}, {"nsfw": 5}, {"allow": "list"}, {"removed": ["url"]}, {"allow_by": "caption"}, {"opted_out": True}],
+     "NSFW"}, {"nsfw": [3]}, {"nsfw": 5}, {"allow": "list"}, {"removed": ["url"]},
+     {"allow_by": "caption"}, {"opted_out": True}],
 )  # fmt: skip
 def test_unfit_rules_are_refused_by_name(given: Any) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(given))):
@@ -311,3 +312,11 @@ def test_paths_that_are_no_texts_are_on_no_list(tmp_path: Path) -> None:
     for paths in ([["a"], None], [b"\xff", b"a"]):
         batch = canonical(pa.RecordBatch.from_pydict({"image_path": paths}))
         assert removed.lists(batch).tolist() == [False, paths[1] == b"a"]
+
+
+def test_list_of_an_absent_column_leaves_the_former_one(tmp_path: Path) -> None:
+    HashList.write(tmp_path / "list", [hash_texts(["a"])], ["text"])
+    parquet.write_table(pa.table({"url": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(InvalidInputError, match="has no column 'uid'"):
+        HashList.of_metadata(tmp_path / "list", tmp_path, "uid")
+    assert len(HashList.open(tmp_path / "list")) == 1

@@ -143,14 +143,13 @@ class Adder:
                 denied["removed"] = denied.get("removed", 0) + int(hits.sum())
                 images = [one for one, hit in zip(images, hits, strict=True) if not hit]
         # Each by its own columns: what becomes of an image must not depend on the others of its batch.
-        ruled = [
-            (one, rules) for one in images if (rules := safety_for(safety, one.metadata.keys())) is not None
-        ]
-        if not ruled:
+        found = [safety_for(safety, one.metadata.keys()) for one in images]
+        rules = next((one for one in found if one is not None), None)
+        if rules is None:
             return images
-        kept = ruled[0][1].mask_rows([one.metadata for one, _ in ruled], denied)
-        left_out = {one.digest for (one, _), keep in zip(ruled, kept, strict=True) if not keep}
-        return [one for one in images if one.digest not in left_out]
+        ruled = [one.metadata for one, own in zip(images, found, strict=True) if own is not None]
+        kept = iter(rules.mask_rows(ruled, denied))
+        return [one for one, own in zip(images, found, strict=True) if own is None or next(kept)]
 
     def _encoded(
         self, images: Sequence[NewImage], known: Mapping[str, Record], skipped: list[Skipped]

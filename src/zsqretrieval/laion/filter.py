@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.batches import batched
-from zsqretrieval._util.checks import check_numbers
+from zsqretrieval._util.checks import check_counts, check_numbers
 from zsqretrieval._util.files import write_whole
 from zsqretrieval.encoders.checked import encode_each, encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
@@ -58,6 +58,9 @@ class Rules:
         min_words: words of the caption.
         min_chars: characters of the caption.
         languages: values of the column ``language``; empty for any. No language is detected here.
+
+    Raises:
+        InvalidInputError: a number is out of range, or ``languages`` is one text.
     """
 
     min_side: int = 200
@@ -65,6 +68,14 @@ class Rules:
     min_words: int = 3
     min_chars: int = 6
     languages: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        limits = {name: getattr(self, name) for name in ("min_side", "min_words", "min_chars")}
+        check_counts(0, most=2**31 - 1, **limits)
+        if not self.max_aspect >= 1:
+            raise InvalidInputError(f"max_aspect must be at least 1, not {self.max_aspect}")
+        if isinstance(self.languages, str):
+            raise InvalidInputError(f"languages must be a list of codes, not {self.languages!r}")
 
     def mask(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
         """Which of the n rows of a canonical batch pass, bool [n]. An InvalidInputError without a column."""
@@ -268,7 +279,7 @@ def pool_of(
         for reason, count in refused.items():
             denied[reason] = denied.get(reason, 0) + count
         uids = [one[kept] for one, kept in zip(uids, permitted, strict=True)]
-        ruled = [one[kept] for one, kept in zip(ruled, permitted)]
+        ruled = [one[kept] for one, kept in zip(ruled, permitted, strict=False)]  # none without rules
         scored = [
             {name: values[kept] for name, values in one.items()}
             for one, kept in zip(scored, permitted, strict=True)

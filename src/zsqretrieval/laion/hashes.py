@@ -120,23 +120,21 @@ class HashList:
             by: one of :data:`NAMES`.
 
         Raises:
-            InvalidInputError: ``by`` is another column, or no file has it.
+            InvalidInputError: ``by`` is another column, or no file has it; a former list stays.
         """
         if by not in NAMES:
             raise InvalidInputError(f"an allow list is by {', '.join(NAMES)}, not by {by!r}")
-        found = False
 
         def batches() -> Iterator[Hashes]:
-            nonlocal found
+            found = False
             for one in read_metadata(source, columns=[by]):
                 if by in one.batch.schema.names:
                     found = True
                     yield hashes_of(one.batch.column(by))
+            if not found:
+                raise InvalidInputError(f"{source} has no column {by!r}; choose another")
 
-        made = cls.write(path, batches(), [_FORMS[by]])
-        if not found:
-            raise InvalidInputError(f"{source} has no column {by!r}; choose another")
-        return made
+        return cls.write(path, batches(), [_FORMS[by]])
 
     def hashes(self) -> Hashes:
         """All hashes, in memory."""

@@ -176,7 +176,7 @@ def canonical(batch: pa.RecordBatch, unreadable: Counter[str] | None = None) -> 
                 more = _tags(batch.column(other), more) if name == "nsfw" else more
                 if pc.any(pc.not_equal(column, more)).as_py():
                     raise IntegrityError(
-                        f"a row has different values in {kind.name!r} and {other!r}; keep one of these columns"
+                        f"a row has different values in {kind.name!r} and {other!r}; keep one of them"
                     )
                 column = pc.coalesce(column, more)
             kind = kind.with_name(name).with_type(column.type)

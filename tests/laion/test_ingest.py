@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from plain import picture
 from zsqretrieval.album.removal import LIST
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 from zsqretrieval.indexes.checks import unit_rows
 from zsqretrieval.indexes.exact import ExactIndex
@@ -220,6 +221,15 @@ def test_rows_of_arrays_are_denied_by_their_source_beside_another_url(album: Ret
 def test_number_is_found_whatever_json_holds_it_as(album: Retriever, value: Any) -> None:
     album.add_embeddings(unit(1), ids=["a"], metadata=[{"HASH": value, "punsafe": 0.1}])
     assert album.remove_listed([" 123\n"]).removed == 1
+
+
+def test_rehearsed_sync_leaves_out_listed_images_as_the_real_one(album: Retriever, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    decode(picture("red")).save(tmp_path / "photos/red.png")
+    content = (tmp_path / "photos/red.png").read_bytes()
+    album.remove_listed([hashlib.sha256(content).hexdigest()])
+    assert album.sync(tmp_path / "photos", dry_run=True).added == ()
+    assert album.sync(tmp_path / "photos").added == ()
 
 
 @pytest.mark.parametrize("names", [[], [""], [" "], [123], None])

@@ -246,6 +246,7 @@ class Collection(Album):
         settings: dict[str, Any] = {"batch_size": batch_size, "max_pixels": max_pixels}
         if dry_run:
             with rehearsal(self._catalog) as adder:
+                adder.removed = removal_list(self._path)
                 return replace(sync_folders(adder, places, progress, **settings), dry_run=True)
         report = sync_folders(self._adder(), places, progress, copy=copy, **settings)
         self._index.follow()

@@ -349,8 +349,12 @@ VALUES = np.zeros((6, 32), np.float32)
         (VALUES, "a" * 64, MismatchError, f"'{'a' * 64}'.*{{own}}"),
         (VALUES[1:], None, MismatchError, r"x\.jpg has shape \(5, 32\).*\(6, 32\)"),
         (VALUES * np.nan, None, InvalidInputError, r"x\.jpg contains numbers that are not finite"),
+        (VALUES.astype(np.int32), None, InvalidInputError, r"x\.jpg is no array of float16"),
+        (VALUES.astype(np.complex64), None, InvalidInputError, r"x\.jpg is no array of float16"),
+        (VALUES.astype(np.longdouble), None, InvalidInputError, r"x\.jpg is no array of float16"),
+        (VALUES.tolist(), None, InvalidInputError, r"x\.jpg is no array of float16"),
     ],
-    ids=["another generator", "another shape", "not finite"],
+    ids=["another generator", "another shape", "not finite", "int", "complex", "longdouble", "list"],
 )
 def test_wrong_image_state_is_refused_by_its_source(values, fingerprint, error, message):
     own = kosmos().fingerprint

@@ -160,6 +160,16 @@ def test_denied_rows_of_laion_are_not_in_the_pool(tmp_path: Path) -> None:
         pool_of(metadata_parts(tmp_path), Rules())
 
 
+@pytest.mark.parametrize("bare", ["0.parquet", "2.parquet"])
+def test_table_without_the_columns_of_the_others_is_denied_with_its_pool(tmp_path: Path, bare: str) -> None:
+    parquet.write_table(pa.table({"url": ["u"]}), tmp_path / bare)
+    parquet.write_table(pa.table({"url": ["v"], "punsafe": [0.1]}), tmp_path / "1.parquet")
+    found = pool_of(metadata_parts(tmp_path), None)
+    assert len(found.uids) == 1 and found.denied == {"unknown": 1}
+    (tmp_path / "1.parquet").unlink()
+    assert len(pool_of(metadata_parts(tmp_path), None).uids) == 1
+
+
 def test_clip_score_is_the_cosine_of_both_embeddings(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     both = []
@@ -194,3 +204,11 @@ def test_images_are_scored_by_encoder_and_generator_and_unreadable_ones_have_no_
     masks, report = choose(found, share={"clip": 0.25, "likelihood": 0.25})
     assert masks["intersection"].tolist() == [True, False, False, False]
     assert report.spearman == pytest.approx(1.0) and report.agreement[0]["kappa"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"min_side": -1}, {"min_words": 10**20}, {"max_aspect": float("nan")}, {"languages": "en"}]
+)
+def test_rules_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+        Rules(**wrong)

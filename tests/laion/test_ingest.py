@@ -8,6 +8,7 @@ import logging
 import socket
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pyarrow import parquet
 
 from plain import picture
 from zsqretrieval.album.removal import LIST
+from zsqretrieval.data.images import decode
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 from zsqretrieval.indexes.checks import unit_rows
 from zsqretrieval.indexes.exact import ExactIndex
@@ -197,7 +199,43 @@ def test_no_url_of_metadata_is_fetched(
     remove_from_folder(folder, HashList.write(tmp_path / "list", [hash_texts(["0"])], ["number"]))
 
 
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_photograph_is_not_judged_by_rows_of_laion_in_its_batch(album: Retriever, batch_size: int) -> None:
+    rows: list[dict[str, Any]] = [{}, {"punsafe": 0.1}, {"punsafe": None}]
+    images = [replace(picture(name), metadata=row) for name, row in zip(COLOURS, rows, strict=False)]
+    report = album.add(images, batch_size=batch_size)
+    assert report.denied == {"unknown": 1} and len(report.added) == 2
+
+
+def test_rows_of_arrays_are_denied_by_their_source_beside_another_url(album: Retriever) -> None:
+    album.remove_listed(["https://a.org/1"])
+    sources, urls = ["https://a.org/1", "x", "https://a.org/2"], ["https://b.org/1", "https://a.org/1", None]
+    report = album.add_embeddings(unit(3), sources=sources, metadata=[{"URL": url} for url in urls])
+    assert report.denied == {"removed": 2} and ids(album) == ["https://a.org/2"]
+
+
 # --- removing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [123.0, 123, "123"])
+def test_number_is_found_whatever_json_holds_it_as(album: Retriever, value: Any) -> None:
+    album.add_embeddings(unit(1), ids=["a"], metadata=[{"HASH": value, "punsafe": 0.1}])
+    assert album.remove_listed([" 123\n"]).removed == 1
+
+
+def test_rehearsed_sync_leaves_out_listed_images_as_the_real_one(album: Retriever, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    decode(picture("red")).save(tmp_path / "photos/red.png")
+    content = (tmp_path / "photos/red.png").read_bytes()
+    album.remove_listed([hashlib.sha256(content).hexdigest()])
+    assert album.sync(tmp_path / "photos", dry_run=True).added == ()
+    assert album.sync(tmp_path / "photos").added == ()
+
+
+@pytest.mark.parametrize("names", [[], [""], [" "], [123], None])
+def test_list_without_names_is_refused(album: Retriever, names: Any) -> None:
+    with pytest.raises(InvalidInputError, match="names must be texts"):
+        album.remove_listed(names)
 
 
 @pytest.mark.parametrize("index", ["exact", "hnsw"])

@@ -65,6 +65,11 @@ def test_ten_million_vectors_fit_one_machine_and_five_billion_do_not():
         ({"candidates": -1}, "candidates must be >= 0"),
         ({"machine": Machine(price=-1.0)}, "price must be"),
         ({"machine": Machine(memory=0)}, "memory must be"),
+        ({"vectors": 1e308}, "vectors must be"),
+        ({"dim": 10**400}, "dim must be"),
+        ({"qps": 1e-320}, "qps must be"),
+        ({"candidates": 10**400}, "candidates must be"),
+        ({"machine": Machine(memory=5e-324)}, "memory must be"),
     ],
 )
 def test_numbers_out_of_range_are_refused(wrong, message):

@@ -18,8 +18,9 @@ from zsqretrieval._util.files import MANIFEST, write_snapshot
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
 from zsqretrieval.laion import hashes as module
 from zsqretrieval.laion.hashes import HashList, hash_texts, hashes_of, read_names
-from zsqretrieval.laion.metadata import canonical
+from zsqretrieval.laion.metadata import canonical, read_metadata
 from zsqretrieval.laion.safety import REASONS, Denied, Safety, safety_for, unaltered, verified
+from zsqretrieval.laion.storage import list_files
 from zsqretrieval.types import Image
 
 # --- rules against a plain reference ----------------------------------------------------------------------
@@ -116,7 +117,8 @@ def test_default_rules_apply_to_columns_of_laion(names: list[str], applies: bool
 @pytest.mark.parametrize(
     "given",
     [{"max_punsafe": 1.5}, {"max_punsafe": None}, {"max_pwatermark": -1}, {"unknown": "maybe"}, {"nsfw":
-     "NSFW"}, {"nsfw": [3]}, {"allow_by": "caption"}, {"opted_out": True}],
+     "NSFW"}, {"nsfw": [3]}, {"nsfw": 5}, {"allow": "list"}, {"removed": ["url"]},
+     {"allow_by": "caption"}, {"opted_out": True}],
 )  # fmt: skip
 def test_unfit_rules_are_refused_by_name(given: Any) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(given))):
@@ -256,3 +258,65 @@ def test_unreadable_names_are_refused_without_being_repeated(
     assert name in str(raised.value) and "secret" not in str(raised.value)
     with pytest.raises(InvalidInputError):
         read_names(tmp_path / f"no-{name}")
+
+
+# --- odd columns ------------------------------------------------------------------------------------------
+
+OPTED_OUT = ["X-Robots-Tag: noai", None]
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"error_message": pa.array(OPTED_OUT).dictionary_encode()}, "opted_out"),
+        ({"error_message": pa.array(OPTED_OUT, pa.string_view())}, "opted_out"),
+        ({"error_message": pa.array(OPTED_OUT, pa.string()).cast(pa.binary())}, "opted_out"),
+        ({"NSFW": [b"NSFW\xff", None]}, "nsfw"),
+        ({"NSFW": [["NSFW"], None]}, "nsfw"),
+        ({"PUNSAFE": [None, 0.1], "Punsafe": [0.9, None], "punsafe": [None, 0.1]}, "unsafe"),
+    ],
+)
+def test_row_is_denied_whatever_type_and_case_its_columns_have(columns: dict[str, Any], reason: str) -> None:
+    denied: Denied = {}
+    batch = canonical(pa.RecordBatch.from_pydict({"punsafe": [0.1, 0.1], **columns}))
+    assert Safety().mask(batch, denied).tolist() == [False, True] and denied == {reason: 1}
+
+
+def test_row_with_two_values_of_one_mark_is_never_allowed(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"punsafe": [0.1], "PUNSAFE": [0.9]}), tmp_path / "a.parquet")
+    with pytest.raises(IntegrityError, match=r"a\.parquet: a row has different values in"):
+        list(read_metadata(tmp_path))
+    rows = [
+        {"punsafe": 0.1, "PUNSAFE": 0.9},
+        {"PUNSAFE": 0.9, "punsafe": 0.1},
+        {"punsafe": 0.1, "Punsafe": 0.1},
+    ]
+    denied: Denied = {}
+    assert Safety().mask_rows(rows, denied).tolist() == [False, False, True] and denied == {"unknown": 2}
+
+
+@pytest.mark.parametrize("name", ["image_path", "IMAGE_PATH", "URL"])
+@pytest.mark.parametrize("others", [{}, {"url": ["https://a.org/other", None, None]}])
+def test_listed_row_is_found_under_any_case_of_a_column(tmp_path: Path, name: str, others: Any) -> None:
+    removed = HashList.write(tmp_path / "list", [hash_texts(["https://a.org/1"])], ["text"])
+    table = {name: ["https://a.org/1", "b", None], "punsafe": [0.1] * 3, **others}
+    rows = [{key: column[n] for key, column in table.items()} for n in range(3)]
+    assert Safety(removed=removed).mask_rows(rows).tolist() == [False, True, True]
+    parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+    (file,) = list_files(tmp_path, ".parquet")
+    assert Safety(removed=removed).mask_table(file).tolist() == [False, True, True]
+
+
+def test_paths_that_are_no_texts_are_on_no_list(tmp_path: Path) -> None:
+    removed = HashList.write(tmp_path / "list", [hash_texts(["a"])], ["text"])
+    for paths in ([["a"], None], [b"\xff", b"a"]):
+        batch = canonical(pa.RecordBatch.from_pydict({"image_path": paths}))
+        assert removed.lists(batch).tolist() == [False, paths[1] == b"a"]
+
+
+def test_list_of_an_absent_column_leaves_the_former_one(tmp_path: Path) -> None:
+    HashList.write(tmp_path / "list", [hash_texts(["a"])], ["text"])
+    parquet.write_table(pa.table({"url": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(InvalidInputError, match="has no column 'uid'"):
+        HashList.of_metadata(tmp_path / "list", tmp_path, "uid")
+    assert len(HashList.open(tmp_path / "list")) == 1

@@ -99,9 +99,18 @@ def given_block(
     rules = _rules(safety, {key for row in rows for key in row.metadata}, removed)
     if rules is None:
         return Block(array, rows, "vectors", mapped)
-    facts = [{**({"url": row.source} if "://" in (row.source or "") else {}), **row.metadata} for row in rows]
+    facts = [_named_by_source(row) for row in rows]
     mask = rules.mask_rows(facts, denied)
     return Block(array, itertools.compress(rows, mask), "vectors", mapped, np.flatnonzero(mask))
+
+
+def _named_by_source(row: VectorRow) -> Mapping[str, Any]:
+    """The metadata of a row, and its source where that is a URL."""
+    if "://" not in (row.source or ""):
+        return row.metadata
+    others = {key: value for key, value in row.metadata.items() if str(key).lower() != "image_path"}
+    named = any(str(key).lower() == "url" and value is not None for key, value in others.items())
+    return {**({} if named else {"url": row.source}), **others, "image_path": row.source}
 
 
 def _rules(safety: SafetyLike, names: Collection[str], removed: HashList | None) -> Safety | None:

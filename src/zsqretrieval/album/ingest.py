@@ -142,11 +142,14 @@ class Adder:
             if hits.any():
                 denied["removed"] = denied.get("removed", 0) + int(hits.sum())
                 images = [one for one, hit in zip(images, hits, strict=True) if not hit]
-        rules = safety_for(safety, {name for one in images for name in one.metadata})
-        if rules is None or not images:
+        # Each by its own columns: what becomes of an image must not depend on the others of its batch.
+        found = [safety_for(safety, one.metadata.keys()) for one in images]
+        rules = next((one for one in found if one is not None), None)
+        if rules is None:
             return images
-        kept = rules.mask_rows([one.metadata for one in images], denied)
-        return [one for one, keep in zip(images, kept, strict=True) if keep]
+        ruled = [one.metadata for one, own in zip(images, found, strict=True) if own is not None]
+        kept = iter(rules.mask_rows(ruled, denied))
+        return [one for one, own in zip(images, found, strict=True) if own is None or next(kept)]
 
     def _encoded(
         self, images: Sequence[NewImage], known: Mapping[str, Record], skipped: list[Skipped]

@@ -89,7 +89,9 @@ def listed(removed: HashList, images: Sequence[Record | NewImage]) -> NDArray[np
 
 
 def _names(image: Record | NewImage, forms: frozenset[str]) -> list[str]:
-    names = [str(value) for key, value in image.metadata.items() if str(key).lower() in NAMES]
+    values = [value for key, value in image.metadata.items() if str(key).lower() in NAMES]
+    # pandas makes floats of hashes, and canonical() takes those back.
+    names = [str(int(one) if isinstance(one, float) and one.is_integer() else one) for one in values]
     names += [image.source, image.digest]
     urls = [name for name in names if "://" in name]
     for form, digest in (("hex32", hashlib.md5), ("hex64", hashlib.sha256)):

@@ -96,7 +96,9 @@ def ingest(
     allow_by: AllowBy = "url",
     dedup: Annotated[
         float | None,
-        typer.Option(metavar="COSINE", help="Then remove near-duplicates: images at least that similar."),
+        typer.Option(
+            min=0, max=1, metavar="COSINE", help="Then remove near-duplicates: images at least that similar."
+        ),
     ] = None,
     trust_parts: TrustParts = False,
     device: Device = None,

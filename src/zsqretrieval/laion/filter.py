@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.batches import batched
-from zsqretrieval._util.checks import check_numbers
+from zsqretrieval._util.checks import check_counts, check_numbers
 from zsqretrieval._util.files import write_whole
 from zsqretrieval.encoders.checked import encode_each, encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
@@ -30,7 +30,7 @@ from zsqretrieval.laion.datacomp import UIDS, uids_of, write_subset
 from zsqretrieval.laion.embeddings import open_embeddings
 from zsqretrieval.laion.hashes import hashes_of
 from zsqretrieval.laion.metadata import canonical, read_metadata
-from zsqretrieval.laion.safety import Denied, SafetyLike, safety_for
+from zsqretrieval.laion.safety import Denied, Safety, SafetyLike, safety_for
 from zsqretrieval.laion.storage import Location
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.types import Image, ImageState, Progress
@@ -58,6 +58,9 @@ class Rules:
         min_words: words of the caption.
         min_chars: characters of the caption.
         languages: values of the column ``language``; empty for any. No language is detected here.
+
+    Raises:
+        InvalidInputError: a number is out of range, or ``languages`` is one text.
     """
 
     min_side: int = 200
@@ -65,6 +68,14 @@ class Rules:
     min_words: int = 3
     min_chars: int = 6
     languages: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        limits = {name: getattr(self, name) for name in ("min_side", "min_words", "min_chars")}
+        check_counts(0, most=2**31 - 1, **limits)
+        if not self.max_aspect >= 1:
+            raise InvalidInputError(f"max_aspect must be at least 1, not {self.max_aspect}")
+        if isinstance(self.languages, str):
+            raise InvalidInputError(f"languages must be a list of codes, not {self.languages!r}")
 
     def mask(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
         """Which of the n rows of a canonical batch pass, bool [n]. An InvalidInputError without a column."""
@@ -246,21 +257,34 @@ def pool_of(
         InvalidInputError: the pool is empty, or lacks a column of the rules.
     """
     denied = {} if denied is None else denied
-    uids, ruled, scored = [], [], []
+    uids, ruled, scored, permitted = [], [], [], []
+    names: set[str] = set()
+    limits = Safety() if safety == "auto" else safety_for(safety, ())
+    refused: Denied = {}
     for batch, scores in parts:
-        limits = safety_for(safety, batch.schema.names)
-        kept = np.ones(batch.num_rows, np.bool_) if limits is None else limits.mask(batch, denied)
-        uids.append(_uids(batch)[kept])
+        names |= set(batch.schema.names)
+        permitted.append(np.ones(batch.num_rows, np.bool_) if limits is None else limits.mask(batch, refused))
+        uids.append(_uids(batch))
         if rules is not None:
-            ruled.append(rules.mask(batch)[kept])
+            ruled.append(rules.mask(batch))
         column = next((name for name in CLIP_COLUMNS if name in batch.schema.names), None)
         if "clip" not in scores and column is not None:
             values = batch.column(column).to_numpy(zero_copy_only=False)
             scores = {**scores, "clip": values.astype(np.float32)}
-        scored.append({name: one[kept] for name, one in scores.items()})
+        scored.append(scores)
     if not uids:
         raise InvalidInputError("the pool has no rows")
-    names = dict.fromkeys(name for one in scored for name in one)
+    # Some tables of a pool of LAION may lack the columns by which the others are recognised.
+    if safety_for(safety, names) is not None:
+        for reason, count in refused.items():
+            denied[reason] = denied.get(reason, 0) + count
+        uids = [one[kept] for one, kept in zip(uids, permitted, strict=True)]
+        ruled = [one[kept] for one, kept in zip(ruled, permitted, strict=False)]  # none without rules
+        scored = [
+            {name: values[kept] for name, values in one.items()}
+            for one, kept in zip(scored, permitted, strict=True)
+        ]
+    kinds = dict.fromkeys(name for one in scored for name in one)
     sizes = [len(one) for one in uids]
     return Pool(
         np.concatenate(uids),
@@ -272,7 +296,7 @@ def pool_of(
                     for one, size in zip(scored, sizes, strict=True)
                 ]
             )
-            for name in names
+            for name in kinds
         },
         denied,
     )

@@ -22,7 +22,7 @@ from typing_extensions import Self
 from zsqretrieval._util.files import open_snapshot, write_snapshot
 from zsqretrieval._util.untrusted import has_holes
 from zsqretrieval.errors import IntegrityError, InvalidInputError
-from zsqretrieval.laion.metadata import read_metadata
+from zsqretrieval.laion.metadata import read_metadata, text_of
 from zsqretrieval.laion.storage import Location
 
 if TYPE_CHECKING:
@@ -120,23 +120,21 @@ class HashList:
             by: one of :data:`NAMES`.
 
         Raises:
-            InvalidInputError: ``by`` is another column, or no file has it.
+            InvalidInputError: ``by`` is another column, or no file has it; a former list stays.
         """
         if by not in NAMES:
             raise InvalidInputError(f"an allow list is by {', '.join(NAMES)}, not by {by!r}")
-        found = False
 
         def batches() -> Iterator[Hashes]:
-            nonlocal found
+            found = False
             for one in read_metadata(source, columns=[by]):
                 if by in one.batch.schema.names:
                     found = True
                     yield hashes_of(one.batch.column(by))
+            if not found:
+                raise InvalidInputError(f"{source} has no column {by!r}; choose another")
 
-        made = cls.write(path, batches(), [_FORMS[by]])
-        if not found:
-            raise InvalidInputError(f"{source} has no column {by!r}; choose another")
-        return made
+        return cls.write(path, batches(), [_FORMS[by]])
 
     def hashes(self) -> Hashes:
         """All hashes, in memory."""
@@ -158,10 +156,13 @@ class HashList:
             at = at + 1
 
     def lists(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
-        """Which rows of a canonical batch are on the list by any of their names, bool [n]."""
+        """Which rows of a canonical batch are on the list by any of their names, bool [n].
+
+        Of a ``url`` and a ``URL``, both count.
+        """
         found = np.zeros(batch.num_rows, np.bool_)
-        for name in (one for one in LOOKED_UP if one in batch.schema.names):
-            column = batch.column(name)
+        for spelt in (one for one in batch.schema.names if one.lower() in LOOKED_UP):
+            column, name = batch.column(spelt), spelt.lower()
             if _FORMS[name] in self.forms:
                 found |= self.contains(hashes_of(column))
             for form, digest in (("hex32", md5), ("hex64", sha256)) if _FORMS[name] == "text" else ():
@@ -199,13 +200,13 @@ def _sorted(hashes: Hashes) -> Hashes:
 
 
 def hashes_of(column: Any, digest: Any = None) -> Hashes:
-    """The hashes of the cells of an Arrow column of texts or integers; zero for NULL.
+    """The hashes of the cells of an Arrow column of texts or integers; zero for NULL and what is neither.
 
     With ``digest``, such as ``hashlib.md5``, the hashes of the hexadecimal digests of the texts.
     """
     import pyarrow as pa
 
-    texts = column.cast(pa.string()).cast(pa.binary()).to_pylist()
+    texts = text_of(column).cast(pa.binary()).to_pylist()
     if digest is not None:
         texts = [None if one is None else digest(one).hexdigest().encode() for one in texts]
     elif column.type != pa.int64():

@@ -23,12 +23,16 @@ COLUMNS: Mapping[str, str] = {
 }  # fmt: skip
 """Names and Arrow types of the canonical columns."""
 
+UNREADABLE = "UNREADABLE"
+"""The tag of a cell of ``nsfw`` that is no text."""
+
 _OTHER_NAMES = {
     "caption": ("text", "alt_text"),
     "width": ("original_width",),
     "height": ("original_height",),
     "language": ("lang",),
 }
+_MARKS = ("punsafe", "pwatermark", "nsfw")
 MOST_AT_ONCE = 64 * 2**20
 """Bytes of one batch."""
 _MOST_NESTED = 2**27  # values in lists of one row group, such as boxes of faces
@@ -62,7 +66,8 @@ def read_metadata(
 
     Raises:
         InvalidInputError: there is no such file, or nothing is in the folder.
-        IntegrityError: a file is damaged, or two of its columns have one name; names it.
+        IntegrityError: a file is damaged, two of its columns have one name, or a row is ambiguous as in
+            :func:`canonical`; names it.
         MissingDependencyError: there is no pyarrow, or no package for the URL.
     """
     check_counts(batch_size=batch_size)
@@ -80,12 +85,17 @@ def read_table(
             twice = next(name for name in names if names.count(name) > 1)
             raise IntegrityError(f"{file} has two columns {twice!r}; write it with one of each name")
         known = _named(names)
-        chosen = names if columns is None else [name for name in names if known.get(name, name) in columns]
+        wanted = {known.get(name, name) for name in names if columns is None} | set(columns or ())
+        chosen = [name for name in names if known.get(name, name) in wanted or name.lower() in wanted]
         rows = rows_at_once(file, table, chosen, most=batch_size)
         first = 0
         for batch in table.iter_batches(rows, columns=chosen):
             unreadable: Counter[str] = Counter()
-            yield MetadataBatch(canonical(batch, unreadable), str(file), first, unreadable)
+            try:
+                batch = canonical(batch, unreadable)
+            except IntegrityError as error:
+                raise IntegrityError(f"{file}: {error}") from error
+            yield MetadataBatch(batch, str(file), first, unreadable)
             first += batch.num_rows
 
 
@@ -137,13 +147,18 @@ def canonical(batch: pa.RecordBatch, unreadable: Counter[str] | None = None) -> 
     canonical name comes first; an ``original_width`` beside a ``width`` stays. Other columns stay as they
     are, and a column that is absent stays absent. A cell that cannot be read as the type of its column is
     NULL: text that is no number, a fraction or another number beyond an integer column, floats beyond 2**53
-    as hashes, text that is not UTF-8.
+    as hashes, text that is not UTF-8. Such a cell of ``nsfw`` is :data:`UNREADABLE`, which is no allowed tag.
 
     Args:
         batch: n rows, of columns with different names.
         unreadable: counts the cells that became NULL, by canonical name.
+
+    Raises:
+        IntegrityError: the names of two columns ``punsafe``, ``pwatermark`` or ``nsfw`` differ only in case,
+            and their values do in a row. Else they are joined.
     """
     import pyarrow as pa
+    from pyarrow import compute as pc
 
     known = _named(batch.schema.names)
     fields, arrays = [], []
@@ -151,9 +166,19 @@ def canonical(batch: pa.RecordBatch, unreadable: Counter[str] | None = None) -> 
         name = known.get(kind.name)
         if name is not None:
             empty = _empty(column)
-            column = _converted(column, COLUMNS[name])
+            given, column = column, _converted(column, COLUMNS[name])
             if unreadable is not None and column.null_count > empty:
                 unreadable[name] += column.null_count - empty
+            column = _tags(given, column) if name == "nsfw" else column
+            alike = [other for other in batch.schema.names if other.lower() == name and other != kind.name]
+            for other in alike if name in _MARKS else ():
+                more = _converted(batch.column(other), COLUMNS[name])
+                more = _tags(batch.column(other), more) if name == "nsfw" else more
+                if pc.any(pc.not_equal(column, more)).as_py():
+                    raise IntegrityError(
+                        f"a row has different values in {kind.name!r} and {other!r}; keep one of them"
+                    )
+                column = pc.coalesce(column, more)
             kind = kind.with_name(name).with_type(column.type)
         fields.append(kind)
         arrays.append(column)
@@ -180,6 +205,18 @@ def _named(names: Collection[str]) -> dict[str, str]:
                 found[other if other in alike else alike[0]] = name
                 break
     return found
+
+
+def _tags(given: Any, tags: Any) -> Any:
+    """The tags of a column; one that cannot be read is not the same as none."""
+    from pyarrow import compute as pc
+
+    return pc.if_else(pc.and_(pc.is_null(tags), pc.is_valid(given)), UNREADABLE, tags)
+
+
+def text_of(column: Any) -> Any:
+    """A column of any type as texts; what cannot be read is NULL."""
+    return _converted(column, _STRING)
 
 
 def _converted(column: Any, kind: str) -> Any:

@@ -40,6 +40,7 @@ ENCODED = 312.0
 FEATURE_BYTES = 64 * 2048 * 2
 """Image features of Kosmos in float16."""
 
+_LEAST, _MOST = 1e-9, 1e18  # of any number; beyond, results are none
 _USABLE = 0.8  # of memory and disk
 _HNSWLIB_MOST = 2**32 - 1  # vectors; its numbers have 32 bits
 
@@ -114,10 +115,12 @@ def plan(
     """
     numbers = {"vectors": vectors, "dim": dim, "qps": qps, **_resources(machine)}
     for name, value in numbers.items():
-        if not (math.isfinite(value) and value > 0):
-            raise InvalidInputError(f"{name} must be a positive number, not {value!r}")
-    if candidates < 0:
-        raise InvalidInputError(f"candidates must be >= 0, not {candidates}")
+        if not _LEAST <= value <= _MOST:
+            raise InvalidInputError(
+                f"{name} must be a positive number, from {_LEAST:g} to {_MOST:g}, not {value!r}"
+            )
+    if not 0 <= candidates <= _MOST:
+        raise InvalidInputError(f"candidates must be >= 0 and at most {_MOST:g}, not {candidates}")
     if not min(HNSW_RATES) <= recall <= max(HNSW_RATES):
         raise InvalidInputError(
             f"recall must be from {min(HNSW_RATES)} to {max(HNSW_RATES)}, where it was measured, not {recall}"

@@ -19,7 +19,7 @@ from zsqretrieval._util.checks import check_numbers
 from zsqretrieval._util.optional import import_optional
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.laion.hashes import LOOKED_UP, NAMES, HashList, hashes_of
-from zsqretrieval.laion.metadata import canonical, read_table
+from zsqretrieval.laion.metadata import canonical, read_table, text_of
 from zsqretrieval.laion.storage import File, opened_parquet
 from zsqretrieval.types import Image
 
@@ -30,7 +30,7 @@ REASONS: Mapping[str, str] = {
     "removed": "on the album's removal list",
     "opted_out": "its server opted out by X-Robots-Tag",
     "unsafe": "punsafe is above the limit",
-    "unknown": "punsafe is missing, NULL or no probability",
+    "unknown": "punsafe is missing, NULL or no probability, or ambiguous",
     "nsfw": "tagged NSFW or UNSURE",
     "watermark": "pwatermark is above the limit",
     "not_allowed": "not on the allow list",
@@ -39,6 +39,7 @@ REASONS: Mapping[str, str] = {
 """Why a row is denied; the first that holds counts."""
 
 _MARKS = ("punsafe", "pwatermark", "nsfw")
+_READ = frozenset((*_MARKS, "error_message", *LOOKED_UP))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,16 @@ class Safety:
         for name in ("unknown", "opted_out"):
             if getattr(self, name) not in ("drop", "keep"):
                 raise InvalidInputError(f"{name} must be 'drop' or 'keep', not {getattr(self, name)!r}")
-        if isinstance(self.nsfw, str) or not all(isinstance(tag, str) for tag in self.nsfw or ()):
+        tags = () if self.nsfw is None else self.nsfw
+        if (
+            isinstance(tags, str)
+            or not isinstance(tags, Collection)
+            or not all(isinstance(tag, str) for tag in tags)
+        ):
             raise InvalidInputError(f"nsfw must be a list of tags, not {self.nsfw!r}")
+        for name in ("allow", "removed"):
+            if not isinstance(getattr(self, name), HashList | None):
+                raise InvalidInputError(f"{name} must be a HashList, not {getattr(self, name)!r}")
         if self.allow_by not in NAMES:
             raise InvalidInputError(f"allow_by must be one of {', '.join(NAMES)}, not {self.allow_by!r}")
 
@@ -136,8 +145,17 @@ class Safety:
         return np.concatenate([*kept, np.empty(0, np.bool_)])
 
     def mask_rows(self, rows: Sequence[Mapping[str, Any]], denied: Denied | None = None) -> NDArray[np.bool_]:
-        """As :meth:`mask`, for the metadata of n rows; values of other types count as NULL."""
-        return self.mask(_batch_of(rows), denied)
+        """As :meth:`mask`, for the metadata of n rows; values of other types count as NULL.
+
+        A row with different values in ``punsafe`` and ``PUNSAFE``, and the like, is unknown.
+        """
+        clear = np.array([self.unknown == "keep" or not _is_ambiguous(row) for row in rows], np.bool_)
+        if denied is not None and not clear.all():
+            denied["unknown"] = denied.get("unknown", 0) + int((~clear).sum())
+        clear[clear] = self.mask(
+            _batch_of([row for row, one in zip(rows, clear, strict=True) if one]), denied
+        )
+        return clear
 
 
 NO_RULES = Safety(max_punsafe=1, unknown="keep", nsfw=None, max_pwatermark=1, opted_out="keep")
@@ -225,11 +243,8 @@ def _tagged(column: Any, allowed: Collection[str]) -> NDArray[np.bool_]:
 def _opted_out(column: Any) -> NDArray[np.bool_]:
     """Which cells are the message with which img2dataset records an opt-out."""
     from pyarrow import compute as pc
-    from pyarrow import types
 
-    if not types.is_string(column.type) and not types.is_large_string(column.type):
-        return np.zeros(len(column), np.bool_)
-    return _bools(pc.match_substring(column, "X-Robots-Tag", ignore_case=True))
+    return _bools(pc.match_substring(text_of(column), "X-Robots-Tag", ignore_case=True))
 
 
 def _bools(column: Any) -> NDArray[np.bool_]:
@@ -237,15 +252,26 @@ def _bools(column: Any) -> NDArray[np.bool_]:
     return found
 
 
+def _is_ambiguous(row: Mapping[str, Any]) -> bool:
+    facts = {(str(key).lower(), str(value)) for key, value in row.items() if value is not None}
+    names = [name for name, _ in facts if name in _MARKS]
+    return len(set(names)) < len(names)
+
+
 def _batch_of(rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
     """The metadata of n rows in canonical columns."""
     pa = import_optional("pyarrow", "looking at metadata of LAION", "pip install 'zsqretrieval[parquet]'")
 
-    lower = [{str(name).lower(): value for name, value in row.items() if value is not None} for row in rows]
-    names = [name for name in (*_MARKS, "error_message", *NAMES) if any(name in row for row in lower)]
-    columns = [pa.array([_cell(row.get(name)) for row in lower], pa.string()) for name in names]
+    facts = [{_spelt(str(name)): value for name, value in row.items() if value is not None} for row in rows]
+    names = [name for name in dict.fromkeys(name for row in facts for name in row) if name.lower() in _READ]
+    columns = [pa.array([_cell(row.get(name)) for row in facts], pa.string()) for name in names]
     # A batch without columns would have no rows.
     return canonical(pa.RecordBatch.from_arrays([*columns, pa.nulls(len(rows))], [*names, ""]))
+
+
+def _spelt(name: str) -> str:
+    """A column in lower case, but ``URL`` and ``url`` stay two names of a row."""
+    return name if name.lower() in LOOKED_UP else name.lower()
 
 
 def _cell(value: object) -> str | None:

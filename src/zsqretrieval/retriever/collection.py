@@ -133,9 +133,12 @@ class Collection(Album):
             IntegrityError: a search still finds a removed image.
         """
         begin = time.perf_counter()
-        given = read_names(Path(names)) if isinstance(names, str | os.PathLike) else list(names)
-        if not all(isinstance(name, str) for name in given):
-            raise InvalidInputError("names must be texts: URLs, digests, uids, or numbers as texts")
+        given = read_names(Path(names)) if isinstance(names, str | os.PathLike) else list(names or ())
+        if not given or not all(isinstance(name, str) and name.strip() for name in given):
+            raise InvalidInputError(
+                "names must be texts, at least one: URLs, digests, uids, or numbers as texts"
+            )
+        given = [name.strip() for name in given]
         on_server = isinstance(self._given, MilvusParts)
         if self._path is None and not on_server:
             raise AlbumError("an album in memory keeps no removal list; save(path) it first")
@@ -243,6 +246,7 @@ class Collection(Album):
         settings: dict[str, Any] = {"batch_size": batch_size, "max_pixels": max_pixels}
         if dry_run:
             with rehearsal(self._catalog) as adder:
+                adder.removed = removal_list(self._path)
                 return replace(sync_folders(adder, places, progress, **settings), dry_run=True)
         report = sync_folders(self._adder(), places, progress, copy=copy, **settings)
         self._index.follow()

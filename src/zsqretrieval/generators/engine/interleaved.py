@@ -238,6 +238,11 @@ class InterleavedGenerator(ABC):
                 f"the state of {state.source} was made by generator {state.fingerprint!r}, and this is "
                 f"{self.fingerprint!r}: make it again with image_states, or give the image itself"
             )
+        if not isinstance(state.values, np.ndarray) or state.values.dtype not in _FLOATS:
+            raise InvalidInputError(
+                f"the state of {state.source} is no array of float16, float32 or float64; make it again with "
+                "image_states, or give the image itself"
+            )
         if state.values.shape != self.state_shape:
             raise MismatchError(
                 f"the state of {state.source} has shape {state.values.shape}; this generator needs "
@@ -255,6 +260,9 @@ class InterleavedGenerator(ABC):
                 f"{name} has {context} + {text} = {context + text} tokens (an image counts "
                 f"{self.state_shape[0]}); this model reads {self.max_tokens}. Shorten it: nothing is cut"
             )
+
+
+_FLOATS = tuple(np.dtype(order + kind) for order in "<>" for kind in ("f2", "f4", "f8"))
 
 
 def _all_finite(values: NDArray[np.floating[Any]]) -> bool:

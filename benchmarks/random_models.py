@@ -54,7 +54,6 @@ def random_kosmos(
     with torch.random.fork_rng(devices=own), target:
         torch.manual_seed(0)
         model = library.Kosmos2ForConditionalGeneration._from_config(config, dtype=torch_dtype)
-    model.requires_grad_(False)
     with torch.no_grad():
         model.image_to_text_projection.dense.weight *= 400
     processor = library.Kosmos2Processor(library.CLIPImageProcessorPil(), tokenizer)

@@ -121,6 +121,7 @@ def bench_scoring(
     }
     ceiling = matmul_ceiling(generator.model.device, generator.model.dtype) if profile else None
     if ceiling is not None:
+        generator.model.requires_grad_(False)  # else the counter fails in inference mode
         for name, way in ways.items():
             with FlopCounterMode(display=False) as counter:
                 way()

@@ -72,13 +72,18 @@ def test_random_model_is_kosmos_at_full_width():
 
 
 def test_command_prints_json_or_a_table(monkeypatch, capsys):
-    monkeypatch.setattr(scoring, "random_kosmos", lambda *layers, dtype: tiny_kosmos())
+    monkeypatch.setattr(scoring, "random_kosmos", lambda *layers, dtype, device: tiny_kosmos())
     options = ["--candidates", "11", "--rounds", "1", "--question-tokens", "3"]
     scoring.main([*options, "--json"])
     facts = json.loads(capsys.readouterr().out)
     assert set(facts["routes"]) == {"naive", "batched", "states", "kv"}
-    assert set(facts["routes"]["kv"]) == {"seconds", "max_abs_diff"}
+    assert facts["routes"]["kv"].keys() >= {"seconds", "max_abs_diff"}
+    assert facts["ceiling"] is facts["routes"]["kv"]["flops"] is None
     assert facts["speedup"] > 0 and facts["candidates"] == 11
     scoring.main(options)
     said = capsys.readouterr().out
     assert "One question of 3 tokens, 11 images" in said and "kv" in said
+    scoring.main([*options, "--profile", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    flops = [facts["routes"][name]["flops"] for name in ("batched", "states", "kv")]
+    assert flops[0] > flops[1] > flops[2] > 0 < facts["ceiling"]

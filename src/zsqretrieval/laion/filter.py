@@ -31,7 +31,7 @@ from zsqretrieval.laion.embeddings import open_embeddings
 from zsqretrieval.laion.hashes import hashes_of
 from zsqretrieval.laion.metadata import canonical, read_metadata
 from zsqretrieval.laion.safety import Denied, Safety, SafetyLike, safety_for
-from zsqretrieval.laion.storage import Location
+from zsqretrieval.laion.storage import Location, parquet_module
 from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.types import Image, ImageState, Progress
 
@@ -256,6 +256,7 @@ def pool_of(
     Raises:
         InvalidInputError: the pool is empty, or lacks a column of the rules.
     """
+    parquet_module()  # or says what to install
     denied = {} if denied is None else denied
     uids, ruled, scored, permitted = [], [], [], []
     names: set[str] = set()

@@ -9,7 +9,7 @@ from typing import Any
 
 from zsqretrieval.laion.metadata import COLUMNS, read_metadata
 from zsqretrieval.laion.safety import Denied, Safety
-from zsqretrieval.laion.storage import Location, list_files
+from zsqretrieval.laion.storage import Location, list_files, parquet_module
 from zsqretrieval.types import Progress
 
 ABOVE: Mapping[str, tuple[float, ...]] = {
@@ -52,6 +52,7 @@ class MetadataStats:
 
 def describe(source: Location, safety: Safety, progress: Progress | None = None) -> MetadataStats:
     """Read metadata once; arguments and errors as for :func:`~zsqretrieval.laion.metadata.read_metadata`."""
+    parquet_module()  # or says what to install
     import pyarrow as pa
     from pyarrow import compute as pc
 

@@ -16,12 +16,13 @@ from index_data import unit, vectors
 from milvus_servers import needs_milvus
 from zsqretrieval import Filter
 from zsqretrieval.album.catalog import Catalog
-from zsqretrieval.album.embeddings import given_block
+from zsqretrieval.album.embeddings import given_block, new_image
 from zsqretrieval.album.expressions import condition
 from zsqretrieval.album.milvus import MilvusStore
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.milvus import Milvus
+from zsqretrieval.laion.embeddings import VectorRow
 from zsqretrieval.testing import ToyEncoder
 
 DIM = ToyEncoder.dim
@@ -80,15 +81,18 @@ def test_filters_select_what_they_select_in_sql(records: list[Any], filters: lis
         store = MilvusStore(Milvus(str(Path(folder) / "x.db"), index="FLAT"))
         store.create(DIM, {})
         store.add(
-            [given_block(rows, names, metadata, sources, captions)],
+            [given_block(rows, names, metadata, sources, captions, None, None, {})],
             ToyEncoder(),
+            denied={},
             batch_size=100,
             progress=None,
         )
+        sizes = [new_image(rows[n], VectorRow(metadata=metadata[n])) for n in range(len(names))]
         catalog.add(
             [
                 NewImage(
-                    id=id, source=source, width=0, height=0, bytes=0, digest=f"{n:064x}", vector=rows[n],
+                    id=id, source=source, width=sizes[n].width, height=sizes[n].height,
+                    bytes=0, digest=f"{n:064x}", vector=rows[n],
                     metadata=metadata[n], caption=captions[n],
                 )
                 for n, (id, source) in enumerate(zip(names, sources, strict=True))
@@ -114,7 +118,8 @@ def test_field_that_no_image_has_is_refused_and_selective_conditions_find_all(tm
     store._known.clear()
     metadata = [{"n": n, "text": f"a_{n}"} for n in range(count)]
     names = [str(n) for n in range(count)]
-    store.add([given_block(rows, names, metadata, names, None)], ToyEncoder(), batch_size=150, progress=None)
+    block = given_block(rows, names, metadata, names, None, None, None, {})
+    store.add([block], ToyEncoder(), denied={}, batch_size=150, progress=None)
     with pytest.raises(InvalidInputError, match=r"no image of the collection .* has the field nothing"):
         store.matching(Filter.parse("n = 3 or nothing = 1"))
     order = np.argsort(-rows @ rows[0])

@@ -341,7 +341,7 @@ def _pool(source: str, rules: Rules | None, used: set[str], preset: str, safety:
     if not tars:
         return pool_of(metadata_parts(source), rules, how)
     denied: dict[str, int] = {}
-    images = (image for shard in open_image_shards(source) for image in unaltered(shard.images, denied))
+    images = (image for shard in open_image_shards(source) for image in unaltered(shard.images(), denied))
     parts = preset_with(preset)
     encoder = parts.make_encoder() if "clip" in used else None
     lazy = parts.make_generator() if "likelihood" in used else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -199,9 +199,7 @@ def verified(image: Image) -> bool | None:
     return all(hashlib.new(name, image.content).hexdigest() == one.lower() for name, one in stated.items())
 
 
-def unaltered(
-    shard: Callable[[], Iterable[Image | ImageError]], denied: Denied
-) -> Iterator[Image | ImageError]:
+def unaltered(images: Iterable[Image | ImageError], denied: Denied) -> Iterator[Image | ImageError]:
     """The images of a shard, without those whose bytes differ from the digest in their metadata.
 
     img2dataset records the digest of what it downloaded. If it then resized or re-encoded the images, as by
@@ -210,12 +208,17 @@ def unaltered(
     before that.
 
     Args:
-        shard: reads the images; called twice, such as ``ImageShard.images``.
+        images: of one shard; up to a hundred are in memory, until one has the bytes of its digest.
         denied: counts those that are left out, as ``altered``.
     """
-    first = itertools.islice(shard(), 100)
-    kept_as_fetched = any(verified(one) for one in first if isinstance(one, Image))
-    for one in shard():
+    rest = iter(images)
+    first: list[Image | ImageError] = []
+    kept_as_fetched = False
+    for one in itertools.islice(rest, 100):
+        first.append(one)
+        if kept_as_fetched := isinstance(one, Image) and verified(one) is True:
+            break
+    for one in itertools.chain(first, rest):
         if kept_as_fetched and isinstance(one, Image) and verified(one) is False:
             denied["altered"] = denied.get("altered", 0) + 1
         else:

@@ -144,7 +144,7 @@ def run_shard(
         files = [stack.enter_context(temporary_path(name)) for name in names]
         loader = stack.enter_context(
             Loader(
-                unaltered(shards[number].images, denied),
+                unaltered(shards[number].images(), denied),
                 task.batch_size,
                 max_pixels,
                 exif=False,

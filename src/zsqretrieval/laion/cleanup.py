@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.files import atomic_write, sync_directory
+from zsqretrieval._util.files import atomic_write, flush_file, sync_directory
 from zsqretrieval.errors import AlbumError
 from zsqretrieval.laion.embeddings import FACTS, open_embeddings
 from zsqretrieval.laion.hashes import HashList
@@ -109,8 +108,7 @@ def _new(file: Path) -> Path:
 def _write(file: Path, write: Callable[[Path], object]) -> None:
     """Write the file that is to take the place of another; on disk when this returns."""
     write(_new(file))
-    with _new(file).open("rb+") as handle:
-        os.fsync(handle.fileno())
+    flush_file(_new(file))
     sync_directory(file.parent)
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.files import sync_directory
+from zsqretrieval._util.files import flush_file, sync_directory
 from zsqretrieval._util.untrusted import parse_json
 from zsqretrieval.data.images import in_threads
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
@@ -265,13 +265,13 @@ def writing_embeddings(
         nonlocal rows, written, shards
         for kind in kinds:
             stacked = np.concatenate([*waiting[kind], np.empty((0, dim), dtype)])
-            with (temporary / kind / f"{kind}_{shards:04d}.npy").open("wb") as file:
-                np.save(file, stacked[:size], allow_pickle=False)
-                _flush(file)
+            array = temporary / kind / f"{kind}_{shards:04d}.npy"
+            np.save(array, stacked[:size], allow_pickle=False)
+            flush_file(array)
             waiting[kind] = [stacked[size:]]
-        with (temporary / _TABLES / f"metadata_{shards:04d}.parquet").open("wb") as file:
-            parquet_module().write_table(table_of(rows[:size]), file)
-            _flush(file)
+        table = temporary / _TABLES / f"metadata_{shards:04d}.parquet"
+        parquet_module().write_table(table_of(rows[:size]), table)
+        flush_file(table)
         shards, written = shards + 1, written + len(rows[:size])
         rows = rows[size:]
 
@@ -292,9 +292,9 @@ def writing_embeddings(
         yield write
         if rows or not shards:
             flush(shard_size)
-        with (temporary / FACTS).open("w", encoding="ascii") as file:
-            json.dump({"encoder": encoder, "dim": dim, "dtype": dtype, "rows": written}, file, indent=2)
-            _flush(file)
+        facts = {"encoder": encoder, "dim": dim, "dtype": dtype, "rows": written}
+        (temporary / FACTS).write_text(json.dumps(facts, indent=2), encoding="ascii")
+        flush_file(temporary / FACTS)
         for one in (*(temporary / name for name in (*kinds, _TABLES)), temporary):
             sync_directory(one)
         temporary.rename(folder)
@@ -303,11 +303,6 @@ def writing_embeddings(
         raise AlbumError(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def table_of(rows: Sequence[VectorRow]) -> Any:

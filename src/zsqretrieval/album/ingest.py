@@ -104,9 +104,9 @@ class Adder:
         begin = time.perf_counter()
         ids: dict[Fate, list[str]] = {fate: [] for fate in get_args(Fate)}
         total = None if progress is None else count_images(images)
-        listed = open_images(images)
+        opened = open_images(images)
         denied: Denied = {}
-        with Loader(listed, batch_size, max_pixels, copy=copy, exif=exif) as loader, Reopener() as files:
+        with Loader(opened, batch_size, max_pixels, copy=copy, exif=exif) as loader, Reopener() as files:
             for batch in loader:
                 if seen is not None:
                     seen.update({one.source: one.digest for one in batch})

@@ -181,10 +181,10 @@ class IndexSync:
                 _check_files(album / saved.folder)
                 if saved.position.is_beyond(self._log.position):
                     raise IntegrityError(f"it stands at {saved.position}, which is still to come")
-                self._index = type(empty).load(
+                index = type(empty).load(
                     album / saved.folder, dim=encoder.dim, fingerprint=empty.fingerprint or None
                 )
-                self._position = saved.position
+                self._index, self._position = index, saved.position
             except _DAMAGE as error:  # anything else is a mistake in the index's own code
                 _warn(f"the saved {name} of {album} is damaged and is", error)
 

@@ -27,7 +27,7 @@ from zsqretrieval.album.embeddings import (
 from zsqretrieval.album.features import sweep_all
 from zsqretrieval.album.folders import SyncReport, checked_folders, rehearsal, sync_folders
 from zsqretrieval.album.info import find_catalog
-from zsqretrieval.album.ingest import AddReport
+from zsqretrieval.album.ingest import Adder, AddReport
 from zsqretrieval.album.merge import MergeReport, merge
 from zsqretrieval.album.reencode import ReencodeReport, Reencoding
 from zsqretrieval.album.removal import RemovalReport, count_found, extended, find_listed, removal_list
@@ -92,9 +92,10 @@ class Collection(Album):
             MissingDependencyError: a folder without pyarrow.
         """
         given, denied = self._given, cast(Denied, {})
-        removed = removal_list(self._path)
+        adder = None if isinstance(given, MilvusParts) else self._adder()
+        encoder, removed = (given.encoder, None) if adder is None else (adder.encoder, adder.removed)
         if fingerprint is not None:
-            check_fingerprint(fingerprint, given.encoder, "the vectors")
+            check_fingerprint(fingerprint, encoder, "the vectors")
         if isinstance(vectors, str | os.PathLike):
             if not isinstance(metadata, str | os.PathLike | None) or any(
                 one is not None for one in (ids, sources, captions)
@@ -102,15 +103,15 @@ class Collection(Album):
                 raise InvalidInputError(
                     "a folder of embeddings has its own ids, metadata, sources and captions"
                 )
-            blocks = folder_blocks(vectors, metadata, given.encoder, safety, removed, denied)
+            blocks = folder_blocks(vectors, metadata, encoder, safety, removed, denied)
         elif isinstance(metadata, str | os.PathLike):
             raise InvalidInputError("metadata of arrays must be a list of mappings, not a path")
         else:
             blocks = [given_block(vectors, ids, metadata, sources, captions, safety, removed, denied)]
         how: dict[str, Any] = {"denied": denied, "batch_size": batch_size, "progress": progress}
         if isinstance(given, MilvusParts):
-            return given.store.add(blocks, given.encoder, **how)
-        return add_blocks(blocks, self._adder(), **how)
+            return given.store.add(blocks, encoder, **how)
+        return add_blocks(blocks, cast(Adder, adder), **how)
 
     def remove_listed(
         self, names: str | os.PathLike[str] | Sequence[str], *, progress: Progress | None = None
@@ -146,8 +147,9 @@ class Collection(Album):
             removed = extended(self._path or Path(temporary), given)
             records = find_listed(self._store, removed, progress)
             listed = len(removed)
+        here, vectors = self._store.stored([one.key for one in records])
+        records = [records[n] for n in here]  # without those that others have just removed
         keys = [one.key for one in records]
-        _, vectors = self._store.stored(keys)
         before = count_found(self._store, keys, vectors)
         self.remove([one.id for one in records])
         if keys and self._path is not None:

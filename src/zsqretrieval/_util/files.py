@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -248,7 +248,9 @@ def peek_snapshot(path: Path) -> Snapshot:
 
 
 @contextlib.contextmanager
-def open_snapshot(path: Path, kind: str, **expected: Any) -> Iterator[Snapshot]:
+def open_snapshot(
+    path: Path, kind: str, *, unread: Collection[str] = (), **expected: Any
+) -> Iterator[Snapshot]:
     """Open a snapshot for reading, after verifying the size and digest of every data file.
 
     Within the block no other process of this library can replace the snapshot (advisory lock).
@@ -256,6 +258,7 @@ def open_snapshot(path: Path, kind: str, **expected: Any) -> Iterator[Snapshot]:
     Args:
         path: the folder.
         kind: required kind.
+        unread: parts whose content the caller verifies when it reads it; here only their size is.
         expected: required facts; None accepts any value.
 
     Raises:
@@ -271,8 +274,8 @@ def open_snapshot(path: Path, kind: str, **expected: Any) -> Iterator[Snapshot]:
                     f"{path} was saved with {name} {found!r}, but {name} {wanted!r} is asked for; "
                     "open it with the settings it was made with, or build a new one"
                 )
-        for stored in snapshot.files.values():
-            _verify(path, stored)
+        for part, stored in snapshot.files.items():
+            _verify(path, stored, content=part not in unread)
         yield snapshot
 
 
@@ -307,13 +310,13 @@ def _write_part(path: Path, part: str, write: Callable[[Path], object]) -> Store
     return stored
 
 
-def _verify(path: Path, stored: StoredFile) -> None:
+def _verify(path: Path, stored: StoredFile, *, content: bool) -> None:
     file = path / stored.name
     try:
         size = file.stat().st_size
         if size != stored.size:
             raise _damaged(file, f"it has {size} bytes, the manifest says {stored.size}")
-        if sha256_of(file) != stored.sha256:
+        if content and sha256_of(file) != stored.sha256:
             raise _damaged(file, "its SHA-256 digest differs from the manifest's")
     except FileNotFoundError:
         raise _damaged(file, "it is missing") from None

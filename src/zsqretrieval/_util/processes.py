@@ -23,6 +23,12 @@ class Renewable(Protocol):
 _renewed: weakref.WeakSet[Renewable] = weakref.WeakSet()
 _gates: weakref.WeakKeyDictionary[Lock, None] = weakref.WeakKeyDictionary()  # in the order of their making
 _held: list[Lock] = []  # by the thread that forks
+_forked = False
+
+
+def is_forked() -> bool:
+    """Whether this process was forked: OpenMP would wait for the threads of the parent."""
+    return _forked
 
 
 def renew_in_forks(one: Renewable) -> None:
@@ -72,6 +78,8 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
+    global _forked
+    _forked = True
     _held.clear()
     for one in list(_renewed):
         one.renew()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast, final
+from typing import TypeVar, cast, final
 
 from typing_extensions import Self
 
@@ -29,6 +29,8 @@ from zsqretrieval.album.settings import SNAPSHOTS, SavedIndex
 from zsqretrieval.errors import AlbumError, IntegrityError, MismatchError
 from zsqretrieval.plugins import check_empty_index, describe, empty_like
 from zsqretrieval.protocols import Encoder, Index
+
+_Answer = TypeVar("_Answer")
 
 _DAMAGE = (IntegrityError, MismatchError, OSError, ValueError, EOFError)  # what reading damaged files raises
 
@@ -76,6 +78,25 @@ class IndexSync:
                 self._follow()
         return self._index
 
+    def ask(self, question: Callable[[Index], _Answer]) -> _Answer:
+        """The answer of the index, up to date; of a new one if it finds that its file is damaged.
+
+        An index may verify its file only where it reads it, in the middle of a search.
+        """
+        index = self.update()
+        try:
+            return question(index)
+        except IntegrityError as error:
+            with self._lock:
+                if self._index is index:
+                    self._start_again(error)
+            return question(self.update())
+
+    def _start_again(self, error: Exception) -> None:
+        """Take an empty index in place of one whose file is damaged."""
+        _warn(f"the saved {self._name} is damaged and is", error)
+        self._index, self._position = empty_like(self._index), Position()
+
     def follow(self) -> None:
         """Bring the index up to date if it is loaded."""
         if self._snapshot is None:
@@ -85,6 +106,13 @@ class IndexSync:
         if self._snapshot is not None:
             self._load(*self._snapshot)
             self._snapshot = None
+        try:
+            self._take_changes()
+        except IntegrityError as error:
+            self._start_again(error)
+            self._take_changes()
+
+    def _take_changes(self) -> None:
         if self._position is None:
             self._index, self._position = empty_like(self._index), Position()
         for change in self._log.changes(self._position):
@@ -102,7 +130,11 @@ class IndexSync:
         """Let the index forget removed vectors, if it can and would keep them until later."""
         with self._lock:
             self._follow()
-            getattr(self._index, "compact", lambda: None)()
+            try:
+                getattr(self._index, "compact", lambda: None)()
+            except IntegrityError as error:
+                self._start_again(error)  # which holds no removed vectors
+                self._follow()
 
     @contextmanager
     def retiring(self) -> Iterator[Callable[[VectorLog], None]]:
@@ -132,10 +164,9 @@ class IndexSync:
         self.update()  # which locks the album, too, to load the index
         with locked(album, exclusive=True), self._lock:
             self._catalog.check_place()  # or the snapshots of another album would be deleted
-            self.update()
             folder = f"{self._name}-{secrets.token_hex(4)}"
             try:
-                self._index.save(album / folder)
+                self.ask(lambda index: index.save(album / folder))
                 position = asdict(cast(Position, self._position))
                 # The commit: from here on the new snapshot is the valid one, with its position.
                 self._catalog.set_snapshot(self._name, {"part": part, "folder": folder, "position": position})

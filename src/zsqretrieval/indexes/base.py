@@ -29,6 +29,7 @@ class VectorIndex(ABC):
     """
 
     _kind: ClassVar[str]
+    _unread: ClassVar[tuple[str, ...]] = ()  # parts of a snapshot that are verified when they are read
     _settings: ClassVar[tuple[str, ...]]  # names of constructor arguments, each stored as ``_name``
 
     def __init__(self, dim: int, fingerprint: str) -> None:
@@ -41,7 +42,9 @@ class VectorIndex(ABC):
     # --- hooks
 
     @abstractmethod
-    def _insert(self, keys: list[int], rows: NDArray[np.float32], digests: list[bytes]) -> None:
+    def _insert(
+        self, keys: NDArray[np.int64], rows: NDArray[np.float32], digests: NDArray[np.bytes_]
+    ) -> None:
         """Store unit rows [n, dim] under new keys, all or none."""
 
     @abstractmethod
@@ -49,7 +52,7 @@ class VectorIndex(ABC):
         """Search all keys, or only those given."""
 
     @abstractmethod
-    def _release(self, keys: list[int]) -> None:
+    def _release(self, keys: NDArray[np.int64]) -> None:
         """Remove stored keys; called with the lock held."""
 
     @abstractmethod
@@ -115,12 +118,11 @@ class VectorIndex(ABC):
                 f"{len(new_keys)} keys came with {len(rows)} vectors; each vector needs one key"
             )
         with self._writing:
-            added = new_keys.tolist()
-            if present := [key for key in added if key in self._table]:
+            if (present := self._table.stored(new_keys)).any():
                 raise InvalidInputError(
-                    f"key {present[0]} is stored already; remove it first, or choose another key"
+                    f"key {new_keys[present][0]} is stored already; remove it first, or choose another key"
                 )
-            self._insert(added, rows, digests)
+            self._insert(new_keys, rows, digests)
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Neighbors:
         """Find the k nearest vectors of each query; see :meth:`zsqretrieval.protocols.Index.search`."""
@@ -134,11 +136,10 @@ class VectorIndex(ABC):
         """Remove keys, int64 [n]; see :meth:`zsqretrieval.protocols.Index.remove`."""
         old_keys = check_keys(keys)
         with self._writing:
-            removed = old_keys.tolist()
-            if absent := [key for key in removed if key not in self._table]:
-                raise InvalidInputError(f"key {absent[0]} is not stored; nothing was removed")
+            if (absent := ~self._table.stored(old_keys)).any():
+                raise InvalidInputError(f"key {old_keys[absent][0]} is not stored; nothing was removed")
             with self._lock.exclusive():
-                self._release(removed)
+                self._release(old_keys)
             if self._table.size - self._table.alive > self._table.alive:
                 self._compact()
 
@@ -164,7 +165,8 @@ class VectorIndex(ABC):
             IntegrityError, MismatchError: as in the protocol.
             MissingDependencyError: a package that the index needs is not installed.
         """
-        with open_snapshot(path, cls._kind, dim=dim, fingerprint=fingerprint, metric="cosine") as snapshot:
+        expected = {"dim": dim, "fingerprint": fingerprint, "metric": "cosine"}
+        with open_snapshot(path, cls._kind, unread=cls._unread, **expected) as snapshot:
             index = cls.from_config({name: snapshot.facts.get(name) for name in cls._settings})
             index._restore(snapshot, read_array(snapshot.file("keys.npy")))
         return index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,16 @@ def unit_rows(vectors: ArrayLike, dim: int) -> NDArray[np.float32]:
         raise InvalidInputError(f"vectors have shape {list(given.shape)}, this index needs [n, {dim}]{hint}")
     if given.dtype.kind != "f":
         raise InvalidInputError(f"vectors have dtype {given.dtype}, this index needs float32")
-    with np.errstate(over="ignore"):  # a float64 out of range becomes inf, and is refused below
-        rows = np.ascontiguousarray(given, dtype=np.float32)
+    if given.dtype == np.float32:
+        rows = np.ascontiguousarray(given)
+    else:
+        with np.errstate(over="ignore"):  # a float64 out of range becomes inf, and is refused below
+            rows = np.ascontiguousarray(given, dtype=np.float32)
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = rows[start : start + _BLOCK_ROWS]
         lengths = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
+        if (np.abs(lengths - 1) <= _UNIT_TOLERANCE).all():
+            continue
         bad = ~np.isfinite(lengths) | (lengths == 0)
         if bad.any():
             position = int(np.argmax(bad))
@@ -88,6 +94,11 @@ def check_integer(name: str, value: Any, *, least: int = 1, most: int = 2**31 - 
     if number is None or isinstance(value, bool) or not least <= number <= most:
         raise InvalidInputError(f"{name} must be an integer from {least} to {most}, not {shown(value)}")
     return number
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def as_array(values: ArrayLike, name: str) -> NDArray[Any]:

@@ -47,9 +47,12 @@ class ExactIndex(VectorIndex):
 
     def _fill(self, pairs: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         self._vectors = vectors
-        self._table = KeyTable.from_pairs(pairs, dict(enumerate(digest_rows(vectors))), len(vectors))
+        rows = np.arange(len(vectors))
+        self._table = KeyTable.from_pairs(pairs, digest_rows(vectors), rows, len(vectors))
 
-    def _insert(self, keys: list[int], rows: NDArray[np.float32], digests: list[bytes]) -> None:
+    def _insert(
+        self, keys: NDArray[np.int64], rows: NDArray[np.float32], digests: NDArray[np.bytes_]
+    ) -> None:
         start = self._table.size
         needed, capacity = start + len(rows), len(self._vectors)
         if needed > capacity:
@@ -78,7 +81,7 @@ class ExactIndex(VectorIndex):
             dense = block[-1] - block[0] + 1 == len(block)  # then a slice is enough, without a copy
             yield block, self._vectors[block[0] : block[-1] + 1] if dense else self._vectors[block]
 
-    def _release(self, keys: list[int]) -> None:
+    def _release(self, keys: NDArray[np.int64]) -> None:
         self._table.release(keys)
 
     def _compact(self) -> None:

@@ -32,10 +32,9 @@ class GraphFile:
     deleted: NDArray[np.bool_]  # [n]; deletion marks
     records: NDArray[Any]  # [n], mapped from the file
 
-    def digests(self) -> dict[int, bytes]:
-        """Digest of every element's vector, by label."""
-        digests = (digest for block in _blocks(self.records) for digest in digest_rows(block["vector"]))
-        return dict(zip(self.labels.tolist(), digests, strict=True))
+    def digests(self) -> NDArray[np.bytes_]:
+        """Digest of every element's vector, [n]."""
+        return np.concatenate([digest_rows(block["vector"]) for block in _blocks(self.records)])
 
 
 def read_graph_file(file: Path, *, dim: int, M: int) -> GraphFile:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -22,7 +22,7 @@ from zsqretrieval._util.files import Snapshot
 from zsqretrieval._util.optional import import_optional
 from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.indexes.base import VectorIndex, top_rows
-from zsqretrieval.indexes.checks import check_integer
+from zsqretrieval.indexes.checks import check_integer, cores
 from zsqretrieval.indexes.graphfile import read_graph_file
 from zsqretrieval.indexes.keys import KeyTable, KeyView
 from zsqretrieval.types import Neighbors
@@ -113,7 +113,9 @@ class HNSWIndex(VectorIndex):
 
     # --- adding and removing
 
-    def _insert(self, keys: list[int], rows: NDArray[np.float32], digests: list[bytes]) -> None:
+    def _insert(
+        self, keys: NDArray[np.int64], rows: NDArray[np.float32], digests: NDArray[np.bytes_]
+    ) -> None:
         first_row = self._table.size
         needed = first_row + len(rows)
         if needed > _MAX_ROWS:
@@ -137,14 +139,14 @@ class HNSWIndex(VectorIndex):
                 self._undo(keys, first_row)
             raise
 
-    def _undo(self, keys: list[int], first_row: int) -> None:
+    def _undo(self, keys: NDArray[np.int64], first_row: int) -> None:
         """Revert an addition that failed or was interrupted."""
-        self._release([key for key in keys if key in self._table])
+        self._release(keys[self._table.stored(keys)])
         self._table.forget_vectors(first_row)
         if not self._table.alive:
             self._table, self._graph = KeyTable(), None
 
-    def _release(self, keys: list[int]) -> None:
+    def _release(self, keys: NDArray[np.int64]) -> None:
         emptied = self._table.release(keys)
         if self._graph is not None:
             self._graph.delete(emptied)
@@ -211,7 +213,8 @@ class HNSWIndex(VectorIndex):
             return
         file = snapshot.file("graph.bin")
         stored = read_graph_file(file, dim=self._dim, M=self._M)
-        self._table = KeyTable.from_pairs(pairs, stored.digests(), int(stored.labels.max()) + 1)
+        size = int(stored.labels.max()) + 1
+        self._table = KeyTable.from_pairs(pairs, stored.digests(), stored.labels, size)
         dead = np.isin(stored.labels, self._table.view.rows, invert=True)
         if (dead != stored.deleted).any():
             raise IntegrityError(
@@ -223,9 +226,7 @@ class HNSWIndex(VectorIndex):
 
     @property
     def _cores(self) -> int:
-        if self._threads is not None:
-            return self._threads
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self._threads or cores()
 
     def _new_graph(self, capacity: int) -> Graph:
         return Graph.create(
@@ -315,13 +316,13 @@ class Graph:
         """Stored vectors [n, dim] of rows that are not deleted."""
         return np.asarray(self._native.get_items(rows), np.float32).reshape(len(rows), self._dim)
 
-    def delete(self, rows: Iterable[int]) -> None:
+    def delete(self, rows: NDArray[np.int64]) -> None:
         """Exclude rows from answers. Skips rows that are absent or deleted already."""
         for row in rows:
             with contextlib.suppress(RuntimeError):
                 self._native.mark_deleted(row)
 
-    def restore(self, rows: Iterable[int]) -> None:
+    def restore(self, rows: NDArray[np.int64]) -> None:
         """Undo :meth:`delete`."""
         for row in rows:
             self._native.unmark_deleted(row)

@@ -6,10 +6,10 @@ Placeholder images make this necessary: 40 % identical vectors in an HNSW graph 
 
 from __future__ import annotations
 
-import bisect
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import IntegrityError
 from zsqretrieval.types import Neighbors
 
+DIGEST = np.dtype("S16")
 
-def digest_rows(rows: NDArray[np.float32]) -> list[bytes]:
-    """A 128-bit digest of every row; only equal rows have equal digests."""
+
+def digest_rows(rows: NDArray[np.float32]) -> NDArray[np.bytes_]:
+    """A 128-bit digest of every row, bytes [n]; only equal rows have equal digests."""
     positive_zeros = rows + np.float32(0)  # -0.0 == 0.0, but their bytes differ
-    return [hashlib.blake2b(row, digest_size=16).digest() for row in positive_zeros]
+    digests = [hashlib.blake2b(row, digest_size=DIGEST.itemsize).digest() for row in positive_zeros]
+    return np.array(digests, DIGEST)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +32,7 @@ class KeyView:
     """The keys of rows, as one search may see them."""
 
     first: NDArray[np.int64]  # [rows]; the smallest key of every row, -1 without a key
-    shared: Mapping[int, Sequence[int]]  # all keys, ascending, of the rows with several
+    shared: Mapping[int, NDArray[np.int64]]  # all keys, ascending, of the rows with several
     row_count: int  # rows with keys
     key_count: int
 
@@ -49,15 +52,15 @@ class KeyView:
         keys = np.where(rows >= 0, self.first[rows], -1) if self.first.size else np.full_like(rows, -1)
         if self.shared:
             keys, scores = self._expand(keys, rows, scores, k)
-        worth = np.where(keys >= 0, scores, -np.inf)
-        order = np.lexsort((keys, -worth), axis=-1)[:, :k]
-        q, found = order.shape
-        result = Neighbors(np.full((q, k), -1, np.int64), np.full((q, k), np.nan, np.float32))
-        queries = np.arange(q)[:, None]
-        result.keys[:, :found] = keys[queries, order]
-        result.scores[:, :found] = scores[queries, order]
-        result.scores[result.keys < 0] = np.nan
-        return result
+        scores = np.where(keys >= 0, scores, np.float32(np.nan))
+        order = np.lexsort((keys, -scores), axis=-1)[:, :k]  # nan is last
+        queries = np.arange(len(rows))[:, None]
+        keys, scores = keys[queries, order], scores[queries, order]
+        if missing := k - keys.shape[1]:
+            beyond = (0, 0), (0, missing)
+            keys = np.pad(keys, beyond, constant_values=-1)
+            scores = np.pad(scores, beyond, constant_values=np.nan)
+        return Neighbors(keys, scores)
 
     def _expand(
         self, keys: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32], k: int
@@ -68,7 +71,7 @@ class KeyView:
                 (key, score)
                 for row, score in zip(found, found_scores, strict=True)
                 if row in self.shared
-                for key in self.shared[row][1:k]
+                for key in self.shared[row][1:k].tolist()
             ]
             for found, found_scores in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
@@ -85,7 +88,8 @@ class KeyTable:
     """Keys <-> rows. Rows are numbered from 0, in the order in which their vectors were first added.
 
     A row without keys remains, empty, and is revived when its vector is added again, so repeated addition and
-    removal of one vector takes no memory. :meth:`compacted` drops empty rows.
+    removal of one vector takes no memory. :meth:`compacted` drops empty rows. All is kept in sorted arrays: a
+    million keys take about 50 MB.
 
     Attributes:
         size: number of rows, with empty ones.
@@ -95,16 +99,18 @@ class KeyTable:
     def __init__(self) -> None:
         self.size = 0
         self.alive = 0
-        self._row_of_key: dict[int, int] = {}
-        self._row_of_digest: dict[bytes, int] = {}
-        self._first = np.empty(0, np.int64)
-        self._shared: dict[int, list[int]] = {}
+        self._keys, self._rows = np.empty(0, np.int64), np.empty(0, np.int64)  # by ascending key
+        # Digests of the vectors that may be added again, ascending, and their rows.
+        self._digests, self._digest_rows = np.empty(0, DIGEST), np.empty(0, np.int64)
+        self._first = np.empty(0, np.int64)  # [capacity]; the smallest key of every row, -1 without one
+        self._shared: dict[int, NDArray[np.int64]] = {}  # all keys, ascending, of the rows with several
 
     def __len__(self) -> int:
-        return len(self._row_of_key)
+        return len(self._keys)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._row_of_key
+    def stored(self, keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each of ``keys`` is stored, bool [n]."""
+        return _find(self._keys, keys) >= 0
 
     @property
     def view(self) -> KeyView:
@@ -113,57 +119,60 @@ class KeyTable:
 
     def among(self, keys: NDArray[np.int64]) -> KeyView:
         """Only those of ``keys`` that are stored."""
+        at = _find(self._keys, np.unique(keys))
+        at = at[at >= 0]
+        rows, smallest, shared = _by_row(self._rows[at], self._keys[at])
         first = np.full(self.size, -1, np.int64)
-        shared: dict[int, list[int]] = {}
-        stored = [(key, self._row_of_key[key]) for key in np.unique(keys).tolist() if key in self._row_of_key]
-        for key, row in stored:
-            if first[row] < 0:
-                first[row] = key
-            else:
-                shared.setdefault(row, [int(first[row])]).append(key)
-        return KeyView(first, shared, int((first >= 0).sum()), len(stored))
+        first[rows] = smallest
+        return KeyView(first, shared, len(rows), len(at))
 
-    def assign(self, keys: Sequence[int], digests: Sequence[bytes]) -> tuple[list[int], list[int]]:
+    def assign(
+        self, keys: NDArray[np.int64], digests: NDArray[np.bytes_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Assign new keys to the rows of their vectors.
 
         Returns:
             Positions (in ``digests``) of new vectors, which became the rows ``size``, ``size + 1``, ... in
             this order; and the empty rows that have a key again.
         """
-        fresh: list[int] = []
-        revived: list[int] = []
-        self._reserve(self.size + len(keys))
-        for position, (key, digest) in enumerate(zip(keys, digests, strict=True)):
-            row = self._row_of_digest.setdefault(digest, self.size)
-            if row == self.size:
-                fresh.append(position)
-                self.size += 1
-            elif self._first[row] < 0:
-                revived.append(row)
-            self._row_of_key[key] = row
-            self._attach(key, row)
+        vectors, first_at, which = np.unique(digests, return_index=True, return_inverse=True)
+        at = _find(self._digests, vectors)
+        known = at >= 0
+        row_of = np.empty(len(vectors), np.int64)  # by vector
+        row_of[known] = self._digest_rows[at[known]]
+        fresh = np.sort(first_at[~known])
+        row_of[~known] = self.size + np.searchsorted(fresh, first_at[~known])
+        self._digests, self._digest_rows = _merged(
+            self._digests, self._digest_rows, vectors[~known], row_of[~known]
+        )
+        self._reserve(self.size + len(fresh))
+        self.size += len(fresh)
+        revived = row_of[known][self._first[row_of[known]] < 0]
+        self._attach(keys, row_of[which])
         return fresh, revived
 
-    def release(self, keys: Sequence[int]) -> list[int]:
+    def release(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Remove stored keys; returns the rows that became empty."""
-        emptied = []
-        for key in keys:
-            row = self._row_of_key.pop(key)
-            shared = self._shared.get(row)
-            if shared is None:
-                self._first[row] = -1
-                self.alive -= 1
-                emptied.append(row)
-                continue
-            del shared[bisect.bisect_left(shared, key)]
-            self._first[row] = shared[0]
-            if len(shared) == 1:
-                del self._shared[row]
+        at = _find(self._keys, keys)
+        rows = np.unique(self._rows[at])
+        self._keys, self._rows = np.delete(self._keys, at), np.delete(self._rows, at)
+        emptied = rows
+        if self._shared:
+            several = [row for row in rows.tolist() if row in self._shared]
+            for row in several:
+                left = np.setdiff1d(self._shared.pop(row), keys, assume_unique=True)
+                self._first[row] = left[0] if len(left) else -1
+                if len(left) > 1:
+                    self._shared[row] = left
+            emptied = np.setdiff1d(rows, [row for row in several if self._first[row] >= 0])
+        self._first[emptied] = -1
+        self.alive -= len(emptied)
         return emptied
 
     def forget_vectors(self, first_row: int) -> None:
         """Never revive the rows from ``first_row`` on: their vectors are not in the index."""
-        self._row_of_digest = {digest: row for digest, row in self._row_of_digest.items() if row < first_row}
+        kept = self._digest_rows < first_row
+        self._digests, self._digest_rows = self._digests[kept], self._digest_rows[kept]
 
     def compacted(self) -> tuple[KeyTable, NDArray[np.int64]]:
         """The table without empty rows; and the old numbers of the remaining rows, in their new order."""
@@ -172,22 +181,30 @@ class KeyTable:
         new_row[kept] = np.arange(len(kept))
         table = KeyTable()
         table.size = table.alive = len(kept)
-        table._row_of_key = {key: int(new_row[row]) for key, row in self._row_of_key.items()}
-        table._row_of_digest = {
-            digest: int(new_row[row]) for digest, row in self._row_of_digest.items() if new_row[row] >= 0
-        }
+        table._keys, table._rows = self._keys, new_row[self._rows]
+        left = new_row[self._digest_rows] >= 0
+        table._digests, table._digest_rows = self._digests[left], new_row[self._digest_rows[left]]
         table._first = self._first[kept]
-        table._shared = {int(new_row[row]): list(keys) for row, keys in self._shared.items()}
+        table._shared = {int(new_row[row]): keys for row, keys in self._shared.items()}
         return table, kept
 
     def pairs(self) -> NDArray[np.int64]:
         """Every key and its row, int64 [n, 2], by ascending key."""
-        pairs = np.array(list(self._row_of_key.items()), np.int64).reshape(-1, 2)
-        return pairs[np.argsort(pairs[:, 0])]
+        return np.stack([self._keys, self._rows], axis=1)
+
+    def digests(self) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
+        """Digests of the vectors that may be added again, ascending, and their rows int64 [m]."""
+        return self._digests, self._digest_rows
 
     @classmethod
-    def from_pairs(cls, pairs: NDArray[np.int64], digests: Mapping[int, bytes], size: int) -> KeyTable:
-        """Rebuild a table of ``size`` rows from :meth:`pairs` and the digests of the stored vectors by row.
+    def from_pairs(
+        cls,
+        pairs: NDArray[np.int64],
+        digests: NDArray[np.bytes_],
+        rows: NDArray[np.int64],
+        size: int,
+    ) -> KeyTable:
+        """Rebuild a table of ``size`` rows from :meth:`pairs` and the digests of the vectors of ``rows``.
 
         Raises:
             IntegrityError: a key is negative or repeated, or its row is not stored.
@@ -196,30 +213,65 @@ class KeyTable:
             raise IntegrityError(
                 f"the key table has shape {list(pairs.shape)} of {pairs.dtype}, not int64 [n, 2]"
             )
-        keys, rows = pairs[:, 0], pairs[:, 1]
-        if keys.size and (keys.min() < 0 or np.unique(keys).size < keys.size):
+        pairs = pairs[np.argsort(pairs[:, 0])]
+        if len(pairs) and (pairs[0, 0] < 0 or (np.diff(pairs[:, 0]) == 0).any()):
             raise IntegrityError("the key table holds a negative or repeated key")
-        if not set(rows.tolist()) <= digests.keys():
+        if not np.isin(pairs[:, 1], rows).all():
             raise IntegrityError("the key table names a row whose vector is not stored")
         table = cls()
         table.size = size
         table._reserve(size)
-        table._row_of_digest = {digest: row for row, digest in digests.items()}
-        table._row_of_key = dict(zip(keys.tolist(), rows.tolist(), strict=True))
-        for key, row in table._row_of_key.items():
-            table._attach(key, row)
+        order = np.argsort(digests, kind="stable")
+        table._digests, table._digest_rows = digests[order], rows[order]
+        table._attach(np.ascontiguousarray(pairs[:, 0]), pairs[:, 1])
         return table
 
-    def _attach(self, key: int, row: int) -> None:
-        if self._first[row] < 0:
-            self._first[row] = key
-            self.alive += 1
-            return
-        bisect.insort(self._shared.setdefault(row, [int(self._first[row])]), key)
-        self._first[row] = self._shared[row][0]
+    def _attach(self, keys: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        order = np.argsort(keys)
+        self._keys, self._rows = _merged(self._keys, self._rows, keys[order], rows[order])
+        rows, smallest, shared = _by_row(rows, keys)
+        empty = self._first[rows] < 0
+        self._first[rows[empty]] = smallest[empty]
+        self.alive += int(empty.sum())
+        joined = dict(zip(rows[~empty].tolist(), smallest[~empty, None], strict=True)) | shared
+        for row, more in joined.items():
+            before = self._shared.get(row, self._first[row : row + 1])
+            self._shared[row] = np.union1d(before, more)
+            self._first[row] = self._shared[row][0]
 
     def _reserve(self, size: int) -> None:
         if size > len(self._first):
             grown = np.full(max(size, 2 * len(self._first)), -1, np.int64)
             grown[: len(self._first)] = self._first
             self._first = grown
+
+
+def _find(values: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.int64]:
+    """Positions of ``wanted`` in ascending, unique ``values``; -1 for what is not there."""
+    at = np.searchsorted(values, wanted)
+    there = at < len(values)
+    there[there] = values[at[there]] == wanted[there]
+    return np.where(there, at, -1)
+
+
+def _merged(
+    values: NDArray[Any], rows: NDArray[np.int64], more: NDArray[Any], more_rows: NDArray[np.int64]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Two ascending arrays as one, and their rows."""
+    at = np.searchsorted(values, more)
+    return np.insert(values, at, more), np.insert(rows, at, more_rows)
+
+
+def _by_row(
+    rows: NDArray[np.int64], keys: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[int, NDArray[np.int64]]]:
+    """Rows without repeats, ascending, the smallest key of each, and all keys of those with several."""
+    order = np.lexsort((keys, rows))
+    rows, keys = rows[order], keys[order]
+    starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1])[: len(rows)])
+    counts = np.diff(np.append(starts, len(rows)))
+    shared = {
+        int(rows[start]): keys[start : start + count]
+        for start, count in zip(starts[counts > 1], counts[counts > 1], strict=True)
+    }
+    return rows[starts], keys[starts], shared

@@ -182,7 +182,7 @@ class Collection(Album):
         check_numbers(cosine=cosine)
         if not 0 < cosine <= 1:
             raise InvalidInputError(f"cosine must be above 0 and at most 1, not {cosine}")
-        found = near_duplicates(self._catalog, self._index.update(), cosine, progress)
+        found = self._index.ask(lambda index: near_duplicates(self._catalog, index, cosine, progress))
         self.remove([one.id for one in self._catalog.records(found)])
         return len(found)
 

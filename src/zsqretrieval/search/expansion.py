@@ -81,7 +81,11 @@ class QuestionIndex:
         ``vector`` is that of the text, float32 [1, dim]; the images are among those keys, int64 [m].
         """
         allowed = None if among is None else set(among.tolist())
-        index = self._opened().update()
+        return self._opened().ask(lambda index: self._images(index, vector, k, allowed))
+
+    def _images(
+        self, index: Index, vector: NDArray[np.float32], k: int, allowed: set[int] | None
+    ) -> NDArray[np.int64]:
         depth = k = min(k, max(len(index), 1))
         while True:  # an image has several questions, so k questions may belong to fewer images
             found = nearest(index, vector, depth).keys[0]

@@ -19,6 +19,7 @@ from zsqretrieval.album.kept import KeptImages
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.indexes.checks import nearest
+from zsqretrieval.protocols import Index
 from zsqretrieval.search.among import nearest_among
 from zsqretrieval.types import Neighbors
 
@@ -116,13 +117,17 @@ class AlbumStore:
         return self._neighbors(vectors, k, None).keys
 
     def _neighbors(self, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | None) -> Neighbors:
-        index = self._follower.update()
-        if among is None:
-            return nearest(index, vectors, k)
+        def search(index: Index) -> Neighbors:
+            if among is None:
+                return nearest(index, vectors, k)
+            return nearest_among(index, vectors, k, among, self._catalog.log.get)
+
         while True:
             try:
-                return nearest_among(index, vectors, k, among, self._catalog.log.get)
+                return self._follower.ask(search)
             except InvalidInputError:  # one of them was just removed: search among the others
+                if among is None:
+                    raise
                 left = np.array(sorted(self._catalog.known_keys(among)), np.int64)
                 if len(left) == len(among):
                     raise

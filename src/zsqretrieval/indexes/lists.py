@@ -1,0 +1,200 @@
+"""Inverted lists of short codes: the first, coarse part of a compressed search.
+
+A vector is reduced to its principal components, put into the list of the best of some centroids, and stored
+there with 8 bits a component. A query is compared with the codes in the lists of its own best centroids. The
+lists are faiss's (``IndexIVFScalarQuantizer``); they are saved as plain arrays, whose structure is checked,
+because faiss trusts its own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from zsqretrieval._util.files import Snapshot, array_part, read_array
+from zsqretrieval._util.optional import import_optional
+from zsqretrieval._util.processes import is_forked
+from zsqretrieval.errors import IntegrityError
+
+_ITERATIONS = 10  # of k-means
+_POINTS = 40  # rows a centroid that it sees
+_TINY = np.float32(1e-30)
+_HIGHEST = 127  # of a code; faiss reads them three times as fast as scaled ones
+
+
+class Lists:
+    """Codes of the rows 0 to ``size - 1``, in inverted lists. Takes checked arrays, has no lock.
+
+    Args:
+        rotation: float32 [dim, reduced]; reduces vectors and queries, and scales them so that the components
+            of nearly all vectors lie between -128 and 127.
+        centroids: float32 [lists, reduced].
+        threads: threads for adding and for batches of queries.
+    """
+
+    def __init__(self, rotation: NDArray[np.float32], centroids: NDArray[np.float32], threads: int) -> None:
+        self._faiss = faiss = import_faiss()
+        self.rotation = rotation
+        self.centroids = centroids
+        self._threads = threads
+        self._coarse = faiss.IndexFlatIP(rotation.shape[1])
+        self._coarse.add(centroids)
+        quantizer = faiss.ScalarQuantizer.QT_8bit_direct_signed
+        self._native = faiss.IndexIVFScalarQuantizer(
+            self._coarse, rotation.shape[1], len(centroids), quantizer, faiss.METRIC_INNER_PRODUCT, False
+        )
+        self._native.is_trained = True
+
+    @classmethod
+    def train(
+        cls, rotation: NDArray[np.float32], points: NDArray[np.float32], lists: int, *, threads: int
+    ) -> Self:
+        """Empty lists that fit a sample of vectors, given as ``points = vectors @ rotation``.
+
+        ``rotation`` may have any scale; there are at least as many points as lists.
+        """
+        faiss = import_faiss()
+        faiss.omp_set_num_threads(1 if is_forked() else threads)
+        scale = np.float32(_HIGHEST / np.abs(points).max())
+        points = points * scale
+        clustering = faiss.Clustering(points.shape[1], lists)
+        clustering.niter = _ITERATIONS
+        clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, _POINTS
+        clustering.train(points, faiss.IndexFlatIP(points.shape[1]))
+        centroids = faiss.vector_to_array(clustering.centroids).reshape(lists, -1)
+        return cls(rotation * scale, centroids, threads)
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return int(self._native.ntotal)
+
+    def __len__(self) -> int:
+        """Number of lists."""
+        return len(self.centroids)
+
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        """Store vectors [n, dim] as the rows ``size``, ``size + 1``, ..."""
+        faiss = self._faiss
+        faiss.omp_set_num_threads(1 if is_forked() else self._threads)
+        reduced = vectors @ self.rotation
+        best = self._coarse.search(reduced, 1)[1]  # of unrounded components
+        np.clip(np.rint(reduced, out=reduced), -128, _HIGHEST, out=reduced)
+        self._native.add_core(
+            len(reduced), faiss.swig_ptr(reduced), None, faiss.swig_ptr(np.ascontiguousarray(best))
+        )
+
+    def search(
+        self, queries: NDArray[np.float32], m: int, probe: int, allowed: NDArray[np.uint8] | None
+    ) -> NDArray[np.int64]:
+        """About the m best rows of each query, int64 [q, m]; -1 where the lists hold fewer.
+
+        Args:
+            queries: float32 [q, dim].
+            m: rows per query.
+            probe: lists per query.
+            allowed: a bit for every row that may be found, in little order; None for all.
+        """
+        self._faiss.omp_set_num_threads(1 if is_forked() else self._threads)
+        selector = None if allowed is None else self._faiss.IDSelectorBitmap(allowed)
+        settings = self._faiss.SearchParametersIVF(nprobe=min(probe, len(self)), sel=selector)
+        reduced = queries @ self.rotation
+        # faiss compares integers: it rounds the components of a query, too.
+        reduced *= _HIGHEST / np.maximum(np.abs(reduced).max(axis=1, keepdims=True), _TINY)
+        rows: NDArray[np.int64] = self._native.search(reduced, m, params=settings)[1]
+        return rows
+
+    # --- on disk
+
+    def parts(self) -> dict[str, Callable[[Path], object]]:
+        """Files of a snapshot."""
+        sizes, rows, codes = self._arrays()
+        return {
+            "rotation.npy": array_part(self.rotation),
+            "centroids.npy": array_part(self.centroids),
+            "lists.npy": array_part(sizes),
+            "members.npy": array_part(rows),
+            "codes.npy": array_part(codes),
+        }
+
+    def _arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+        """Sizes of the lists [lists], and the rows [size] and codes [size, reduced] of all, list by list."""
+        faiss = import_faiss()
+        inverted, width = self._native.invlists, self.rotation.shape[1]
+        sizes = np.array([inverted.list_size(i) for i in range(len(self))], np.int64)
+        rows, codes = np.empty(self.size, np.int64), np.empty((self.size, width), np.uint8)
+        end = np.cumsum(sizes)
+        for number in np.flatnonzero(sizes).tolist():
+            size, stop = int(sizes[number]), int(end[number])
+            part = slice(stop - size, stop)
+            rows[part] = faiss.rev_swig_ptr(inverted.get_ids(number), size)
+            codes[part] = faiss.rev_swig_ptr(inverted.get_codes(number), size * width).reshape(size, width)
+        return sizes, rows, codes
+
+    @classmethod
+    def restore(cls, snapshot: Snapshot, dim: int, *, threads: int) -> Self:
+        """Lists of the files of :meth:`parts`.
+
+        Raises:
+            IntegrityError: the arrays do not fit together.
+        """
+        rotation, centroids, sizes, rows, codes = (
+            read_array(snapshot.file(f"{part}.npy"))
+            for part in ("rotation", "centroids", "lists", "members", "codes")
+        )
+        n, reduced = len(rows), rotation.shape[-1]
+        fits = (
+            rotation.dtype == centroids.dtype == np.float32
+            and sizes.dtype == rows.dtype == np.int64
+            and codes.dtype == np.uint8
+            and rotation.shape == (dim, reduced)
+            and 0 < reduced <= dim
+            and centroids.shape == (len(sizes), reduced)
+            and sizes.ndim == rows.ndim == 1
+            and codes.shape == (n, reduced)
+            and len(sizes)
+            and sizes.min() >= 0
+            and sizes.sum() == n
+            and np.array_equal(np.sort(rows), np.arange(n))
+            and np.isfinite(rotation).all()
+            and np.isfinite(centroids).all()
+        )
+        if not fits:
+            raise IntegrityError(
+                f"{snapshot.path}: the lists do not fit together; rebuild the index from its source"
+            )
+        lists = cls(rotation, centroids, threads)
+        faiss = import_faiss()
+        rows, codes = np.ascontiguousarray(rows), np.ascontiguousarray(codes)
+        starts = np.cumsum(sizes) - sizes
+        for number in np.flatnonzero(sizes).tolist():
+            part = slice(int(starts[number]), int(starts[number] + sizes[number]))
+            lists._native.invlists.add_entries(
+                number, int(sizes[number]), faiss.swig_ptr(rows[part]), faiss.swig_ptr(codes[part])
+            )
+        lists._native.ntotal = n
+        return lists
+
+
+def principal_components(sample: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Orthonormal directions [dim, dim] of vectors [n, dim], by descending share of their squared length.
+
+    The mean is not subtracted: inner products are to be kept, not differences.
+    """
+    moments = sample.T.astype(np.float64) @ sample
+    _, directions = np.linalg.eigh(moments)  # by ascending length
+    return np.ascontiguousarray(directions[:, ::-1], np.float32)
+
+
+def import_faiss() -> Any:
+    """The package faiss; a MissingDependencyError if it cannot be imported."""
+    return import_optional(
+        "faiss",
+        "CompressedIndex (unlike ExactIndex, which answers the same calls without it)",
+        "pip install faiss-cpu",
+    )

@@ -185,7 +185,7 @@ def test_progress_counts_distinct_rows_and_can_cancel():
 def test_log_probabilities_that_are_not_finite_are_an_error():
     class Broken(ExactModel):
         def logits(self, hidden):
-            return super().logits(hidden) * float("nan")
+            return [part * float("nan") for part in super().logits(hidden)]
 
     with pytest.raises(WeightsError, match=r"not finite, in torch\.float32"):
         score([((0, 1), (2,))], model=Broken())
@@ -197,7 +197,7 @@ class Rounding(ExactModel):
     dtype = torch.bfloat16
 
     def logits(self, hidden):
-        return (super().logits(hidden) + 40).bfloat16()
+        return [(part + 40).bfloat16() for part in super().logits(hidden)]
 
     def logits_of(self, hidden, tokens):
         return logits_of(hidden, self.head, tokens)
@@ -214,7 +214,7 @@ class Rounded(Rounding):
     """Uses the rounded logits."""
 
     def logits_of(self, hidden, tokens):
-        return self.logits(hidden).float().gather(1, tokens[:, None])[:, 0]
+        return torch.cat(self.logits(hidden), dim=1).float().gather(1, tokens[:, None])[:, 0]
 
 
 def test_16_bit_logits_do_not_round_the_log_probabilities():

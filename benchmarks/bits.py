@@ -100,7 +100,9 @@ def bench_bits(images: list[Image], questions: int, rounds: int) -> dict[str, di
             "mean_nats": float(np.abs(found - exact).mean()),
             "same_first": float((found.argmax(axis=0) == order[0]).mean()),
             "same_ten": float(
-                np.mean([np.isin(np.argsort(-found[:, q])[:10], order[:10, q]).mean() for q in range(questions)])
+                np.mean(
+                    [np.isin(np.argsort(-found[:, q])[:10], order[:10, q]).mean() for q in range(questions)]
+                )
             ),
         }
         for name, found in scores.items()

@@ -20,7 +20,9 @@ _SHAPES = {"mini": (32, 384), "kosmos": (64, 2048)}
 _BATCH = 250
 
 
-def bench_reading(folder: Path, shape: tuple[int, int], images: int, read: int, rounds: int) -> dict[str, Any]:
+def bench_reading(
+    folder: Path, shape: tuple[int, int], images: int, read: int, rounds: int
+) -> dict[str, Any]:
     """Read the float16 features of ``read`` random images, from the disk and from the page cache, in turns.
 
     Returns medians in milliseconds. The page cache is emptied of the files with ``posix_fadvise``.
@@ -30,7 +32,9 @@ def bench_reading(folder: Path, shape: tuple[int, int], images: int, read: int, 
     names = [f"{n:064x}" for n in range(images)]
     for start in range(0, images, _BATCH):
         with store.held():
-            store.put({one: random.normal(size=shape).astype(np.float16) for one in names[start : start + _BATCH]})
+            store.put(
+                {one: random.normal(size=shape).astype(np.float16) for one in names[start : start + _BATCH]}
+            )
     files = [path for path in folder.rglob("*") if path.is_file()]
     times: dict[str, list[tuple[float, float]]] = {"cold": [], "warm": []}
     for _ in range(rounds):

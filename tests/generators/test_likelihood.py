@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from exact_model import HEAD, IMAGES, D, ExactModel, ExactStates, Small, V, contexts, continuations, log_probs
 from zsqretrieval.errors import WeightsError
-from zsqretrieval.generators.engine import likelihood
+from zsqretrieval.generators.engine import decoder, likelihood
 from zsqretrieval.generators.engine.likelihood import (
     Past,
     Prefixes,
@@ -238,6 +238,15 @@ def test_single_logits_equal_those_of_the_layer():
     torch.testing.assert_close(logits_of(features, head, tokens), expected)
     bare = torch.nn.Linear(5, 7, bias=False)
     torch.testing.assert_close(logits_of(features, bare, tokens), bare(features)[torch.arange(4), tokens])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_parts_of_the_vocabulary_are_all_of_it_in_order(monkeypatch, bias):
+    monkeypatch.setattr(decoder, "_CACHED", 3)
+    head, hidden = torch.nn.Linear(5, 7, bias=bias), torch.randn(4, 5)
+    parts = list(decoder.Decoder(None, None, head, max_tokens=1).logits(hidden))
+    assert [part.shape[1] for part in parts] == [3, 3, 1]
+    torch.testing.assert_close(torch.cat(parts, dim=1), head(hidden))
 
 
 def test_rows_with_pasts_of_different_lengths_give_the_same_as_alone():

@@ -6,8 +6,8 @@ found are always the right ones, whatever has changed in the catalog, and missin
     states-1f2e3d4c5b6a7980/                one generator
         9a41d5b07c22e6f8.safetensors        one batch, or several small ones merged by a sweep; written once
 
-A file has one tensor per image, named by the digest, in the order of the digests. Its metadata hold the CRC-32
-of every tensor and their own SHA-256. Reading some images reads only their tensors.
+A file has one tensor per image, named by the digest, in the order of the digests. Its metadata hold the
+CRC-32 of every tensor and their own SHA-256. Reading some images reads only their tensors.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ class StateStore:
         """Ask the system for tensors of a file before they are read: a disk is faster with many requests."""
         if not hasattr(os, "posix_fadvise") or self._folder is None:
             return
-        with contextlib.suppress(OSError), open(self._folder / name, "rb", buffering=0) as file:
+        with contextlib.suppress(OSError), (self._folder / name).open("rb", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             for digest in digests:
                 start = end - self._places[digest].last * self._state_bytes
@@ -271,7 +271,7 @@ class StateStore:
         assert self._folder is not None
         states: dict[str, NDArray[Any]] = {}
         try:
-            with open(self._folder / name, "rb") as file:
+            with (self._folder / name).open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
                 for digest in digests:
                     state = np.empty(self._shape, self._dtype)

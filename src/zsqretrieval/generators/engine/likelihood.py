@@ -88,8 +88,8 @@ class LanguageModel(Protocol):
     def logits(self, hidden: Tensor) -> Iterable[Tensor]:
         """Unnormalised log-probabilities of the next token, from contiguous [N, D].
 
-        New tensors [N, v], whose columns are those of [N, V] in order: all of them, or parts that fit into the
-        cache of a CPU.
+        New tensors [N, v], whose columns are those of [N, V] in order: all of them, or parts that fit into
+        the cache of a CPU.
         """
         ...
 
@@ -263,8 +263,8 @@ def check_finite(log_probs: NDArray[np.float32], dtype: torch.dtype) -> None:
 def log_softmax_of(parts: Iterable[Tensor], tokens: Tensor, exact: Tensor | None = None) -> Tensor:
     """The log-probability of one token for each row of logits, float32 [N].
 
-    ``parts`` [N, v], overwritten, are the columns of the logits in order, as :meth:`LanguageModel.logits` gives
-    them. ``exact``, float32 [N], has the logits of these tokens before they were rounded to 16 bits.
+    ``parts`` [N, v], overwritten, are the columns of the logits in order, as :meth:`LanguageModel.logits`
+    gives them. ``exact``, float32 [N], has the logits of these tokens before they were rounded to 16 bits.
     """
     own, total, start = torch.zeros(()), torch.full((), -torch.inf), 0
     for part in parts:

@@ -5,6 +5,7 @@ python -m benchmarks.bits --tar FLICKR8K/dev-00000.tar --json
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import time
 import warnings
@@ -39,14 +40,14 @@ def dynamic_int8(model: torch.nn.Module) -> None:
     """Quantise the linear layers by PyTorch alone; activations become int8 while it runs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8, inplace=True)
+        quantization: Any = torch.ao.quantization
+        quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8, inplace=True)
 
 
 def _torchao() -> dict[str, Callable[[torch.nn.Module], None]]:
     if importlib.util.find_spec("torchao") is None:
         return {}
-    from torchao import quantization as ao
-
+    ao: Any = importlib.import_module("torchao.quantization")
     settings = {
         "torchao int8 weights": ao.Int8WeightOnlyConfig(),
         "torchao int8": ao.Int8DynamicActivationInt8WeightConfig(),

@@ -276,7 +276,7 @@ class StateStore:
                 for digest in digests:
                     state = np.empty(self._shape, self._dtype)
                     file.seek(max(end - self._places[digest].last * self._state_bytes, 0))
-                    if file.readinto(state) == state.nbytes:  # type: ignore[arg-type]  # it is a buffer
+                    if file.readinto(state.data) == state.nbytes:
                         states[digest] = state
         except FileNotFoundError:
             return False

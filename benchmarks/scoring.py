@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.output import command_line, progress_bar, run, write_results
@@ -29,7 +29,7 @@ from zsqretrieval.types import Context, Image, ImageState, LogLikelihood, Progre
 class RouteBench:
     """One way to score one question against all candidates."""
 
-    seconds: float  # for all candidates; median over rounds
+    seconds: float  # for all candidates, of the clock below; median over rounds
     max_abs_diff: float  # largest difference of a log-likelihood (a sum) from the naive route, in nats
     flops: int | None = None  # of all matrix products and attention; with a profile
     ceiling_share: float | None = None  # FLOP/s divided by the ceiling; with a profile
@@ -54,6 +54,7 @@ class ScoringBench:
     naive_pairs: int  # scored by the naive route
     batch_size: int  # of the other routes
     device: str
+    clock: str  # "cpu" with one thread, which other programs hardly change; else "wall"
     ceiling: float | None  # FLOP/s of the fastest matrix product tried, in the same dtype; with a profile
 
 
@@ -74,7 +75,7 @@ def bench_scoring(
     pair does not depend on the number of pairs, scores a few more candidates. Its time is the median cost of
     a pair times K, and the other routes are compared with its scores of these candidates. The vocabulary of
     the model must have :data:`~benchmarks.random_models.WORDS`. With ``profile``, the arithmetic of every
-    route is counted in one more run and compared with the fastest matrix product.
+    route is counted with one candidate and compared with the fastest matrix product.
 
     Raises:
         InvalidInputError: a number is below 1, or ``naive_pairs`` exceeds ``candidates``.
@@ -95,6 +96,7 @@ def bench_scoring(
     )
     caching.log_likelihood(stored, ["w0"] * candidates, batch_size=batch_size)  # an earlier question
 
+    clock = _clock(generator.model.device)
     ways: dict[str, Callable[[], NDArray[np.float64]]] = {
         "batched": lambda: engine_scores(generator, pixels, question, batch_size),
         "states": lambda: engine_scores(generator, stored, question, batch_size),
@@ -106,12 +108,12 @@ def bench_scoring(
     turns = [name for _ in range(rounds) for name in ways]
     for turn, name in enumerate(turns):
         for i in range(turn, naive_pairs, len(turns)):
-            begin = time.perf_counter()
+            begin = clock()
             naive[i] = naive_log_likelihood(generator, images[i], PROMPT, question).sum
-            seconds["naive"].append((time.perf_counter() - begin) * candidates)
-        begin = time.perf_counter()
+            seconds["naive"].append((clock() - begin) * candidates)
+        begin = clock()
         sums[name] = ways[name]()
-        seconds[name].append(time.perf_counter() - begin)
+        seconds[name].append(clock() - begin)
         if progress is not None:
             progress("scoring", turn + 1, len(turns))
     median = {name: float(np.median(times)) for name, times in seconds.items()}
@@ -122,10 +124,16 @@ def bench_scoring(
     ceiling = matmul_ceiling(generator.model.device, generator.model.dtype) if profile else None
     if ceiling is not None:
         generator.model.requires_grad_(False)  # else the counter fails in inference mode
-        for name, way in ways.items():
+        counted: dict[str, Callable[[], object]] = {
+            "naive": lambda: naive_log_likelihood(generator, images[0], PROMPT, question),
+            "batched": lambda: engine_scores(generator, pixels[:1], question, 1),
+            "states": lambda: engine_scores(generator, stored[:1], question, 1),
+            "kv": lambda: engine_scores(caching, stored[:1], question, 1),
+        }
+        for name, way in counted.items():
             with FlopCounterMode(display=False) as counter:
                 way()
-            flops = counter.get_total_flops()
+            flops = counter.get_total_flops() * candidates  # all have the same length
             share = flops / median[name] / ceiling
             routes[name] = replace(routes[name], flops=flops, ceiling_share=share)
     config = generator.model.config
@@ -142,25 +150,30 @@ def bench_scoring(
         naive_pairs=naive_pairs,
         batch_size=batch_size,
         device=str(generator.model.device),
+        clock="cpu" if clock is time.process_time else "wall",
         ceiling=ceiling,
     )
 
 
+def _clock(device: torch.device) -> Callable[[], float]:
+    return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest of some matrix products of the model's sizes and larger ones, on random data."""
-    large = device.type == "cuda"
+    large, clock = device.type == "cuda", _clock(device)
     sizes = [(4096, 2048, 8192), (8192, 8192, 8192)] if large else [(512, 2048, 8192), (2048, 2048, 2048)]
     best = 0.0
     for rows, inner, columns in sizes:
         a = torch.randn(rows, inner, device=device, dtype=dtype)
-        b = torch.randn(inner, columns, device=device, dtype=dtype)
+        b = torch.randn(columns, inner, device=device, dtype=dtype)
         together = 20 if large else 1  # so that the device is not waiting for Python
         for _ in range(5):
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(together):
-                product = a @ b
+                product = linear(a, b)  # as in the model; `a @ b` has no fast bfloat16 on some CPUs
             product[0, 0].item()  # waits for the device
-            seconds = time.perf_counter() - begin
+            seconds = clock() - begin
             best = max(best, together * 2 * rows * inner * columns / seconds)
     return best
 
@@ -246,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
         [
             f"One question of {bench.question_tokens} tokens, {bench.candidates} images; Kosmos at full "
             f"width, {bench.vision_layers} + {bench.text_layers} layers, {bench.dtype}, {bench.device}, "
-            f"{bench.threads} threads"
+            f"{bench.threads} threads, {bench.clock} seconds"
         ],
         as_json=as_json,
     )

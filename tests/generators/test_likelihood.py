@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from exact_model import HEAD, IMAGES, D, ExactModel, ExactStates, Small, V, contexts, continuations, log_probs
 from zsqretrieval.errors import WeightsError
-from zsqretrieval.generators.engine import likelihood
+from zsqretrieval.generators.engine import decoder, likelihood
 from zsqretrieval.generators.engine.likelihood import (
     Past,
     Prefixes,
@@ -185,7 +185,7 @@ def test_progress_counts_distinct_rows_and_can_cancel():
 def test_log_probabilities_that_are_not_finite_are_an_error():
     class Broken(ExactModel):
         def logits(self, hidden):
-            return super().logits(hidden) * float("nan")
+            return [part * float("nan") for part in super().logits(hidden)]
 
     with pytest.raises(WeightsError, match=r"not finite, in torch\.float32"):
         score([((0, 1), (2,))], model=Broken())
@@ -197,7 +197,7 @@ class Rounding(ExactModel):
     dtype = torch.bfloat16
 
     def logits(self, hidden):
-        return (super().logits(hidden) + 40).bfloat16()
+        return [(part + 40).bfloat16() for part in super().logits(hidden)]
 
     def logits_of(self, hidden, tokens):
         return logits_of(hidden, self.head, tokens)
@@ -214,7 +214,7 @@ class Rounded(Rounding):
     """Uses the rounded logits."""
 
     def logits_of(self, hidden, tokens):
-        return self.logits(hidden).float().gather(1, tokens[:, None])[:, 0]
+        return torch.cat(self.logits(hidden), dim=1).float().gather(1, tokens[:, None])[:, 0]
 
 
 def test_16_bit_logits_do_not_round_the_log_probabilities():
@@ -238,6 +238,15 @@ def test_single_logits_equal_those_of_the_layer():
     torch.testing.assert_close(logits_of(features, head, tokens), expected)
     bare = torch.nn.Linear(5, 7, bias=False)
     torch.testing.assert_close(logits_of(features, bare, tokens), bare(features)[torch.arange(4), tokens])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_parts_of_the_vocabulary_are_all_of_it_in_order(monkeypatch, bias):
+    monkeypatch.setattr(decoder, "_CACHED", 3)
+    head, hidden = torch.nn.Linear(5, 7, bias=bias), torch.randn(4, 5)
+    parts = list(decoder.Decoder(None, None, head, max_tokens=1).logits(hidden))
+    assert [part.shape[1] for part in parts] == [3, 3, 1]
+    torch.testing.assert_close(torch.cat(parts, dim=1), head(hidden))
 
 
 def test_rows_with_pasts_of_different_lengths_give_the_same_as_alone():

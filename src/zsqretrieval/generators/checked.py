@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.batches import each, fails, sound
-from zsqretrieval._util.checks import check_amounts, check_counts, check_sequence
+from zsqretrieval._util.checks import all_finite, check_amounts, check_counts, check_sequence
 from zsqretrieval.data.refused import each_image, plain, reason
 from zsqretrieval.errors import ImageError, InvalidInputError, PartError, ZsqError
 from zsqretrieval.generators.prompts import PROMPTS
@@ -185,7 +185,7 @@ def read_images(generator: Generator, images: Sequence[Image]) -> list[Image | I
                 f"made states of {states.dtype} {list(states.shape)} for {len(some)} images but says "
                 f"{np.dtype(dtype)} {list(shape)} each",
             )
-        if not np.isfinite(states).all():
+        if not all_finite(states):
             raise ZsqError(f"{_name(generator)} made a state that is not finite: {_CAUSES}")
         return states
 

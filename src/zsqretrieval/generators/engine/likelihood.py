@@ -38,7 +38,7 @@ ENGINE = 2
 TOKEN_BUDGET = 4096
 """Most positions computed together, padding included; a batch of 16 stays below it up to 256 tokens."""
 
-# Positions that go through the vocabulary matrix at once: 133 MB of float32 logits at V = 65,037.
+# Positions that go through the vocabulary matrix at once: 133 MB of float32 logits at V = 65,037 in one part.
 _HEAD_ROWS = 512
 
 
@@ -85,8 +85,12 @@ class LanguageModel(Protocol):
         """
         ...
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of the next token: contiguous [N, D] to a new tensor [N, V]."""
+    def logits(self, hidden: Tensor) -> Iterable[Tensor]:
+        """Unnormalised log-probabilities of the next token, from contiguous [N, D].
+
+        New tensors [N, v], whose columns are those of [N, V] in order: all of them, or parts that fit into
+        the cache of a CPU.
+        """
         ...
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -239,9 +243,8 @@ def log_probs_of(
     parts = []
     for start in range(0, len(tokens), _HEAD_ROWS):
         part = slice(start, start + _HEAD_ROWS)
-        logits = model.logits(hidden[part]).float()
         exact = None if model.dtype == torch.float32 else model.logits_of(hidden[part], tokens[part])
-        parts.append(log_softmax_of(logits, tokens[part], exact))
+        parts.append(log_softmax_of(model.logits(hidden[part]), tokens[part], exact))
     log_probs = torch.cat(parts).cpu().numpy()
     check_finite(log_probs, model.dtype)
     ends = np.cumsum([len(target) for _, target in targets])[:-1]
@@ -257,14 +260,22 @@ def check_finite(log_probs: NDArray[np.float32], dtype: torch.dtype) -> None:
         )
 
 
-def log_softmax_of(logits: Tensor, tokens: Tensor, exact: Tensor | None = None) -> Tensor:
-    """The log-probability of one token for each row of logits: float32 [N, V], overwritten, to float32 [N].
+def log_softmax_of(parts: Iterable[Tensor], tokens: Tensor, exact: Tensor | None = None) -> Tensor:
+    """The log-probability of one token for each row of logits, float32 [N].
 
-    ``exact``, float32 [N], has the logits of these tokens before they were rounded to 16 bits.
+    ``parts`` [N, v], overwritten, are the columns of the logits in order, as :meth:`LanguageModel.logits`
+    gives them. ``exact``, float32 [N], has the logits of these tokens before they were rounded to 16 bits.
     """
-    own, largest = logits.gather(1, tokens[:, None])[:, 0], logits.amax(dim=1, keepdim=True)
-    # log-sum-exp in place: torch's own allocates temporaries, which takes longer than the computation
-    total = logits.sub_(largest).exp_().sum(dim=1).log() + largest[:, 0]
+    own, total, start = torch.zeros(()), torch.full((), -torch.inf), 0
+    for part in parts:
+        logits = part.float()
+        places = (tokens - start).clamp(0, logits.shape[1] - 1)
+        # a token is in the last part that begins before it
+        own = torch.where(tokens >= start, logits.gather(1, places[:, None])[:, 0], own)
+        largest = logits.amax(dim=1, keepdim=True)
+        # log-sum-exp in place: torch's own allocates temporaries, which takes longer than the computation
+        total = torch.logaddexp(total, logits.sub_(largest).exp_().sum(dim=1).log() + largest[:, 0])
+        start += logits.shape[1]
     if exact is not None:
         # replace the rounded logit in the total by the exact one
         total = total + torch.log1p(torch.exp(exact - total) - torch.exp(own - total))

@@ -384,7 +384,7 @@ class VLMGenerator(FromPretrained):
         exact = None
         if hidden is not None:
             exact = logits_of(hidden, self._model.get_output_embeddings(), tokens)
-        found = log_softmax_of(logits.to(torch.float32, copy=True), tokens, exact).cpu().numpy()
+        found = log_softmax_of([logits.to(torch.float32, copy=True)], tokens, exact).cpu().numpy()
         check_finite(found, logits.dtype)
         return found
 

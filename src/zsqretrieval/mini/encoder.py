@@ -20,6 +20,7 @@ of the base models: an image is the mean of the names of its likeliest ImageNet 
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,15 +35,10 @@ from torch.nn.functional import gelu, normalize
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_counts, check_strings
-from zsqretrieval._util.torch import FromPretrained, import_transformers, resolve_device
+from zsqretrieval._util.torch import FromPretrained, resolve_device
 from zsqretrieval.errors import InvalidInputError, WeightsError
-from zsqretrieval.mini.efficientnet import (
-    EfficientNetLite2,
-    another_top,
-    likely_names,
-    pictures,
-    scale_pixels,
-)
+from zsqretrieval.mini.bert import Bert, Layer
+from zsqretrieval.mini.efficientnet import EfficientNetLite2, likely_names, pictures, scale_pixels
 from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
 from zsqretrieval.types import Image
 
@@ -52,6 +48,7 @@ _SHIPPED = Path(__file__).with_name("encoder.safetensors")
 _VERSION = "1"  # changes with preprocessing, tokenisation, or the way the parts are joined
 _MAX_TOKENS = 128
 _TUNED_LAYERS = 3
+_DROPOUT = 0.1  # of MiniLM's layers, in training
 _PADDED = -1e4  # far below any attention score, and finite in half precision
 _KNOWLEDGE = ("class_names", "image_mean", "text_mean")
 
@@ -95,7 +92,6 @@ class ImageTower(EfficientNetLite2):
 
     def __init__(self, base: BaseWeights, *, dropout: float = 0.0) -> None:
         super().__init__(base.efficientnet)
-        self.tuned_top = another_top(base.efficientnet)
         self.tuned_head = AttentionPool(1280, HEAD_DIM, dropout=dropout)
         self.own_head = _head_beside(1280, dropout)
 
@@ -113,17 +109,22 @@ class TextTower(nn.Module):
 
     def __init__(self, base: BaseWeights, *, dropout: float = 0.0) -> None:
         super().__init__()
-        bert, copy = _minilm(base), _minilm(base)
+        with torch.device("meta"):  # nothing is drawn at random
+            bert = Bert(_DROPOUT)
+        bert.load_state_dict(base.minilm, assign=True)
+        layers: Any = bert.eval().encoder["layer"]
         self.embeddings = bert.embeddings
-        self.lower_layers = bert.encoder.layer[:-_TUNED_LAYERS]
-        self.own_layers = bert.encoder.layer[-_TUNED_LAYERS:]
-        self.tuned_layers = copy.encoder.layer[-_TUNED_LAYERS:]
+        self.lower_layers: Sequence[Layer] = layers[:-_TUNED_LAYERS]
+        self.own_layers: Sequence[Layer] = layers[-_TUNED_LAYERS:]
+        self.tuned_layers: Any = copy.deepcopy(self.own_layers)
         self.tuned_head = AttentionPool(384, HEAD_DIM, dropout=dropout)
         self.own_head = _head_beside(384, dropout)
 
     def trunk(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Word-piece ids and mask [B, T] to lower hidden states [B, T, 384]."""
-        return _through(self.lower_layers, self.embeddings(ids), mask)
+        words = self.embeddings.word_embeddings(ids)
+        hidden = self.embeddings(words, torch.arange(ids.shape[1], device=ids.device))
+        return _through(self.lower_layers, hidden, mask)
 
     def own(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Lower hidden states to MiniLM's last ones, [B, T, 384]."""
@@ -170,18 +171,11 @@ def _pooled_grid(head: nn.Module, features: Tensor) -> Tensor:
     return pooled
 
 
-def _through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
-    bias = ((1 - mask[:, None, None, :]) * _PADDED).to(hidden.dtype)
+def _through(layers: Sequence[Layer], hidden: Tensor, mask: Tensor) -> Tensor:
+    allowed = None if mask.all() else mask[:, None, None, :] != 0
     for layer in layers:
-        hidden = layer(hidden, attention_mask=bias)
+        hidden = layer(hidden, allowed)
     return hidden
-
-
-def _minilm(base: BaseWeights) -> Any:
-    hf = import_transformers()
-    bert = hf.BertModel(hf.BertConfig.from_json_file(base.minilm_config), add_pooling_layer=False)
-    bert.load_state_dict(base.minilm)
-    return bert.eval()
 
 
 # --- the encoder ------------------------------------------------------------------------------------------
@@ -252,11 +246,13 @@ class MiniEncoder(FromPretrained):
                 f"{path} is not a trained part of the mini encoder: it lacks {', '.join(missing)}"
             )
         base = read_base_weights()
-        image_tower, text_tower = ImageTower(base), TextTower(base)
+        with torch.device("meta"):  # the heads are in ``trained``
+            image_tower, text_tower = ImageTower(base), TextTower(base)
         for tower, name, tuned in ((image_tower, "image", "tuned_top"), (text_tower, "text", "tuned_layers")):
             for part in (tuned, "tuned_head", "own_head"):
                 _load_part(getattr(tower, part), trained, f"{name}.{part}.", path)
             tower.eval().requires_grad_(False).to(target)
+        image_tower.fold()
         base.tokenizer.enable_truncation(_MAX_TOKENS)
         share = float(trained["share"] if knowledge_share is None else knowledge_share)
         config: dict[str, Any] = {} if weights is None else {"weights": str(path)}
@@ -345,6 +341,6 @@ def _load_part(module: nn.Module, trained: Mapping[str, Tensor], prefix: str, pa
         if name.startswith(prefix)
     }
     try:
-        module.load_state_dict(part)
+        module.load_state_dict(part, assign=True)
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit the mini encoder: {error}") from error

@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from typing_extensions import Self
 
 from zsqretrieval.data.images import decode, in_threads
+from zsqretrieval.mini.weights import without_values
 from zsqretrieval.types import Image
 
 IMAGE_SIZE = 260
@@ -114,7 +115,7 @@ class EfficientNetLite2(nn.Module):
 
     def __init__(self, base: Mapping[str, Tensor]) -> None:
         super().__init__()
-        with torch.device("meta"):  # nothing is drawn at random
+        with without_values():
             self.stem = Normalised(Conv(3, 32, 3, 2), _norm(32))
             self.lower = nn.Sequential(*_blocks())
             self.own_top = Normalised(nn.Sequential(Block(*_TOP)), Conv(352, 1280), _norm(1280))

@@ -39,7 +39,7 @@ from zsqretrieval._util.torch import FromPretrained, resolve_device
 from zsqretrieval.errors import InvalidInputError, WeightsError
 from zsqretrieval.mini.bert import Bert, Layer
 from zsqretrieval.mini.efficientnet import EfficientNetLite2, likely_names, pictures, scale_pixels
-from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
+from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained, without_values
 from zsqretrieval.types import Image
 
 HEAD_DIM = 512
@@ -69,7 +69,8 @@ class AttentionPool(nn.Module):
         attended = 512
         self.norm = nn.LayerNorm(width)
         self.score = nn.Linear(width, heads)
-        self.value = nn.Parameter(torch.randn(heads, width, attended // heads) * width**-0.5)
+        self.value = nn.Parameter(torch.empty(heads, width, attended // heads))
+        nn.init.normal_(self.value, std=width**-0.5)
         self.skip = nn.Linear(attended + width, dim)
         self.fc1 = nn.Linear(attended + width, hidden)
         self.fc2 = nn.Linear(hidden, dim)
@@ -109,7 +110,7 @@ class TextTower(nn.Module):
 
     def __init__(self, base: BaseWeights, *, dropout: float = 0.0) -> None:
         super().__init__()
-        with torch.device("meta"):  # nothing is drawn at random
+        with without_values():
             bert = Bert(_DROPOUT)
         bert.load_state_dict(base.minilm, assign=True)
         layers: Any = bert.eval().encoder["layer"]
@@ -246,7 +247,7 @@ class MiniEncoder(FromPretrained):
                 f"{path} is not a trained part of the mini encoder: it lacks {', '.join(missing)}"
             )
         base = read_base_weights()
-        with torch.device("meta"):  # the heads are in ``trained``
+        with without_values():  # the heads are in ``trained``
             image_tower, text_tower = ImageTower(base), TextTower(base)
         for tower, name, tuned in ((image_tower, "image", "tuned_top"), (text_tower, "text", "tuned_layers")):
             for part in (tuned, "tuned_head", "own_head"):
@@ -287,16 +288,21 @@ class MiniEncoder(FromPretrained):
             InvalidInputError: ``batch_size`` < 1.
         """
         rows = np.empty((len(images), self.dim), dtype=np.float32)
-        tower, known = self._image_tower, self._knowledge
         for batch in _batches(len(images), batch_size):
-            with torch.inference_mode():
-                grid = tower.trunk(scale_pixels(pictures(images[batch])).to(self._device))
-                own = tower.own(grid)
-                names = likely_names(tower.class_probabilities(own), known["class_names"])
-                knowledge = normalize(names - known["image_mean"], dim=-1)
-                heads = (tower.by_tuned_head(grid), tower.by_own_head(own))
-                rows[batch] = join(heads, knowledge, self._share).cpu().numpy()
+            rows[batch] = self._encode_pictures(pictures(images[batch]))
         return rows
+
+    @torch.inference_mode()
+    def _encode_pictures(self, pixels: Tensor) -> NDArray[np.float32]:
+        """uint8 [B, 260, 260, 3] to vectors float32 [B, dim]."""
+        tower, known = self._image_tower, self._knowledge
+        grid = tower.trunk(scale_pixels(pixels.to(self._device)))
+        own = tower.own(grid)
+        names = likely_names(tower.class_probabilities(own), known["class_names"])
+        knowledge = normalize(names - known["image_mean"], dim=-1)
+        heads = (tower.by_tuned_head(grid), tower.by_own_head(own))
+        vectors: NDArray[np.float32] = join(heads, knowledge, self._share).cpu().numpy()
+        return vectors
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.

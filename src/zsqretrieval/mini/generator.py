@@ -35,7 +35,7 @@ from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerat
 from zsqretrieval.generators.engine.likelihood import ENGINE, logits_of
 from zsqretrieval.mini.bert import MAX_TOKENS, VOCABULARY, WIDTH, Bert, Cache, Head
 from zsqretrieval.mini.efficientnet import EfficientNetLite2, likely_names, pictures, scale_pixels
-from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
+from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained, without_values
 from zsqretrieval.types import Image
 
 LATENTS = 32
@@ -90,10 +90,12 @@ class VisionModel(EfficientNetLite2):
         super().__init__(base.efficientnet)
         self.norm = nn.LayerNorm(1280)
         self.project = nn.Linear(1280, WIDTH)
-        self.position = nn.Parameter(torch.randn(81, WIDTH) * 0.02)
+        self.position = nn.Parameter(torch.empty(81, WIDTH))
+        nn.init.normal_(self.position, std=0.02)
         self.norm_names = nn.LayerNorm(WIDTH)
         self.project_names = nn.Linear(WIDTH, WIDTH)
-        self.latents = nn.Parameter(torch.randn(LATENTS, WIDTH) * 0.5)
+        self.latents = nn.Parameter(torch.empty(LATENTS, WIDTH))
+        nn.init.normal_(self.latents, std=0.5)
         self.blocks = nn.ModuleList(ResamplerBlock() for _ in range(_BLOCKS))
         self.norm_out = nn.LayerNorm(WIDTH)
         self.class_names = nn.Buffer(torch.zeros(_CLASSES, WIDTH))
@@ -131,7 +133,7 @@ class Language(nn.Module):
 
     def __init__(self, base: BaseWeights) -> None:
         super().__init__()
-        with torch.device("meta"):  # nothing is drawn at random
+        with without_values():
             self.bert = Bert()
         self.bert.load_state_dict(base.minilm, assign=True)
         self.cls = nn.ModuleDict({"predictions": Head()})
@@ -270,7 +272,7 @@ class MiniGenerator(FromPretrained, InterleavedGenerator):
         name, kind = resolve_dtype(dtype, target)
         trained, digest = read_trained(path, "generator")
         base = read_base_weights()
-        with torch.device("meta"):  # what is not of ``base`` is in ``trained``
+        with without_values():  # what is not of ``base`` is in ``trained``
             model = MiniModel(base)
         try:
             model.load_trained(trained)

@@ -59,7 +59,7 @@ def bench(folder: Path, given: Any) -> dict[str, Any]:
     timed(ceiling)  # once before it counts
     for turn in range(given.rounds):
         with Retriever(encoder, path=folder / f"album{turn}") as retriever:
-            adding = timed(lambda: retriever.add(photographs, batch_size=given.batch_size))  # noqa: B023
+            adding = timed(lambda: retriever.add(photographs, batch_size=given.batch_size))
         rounds.append({"ceiling": timed(ceiling), "add": adding})
     facts: dict[str, Any] = {"images": len(images), "encoder": given.encoder, "of_ceiling": {}}
     for place, clock in enumerate(("wall", "cpu")):

@@ -103,7 +103,9 @@ def test_decoder_with_padding_equals_transformers(cached: int) -> None:
     with torch.inference_mode():
         if cached:
             ours.causal(words[:, :cached], mask=mask[:, :cached], cache=caches[0])
-            theirs(inputs_embeds=words[:, :cached], attention_mask=mask[:, :cached], past_key_values=caches[1])
+            theirs(
+                inputs_embeds=words[:, :cached], attention_mask=mask[:, :cached], past_key_values=caches[1]
+            )
         found = ours.causal(words[:, cached:], mask=mask, cache=caches[0])
         expected = theirs(
             inputs_embeds=words[:, cached:], attention_mask=mask, past_key_values=caches[1],
@@ -114,7 +116,9 @@ def test_decoder_with_padding_equals_transformers(cached: int) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_folded_tower_equals_the_one_with_normalisations(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folded_tower_equals_the_one_with_normalisations(
+    fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not fused:
         monkeypatch.setattr(efficientnet, "_POINTWISE", None)
     base, pixels = read_base_weights(), scale_pixels(pictures(photographs()[:6]))  # more than one part

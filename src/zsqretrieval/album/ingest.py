@@ -115,9 +115,9 @@ class Adder:
             Reopener() as files,
             contextlib.closing(ahead(self._decoded(loader, safety, denied, seen))) as prepared,
         ):
-            for settled, group, out in prepared:
-                # Looked up again: the images before may have added some of these, or replaced some.
-                known = self.catalog.by_digest(one.digest for one in [*settled, *group])
+            for turn, (settled, group, known, out) in enumerate(prepared):
+                if turn:  # the images before may have added some of these, or replaced some
+                    known = self.catalog.by_digest(one.digest for one in [*settled, *group])
                 if gone := [one for one in settled if one.digest not in known]:
                     group = [*group, *(one for some in loader.decoded(gone) for one in some)]
                 waiting = [one for one in settled if one.digest in known]
@@ -139,8 +139,8 @@ class Adder:
 
     def _decoded(
         self, loader: Loader, safety: SafetyLike, denied: Denied, seen: dict[str, str] | None
-    ) -> Iterator[tuple[list[NewImage], list[NewImage], int]]:
-        """Known images that are not decoded, decoded ones, and the number left out by then, in groups."""
+    ) -> Iterator[tuple[list[NewImage], list[NewImage], dict[str, Record], int]]:
+        """Known images that are not decoded, decoded ones, known records, and the number left out by then."""
         for batch in loader:
             if seen is not None:
                 seen.update({one.source: one.digest for one in batch})
@@ -151,7 +151,7 @@ class Adder:
                 settled -= self._viewer.blind_to(known)
             waiting = [one for one in batch if one.digest in settled]
             for group in loader.decoded([one for one in batch if one.digest not in settled]):
-                yield waiting, group, loader.repeated + len(loader.skipped)
+                yield waiting, group, known, loader.repeated + len(loader.skipped)
                 waiting = []
 
     def permitted(self, images: list[NewImage], safety: SafetyLike, denied: dict[str, int]) -> list[NewImage]:

@@ -79,7 +79,8 @@ class Layer(nn.Module):
         """[B, T, D] to [B, T, D]; ``mask``, [B, 1, 1 or T, P + T], is True where a position may be read."""
         own: Any = self.attention["self"]
         query, key, value = (
-            own[name](hidden).unflatten(-1, (_HEADS, -1)).transpose(1, 2) for name in ("query", "key", "value")
+            own[name](hidden).unflatten(-1, (_HEADS, -1)).transpose(1, 2)
+            for name in ("query", "key", "value")
         )  # [B, heads, T, D / heads]
         if cache is not None:
             key, value = cache.update(key, value, self._index)

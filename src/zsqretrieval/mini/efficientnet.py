@@ -67,7 +67,9 @@ class Conv(nn.Conv2d):
 
 # The convolution of oneDNN with an activation in the same pass, which torch.compile uses on CPUs.
 _POINTWISE = (
-    getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
+    getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+    if torch.backends.mkldnn.is_available()
+    else None
 )
 
 
@@ -140,9 +142,11 @@ class EfficientNetLite2(nn.Module):
         return probabilities
 
     def fold(self) -> Self:
-        """Multiply the normalisations into the convolutions, for inference; the state dict is another then."""
+        """Multiply the normalisations into the convolutions, for inference; changes the state dict."""
         for part in [one for one in self.modules() if isinstance(one, (Block, Normalised))]:
-            named = [(name, one) for name, one in part.named_children() if isinstance(one, (Conv, nn.BatchNorm2d))]
+            named = [
+                (name, one) for name, one in part.named_children() if isinstance(one, (Conv, nn.BatchNorm2d))
+            ]
             for (conv_name, conv), (norm_name, norm) in zip(named[::2], named[1::2], strict=True):
                 folded = fuse_conv_bn_eval(conv, norm)
                 folded.weight.data = folded.weight.data.contiguous(memory_format=torch.channels_last)

@@ -165,8 +165,6 @@ class MiniModel(nn.Module):
 class _Decoder:
     """The language model as a :class:`~zsqretrieval.generators.engine.likelihood.LanguageModel`."""
 
-    # ruff: noqa: D102  (the methods are documented in LanguageModel)
-
     max_tokens = MAX_TOKENS
 
     def __init__(self, language: Language) -> None:

@@ -109,11 +109,11 @@ class BaseWeights:
 
 
 class _NoInit(TorchFunctionMode):
-    """Leaves out the functions of ``torch.nn.init``, which import half of torch for a tensor without values."""
+    """Skips the functions of ``torch.nn.init``, which import half of torch for tensors without values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", "") != "torch.nn.init":
-            return func(*args, **kwargs or {})
+        of_init = getattr(func, "__module__", "") == "torch.nn.init"
+        return None if of_init else func(*args, **kwargs or {})
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from zsqretrieval.types import Image
 IMAGE_SIZE = 260
 _LIKELIEST = 30
 _AT_ONCE = 4  # images in the trunk on a CPU: its largest tensor, 26 MB of them, stays near the caches
-_ACTIVATION = ("hardtanh", [0.0, 6.0], ""), ("none", [], "")  # ReLU6, or nothing, in oneDNN's words
+_ACTIVATION: Any = ("hardtanh", [0.0, 6.0], ""), ("none", [], "")  # ReLU6, or nothing, in oneDNN's words
 
 # kernel, stride, expansion, channels of the first and of the other blocks, number of blocks
 _STAGES = (
@@ -65,12 +66,10 @@ class Conv(nn.Conv2d):
         return relu6(y) if act else y
 
 
+_mkldnn: Any = torch.backends.mkldnn  # unannotated
+
 # The convolution of oneDNN with an activation in the same pass, which torch.compile uses on CPUs.
-_POINTWISE = (
-    getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-    if torch.backends.mkldnn.is_available()
-    else None
-)
+_POINTWISE = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if _mkldnn.is_available() else None
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -102,7 +101,8 @@ class Normalised(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C', H', W']."""
-        *before, conv, norm = self
+        layers: list[Any] = list(self)
+        *before, conv, norm = layers
         for layer in before:
             x = layer(x)
         result: Tensor = conv.normalised(x, norm, act=True)
@@ -128,7 +128,8 @@ class EfficientNetLite2(nn.Module):
 
     def trunk(self, pixels: Tensor) -> Tensor:
         """Scaled pixels [B, 3, 260, 260] to [B, 208, 9, 9]."""
-        parts = pixels.split(_AT_ONCE) if pixels.is_cpu else [pixels]
+        size = _AT_ONCE if pixels.is_cpu else len(pixels)
+        parts = (pixels[start : start + size] for start in range(0, len(pixels), size))
         return torch.cat([self.lower(self.stem(part)) for part in parts])
 
     def own(self, grid: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ class EfficientNetLite2(nn.Module):
     def fold(self) -> Self:
         """Multiply the normalisations into the convolutions, for inference; changes the state dict."""
         for part in [one for one in self.modules() if isinstance(one, (Block, Normalised))]:
-            named = [
+            named: list[Any] = [
                 (name, one) for name, one in part.named_children() if isinstance(one, (Conv, nn.BatchNorm2d))
             ]
             for (conv_name, conv), (norm_name, norm) in zip(named[::2], named[1::2], strict=True):

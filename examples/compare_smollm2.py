@@ -356,10 +356,10 @@ def main() -> None:
         ("minilm read", torch.load(read, weights_only=True)),
         ("minilm shipped", load_file(SHIPPED)),
     ):
-        models[name] = MiniModel(base, attention="eager")
+        models[name] = MiniModel(base)
         models[name].load_trained(weights)
     torch.manual_seed(args.seed)
-    eyes = MiniModel(base, attention="eager")
+    eyes = MiniModel(base)
     eyes.load_trained(torch.load(read, weights_only=True))
     language, tokenizer = smollm2(args.work)
     talker = Talker(eyes.eyes, language)

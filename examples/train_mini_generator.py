@@ -328,14 +328,11 @@ def _log_probs(
     if masked:
         read = torch.where((torch.rand(ids.shape) < masked) & predicted, MASK, ids)
     language = model.language
-    hidden = language.bert(
-        inputs_embeds=language.bert.embeddings.word_embeddings(read[:, :-1]),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[predicted[:, 1:]]
+    words = language.bert.embeddings.word_embeddings(read[:, :-1])
+    hidden = language.bert.causal(words, cache=cache)[predicted[:, 1:]]
     target, row = ids[:, 1:][predicted[:, 1:]], torch.nonzero(predicted[:, 1:])[:, 0]
-    head = language.cls.predictions
-    hidden = head.transform(hidden)
+    head = language.cls["predictions"]
+    hidden = head(hidden)
     weight, bias = language.bert.embeddings.word_embeddings.weight, head.bias
     if vocabulary is not None:
         weight, bias = weight[vocabulary], bias[vocabulary]
@@ -350,11 +347,7 @@ def look(model: MiniModel, grid: Tensor, names: Tensor) -> list[tuple[Tensor, Te
     states = model.eyes.resample(grid, names)
     start = model.language.bert.embeddings.word_embeddings.weight[CLS].expand(len(states), 1, -1)
     cache = DynamicCache()
-    model.language.bert(
-        inputs_embeds=torch.cat([start.to(states.dtype), states], dim=1),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    model.language.bert.causal(torch.cat([start.to(states.dtype), states], dim=1), cache=cache)
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -474,7 +467,7 @@ def main() -> None:
     weights: dict[str, Tensor] | None = None
     for phase in PHASES:
         torch.manual_seed(args.seed)
-        model = MiniModel(base, attention="eager")
+        model = MiniModel(base)
         if weights is None:
             start_from_encoder(model, encoder)
             image_features(model.eyes.eval(), args.data, "train", VIEWS, args.work)

@@ -9,6 +9,7 @@ import pytest
 
 HEAVY = {
     *("torch", "torchvision", "transformers", "open_clip", "timm", "PIL", "hnswlib", "tokenizers", "skimage"),
+    *("scipy", "sympy"),
 }
 
 
@@ -41,8 +42,19 @@ def imported_by(statement: str) -> set[str]:
             "with Retriever(ToyEncoder()) as r: r.search('red')",
             HEAVY - {"PIL", "hnswlib"},
         ),
+        (
+            "from zsqretrieval.mini.encoder import MiniEncoder\n"
+            "from zsqretrieval import Retriever\n"
+            "with Retriever(MiniEncoder.from_pretrained()) as r: r.search('red')",
+            HEAVY - {"PIL", "hnswlib", "torch", "tokenizers"},
+        ),
+        (
+            "from zsqretrieval.mini.generator import MiniGenerator\n"
+            "MiniGenerator.from_pretrained().log_likelihood([['a']], ['dog'])",
+            HEAVY - {"PIL", "torch", "tokenizers", "transformers"},  # the engine takes its cache from it
+        ),
     ],
-    ids=["library", "foundations", "doors", "search"],
+    ids=["library", "foundations", "doors", "search", "mini search", "mini generator"],
 )
 def test_heavy_packages_are_not_imported(statements: str, absent: set[str]) -> None:
     seen = imported_by(statements)

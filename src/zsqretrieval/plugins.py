@@ -114,7 +114,7 @@ def load(kind: Kind, name: str) -> type[Any]:
         )
     first, *others = claims[name]
     if others:
-        packages = " and ".join(_package(claim) for claim in claims[name])
+        packages = " and ".join(sorted(map(_package, claims[name])))
         raise ZsqError(f"the {kind} {name!r} is claimed by {packages}: uninstall all but one of them")
     try:
         part = first.load()
@@ -146,7 +146,7 @@ def _claims(kind: str) -> dict[str, list[EntryPoint]]:
     if kind not in _GROUPS:
         raise InvalidInputError(f"there is no kind of part {kind!r}; choose from {', '.join(_GROUPS)}")
     claims: dict[str, dict[str, EntryPoint]] = {}
-    for point in sorted(entry_points(group=_GROUPS[kind]), key=lambda point: (point.name, _package(point))):
+    for point in sorted(entry_points(group=_GROUPS[kind]), key=lambda point: point.name):
         claims.setdefault(point.name, {}).setdefault(point.value, point)
     for name, part in _registered[kind].items():
         claims[name] = {_place(part): EntryPoint(name, _place(part), _GROUPS[kind])}

@@ -92,6 +92,14 @@ def test_each_image_is_decoded_and_hashed_once(album: Album, monkeypatch: pytest
     assert len(calls["decode_with_exif"]) == 11, "known images are not decoded"
 
 
+def test_image_replaced_by_the_batch_before_is_added_again(album: Album) -> None:
+    """Its batch was read while it was still in the album."""
+    album.add([image("a", 0)])
+    report = album.add([image("a", 1), Image(image("a", 0).content, source="place b", id="b")], batch_size=1)
+    assert (report.replaced, report.added) == (("a",), ("b",))
+    assert sorted(album.ids()) == ["a", "b"]
+
+
 def test_image_added_by_another_process_in_the_meantime_is_known(album: Album, tmp_path: Path) -> None:
     other = Album.__new__(Album)
     other.catalog = Catalog.open(tmp_path / "catalog.sqlite")

@@ -61,7 +61,7 @@ def test_answers_are_taken_from_the_captions(train_mini_generator: ModuleType) -
 def test_training_and_generator_give_equal_scores(train_mini_generator: ModuleType) -> None:
     """Training batches texts by length; the sums are in the given order and equal the library's."""
     base = read_base_weights()
-    model = mini.MiniModel(base, attention="eager").eval()
+    model = mini.MiniModel(base).eval()
     model.load_trained(load_file(Path(mini.__file__).with_name("generator.safetensors")))
     writer = train_mini_generator.Writer(base.tokenizer, [CAPTIONS], np.random.default_rng(0))
     said = ["a dog", "two dogs on the beach", "water", DOG.lower(), "a wet dog", "dogs"]

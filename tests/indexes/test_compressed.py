@@ -1,4 +1,4 @@
-"""CompressedIndex: the contract with lists, recall, tuning, and files that are verified when they are read."""
+"""CompressedIndex: the contract with lists, recall, tuning, and files verified when they are read."""
 
 from __future__ import annotations
 

@@ -14,11 +14,15 @@ from safetensors.torch import load_file, save_file
 
 import zsqretrieval.mini.encoder as mini_module
 from zsqretrieval import plugins
+from zsqretrieval._util.torch import import_transformers
 from zsqretrieval.data.images import decode
 from zsqretrieval.data.samples import photographs
 from zsqretrieval.errors import InvalidInputError, WeightsError
-from zsqretrieval.mini.efficientnet import scale_pixels
+from zsqretrieval.mini import efficientnet
+from zsqretrieval.mini.bert import Bert
+from zsqretrieval.mini.efficientnet import pictures, scale_pixels
 from zsqretrieval.mini.encoder import ImageTower, MiniEncoder, TextTower
+from zsqretrieval.mini.generator import MiniGenerator
 from zsqretrieval.mini.weights import read_base_weights
 from zsqretrieval.testing import encoder_checks, parametrize_checks
 from zsqretrieval.types import Image
@@ -73,9 +77,8 @@ def test_backbone_classifies_a_cat_as_a_cat() -> None:
 def test_text_trunk_and_own_layers_equal_minilm() -> None:
     base = read_base_weights()
     tower = TextTower(base).eval()
-    from transformers import BertConfig, BertModel  # after the towers made torchvision importable
-
-    whole = BertModel(BertConfig.from_json_file(base.minilm_config), add_pooling_layer=False).eval()
+    hf = import_transformers()
+    whole = hf.BertModel(hf.BertConfig.from_json_file(base.minilm_config), add_pooling_layer=False).eval()
     whole.load_state_dict(base.minilm)
     ids = torch.tensor([[101, 1037, 3899, 102], [101, 4937, 102, 0]])
     mask = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 0]])
@@ -83,6 +86,55 @@ def test_text_trunk_and_own_layers_equal_minilm() -> None:
         own = tower.own(tower.trunk(ids, mask), mask)
         expected = whole(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     assert torch.allclose(own[mask == 1], expected[mask == 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("cached", [0, 3])
+def test_decoder_with_padding_equals_transformers(cached: int) -> None:
+    base, hf = read_base_weights(), import_transformers()
+    settings = hf.BertConfig.from_json_file(base.minilm_config)
+    settings.is_decoder = True
+    theirs, ours = hf.BertModel(settings, add_pooling_layer=False).eval(), Bert().eval()
+    for model in (theirs, ours):
+        model.load_state_dict(base.minilm)
+    words = torch.randn(2, cached + 4, 384, generator=torch.Generator().manual_seed(0)) / 20
+    mask = torch.ones(2, cached + 4, dtype=torch.long)
+    mask[1, [-1, cached - 1]] = 0  # the last one of the cache, and of the new ones
+    caches = [hf.DynamicCache(), hf.DynamicCache()]
+    with torch.inference_mode():
+        if cached:
+            ours.causal(words[:, :cached], mask=mask[:, :cached], cache=caches[0])
+            theirs(
+                inputs_embeds=words[:, :cached], attention_mask=mask[:, :cached], past_key_values=caches[1]
+            )
+        found = ours.causal(words[:, cached:], mask=mask, cache=caches[0])
+        expected = theirs(
+            inputs_embeds=words[:, cached:], attention_mask=mask, past_key_values=caches[1],
+            position_ids=torch.arange(cached, cached + 4)[None],
+        ).last_hidden_state  # fmt: skip
+    read = mask[:, cached:] == 1
+    assert torch.allclose(found[read], expected[read], atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_folded_tower_equals_the_one_with_normalisations(
+    fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fused:
+        monkeypatch.setattr(efficientnet, "_POINTWISE", None)
+    base, pixels = read_base_weights(), scale_pixels(pictures(photographs()[:6]))  # more than one part
+    plain, folded = ImageTower(base), ImageTower(base).fold()
+    with torch.inference_mode():
+        grid, expected = folded.trunk(pixels), plain.trunk(pixels)
+        assert torch.allclose(grid, expected, atol=1e-3)
+        assert torch.allclose(folded.own(grid), plain.own(expected), atol=1e-3)
+    assert torch.equal(plain.stem[0].weight, base.efficientnet["_conv_stem.weight"]), "base is as it was"
+
+
+def test_loading_draws_nothing_at_random() -> None:
+    before = torch.random.get_rng_state()
+    for model in (MiniEncoder, MiniGenerator):
+        model.from_pretrained(device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_encoder_is_restored_by_name() -> None:

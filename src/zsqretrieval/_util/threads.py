@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,8 @@ async def in_thread(call: Callable[..., T], *, progress: Progress | None = None,
 
     When the coroutine is cancelled, the call ends at its next report of progress.
     """
+    import asyncio  # slow to import, and a search does without
+
     cancelled = threading.Event()
 
     def report(step: str, done: int, total: int | None) -> None:

@@ -42,8 +42,8 @@ class CompressedIndex(VectorIndex):
     """Finds nearly the nearest vectors; builds 30 times as fast as a graph, in a tenth of the memory.
 
     A search takes the best ``refine * k`` rows by codes from the ``probe`` best lists, and the best k of
-    these by their vectors. It returns at least ``min(k, len(self))`` keys: where the lists hold fewer, all vectors
-    are compared. The lists are trained when there are 8,192 vectors, and again whenever there are twice as
+    these by their vectors. It returns at least ``min(k, len(self))`` keys: where the lists hold fewer, all
+    vectors are compared. The lists are trained when there are 8,192 vectors, and again whenever there are twice as
     many as the last time; searches use the old ones meanwhile. Identical vectors are stored once. Removed
     vectors remain, excluded, until they outnumber the others.
 

@@ -20,6 +20,7 @@ of the base models: an image is the mean of the names of its likeliest ImageNet 
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,16 +35,11 @@ from torch.nn.functional import gelu, normalize
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_counts, check_strings
-from zsqretrieval._util.torch import FromPretrained, import_transformers, resolve_device
+from zsqretrieval._util.torch import FromPretrained, resolve_device
 from zsqretrieval.errors import InvalidInputError, WeightsError
-from zsqretrieval.mini.efficientnet import (
-    EfficientNetLite2,
-    another_top,
-    likely_names,
-    pictures,
-    scale_pixels,
-)
-from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
+from zsqretrieval.mini.bert import Bert, Layer
+from zsqretrieval.mini.efficientnet import EfficientNetLite2, likely_names, pictures, scale_pixels
+from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained, without_values
 from zsqretrieval.types import Image
 
 HEAD_DIM = 512
@@ -52,6 +48,7 @@ _SHIPPED = Path(__file__).with_name("encoder.safetensors")
 _VERSION = "1"  # changes with preprocessing, tokenisation, or the way the parts are joined
 _MAX_TOKENS = 128
 _TUNED_LAYERS = 3
+_DROPOUT = 0.1  # of MiniLM's layers, in training
 _PADDED = -1e4  # far below any attention score, and finite in half precision
 _KNOWLEDGE = ("class_names", "image_mean", "text_mean")
 
@@ -72,7 +69,8 @@ class AttentionPool(nn.Module):
         attended = 512
         self.norm = nn.LayerNorm(width)
         self.score = nn.Linear(width, heads)
-        self.value = nn.Parameter(torch.randn(heads, width, attended // heads) * width**-0.5)
+        self.value = nn.Parameter(torch.empty(heads, width, attended // heads))
+        nn.init.normal_(self.value, std=width**-0.5)
         self.skip = nn.Linear(attended + width, dim)
         self.fc1 = nn.Linear(attended + width, hidden)
         self.fc2 = nn.Linear(hidden, dim)
@@ -95,7 +93,6 @@ class ImageTower(EfficientNetLite2):
 
     def __init__(self, base: BaseWeights, *, dropout: float = 0.0) -> None:
         super().__init__(base.efficientnet)
-        self.tuned_top = another_top(base.efficientnet)
         self.tuned_head = AttentionPool(1280, HEAD_DIM, dropout=dropout)
         self.own_head = _head_beside(1280, dropout)
 
@@ -113,17 +110,22 @@ class TextTower(nn.Module):
 
     def __init__(self, base: BaseWeights, *, dropout: float = 0.0) -> None:
         super().__init__()
-        bert, copy = _minilm(base), _minilm(base)
+        with without_values():
+            bert = Bert(_DROPOUT)
+        bert.load_state_dict(base.minilm, assign=True)
+        layers: Any = bert.eval().encoder["layer"]
         self.embeddings = bert.embeddings
-        self.lower_layers = bert.encoder.layer[:-_TUNED_LAYERS]
-        self.own_layers = bert.encoder.layer[-_TUNED_LAYERS:]
-        self.tuned_layers = copy.encoder.layer[-_TUNED_LAYERS:]
+        self.lower_layers: Sequence[Layer] = layers[:-_TUNED_LAYERS]
+        self.own_layers: Sequence[Layer] = layers[-_TUNED_LAYERS:]
+        self.tuned_layers: Any = copy.deepcopy(self.own_layers)
         self.tuned_head = AttentionPool(384, HEAD_DIM, dropout=dropout)
         self.own_head = _head_beside(384, dropout)
 
     def trunk(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Word-piece ids and mask [B, T] to lower hidden states [B, T, 384]."""
-        return _through(self.lower_layers, self.embeddings(ids), mask)
+        words = self.embeddings.word_embeddings(ids)
+        hidden = self.embeddings(words, torch.arange(ids.shape[1], device=ids.device))
+        return _through(self.lower_layers, hidden, mask)
 
     def own(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Lower hidden states to MiniLM's last ones, [B, T, 384]."""
@@ -170,18 +172,11 @@ def _pooled_grid(head: nn.Module, features: Tensor) -> Tensor:
     return pooled
 
 
-def _through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
-    bias = ((1 - mask[:, None, None, :]) * _PADDED).to(hidden.dtype)
+def _through(layers: Sequence[Layer], hidden: Tensor, mask: Tensor) -> Tensor:
+    allowed = None if mask.all() else mask[:, None, None, :] != 0
     for layer in layers:
-        hidden = layer(hidden, attention_mask=bias)
+        hidden = layer(hidden, allowed)
     return hidden
-
-
-def _minilm(base: BaseWeights) -> Any:
-    hf = import_transformers()
-    bert = hf.BertModel(hf.BertConfig.from_json_file(base.minilm_config), add_pooling_layer=False)
-    bert.load_state_dict(base.minilm)
-    return bert.eval()
 
 
 # --- the encoder ------------------------------------------------------------------------------------------
@@ -252,11 +247,13 @@ class MiniEncoder(FromPretrained):
                 f"{path} is not a trained part of the mini encoder: it lacks {', '.join(missing)}"
             )
         base = read_base_weights()
-        image_tower, text_tower = ImageTower(base), TextTower(base)
+        with without_values():  # the heads are in ``trained``
+            image_tower, text_tower = ImageTower(base), TextTower(base)
         for tower, name, tuned in ((image_tower, "image", "tuned_top"), (text_tower, "text", "tuned_layers")):
             for part in (tuned, "tuned_head", "own_head"):
                 _load_part(getattr(tower, part), trained, f"{name}.{part}.", path)
             tower.eval().requires_grad_(False).to(target)
+        image_tower.fold()
         base.tokenizer.enable_truncation(_MAX_TOKENS)
         share = float(trained["share"] if knowledge_share is None else knowledge_share)
         config: dict[str, Any] = {} if weights is None else {"weights": str(path)}
@@ -291,16 +288,21 @@ class MiniEncoder(FromPretrained):
             InvalidInputError: ``batch_size`` < 1.
         """
         rows = np.empty((len(images), self.dim), dtype=np.float32)
-        tower, known = self._image_tower, self._knowledge
         for batch in _batches(len(images), batch_size):
-            with torch.inference_mode():
-                grid = tower.trunk(scale_pixels(pictures(images[batch])).to(self._device))
-                own = tower.own(grid)
-                names = likely_names(tower.class_probabilities(own), known["class_names"])
-                knowledge = normalize(names - known["image_mean"], dim=-1)
-                heads = (tower.by_tuned_head(grid), tower.by_own_head(own))
-                rows[batch] = join(heads, knowledge, self._share).cpu().numpy()
+            rows[batch] = self._encode_pictures(pictures(images[batch]))
         return rows
+
+    @torch.inference_mode()
+    def _encode_pictures(self, pixels: Tensor) -> NDArray[np.float32]:
+        """uint8 [B, 260, 260, 3] to vectors float32 [B, dim]."""
+        tower, known = self._image_tower, self._knowledge
+        grid = tower.trunk(scale_pixels(pixels.to(self._device)))
+        own = tower.own(grid)
+        names = likely_names(tower.class_probabilities(own), known["class_names"])
+        knowledge = normalize(names - known["image_mean"], dim=-1)
+        heads = (tower.by_tuned_head(grid), tower.by_own_head(own))
+        vectors: NDArray[np.float32] = join(heads, knowledge, self._share).cpu().numpy()
+        return vectors
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode texts; see :meth:`zsqretrieval.protocols.Encoder.encode_text`.
@@ -345,6 +347,6 @@ def _load_part(module: nn.Module, trained: Mapping[str, Tensor], prefix: str, pa
         if name.startswith(prefix)
     }
     try:
-        module.load_state_dict(part)
+        module.load_state_dict(part, assign=True)
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit the mini encoder: {error}") from error

@@ -29,28 +29,15 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 from typing_extensions import Self
 
-from zsqretrieval._util.torch import (
-    DTYPES,
-    FromPretrained,
-    import_transformers,
-    resolve_device,
-    resolve_dtype,
-)
+from zsqretrieval._util.torch import DTYPES, FromPretrained, resolve_device, resolve_dtype
 from zsqretrieval.errors import WeightsError
-from zsqretrieval.generators.engine.decoder import Decoder
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
-from zsqretrieval.generators.engine.likelihood import ENGINE
-from zsqretrieval.mini.efficientnet import (
-    EfficientNetLite2,
-    another_top,
-    likely_names,
-    pictures,
-    scale_pixels,
-)
-from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained
+from zsqretrieval.generators.engine.likelihood import ENGINE, logits_of
+from zsqretrieval.mini.bert import MAX_TOKENS, VOCABULARY, WIDTH, Bert, Cache, Head
+from zsqretrieval.mini.efficientnet import EfficientNetLite2, likely_names, pictures, scale_pixels
+from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained, without_values
 from zsqretrieval.types import Image
 
-WIDTH = 384
 LATENTS = 32
 
 _SHIPPED = Path(__file__).with_name("generator.safetensors")
@@ -64,7 +51,6 @@ _FROM_BASE = (
     "eyes.own_top.",
     "eyes.classifier.",
     "language.bert.embeddings.word_embeddings.",
-    "language.cls.predictions.decoder.",  # the word embeddings again, and a bias that is stored once already
 )
 
 
@@ -102,13 +88,14 @@ class VisionModel(EfficientNetLite2):
 
     def __init__(self, base: BaseWeights) -> None:
         super().__init__(base.efficientnet)
-        self.tuned_top = another_top(base.efficientnet)
         self.norm = nn.LayerNorm(1280)
         self.project = nn.Linear(1280, WIDTH)
-        self.position = nn.Parameter(torch.randn(81, WIDTH) * 0.02)
+        self.position = nn.Parameter(torch.empty(81, WIDTH))
+        nn.init.normal_(self.position, std=0.02)
         self.norm_names = nn.LayerNorm(WIDTH)
         self.project_names = nn.Linear(WIDTH, WIDTH)
-        self.latents = nn.Parameter(torch.randn(LATENTS, WIDTH) * 0.5)
+        self.latents = nn.Parameter(torch.empty(LATENTS, WIDTH))
+        nn.init.normal_(self.latents, std=0.5)
         self.blocks = nn.ModuleList(ResamplerBlock() for _ in range(_BLOCKS))
         self.norm_out = nn.LayerNorm(WIDTH)
         self.class_names = nn.Buffer(torch.zeros(_CLASSES, WIDTH))
@@ -138,43 +125,74 @@ class VisionModel(EfficientNetLite2):
         return states
 
 
+class Language(nn.Module):
+    """MiniLM as a causal language model. Its untrained head is tied to the word embeddings.
+
+    It shares the tensors of ``base``.
+    """
+
+    def __init__(self, base: BaseWeights) -> None:
+        super().__init__()
+        with without_values():
+            self.bert = Bert()
+        self.bert.load_state_dict(base.minilm, assign=True)
+        self.cls = nn.ModuleDict({"predictions": Head()})
+
+
 class MiniModel(nn.Module):
     """Vision model and language model."""
 
-    def __init__(self, base: BaseWeights, *, attention: str = "sdpa") -> None:
+    def __init__(self, base: BaseWeights) -> None:
         super().__init__()
         self.eyes = VisionModel(base)
-        self.language = _language_model(base, attention)
+        self.language = Language(base)
 
     def trained(self) -> dict[str, Tensor]:
         """The tensors that the package ships: all that differ from the base models."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith(_FROM_BASE)}
 
     def load_trained(self, trained: Mapping[str, Tensor]) -> None:
-        """Load the tensors of :meth:`trained`.
+        """Load the tensors of :meth:`trained`, in float32.
 
         Raises:
             RuntimeError: a tensor is missing, unknown, or of another shape.
         """
         untouched = {name: value for name, value in self.state_dict().items() if name.startswith(_FROM_BASE)}
-        self.load_state_dict({**untouched, **trained})
+        exact = {name: one.float() if one.is_floating_point() else one for name, one in trained.items()}
+        self.load_state_dict({**untouched, **exact}, assign=True)
 
 
-def _language_model(base: BaseWeights, attention: str) -> Any:
-    """MiniLM as a causal language model; its head is untrained but for the tied word embeddings."""
-    hf = import_transformers()
-    settings = hf.BertConfig.from_json_file(base.minilm_config)
-    settings.is_decoder = True
-    settings.use_cache = False
-    settings._attn_implementation = attention
-    settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = 0.0
-    model = hf.BertLMHeadModel(settings)
-    weights = {f"bert.{name}": value for name, value in base.minilm.items()}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected
-    assert all(name.startswith("cls.") for name in missing)
-    model.tie_weights()
-    return model
+class _Decoder:
+    """The language model as a :class:`~zsqretrieval.generators.engine.likelihood.LanguageModel`."""
+
+    max_tokens = MAX_TOKENS
+
+    def __init__(self, language: Language) -> None:
+        self._bert = language.bert
+        self._features: Any = language.cls["predictions"]
+        self.embed = language.bert.embeddings.word_embeddings
+        self._head = nn.Linear(WIDTH, VOCABULARY, device="meta")
+        self._head.weight, self._head.bias = self.embed.weight, self._features.bias
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    def forward(
+        self, inputs_embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Cache | None
+    ) -> Tensor:
+        return self._bert.causal(inputs_embeds, mask=attention_mask, positions=position_ids, cache=cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._head(self._features(hidden))
+        return logits
+
+    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        return logits_of(self._features(hidden), self._head, tokens)
 
 
 def _split(x: Tensor) -> Tensor:
@@ -212,15 +230,8 @@ class MiniGenerator(FromPretrained, InterleavedGenerator):
         prefix_cache_bytes: int = 0,
     ) -> None:
         start, stop = tokenizer.encode("").ids  # [CLS] and [SEP]
-        head = model.language.cls.predictions
         super().__init__(
-            Decoder(
-                model.language.bert,
-                model.language.bert.embeddings.word_embeddings,
-                head.decoder,
-                max_tokens=model.language.config.max_position_embeddings,
-                transform=head.transform,
-            ),
+            _Decoder(model.language),
             Frame(start=(start,), stop=frozenset({stop})),
             (LATENTS, WIDTH),
             prefix_cache_bytes=prefix_cache_bytes,
@@ -259,16 +270,18 @@ class MiniGenerator(FromPretrained, InterleavedGenerator):
         name, kind = resolve_dtype(dtype, target)
         trained, digest = read_trained(path, "generator")
         base = read_base_weights()
-        model = MiniModel(base)
+        with without_values():  # what is not of ``base`` is in ``trained``
+            model = MiniModel(base)
         try:
             model.load_trained(trained)
         except RuntimeError as error:
             raise WeightsError(f"{path} does not fit the mini generator: {error}") from error
+        model.eval().eyes.fold()
         config: dict[str, Any] = {"dtype": name, "prefix_cache_bytes": prefix_cache_bytes}
         if weights is not None:
             config["weights"] = str(path)
         return cls(
-            model.eval().requires_grad_(False).to(target, kind),
+            model.requires_grad_(False).to(target, kind),
             base.tokenizer,
             config=config,
             fingerprint=f"mini-{_VERSION}.{ENGINE}-{digest[:16]}-{name}",

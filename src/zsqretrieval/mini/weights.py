@@ -7,17 +7,20 @@ the SHA-256 with the one in this file. Their code is never imported.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from zsqretrieval._util.files import sha256_of
 from zsqretrieval.errors import MissingDependencyError, WeightsError
@@ -103,6 +106,21 @@ class BaseWeights:
     minilm: Mapping[str, Tensor]  # all-MiniLM-L6-v2, a BERT of 6 layers, 384 wide; without pooler
     minilm_config: Path  # for BertConfig.from_json_file
     tokenizer: Tokenizer  # word pieces of MiniLM; neither pads nor truncates; reads special tokens as letters
+
+
+class _NoInit(TorchFunctionMode):
+    """Skips the functions of ``torch.nn.init``, which import half of torch for tensors without values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        of_init = getattr(func, "__module__", "") == "torch.nn.init"
+        return None if of_init else func(*args, **kwargs or {})
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Make modules whose parameters have no values; ``load_state_dict(..., assign=True)`` brings them."""
+    with torch.device("meta"), _NoInit():
+        yield
 
 
 def read_base_weights() -> BaseWeights:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from typing_extensions import TypedDict, Unpack
 
@@ -19,9 +19,6 @@ from zsqretrieval._util.threads import in_thread
 from zsqretrieval.album.candidates import need_generator
 from zsqretrieval.album.filters import Filter
 from zsqretrieval.data.images import ImageLike
-from zsqretrieval.dialog.dialog import Dialog
-from zsqretrieval.dialog.gallery import AlbumGallery
-from zsqretrieval.dialog.policies import InformationGain, Policy
 from zsqretrieval.errors import AlbumError, InvalidInputError
 from zsqretrieval.retriever.collection import Collection
 from zsqretrieval.retriever.opening import MilvusParts, Parts
@@ -35,6 +32,11 @@ from zsqretrieval.search.ranking import Ranking
 from zsqretrieval.search.rerank import Rerank, RerankLike
 from zsqretrieval.tasks.album_questions import AlbumQuestions
 from zsqretrieval.types import Progress
+
+if TYPE_CHECKING:  # a search does without, and they import scipy
+    from zsqretrieval.dialog.dialog import Dialog
+    from zsqretrieval.dialog.gallery import AlbumGallery
+    from zsqretrieval.dialog.policies import Policy
 
 
 class SearchOptions(TypedDict, total=False):
@@ -281,7 +283,7 @@ class Retriever(Collection):
         text: str,
         *,
         candidates: int = 100,
-        policy: Policy = InformationGain(),  # noqa: B008  # frozen
+        policy: Policy | None = None,
         budget: int = 10,
         sure: float = 0.9,
         seed: int = 0,
@@ -292,7 +294,7 @@ class Retriever(Collection):
         Args:
             text: first description of the target image.
             candidates: first-stage candidates to begin with, >= 1; answers bring more.
-            policy: chooses the questions and interprets the answers.
+            policy: chooses the questions and interprets the answers; InformationGain when None.
             budget: most questions.
             sure: stop when an image is that probable, in (0, 1]; at 1 never for that reason.
             seed: seed of random draws.
@@ -301,7 +303,10 @@ class Retriever(Collection):
         Raises:
             InvalidInputError: there is no generator, album or text is empty, or a setting is out of range.
         """
-        constants = self.calibration
+        from zsqretrieval.dialog.dialog import Dialog
+        from zsqretrieval.dialog.policies import InformationGain
+
+        constants, policy = self.calibration, policy or InformationGain()
         return Dialog(
             self._gallery(progress), text, candidates=candidates, policy=policy, budget=budget, sure=sure,
             scale=constants.dialog_scale, temper=constants.dialog_temper, reread=constants.dialog_reread,
@@ -318,5 +323,7 @@ class Retriever(Collection):
         return self._gallery(None)
 
     def _gallery(self, progress: Progress | None) -> AlbumGallery:
+        from zsqretrieval.dialog.gallery import AlbumGallery
+
         viewer = need_generator(self._viewer, "a dialog")
         return AlbumGallery(self.encoder, self._catalog, self._first_stage, viewer, progress)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.checked import read_texts
@@ -54,6 +53,8 @@ class Choice:
 
         Of means it is the softmax, not a probability.
         """
+        from scipy.special import softmax  # slow to import
+
         return np.asarray(softmax(self.scores))
 
     @property

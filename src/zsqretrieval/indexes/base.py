@@ -209,8 +209,8 @@ def _top_columns(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Scores and positions [q, k] of the best of b vectors; ties at the edge go to the smaller key.
 
-    faiss selects while it multiplies, at nearly the speed of the product alone, but ties go to any of the tied. So
-    it is asked for one more, and for twice as many again by the queries whose edge is tied.
+    faiss selects while it multiplies, at nearly the speed of the product alone, but picks any of the tied. So
+    it is asked for one more, and for twice as many while the edge is tied.
     """
     scores = np.empty((len(queries), k), np.float32)
     columns = np.empty((len(queries), k), np.int64)

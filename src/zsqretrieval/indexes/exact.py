@@ -23,10 +23,10 @@ _ROW_BLOCK = 8192  # of rows with gaps between them, which are copied
 class ExactIndex(VectorIndex):
     """Compares every query with every stored vector in float32, by faiss's matrix products.
 
-    One query costs n * dim multiplications: about 4 ms of one core for 20,000 x 512, in a batch of a thousand a
-    third of a millisecond. Memory beyond the vectors stays under 50 MB for any number of queries and rows. Identical vectors are stored once. Equal
-    scores are ranked by ascending key. A search in one thread sees each change of another thread completely
-    or not at all.
+    One query costs n * dim multiplications: about 4 ms of one core for 20,000 x 512, a third of a millisecond
+    in a batch of a thousand. Memory beyond the vectors stays under 50 MB for any number of queries and rows.
+    Identical vectors are stored once. Equal scores are ranked by ascending key. A search in one thread sees
+    each change of another thread completely or not at all.
     """
 
     _kind = "exact"

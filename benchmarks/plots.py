@@ -16,6 +16,8 @@ def pareto(facts: Mapping[str, Any]) -> str:
     """Recall against queries per second of every system of ``benchmarks.index``: its best settings."""
 
     def draw(figure: Any) -> None:
+        from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
         panels = figure.subplots(2, 1, sharex=True)
         for axes, way, title in zip(panels, (BATCH, SINGLE), ("in one batch", "one by one"), strict=True):
             for (name, system), colour, marker in zip(
@@ -30,6 +32,9 @@ def pareto(facts: Mapping[str, Any]) -> str:
                     ms=4.5 if own else 3, lw=2.4 if own else 1,
                 )  # fmt: skip
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))  # 500, 10k
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_ylabel("queries/s")
             axes.set_title(title, loc="left")
         panels[-1].set_xlabel("recall@10")

@@ -112,7 +112,7 @@ def _build(
     names: Sequence[str], gallery: NDArray[np.float32], place: Path, progress: Progress
 ) -> tuple[dict[str, Engine], dict[str, dict[str, Any]]]:
     """Filled engines and their CPU seconds; peers come from the folder if they are there."""
-    digest = hashlib.sha256(np.ascontiguousarray(gallery)).hexdigest()[:16]
+    digest = hashlib.sha256(np.ascontiguousarray(gallery).data).hexdigest()[:16]
     engines, systems = {}, {}
     for done, name in enumerate(names):
         progress("building", done, len(names))

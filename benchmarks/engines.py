@@ -256,7 +256,7 @@ class Voyager(Engine):
         self._index = self._voyager.Index.load(str(folder / "index"))
 
 
-PEERS: Mapping[str, tuple[type[Engine], Mapping[str, Any]]] = {
+PEERS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {  # class and arguments
     "hnswlib": (Hnswlib, {}),
     "faiss-hnsw": (Faiss, {"recipe": f"HNSW{M}"}),
     "faiss-hnsw-fp16": (Faiss, {"recipe": f"HNSW{M}_SQfp16"}),
@@ -276,7 +276,8 @@ def make(name: str, dim: int, **library: Any) -> Engine:
     """An empty engine: a peer's, or that of an index plugin of the library."""
     if name in PEERS:
         kind, given = PEERS[name]
-        return kind(dim, **given)
+        peer: Engine = kind(dim, **given)
+        return peer
     return Library(name, dim, **library)
 
 

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-
 from benchmarks.goals import SECTIONS, Goal, Section
 from benchmarks.performance import DOCS, main, measure_section, write_page
 from refusing import refused

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -129,3 +131,30 @@ def test_config_rebuilds_and_bad_settings_are_refused() -> None:
     for dim in (0, -1, 2.5, True, None, "8"):
         with pytest.raises(InvalidInputError, match="dim must be an integer"):
             ExactIndex(dim)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_process_searches_with_one_thread() -> None:
+    index, queries = filled(), vectors(50, seed=5)
+    index.search(queries, 5)  # starts the threads of the parent
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(index.search, (queries, 5)).get(timeout=60)
+    np.testing.assert_array_equal(found.keys, index.search(queries, 5).keys)
+
+
+def test_one_query_uses_one_thread_and_a_batch_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, used, knn = filled(), [], faiss.knn
+
+    def watched(*arguments: object, **settings: object) -> object:
+        used.append(faiss.omp_get_max_threads())
+        return knn(*arguments, **settings)
+
+    monkeypatch.setattr(faiss, "knn", watched)
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(3)
+    try:
+        index.search(vectors(1), 5)
+        index.search(vectors(50), 5)
+        assert (used, faiss.omp_get_max_threads()) == ([1, 3], 3)
+    finally:
+        faiss.omp_set_num_threads(before)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +23,8 @@ from zsqretrieval.indexes.lock import SharedLock
 from zsqretrieval.types import Neighbors
 
 _FOUND = 500_000  # neighbours of one call: at most 6 MB
+_FEW = 20  # queries that one thread compares
+_PROCESS = os.getpid()
 
 
 class VectorIndex(ABC):
@@ -219,7 +223,8 @@ def _top_columns(
         step = max(1, _FOUND // wide)
         tied = []
         for part in (asked[start : start + step] for start in range(0, len(asked), step)):
-            found, which = faiss.knn(queries[part], vectors, wide, metric=faiss.METRIC_INNER_PRODUCT)
+            with _threads(len(part)):
+                found, which = faiss.knn(queries[part], vectors, wide, metric=faiss.METRIC_INNER_PRODUCT)
             np.clip(found, -1, 1, out=found)
             order = np.lexsort((keys[which], -found), axis=-1)[:, :k]
             scores[part] = np.take_along_axis(found, order, axis=1)
@@ -227,3 +232,17 @@ def _top_columns(
             tied.append(part[(found[:, -1] == scores[part, -1]) & (wide < len(vectors))])
         asked, wide = np.concatenate(tied), min(2 * wide, len(vectors))
     return scores, columns
+
+
+@contextmanager
+def _threads(queries: int) -> Iterator[None]:
+    """One thread for few queries, which faiss would spread over threads that mostly wait for one another.
+
+    A forked process has one, too: OpenMP would wait for the threads of its parent.
+    """
+    given = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1 if queries < _FEW or os.getpid() != _PROCESS else given)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(given)

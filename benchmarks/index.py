@@ -1,141 +1,121 @@
-"""Recall and speed of an index, measured against exact search in the same process.
+"""Recall, speed, build time and memory of the library's indexes beside others that are installed.
 
-python -m benchmarks.index --vectors 100000 --json
+OMP_NUM_THREADS=1 python -m benchmarks.index --vectors 100000 --json
+OMP_NUM_THREADS=1 python -m benchmarks.index --vectors photos.npy --queries captions.npy --plot pareto.svg
 """
 
 from __future__ import annotations
 
-import tempfile
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.output import command_line, run, write_results
-from benchmarks.synthetic import CliplikeVectors, cliplike
-from zsqretrieval import plugins
+from benchmarks.comparison import bench_index
+from benchmarks.curves import BATCH, SINGLE
+from benchmarks.engines import K, available
+from benchmarks.guard import check_against
+from benchmarks.output import command_line, progress_bar, run, write_results
+from benchmarks.plots import pareto
+from benchmarks.synthetic import cliplike
+from zsqretrieval._util.files import write_whole
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.indexes.exact import ExactIndex
-from zsqretrieval.protocols import Index
-
-_K = 10
-_SINGLES = 100  # single queries per round
+from zsqretrieval.indexes.checks import unit_rows
 
 
-@dataclass(frozen=True, slots=True)
-class SearchBench:
-    """Results of one index for one kind of queries: recall, and queries per second, medians over rounds."""
-
-    recall_at_10: float  # share of the exact ten nearest neighbours that were found, mean over queries
-    batch_qps: float  # with all queries in one call
-    single_qps: float  # with one query per call
-    exact_batch_qps: float  # of ExactIndex
-    exact_single_qps: float
-
-
-@dataclass(frozen=True, slots=True)
-class IndexBench:
-    """Results of one index on one gallery."""
-
-    index: str  # name of the class
-    count: int  # vectors in the gallery
-    dim: int
-    build_seconds: float  # wall time of adding all vectors in one call
-    bytes_per_vector: float  # size of the saved index divided by count
-    text: SearchBench  # with text-like queries, across the modality gap
-    image: SearchBench  # with image-like queries
-
-
-def bench_index(index: Index, data: CliplikeVectors, *, rounds: int = 5) -> IndexBench:
-    """Fill an empty index with a gallery and measure it, in turns with exact search.
+def vectors_of(gallery: str, queries: str, dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
+    """Gallery and queries as unit rows, and a description: synthetic ones for a number, or those of files.
 
     Raises:
-        InvalidInputError: the index is not empty, or the gallery has fewer than 10 vectors.
+        InvalidInputError: a file is not an array of floating vectors, or only one of the two is a file.
     """
-    if len(index):
-        raise InvalidInputError(f"the index holds {len(index)} vectors already; measure an empty one")
-    if len(data.gallery) < _K:
-        raise InvalidInputError(f"recall@{_K} needs {_K} vectors in the gallery, not {len(data.gallery)}")
-    keys = np.arange(len(data.gallery))
-    truth = ExactIndex(index.dim)
-    truth.add(keys, data.gallery)
-    begin = time.perf_counter()
-    index.add(keys, data.gallery)
-    build_seconds = time.perf_counter() - begin
-    with tempfile.TemporaryDirectory() as directory:
-        index.save(Path(directory))
-        size = sum(file.stat().st_size for file in Path(directory).rglob("*") if file.is_file())
-    return IndexBench(
-        index=type(index).__name__,
-        count=len(keys),
-        dim=index.dim,
-        build_seconds=build_seconds,
-        bytes_per_vector=size / len(keys),
-        text=bench_search(index, truth, data.text_queries, rounds=rounds),
-        image=bench_search(index, truth, data.image_queries, rounds=rounds),
-    )
-
-
-def bench_search(index: Index, truth: Index, queries: NDArray[np.float32], *, rounds: int = 5) -> SearchBench:
-    """Compare an index with an exact one, ``truth``, with the same keys on the same queries [q, dim].
-
-    Raises:
-        InvalidInputError: no rounds, no queries, or the two indexes hold different numbers of keys.
-    """
-    if rounds < 1 or not len(queries) or len(index) != len(truth):
-        raise InvalidInputError(
-            f"{rounds} rounds, {len(queries)} queries, {len(index)} and {len(truth)} keys: give at least one "
-            "round and one query, and two indexes with the same keys"
-        )
-    found, wanted = index.search(queries, _K).keys, truth.search(queries, _K).keys
-    hits = (found[:, :, None] == wanted[:, None, :]) & (wanted[:, None, :] >= 0)
-    # Seconds per query, [rounds, 4].
-    times = np.array(
-        [[s for each in (index, truth) for s in _seconds_per_query(each, queries)] for _ in range(rounds)]
-    )
-    batch, single, exact_batch, exact_single = (1 / np.median(times, axis=0)).tolist()
-    return SearchBench(float(hits.sum() / (wanted >= 0).sum()), batch, single, exact_batch, exact_single)
-
-
-def _seconds_per_query(index: Index, queries: NDArray[np.float32]) -> tuple[float, float]:
-    """In one call with all queries, and in calls with one query each."""
-    some = queries[:_SINGLES]
-    begin = time.perf_counter()
-    index.search(queries, _K)
-    middle = time.perf_counter()
-    for query in some:
-        index.search(query[None], _K)
-    return (middle - begin) / len(queries), (time.perf_counter() - middle) / len(some)
+    if gallery.isdecimal():
+        if queries not in ("text", "image"):
+            raise InvalidInputError(f"synthetic vectors have queries text or image, not {queries!r}")
+        data = cliplike(int(gallery), dim=dim, rank=min(96, dim - 2))
+        return data.gallery, data.text_queries if queries == "text" else data.image_queries, "synthetic"
+    read = []
+    for file in (gallery, queries):
+        try:
+            read.append(np.load(file, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"{file} cannot be read as a .npy file of vectors: {error}") from error
+    width = read[0].shape[-1]
+    return unit_rows(read[0], width), unit_rows(read[1], width), f"{Path(gallery).name}, {Path(queries).name}"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
+    ours, missing = available()
     parser = command_line(
         "index",
-        "Measure recall and speed of an index against exact search, on synthetic CLIP-like vectors.",
-        vectors=(20_000, "Vectors in the gallery, at least 10."),
-        dim=(512, "Length of a vector, at least 8."),
+        "Measure the library's indexes beside others: recall, queries per CPU second, build, memory.",
+        dim=(512, "Length of a synthetic vector, at least 8."),
+        rounds=(5, "Timings of each setting, in turns."),
+        threads=(2, "Threads that are compared with one; 1 for no comparison."),
     )
-    parser.add_argument("--index", default="hnsw", help="hnsw, exact or a plugin's name [default: hnsw]")
+    parser.add_argument(
+        "--vectors", default="20000", help="How many synthetic ones, or FILE.npy, float [n, dim]."
+    )
+    parser.add_argument(
+        "--queries", default="text", help="text or image (synthetic), or FILE.npy, float [q, dim]."
+    )
+    parser.add_argument(
+        "--systems", default=",".join(ours), help="Names with commas [default: all installed]."
+    )
+    parser.add_argument("--index", default=ours[0], help=f"Whose ratios are reported [default: {ours[0]}].")
+    parser.add_argument("--cache", type=Path, help="Folder where built peers are kept for the next run.")
+    parser.add_argument("--plot", type=Path, help="SVG of recall and rate.")
+    parser.add_argument("--compare", type=Path, help="JSON of an earlier run: fail if a ratio became worse.")
     given = parser.parse_args(arguments)
-    data = cliplike(given.vectors, dim=given.dim, rank=min(96, given.dim - 2))
-    bench = bench_index(plugins.load("index", given.index)(given.dim), data)
+    gallery, queries, data = vectors_of(given.vectors, given.queries, given.dim)
+    with progress_bar("index") as progress:
+        found = bench_index(
+            gallery, queries, given.systems.split(","), index=given.index, rounds=given.rounds,
+            threads=given.threads, cache=given.cache, progress=progress,
+        )  # fmt: skip
+    facts = {"data": data, "skipped": missing, **found}
+    if given.plot:
+        write_whole(given.plot, [pareto(facts)])
+    write_results(facts, COLUMNS, table(facts), notes(facts), as_json=given.json)
+    if given.compare:
+        check_against(facts, given.compare)
+
+
+COLUMNS = (
+    "index", "build, CPU-s", "memory, bytes/vector",
+    "queries/s at .90", ".95", ".98", "one by one: .90", ".95", ".98",
+)  # fmt: skip
+
+
+def table(facts: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of :data:`COLUMNS`; a dash where a recall is not reached."""
     rows = []
-    for kind, one in (("text-like", bench.text), ("image-like", bench.image)):
-        rates = (one.batch_qps, one.exact_batch_qps, one.single_qps, one.exact_single_qps)
-        rows.append((kind, f"{one.recall_at_10:.3f}", *(f"{rate:.0f}" for rate in rates)))
-    write_results(
-        asdict(bench),
-        ("queries", "recall@10", "queries/s in one call", "exact", "one per call", "exact"),
-        rows,
-        [
-            f"{bench.index}: {bench.count} synthetic vectors of dim {bench.dim}, built in "
-            f"{bench.build_seconds:.1f} s, {bench.bytes_per_vector:.0f} bytes a vector on disk"
-        ],
-        as_json=given.json,
-    )
+    for name, one in facts["systems"].items():
+        memory = one["memory"].get("anonymous_bytes_per_vector")
+        rates = [one["qps"][way].get(level) for way in (BATCH, SINGLE) for level in ("0.90", "0.95", "0.98")]
+        cells = [f"{rate:,.0f}" if rate else "-" for rate in (memory, *rates)]
+        rows.append([name, f"{one['build_cpu_s']:.1f}", *cells])
+    return rows
+
+
+def notes(facts: Mapping[str, Any]) -> list[str]:
+    """Sentences below the table."""
+    said = [
+        f"{facts['count']:,} vectors of dim {facts['dim']} ({facts['data']}), {facts['queries']} queries, "
+        f"recall@{K}, one thread, queries per CPU second, medians of {facts['rounds']} rounds"
+    ]
+    for title in ("hnswlib", "best_peer"):
+        each = facts[f"qps_ratio_to_{title}"].items()
+        shown = ", ".join(f"{ratio:.2f} at {level}" for level, ratio in each if ratio)
+        said.append(
+            f"{facts['index']} to {title.replace('_', ' ')} in batch: {shown or 'no recall reached by both'}"
+        )
+    if facts["skipped"]:
+        said.append(f"not installed: {', '.join(facts['skipped'])}")
+    return said
 
 
 if __name__ == "__main__":

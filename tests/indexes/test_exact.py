@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from index_data import ranked, unit, vectors
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.indexes import exact
+from zsqretrieval.indexes import base, exact
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.protocols import Configurable, FilteredIndex
 
@@ -51,7 +53,7 @@ def test_ties_are_ranked_by_key_for_any_block_size(
 ) -> None:
     gallery = np.array(coordinates, np.float32)
     keys = np.random.default_rng(seed).permutation(len(gallery) * 3)[: len(gallery)]
-    queries = np.array([[1, 0], [0, -1], [3, 3]], np.float32)
+    queries = np.array([[1, 0], [0, -1], [3, 4]], np.float32)  # equal cosines are equal float32
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact, "_ROW_BLOCK", row_block)
         patch.setattr(exact, "_QUERY_BLOCK", 2)
@@ -63,6 +65,30 @@ def test_ties_are_ranked_by_key_for_any_block_size(
         wanted = [int(key) for _, key in sorted(zip(-np.round(scores, 5), keys, strict=True))][:k]
         assert row_keys[: len(wanted)].tolist() == wanted
         assert (np.diff(row_scores[: len(wanted)]) <= 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 600),
+    q=st.integers(1, 40),
+    k=st.integers(1, 30),
+    block=st.integers(1, 600),
+    seed=st.integers(0, 99),
+)
+def test_many_equal_scores_are_ranked_by_key(n: int, q: int, k: int, block: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    gallery = random.integers(-1, 2, (n, 4)).astype(np.float32) / 2  # products of halves are exact
+    queries = random.integers(-1, 2, (q, 4)).astype(np.float32) / 2
+    keys, k = random.permutation(2 * n)[:n], min(k, n)
+    rows = np.arange(n)
+    parts = [slice(start, start + block) for start in range(0, n, block)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "_FOUND", 100)
+        found, scores = base.top_rows(queries, ((rows[part], gallery[part]) for part in parts), k, keys)
+    exact_scores = queries @ gallery.T
+    wanted = np.lexsort((np.broadcast_to(keys, exact_scores.shape), -exact_scores), axis=-1)[:, :k]
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(scores, np.take_along_axis(exact_scores, wanted, axis=1))
 
 
 def test_search_among_equals_the_definition_over_those_keys() -> None:
@@ -105,3 +131,30 @@ def test_config_rebuilds_and_bad_settings_are_refused() -> None:
     for dim in (0, -1, 2.5, True, None, "8"):
         with pytest.raises(InvalidInputError, match="dim must be an integer"):
             ExactIndex(dim)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_process_searches_with_one_thread() -> None:
+    index, queries = filled(), vectors(50, seed=5)
+    index.search(queries, 5)  # starts the threads of the parent
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(index.search, (queries, 5)).get(timeout=60)
+    np.testing.assert_array_equal(found.keys, index.search(queries, 5).keys)
+
+
+def test_one_query_uses_one_thread_and_a_batch_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, used, knn = filled(), [], faiss.knn
+
+    def watched(*arguments: object, **settings: object) -> object:
+        used.append(faiss.omp_get_max_threads())
+        return knn(*arguments, **settings)
+
+    monkeypatch.setattr(faiss, "knn", watched)
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(3)
+    try:
+        index.search(vectors(1), 5)
+        index.search(vectors(50), 5)
+        assert (used, faiss.omp_get_max_threads()) == ([1, 3], 3)
+    finally:
+        faiss.omp_set_num_threads(before)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
@@ -18,6 +21,10 @@ from zsqretrieval.indexes.checks import check_integer, check_key_dtype, check_ke
 from zsqretrieval.indexes.keys import KeyTable, digest_rows
 from zsqretrieval.indexes.lock import SharedLock
 from zsqretrieval.types import Neighbors
+
+_FOUND = 500_000  # neighbours of one call: at most 6 MB
+_FEW = 20  # queries that one thread compares
+_PROCESS = os.getpid()
 
 
 class VectorIndex(ABC):
@@ -193,28 +200,51 @@ def top_rows(
     best_rows = np.full((q, k), -1, np.int64)
     best = np.full((q, k), -np.inf, np.float32)
     for rows, vectors in blocks:
-        scores = np.clip(queries @ vectors.T, -1, 1)  # [q, b]
-        hot = np.flatnonzero(scores.max(axis=1, initial=-np.inf) >= best[:, -1])  # may change
-        if not hot.size:
-            continue
-        chosen = _top_columns(scores[hot], k, keys[rows])  # [hot, min(k, b)]
-        merged_rows = np.hstack([best_rows[hot], rows[chosen]])
-        merged = np.hstack([best[hot], np.take_along_axis(scores[hot], chosen, axis=1)])
+        scores, columns = _top_columns(queries, vectors, min(k, len(rows)), keys[rows])
+        hot = np.flatnonzero(scores[:, 0] >= best[:, -1])  # may change
+        merged_rows = np.hstack([best_rows[hot], rows[columns[hot]]])
+        merged = np.hstack([best[hot], scores[hot]])
         order = np.lexsort((keys[merged_rows], -merged), axis=-1)[:, :k]
         best_rows[hot] = np.take_along_axis(merged_rows, order, axis=1)
         best[hot] = np.take_along_axis(merged, order, axis=1)
     return best_rows, best
 
 
-def _top_columns(scores: NDArray[np.float32], k: int, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Columns of the k highest scores of each row, in any order; ties at the edge go to the smaller key."""
-    b = scores.shape[1]
-    if b <= k:
-        return np.broadcast_to(np.arange(b), scores.shape)
-    edge = np.partition(scores, b - k, axis=1)[:, b - k, None]
-    chosen = scores >= edge
-    for row in np.flatnonzero(chosen.sum(axis=1) > k):  # several scores equal the k-th
-        tied = np.flatnonzero(scores[row] == edge[row])
-        surplus = int(chosen[row].sum()) - k
-        chosen[row, tied[np.argsort(keys[tied])[len(tied) - surplus :]]] = False
-    return np.nonzero(chosen)[1].reshape(-1, k)
+def _top_columns(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, keys: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Scores and positions [q, k] of the best of b vectors; ties at the edge go to the smaller key.
+
+    faiss selects while it multiplies, at nearly the speed of the product alone, but picks any of the tied. So
+    it is asked for one more, and for twice as many while the edge is tied.
+    """
+    scores = np.empty((len(queries), k), np.float32)
+    columns = np.empty((len(queries), k), np.int64)
+    asked, wide = np.arange(len(queries)), min(k + 1, len(vectors))
+    while asked.size:
+        step = max(1, _FOUND // wide)
+        tied = []
+        for part in (asked[start : start + step] for start in range(0, len(asked), step)):
+            with _threads(len(part)):
+                found, which = faiss.knn(queries[part], vectors, wide, metric=faiss.METRIC_INNER_PRODUCT)
+            np.clip(found, -1, 1, out=found)
+            order = np.lexsort((keys[which], -found), axis=-1)[:, :k]
+            scores[part] = np.take_along_axis(found, order, axis=1)
+            columns[part] = np.take_along_axis(which, order, axis=1)
+            tied.append(part[(found[:, -1] == scores[part, -1]) & (wide < len(vectors))])
+        asked, wide = np.concatenate(tied), min(2 * wide, len(vectors))
+    return scores, columns
+
+
+@contextmanager
+def _threads(queries: int) -> Iterator[None]:
+    """One thread for few queries, which faiss would spread over threads that mostly wait for one another.
+
+    A forked process has one, too: OpenMP would wait for the threads of its parent.
+    """
+    given = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1 if queries < _FEW or os.getpid() != _PROCESS else given)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(given)

@@ -24,7 +24,7 @@ PALETTE = ("#2b83ba", "#cc6d00", "#1a9464", "#b659a6", "#d1512d", "#8668c9", "#8
 
 _FIRST = "#7d7d78"  # of the first stage
 _INK = "#010203"  # replaced by currentColor
-_MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*"
 _WIDTH = 3.75  # inches: 360 px
 _ROW = 0.21  # inches of one system
 _CEILING = (
@@ -43,17 +43,16 @@ def figures(results: Results) -> dict[str, tuple[str, str]]:
     """Draw the results: SVG and caption by file name; MissingDependencyError without matplotlib."""
     ranked = results.table[results.table["group"].isin(["systems", "dialogs", "scaling"])]
     systems = [name for name in ranked["system"].unique() if name != results.facts["first_stage"]]
-    series = dict(zip(systems, zip(cycle(PALETTE), cycle(_MARKERS)), strict=False))
+    series = dict(zip(systems, zip(cycle(PALETTE), cycle(MARKERS)), strict=False))
     series[results.facts["first_stage"]] = (_FIRST, "o")
-    with _style():
-        return {
-            f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.svg": (_svg(draw, series), caption)
-            for name, draw, caption in _plans(results)
-        }
+    return {
+        f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.svg": (svg(partial(draw, series=series)), caption)
+        for name, draw, caption in _plans(results)
+    }
 
 
 _Series = Mapping[str, tuple[str, str]]  # colour and marker of every system
-_Draw = Callable[[Any, _Series], None]  # into a figure of matplotlib
+_Draw = Callable[..., None]  # into a figure of matplotlib, with series
 
 
 def _plans(results: Results) -> Iterator[tuple[str, _Draw, str]]:
@@ -136,7 +135,7 @@ def _reliability(rows: pd.DataFrame, figure: Any, series: _Series) -> None:
         )  # fmt: skip
     ends = {"xlim": (-3, 103), "ylim": (-3, 103)}
     axes.set(xlabel="predicted probability, %", ylabel="observed frequency, %", **ends)
-    _legend(figure)
+    legend(figure)
 
 
 def _lines(
@@ -166,7 +165,7 @@ def _lines(
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(bottom=0)
     axes.set(xlabel=label, ylabel=f"{measure}, %")
-    _legend(figure)
+    legend(figure)
 
 
 def _around(rows: pd.DataFrame) -> Any:
@@ -175,7 +174,8 @@ def _around(rows: pd.DataFrame) -> Any:
     return 100 * ends.fillna(0).clip(lower=0).to_numpy()
 
 
-def _legend(figure: Any) -> None:
+def legend(figure: Any) -> None:
+    """One legend above all panels."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     labels = dict(zip(names, handles, strict=True))
     if len(labels) > 1:
@@ -202,13 +202,15 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _svg(draw: _Draw, series: _Series) -> str:
-    from matplotlib.figure import Figure
+def svg(draw: Callable[[Any], None], height: float = 2.7) -> str:
+    """Let a function draw into an empty figure of matplotlib; MissingDependencyError without it."""
+    with _style():
+        from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, 2.7), layout="constrained")
-    draw(figure, series)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = buffer.getvalue().replace(_INK, "currentColor")
-    svg = re.sub(r"<style[^>]*>.*?</style>", f"<style>{_STYLE}</style>", svg, flags=re.S)
-    return re.sub(r"font-family: [^;\"]*;?", "", svg[svg.index("<svg") :])
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        draw(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue().replace(_INK, "currentColor")
+    text = re.sub(r"<style[^>]*>.*?</style>", f"<style>{_STYLE}</style>", text, flags=re.S)
+    return re.sub(r"font-family: [^;\"]*;?", "", text[text.index("<svg") :])

@@ -1,0 +1,107 @@
+"""The sections of ``docs/performance.md``: commands that measure, and goals of their numbers.
+
+A section stays out of the page while its JSON is missing. Where a goal is missed, ``reason`` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A bound of a number of a JSON file, or of a table of numbers."""
+
+    text: str
+    value: Callable[[Facts], Any]  # the number or {name: number}; None or a KeyError where not measured
+    bound: float
+    unit: str = "x"  # "x" for ratios, "%" for shares, else printed after the number
+    at_most: bool = False
+    reason: str = ""
+
+    def measured(self, facts: Facts) -> dict[str, float | None]:
+        """Numbers by name, "" for a single one."""
+        try:
+            found = self.value(facts)
+        except KeyError:
+            found = None
+        return dict(found) if isinstance(found, Mapping) else {"": found}
+
+    def reached(self, values: Mapping[str, float | None]) -> bool:
+        """Whether every number was measured and is within the bound."""
+        numbers = list(values.values())
+        return None not in numbers and all(
+            (value <= self.bound) if self.at_most else (value >= self.bound)
+            for value in numbers
+            if value is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Numbers of one JSON file."""
+
+    title: str
+    file: str  # under docs/data
+    command: str  # after "python -m", prints the JSON with --json
+    goals: tuple[Goal, ...]
+    kind: str = ""  # "index": with the table of systems and the plot; "depth": with the plot
+
+
+def _index(batch: float, single: float) -> tuple[Goal, ...]:
+    def of(key: str) -> Callable[[Facts], Any]:
+        return lambda facts: facts[key]
+
+    def speedup(key: str) -> Callable[[Facts], Any]:
+        return lambda facts: facts["scaling"][facts["index"]][key]
+
+    return (
+        Goal("queries in batch, to hnswlib", of("qps_ratio_to_hnswlib"), batch),
+        Goal("queries one by one, to hnswlib", of("qps_ratio_to_hnswlib_one_by_one"), single),
+        Goal("queries in batch, to the best other", of("qps_ratio_to_best_peer"), 2),
+        Goal("CPU time of the build, to hnswlib", of("build_ratio_to_hnswlib"), 0.2, at_most=True),
+        Goal("resident memory, to hnswlib", of("memory_ratio_to_hnswlib"), 0.15, at_most=True),
+        Goal("build, two threads to one", speedup("build_speedup"), 1.8),
+        Goal("batch, two threads to one", speedup("batch_speedup"), 1.8),
+    )
+
+
+SECTIONS = (
+    Section(
+        "Index, 100,000 synthetic vectors", "performance-index.json", "benchmarks.index --vectors 100000",
+        (
+            *_index(4, 3),
+            Goal("exact search, to the product alone", lambda f: f["exact"]["share_of_product"], 0.6, "%"),
+        ),
+        "index",
+    ),
+    Section(
+        "Index, 1,000,000 synthetic vectors", "performance-index-1m.json",
+        "benchmarks.index --vectors 1000000 --systems compressed,hnswlib,faiss-hnsw-sq8,faiss-ivf-sq8,scann",
+        _index(4, 3), "index",
+    ),
+    Section(
+        "Index, real vectors of photographs and captions", "performance-index-real.json",
+        "benchmarks.index --vectors photos.npy --queries captions.npy", _index(6, 3), "index",
+    ),
+    Section(
+        "Scoring engine", "performance-scoring.json", "benchmarks.scoring --candidates 100 --profile",
+        (
+            Goal("fastest route to pair by pair, 100 candidates", lambda facts: facts["speedup"], 6),
+            Goal(
+                "from pixels: of the ceiling of matrix products",
+                lambda facts: facts["routes"]["batched"]["ceiling_share"], 0.5, "%",
+            ),
+        ),
+    ),
+    Section(
+        "Adaptive depth", "performance-depth.json",
+        "benchmarks.depth flickr8k:DIR --split test --work WORK", (), "depth",
+    ),
+    Section("Encoders and ingest", "performance-encoder.json", "benchmarks.embed", ()),
+    Section("First question", "performance-latency.json", "benchmarks.latency", ()),
+)  # fmt: skip

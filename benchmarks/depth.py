@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
         rounds=(3, "Rounds of the timing."),
     )
     parser.add_argument("dataset", help="As for zsq evaluate, such as flickr8k:DIR.")
-    parser.add_argument("--split", default="dev", help="Split of the data set.")
+    parser.add_argument("--split", help="Split of the data set [default: test, if there are splits].")
     parser.add_argument("--preset", default="mini", help="Encoder, generator and constants.")
     parser.add_argument("--work", type=Path, required=True, help="Folder of the cache.")
     parser.add_argument("--fit", action="store_true", help="Estimate the constants on every other query.")

@@ -176,27 +176,7 @@ class Pipeline:
         """Re-rank the first ``settled`` hits of the queries with texts; the rest follow without a score."""
         begin = time.perf_counter()
         some = [n for n, query in enumerate(queries) if query.texts]
-        candidates = [found[n].records[: asked.settled] for n in some]
-        asking = [queries[n] for n in some]
-
-        def enough(q: int, scores: NDArray[np.float64]) -> bool:
-            if asking[q].question is None:  # a sum of texts
-                return False
-            first_stage = [hit.score for hit in ranked[some[q]].hits[: asked.settled]]
-            fusion = how.fusion_or(asked.fusion)
-            assert asked.stopping is not None and isinstance(fusion, WeightedSum)
-            left = asked.stopping.missing(fusion, np.array(first_stage, np.float64), scores, asked.end)
-            return left <= how.risk
-
-        with self._store.kept.files() as files:
-            scores = (
-                score_until(
-                    how, self._viewer, files, asking, candidates, enough,
-                    first=asked.end, progress=asked.progress,
-                )
-                if how.risk
-                else score_candidates(how, self._viewer, files, asking, candidates, progress=asked.progress)
-            )  # fmt: skip
+        scores = self._scores([queries[n] for n in some], [found[n] for n in some], how, asked)
         seconds = (time.perf_counter() - begin) / max(len(some), 1)
         reranked = list(ranked)
         for n, of_query in zip(some, scores, strict=True):
@@ -205,6 +185,31 @@ class Pipeline:
             unscored = int(np.isnan(of_query).sum())
             reranked[n] = replace(ranked[n], hits=hits, timings=timings, unscored=unscored)
         return reranked
+
+    def _scores(
+        self, queries: Sequence[Query], found: Sequence[Found], how: Rerank, asked: Request
+    ) -> list[NDArray[np.float64]]:
+        """Re-ranking scores of the first candidates of queries with texts: all, or as many as risk allows."""
+        candidates = [one.records[: asked.settled] for one in found]
+        with self._store.kept.files() as files:
+            if not how.risk:
+                return score_candidates(
+                    how, self._viewer, files, queries, candidates, progress=asked.progress
+                )
+            fusion, stopping = how.fusion_or(asked.fusion), asked.stopping
+            assert isinstance(fusion, WeightedSum) and stopping is not None
+            first_stage = [np.array([hit.score for hit in one.hits], np.float64) for one in found]
+
+            def enough(q: int, scores: NDArray[np.float64]) -> bool:
+                if queries[q].question is None:  # a sum of texts: its likelihoods spread in another way
+                    return False
+                left = first_stage[q][: asked.settled]
+                return stopping.missing(fusion, left, scores, asked.end) <= how.risk
+
+            return score_until(
+                how, self._viewer, files, queries, candidates, enough,
+                first=asked.end, progress=asked.progress,
+            )  # fmt: skip
 
     def _diverse(self, hits: Sequence[Hit], asked: Request) -> tuple[Hit, ...]:
         """Order the first ``settled`` hits that have a score by maximal marginal relevance."""

@@ -73,47 +73,54 @@ def depths_at(depth: Depth, fusion: WeightedSum, of: Scored, risk: float, k: int
     return np.array(found, np.int64)
 
 
-def cpu_seconds(
-    part: Part, rows: NDArray[np.int64], reads: dict[str, tuple[NDArray[np.int64], int]], rounds: int
-) -> dict[str, float]:
-    """Mean CPU seconds of a query for scoring ``(depths [q], candidates in a round)``, by name.
+def seconds_per_candidate(part: Part, width: int, rows: NDArray[np.int64], rounds: int) -> dict[int, float]:
+    """CPU seconds of a candidate by the number scored in one call: all, or a round.
 
-    The ways take turns; the median of the rounds counts.
+    Both ways score the candidates of the queries ``rows`` from cached image features, in turns.
     """
-    bench, found = part.bench, {name: np.zeros((rounds, len(rows))) for name in reads}
-    for turn in range(rounds):
-        for n, row in enumerate(rows.tolist()):
-            states = bench.shown(part.first.candidates[row, : max(FIXED)].tolist())
-            for name, (depths, size) in reads.items():
+    bench = part.bench
+    found: dict[int, list[float]] = {width: [], ROUND: []}
+    for _ in range(rounds):
+        for row in rows.tolist():
+            states = bench.shown(part.first.candidates[row, :width].tolist())
+            for size, seconds in found.items():
                 begin = time.process_time()
-                start, end = 0, int(depths[row])
-                while start < end:
-                    some = states[start : min(start + size, end)]
+                for start in range(0, len(states), size):
+                    some = states[start : start + size]
                     score_pairs(bench.generator, Likelihood(), [part.texts[row]] * len(some), some)
-                    start += size
-                found[name][turn, n] = time.process_time() - begin
-    return {name: float(np.median(seconds, axis=0).mean()) for name, seconds in found.items()}
+                seconds.append((time.process_time() - begin) / len(states))
+    return {size: float(np.median(seconds)) for size, seconds in found.items()}
 
 
-def rows_of(of: Scored, runs: dict[str, tuple[Run, float]], against: str) -> list[dict[str, Any]]:
-    """Measures of every run, with its candidates, and intervals of the difference from one of them."""
+def rows_of(
+    of: Scored, fusion: WeightedSum, depths: dict[str, NDArray[np.int64]], against: str
+) -> list[dict[str, Any]]:
+    """Measures at the depths [q] of every way, and the differences from one of them with intervals.
+
+    ``missing`` is the mean number of its first results that another way lacks, ``same`` the share of queries
+    with none missing.
+    """
     draws = ClusterBootstrap(of.first.task.clusters)
-    values = {name: measure(one, MEASURES) for name, (one, _) in runs.items()}
-    return [
-        {
-            "way": name,
-            "candidates": candidates,
-            **{
-                what: {
-                    "value": float(values[name][what].mean()),
-                    "gain": float((values[name][what] - values[against][what]).mean()),
-                    "interval": draws.mean_interval(values[name][what] - values[against][what]),
-                }
-                for what in MEASURES
-            },
-        }
-        for name, (_, candidates) in runs.items()
-    ]
+    runs = {name: of.ranked(fusion, some) for name, some in depths.items()}
+    values = {name: measure(one, MEASURES) for name, one in runs.items()}
+    best = best_of(runs[against])
+    rows = []
+    for name, some in depths.items():
+        missing = np.array([len(np.setdiff1d(*both)) for both in zip(best, best_of(runs[name]), strict=True)])
+        row = {"way": name, "candidates": float(some.mean())}
+        row |= {"missing": float(missing.mean()), "same": float((missing == 0).mean())}
+        for what in MEASURES:
+            gain = values[name][what] - values[against][what]
+            row[what] = {"value": float(values[name][what].mean()), "gain": float(gain.mean())}
+            row[what]["interval"] = draws.mean_interval(gain)
+        rows.append(row)
+    return rows
+
+
+def best_of(run: Run) -> NDArray[np.int64]:
+    """The first results of every query, int64 [q, K]."""
+    order = np.argsort(-run.scores, axis=1, kind="stable")[:, :K]
+    return np.take_along_axis(run.candidates, order, 1)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -121,9 +128,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = command_line(
         "depth",
         "Measure recall and time of adaptive depth against fixed numbers of candidates.",
-        queries=(200, "Queries, each of another image."),
-        timed=(8, "Queries that are timed."),
-        rounds=(3, "Rounds of the timing."),
+        queries=(200, "Queries, of different images as far as there are."),
+        candidates=(100, "Candidates at most."),
+        timed=(4, "Queries that are timed."),
+        rounds=(2, "Rounds of the timing."),
     )
     parser.add_argument("dataset", help="As for zsq evaluate, such as flickr8k:DIR.")
     parser.add_argument("--split", help="Split of the data set [default: test, if there are splits].")
@@ -138,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     if generator is None or not isinstance(fusion, WeightedSum):
         raise InvalidInputError(f"the preset {given.preset!r} has no generator with a raw weighted sum")
     risks = [float(one) for one in given.risks.split(",")]
-    settings = Settings(queries=given.queries, candidates=max(FIXED))
+    settings = Settings(queries=given.queries, candidates=given.candidates)
     data = open_dataset(given.dataset, given.split)
     with Cache(given.work / "cache.sqlite") as cache, progress_bar("scoring") as advance:
         bench = Bench(
@@ -146,54 +154,44 @@ def main(arguments: list[str] | None = None) -> None:
             lambda name, done, total: advance(name, round(done), total),
         )  # fmt: skip
         part = bench.part("text to image", data.forms[0], given.queries)
-        scored = part.scored(Likelihood(), max(FIXED))
-        whole = Scored(part.first, scored)
-        measured, depth = np.arange(len(part.task.queries)), preset.calibration.depth
-        if given.fit:
-            fitted = whole.some(measured[::2])
-            depth = fit(fitted.first.scores[:, : max(FIXED)], fitted.scored.scores)
-            measured = measured[1::2]
-        if depth is None:
-            raise InvalidInputError(f"the preset {given.preset!r} has no constants of depth; use --fit")
-        width = scored.candidates.shape[1]
-        depths = {f"{n}": np.full(len(whole.first.scores), min(n, width)) for n in FIXED}
-        depths |= {f"risk {one:g}": depths_at(depth, fusion, whole, one, K) for one in risks}
-        sizes = {name: ROUND if name.startswith("risk") else width for name in depths}
-        timed = measured[np.linspace(0, len(measured) - 1, given.timed).astype(int)]
-        seconds = cpu_seconds(
-            part, timed, {name: (depths[name], sizes[name]) for name in depths}, given.rounds
-        )
-    of = whole.some(measured)
-    runs = {
-        name: (of.ranked(fusion, some[measured]), float(some[measured].mean()))
-        for name, some in depths.items()
-    }
-    rows = rows_of(of, runs, f"{max(FIXED)}")
-    full = next(row for row in rows if row["way"] == f"{max(FIXED)}")
-    rate = {name: seconds[name] / max(float(depths[name][timed].mean()), 1) for name in depths}
+        scored = part.scored(Likelihood(), given.candidates)
+        width, of, depth = scored.candidates.shape[1], Scored(part.first, scored), preset.calibration.depth
+        every = np.arange(len(part.task.queries))
+        timed = every[np.linspace(0, len(every) - 1, given.timed).astype(int)]
+        seconds = seconds_per_candidate(part, width, timed, given.rounds)
+    if given.fit:
+        fitted, of = of.some(every[::2]), of.some(every[1::2])
+        depth = fit(fitted.first.scores[:, :width], fitted.scored.scores)
+    if depth is None:
+        raise InvalidInputError(f"the preset {given.preset!r} has no constants of depth; use --fit")
+    depths = {f"{n}": np.full(len(of.first.scores), n) for n in sorted({*FIXED, width}) if n <= width}
+    depths |= {f"risk {one:g}": depths_at(depth, fusion, of, one, K) for one in risks}
+    rows = rows_of(of, fusion, depths, f"{width}")
     for row in rows:
-        row["ms_per_candidate"] = 1000 * rate[row["way"]]
-        row["seconds"] = rate[row["way"]] * row["candidates"]
+        row["seconds"] = seconds[ROUND if row["way"].startswith("risk") else width] * row["candidates"]
+    slowest = max(row["seconds"] for row in rows if row["way"] == f"{width}")
     for row in rows:
-        row["time_ratio"] = row["seconds"] / full["seconds"]
+        row["time_ratio"] = row["seconds"] / slowest
     if given.plot:
         _draw(rows, given.plot)
     write_results(
         {
             "dataset": given.dataset.partition(":")[0],
             "split": given.split,
-            "queries": len(measured),
+            "queries": len(of.first.scores),
+            "candidates": width,
             "depth": asdict(depth),
             "fitted": given.fit,
             "fusion": repr(fusion),
             "k": K,
+            "ms_per_candidate": {"at once": 1000 * seconds[width], "in rounds": 1000 * seconds[ROUND]},
             "ways": rows,
         },
-        ("way", "candidates", "CPU s", "of 100", *(f"{what}, gain" for what in MEASURES)),
+        ("way", "candidates", "CPU s", "of all", "missing", "same", *(f"{what}, gain" for what in MEASURES)),
         [_line(row) for row in rows],
         [
-            f"{len(measured)} queries, gains over {max(FIXED)} candidates in points with 95 % intervals",
-            f"{depth}",
+            f"{len(of.first.scores)} queries; gains over {width} candidates in points, with 95 % intervals",
+            f"missing: of its first {K} results; same: % of queries; {depth}",
         ],
         as_json=given.json,
     )
@@ -205,13 +203,8 @@ def _line(row: dict[str, Any]) -> Sequence[str]:
         f"({100 * one['interval'][0]:+.1f} to {100 * one['interval'][1]:+.1f})"
         for one in (row[what] for what in MEASURES)
     ]
-    return (
-        row["way"],
-        f"{row['candidates']:.1f}",
-        f"{row['seconds']:.2f}",
-        f"{row['time_ratio']:.2f}",
-        *gains,
-    )
+    spent = f"{row['candidates']:.1f}", f"{row['seconds']:.2f}", f"{row['time_ratio']:.2f}"
+    return (row["way"], *spent, f"{row['missing']:.2f}", f"{100 * row['same']:.1f}", *gains)
 
 
 def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -64,9 +64,10 @@ def test_fitted_rule_is_measured_against_fixed_depths(
     facts = json.loads(capsys.readouterr().out)
     assert facts["queries"] == 20 and facts["depth"]["deviation"] > 0
     ways = {one["way"]: one for one in facts["ways"]}
-    names = ("10", "30", "100", "risk 100")
+    names = ("10", "30", "40", "risk 100")
     assert [ways[name]["candidates"] for name in names] == [10, 30, 40, 16]
-    assert ways["100"]["R@10"]["gain"] == 0 and ways["100"]["time_ratio"] == 1
+    assert ways["40"]["R@10"]["gain"] == 0 and ways["40"]["time_ratio"] == 1
+    assert ways["40"]["same"] == 1 and ways["10"]["missing"] > 0
     assert ways["20"]["seconds"] > 0 and (tmp_path / "plot.svg").stat().st_size > 1000
     main([*arguments, "--fit", "--risks", "1"])
     assert "risk 1" in capsys.readouterr().out

@@ -213,6 +213,9 @@ PRESETS: Mapping[str, Preset] = {
             fusion=WeightedSum(weight=1.5, scale="raw", first_stage_scale=100.0),
             relevance_scale=29.4,  # examples/nothing_found.py
             relevance_margin=0.183,
+            depth_slope=32.0,  # python -m benchmarks.depth ... --fit
+            depth_deviation=2.81,
+            depth_freedom=10.2,
         ),
     ),
     "clip": Preset("clip", _CLIP),

@@ -208,22 +208,26 @@ def _line(row: dict[str, Any]) -> Sequence[str]:
 
 
 def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """R@1 and R@10 by time, fixed and adaptive."""
+    """Recalls, and the share of questions with the same first results, by time: fixed and adaptive."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure((3.75, 3.0), layout="constrained")
+    figure = Figure((3.75, 3.4), layout="constrained")
     axes = figure.subplots()
-    for what, colour in (("R@1", PALETTE[0]), ("R@10", PALETTE[1])):
+    values = {"R@1": lambda one: one["R@1"]["value"], "R@10": lambda one: one["R@10"]["value"]}
+    values[f"same first {K}"] = lambda one: one["same"]
+    for (what, value), colour in zip(values.items(), PALETTE, strict=False):
         for adaptive, marker in ((False, "s--"), (True, "o-")):
-            some = sorted((one for one in rows if one["way"].startswith("risk") == adaptive),
-                          key=lambda one: one["seconds"])  # fmt: skip
+            some = [one for one in rows if one["way"].startswith("risk") == adaptive]
+            some.sort(key=lambda one: float(one["seconds"]))
             label = f"{what}, {'adaptive' if adaptive else 'fixed'}"
-            axes.plot([one["seconds"] for one in some], [100 * one[what]["value"] for one in some],
-                      marker, ms=4, lw=1.3, color=colour, label=label)  # fmt: skip
-    axes.set(xlabel="CPU seconds of scoring a question", ylabel="%", ylim=(0, 100), xlim=(0, None))
+            shares = [100 * value(one) for one in some]
+            axes.plot(
+                [one["seconds"] for one in some], shares, marker, ms=4, lw=1.3, color=colour, label=label
+            )
+    axes.set(xlabel="CPU seconds of scoring a question", ylabel="%", ylim=(0, 103), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with rc_context({"svg.hashsalt": "zsqretrieval"}):  # the same file every time
         figure.savefig(path, metadata={"Date": None})

@@ -10,7 +10,7 @@ other query and measures the rest; without it, the constants are the preset's an
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def rows_of(
     rows = []
     for name, some in depths.items():
         missing = np.array([len(np.setdiff1d(*both)) for both in zip(best, best_of(runs[name]), strict=True)])
-        row = {"way": name, "candidates": float(some.mean())}
+        row: dict[str, Any] = {"way": name, "candidates": float(some.mean())}
         row |= {"missing": float(missing.mean()), "same": float((missing == 0).mean())}
         for what in MEASURES:
             gain = values[name][what] - values[against][what]
@@ -214,8 +214,11 @@ def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure = Figure((3.75, 3.4), layout="constrained")
     axes = figure.subplots()
-    values = {"R@1": lambda one: one["R@1"]["value"], "R@10": lambda one: one["R@10"]["value"]}
-    values[f"same first {K}"] = lambda one: one["same"]
+    values: dict[str, Callable[[dict[str, Any]], float]] = {
+        "R@1": lambda one: one["R@1"]["value"],
+        "R@10": lambda one: one["R@10"]["value"],
+        f"same first {K}": lambda one: one["same"],
+    }
     for (what, value), colour in zip(values.items(), PALETTE, strict=False):
         for adaptive, marker in ((False, "s--"), (True, "o-")):
             some = [one for one in rows if one["way"].startswith("risk") == adaptive]

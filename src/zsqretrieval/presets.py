@@ -13,12 +13,14 @@ from zsqretrieval._util.checks import check_amounts
 from zsqretrieval.errors import AlbumError, InvalidInputError, MismatchError
 from zsqretrieval.generators.lazy import LazyGenerator
 from zsqretrieval.protocols import Encoder
+from zsqretrieval.search.depth import Depth
 from zsqretrieval.search.fusion import Fusion, WeightedSum
 from zsqretrieval.search.query_bank import SCALE, STRENGTH
 
 _NUMBERS = (
     *("bank_scale", "bank_strength", "dialog_scale", "dialog_temper", "dialog_reread"),
     *("relevance_scale", "relevance_margin"),
+    *("depth_slope", "depth_deviation", "depth_freedom"),
 )
 
 
@@ -42,6 +44,10 @@ class Calibration:
         relevance_scale: steepness of the probability that a hit is relevant; 0 when it was not measured for
             this encoder (:func:`zsqretrieval.search.relevance.fit`).
         relevance_margin: margin over other questions at which that probability is one half, >= 0.
+        depth_slope: see :class:`zsqretrieval.search.depth.Depth`.
+        depth_deviation: the same; 0 when it was not measured for this pair, so that
+            ``Rerank(risk=...)`` is refused.
+        depth_freedom: the same.
 
     Raises:
         InvalidInputError: a fusion is not one, or a number is negative or not finite.
@@ -56,6 +62,9 @@ class Calibration:
     dialog_reread: float = 1.0
     relevance_scale: float = 0.0
     relevance_margin: float = 0.0
+    depth_slope: float = 0.0
+    depth_deviation: float = 0.0
+    depth_freedom: float = 0.0
 
     def __post_init__(self) -> None:
         plugins.check_part("fusion", self.fusion)
@@ -63,6 +72,14 @@ class Calibration:
         check_amounts(**self._numbers())
         if self.bank_scale == 0:
             raise InvalidInputError("bank_scale must be above 0")
+        _ = self.depth  # checks it
+
+    @property
+    def depth(self) -> Depth | None:
+        """How the likelihoods of candidates spread; None when it was not measured."""
+        if not self.depth_deviation:
+            return None
+        return Depth(self.depth_slope, self.depth_deviation, self.depth_freedom)
 
     def _numbers(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in _NUMBERS}
@@ -196,6 +213,9 @@ PRESETS: Mapping[str, Preset] = {
             fusion=WeightedSum(weight=1.5, scale="raw", first_stage_scale=100.0),
             relevance_scale=29.4,  # examples/nothing_found.py
             relevance_margin=0.183,
+            depth_slope=32.0,  # python -m benchmarks.depth ... --fit
+            depth_deviation=2.81,
+            depth_freedom=10.2,
         ),
     ),
     "clip": Preset("clip", _CLIP),

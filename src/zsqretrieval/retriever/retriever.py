@@ -178,6 +178,7 @@ class Retriever(Collection):
                 k=k, offset=offset, where=where, how=how, fusion=constants.fusion,
                 expansion=constants.expansion if expand else None,
                 bank=bank, collapse=collapse, diversity=diversity, explain=explain, progress=progress,
+                stopping=constants.depth,
                 relevance=None if min_probability is None else MinProbability(
                     min_probability, constants.relevance_scale, constants.relevance_margin
                 ),

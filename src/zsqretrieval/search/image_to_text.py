@@ -78,7 +78,8 @@ def rank_texts(
 ) -> TextRanking:
     """Rank texts for an image; see :meth:`zsqretrieval.retriever.Retriever.rank_texts`.
 
-    The fusion of ``how`` is the re-ranking score alone unless it names one; its ``candidates`` has no effect.
+    The fusion of ``how`` is the re-ranking score alone unless it names one; its ``candidates`` and ``risk``
+    have no effect.
     """
     check_sequence(texts, "texts")
     for n, text in enumerate(texts):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_counts, check_numbers
 from zsqretrieval.album.candidates import Viewer, need_generator
@@ -15,13 +16,14 @@ from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.filters import Filter
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.search.dense import FirstStage, Found, MinProbability
+from zsqretrieval.search.depth import Depth
 from zsqretrieval.search.diversity import diversified
 from zsqretrieval.search.explain import explain_hits
-from zsqretrieval.search.fusion import Fusion
+from zsqretrieval.search.fusion import Fusion, WeightedSum
 from zsqretrieval.search.query import Query
 from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.search.ranking import Ranking
-from zsqretrieval.search.rerank import CANDIDATES, Rerank, reorder, score_candidates
+from zsqretrieval.search.rerank import CANDIDATES, Rerank, reorder, score_candidates, score_until
 from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.search.store import Store
 from zsqretrieval.types import Hit, Progress
@@ -46,6 +48,7 @@ class Request:
     collapse: float | None
     diversity: float
     relevance: MinProbability | None
+    stopping: Depth | None  # when enough candidates are scored
     explain: bool
     progress: Progress | None
 
@@ -76,12 +79,27 @@ class Request:
                     "min_probability needs the calibration of this encoder, and its relevance_scale is 0: "
                     "estimate it with zsqretrieval.search.relevance.fit (docs/searching.md)"
                 )
+        if self.how is not None and self.how.risk:
+            self._check_risk(self.how)
         sifted = any(one is not None for one in (self.bank, self.expansion, self.relevance))
         if sifted and self.end > self.settled:
             raise InvalidInputError(
                 f"with a query bank, expansion or min_probability, all {self.end} hits up to the end of the "
                 f"page must be candidates, which are {self.settled}: raise them with "
                 f"Rerank(candidates={self.end})"
+            )
+
+    def _check_risk(self, how: Rerank) -> None:
+        if self.stopping is None:
+            raise InvalidInputError(
+                "risk needs the calibration of this pair of models, and its depth_deviation is 0: estimate "
+                "it with zsqretrieval.search.depth.fit (docs/rerank.md)"
+            )
+        fusion = how.fusion_or(self.fusion)
+        if not (isinstance(fusion, WeightedSum) and fusion.scale == "raw" and fusion.weight):
+            raise InvalidInputError(
+                "risk needs a fusion that takes each candidate by itself, WeightedSum(..., scale='raw') with "
+                f"a weight above 0, not {fusion!r}"
             )
 
     @property
@@ -158,15 +176,7 @@ class Pipeline:
         """Re-rank the first ``settled`` hits of the queries with texts; the rest follow without a score."""
         begin = time.perf_counter()
         some = [n for n, query in enumerate(queries) if query.texts]
-        with self._store.kept.files() as files:
-            scores = score_candidates(
-                how,
-                self._viewer,
-                files,
-                [queries[n] for n in some],
-                [found[n].records[: asked.settled] for n in some],
-                progress=asked.progress,
-            )
+        scores = self._scores([queries[n] for n in some], [found[n] for n in some], how, asked)
         seconds = (time.perf_counter() - begin) / max(len(some), 1)
         reranked = list(ranked)
         for n, of_query in zip(some, scores, strict=True):
@@ -175,6 +185,31 @@ class Pipeline:
             unscored = int(np.isnan(of_query).sum())
             reranked[n] = replace(ranked[n], hits=hits, timings=timings, unscored=unscored)
         return reranked
+
+    def _scores(
+        self, queries: Sequence[Query], found: Sequence[Found], how: Rerank, asked: Request
+    ) -> list[NDArray[np.float64]]:
+        """Re-ranking scores of the first candidates of queries with texts: all, or as many as risk allows."""
+        candidates = [one.records[: asked.settled] for one in found]
+        with self._store.kept.files() as files:
+            if not how.risk:
+                return score_candidates(
+                    how, self._viewer, files, queries, candidates, progress=asked.progress
+                )
+            fusion, stopping = how.fusion_or(asked.fusion), asked.stopping
+            assert isinstance(fusion, WeightedSum) and stopping is not None
+            first_stage = [np.array([hit.score for hit in one.hits], np.float64) for one in found]
+
+            def enough(q: int, scores: NDArray[np.float64]) -> bool:
+                if queries[q].question is None:  # a sum of texts: its likelihoods spread in another way
+                    return False
+                left = first_stage[q][: asked.settled]
+                return stopping.missing(fusion, left, scores, asked.end) <= how.risk
+
+            return score_until(
+                how, self._viewer, files, queries, candidates, enough,
+                first=asked.end, progress=asked.progress,
+            )  # fmt: skip
 
     def _diverse(self, hits: Sequence[Hit], asked: Request) -> tuple[Hit, ...]:
         """Order the first ``settled`` hits that have a score by maximal marginal relevance."""

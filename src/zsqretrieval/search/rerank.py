@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zsqretrieval._util.checks import check_counts, first_of
+from zsqretrieval._util.checks import check_amounts, check_counts, first_of
 from zsqretrieval.album.candidates import Viewer, open_image, parts_by_size
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import ImageError, InvalidInputError, PartError
 from zsqretrieval.plugins import check_part
+from zsqretrieval.search.depth import ROUND
 from zsqretrieval.search.fusion import FUSED, Fusion, RerankOnly, best_first, finite_numbers, fuse
 from zsqretrieval.search.query import Query
 from zsqretrieval.search.scoring import RULES, Likelihood, Scoring, score_each
@@ -47,10 +48,13 @@ class Rerank:
             :class:`Reranker`; or None for the first stage alone, with ``candidates`` for a query bank.
         fusion: combines first-stage and re-ranking scores; None takes the calibration's for a scoring rule,
             and the re-ranking score alone for a :class:`Reranker`.
-        candidates: how many images are scored, >= 1.
+        candidates: how many images are scored, >= 1; with ``risk``, at most.
         batch_size: images scored together, >= 1; does not change the result.
         on_error: ``"first_stage"`` lets the first stage rank, with a RuntimeWarning, when a
             :class:`Reranker` fails, such as a server that does not answer; ``"raise"`` raises its error.
+        risk: stop scoring the candidates of a question when fewer than this many of the first k results are
+            expected among those left, >= 0; so 0.05 is at most a chance of 5 % that they differ. 0 scores
+            all. Needs ``Likelihood()``, a raw :class:`WeightedSum` and a calibration of depth.
 
     Raises:
         InvalidInputError: a part is not of its kind, or a number is below 1.
@@ -61,6 +65,7 @@ class Rerank:
     candidates: int = CANDIDATES
     batch_size: int = 16
     on_error: Literal["raise", "first_stage"] = "raise"
+    risk: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.scoring, type) or not isinstance(self.scoring, Scoring | Reranker | None):
@@ -71,8 +76,11 @@ class Rerank:
         if self.fusion is not None:
             check_part("fusion", self.fusion)
         check_counts(candidates=self.candidates, batch_size=self.batch_size)
+        check_amounts(risk=self.risk)
         if self.on_error not in ("raise", "first_stage"):
             raise InvalidInputError(f"on_error must be 'raise' or 'first_stage', not {self.on_error!r}")
+        if self.risk and self.scoring != Likelihood():
+            raise InvalidInputError(f"risk is calibrated for Likelihood(), not for {self.scoring!r}; use 0")
 
     @classmethod
     def of(cls, rerank: RerankLike, *, generator: bool) -> Rerank | None:
@@ -119,6 +127,8 @@ def score_candidates(
     candidates: Sequence[Sequence[Record]],
     *,
     progress: Progress | None = None,
+    done: int = 0,
+    total: int | None = None,
 ) -> list[NDArray[np.float64]]:
     """Score the candidates of q queries, in one call of the generator unless their files are very large.
 
@@ -131,6 +141,8 @@ def score_candidates(
         queries: q queries with texts.
         candidates: the n_i candidates of query i, each once.
         progress: counts pairs of questions and images.
+        done: pairs that earlier calls scored.
+        total: pairs of all calls, for ``progress``; those of this one when None.
 
     Returns:
         q arrays float64 [n_i], higher is better; nan for images that cannot be opened or that the generator
@@ -144,11 +156,10 @@ def score_candidates(
         for place, record in enumerate(some):
             wanted.setdefault(record.key, []).append((q, place))
     images = list({record.key: record for some in candidates for record in some}.values())
-    total = sum(len(query.texts) * len(some) for query, some in zip(queries, candidates, strict=True))
+    total = total or _pairs(queries, candidates)
     scores = [np.zeros(len(some)) for some in candidates]
     unavailable: dict[int, ImageError] = {}
     failed: set[int] = set()  # queries
-    done = 0
     for part in parts_by_size(images):
         # image by image, so that the texts of an image share its beginning
         pairs = [
@@ -195,6 +206,49 @@ def score_candidates(
             stacklevel=3,
         )
     return scores
+
+
+def score_until(
+    how: Rerank,
+    viewer: Viewer | None,
+    files: Reopener,
+    queries: Sequence[Query],
+    candidates: Sequence[Sequence[Record]],
+    enough: Callable[[int, NDArray[np.float64]], bool],
+    *,
+    first: int,
+    progress: Progress | None = None,
+) -> list[NDArray[np.float64]]:
+    """Score candidates in rounds, in each of which all queries that need more take part.
+
+    ``enough`` says of the number of a query and its scores so far whether it needs no more; ``first``
+    candidates of each are scored in any case. Other arguments and errors are those of
+    :func:`score_candidates`.
+
+    Returns:
+        q arrays float64 [m_i <= n_i], of the first candidates of each query.
+    """
+    scores = [np.empty(0) for _ in queries]
+    total, size = _pairs(queries, candidates), max(first, ROUND)
+    while some := [
+        q for q, of_query in enumerate(candidates)
+        if len(scores[q]) < len(of_query) and not (len(scores[q]) and enough(q, scores[q]))
+    ]:  # fmt: skip
+        found = score_candidates(
+            how, viewer, files,
+            [queries[q] for q in some],
+            [candidates[q][len(scores[q]) : len(scores[q]) + size] for q in some],
+            progress=progress, done=_pairs(queries, scores), total=total,
+        )  # fmt: skip
+        for q, new in zip(some, found, strict=True):
+            scores[q] = np.concatenate([scores[q], new])
+        size = ROUND
+    return scores
+
+
+def _pairs(queries: Sequence[Query], candidates: Sequence[Sized]) -> int:
+    """Number of pairs of a text and a candidate."""
+    return sum(len(query.texts) * len(some) for query, some in zip(queries, candidates, strict=True))
 
 
 _Score: TypeAlias = float | ImageError | None

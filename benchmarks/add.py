@@ -31,7 +31,8 @@ from zsqretrieval.types import Image
 def mini(images: list[Image], batch_size: int) -> tuple[Any, Callable[[], object]]:
     """The mini encoder, and a call that encodes the prepared images."""
     encoder = MiniEncoder.from_pretrained()
-    ready = pictures(images).split(batch_size)
+    ready: Any = pictures(images)
+    ready = ready.split(batch_size)
     return encoder, lambda: [encoder._encode_pictures(batch) for batch in ready]
 
 

@@ -10,6 +10,7 @@ import importlib.util
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def as_float16(states: NDArray[np.float32]) -> NDArray[np.float32]:
 def as_int8(states: NDArray[np.float32]) -> NDArray[np.float32]:
     """Features [n, tokens, D] that were stored as int8 with one scale for each token."""
     scale = np.maximum(np.abs(states).max(axis=2, keepdims=True), np.float32(1e-12)) / 127
-    return np.round(states / scale).astype(np.int8) * scale
+    restored: NDArray[np.float32] = np.round(states / scale).astype(np.int8) * scale
+    return restored
 
 
 def dynamic_int8(model: torch.nn.Module) -> None:
@@ -51,9 +53,9 @@ def _torchao() -> dict[str, Callable[[torch.nn.Module], None]]:
     settings = {
         "torchao int8 weights": ao.Int8WeightOnlyConfig(),
         "torchao int8": ao.Int8DynamicActivationInt8WeightConfig(),
-        "torchao 4 bits": ao.IntxWeightOnlyConfig(torch.int4),
+        "torchao 4 bits": ao.IntxWeightOnlyConfig(getattr(torch, "int4")),
     }
-    return {name: lambda model, one=one: ao.quantize_(model, one) for name, one in settings.items()}
+    return {name: partial(ao.quantize_, config=one) for name, one in settings.items()}
 
 
 def bench_bits(images: list[Image], questions: int, rounds: int) -> dict[str, dict[str, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
@@ -40,7 +40,7 @@ async def in_thread(call: Callable[..., T], *, progress: Progress | None = None,
         raise
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def ahead(items: Iterator[T]) -> Generator[T, None, None]:
     """The items of an iterator; a thread computes the next one while the caller uses this one."""
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
         pending = pool.submit(next, items, _END)

@@ -284,11 +284,11 @@ class StateStore:
             pass
         damaged = 0
         for digest in digests:
-            state = states.get(digest)
+            found = states.get(digest)
             if (
-                state is not None
-                and zlib.crc32(state.data) == self._places[digest].crc32
-                and all_finite(state)  # else a generator failed that was not checked
+                found is not None
+                and zlib.crc32(found.data) == self._places[digest].crc32
+                and all_finite(found)  # else a generator failed that was not checked
             ):
                 found[digest] = _read_only(state)
             else:

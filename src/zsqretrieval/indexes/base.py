@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,11 +18,11 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.checks import check_integer, check_key_dtype, check_keys, unit_rows
 from zsqretrieval.indexes.keys import KeyTable, digest_rows
 from zsqretrieval.indexes.lock import SharedLock
+from zsqretrieval.indexes.openmp import threads
 from zsqretrieval.types import Neighbors
 
 _FOUND = 500_000  # neighbours of one call: at most 6 MB
-_FEW = 20  # queries that one thread compares
-_PROCESS = os.getpid()
+_FEW = 20  # queries that one thread compares: more would mostly wait for one another
 
 
 class VectorIndex(ABC):
@@ -225,7 +223,7 @@ def _top_columns(
         step = max(1, _FOUND // wide)
         tied = []
         for part in (asked[start : start + step] for start in range(0, len(asked), step)):
-            with _threads(len(part)):
+            with threads(1 if len(part) < _FEW else faiss.omp_get_max_threads()):
                 found, which = faiss.knn(queries[part], vectors, wide, metric=faiss.METRIC_INNER_PRODUCT)
             np.clip(found, -1, 1, out=found)
             order = np.lexsort((keys[which], -found), axis=-1)[:, :k]
@@ -234,17 +232,3 @@ def _top_columns(
             tied.append(part[(found[:, -1] == scores[part, -1]) & (wide < len(vectors))])
         asked, wide = np.concatenate(tied), min(2 * wide, len(vectors))
     return scores, columns
-
-
-@contextmanager
-def _threads(queries: int) -> Iterator[None]:
-    """One thread for few queries, which faiss would spread over threads that mostly wait for one another.
-
-    A forked process has one, too: OpenMP would wait for the threads of its parent.
-    """
-    given = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1 if queries < _FEW or os.getpid() != _PROCESS else given)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(given)

@@ -20,7 +20,7 @@ from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.indexes.base import VectorIndex, top_rows
 from zsqretrieval.indexes.checks import check_integer, cores, unit_rows
 from zsqretrieval.indexes.keys import DIGEST, KeyTable, KeyView
-from zsqretrieval.indexes.lists import Lists, import_faiss, principal_components
+from zsqretrieval.indexes.lists import Lists, principal_components
 from zsqretrieval.indexes.rows import RowStore
 from zsqretrieval.indexes.tuning import Measured, Tuning, fastest, measure, timed
 from zsqretrieval.types import Neighbors
@@ -43,9 +43,9 @@ class CompressedIndex(VectorIndex):
 
     A search takes the best ``refine * k`` rows by codes from the ``probe`` best lists, and the best k of
     these by their vectors. It returns at least ``min(k, len(self))`` keys: where the lists hold fewer, all
-    vectors are compared. The lists are trained when there are 8,192 vectors, and again whenever there are twice as
-    many as the last time; searches use the old ones meanwhile. Identical vectors are stored once. Removed
-    vectors remain, excluded, until they outnumber the others.
+    vectors are compared. The lists are trained when there are 8,192 vectors, and again whenever there are
+    twice as many as the last time; searches use the old ones meanwhile. Identical vectors are stored once.
+    Removed vectors remain, excluded, until they outnumber the others.
 
     In memory, a vector takes ``reduced`` + 50 bytes; its ``2 * dim`` bytes of full precision are mapped from
     the saved file. That file is verified block by block when it is read, so a search may raise an
@@ -62,7 +62,6 @@ class CompressedIndex(VectorIndex):
 
     Raises:
         InvalidInputError: a setting is out of range.
-        MissingDependencyError: faiss cannot be imported.
     """
 
     _kind = "compressed"
@@ -89,7 +88,6 @@ class CompressedIndex(VectorIndex):
         fingerprint: str = "",
         threads: int | None = None,
     ) -> None:
-        import_faiss()
         super().__init__(dim, fingerprint)
         self._reduced = None if reduced is None else check_integer("reduced", reduced, most=self._dim)
         self._lists = None if lists is None else check_integer("lists", lists)

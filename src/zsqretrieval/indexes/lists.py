@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
 from zsqretrieval._util.files import Snapshot, array_part, read_array
-from zsqretrieval._util.optional import import_optional
-from zsqretrieval._util.processes import is_forked
 from zsqretrieval.errors import IntegrityError
+from zsqretrieval.indexes import openmp
 
 _ITERATIONS = 10  # of k-means
 _POINTS = 40  # rows a centroid that it sees
@@ -38,7 +37,6 @@ class Lists:
     """
 
     def __init__(self, rotation: NDArray[np.float32], centroids: NDArray[np.float32], threads: int) -> None:
-        self._faiss = faiss = import_faiss()
         self.rotation = rotation
         self.centroids = centroids
         self._threads = threads
@@ -58,14 +56,13 @@ class Lists:
 
         ``rotation`` may have any scale; there are at least as many points as lists.
         """
-        faiss = import_faiss()
-        faiss.omp_set_num_threads(1 if is_forked() else threads)
         scale = np.float32(_HIGHEST / np.abs(points).max())
         points = points * scale
         clustering = faiss.Clustering(points.shape[1], lists)
         clustering.niter = _ITERATIONS
         clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, _POINTS
-        clustering.train(points, faiss.IndexFlatIP(points.shape[1]))
+        with openmp.threads(threads):
+            clustering.train(points, faiss.IndexFlatIP(points.shape[1]))
         centroids = faiss.vector_to_array(clustering.centroids).reshape(lists, -1)
         return cls(rotation * scale, centroids, threads)
 
@@ -80,14 +77,11 @@ class Lists:
 
     def add(self, vectors: NDArray[np.float32]) -> None:
         """Store vectors [n, dim] as the rows ``size``, ``size + 1``, ..."""
-        faiss = self._faiss
-        faiss.omp_set_num_threads(1 if is_forked() else self._threads)
         reduced = vectors @ self.rotation
-        best = self._coarse.search(reduced, 1)[1]  # of unrounded components
-        np.clip(np.rint(reduced, out=reduced), -128, _HIGHEST, out=reduced)
-        self._native.add_core(
-            len(reduced), faiss.swig_ptr(reduced), None, faiss.swig_ptr(np.ascontiguousarray(best))
-        )
+        with openmp.threads(self._threads):
+            best = np.ascontiguousarray(self._coarse.search(reduced, 1)[1])  # of unrounded components
+            np.clip(np.rint(reduced, out=reduced), -128, _HIGHEST, out=reduced)
+            self._native.add_core(len(reduced), faiss.swig_ptr(reduced), None, faiss.swig_ptr(best))
 
     def search(
         self, queries: NDArray[np.float32], m: int, probe: int, allowed: NDArray[np.uint8] | None
@@ -100,13 +94,13 @@ class Lists:
             probe: lists per query.
             allowed: a bit for every row that may be found, in little order; None for all.
         """
-        self._faiss.omp_set_num_threads(1 if is_forked() else self._threads)
-        selector = None if allowed is None else self._faiss.IDSelectorBitmap(allowed)
-        settings = self._faiss.SearchParametersIVF(nprobe=min(probe, len(self)), sel=selector)
+        selector = None if allowed is None else faiss.IDSelectorBitmap(allowed)
+        settings = faiss.SearchParametersIVF(nprobe=min(probe, len(self)), sel=selector)
         reduced = queries @ self.rotation
         # faiss compares integers: it rounds the components of a query, too.
         reduced *= _HIGHEST / np.maximum(np.abs(reduced).max(axis=1, keepdims=True), _TINY)
-        rows: NDArray[np.int64] = self._native.search(reduced, m, params=settings)[1]
+        with openmp.threads(self._threads):
+            rows: NDArray[np.int64] = self._native.search(reduced, m, params=settings)[1]
         return rows
 
     # --- on disk
@@ -124,7 +118,6 @@ class Lists:
 
     def _arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
         """Sizes of the lists [lists], and the rows [size] and codes [size, reduced] of all, list by list."""
-        faiss = import_faiss()
         inverted, width = self._native.invlists, self.rotation.shape[1]
         sizes = np.array([inverted.list_size(i) for i in range(len(self))], np.int64)
         rows, codes = np.empty(self.size, np.int64), np.empty((self.size, width), np.uint8)
@@ -169,7 +162,6 @@ class Lists:
                 f"{snapshot.path}: the lists do not fit together; rebuild the index from its source"
             )
         lists = cls(rotation, centroids, threads)
-        faiss = import_faiss()
         rows, codes = np.ascontiguousarray(rows), np.ascontiguousarray(codes)
         starts = np.cumsum(sizes) - sizes
         for number in np.flatnonzero(sizes).tolist():
@@ -189,12 +181,3 @@ def principal_components(sample: NDArray[np.float32]) -> NDArray[np.float32]:
     moments = sample.T.astype(np.float64) @ sample
     _, directions = np.linalg.eigh(moments)  # by ascending length
     return np.ascontiguousarray(directions[:, ::-1], np.float32)
-
-
-def import_faiss() -> Any:
-    """The package faiss; a MissingDependencyError if it cannot be imported."""
-    return import_optional(
-        "faiss",
-        "CompressedIndex (unlike ExactIndex, which answers the same calls without it)",
-        "pip install faiss-cpu",
-    )

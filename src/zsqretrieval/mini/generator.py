@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import torch
 from tokenizers import Tokenizer
@@ -172,7 +172,7 @@ class _Decoder:
         self._features: Any = language.cls["predictions"]
         self.embed = language.bert.embeddings.word_embeddings
         self._head = nn.Linear(WIDTH, VOCABULARY, device="meta")
-        self._head.weight, self._head.bias = self.embed.weight, self._features.bias
+        self._head.weight, self._head.bias = cast(nn.Parameter, self.embed.weight), self._features.bias
 
     @property
     def device(self) -> torch.device:

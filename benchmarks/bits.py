@@ -53,7 +53,7 @@ def _torchao() -> dict[str, Callable[[torch.nn.Module], None]]:
     settings = {
         "torchao int8 weights": ao.Int8WeightOnlyConfig(),
         "torchao int8": ao.Int8DynamicActivationInt8WeightConfig(),
-        "torchao 4 bits": ao.IntxWeightOnlyConfig(getattr(torch, "int4")),
+        "torchao 4 bits": ao.IntxWeightOnlyConfig(torch.int4),  # type: ignore[attr-defined]
     }
     return {name: partial(ao.quantize_, config=one) for name, one in settings.items()}
 

@@ -284,13 +284,13 @@ class StateStore:
             pass
         damaged = 0
         for digest in digests:
-            found = states.get(digest)
+            stored = states.get(digest)
             if (
-                found is not None
-                and zlib.crc32(found.data) == self._places[digest].crc32
-                and all_finite(found)  # else a generator failed that was not checked
+                stored is not None
+                and zlib.crc32(stored.data) == self._places[digest].crc32
+                and all_finite(stored)  # else a generator failed that was not checked
             ):
-                found[digest] = _read_only(state)
+                found[digest] = _read_only(stored)
             else:
                 del self._places[digest]
                 damaged += 1

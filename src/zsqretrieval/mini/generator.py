@@ -172,7 +172,8 @@ class _Decoder:
         self._features: Any = language.cls["predictions"]
         self.embed = language.bert.embeddings.word_embeddings
         self._head = nn.Linear(WIDTH, VOCABULARY, device="meta")
-        self._head.weight, self._head.bias = cast(nn.Parameter, self.embed.weight), self._features.bias
+        self._head.weight = cast(nn.Parameter, self.embed.weight)
+        self._head.bias = self._features.bias
 
     @property
     def device(self) -> torch.device:

@@ -25,7 +25,7 @@ from zsqretrieval.indexes.rows import RowStore
 from zsqretrieval.indexes.tuning import Measured, Tuning, fastest, measure, timed
 from zsqretrieval.types import Neighbors
 
-_TRAINED_ROWS = 8192  # among fewer rows, exact search is as fast
+_TRAINED_ROWS = 2048  # among fewer rows, exact search is as fast
 _TAIL = 1024  # new rows that are compared exactly, before they are put into the lists
 _EXACT_ROWS = 4096  # that a filter selects
 _CHUNK = 8192  # rows per hold of the lock
@@ -43,7 +43,7 @@ class CompressedIndex(VectorIndex):
 
     A search takes the best ``refine * k`` rows by codes from the ``probe`` best lists, and the best k of
     these by their vectors. It returns at least ``min(k, len(self))`` keys: where the lists hold fewer, all
-    vectors are compared. The lists are trained when there are 8,192 vectors, and again whenever there are
+    vectors are compared. The lists are trained when there are 2,048 vectors, and again whenever there are
     twice as many as the last time; searches use the old ones meanwhile. Identical vectors are stored once.
     Removed vectors remain, excluded, until they outnumber the others.
 

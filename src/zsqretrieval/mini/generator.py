@@ -173,7 +173,7 @@ class _Decoder:
         self.embed = language.bert.embeddings.word_embeddings
         self._head = nn.Linear(WIDTH, VOCABULARY, device="meta")
         self._head.weight = cast(nn.Parameter, self.embed.weight)
-        self._head.bias = self._features.bias
+        self._head.bias = cast(nn.Parameter, self._features.bias)
 
     @property
     def device(self) -> torch.device:

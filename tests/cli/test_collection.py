@@ -1,15 +1,19 @@
-"""`zsq sync`, `merge`, `reencode`, `add-embeddings` and `export`."""
+"""`zsq sync`, `merge`, `reencode`, `add-embeddings`, `tune` and `export`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 
+from index_data import vectors
 from plain import write_plain
 from running import Zsq
+from zsqretrieval import Retriever
+from zsqretrieval.presets import PRESETS
 
 
 @pytest.fixture
@@ -81,3 +85,19 @@ def test_wrong_folder_makes_no_album(zsq: Zsq, tmp_path: Path) -> None:
         ran = zsq("add-embeddings", "new", folder, "--preset", "toy")
         assert ran.code == 1 and folder in ran.stderr
         assert not (tmp_path / "new").exists()
+
+
+def test_tune_shows_the_curve_and_saves_the_choice(zsq: Zsq, album: Path, tmp_path: Path) -> None:
+    with Retriever.open("large", PRESETS["toy"].variant(index="compressed")) as large:
+        large.add_embeddings(vectors(3000, large.encoder.dim), ids=[f"{n}.jpg" for n in range(3000)])
+        large.save()
+    questions = tmp_path / "questions.txt"
+    questions.write_text("red\nblue\ngreen\n")
+    shown = zsq("tune", "large", "--recall", "0.9", "-k", "5", "--questions", questions)
+    assert shown.code == 0 and "chosen: recall" in shown.stdout and "components" in shown.stdout
+    facts = zsq("tune", "large", "--recall", "0.9", "--questions", questions, "--json").json
+    assert facts["chosen"]["recall"] >= 0.9 and facts["curve"]
+    saved = json.loads(next(Path("large").glob("index-*/manifest.json")).read_text())["facts"]
+    assert saved["probe"] == facts["chosen"]["probe"]
+    refused = zsq("tune", "large")
+    assert refused.code == 1 and "give texts" in refused.stderr

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from zsqretrieval.cli.album import index, index_fields, info, remove
 from zsqretrieval.cli.chat import chat
-from zsqretrieval.cli.collection import add_embeddings, export, merge, reencode, sync
+from zsqretrieval.cli.collection import add_embeddings, export, merge, reencode, sync, tune
 from zsqretrieval.cli.console import notice
 from zsqretrieval.cli.demo import demo
 from zsqretrieval.cli.evaluate import evaluate
@@ -111,6 +111,7 @@ app.command("merge")(merge)
 app.command("reencode")(reencode)
 app.command("add-embeddings")(add_embeddings)
 app.command("export")(export)
+app.command("tune")(tune)
 app.command("evaluate")(evaluate)
 
 laion = typer.Typer(no_args_is_help=True, help="Work with metadata and embeddings of LAION and DataComp.")

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from zsqretrieval._util.checks import check_counts, check_numbers
+from zsqretrieval._util.checks import check_counts, check_numbers, check_sequence
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.duplicates import near_duplicates
 from zsqretrieval.album.embeddings import (
@@ -31,7 +32,9 @@ from zsqretrieval.album.ingest import Adder, AddReport
 from zsqretrieval.album.merge import MergeReport, merge
 from zsqretrieval.album.reencode import ReencodeReport, Reencoding
 from zsqretrieval.album.removal import RemovalReport, count_found, extended, find_listed, removal_list
+from zsqretrieval.encoders.checked import encode_texts
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
+from zsqretrieval.indexes.tuning import Tuning
 from zsqretrieval.laion.hashes import read_names
 from zsqretrieval.laion.safety import Denied, SafetyLike
 from zsqretrieval.plugins import check_empty_index, check_part, describe
@@ -42,6 +45,8 @@ from zsqretrieval.retriever.album import Album
 from zsqretrieval.retriever.opening import MilvusParts
 from zsqretrieval.search.expansion import QuestionIndex
 from zsqretrieval.types import MAX_PIXELS, Progress
+
+_TUNING_TEXTS = 500
 
 
 class Collection(Album):
@@ -185,6 +190,41 @@ class Collection(Album):
         found = self._index.ask(lambda index: near_duplicates(self._catalog, index, cosine, progress))
         self.remove([one.id for one in self._catalog.records(found)])
         return len(found)
+
+    def tune(self, texts: Sequence[str] | None = None, *, recall: float = 0.95, k: int = 10) -> Tuning:
+        """Let the index choose the settings that reach a recall in the least time, by measuring.
+
+        :meth:`save` keeps them. See :meth:`CompressedIndex.tune
+        <zsqretrieval.indexes.compressed.CompressedIndex.tune>`.
+
+        Args:
+            texts: a few hundred questions that people would ask; None for 500 stored questions of the album, or
+                else captions.
+            recall: share of the true k nearest images that is to be found, in (0, 1].
+            k: results per question.
+
+        Raises:
+            InvalidInputError: the index has nothing to tune, there are no texts, or a number is out of range.
+        """
+        if not callable(getattr(self._index.like, "tune", None)):
+            raise InvalidInputError(
+                f"a {type(self._index.like).__name__} is not tuned by measuring; make the album with "
+                "index='compressed'"
+            )
+        check_sequence([] if texts is None else texts, "texts")
+        vectors = encode_texts(self.encoder, self._own_texts() if texts is None else texts)
+        tuned: Tuning = self._index.ask(lambda index: cast(Any, index).tune(vectors, recall, k=k))
+        return tuned
+
+    def _own_texts(self) -> list[str]:
+        """Stored questions, or else captions: at most 500 of them, the same ones each time."""
+        parts = self._catalog.questions.vector_texts()
+        texts = sorted({text for part in parts for text in part.values()})
+        texts = texts or sorted({one.caption for one in self._catalog.iter_records() if one.caption})
+        if not texts:
+            raise InvalidInputError(f"{self} has no questions and no captions to measure with; give texts")
+        drawn = np.random.default_rng(0).permutation(len(texts))[:_TUNING_TEXTS]
+        return [texts[n] for n in drawn]
 
     def export_embeddings(
         self,

@@ -47,6 +47,7 @@ class Lists:
             self._coarse, rotation.shape[1], len(centroids), quantizer, faiss.METRIC_INNER_PRODUCT, False
         )
         self._native.is_trained = True
+        self._settings = faiss.SearchParametersIVF(nprobe=1)
 
     @classmethod
     def train(
@@ -94,13 +95,18 @@ class Lists:
             probe: lists per query.
             allowed: a bit for every row that may be found, in little order; None for all.
         """
-        selector = None if allowed is None else faiss.IDSelectorBitmap(allowed)
-        settings = faiss.SearchParametersIVF(nprobe=min(probe, len(self)), sel=selector)
+        settings = self._settings
+        if allowed is not None or settings.nprobe != probe:
+            selector = None if allowed is None else faiss.IDSelectorBitmap(allowed)
+            settings = faiss.SearchParametersIVF(nprobe=probe, sel=selector)
+            if allowed is None:
+                self._settings = settings  # making them takes as long as a third of a small search
         reduced = queries @ self.rotation
         # faiss compares integers: it rounds the components of a query, too.
         reduced *= _HIGHEST / np.maximum(np.abs(reduced).max(axis=1, keepdims=True), _TINY)
+        scores, rows = np.empty((len(reduced), m), np.float32), np.empty((len(reduced), m), np.int64)
         with openmp.threads(self._threads):
-            rows: NDArray[np.int64] = self._native.search(reduced, m, params=settings)[1]
+            self._native.search(reduced, m, D=scores, I=rows, params=settings)
         return rows
 
     # --- on disk

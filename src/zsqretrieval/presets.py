@@ -127,7 +127,7 @@ class Preset:
 
     encoder: str
     encoder_config: Mapping[str, Any] = field(default_factory=dict)
-    index: str = "hnsw"
+    index: str = "compressed"
     generator: str | None = None
     generator_config: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)

@@ -32,7 +32,7 @@ def test_index_is_unsaved_then_up_to_date_then_behind(tmp_path: Path) -> None:
         retriever.add(PILImage.new("RGB", (9, 9), "blue"))
         behind = describe_album(tmp_path / "album")
     assert (behind.images, behind.index["saved"], behind.index["up_to_date"]) == (2, True, False)
-    assert behind.index["plugin"] == "hnsw" and "M" in behind.index["config"]
+    assert behind.index["plugin"] == "compressed" and "probe" in behind.index["config"]
     fingerprint = encoder.fingerprint
     assert behind.encoder == {"plugin": None, "config": None, "dim": encoder.dim, "fingerprint": fingerprint}
     on_disk = sum(file.stat().st_size for file in (tmp_path / "album").rglob("index-*/*"))

@@ -84,7 +84,7 @@ def test_json_option_prints_only_json(zsq: Zsq) -> None:
     assert facts["generator"] is None and facts["found_first_by_first_stage"] == facts["found_first"]
     assert set(facts["seconds"]["search"]) == {"encode", "first_stage"}
     assert facts["images"] == len(demo.PHOTOGRAPHS) and facts["expected"] == len(demo.QUESTIONS)
-    assert facts["encoder"] == "toy-encoder-1" and facts["index"] == "hnsw" and facts["skipped"] == []
+    assert facts["encoder"] == "toy-encoder-1" and facts["index"] == "compressed" and facts["skipped"] == []
     for one in facts["questions"]:
         assert set(one) == {"question", "expected", "rank", "first_stage_rank", "hits", "timings"}
         ids = [hit["id"] for hit in one["hits"]]

@@ -18,6 +18,7 @@ from refusing import refused
 from zsqretrieval._util.files import write_whole
 from zsqretrieval.data.sources import open_images
 from zsqretrieval.errors import AlbumError, InvalidInputError
+from zsqretrieval.indexes.compressed import CompressedIndex
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.retriever import Retriever
@@ -105,7 +106,7 @@ def test_amount_that_is_no_finite_number_is_refused(amount: Any) -> None:
     refused("weight must be a finite number", WeightedSum, amount)
 
 
-@pytest.mark.parametrize("make", [ExactIndex, HNSWIndex])
+@pytest.mark.parametrize("make", [ExactIndex, CompressedIndex, HNSWIndex])
 @pytest.mark.parametrize("number", [10**400, 10**5000, -(10**5000), True, 1.5, "1"], ids=kind)
 def test_number_that_an_index_cannot_use_is_refused(number: Any, make: Callable[..., Any]) -> None:
     refused("dim must be an integer", make, number)
@@ -159,13 +160,13 @@ def test_album_path_of_another_type_is_refused(path: Any) -> None:
     refused("there is no preset", Retriever.open, "x", path)
 
 
-@pytest.mark.parametrize("index", ["exact", "hnsw"])
+@pytest.mark.parametrize("index", [ExactIndex, CompressedIndex, HNSWIndex])
 @pytest.mark.parametrize("name", [b"Bilder-\xe4", b"\xff\xfe", b"a?b#c%20", b"new\nline", "日本".encode()])
 def test_album_at_any_path_of_the_system_can_be_saved_and_opened(
-    name: bytes, index: str, tmp_path: Path, folder: Path
+    name: bytes, index: Any, tmp_path: Path, folder: Path
 ) -> None:
     path = tmp_path / os.fsdecode(name) / "x.album"
-    made = {"exact": ExactIndex, "hnsw": HNSWIndex}[index](16)
+    made = index(16)
     with Retriever(ToyEncoder(), made, path=path) as retriever:
         retriever.add(folder)
         retriever.save()

@@ -242,7 +242,7 @@ def test_single_logits_equal_those_of_the_layer():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_parts_of_the_vocabulary_are_all_of_it_in_order(monkeypatch, bias):
-    monkeypatch.setattr(decoder, "_CACHED", 3)
+    monkeypatch.setattr(likelihood, "_CACHED", 3)
     head, hidden = torch.nn.Linear(5, 7, bias=bias), torch.randn(4, 5)
     parts = list(decoder.Decoder(None, None, head, max_tokens=1).logits(hidden))
     assert [part.shape[1] for part in parts] == [3, 3, 1]

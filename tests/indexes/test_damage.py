@@ -16,10 +16,11 @@ import pytest
 from index_data import vectors
 from zsqretrieval._util import files as storage
 from zsqretrieval.errors import IntegrityError
+from zsqretrieval.indexes.compressed import CompressedIndex
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 
-KINDS = pytest.mark.parametrize("kind", [ExactIndex, HNSWIndex])
+KINDS = pytest.mark.parametrize("kind", [ExactIndex, CompressedIndex, HNSWIndex])
 
 
 def save(kind: Any, path: Path, n: int = 80) -> Any:

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 
 from index_data import vectors
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.indexes.compressed import CompressedIndex
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 
@@ -107,7 +108,7 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("examples", [10, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("index", [ExactIndex, HNSWIndex])
+@pytest.mark.parametrize("index", [ExactIndex, CompressedIndex, HNSWIndex])
 def test_index_agrees_with_a_dictionary(index: Any, examples: int) -> None:
     machine = type("Machine", (IndexMachine,), {"kind": index})
     run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=20))

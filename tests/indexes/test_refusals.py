@@ -9,6 +9,7 @@ import pytest
 
 from index_data import vectors
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.indexes.compressed import CompressedIndex
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 
@@ -22,7 +23,7 @@ def row_with(value: float) -> np.ndarray:
     return bad
 
 
-@pytest.fixture(params=[ExactIndex, HNSWIndex])
+@pytest.fixture(params=[ExactIndex, CompressedIndex, HNSWIndex])
 def index(request: pytest.FixtureRequest) -> Any:
     index = request.param(DIM)
     index.add(np.array([10, 20]), vectors(2, DIM, seed=7))

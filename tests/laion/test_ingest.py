@@ -23,6 +23,7 @@ from zsqretrieval.album.removal import LIST
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 from zsqretrieval.indexes.checks import unit_rows
+from zsqretrieval.indexes.compressed import CompressedIndex
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.laion import cleanup
@@ -238,9 +239,9 @@ def test_list_without_names_is_refused(album: Retriever, names: Any) -> None:
         album.remove_listed(names)
 
 
-@pytest.mark.parametrize("index", ["exact", "hnsw"])
-def test_removed_rows_are_gone_from_every_file_and_do_not_come_back(tmp_path: Path, index: str) -> None:
-    made = ExactIndex(16) if index == "exact" else HNSWIndex(16)
+@pytest.mark.parametrize("index", [ExactIndex, CompressedIndex, HNSWIndex])
+def test_removed_rows_are_gone_from_every_file_and_do_not_come_back(tmp_path: Path, index: Any) -> None:
+    made = index(16)
     table = laion(40, caption=[CANARY if n in (3, 7) else "fine" for n in range(40)])
     folder = write_folder(tmp_path / "emb", table)
     with Retriever(ToyEncoder(), made, ToyStatesGenerator(), path=tmp_path / "album", states="disk") as album:

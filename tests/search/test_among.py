@@ -15,6 +15,7 @@ from zsqretrieval import Field
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.errors import PartError
+from zsqretrieval.indexes.compressed import CompressedIndex
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.search.among import nearest_among
@@ -34,7 +35,7 @@ def never(keys: NDArray[np.int64]) -> NDArray[np.float32]:
     raise AssertionError("the stored vectors are not needed")
 
 
-@pytest.fixture(scope="module", params=[ExactIndex, HNSWIndex, ToyIndex])
+@pytest.fixture(scope="module", params=[ExactIndex, CompressedIndex, HNSWIndex, ToyIndex])
 def index(request: pytest.FixtureRequest) -> Any:
     made = request.param(DIM)
     made.add(KEYS, GALLERY)
@@ -132,7 +133,7 @@ def catalog() -> Iterator[Catalog]:
         yield made
 
 
-@pytest.mark.parametrize("kind", [ExactIndex, HNSWIndex, ToyIndex])
+@pytest.mark.parametrize("kind", [ExactIndex, CompressedIndex, HNSWIndex, ToyIndex])
 def test_k_results_right_after_images_were_removed(kind: Any, catalog: Catalog) -> None:
     index = kind(DIM)
     index.add(KEYS[:1500], GALLERY[:1500])

@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from zsqretrieval import Field, Filter, HNSWIndex, Retriever
 from zsqretrieval.album.fields import FieldTable
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.indexes.compressed import CompressedIndex
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator, ToyIndex
 
@@ -20,6 +21,7 @@ ENCODER = ToyEncoder()
 COUNT = 40
 INDEXES = {
     "exact": lambda: ExactIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint),
+    "compressed": lambda: CompressedIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint),
     "hnsw": lambda: HNSWIndex(ENCODER.dim, fingerprint=ENCODER.fingerprint),
     "plain": lambda: ToyIndex(ENCODER.dim, ENCODER.fingerprint),  # cannot filter
 }

@@ -70,7 +70,7 @@ def index(
         ),
     ] = None,
     index_name: Annotated[
-        str | None, typer.Option("--index", help="Index of a new album: hnsw or exact.")
+        str | None, typer.Option("--index", help="Index of a new album: compressed, hnsw or exact.")
     ] = None,
     states: Annotated[
         States | None,

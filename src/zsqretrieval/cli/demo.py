@@ -53,7 +53,7 @@ def demo(
         list[str] | None, typer.Option("--question", "-q", help="Question to ask instead; may be repeated.")
     ] = None,
     preset: Annotated[str, typer.Option(help="mini, clip, clip-kosmos2 or clip-l14-kosmos2.")] = "mini",
-    index: Annotated[str, typer.Option(help="hnsw or exact.")] = "hnsw",
+    index: Annotated[str, typer.Option(help="compressed, hnsw or exact.")] = "compressed",
     k: Annotated[int, typer.Option("-k", min=1, help="Images per question.")] = 3,
     candidates: Candidates = 100,
     rerank: HowReranked = None,

@@ -19,7 +19,7 @@ decoders of BERT. Its word embeddings, tied to the head, are frozen.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast, final
 
@@ -32,7 +32,7 @@ from typing_extensions import Self
 from zsqretrieval._util.torch import DTYPES, FromPretrained, resolve_device, resolve_dtype
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine.interleaved import Frame, InterleavedGenerator
-from zsqretrieval.generators.engine.likelihood import ENGINE, logits_of
+from zsqretrieval.generators.engine.likelihood import ENGINE, logits_in_parts, logits_of
 from zsqretrieval.mini.bert import MAX_TOKENS, VOCABULARY, WIDTH, Bert, Cache, Head
 from zsqretrieval.mini.efficientnet import EfficientNetLite2, likely_names, pictures, scale_pixels
 from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained, without_values
@@ -188,9 +188,8 @@ class _Decoder:
     ) -> Tensor:
         return self._bert.causal(inputs_embeds, mask=attention_mask, positions=position_ids, cache=cache)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._head(self._features(hidden))
-        return logits
+    def logits(self, hidden: Tensor) -> Iterator[Tensor]:
+        return logits_in_parts(self._features(hidden), self._head)
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         return logits_of(self._features(hidden), self._head, tokens)

@@ -198,8 +198,8 @@ class Collection(Album):
         <zsqretrieval.indexes.compressed.CompressedIndex.tune>`.
 
         Args:
-            texts: a few hundred questions that people would ask; None for 500 stored questions of the album, or
-                else captions.
+            texts: a few hundred questions that people would ask; None for 500 stored questions of the album,
+                or else captions.
             recall: share of the true k nearest images that is to be found, in (0, 1].
             k: results per question.
 

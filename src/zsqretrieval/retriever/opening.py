@@ -70,7 +70,7 @@ def new_parts(
 ) -> Parts:
     """Make an album; arguments and errors as for :class:`~zsqretrieval.retriever.Retriever`."""
     check_part("encoder", encoder)
-    index = new_index("hnsw", encoder) if index is None else index
+    index = new_index("compressed", encoder) if index is None else index
     check_empty_index(encoder, index)
     viewer = Viewer.of(generator, states, path)
     if path is not None:

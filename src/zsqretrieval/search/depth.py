@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr
 
 from zsqretrieval._util.checks import check_amounts
 from zsqretrieval.errors import InvalidInputError
@@ -77,6 +76,8 @@ class Depth:
         error = np.sqrt(squares / degrees * (1 + 1 / count))  # of the next level, from the mean of those read
         left = first_stage[len(scores) :]
         needed = (least - fusion.first_stage_scale * left) / fusion.weight - self.slope * left
+        from scipy.special import stdtr  # only a search with a bound waits for it
+
         return float(stdtr(degrees, (levels.mean() - needed) / error).sum())
 
 

@@ -9,14 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import DynamicCache
 
-from zsqretrieval.generators.engine.likelihood import logits_of
-
-# Tokens of the vocabulary in one part on a CPU. Their logits stay in its cache until they are summed: a third
-# less time for the mini generator's vocabulary.
-_CACHED = 2048
+from zsqretrieval.generators.engine.likelihood import logits_in_parts, logits_of
 
 
 class Decoder:
@@ -79,10 +74,7 @@ class Decoder:
         return hidden
 
     def logits(self, hidden: Tensor) -> Iterator[Tensor]:
-        features, bias = self._transform(hidden), self._head.bias
-        size = _CACHED if self.device.type == "cpu" else len(self._head.weight)
-        for n, weight in enumerate(self._head.weight.split(size)):
-            yield linear(features, weight, None if bias is None else bias[n * size : (n + 1) * size])
+        return logits_in_parts(self._transform(hidden), self._head)
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         return logits_of(self._transform(hidden), self._head, tokens)

@@ -14,7 +14,7 @@ call's image states, laid end to end. So contexts that begin with the same image
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -22,13 +22,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 from transformers import DynamicCache
 
 from zsqretrieval.errors import WeightsError
 from zsqretrieval.generators.engine.batching import plan_batches, run_batches
 from zsqretrieval.types import Progress
 
+# Tokens of the vocabulary in one part on a CPU. Their logits stay in its cache until they are summed: a third
+# less time for the mini generator's vocabulary.
+_CACHED = 2048
 Tokens: TypeAlias = tuple[int, ...]
 """A context or a continuation: tokens (>= 0) and rows of image states (-1 - row), in reading order."""
 
@@ -281,6 +284,14 @@ def log_softmax_of(parts: Iterable[Tensor], tokens: Tensor, exact: Tensor | None
         total = total + torch.log1p(torch.exp(exact - total) - torch.exp(own - total))
         own = exact
     return (own - total).clamp(max=0)  # rounding may leave a certain token above 0
+
+
+def logits_in_parts(features: Tensor, head: torch.nn.Linear) -> Iterator[Tensor]:
+    """All logits of a linear layer, for inputs [N, D]: see :meth:`LanguageModel.logits`."""
+    bias = head.bias
+    size = _CACHED if features.device.type == "cpu" else len(head.weight)
+    for n, weight in enumerate(torch.split(head.weight, size)):
+        yield linear(features, weight, None if bias is None else bias[n * size : (n + 1) * size])
 
 
 def logits_of(features: Tensor, head: torch.nn.Linear, tokens: Tensor) -> Tensor:

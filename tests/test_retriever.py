@@ -47,8 +47,8 @@ from zsqretrieval.errors import (
     MismatchError,
     ZsqError,
 )
-from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.compressed import CompressedIndex
+from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
 from zsqretrieval.presets import PRESETS
 from zsqretrieval.retriever import Retriever

@@ -102,6 +102,27 @@ SECTIONS = (
         "Adaptive depth", "performance-depth.json",
         "benchmarks.depth flickr8k:DIR --split test --work WORK", (), "depth",
     ),
-    Section("Encoders and ingest", "performance-encoder.json", "benchmarks.embed", ()),
-    Section("First question", "performance-latency.json", "benchmarks.latency", ()),
+    Section(
+        "Image features on disk", "performance-states.json", "benchmarks.states",
+        (
+            Goal(
+                "100 features, page cache empty",
+                lambda f: {name: f[name]["cold"]["wall_ms"] for name in ("mini", "kosmos")}, 50, "ms", at_most=True,
+            ),
+        ),
+    ),
+    Section(
+        "Adding a folder", "performance-add.json", "benchmarks.add --images 64",
+        (Goal("CPU time of the encoder alone, to that of add", lambda f: f["of_ceiling"]["cpu"], 0.9, "%"),),
+    ),
+    Section(
+        "First question", "performance-latency.json", "benchmarks.latency",
+        (
+            Goal(
+                "from zsq search to the answer",
+                lambda f: {name: f["commands"][name]["wall_s"]["median"] for name in ("first stage", "re-ranked")},
+                3, "s", at_most=True,
+            ),
+        ),
+    ),
 )  # fmt: skip

@@ -106,6 +106,12 @@ def test_removed_vectors_are_excluded_and_forgotten_when_most_are_gone(data: Cli
     assert index._table.size == len(kept) and index.list_count == 256
 
 
+def test_no_queries_give_no_rows(data: CliplikeVectors) -> None:
+    index = filled(data)
+    assert index.search(data.text_queries[:0], 4).keys.shape == (0, 4)
+    assert index.search_among(data.text_queries[:0], 4, np.arange(_N // 2)).scores.shape == (0, 4)
+
+
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
 def test_filtered_search_keeps_its_recall(
     data: CliplikeVectors, share: float, monkeypatch: pytest.MonkeyPatch

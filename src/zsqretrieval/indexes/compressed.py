@@ -8,7 +8,8 @@ vectors (:mod:`~zsqretrieval.indexes.rows`), so the scores are cosines to about 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -29,7 +30,8 @@ _TRAINED_ROWS = 2048  # among fewer rows, exact search is as fast
 _TAIL = 1024  # new rows that are compared exactly, before they are put into the lists
 _EXACT_ROWS = 4096  # that a filter selects
 _CHUNK = 8192  # rows per hold of the lock
-_QUERIES = 1024
+_QUERIES = 1024  # per hold of the lock
+_TOGETHER = 128  # that one thread answers in one go
 _SAMPLE = 32_768  # rows from which the components are computed
 _REDUCED = 96  # components; more if they lose neighbours
 _TUNED = 100_000  # rows of the sample that the number of components is chosen with
@@ -156,7 +158,7 @@ class CompressedIndex(VectorIndex):
         with self._writing:
             with self._lock.shared():
                 view = self._table.view
-                truth, seconds = timed(lambda: self._find_exactly(rows, k, view, view.rows).keys)
+                truth, seconds = timed(lambda: self._find_exactly(rows, k, view).keys)
             if self._codes is None:
                 return Tuning(None, (), seconds, reached=True)
             width = self._best_width(rows, recall, k)
@@ -183,7 +185,7 @@ class CompressedIndex(VectorIndex):
             index.add(np.arange(len(sample)), vectors)
             if truth is None:
                 view = index._table.view
-                truth = index._find_exactly(queries, k, view, view.rows).keys
+                truth = index._find_exactly(queries, k, view).keys
             best[width] = measure(index, queries, truth, recall)[1]
         enough = {width: one.seconds for width, one in best.items() if one.recall >= recall}
         return min(enough, key=enough.__getitem__) if enough else self._dim
@@ -271,10 +273,7 @@ class CompressedIndex(VectorIndex):
                 view = self._table.view if keys is None else self._table.among(keys)
                 block = queries[start : start + _QUERIES]
                 found.append(self._find_block(block, k, view, filtered=keys is not None))
-        if len(found) == 1:
-            return found[0]
-        columns = ([getattr(one, name) for one in found] for name in ("keys", "scores"))
-        return Neighbors(*map(np.concatenate, columns))
+        return _joined(found)
 
     def _find_block(
         self, queries: NDArray[np.float32], k: int, view: KeyView, *, filtered: bool
@@ -285,26 +284,39 @@ class CompressedIndex(VectorIndex):
             return view.neighbors(nothing.astype(np.int64), nothing.astype(np.float32), k)
         few = 2 * wanted >= view.row_count or (filtered and view.row_count <= _EXACT_ROWS)
         if codes is None or few:
-            return self._find_exactly(queries, k, view, view.rows)
+            return self._find_exactly(queries, k, view)
         # A filter that selects one row in ten needs ten times as many lists for as many candidates.
         share = view.row_count / self._table.size
-        lists = max(self.probe, 2 * wanted * len(codes) / codes.size) / share
-        rows = codes.search(queries, wanted, math.ceil(lists), self._bits(view, filtered=filtered))
+        lists = math.ceil(max(self.probe, 2 * wanted * len(codes) / codes.size) / share)
+        allowed = self._bits(view, filtered=filtered)
+
+        def search(part: NDArray[np.float32]) -> Neighbors:
+            return self._refined(part, k, view, codes.search(part, wanted, lists, allowed))
+
+        parts = [queries[start : start + _TOGETHER] for start in range(0, max(len(queries), 1), _TOGETHER)]
+        if len(parts) == 1 or self._cores == 1:
+            return _joined([search(part) for part in parts])
+        with ThreadPoolExecutor(self._cores) as pool:
+            return _joined(list(pool.map(search, parts)))
+
+    def _refined(
+        self, queries: NDArray[np.float32], k: int, view: KeyView, rows: NDArray[np.int64]
+    ) -> Neighbors:
+        """The best of candidate rows [q, m] and of the rows that are in no list, by full vectors."""
         scores = self._store.scores(queries, np.maximum(rows, 0))  # those of rows -1 are not used
-        if codes.size < self._table.size:
-            tail = codes.size + np.flatnonzero(view.first[codes.size :] >= 0)
+        coded = self._codes.size if self._codes else 0
+        if coded < self._table.size:
+            tail = coded + np.flatnonzero(view.first[coded:] >= 0)
             newest = top_rows(queries, self._store.blocks(tail), min(k, len(tail)), view.first)
             rows, scores = np.hstack([rows, newest[0]]), np.hstack([scores, newest[1]])
         neighbors = view.neighbors(rows, scores, k)
         if (missing := neighbors.keys[:, min(k, view.key_count) - 1] < 0).any():
-            short = np.flatnonzero(missing)
-            exact = self._find_exactly(queries[short], k, view, view.rows)
-            neighbors.keys[short], neighbors.scores[short] = exact.keys, exact.scores
+            exact = self._find_exactly(queries[missing], k, view)
+            neighbors.keys[missing], neighbors.scores[missing] = exact.keys, exact.scores
         return neighbors
 
-    def _find_exactly(
-        self, queries: NDArray[np.float32], k: int, view: KeyView, rows: NDArray[np.int64]
-    ) -> Neighbors:
+    def _find_exactly(self, queries: NDArray[np.float32], k: int, view: KeyView) -> Neighbors:
+        rows = view.rows
         best = top_rows(queries, self._store.blocks(rows), min(k, len(rows)), view.first)
         return view.neighbors(*best, k)
 
@@ -357,6 +369,14 @@ class CompressedIndex(VectorIndex):
     @property
     def _cores(self) -> int:
         return self._threads or cores()
+
+
+def _joined(found: Sequence[Neighbors]) -> Neighbors:
+    if len(found) == 1:
+        return found[0]
+    return Neighbors(
+        np.concatenate([one.keys for one in found]), np.concatenate([one.scores for one in found])
+    )
 
 
 def _loses_neighbors(sample: NDArray[np.float32], directions: NDArray[np.float32]) -> bool:

@@ -33,7 +33,7 @@ class Lists:
         rotation: float32 [dim, reduced]; reduces vectors and queries, and scales them so that the components
             of nearly all vectors lie between -128 and 127.
         centroids: float32 [lists, reduced].
-        threads: threads for adding and for batches of queries.
+        threads: threads for adding.
     """
 
     def __init__(self, rotation: NDArray[np.float32], centroids: NDArray[np.float32], threads: int) -> None:
@@ -105,7 +105,7 @@ class Lists:
         # faiss compares integers: it rounds the components of a query, too.
         reduced *= _HIGHEST / np.maximum(np.abs(reduced).max(axis=1, keepdims=True), _TINY)
         scores, rows = np.empty((len(reduced), m), np.float32), np.empty((len(reduced), m), np.int64)
-        with openmp.threads(self._threads):
+        with openmp.threads(1):  # the caller spreads a batch over threads, with all that follows
             self._native.search(reduced, m, D=scores, I=rows, params=settings)
         return rows
 

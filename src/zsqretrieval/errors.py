@@ -52,6 +52,10 @@ class IntegrityError(ZsqError):
     """A stored file is damaged, truncated, or of a format this version does not read."""
 
 
+class DamagedIndexError(IntegrityError):
+    """An index found, in the middle of its work, that its file is damaged; it cannot go on."""
+
+
 class MismatchError(ZsqError, ValueError):
     """Two parts do not belong together; the message names both sides."""
 

@@ -94,6 +94,29 @@ def test_lists_are_trained_again_when_the_vectors_have_doubled(data: CliplikeVec
     assert (index.search(data.gallery[:200], 1).keys[:, 0] == np.arange(200)).mean() >= 0.98
 
 
+def test_reopened_index_is_trained_again_when_it_has_doubled(tmp_path: Path) -> None:
+    index, n = CompressedIndex(16, threads=1), 2048
+    index.add(np.arange(n), vectors(n, 16))
+    assert index.list_count == 256
+    for seed in (1, 2):
+        index.save(tmp_path)
+        index = CompressedIndex.load(tmp_path)
+        index.add(np.arange(n, n + 1400), vectors(1400, 16, seed=seed))
+        n += 1400
+    assert index._trained == n > 2 * 2048
+
+
+def test_vectors_unlike_the_earlier_ones_are_found(data: CliplikeVectors) -> None:
+    random = np.random.default_rng(0)
+    first, later = np.zeros((2, 4000, 256), np.float32)
+    first[:, :100] = random.standard_normal((4000, 100))
+    later[:, 100:200] = random.standard_normal((4000, 100))
+    index = CompressedIndex(256, threads=1)
+    index.add(np.arange(4000), first)
+    index.add(np.arange(4000, 7900), later[:3900])
+    assert (index.search(later[:200], 1).keys[:, 0] == np.arange(4000, 4200)).mean() >= 0.98
+
+
 def test_removed_vectors_are_excluded_and_forgotten_when_most_are_gone(data: CliplikeVectors) -> None:
     index = filled(data)
     kept = np.arange(0, _N, 3)
@@ -207,6 +230,10 @@ def test_damaged_vectors_are_found_when_they_are_read(
         ("codes.npy", lambda array: array.astype(np.float32)),
         ("centroids.npy", lambda array: array * np.nan),
         ("rotation.npy", lambda array: array[:-1]),
+        ("rotation.npy", lambda array: array.sum()),
+        ("rotation.npy", lambda array: array * np.float32(1e30)),
+        ("lists.npy", lambda array: array.sum()),
+        ("lists.npy", lambda array: np.append(array[1:] * 0 + 2**62, array.sum())),
         ("rows.npy", lambda array: array + 10**6),
         ("digests.npy", lambda array: array[:-1]),
         ("blocks.npy", lambda array: array[:-1]),
@@ -242,6 +269,25 @@ def test_failed_addition_is_reverted(data: CliplikeVectors, monkeypatch: pytest.
     index.add(np.arange(_N, _N + 2000), more)
     assert len(index) == _N + 2000
     assert (index.search(more[:100], 1).keys[:, 0] == np.arange(_N, _N + 100)).mean() >= 0.98
+
+
+def test_interrupted_tuning_changes_no_setting(
+    data: CliplikeVectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = filled(data)
+    before = index.config
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compressed, "measure", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        index.tune(data.text_queries[:20])
+    assert index.config == before
+
+
+def test_tuning_for_more_results_than_vectors_takes_little_memory(data: CliplikeVectors) -> None:
+    assert filled(data).tune(data.text_queries[:3], 0.5, k=10**8).reached
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -5,10 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from zsqretrieval.errors import InvalidInputError
 
@@ -53,16 +49,6 @@ def _is_finite(number: object) -> bool:
         return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
     except OverflowError:  # an integer that no float can hold
         return False
-
-
-def all_finite(values: NDArray[np.floating[Any]]) -> bool:
-    """Whether no number of an array of floats is infinite or nan."""
-    if values.dtype != np.float16:
-        return bool(np.isfinite(values).all())
-    # NumPy converts 16 bits one by one, which took longer than all else that is done with image features.
-    # Read as whole numbers, infinity and nan are the largest of their sign.
-    positive, negative = values.view(np.int16), values.view(np.uint16)
-    return bool(positive.max(initial=0) < 0x7C00 and negative.max(initial=0) < 0xFC00)
 
 
 def shown(value: object) -> str:

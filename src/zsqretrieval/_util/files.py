@@ -294,7 +294,7 @@ def read_array(file: Path) -> NDArray[Any]:
     try:
         with file.open("rb") as handle:
             array: NDArray[Any] = np.lib.format.read_array(handle, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TypeError, MemoryError) as error:  # a header may claim any shape
         raise _damaged(file, f"it holds no array ({error})") from error
     return array
 

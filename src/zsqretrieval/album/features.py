@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from zsqretrieval._util.checks import all_finite
 from zsqretrieval._util.files import atomic_write, locked
+from zsqretrieval._util.floats import all_finite
 from zsqretrieval._util.processes import Lock
 from zsqretrieval._util.untrusted import has_holes, parse_json
 from zsqretrieval.errors import AlbumError

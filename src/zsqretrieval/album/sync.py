@@ -26,7 +26,7 @@ from zsqretrieval._util.untrusted import has_holes
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Position, VectorLog
 from zsqretrieval.album.settings import SNAPSHOTS, SavedIndex
-from zsqretrieval.errors import AlbumError, IntegrityError, MismatchError
+from zsqretrieval.errors import AlbumError, DamagedIndexError, IntegrityError, MismatchError
 from zsqretrieval.plugins import check_empty_index, describe, empty_like
 from zsqretrieval.protocols import Encoder, Index
 
@@ -86,16 +86,16 @@ class IndexSync:
         index = self.update()
         try:
             return question(index)
-        except IntegrityError as error:
+        except DamagedIndexError as error:
             with self._lock:
                 if self._index is index:
                     self._start_again(error)
             return question(self.update())
 
     def _start_again(self, error: Exception) -> None:
-        """Take an empty index in place of one whose file is damaged."""
+        """Let the next step build a new index: the file of this one is damaged."""
         _warn(f"the saved {self._name} is damaged and is", error)
-        self._index, self._position = empty_like(self._index), Position()
+        self._position = None
 
     def follow(self) -> None:
         """Bring the index up to date if it is loaded."""
@@ -108,23 +108,28 @@ class IndexSync:
             self._snapshot = None
         try:
             self._take_changes()
-        except IntegrityError as error:
+        except DamagedIndexError as error:
             self._start_again(error)
             self._take_changes()
 
     def _take_changes(self) -> None:
-        if self._position is None:
-            self._index, self._position = empty_like(self._index), Position()
-        for change in self._log.changes(self._position):
+        index, position = self._index, self._position
+        anew = position is None  # then searches wait until it is whole
+        if position is None:
+            index, position = empty_like(index), Position()
+        for change in self._log.changes(position):
             added, removed = change.added_keys, change.removed_keys
             if self._last_key is not None:
                 added, removed = added[:0], removed[removed <= self._last_key]
             self._position = None
             if len(removed):
-                self._index.remove(removed)
+                index.remove(removed)
             if len(added):
-                self._index.add(added, change.added_vectors)
-            self._position = change.position
+                index.add(added, change.added_vectors)
+            position = change.position
+            if not anew:
+                self._position = position
+        self._index, self._position = index, position
 
     def compact(self) -> None:
         """Let the index forget removed vectors, if it can and would keep them until later."""
@@ -132,8 +137,8 @@ class IndexSync:
             self._follow()
             try:
                 getattr(self._index, "compact", lambda: None)()
-            except IntegrityError as error:
-                self._start_again(error)  # which holds no removed vectors
+            except DamagedIndexError as error:
+                self._start_again(error)  # a new one holds no removed vectors
                 self._follow()
 
     @contextmanager

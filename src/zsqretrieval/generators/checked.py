@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.batches import each, fails, sound
-from zsqretrieval._util.checks import all_finite, check_amounts, check_counts, check_sequence
+from zsqretrieval._util.checks import check_amounts, check_counts, check_sequence
+from zsqretrieval._util.floats import all_finite
 from zsqretrieval.data.refused import each_image, plain, reason
 from zsqretrieval.errors import ImageError, InvalidInputError, PartError, ZsqError
 from zsqretrieval.generators.prompts import PROMPTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,6 +72,10 @@ class VectorIndex(ABC):
     @abstractmethod
     def _restore(self, snapshot: Snapshot, pairs: NDArray[np.int64]) -> None:
         """Fill an empty index from verified files and the pairs of a key table."""
+
+    def _facts(self) -> dict[str, Any]:
+        """JSON values for the manifest, next to the settings."""
+        return {}
 
     # --- the contract: zsqretrieval.protocols.FilteredIndex and Configurable
 
@@ -146,7 +151,8 @@ class VectorIndex(ABC):
             with self._lock.exclusive():
                 self._release(old_keys)
             if self._table.size - self._table.alive > self._table.alive:
-                self._compact()
+                with suppress(MemoryError):  # the keys are removed; there may be room at the next removal
+                    self._compact()
 
     def compact(self) -> None:
         """Forget the vectors of removed keys now, in place of later."""
@@ -160,6 +166,7 @@ class VectorIndex(ABC):
             parts = self._parts()
             pairs = self._table.pairs()
             facts = {**self.config, "metric": "cosine", "count": len(pairs), "rows": self._table.size}
+            facts |= self._facts()
             write_snapshot(path, self._kind, facts, {"keys.npy": array_part(pairs), **parts})
 
     @classmethod

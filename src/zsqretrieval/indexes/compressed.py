@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ _TRAINED_ROWS = 2048  # among fewer rows, exact search is as fast
 _TAIL = 1024  # new rows that are compared exactly, before they are put into the lists
 _EXACT_ROWS = 4096  # that a filter selects
 _CHUNK = 8192  # rows per hold of the lock
+_MOST_LISTS, _MOST_REFINED, _MOST_THREADS = 2**20, 1024, 256
+_SHARE_OF_STRANGE = 0.05  # rows whose codes keep less than usual; with more, the lists are trained again
 _QUERIES = 1024  # per hold of the lock
 _TOGETHER = 128  # that one thread answers in one go
 _SAMPLE = 32_768  # rows from which the components are computed
@@ -73,10 +75,10 @@ class CompressedIndex(VectorIndex):
         "dim": range(2**31),
         "fingerprint": str,
         "reduced": (None, range(2**31)),
-        "lists": (None, range(2**20)),
-        "probe": (None, range(2**20)),
-        "refine": range(1025),
-        "threads": (None, range(1, 257)),
+        "lists": (None, range(1, _MOST_LISTS + 1)),
+        "probe": (None, range(1, _MOST_LISTS + 1)),
+        "refine": range(1, _MOST_REFINED + 1),
+        "threads": (None, range(1, _MOST_THREADS + 1)),
     }
 
     def __init__(
@@ -92,13 +94,15 @@ class CompressedIndex(VectorIndex):
     ) -> None:
         super().__init__(dim, fingerprint)
         self._reduced = None if reduced is None else check_integer("reduced", reduced, most=self._dim)
-        self._lists = None if lists is None else check_integer("lists", lists)
-        self._probe = None if probe is None else check_integer("probe", probe)
-        self._refine = check_integer("refine", refine)
-        self._threads = None if threads is None else check_integer("threads", threads)
+        self._lists = None if lists is None else check_integer("lists", lists, most=_MOST_LISTS)
+        self._probe = None if probe is None else check_integer("probe", probe, most=_MOST_LISTS)
+        self._refine = check_integer("refine", refine, most=_MOST_REFINED)
+        self._threads = None if threads is None else check_integer("threads", threads, most=_MOST_THREADS)
         self._store = RowStore(self._dim)
         self._codes: Lists | None = None  # of the first rows; the rest is compared exactly
         self._trained = 0  # rows when the lists were trained
+        self._usual = 0.0  # share of squared length that the codes of nearly all of these keep
+        self._strange = 0  # later rows whose codes keep less
         self._alive_bits: NDArray[np.uint8] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,7 +117,7 @@ class CompressedIndex(VectorIndex):
 
     @probe.setter
     def probe(self, probe: int) -> None:
-        self._probe = check_integer("probe", probe)
+        self._probe = check_integer("probe", probe, most=_MOST_LISTS)
 
     @property
     def refine(self) -> int:
@@ -122,7 +126,7 @@ class CompressedIndex(VectorIndex):
 
     @refine.setter
     def refine(self, refine: int) -> None:
-        self._refine = check_integer("refine", refine)
+        self._refine = check_integer("refine", refine, most=_MOST_REFINED)
 
     @property
     def width(self) -> int:
@@ -138,7 +142,8 @@ class CompressedIndex(VectorIndex):
         """Choose ``reduced``, ``probe`` and ``refine`` by measuring on a sample of vectors and the queries.
 
         Components of 64 to ``dim`` are tried with at most 100,000 of the vectors; the lists are trained again
-        if another number is faster. Additions and removals wait; searches go on, at changing speed.
+        if another number is faster. Additions and removals wait; searches go on. Tune again when
+        the index has grown several times: ``probe`` stays as it is.
 
         Args:
             queries: float32 [q, dim], at least one; a few hundred that people would ask. Texts need more
@@ -154,7 +159,7 @@ class CompressedIndex(VectorIndex):
             raise InvalidInputError(
                 f"{len(rows)} queries and recall {recall}: give queries, and 0 < recall <= 1"
             )
-        k = check_integer("k", k)
+        k = min(check_integer("k", k), max(len(self), 1))
         with self._writing:
             with self._lock.shared():
                 view = self._table.view
@@ -163,17 +168,26 @@ class CompressedIndex(VectorIndex):
                 return Tuning(None, (), seconds, reached=True)
             width = self._best_width(rows, recall, k)
             if width != self.width:
+                self._train(width)
                 self._reduced = width
-                codes = self._trained_lists(self._table, self._store)
-                with self._lock.exclusive():
-                    self._codes, self._trained = codes, codes.size
-            everything, best = measure(self, rows, truth, recall)
-            self.probe, self.refine = best.probe, best.refine
+            everything, best = self._measured(rows, truth, recall)
+            self._probe, self._refine = best.probe, best.refine
         return Tuning(best, fastest(everything), seconds, reached=best.recall >= recall)
+
+    def _measured(
+        self, queries: NDArray[np.float32], truth: NDArray[np.int64], recall: float
+    ) -> tuple[list[Measured], Measured]:
+        def search(probe: int, refine: int) -> NDArray[np.int64]:
+            with self._lock.shared():
+                return self._find_block(queries, truth.shape[1], self._table.view, (probe, refine)).keys
+
+        return measure(search, self.width, self.list_count, truth, recall)
 
     def _best_width(self, queries: NDArray[np.float32], recall: float, k: int) -> int:
         """Number of components that reaches a recall in the least time, on a sample of the vectors."""
         alive = self._table.view.rows
+        if len(alive) < _TRAINED_ROWS:
+            return self.width  # a sample of so few would be compared exactly
         sample = np.sort(np.random.default_rng(0).permutation(alive)[:_TUNED])
         vectors = self._store.vectors(sample)
         best: dict[int, Measured] = {}
@@ -186,7 +200,7 @@ class CompressedIndex(VectorIndex):
             if truth is None:
                 view = index._table.view
                 truth = index._find_exactly(queries, k, view).keys
-            best[width] = measure(index, queries, truth, recall)[1]
+            best[width] = index._measured(queries, truth, recall)[1]
         enough = {width: one.seconds for width, one in best.items() if one.recall >= recall}
         return min(enough, key=enough.__getitem__) if enough else self._dim
 
@@ -201,8 +215,9 @@ class CompressedIndex(VectorIndex):
                 chunk = slice(start, start + _CHUNK)
                 with self._lock.exclusive():
                     self._store.reserve(len(rows[chunk]))
-                    fresh, _ = self._table.assign(keys[chunk], digests[chunk])
-                    self._store.append(rows[chunk][fresh])
+                    plan = self._table.plan(keys[chunk], digests[chunk])
+                    self._table.commit(plan)
+                    self._store.append(rows[chunk][plan.fresh])
                     self._alive_bits = None
             self._encode()
         except BaseException:
@@ -214,39 +229,45 @@ class CompressedIndex(VectorIndex):
 
     def _encode(self) -> None:
         """Put the tail into the lists, or train lists for all rows if these have doubled."""
-        if self._store.size < _TRAINED_ROWS:
+        if self._table.alive < _TRAINED_ROWS:
             return
         if self._codes is None or self._store.size >= 2 * self._trained:
-            codes = self._trained_lists(self._table, self._store)
-            with self._lock.exclusive():
-                self._codes, self._trained = codes, codes.size
+            self._train()
         elif self._store.size - self._codes.size > _TAIL:
             try:
                 for _, vectors in self._store.blocks(np.arange(self._codes.size, self._store.size)):
                     with self._lock.exclusive():
-                        self._codes.add(vectors)
+                        kept = self._codes.add(vectors)
+                    self._strange += int((kept < self._usual).sum())
             except BaseException:  # the lists may hold a part of the piece
                 self._codes, self._trained = None, 0
                 raise
+            if self._strange > _SHARE_OF_STRANGE * self._store.size:
+                self._train()
 
-    def _trained_lists(self, table: KeyTable, store: RowStore) -> Lists:
-        """Lists of all rows of a store."""
+    def _train(self, reduced: int | None = None) -> None:
+        """Train lists for all rows, with so many components; None for as many as wanted or needed."""
+        codes, usual = self._trained_lists(self._table, self._store, reduced or self._reduced)
+        with self._lock.exclusive():
+            self._codes, self._trained, self._usual, self._strange = codes, codes.size, usual, 0
+
+    def _trained_lists(self, table: KeyTable, store: RowStore, reduced: int | None) -> tuple[Lists, float]:
+        """Lists of all rows of a store, and the share of length that the codes of nearly all keep."""
         alive = table.view.rows
         count = self._lists or 2 ** round(math.log2(4 * math.sqrt(len(alive))))
         count = min(count, len(alive))
         rows = np.random.default_rng(0).permutation(alive)[: max(_SAMPLE, _PER_LIST * count)]
-        rotation = self._rotation(store.vectors(np.sort(rows[:_SAMPLE])))
+        rotation = self._rotation(store.vectors(np.sort(rows[:_SAMPLE])), reduced)
         points = np.concatenate([vectors @ rotation for _, vectors in store.blocks(np.sort(rows))])
         lists = Lists.train(rotation, points, count, threads=self._cores)
-        for _, vectors in store.blocks(np.arange(store.size)):
-            lists.add(vectors)
-        return lists
+        kept = [lists.add(vectors) for _, vectors in store.blocks(np.arange(store.size))]
+        return lists, 0.98 * float(np.quantile(np.concatenate(kept)[alive], 0.01))
 
-    def _rotation(self, sample: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _rotation(self, sample: NDArray[np.float32], reduced: int | None) -> NDArray[np.float32]:
         """Principal components of vectors [n, dim], as many as wanted, or as these need."""
         directions = principal_components(sample)
-        if self._reduced is not None:
-            return directions[:, : self._reduced]
+        if reduced is not None:
+            return np.ascontiguousarray(directions[:, :reduced])
         width = _REDUCED
         while width < self._dim and _loses_neighbors(sample, directions[:, :width]):
             width *= 2
@@ -259,10 +280,13 @@ class CompressedIndex(VectorIndex):
     def _compact(self) -> None:
         table, kept = self._table.compacted()
         store = self._store.keep(kept)
-        codes = self._trained_lists(table, store) if store.size >= _TRAINED_ROWS else None
+        codes, usual = None, 0.0
+        if store.size >= _TRAINED_ROWS:
+            codes, usual = self._trained_lists(table, store, self._reduced)
         with self._lock.exclusive():
             self._table, self._store, self._codes = table, store, codes
-            self._trained, self._alive_bits = store.size if codes else 0, None
+            self._trained, self._usual, self._strange = store.size if codes else 0, usual, 0
+            self._alive_bits = None
 
     # --- searching
 
@@ -272,13 +296,22 @@ class CompressedIndex(VectorIndex):
             with self._lock.shared():
                 view = self._table.view if keys is None else self._table.among(keys)
                 block = queries[start : start + _QUERIES]
-                found.append(self._find_block(block, k, view, filtered=keys is not None))
+                effort = self.probe, self._refine
+                found.append(self._find_block(block, k, view, effort, filtered=keys is not None))
         return _joined(found)
 
     def _find_block(
-        self, queries: NDArray[np.float32], k: int, view: KeyView, *, filtered: bool
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        view: KeyView,
+        effort: tuple[int, int],
+        *,
+        filtered: bool = False,
     ) -> Neighbors:
-        codes, wanted = self._codes, self._refine * k
+        """Search with ``effort``: lists per query, and candidates per result."""
+        probe, refine = effort
+        codes, wanted = self._codes, refine * k
         if not view.key_count:
             nothing = np.empty((len(queries), 0))
             return view.neighbors(nothing.astype(np.int64), nothing.astype(np.float32), k)
@@ -287,7 +320,7 @@ class CompressedIndex(VectorIndex):
             return self._find_exactly(queries, k, view)
         # A filter that selects one row in ten needs ten times as many lists for as many candidates.
         share = view.row_count / self._table.size
-        lists = math.ceil(max(self.probe, 2 * wanted * len(codes) / codes.size) / share)
+        lists = math.ceil(max(probe, 2 * wanted * len(codes) / codes.size) / share)
         allowed = self._bits(view, filtered=filtered)
 
         def search(part: NDArray[np.float32]) -> Neighbors:
@@ -332,6 +365,9 @@ class CompressedIndex(VectorIndex):
 
     # --- on disk
 
+    def _facts(self) -> dict[str, Any]:
+        return {"trained": self._trained, "usual": self._usual, "strange": self._strange}
+
     def _parts(self) -> dict[str, Callable[[Path], object]]:
         digests, rows = self._table.digests()
         return {
@@ -359,12 +395,17 @@ class CompressedIndex(VectorIndex):
         self._store = store
         if "codes.npy" in snapshot.files:
             self._codes = Lists.restore(snapshot, self._dim, threads=self._cores)
-            self._trained = self._codes.size
-            if self._codes.size > store.size:
+            trained, usual, strange = (cast(Any, snapshot.facts.get(name)) for name in self._facts())
+            if (
+                self._codes.size > store.size
+                or not all(type(one) is int and 0 <= one <= store.size for one in (trained, strange))
+                or type(usual) is not float
+            ):
                 raise IntegrityError(
-                    f"{snapshot.path}: the lists name vectors that are not stored; rebuild the index from "
+                    f"{snapshot.path}: the lists and the vectors do not fit together; rebuild the index from "
                     "its source"
                 )
+            self._trained, self._usual, self._strange = trained, usual, strange
 
     @property
     def _cores(self) -> int:

@@ -59,9 +59,10 @@ class ExactIndex(VectorIndex):
             grown = np.empty((max(needed, 2 * capacity), self._dim), np.float32)
             grown[:start] = self._vectors[:start]
             self._vectors = grown  # a running search keeps the old array, which has the same rows
+        plan = self._table.plan(keys, digests)
+        self._vectors[start : start + len(plan.fresh)] = rows[plan.fresh]  # which no key names yet
         with self._lock.exclusive():
-            fresh, _ = self._table.assign(keys, digests)
-            self._vectors[start : start + len(fresh)] = rows[fresh]
+            self._table.commit(plan)
 
     def _find(self, queries: NDArray[np.float32], k: int, keys: NDArray[np.int64] | None) -> Neighbors:
         with self._lock.shared():

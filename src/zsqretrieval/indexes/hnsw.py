@@ -131,9 +131,10 @@ class HNSWIndex(VectorIndex):
                         self._graph = self._new_graph(needed)
                     self._graph.reserve(needed)
                     size = self._table.size
-                    fresh, revived = self._table.assign(keys[chunk], digests[chunk])
-                    self._graph.restore(revived)
-                    self._graph.add(rows[chunk][fresh], size)
+                    plan = self._table.plan(keys[chunk], digests[chunk])
+                    self._table.commit(plan)
+                    self._graph.restore(plan.revived)
+                    self._graph.add(rows[chunk][plan.fresh], size)
         except BaseException:
             with self._lock.exclusive():
                 self._undo(keys, first_row)

@@ -84,6 +84,27 @@ class KeyView:
         return np.hstack([keys, more_keys]), np.hstack([scores, more_scores])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Assignment:
+    """New keys for a table, all prepared: see :meth:`KeyTable.plan`.
+
+    Attributes:
+        fresh: positions of new vectors among those given, int64 [m]; they become the rows ``size``, ``size +
+            1``, ... of the table in this order.
+        revived: the empty rows that have a key again.
+    """
+
+    fresh: NDArray[np.int64]
+    revived: NDArray[np.int64]
+    size: int
+    alive: int
+    keys: tuple[NDArray[np.int64], NDArray[np.int64]]
+    digests: tuple[NDArray[np.bytes_], NDArray[np.int64]]
+    first: NDArray[np.int64]
+    changed: tuple[NDArray[np.int64], NDArray[np.int64]]  # rows, and their smallest keys from now on
+    shared: dict[int, NDArray[np.int64]]
+
+
 class KeyTable:
     """Keys <-> rows. Rows are numbered from 0, in the order in which their vectors were first added.
 
@@ -126,15 +147,8 @@ class KeyTable:
         first[rows] = smallest
         return KeyView(first, shared, len(rows), len(at))
 
-    def assign(
-        self, keys: NDArray[np.int64], digests: NDArray[np.bytes_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Assign new keys to the rows of their vectors.
-
-        Returns:
-            Positions (in ``digests``) of new vectors, which became the rows ``size``, ``size + 1``, ... in
-            this order; and the empty rows that have a key again.
-        """
+    def plan(self, keys: NDArray[np.int64], digests: NDArray[np.bytes_]) -> Assignment:
+        """How new keys [n] are to be assigned to the rows of their vectors; changes nothing."""
         vectors, first_at, which = np.unique(digests, return_index=True, return_inverse=True)
         at = _find(self._digests, vectors)
         known = at >= 0
@@ -142,31 +156,67 @@ class KeyTable:
         row_of[known] = self._digest_rows[at[known]]
         fresh = np.sort(first_at[~known])
         row_of[~known] = self.size + np.searchsorted(fresh, first_at[~known])
-        self._digests, self._digest_rows = _merged(
-            self._digests, self._digest_rows, vectors[~known], row_of[~known]
+        size = self.size + len(fresh)
+        first = self._first
+        if size > len(first):
+            first = np.full(max(size, 2 * len(first)), -1, np.int64)
+            first[: self.size] = self._first[: self.size]
+        rows, smallest, several = _by_row(row_of[which], keys)
+        empty = first[rows] < 0
+        joined = dict(zip(rows[~empty].tolist(), smallest[~empty, None], strict=True)) | several
+        shared = {
+            row: np.union1d(self._shared.get(row, first[row : row + 1]), more)
+            if row < self.size and first[row] >= 0
+            else more
+            for row, more in joined.items()
+        }
+        order = np.argsort(keys)
+        return Assignment(
+            fresh=fresh,
+            revived=row_of[known][first[row_of[known]] < 0],
+            size=size,
+            alive=self.alive + int(empty.sum()),
+            keys=_merged(self._keys, self._rows, keys[order], row_of[which][order]),
+            digests=_merged(self._digests, self._digest_rows, vectors[~known], row_of[~known]),
+            first=first,
+            changed=(rows, np.where(empty, smallest, np.minimum(first[rows], smallest))),
+            shared=shared,
         )
-        self._reserve(self.size + len(fresh))
-        self.size += len(fresh)
-        revived = row_of[known][self._first[row_of[known]] < 0]
-        self._attach(keys, row_of[which])
-        return fresh, revived
+
+    def commit(self, plan: Assignment) -> None:
+        """Carry out a plan that was made for this state of the table."""
+        (self._keys, self._rows), (self._digests, self._digest_rows) = plan.keys, plan.digests
+        rows, smallest = plan.changed
+        plan.first[rows] = smallest
+        self._first, self.size, self.alive = plan.first, plan.size, plan.alive
+        self._shared.update(plan.shared)
 
     def release(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Remove stored keys; returns the rows that became empty."""
+        if not len(keys):
+            return keys
         at = _find(self._keys, keys)
-        rows = np.unique(self._rows[at])
-        self._keys, self._rows = np.delete(self._keys, at), np.delete(self._rows, at)
-        emptied = rows
-        if self._shared:
-            several = [row for row in rows.tolist() if row in self._shared]
-            for row in several:
-                left = np.setdiff1d(self._shared.pop(row), keys, assume_unique=True)
-                self._first[row] = left[0] if len(left) else -1
-                if len(left) > 1:
-                    self._shared[row] = left
-            emptied = np.setdiff1d(rows, [row for row in several if self._first[row] >= 0])
-        self._first[emptied] = -1
+        order = np.lexsort((keys, self._rows[at]))
+        rows, starts = np.unique(self._rows[at][order], return_index=True)
+        groups = np.split(keys[order], starts[1:]) if self._shared else ()
+        left = {
+            row: np.setdiff1d(self._shared[row], group, assume_unique=True)
+            for row, group in zip(rows.tolist() if self._shared else (), groups, strict=True)
+            if row in self._shared
+        }
+        smallest = np.full(len(rows), -1, np.int64)
+        for row, kept in left.items():
+            smallest[np.searchsorted(rows, row)] = kept[0] if len(kept) else -1
+        emptied = rows[smallest < 0]
+        kept_keys = np.delete(self._keys, at), np.delete(self._rows, at)
+        shared = {row: kept for row, kept in left.items() if len(kept) > 1}
+        # Nothing has changed up to here, and what follows needs no memory.
+        self._keys, self._rows = kept_keys
+        self._first[rows] = smallest
         self.alive -= len(emptied)
+        for row in left:
+            del self._shared[row]
+        self._shared.update(shared)
         return emptied
 
     def forget_vectors(self, first_row: int) -> None:
@@ -219,31 +269,14 @@ class KeyTable:
         if not np.isin(pairs[:, 1], rows).all():
             raise IntegrityError("the key table names a row whose vector is not stored")
         table = cls()
-        table.size = size
-        table._reserve(size)
         order = np.argsort(digests, kind="stable")
         table._digests, table._digest_rows = digests[order], rows[order]
-        table._attach(np.ascontiguousarray(pairs[:, 0]), pairs[:, 1])
+        table._keys, table._rows = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+        table._first = np.full(size, -1, np.int64)
+        filled, smallest, table._shared = _by_row(table._rows, table._keys)
+        table._first[filled] = smallest
+        table.size, table.alive = size, len(filled)
         return table
-
-    def _attach(self, keys: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        order = np.argsort(keys)
-        self._keys, self._rows = _merged(self._keys, self._rows, keys[order], rows[order])
-        rows, smallest, shared = _by_row(rows, keys)
-        empty = self._first[rows] < 0
-        self._first[rows[empty]] = smallest[empty]
-        self.alive += int(empty.sum())
-        joined = dict(zip(rows[~empty].tolist(), smallest[~empty, None], strict=True)) | shared
-        for row, more in joined.items():
-            before = self._shared.get(row, self._first[row : row + 1])
-            self._shared[row] = np.union1d(before, more)
-            self._first[row] = self._shared[row][0]
-
-    def _reserve(self, size: int) -> None:
-        if size > len(self._first):
-            grown = np.full(max(size, 2 * len(self._first)), -1, np.int64)
-            grown[: len(self._first)] = self._first
-            self._first = grown
 
 
 def _find(values: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from zsqretrieval.indexes import openmp
 _ITERATIONS = 10  # of k-means
 _POINTS = 40  # rows a centroid that it sees
 _TINY = np.float32(1e-30)
+_LARGEST = 1e6  # of a rotation: about 1,000 is usual
 _HIGHEST = 127  # of a code; faiss reads them three times as fast as scaled ones
 
 
@@ -76,13 +77,20 @@ class Lists:
         """Number of lists."""
         return len(self.centroids)
 
-    def add(self, vectors: NDArray[np.float32]) -> None:
-        """Store vectors [n, dim] as the rows ``size``, ``size + 1``, ..."""
+    def add(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Store unit vectors [n, dim] as the rows ``size``, ``size + 1``, ...
+
+        Returns the share of each vector's squared length that its code keeps, float32 [n].
+        """
         reduced = vectors @ self.rotation
         with openmp.threads(self._threads):
             best = np.ascontiguousarray(self._coarse.search(reduced, 1)[1])  # of unrounded components
             np.clip(np.rint(reduced, out=reduced), -128, _HIGHEST, out=reduced)
             self._native.add_core(len(reduced), faiss.swig_ptr(reduced), None, faiss.swig_ptr(best))
+        kept: NDArray[np.float32] = (
+            np.einsum("ij,ij->i", reduced, reduced) / np.square(self.rotation[:, 0]).sum()
+        )
+        return kept
 
     def search(
         self, queries: NDArray[np.float32], m: int, probe: int, allowed: NDArray[np.uint8] | None
@@ -146,21 +154,22 @@ class Lists:
             read_array(snapshot.file(f"{part}.npy"))
             for part in ("rotation", "centroids", "lists", "members", "codes")
         )
-        n, reduced = len(rows), rotation.shape[-1]
+        n, reduced = rows.size, rotation.size // dim
         fits = (
-            rotation.dtype == centroids.dtype == np.float32
+            rotation.ndim == 2
+            and rotation.dtype == centroids.dtype == np.float32
             and sizes.dtype == rows.dtype == np.int64
             and codes.dtype == np.uint8
             and rotation.shape == (dim, reduced)
             and 0 < reduced <= dim
-            and centroids.shape == (len(sizes), reduced)
+            and centroids.shape == (sizes.size, reduced)
             and sizes.ndim == rows.ndim == 1
             and codes.shape == (n, reduced)
-            and len(sizes)
-            and sizes.min() >= 0
+            and sizes.size
+            and 0 <= sizes.min() <= sizes.max() <= n
             and sizes.sum() == n
             and np.array_equal(np.sort(rows), np.arange(n))
-            and np.isfinite(rotation).all()
+            and (np.abs(rotation) < _LARGEST).all()
             and np.isfinite(centroids).all()
         )
         if not fits:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval.errors import IntegrityError
+from zsqretrieval.errors import DamagedIndexError, IntegrityError
 
 _SCALE = np.float32(32767)
 _TYPE = np.dtype("<i2")
@@ -62,7 +62,7 @@ class RowStore:
         return kept
 
     def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Some rows, float32 [n, dim]; an IntegrityError if they are damaged on the disk."""
+        """Some rows, float32 [n, dim]; a DamagedIndexError if they are damaged on the disk."""
         vectors = self._numbers(rows).astype(np.float32)
         vectors /= _SCALE
         return vectors
@@ -74,8 +74,12 @@ class RowStore:
             yield piece, self.vectors(piece)
 
     def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Cosines float32 [q, m] of unit queries [q, dim] and the rows [q, m] given for each."""
+        """Cosines float32 [q, m] of unit queries [q, dim] and the rows [q, m] given for each.
+
+        Those of row -1, no row, are of no use.
+        """
         q, m = rows.shape
+        rows = np.maximum(np.where(rows < 0, rows[:, :1], rows), 0)
         scores = np.empty((q, m, 1), np.float32)
         for start in range(0, q, _QUERIES):
             block = slice(start, start + _QUERIES)
@@ -149,7 +153,7 @@ class RowStore:
         for block in blocks[~self._verified[blocks]].tolist():
             start = block * self._per_block
             if _digest(self._mapped[start : start + self._per_block]) != self._digests[block]:
-                raise IntegrityError(
+                raise DamagedIndexError(
                     f"{self._file} is damaged: rows {start} and following differ from what was saved; "
                     "rebuild the index from its source"
                 )

@@ -6,12 +6,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from zsqretrieval.types import Neighbors
 
 _REFINES = (2, 4, 8, 16)
 _ROUNDS = 3
@@ -53,29 +50,19 @@ class Tuning:
     reached: bool
 
 
-class Tunable(Protocol):
-    """A compressed index with trained lists."""
-
-    probe: int
-    refine: int
-
-    @property
-    def width(self) -> int: ...  # noqa: D102
-
-    @property
-    def list_count(self) -> int: ...  # noqa: D102
-
-    def search(self, vectors: NDArray[np.float32], k: int) -> Neighbors: ...  # noqa: D102
-
-
 def measure(
-    index: Tunable, queries: NDArray[np.float32], truth: NDArray[np.int64], recall: float
+    search: Callable[[int, int], NDArray[np.int64]],
+    reduced: int,
+    lists: int,
+    truth: NDArray[np.int64],
+    recall: float,
 ) -> tuple[list[Measured], Measured]:
-    """Measure an index with the fewest lists that reach a recall, for several numbers of candidates.
+    """Measure a search with the fewest lists that reach a recall, for several numbers of candidates.
 
     Args:
-        index: its ``probe`` and ``refine`` are changed.
-        queries: float32 [q, dim].
+        search: keys [q, k] found with ``probe`` and ``refine``.
+        reduced: components of its codes.
+        lists: number of its lists.
         truth: the true nearest keys, int64 [q, k].
         recall: that is to be reached.
 
@@ -86,16 +73,15 @@ def measure(
 
     def at(probe: int, refine: int, rounds: int = 1) -> Measured:
         if (probe, refine) not in met or rounds > 1:
-            index.probe, index.refine = probe, refine
-            found, seconds = timed(lambda: index.search(queries, truth.shape[1]).keys, rounds)
-            met[probe, refine] = Measured(index.width, probe, refine, recall_of(found, truth), seconds)
+            found, seconds = timed(lambda: search(probe, refine), rounds)
+            met[probe, refine] = Measured(reduced, probe, refine, recall_of(found, truth), seconds)
         return met[probe, refine]
 
     enough = []
     for refine in _REFINES:
         low, high = 1, 2
-        while high < index.list_count and at(high, refine).recall < recall:
-            low, high = high, min(2 * high, index.list_count)
+        while high < lists and at(high, refine).recall < recall:
+            low, high = high, min(2 * high, lists)
         while high - low > 1 + low // 16:
             middle = (low + high) // 2
             low, high = (low, middle) if at(middle, refine).recall >= recall else (middle, high)
@@ -118,8 +104,8 @@ def fastest(measured: Iterable[Measured]) -> tuple[Measured, ...]:
 
 def recall_of(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
     """Share of the keys [q, k] of ``truth`` that are in the same row of ``found``; -1 is no key."""
-    hits = (truth[:, :, None] == found[:, None, :]).any(axis=2) & (truth >= 0)
-    return float(hits.sum() / (truth >= 0).sum())
+    hits = sum(np.isin(wanted[wanted >= 0], row).sum() for wanted, row in zip(truth, found, strict=True))
+    return float(hits / (truth >= 0).sum())
 
 
 def timed(search: Callable[[], NDArray[np.int64]], rounds: int = 1) -> tuple[NDArray[np.int64], float]:

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsqretrieval._util.checks import all_finite, check_counts, check_sequence, check_text
+from zsqretrieval._util.checks import check_counts, check_sequence, check_text
+from zsqretrieval._util.floats import all_finite
 from zsqretrieval.data.images import digest
 from zsqretrieval.errors import InvalidInputError, MismatchError
 from zsqretrieval.generators.checked import check_pairs, check_sampling

@@ -193,6 +193,5 @@ def principal_components(sample: NDArray[np.float32]) -> NDArray[np.float32]:
 
     The mean is not subtracted: inner products are to be kept, not differences.
     """
-    moments = sample.T.astype(np.float64) @ sample
-    _, directions = np.linalg.eigh(moments)  # by ascending length
+    _, directions = np.linalg.eigh(sample.T @ sample)  # by ascending length
     return np.ascontiguousarray(directions[:, ::-1], np.float32)

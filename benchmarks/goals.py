@@ -119,13 +119,18 @@ SECTIONS = (
             Goal(
                 "100 features, page cache empty",
                 lambda f: {name: f[name]["cold"]["wall_ms"] for name in ("mini", "kosmos")},
-                50, "ms", at_most=True,
+                50, "ms", at_most=True, reason="missed by Kosmos, whose 100 features have 26 MB",
             ),
         ),
     ),
     Section(
         "Adding a folder", "performance-add.json", "benchmarks.add --images 64",
-        (Goal("CPU time of the encoder alone, to that of add", lambda f: f["of_ceiling"]["cpu"], 0.9, "%"),),
+        (
+            Goal(
+                "of the encoder alone, by wall time and by CPU time", lambda f: f["of_ceiling"], 0.9, "%",
+                reason="missed by CPU time: reading and decoding take a tenth",
+            ),
+        ),
     ),
     Section(
         "First question", "performance-latency.json", "benchmarks.latency",
@@ -134,6 +139,7 @@ SECTIONS = (
                 "from zsq search to the answer",
                 lambda f: {name: f["commands"][name]["wall_s"]["median"] for name in ANSWERS},
                 3, "s", at_most=True,
+                reason="missed on a busy machine, where the import of torch alone takes a good part of it",
             ),
         ),
     ),

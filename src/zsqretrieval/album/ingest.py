@@ -3,8 +3,6 @@
 sources --loader--> bytes, digest --catalog--> known?
 new:    loader --> pixels, encoder --> vector, generator --> state
 all:    one transaction --> catalog, change log --> index
-
-A thread reads and decodes the next images while these are encoded and written.
 """
 
 from __future__ import annotations
@@ -13,14 +11,13 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias, final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.threads import ahead
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.removal import listed
@@ -109,50 +106,34 @@ class Adder:
         total = None if progress is None else count_images(images)
         opened = open_images(images)
         denied: Denied = {}
-        refused: list[Skipped] = []  # by the encoder
-        with (
-            Loader(opened, batch_size, max_pixels, copy=copy, exif=exif) as loader,
-            Reopener() as files,
-            contextlib.closing(ahead(self._decoded(loader, safety, denied, seen))) as prepared,
-        ):
-            for turn, (settled, group, known, out) in enumerate(prepared):
-                if turn:  # the images before may have added some of these, or replaced some
-                    known = self.catalog.by_digest(one.digest for one in [*settled, *group])
-                if gone := [one for one in settled if one.digest not in known]:
-                    group = [*group, *(one for some in loader.decoded(gone) for one in some)]
-                waiting = [one for one in settled if one.digest in known]
-                encoded = self._encoded(group, known, refused)
-                for fate, id in self.write([*waiting, *encoded], known, files, copy):
-                    ids[fate].append(id)
-                for one in group:
-                    one.image = None  # else the pixels of the whole batch stay in memory
-                if progress is not None:
-                    progress("adding images", sum(map(len, ids.values())) + len(refused) + out, total)
+        with Loader(opened, batch_size, max_pixels, copy=copy, exif=exif) as loader, Reopener() as files:
+            for batch in loader:
+                if seen is not None:
+                    seen.update({one.source: one.digest for one in batch})
+                batch = self.permitted(batch, safety, denied)
+                known = self.catalog.by_digest(one.digest for one in batch)
+                settled = set(known)
+                if self._viewer is not None:
+                    settled -= self._viewer.blind_to(known)
+                waiting = [one for one in batch if one.digest in settled]
+                for group in loader.decoded([one for one in batch if one.digest not in settled]):
+                    encoded = self._encoded(group, known, loader.skipped)
+                    for fate, id in self.write([*waiting, *encoded], known, files, copy):
+                        ids[fate].append(id)
+                    waiting = []
+                    for one in group:
+                        one.image = None  # else the pixels of the whole batch stay in memory
+                    if progress is not None:
+                        done = sum(map(len, ids.values())) + loader.repeated + len(loader.skipped)
+                        progress("adding images", done, total)
         return AddReport(
             **{fate: tuple(some) for fate, some in ids.items() if fate != "known"},
             known=len(ids["known"]) + loader.repeated,
-            skipped=(*loader.skipped, *refused),
+            skipped=tuple(loader.skipped),
             seconds=time.perf_counter() - begin,
             mended=tuple(loader.mended),
             denied=denied,
         )
-
-    def _decoded(
-        self, loader: Loader, safety: SafetyLike, denied: Denied, seen: dict[str, str] | None
-    ) -> Iterator[tuple[list[NewImage], list[NewImage], dict[str, Record], int]]:
-        """Known images that are not decoded, decoded ones, known records, and the number left out by then."""
-        for batch in loader:
-            if seen is not None:
-                seen.update({one.source: one.digest for one in batch})
-            batch = self.permitted(batch, safety, denied)
-            known = self.catalog.by_digest(one.digest for one in batch)
-            settled = set(known)
-            if self._viewer is not None:
-                settled -= self._viewer.blind_to(known)
-            waiting = [one for one in batch if one.digest in settled]
-            for group in loader.decoded([one for one in batch if one.digest not in settled]):
-                yield waiting, group, known, loader.repeated + len(loader.skipped)
-                waiting = []
 
     def permitted(self, images: list[NewImage], safety: SafetyLike, denied: dict[str, int]) -> list[NewImage]:
         """Leave out images on the removal list, and by their metadata; counts them by reason."""

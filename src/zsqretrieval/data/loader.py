@@ -31,7 +31,7 @@ from zsqretrieval.data.images import (
 from zsqretrieval.errors import ImageError, ZsqError
 from zsqretrieval.types import MAX_PIXELS, Image
 
-_PIXELS_AT_ONCE = 32_000_000  # of a group; a second one is decoded ahead: 192 MB of RGB together
+_PIXELS_AT_ONCE = 64_000_000  # decoded images held in memory together: 192 MB of RGB
 _LARGE = 16 * 2**20  # bytes of a file whose header is examined before all of it is read
 
 

@@ -139,7 +139,7 @@ SECTIONS = (
                 "from zsq search to the answer",
                 lambda f: {name: f["commands"][name]["wall_s"]["median"] for name in ANSWERS},
                 3, "s", at_most=True,
-                reason="missed on a busy machine, where the import of torch alone takes a good part of it",
+                reason="missed: on this machine the import of torch alone takes more than that",
             ),
         ),
     ),

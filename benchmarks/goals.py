@@ -83,7 +83,8 @@ def _index(batch: float, single: float) -> tuple[Goal, ...]:
 
 SECTIONS = (
     Section(
-        "Index, 100,000 synthetic vectors", "performance-index.json", "benchmarks.index --vectors 100000",
+        "Index, 100,000 synthetic vectors", "performance-index.json",
+        "benchmarks.index --vectors 100000 --systems compressed,hnswlib,faiss-ivf-sq8",
         (
             *_index(4, 3),
             Goal("exact search, to the product alone", lambda f: f["exact"]["share_of_product"], 0.6, "%"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,11 +75,19 @@ def test_backbone_classifies_a_cat_as_a_cat() -> None:
     assert float(probabilities[281:286].sum()) > 0.8
 
 
+def _settings(hf: Any) -> Any:
+    """Those of MiniLM."""
+    return hf.BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536,
+        vocab_size=30522, max_position_embeddings=512, layer_norm_eps=1e-12,
+    )  # fmt: skip
+
+
 def test_text_trunk_and_own_layers_equal_minilm() -> None:
     base = read_base_weights()
     tower = TextTower(base).eval()
     hf = import_transformers()
-    whole = hf.BertModel(hf.BertConfig.from_json_file(base.minilm_config), add_pooling_layer=False).eval()
+    whole = hf.BertModel(_settings(hf), add_pooling_layer=False).eval()
     whole.load_state_dict(base.minilm)
     ids = torch.tensor([[101, 1037, 3899, 102], [101, 4937, 102, 0]])
     mask = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 0]])
@@ -91,7 +100,7 @@ def test_text_trunk_and_own_layers_equal_minilm() -> None:
 @pytest.mark.parametrize("cached", [0, 3])
 def test_decoder_with_padding_equals_transformers(cached: int) -> None:
     base, hf = read_base_weights(), import_transformers()
-    settings = hf.BertConfig.from_json_file(base.minilm_config)
+    settings = _settings(hf)
     settings.is_decoder = True
     theirs, ours = hf.BertModel(settings, add_pooling_layer=False).eval(), Bert().eval()
     for model in (theirs, ours):

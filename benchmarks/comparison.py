@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.curves import BATCH, SINGLE, Point, measure, rates_at_levels, ratios
 from benchmarks.engines import PEERS, Engine, K, make
 from benchmarks.memory import loaded_memory
+from benchmarks.timing import timed
 from zsqretrieval._util.files import write_whole
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.indexes.exact import ExactIndex
@@ -122,9 +122,7 @@ def _build(
         if built.get("digest") == digest:
             engine.load(folder / "index")
         else:
-            begin = time.process_time()
-            engine.build(gallery)
-            built = {"digest": digest, "cpu_s": time.process_time() - begin}
+            built = {"digest": digest, "cpu_s": timed(lambda engine=engine: engine.build(gallery))[1]}  # type: ignore[misc]
             shutil.rmtree(folder, ignore_errors=True)
             (folder / "index").mkdir(parents=True)
             engine.save(folder / "index")
@@ -180,7 +178,7 @@ def _exact_share(gallery: NDArray[np.float32], queries: NDArray[np.float32], rou
             np.matmul(queries, rows[start : start + _BLOCK].T)
 
     calls: list[Callable[[], Any]] = [product, lambda: exact.search(queries, K)]
-    times = np.array([[_seconds(call, time.process_time) for call in calls] for _ in range(rounds)])
+    times = np.array([[timed(call)[1] for call in calls] for _ in range(rounds)])
     product_s, search_s = np.median(times, axis=0).tolist()
     return {
         "count": len(rows), "product_cpu_s": product_s, "search_cpu_s": search_s,
@@ -197,12 +195,12 @@ def _scaling(
     for count in (1, threads):
         faiss.omp_set_num_threads(count)
         engine = engines[count] = make(name, rows.shape[1], threads=count)
-        builds[count] = _seconds(lambda engine=engine: engine.build(rows), time.perf_counter)  # type: ignore[misc]
+        builds[count] = timed(lambda engine=engine: engine.build(rows))[0]  # type: ignore[misc]
     times = np.empty((rounds, 2))
     for number in range(rounds):
         for place, (count, engine) in enumerate(engines.items()):
             faiss.omp_set_num_threads(count)
-            times[number, place] = _seconds(lambda engine=engine: engine.search(queries), time.perf_counter)  # type: ignore[misc]
+            times[number, place] = timed(lambda engine=engine: engine.search(queries))[0]  # type: ignore[misc]
     faiss.omp_set_num_threads(1)
     return {
         "threads": threads, "count": len(rows),
@@ -210,12 +208,6 @@ def _scaling(
         "batch_s": float(np.median(times[:, 0])),
         "batch_speedup": float(np.median(times[:, 0] / times[:, 1])),
     }  # fmt: skip
-
-
-def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    begin = clock()
-    call()
-    return clock() - begin
 
 
 def _processor() -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.engines import Engine, Setting
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.indexes.tuning import recall_of
 from zsqretrieval.types import Progress
 
 LEVELS = (0.90, 0.95, 0.98)  # recalls at which engines are compared
@@ -43,12 +44,6 @@ class Point:
 def spread(values: NDArray[np.float64]) -> list[float]:
     """Lowest and highest."""
     return [float(values.min()), float(values.max())]
-
-
-def recall(found: NDArray[Any], wanted: NDArray[np.int64]) -> float:
-    """Share of the wanted keys [q, k] that were found [q, m]; -1 is no key."""
-    hits = (found.astype(np.int64)[:, :, None] == wanted[:, None, :]) & (wanted[:, None, :] >= 0)
-    return float(hits.sum() / (wanted >= 0).sum())
 
 
 def measure(
@@ -100,7 +95,7 @@ def _worth_timing(
         points: list[tuple[Setting, float]] = []
         for setting in sweep:
             engine.set(setting)
-            points.append((setting, recall(engine.search(queries), wanted)))
+            points.append((setting, recall_of(engine.search(queries).astype(np.int64), wanted)))
             seen = [found for _, found in points]
             if seen[-1] >= _ENOUGH or (len(seen) > 2 and seen[-1] - seen[-3] < _FLAT):
                 break

@@ -15,8 +15,7 @@ import os
 import subprocess
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.output import command_line, run, write_results
+from benchmarks.timing import timed
 from zsqretrieval.data.images import decode
 from zsqretrieval.data.samples import photographs
 from zsqretrieval.data.tars import read_webdataset
@@ -89,13 +89,6 @@ def crops(count: int, size: tuple[int, int] = (480, 360)) -> Iterable[bytes]:
         buffer = io.BytesIO()
         picture.crop((left, top, left + size[0], top + size[1])).save(buffer, "JPEG", quality=85)
         yield buffer.getvalue()
-
-
-def timed(call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and CPU seconds of all threads, of a call."""
-    begin, cpu = time.perf_counter(), time.process_time()
-    call()
-    return time.perf_counter() - begin, time.process_time() - cpu
 
 
 def rival(

@@ -9,12 +9,12 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks.curves import recall
 from benchmarks.synthetic import cliplike
 from index_data import vectors
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError
 from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
+from zsqretrieval.indexes.tuning import recall_of
 from zsqretrieval.protocols import Configurable, FilteredIndex
 
 
@@ -24,7 +24,7 @@ def test_recall_at_the_defaults_on_text_like_queries() -> None:
     for each in (index, truth):
         each.add(np.arange(3000), data.gallery)
     for queries in (data.text_queries, data.image_queries):
-        assert recall(index.search(queries, 10).keys, truth.search(queries, 10).keys) >= 0.97
+        assert recall_of(index.search(queries, 10).keys, truth.search(queries, 10).keys) >= 0.97
 
 
 def test_config_rebuilds_the_index() -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.indexes.base import VectorIndex, top_rows
 from zsqretrieval.indexes.checks import check_integer, cores, unit_rows
 from zsqretrieval.indexes.keys import DIGEST, KeyTable, KeyView
-from zsqretrieval.indexes.lists import Lists, principal_components
+from zsqretrieval.indexes.lists import POINTS, Lists, principal_components
 from zsqretrieval.indexes.rows import RowStore
 from zsqretrieval.indexes.tuning import Measured, Tuning, fastest, measure, timed
 from zsqretrieval.types import Neighbors
@@ -37,7 +37,6 @@ _TOGETHER = 128  # that one thread answers in one go
 _SAMPLE = 32_768  # rows from which the components are computed
 _REDUCED = 96  # components; more if they lose neighbours
 _TUNED = 100_000  # rows of the sample that the number of components is chosen with
-_PER_LIST = 40  # rows of the training sample
 _CHECKED, _ENOUGH = 200, 0.99  # vectors whose neighbours the components have to keep, and their share
 
 
@@ -51,9 +50,9 @@ class CompressedIndex(VectorIndex):
     twice as many as the last time; searches use the old ones meanwhile. Identical vectors are stored once.
     Removed vectors remain, excluded, until they outnumber the others.
 
-    In memory, a vector takes ``reduced`` + 50 bytes; its ``2 * dim`` bytes of full precision are mapped from
-    the saved file. That file is verified block by block when it is read, so a search may raise an
-    IntegrityError.
+    In memory, a vector takes about ``reduced`` + 70 bytes; a loaded index maps the ``2 * dim`` bytes of its
+    full precision from the file, one that was just built keeps them, too. The file is verified block by block
+    when it is read, so a search may raise a DamagedIndexError.
 
     Args:
         dim: length of the vectors.
@@ -100,9 +99,6 @@ class CompressedIndex(VectorIndex):
         self._threads = None if threads is None else check_integer("threads", threads, most=_MOST_THREADS)
         self._store = RowStore(self._dim)
         self._codes: Lists | None = None  # of the first rows; the rest is compared exactly
-        self._trained = 0  # rows when the lists were trained
-        self._usual = 0.0  # share of squared length that the codes of nearly all of these keep
-        self._strange = 0  # later rows whose codes keep less
         self._alive_bits: NDArray[np.uint8] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -231,37 +227,37 @@ class CompressedIndex(VectorIndex):
         """Put the tail into the lists, or train lists for all rows if these have doubled."""
         if self._table.alive < _TRAINED_ROWS:
             return
-        if self._codes is None or self._store.size >= 2 * self._trained:
+        if self._codes is None or self._store.size >= 2 * self._codes.trained:
             self._train()
         elif self._store.size - self._codes.size > _TAIL:
             try:
                 for _, vectors in self._store.blocks(np.arange(self._codes.size, self._store.size)):
                     with self._lock.exclusive():
-                        kept = self._codes.add(vectors)
-                    self._strange += int((kept < self._usual).sum())
+                        self._codes.add(vectors)
             except BaseException:  # the lists may hold a part of the piece
-                self._codes, self._trained = None, 0
+                self._codes = None
                 raise
-            if self._strange > _SHARE_OF_STRANGE * self._store.size:
+            if self._codes.strange > _SHARE_OF_STRANGE * self._store.size:
                 self._train()
 
     def _train(self, reduced: int | None = None) -> None:
         """Train lists for all rows, with so many components; None for as many as wanted or needed."""
-        codes, usual = self._trained_lists(self._table, self._store, reduced or self._reduced)
+        codes = self._trained_lists(self._table, self._store, reduced or self._reduced)
         with self._lock.exclusive():
-            self._codes, self._trained, self._usual, self._strange = codes, codes.size, usual, 0
+            self._codes = codes
 
-    def _trained_lists(self, table: KeyTable, store: RowStore, reduced: int | None) -> tuple[Lists, float]:
-        """Lists of all rows of a store, and the share of length that the codes of nearly all keep."""
+    def _trained_lists(self, table: KeyTable, store: RowStore, reduced: int | None) -> Lists:
+        """Lists of all rows of a store."""
         alive = table.view.rows
         count = self._lists or 2 ** round(math.log2(4 * math.sqrt(len(alive))))
         count = min(count, len(alive))
-        rows = np.random.default_rng(0).permutation(alive)[: max(_SAMPLE, _PER_LIST * count)]
+        rows = np.random.default_rng(0).permutation(alive)[: max(_SAMPLE, POINTS * count)]
         rotation = self._rotation(store.vectors(np.sort(rows[:_SAMPLE])), reduced)
         points = np.concatenate([vectors @ rotation for _, vectors in store.blocks(np.sort(rows))])
         lists = Lists.train(rotation, points, count, threads=self._cores)
         kept = [lists.add(vectors) for _, vectors in store.blocks(np.arange(store.size))]
-        return lists, 0.98 * float(np.quantile(np.concatenate(kept)[alive], 0.01))
+        lists.settle(np.concatenate(kept)[alive])
+        return lists
 
     def _rotation(self, sample: NDArray[np.float32], reduced: int | None) -> NDArray[np.float32]:
         """Principal components of vectors [n, dim], as many as wanted, or as these need."""
@@ -280,13 +276,9 @@ class CompressedIndex(VectorIndex):
     def _compact(self) -> None:
         table, kept = self._table.compacted()
         store = self._store.keep(kept)
-        codes, usual = None, 0.0
-        if store.size >= _TRAINED_ROWS:
-            codes, usual = self._trained_lists(table, store, self._reduced)
+        codes = self._trained_lists(table, store, self._reduced) if store.size >= _TRAINED_ROWS else None
         with self._lock.exclusive():
-            self._table, self._store, self._codes = table, store, codes
-            self._trained, self._usual, self._strange = store.size if codes else 0, usual, 0
-            self._alive_bits = None
+            self._table, self._store, self._codes, self._alive_bits = table, store, codes, None
 
     # --- searching
 
@@ -336,7 +328,7 @@ class CompressedIndex(VectorIndex):
         self, queries: NDArray[np.float32], k: int, view: KeyView, rows: NDArray[np.int64]
     ) -> Neighbors:
         """The best of candidate rows [q, m] and of the rows that are in no list, by full vectors."""
-        scores = self._store.scores(queries, np.maximum(rows, 0))  # those of rows -1 are not used
+        scores = self._store.scores(queries, rows)
         coded = self._codes.size if self._codes else 0
         if coded < self._table.size:
             tail = coded + np.flatnonzero(view.first[coded:] >= 0)
@@ -357,16 +349,17 @@ class CompressedIndex(VectorIndex):
         """A bit for each row that may be found; None for all."""
         if view.row_count == self._table.size:
             return None
-        if filtered:
-            return np.packbits(view.first >= 0, bitorder="little")
-        if self._alive_bits is None:
-            self._alive_bits = np.packbits(view.first >= 0, bitorder="little")
-        return self._alive_bits
+        if self._alive_bits is not None and not filtered:
+            return self._alive_bits
+        bits = np.packbits(view.first >= 0, bitorder="little")
+        if not filtered:
+            self._alive_bits = bits
+        return bits
 
     # --- on disk
 
     def _facts(self) -> dict[str, Any]:
-        return {"trained": self._trained, "usual": self._usual, "strange": self._strange}
+        return self._codes.facts() if self._codes else {}
 
     def _parts(self) -> dict[str, Callable[[Path], object]]:
         digests, rows = self._table.digests()
@@ -395,17 +388,11 @@ class CompressedIndex(VectorIndex):
         self._store = store
         if "codes.npy" in snapshot.files:
             self._codes = Lists.restore(snapshot, self._dim, threads=self._cores)
-            trained, usual, strange = (cast(Any, snapshot.facts.get(name)) for name in self._facts())
-            if (
-                self._codes.size > store.size
-                or not all(type(one) is int and 0 <= one <= store.size for one in (trained, strange))
-                or type(usual) is not float
-            ):
+            if self._codes.size > store.size:
                 raise IntegrityError(
-                    f"{snapshot.path}: the lists and the vectors do not fit together; rebuild the index from "
+                    f"{snapshot.path}: the lists name vectors that are not stored; rebuild the index from "
                     "its source"
                 )
-            self._trained, self._usual, self._strange = trained, usual, strange
 
     @property
     def _cores(self) -> int:
@@ -422,9 +409,9 @@ def _joined(found: Sequence[Neighbors]) -> Neighbors:
 
 def _loses_neighbors(sample: NDArray[np.float32], directions: NDArray[np.float32]) -> bool:
     """Whether candidates by components would miss many true neighbours among vectors of a sample."""
-    gallery, queries = sample[: 32 * _QUERIES], sample[:_CHECKED]
-    truth = np.argsort(-(queries @ gallery.T), axis=1)[:, 1:11]  # without the vector itself
-    reduced = gallery @ directions
+    queries = sample[:_CHECKED]
+    truth = np.argsort(-(queries @ sample.T), axis=1)[:, 1:11]  # without the vector itself
+    reduced = sample @ directions
     close = np.argsort(-(reduced[: len(queries)] @ reduced.T), axis=1)[:, :61]
     found = (truth[:, :, None] == close[:, None, :]).any(axis=2)
     return bool(found.mean() < _ENOUGH)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -21,7 +22,9 @@ from zsqretrieval.errors import IntegrityError
 from zsqretrieval.indexes import openmp
 
 _ITERATIONS = 10  # of k-means
-_POINTS = 40  # rows a centroid that it sees
+POINTS = 40
+"""Rows per list that the training reads."""
+_USUAL, _RARE = 0.98, 0.01  # see Lists.settle
 _TINY = np.float32(1e-30)
 _LARGEST = 1e6  # of a rotation: about 1,000 is usual
 _HIGHEST = 127  # of a code; faiss reads them three times as fast as scaled ones
@@ -35,9 +38,15 @@ class Lists:
             of nearly all vectors lie between -128 and 127.
         centroids: float32 [lists, reduced].
         threads: threads for adding.
+
+    Attributes:
+        trained: rows when :meth:`settle` was called; 0 before.
+        usual: the share of a vector's squared length that its code kept for nearly all of these.
+        strange: later rows whose codes keep less.
     """
 
     def __init__(self, rotation: NDArray[np.float32], centroids: NDArray[np.float32], threads: int) -> None:
+        self.trained, self.usual, self.strange = 0, 0.0, 0
         self.rotation = rotation
         self.centroids = centroids
         self._threads = threads
@@ -62,7 +71,7 @@ class Lists:
         points = points * scale
         clustering = faiss.Clustering(points.shape[1], lists)
         clustering.niter = _ITERATIONS
-        clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, _POINTS
+        clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, POINTS
         with openmp.threads(threads):
             clustering.train(points, faiss.IndexFlatIP(points.shape[1]))
         centroids = faiss.vector_to_array(clustering.centroids).reshape(lists, -1)
@@ -90,7 +99,12 @@ class Lists:
         kept: NDArray[np.float32] = (
             np.einsum("ij,ij->i", reduced, reduced) / np.square(self.rotation[:, 0]).sum()
         )
+        self.strange += int((kept < self.usual).sum())
         return kept
+
+    def settle(self, kept: NDArray[np.float32]) -> None:
+        """Take the rows so far, whose codes keep these shares, as the measure of later ones."""
+        self.trained, self.usual = self.size, _USUAL * float(np.quantile(kept, _RARE))
 
     def search(
         self, queries: NDArray[np.float32], m: int, probe: int, allowed: NDArray[np.uint8] | None
@@ -119,6 +133,10 @@ class Lists:
 
     # --- on disk
 
+    def facts(self) -> dict[str, int | float]:
+        """Numbers for the manifest of a snapshot."""
+        return {"trained": self.trained, "usual": self.usual, "strange": self.strange}
+
     def parts(self) -> dict[str, Callable[[Path], object]]:
         """Files of a snapshot."""
         sizes, rows, codes = self._arrays()
@@ -145,11 +163,14 @@ class Lists:
 
     @classmethod
     def restore(cls, snapshot: Snapshot, dim: int, *, threads: int) -> Self:
-        """Lists of the files of :meth:`parts`.
+        """Lists of :meth:`facts` and of the files of :meth:`parts`.
 
         Raises:
-            IntegrityError: the arrays do not fit together.
+            IntegrityError: they do not fit together.
         """
+        trained, usual, strange = (
+            cast(Any, snapshot.facts.get(name)) for name in ("trained", "usual", "strange")
+        )
         rotation, centroids, sizes, rows, codes = (
             read_array(snapshot.file(f"{part}.npy"))
             for part in ("rotation", "centroids", "lists", "members", "codes")
@@ -171,6 +192,8 @@ class Lists:
             and np.array_equal(np.sort(rows), np.arange(n))
             and (np.abs(rotation) < _LARGEST).all()
             and np.isfinite(centroids).all()
+            and all(type(one) is int and 0 <= one <= n for one in (trained, strange))
+            and type(usual) is float
         )
         if not fits:
             raise IntegrityError(
@@ -185,6 +208,7 @@ class Lists:
                 number, int(sizes[number]), faiss.swig_ptr(rows[part]), faiss.swig_ptr(codes[part])
             )
         lists._native.ntotal = n
+        lists.trained, lists.usual, lists.strange = trained, usual, strange
         return lists
 
 

@@ -42,7 +42,7 @@ _CHECKED, _ENOUGH = 200, 0.99  # vectors whose neighbours the components have to
 
 @final
 class CompressedIndex(VectorIndex):
-    """Finds nearly the nearest vectors; builds 30 times as fast as a graph, in a tenth of the memory.
+    """Finds nearly the nearest vectors; builds several times as fast as a graph, in a tenth of the memory.
 
     A search takes the best ``refine * k`` rows by codes from the ``probe`` best lists, and the best k of
     these by their vectors. It returns at least ``min(k, len(self))`` keys: where the lists hold fewer, all

@@ -5,6 +5,7 @@
      │    └── ImageError                              an image cannot be decoded, or a model cannot take it
      ├── PartError                                    a plugin gave an answer that breaks its contract
      ├── IntegrityError                               stored bytes are damaged: checksum, truncation, format
+     │    └── DamagedIndexError                       an index found damage in the middle of a search
      ├── MismatchError            (also ValueError)   two parts do not belong together: dim, metric, encoder
      ├── AlbumError                                   an album is missing, already there, or in use
      ├── WeightsError                                 model weights cannot be found, fetched or trusted

@@ -17,10 +17,11 @@ FOLDER = Path(__file__).with_name("demo")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question and the id of the one photograph that answers it; None when none is known to."""
+    """A question and the id of the one photograph that answers it; None when nobody has said which does."""
 
     text: str
     expected: str | None = None
+    answerable: bool = True  # False: no photograph answers it
 
 
 QUESTIONS: tuple[Question, ...] = (
@@ -54,10 +55,10 @@ QUESTIONS: tuple[Question, ...] = (
 """Written before any model had seen the photographs, and not changed to suit one."""
 
 UNANSWERABLE: tuple[Question, ...] = (
-    Question("Is somebody riding a bicycle?"),
-    Question("Where is a child with a birthday cake?"),
-    Question("Which train is waiting at the station?"),
-    Question("Who is playing the piano?"),
+    Question("Is somebody riding a bicycle?", answerable=False),
+    Question("Where is a child with a birthday cake?", answerable=False),
+    Question("Which train is waiting at the station?", answerable=False),
+    Question("Who is playing the piano?", answerable=False),
 )
 """Written with the others; no photograph answers them."""
 

@@ -98,7 +98,7 @@ def test_count_of_first_ranks_matches_the_rankings(zsq: Zsq) -> None:
     assert said.count(" yes") == facts["found_first"]
     assert len(re.findall(r"no: \w+ has rank", said)) == facts["expected"] - facts["found_first"]
     page = Path("zsq-demo.html").read_text(encoding="utf-8")
-    assert page.count(">ranked first<") == facts["found_first"]
+    assert page.count(">ranked first") == facts["found_first"]
     assert page.count('class="card expected"') == facts["expected"]
     assert "nothing fits" not in said, "the toy encoder has no probabilities"
 
@@ -121,8 +121,9 @@ def test_the_closing_line_says_whether_re_ranking_helps_or_hurts(up: int, down: 
     }  # fmt: skip
     assert summary(facts) == (
         "24 questions to 55 images. The expected image ranks first for 12 of 20, by the first stage alone "
-        f"for 11. {said} It says that nothing fits for 3 of 4 questions that no image answers, and wrongly for 8 "
-        "of the 20 others. Indexed in 1.0 s, answered in 400 ms a question, 200 ms of it for re-ranking."
+        f"for 11. {said} All hits are judged improbable for 3 of 4 questions that no image answers, and "
+        "wrongly for 8 of the 20 others. "
+        "Indexed in 1.0 s, answered in 400 ms a question, 200 ms of it for re-ranking."
     )
 
 
@@ -138,6 +139,7 @@ def test_probabilities_say_which_questions_nothing_answers(zsq: Zsq, monkeypatch
     assert said.count("yes: nothing fits") == len(demo.UNANSWERABLE)
     page = Path("zsq-demo.html").read_text(encoding="utf-8")
     assert page.count("nothing fits, as expected") == len(demo.UNANSWERABLE)
+    assert page.count("; judged improbable") == len(demo.QUESTIONS)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,7 @@ def test_a_generator_re_ranks(zsq: Zsq, preset: str, generator: str) -> None:
     missed = sum((one["rank"] or 0) > 3 for one in facts["questions"])
     page = Path("zsq-demo.html").read_text(encoding="utf-8")
     assert page.count('class="score ranks"') == 3 * len(ASKED) + missed
+    assert page.count(" by the first stage<") == changed
 
 
 def test_without_a_generator_the_page_names_the_first_stage_alone(zsq: Zsq) -> None:

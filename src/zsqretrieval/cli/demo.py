@@ -177,7 +177,7 @@ def _summary(facts: dict[str, Any]) -> str:
         said.append(_verdict_on_ranks(facts))
     if facts["unanswerable"] and facts["judges"]:
         said.append(
-            f"It says that nothing fits for {facts['nothing_found_rightly']} of "
+            f"All hits are judged improbable for {facts['nothing_found_rightly']} of "
             f"{facts['unanswerable']} questions that no image answers, and wrongly for "
             f"{facts['nothing_found_wrongly']} of the {facts['expected']} others."
         )
@@ -237,8 +237,8 @@ def _page(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[st
     from zsqretrieval.search.display import Row, contact_sheet, thumbnails
 
     rows = [
-        Row(ranking, one.expected, one.answerable, first=k)
-        for one, ranking in zip(asked, rankings, strict=True)
+        Row(ranking, one.expected, one.answerable, first=k, former=fact["first_stage_rank"])
+        for one, ranking, fact in zip(asked, rankings, facts["questions"], strict=True)
     ]
     hits = [hit for row in rows for hit in row.shown().values()]
     credits = {

@@ -88,6 +88,7 @@ class Row:
     answerable: bool = True  # False: no image is right
     asked_with: bytes | None = None  # thumbnail of the query image; None for a question
     first: int | None = None  # hits that are shown, beside the right one; None for all
+    former: int | None = None  # rank of the right image before re-ranking
 
     def shown(self) -> dict[int, Hit]:
         """The hits on the page, by rank from 1."""
@@ -271,11 +272,16 @@ def _verdict(row: Row) -> tuple[str, str] | None:
         return ("hit", "nothing fits, as expected") if nothing else ("miss", "nothing should fit")
     if row.expected is None:
         return ("near", "probably nothing fits") if nothing else None
-    ids = [hit.id for hit in row.ranking]
+    ids = row.ranking.ids
     if row.expected not in ids:
         return "miss", f"{row.expected} is not among the first {len(ids)}"
     rank = ids.index(row.expected) + 1
-    return ("hit", "ranked first") if rank == 1 else ("near", f"rank {rank}")
+    said = "ranked first" if rank == 1 else f"rank {rank}"
+    if row.former not in (None, rank):
+        said += f", {row.former} by the first stage"
+    if nothing:
+        said += "; judged improbable"
+    return "hit" if rank == 1 else "near", said
 
 
 def _words(hit: Hit) -> list[dict[str, Any]]:

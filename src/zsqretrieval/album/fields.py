@@ -121,7 +121,9 @@ class FieldTable:
         query = f"SELECT key, metadata, {', '.join(names)} FROM images ORDER BY key DESC LIMIT {_SURVEYED}"
         for key, text, *numbers in self._database.rows(query):
             metadata = self._database.from_json(text, f"metadata of image {key}")
-            found: list[tuple[_Path, Any]] = [((name,), one) for name, one in zip(names, numbers, strict=True)]
+            found: list[tuple[_Path, Any]] = [
+                ((name,), one) for name, one in zip(names, numbers, strict=True)
+            ]
             for path in _leaves(metadata, (METADATA,)):
                 value: Any = metadata
                 for step in path[1:]:

@@ -295,6 +295,10 @@ class Album:
         """Look up the record of one image; None when there is none."""
         return self._store.find(id)
 
+    def find_all(self, ids: Iterable[str]) -> dict[str, Record]:
+        """Look up the records of the images that there are, out of some, by id."""
+        return dict(self._store.by_id(list(ids)))
+
     def files(self) -> Reopener:
         """Open images: ``with retriever.files() as files: files.open(hit.source, hit.digest)``."""
         return self._store.kept.files()

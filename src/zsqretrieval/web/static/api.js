@@ -72,7 +72,7 @@ export async function search(body, signal, report) {
 /** Upload one image; `{upload, thumb}`. */
 export async function upload(file) {
   const body = new FormData();
-  body.append("image", file);
+  body.append("file", file);
   return (await request("/api/uploads", { method: "POST", body })).json();
 }
 

@@ -66,7 +66,7 @@ function show() {
   for (const radio of all("#orders input")) radio.checked = radio.value === state.order;
   place.classList.toggle("both", view === "results" && state.order === "both");
   find("#sort").value = state.sort;
-  find("#sort [value=best]").textContent = view === "results" ? "Best first" : "As added";
+  find("#sort [value=best]").textContent = view === "results" ? "Best first" : "Last added";
   find("#cut").value = state.cut ?? album.calibrated_cutoff ?? 0.5;
   find("#cut-value").textContent = percent(Number(find("#cut").value));
   terms.show(state);

@@ -6,7 +6,7 @@ import { mark } from "./selection.js";
 import { byDate, rove, tile } from "./tiles.js";
 
 const PAGE = 60;
-const SORTS = { best: "added", newest: "-taken", oldest: "taken" };
+const SORTS = { best: "-added", newest: "-taken", oldest: "taken" };
 
 export class Browse {
   constructor(album) {

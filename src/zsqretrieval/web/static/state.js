@@ -109,7 +109,6 @@ export function body(state, can, offset = 0, k = 60) {
   return {
     terms, k, offset, candidates: 60,
     rerank: can.rerank && state.order !== "first",
-    min_probability: can.probability ? 0 : null,
     where: state.where || null,
     collapse: state.fold ? 0.97 : null,
     expand: can.expand && state.expand,

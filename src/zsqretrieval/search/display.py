@@ -1,7 +1,7 @@
 """Rankings as one HTML page that needs nothing else: images inline, no script, no network.
 
 :func:`thumbnails` opens the images; :func:`contact_sheet` fills the template and touches nothing else.
-Templates escape all values; other pages of the library extend ``base.html.j2`` by :func:`render` or :func:`templates`.
+Templates escape all values; other pages of the library extend ``base.html.j2``.
 """
 
 from __future__ import annotations

@@ -76,8 +76,16 @@ function show() {
   place.dataset.shown = "yes";
   const shown = view === "dialog" ? dialog.show(state) : view === "results" ? results.show(state) : browse.show(state);
   Promise.resolve(shown).then(watch);
-  if (state.image) detail.show(state.image, view === "results" ? results.hits.find((hit) => hit.id === state.image) ?? null : null, state);
+  if (state.image) open(view === "results" ? shown : null);
   else detail.hide();
+}
+
+/** Open an image, at once if what the search says of it is known, else when it is. */
+async function open(shown) {
+  const { image } = state;
+  const hit = () => (shown ? results.hits.find((one) => one.id === image) ?? null : null);
+  if (!hit()) await shown;
+  if (state.image === image) detail.show(image, hit(), state);
 }
 
 // Endless scroll: the next page is asked for before its place comes into sight.
@@ -92,8 +100,7 @@ const seen = new IntersectionObserver(
 );
 function watch() {
   seen.unobserve(end);
-  const more = searches(state) ? !results.ended : browse.shown < album.images;
-  if (more && !state.ask) seen.observe(end);
+  if (!state.ask && !(searches(state) ? results : browse).ended) seen.observe(end);
 }
 
 find("#ask").addEventListener("submit", (event) => {

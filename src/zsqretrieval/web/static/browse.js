@@ -1,4 +1,4 @@
-// All images of the album, before anything is asked; the first ones are in the page already.
+// The images of the album, or those of a filter, before anything is asked; the first ones are in the page already.
 
 import { get } from "./api.js";
 import { all, complain, count, el, find } from "./dom.js";
@@ -8,66 +8,78 @@ import { byDate, rove, tile } from "./tiles.js";
 const PAGE = 60;
 const SORTS = { best: "-added", newest: "-taken", oldest: "taken" };
 
+const keyOf = ({ sort, where }) => `${SORTS[sort]} ${where}`;
+
 export class Browse {
+  /** @param {object} album what `/api/album` says */
   constructor(album) {
-    this.album = album;
     this.place = find("#results");
-    this.sort = null;
     const first = find(".gallery", this.place);
-    if (first) Object.assign(this, { sort: "best", content: [first], shown: all(".tile", first).length, images: null });
+    if (first) this.start({ sort: "best", where: "" }, { content: [first], shown: all(".tile", first).length });
+    this.total = album.images;
+  }
+
+  start({ sort, where }, rest = {}) {
+    Object.assign(this, { key: keyOf({ sort, where }), sort, where, content: [], images: [], shown: 0, total: Infinity }, rest);
+  }
+
+  get ended() {
+    return this.shown >= this.total;
   }
 
   async show(state) {
     find("#cutoff").hidden = true;
     find("#seconds").textContent = "";
     find("#summary").classList.remove("nothing");
-    find("#summary").textContent = this.album.images ? count(this.album.images, "image") : "This album has no images yet. Add some with “zsq index”.";
-    const kept = this.sort === state.sort;
-    if (!kept) Object.assign(this, { sort: state.sort, content: [], images: [], shown: 0 });
-    this.place.replaceChildren(...this.content);
-    mark();
-    rove();
+    const kept = this.key === keyOf(state);
+    if (!kept) this.start(state);
+    this.draw();
     if (!kept) await this.page();
   }
 
   async page() {
-    if (this.busy || this.shown >= this.album.images) return;
+    if (this.busy || this.ended) return;
     this.busy = true;
-    const { sort } = this;
+    const { key, sort, where, shown } = this;
     try {
-      const found = await get(`/api/images?offset=${this.shown}&limit=${PAGE}&sort=${SORTS[sort]}`);
-      if (sort !== this.sort) return;
-      this.shown += found.images.length || Infinity;
+      const filter = where ? `&where=${encodeURIComponent(where)}` : "";
+      const found = await get(`/api/images?offset=${shown}&limit=${PAGE}&sort=${SORTS[sort]}${filter}`);
+      if (key !== this.key) return;
+      this.total = found.images.length ? found.total : shown; // images may be removed in the meantime
+      this.shown += found.images.length;
       if (sort === "best") this.append(found.images);
       else this.group([...this.images, ...found.images]);
+      if (this.place.dataset.view === "browse") this.draw();
       complain();
     } catch (error) {
-      complain(error, () => this.page());
+      if (key !== this.key) return;
+      this.key = null;
+      this.total = shown;
+      complain(error, () => this.show({ sort, where }));
     } finally {
       this.busy = false;
-      if (sort !== this.sort) this.page();
+      if (key !== this.key && this.key) this.page();
     }
   }
 
   append(images) {
     if (!this.content.length) this.content = [el("ul", { class: "gallery" })];
     this.content[0].append(...images.map(tile));
-    this.fill();
   }
 
   group(images) {
-    const tiles = new Map(all(".tile", this.place).map((one) => [one.dataset.id, one]));
+    const tiles = new Map(this.content.flatMap((one) => all(".tile", one)).map((one) => [one.dataset.id, one]));
     this.images = images;
     this.content = byDate(images, this.sort === "oldest").flatMap(({ heading, images: some }) => [
       ...(heading ? [el("h3", {}, heading)] : []),
       el("ul", { class: "gallery" }, ...some.map((image) => tiles.get(image.id) ?? tile(image))),
     ]);
-    this.fill();
   }
 
-  /** Put the content into the page, unless it shows something else by now. */
-  fill() {
-    if (!this.place.dataset.view || this.place.dataset.view === "browse") this.place.replaceChildren(...this.content);
+  draw() {
+    this.place.replaceChildren(...this.content);
+    const said = this.total ? `${count(this.total, "image")}${this.where ? " with this filter" : ""}` : "No images";
+    find("#summary").textContent = Number.isFinite(this.total) ? said : "";
     mark();
     rove();
   }

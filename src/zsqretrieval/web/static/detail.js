@@ -6,6 +6,8 @@ import { quoted } from "./filters.js";
 import { question } from "./state.js";
 import { bar, moved } from "./tiles.js";
 
+const SAYS = 0.7; // bits of a word that mean something
+
 const box = () => find("#detail");
 let stop = new AbortController();
 
@@ -95,7 +97,8 @@ export function startDetail(album, actions) {
     const add = (texts) => list.append(...texts.map((text) => el("li", {}, button(text, () => actions.ask(text), { class: "link", dir: "auto" }))));
     const known = image.questions.map((one) => one.text ?? one);
     add(known);
-    const more = button(known.length ? "More questions" : "What would you ask of it?", async () => {
+    const more = button(known.length ? "More questions" : "What would you ask of it?", ask, { class: "plain" });
+    async function ask() {
       more.disabled = true;
       more.textContent = "Thinking …";
       try {
@@ -106,14 +109,14 @@ export function startDetail(album, actions) {
       } catch (error) {
         if (error.name !== "AbortError") more.replaceWith(el("p", { class: "failed", role: "alert" }, error.message));
       }
-    });
+    }
     return part("Questions for this image", list, more);
   }
 
   function metadata(image) {
     const rows = Object.entries(image.metadata).map(([name, value]) => {
       const simple = ["string", "number"].includes(typeof value);
-      const text = simple ? String(value) : JSON.stringify(value);
+      const text = simple ? String(value) : Array.isArray(value) ? value.join("; ") : JSON.stringify(value);
       const condition = simple ? `${fieldName(name)} = ${typeof value === "number" ? value : quoted(value)}` : "";
       const only = button("only these", () => actions.filter(condition), { class: "link", "aria-label": `Only images with ${condition}` });
       return [el("dt", {}, name), el("dd", { dir: "auto" }, text, condition ? " " : null, condition ? only : null)];
@@ -130,7 +133,7 @@ const scale = (label, share, text) => el("p", { class: "scale" }, el("span", {},
 function fit(hit) {
   const made = [];
   if (hit.probability !== null) made.push(scale("Probability that it fits", hit.probability, percent(hit.probability)));
-  if (hit.question_fit !== null) made.push(scale("Likelihood, against the best image", hit.question_fit, percent(hit.question_fit)));
+  if (hit.question_fit !== null) made.push(scale("Likelihood, against the best image", hit.question_fit, hit.question_fit === 1 ? "the best" : percent(hit.question_fit)));
   const place = el("p", {}, `Rank ${hit.rank}`);
   if (hit.moved) place.append(" ", moved(hit), ` (the first stage had it at ${hit.first_stage_rank})`);
   else if (hit.moved === 0) place.append(", as in the first stage");
@@ -155,7 +158,7 @@ function explanation(id, asked, signal) {
       });
       text.replaceChildren(...parts, asked.slice(end));
       text.removeAttribute("aria-busy");
-      const best = words.filter((word) => word.bits > 0).sort((a, b) => b.bits - a.bits)[0];
+      const best = words.filter((word) => word.bits >= SAYS).sort((a, b) => b.bits - a.bits)[0];
       legend.textContent = best
         ? `The image makes underlined words likelier, most of all “${best.text.trim()}” (${best.bits.toFixed(1)} bits), and struck ones less likely.`
         : "The image makes none of the words likelier.";
@@ -169,6 +172,7 @@ function explanation(id, asked, signal) {
 }
 
 function heat(word, text) {
+  if (Math.abs(word.bits) < SAYS) return text;
   const strength = Math.min(Math.abs(word.share), 1);
   const made = el("mark", { class: word.share < 0 ? "against" : "for", title: `${word.bits > 0 ? "+" : ""}${word.bits.toFixed(1)} bits` }, text);
   made.style.setProperty("--strength", `${Math.round(45 * strength)}%`);

@@ -109,7 +109,7 @@ export class Dialog {
   drawTurns() {
     const { history } = this.now;
     const turns = history.map(({ question, answer, bits_before: before, bits_after: after }, i) => {
-      const fewer = before === undefined ? null : `${among(before)} → ${among(after)}`;
+      const fewer = `${among(before)} → ${count(among(after), "image")}`;
       return el(
         "li",
         {},
@@ -171,6 +171,7 @@ export class Dialog {
     const { hits, entropy_bits: bits } = this.now;
     const shown = hits.filter((hit) => hit.probability >= SMALLEST);
     const { clientWidth: width, clientHeight: height } = this.map;
+    if (!width) return;
     const areas = treemap(shown.map((hit) => hit.probability), width, height);
     const tiles = shown.map((hit, i) => {
       if (!this.tiles.has(hit.id)) this.tiles.set(hit.id, this.tile(hit));

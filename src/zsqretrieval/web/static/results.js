@@ -83,13 +83,13 @@ export class Results {
     return this.draw();
   }
 
-  progress(done, of = 1) {
+  progress(done, of = 0) {
     const bar = find("#progress");
     bar.hidden = done === null;
     if (done === null) return;
     find("progress", bar).max = of || 1;
     find("progress", bar).value = done;
-    find("span", bar).textContent = `Re-ranking ${done} of ${of}`;
+    find("span", bar).textContent = of ? `Re-ranking ${done} of ${of}` : "Re-ranking …";
   }
 
   get cut() {

@@ -14,11 +14,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import jinja2
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
 from zsqretrieval import __version__
+from zsqretrieval.data.images import DECODERS
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.web import compatible, dialogs, explain, images, search, uploads
 from zsqretrieval.web.failures import RESPONSES, Refused, add_handlers
@@ -28,7 +29,7 @@ from zsqretrieval.web.lanes import Lane
 from zsqretrieval.web.metrics import Metrics
 from zsqretrieval.web.schemas import Health
 from zsqretrieval.web.settings import Settings
-from zsqretrieval.web.state import Served, State, image
+from zsqretrieval.web.state import Served, State, facts
 from zsqretrieval.web.thumbnails import Thumbnails
 
 router = APIRouter()
@@ -37,35 +38,51 @@ _FIRST_SCREEN = 60
 
 
 def make_app(retriever: Retriever, settings: Settings, cache_folder: Path | None = None) -> Guard:
-    """Make the application of an album; ``cache_folder`` keeps thumbnails, None only in memory."""
+    """Make the application of an album, with its models loaded.
+
+    Args:
+        retriever: the album, in a directory or in memory.
+        settings: what its owner decides.
+        cache_folder: keeps thumbnails; None keeps them in memory.
+
+    Raises:
+        ZsqError: a model cannot be loaded.
+    """
+    generator = retriever.generator if settings.rerank else None
+    if len(retriever):
+        least = 0.0 if retriever.calibration.relevance_scale else None
+        retriever.search("warm up", 1, rerank="auto" if generator else None, min_probability=least)
     metrics = Metrics()
-    lanes = {
-        "first": Lane("first", metrics, waiting=settings.waiting, together=settings.together),
-        "second": Lane("second", metrics, waiting=settings.waiting, together=settings.together),
-        "pictures": Lane("pictures", metrics, waiting=8 * settings.waiting, threads=4),
-    }
-    state = State(
-        retriever, settings, metrics, **lanes,
+    limits = {"waiting": settings.waiting, "together": settings.together}
+    served = State(
+        retriever,
+        settings,
+        None if generator is None else generator.fingerprint,
+        metrics,
+        first=Lane("first", metrics, **limits),
+        second=Lane("second", metrics, **limits),
+        pictures=Lane("pictures", metrics, waiting=settings.connections, threads=DECODERS),
         thumbnails=Thumbnails(retriever, cache_folder),
         rates=uploads.Rates(settings.upload_rate),
         uploads=Kept(settings.kept, settings.kept_seconds),
         dialogs=Kept(settings.kept, settings.kept_seconds),
         rankings=Kept(settings.kept, settings.kept_seconds),
-    )  # fmt: skip
+    )
+    images.album_facts(served)
     metrics.images.set_function(lambda: len(retriever))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        for lane in lanes.values():
+        for lane in (served.first, served.second, served.pictures):
             await run_in_threadpool(lane.close)
 
     app = FastAPI(title=settings.title, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.served = state
-    add_handlers(app, state.place)
-    for one in (router, images.router, search.router, uploads.router, explain.router, dialogs.router):
-        app.include_router(one)
-    app.include_router(compatible.router)
+    app.state.served = served
+    add_handlers(app, served.place)
+    for part in (images, search, uploads, explain, dialogs, compatible):
+        app.include_router(part.router)
+    app.include_router(router)
     return Guard(app, settings, metrics)
 
 
@@ -96,7 +113,7 @@ def page(served: Served) -> Response:
     html = _template().render(
         title=served.settings.title,
         album=images.album_facts(served).model_dump(),
-        images=[image(one).model_dump() for one in found],
+        images=[facts(one) for one in found],
         total=len(served.retriever),
     )
     return Response(html, media_type="text/html")

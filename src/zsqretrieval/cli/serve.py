@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -13,8 +15,6 @@ from zsqretrieval.cli.options import Album, Device, GeneratorPreset, GeneratorWe
 
 if TYPE_CHECKING:
     from zsqretrieval.retriever import Retriever
-
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 Host = Annotated[
     str, typer.Option(help="Address to serve on; any other than this machine's own needs a token.")
@@ -79,14 +79,23 @@ def run_server(
     from zsqretrieval.web.settings import LOOPBACK, Settings
     from zsqretrieval.web.thumbnails import folder
 
-    if token is None and host not in _LOCAL:
+    if token is None and not _is_local(host):
         token = secrets.token_urlsafe(24)
     settings = Settings(
         title=title, token=token, names=LOOPBACK | {host.lower(), *map(str.lower, names or ())}, rerank=rerank
     )
     with listening(host, port) as socket:
+        server = Server(make_app(retriever, settings, folder()), settings.grace)
         at = f"[{host}]" if ":" in host else host
-        query = f"?token={token}" if token else ""
+        query = f"?token={quote(token)}" if token else ""
         say(f"Serving {len(retriever)} images at http://{at}:{socket.getsockname()[1]}/{query}")
         say("Ctrl-C ends the server.")
-        Server(make_app(retriever, settings, folder()), settings.grace).run(sockets=[socket])
+        server.run(sockets=[socket])
+
+
+def _is_local(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

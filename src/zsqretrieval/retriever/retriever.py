@@ -181,8 +181,8 @@ class Retriever(Collection):
             asked = Request(
                 k=k, offset=offset, where=where, how=how, fusion=constants.fusion,
                 expansion=constants.expansion if expand else None,
-                bank=bank, collapse=collapse, diversity=diversity, explain=explain, scored=scored, progress=progress,
-                stopping=constants.depth,
+                bank=bank, collapse=collapse, diversity=diversity, explain=explain, scored=scored,
+                progress=progress, stopping=constants.depth,
                 relevance=None if min_probability is None else MinProbability(
                     min_probability, constants.relevance_scale, constants.relevance_margin
                 ),
@@ -315,9 +315,9 @@ class Retriever(Collection):
 
         constants, policy = self.calibration, policy or InformationGain()
         return Dialog(
-            self._gallery(progress, where), text, candidates=candidates, policy=policy, budget=budget, sure=sure,
-            scale=constants.dialog_scale, temper=constants.dialog_temper, reread=constants.dialog_reread,
-            seed=seed, progress=progress,
+            self._gallery(progress, where), text, candidates=candidates, policy=policy, budget=budget,
+            sure=sure, scale=constants.dialog_scale, temper=constants.dialog_temper,
+            reread=constants.dialog_reread, seed=seed, progress=progress,
         )  # fmt: skip
 
     @property

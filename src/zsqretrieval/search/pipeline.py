@@ -29,7 +29,6 @@ from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.search.store import Store
 from zsqretrieval.types import Hit, Progress
 
-
 Scored: TypeAlias = Callable[[int, Mapping[str, float]], object]
 """Called with the number of a query and its re-ranking scores so far by id."""
 

@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
 from zsqretrieval import __version__
+from zsqretrieval.data.images import DECODERS
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.display import templates
 from zsqretrieval.web import compatible, dialogs, explain, images, search, uploads
@@ -30,7 +31,7 @@ from zsqretrieval.web.lanes import Lane
 from zsqretrieval.web.metrics import Metrics
 from zsqretrieval.web.schemas import Health
 from zsqretrieval.web.settings import Settings
-from zsqretrieval.web.state import Served, State, image
+from zsqretrieval.web.state import Served, State, facts
 from zsqretrieval.web.thumbnails import Thumbnails
 
 router = APIRouter()
@@ -40,35 +41,51 @@ _OTHER_VIEWS = ("q", "and", "not", "like", "unlike", "upload", "ask", "sort", "w
 
 
 def make_app(retriever: Retriever, settings: Settings, cache_folder: Path | None = None) -> Guard:
-    """Make the application of an album; ``cache_folder`` keeps thumbnails, None only in memory."""
+    """Make the application of an album, with its models loaded.
+
+    Args:
+        retriever: the album, in a directory or in memory.
+        settings: what its owner decides.
+        cache_folder: keeps thumbnails; None keeps them in memory.
+
+    Raises:
+        ZsqError: a model cannot be loaded.
+    """
+    generator = retriever.generator if settings.rerank else None
+    if len(retriever):
+        least = 0.0 if retriever.calibration.relevance_scale else None
+        retriever.search("warm up", 1, rerank="auto" if generator else None, min_probability=least)
     metrics = Metrics()
-    lanes = {
-        "first": Lane("first", metrics, waiting=settings.waiting, together=settings.together),
-        "second": Lane("second", metrics, waiting=settings.waiting, together=settings.together),
-        "pictures": Lane("pictures", metrics, waiting=8 * settings.waiting, threads=4),
-    }
-    state = State(
-        retriever, settings, metrics, **lanes,
+    limits = {"waiting": settings.waiting, "together": settings.together}
+    served = State(
+        retriever,
+        settings,
+        None if generator is None else generator.fingerprint,
+        metrics,
+        first=Lane("first", metrics, **limits),
+        second=Lane("second", metrics, **limits),
+        pictures=Lane("pictures", metrics, waiting=settings.connections, threads=DECODERS),
         thumbnails=Thumbnails(retriever, cache_folder),
         rates=uploads.Rates(settings.upload_rate),
         uploads=Kept(settings.kept, settings.kept_seconds),
         dialogs=Kept(settings.kept, settings.kept_seconds),
         rankings=Kept(settings.kept, settings.kept_seconds),
-    )  # fmt: skip
+    )
+    images.album_facts(served)
     metrics.images.set_function(lambda: len(retriever))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        for lane in lanes.values():
+        for lane in (served.first, served.second, served.pictures):
             await run_in_threadpool(lane.close)
 
     app = FastAPI(title=settings.title, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.served = state
-    add_handlers(app, state.place)
-    for one in (router, images.router, search.router, uploads.router, explain.router, dialogs.router):
-        app.include_router(one)
-    app.include_router(compatible.router)
+    app.state.served = served
+    add_handlers(app, served.place)
+    for part in (images, search, uploads, explain, dialogs, compatible):
+        app.include_router(part.router)
+    app.include_router(router)
     return Guard(app, settings, metrics)
 
 
@@ -96,11 +113,11 @@ def _template() -> jinja2.Template:
 @router.get("/", include_in_schema=False)
 def page(request: Request, served: Served) -> Response:
     """The page, with the first screen of images; without them for a link to something else."""
-    bare = not request.query_params.keys().isdisjoint(_OTHER_VIEWS)
+    bare = any(name in request.query_params for name in _OTHER_VIEWS)
     html = _template().render(
         title=served.settings.title,
         query=request.query_params.get("q", ""),
-        images=None if bare else [image(one) for one in served.retriever.browse(_FIRST_SCREEN)],
+        images=None if bare else [facts(one) for one in served.retriever.browse(_FIRST_SCREEN)],
         total=len(served.retriever),
     )
     return Response(html, media_type="text/html")

@@ -1,4 +1,4 @@
-"""``/v1/rerank`` and ``/v1/embeddings``: generator and encoder for programs that know Cohere's or OpenAI's API."""
+"""``/v1/rerank`` and ``/v1/embeddings``: generator and encoder for clients of Cohere's and OpenAI's API."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import binascii
 import math
 import secrets
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
 from numpy.typing import NDArray
+from starlette.concurrency import run_in_threadpool
 
+from zsqretrieval.data.images import BYTES_AT_ONCE
 from zsqretrieval.encoders.checked import encode_texts
-from zsqretrieval.errors import ImageError
-from zsqretrieval.rerankers.generative import LikelihoodReranker
-from zsqretrieval.search.scoring import Likelihood
+from zsqretrieval.search.scoring import Likelihood, score_pairs
 from zsqretrieval.types import Image
 from zsqretrieval.web.failures import RESPONSES, Refused
 from zsqretrieval.web.lanes import Report
@@ -25,14 +24,13 @@ from zsqretrieval.web.schemas import (
     Embedding,
     Embeddings,
     ImageDocument,
-    ImageInput,
     Rerank,
     Reranked,
     Result,
     Usage,
 )
-from zsqretrieval.web.state import Served, State, unless_gone
-from zsqretrieval.web.uploads import pixels, vectors
+from zsqretrieval.web.state import Served, State, unknown, unless_gone
+from zsqretrieval.web.uploads import pictures, vectors
 
 router = APIRouter(responses=RESPONSES)
 
@@ -41,11 +39,11 @@ _PER_TOKEN = Likelihood(aggregate="mean")
 
 @router.post("/v1/rerank")
 async def rerank(request: Request, served: Served, asked: Rerank) -> Reranked:
-    """Order images by their relevance to a query: exp of the mean log-probability of its tokens."""
+    """Order images by their relevance to a query: its probability per token, as a geometric mean."""
     served.need_generator()
 
     async def work() -> list[float]:
-        images = [await _document(served, one, n) for n, one in enumerate(asked.documents)]
+        images = await _images(request, served, [_url(one, n) for n, one in enumerate(asked.documents)])
         found: list[float] = await served.second.run(_scores, (asked.query, images), served)
         return found
 
@@ -61,78 +59,103 @@ async def rerank(request: Request, served: Served, asked: Rerank) -> Reranked:
             )
             for n in order
         ],
-        meta={"model": served.retriever.generator.fingerprint},
+        meta={"model": served.generator},
     )
 
 
-async def _document(served: State, document: str | ImageDocument, n: int) -> Image:
-    """A document as an image."""
-    given = document if isinstance(document, str) else document.image
-    if isinstance(document, ImageDocument) and document.content:
-        part = document.content[0].image_url
-        given = part.url if part else None
-    if given is None:
-        raise Refused(422, f"documents.{n}: it must be an image: a data URL, or the id of an image")
-    if given.startswith("data:"):
-        return Image(await _picture(served, given, f"documents.{n}"), f"documents.{n}")
-    record = served.record(given)
-    with served.retriever.files() as files:
-        return files.open(record.source, record.digest)
+def _url(document: str | ImageDocument, n: int) -> str:
+    """The data URL or id of a document."""
+    found = document if isinstance(document, str) else document.url
+    if found is None:
+        raise Refused(422, f"documents.{n} must be an image: a data URL, or the id of an image")
+    return found
 
 
-async def _picture(served: State, url: str, where: str) -> Any:
-    """The pixels of a data URL."""
-    head, comma, encoded = url.partition(",")
+async def _images(request: Request, served: State, given: Sequence[str]) -> list[Image]:
+    """Images by their data URLs, decoded, and by their ids."""
+    sent = {n: _content(url, served.settings.upload_bytes) for n, url in enumerate(given) if _is_url(url)}
+    served.rates.take(request, len(sent))
+    decoded = await pictures(served, list(sent.values()), [f"image {n}" for n in sent])
+    found = dict(zip(sent, decoded, strict=True))
+    ids = {n: id for n, id in enumerate(given) if n not in sent}
+    opened = await run_in_threadpool(_opened, served, list(ids.values()))
+    found |= {n: opened[id] for n, id in ids.items()}
+    return [found[n] for n in range(len(given))]
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith("data:")
+
+
+def _content(url: str, limit: int) -> bytes:
+    """The bytes of a data URL."""
+    head, _, encoded = url.partition(",")
     try:
-        if not comma or not head.endswith(";base64"):
-            raise binascii.Error
         content = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
-        raise Refused(422, f"{where}: it must be data:image/...;base64,...", "invalid_image") from None
-    if len(content) > served.settings.upload_bytes:
-        raise Refused(413, f"{where}: the limit is {served.settings.upload_bytes} bytes")
-    try:
-        return await served.pictures.run(pixels, content, served.settings.upload_pixels)
-    except ImageError as error:
-        raise Refused(422, f"{where}: {error.reason}", "invalid_image") from error
+        content = b""
+    if not head.endswith(";base64") or not content:
+        raise Refused(422, "an image must be data:image/...;base64,...", "invalid_image")
+    if len(content) > limit:
+        raise Refused(413, f"the image is too large: the limit is {limit} bytes")
+    return content
 
 
-def _scores(state: State, asked: Sequence[tuple[str, list[Image]]], _: Report) -> list[list[float]]:
-    generator = state.retriever.generator
+def _opened(served: State, ids: Sequence[str]) -> dict[str, Image]:
+    """Images of the album by id."""
+    records = served.retriever.find_all(ids)
+    if missing := [id for id in ids if id not in records]:
+        raise unknown(missing[0])
+    if sum(record.bytes for record in records.values()) > BYTES_AT_ONCE:
+        raise Refused(413, f"the images have more than {BYTES_AT_ONCE} bytes; name fewer")
+    with served.retriever.files() as files:
+        return {id: files.open(one.source, one.digest) for id, one in records.items()}
+
+
+def _scores(served: State, asked: Sequence[tuple[str, Sequence[Image]]], report: Report) -> list[list[float]]:
+    """Score the images of all requests in one call of the generator."""
+    generator = served.retriever.generator
     assert generator is not None
-    reranker = LikelihoodReranker(generator, _PER_TOKEN)
-    return [reranker.score(query, images).tolist() for query, images in asked]
+    texts = [query for query, images in asked for _ in images]
+    images = [image for _, some in asked for image in some]
+    scores = score_pairs(generator, _PER_TOKEN, texts, images, progress=lambda *_: report())
+    ends = np.cumsum([len(some) for _, some in asked])[:-1]
+    return [part.tolist() for part in np.split(scores, ends)]
 
 
 @router.post("/v1/embeddings")
 async def embeddings(request: Request, served: Served, asked: Embed) -> Embeddings:
     """Encode texts and images into the space of the album."""
     given = asked.input if isinstance(asked.input, list) else [asked.input]
+    texts = {n: one for n, one in enumerate(given) if isinstance(one, str)}
+    urls = {n: one.image for n, one in enumerate(given) if not isinstance(one, str)}
+    found: dict[int, NDArray[np.float32]] = {}
 
-    async def work() -> list[NDArray[np.float32]]:
-        return [await _vector(served, one, n) for n, one in enumerate(given)]
+    async def work() -> None:
+        if texts:
+            encoded = await served.first.run(_texts, list(texts.values()), served)
+            found.update(zip(texts, encoded, strict=True))
+        if urls:
+            images = await _images(request, served, list(urls.values()))
+            found.update(zip(urls, await served.first.run(vectors, images, served), strict=True))
 
-    found = await unless_gone(request, work())
-    count = sum(len(one.split()) for one in given if isinstance(one, str))
+    await unless_gone(request, work())
+    words = sum(len(text.split()) for text in texts.values())
     return Embeddings(
-        data=[Embedding(index=n, embedding=_written(one, asked)) for n, one in enumerate(found)],
+        data=[Embedding(index=n, embedding=_written(found[n], asked)) for n in range(len(given))],
         model=served.retriever.encoder.fingerprint,
-        usage=Usage(prompt_tokens=count, total_tokens=count),
+        usage=Usage(prompt_tokens=words, total_tokens=words),
     )
 
 
-async def _vector(served: State, given: str | ImageInput, n: int) -> Any:
-    if isinstance(given, str):
-        return await served.first.run(_texts, given, served)
-    return await served.first.run(vectors, await _picture(served, given.image, f"input.{n}"), served)
-
-
-def _texts(state: State, texts: Sequence[str], _: Report) -> list[NDArray[np.float32]]:
-    return [*encode_texts(state.retriever.encoder, texts)]
+def _texts(served: State, asked: Sequence[Sequence[str]], _: Report) -> list[NDArray[np.float32]]:
+    """Encode the texts of all requests in one call."""
+    found = encode_texts(served.retriever.encoder, [text for texts in asked for text in texts])
+    return np.split(found, np.cumsum([len(texts) for texts in asked])[:-1])
 
 
 def _written(vector: NDArray[np.float32], asked: Embed) -> list[float] | str:
     if asked.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    written: list[float] = vector.tolist()
-    return written
+    numbers: list[float] = vector.tolist()
+    return numbers

@@ -1,9 +1,10 @@
-"""``/api/dialog``: clarifying questions, one dialog per id. The second lane computes, so never two at once."""
+"""``/api/dialog``: clarifying questions. The thread of the second lane computes them, one after another."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,36 +23,46 @@ _SHOWN = 60  # candidates
 
 @dataclass(eq=False)
 class Open:
-    """A dialog, its state for clients, and the report of the request that computes."""
+    """A dialog, its state for clients, and the report of the request for which it computes."""
 
     dialog: Dialog | None = None
     state: DialogState | None = None
     report: Report | None = None
 
-    def progress(self, step: str, done: int, total: int | None) -> None:
+    def change(self, served: State, id: str, change: Callable[[Dialog], Any], report: Report) -> DialogState:
+        """Change the dialog, and compute its next question."""
+        assert self.dialog is not None
+        self.report = report
+        try:
+            change(self.dialog)
+            self.state = _state(served, id, self.dialog)
+        finally:
+            self.report = None
+        return self.state
+
+    def progress(self, *_: Any) -> None:
         """End work that nobody waits for."""
         if self.report is not None:
-            self.report(-1, (step, done, total))
+            self.report()
 
 
 @router.post("/api/dialog")
 async def start(request: Request, served: Served, asked: StartDialog) -> DialogState:
     """Begin a dialog about one image."""
     served.need_generator()
-    where = parsed(asked.where)
-    one = Open()
+    one, where = Open(), parsed(asked.where)
+    id = secrets.token_urlsafe(16)
 
-    def begin() -> None:
+    def begin(report: Report) -> DialogState:
+        one.report = report
         one.dialog = served.retriever.dialog(
             asked.text, candidates=asked.candidates, where=where, progress=one.progress
         )
+        return one.change(served, id, lambda _: None, report)
 
-    id = served.dialogs.put(one)
-    try:
-        return await _computed(request, served, id, one, begin)
-    except BaseException:
-        served.dialogs.pop(id)
-        raise
+    found = await unless_gone(request, served.second.alone(begin))
+    served.dialogs.put(one, id)
+    return found
 
 
 @router.get("/api/dialog/{dialog}")
@@ -92,39 +103,17 @@ def _unknown() -> Refused:
 
 
 def _open(served: State, id: str) -> Open:
-    found: Open | None = served.dialogs.get(id)
-    if found is None or found.state is None:
+    found = served.dialogs.get(id)
+    if found is None:
         raise _unknown()
     return found
 
 
 async def _changed(request: Request, served: State, id: str, change: Callable[[Dialog], Any]) -> DialogState:
     one = _open(served, id)
-    assert one.dialog is not None
-    dialog = one.dialog
-    return await _computed(request, served, id, one, lambda: change(dialog))
-
-
-async def _computed(
-    request: Request, served: State, id: str, one: Open, change: Callable[[], Any]
-) -> DialogState:
-    """Change a dialog in the second lane, and compute its next question."""
-    found: DialogState = await unless_gone(request, served.second.run(_compute, (id, one, change), served))
-    return found
-
-
-def _compute(
-    served: State, asked: Sequence[tuple[str, Open, Callable[[], Any]]], report: Report
-) -> list[DialogState]:
-    ((id, one, change),) = asked
-    one.report = report
-    try:
-        change()
-        assert one.dialog is not None
-        one.state = _state(served, id, one.dialog)
-    finally:
-        one.report = None
-    return [one.state]
+    return await unless_gone(
+        request, served.second.alone(lambda report: one.change(served, id, change, report))
+    )
 
 
 def _state(served: State, id: str, dialog: Dialog) -> DialogState:

@@ -1,8 +1,9 @@
-"""Errors as answers: the library's kinds of errors have statuses, and no path or traceback leaves the server."""
+"""Errors as answers: a status and a code for each of the library's kinds, without paths and tracebacks."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,39 +18,37 @@ from zsqretrieval.web.schemas import Failure
 
 _log = logging.getLogger("zsqretrieval.web")
 
-CODES: Mapping[int, str] = {
+_CODES: Mapping[int, str] = {
     400: "invalid_input",
     401: "unauthorized",
     403: "forbidden",
     404: "not_found",
-    405: "not_allowed",
-    409: "conflict",
+    405: "method_not_allowed",
     413: "too_large",
-    415: "unsupported_media_type",
     422: "invalid_input",
     429: "too_many_requests",
     500: "internal",
     503: "unavailable",
 }
-"""Codes of errors by status."""
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Failure, "description": CODES[status].replace("_", " ")}
-    for status in (400, 401, 403, 404, 413, 415, 422, 429, 503)
+    status: {"model": Failure, "description": code.replace("_", " ")}
+    for status, code in _CODES.items()
+    if status not in (405, 500)
 }
 """The errors of every route, for the OpenAPI document."""
 
 
 class Refused(HTTPException):
-    """An error that says itself which status it has."""
+    """An error with its status; ``seconds`` says when to try again."""
 
     def __init__(self, status: int, message: str, code: str | None = None, *, seconds: int = 0) -> None:
         super().__init__(status, message, {"Retry-After": str(seconds)} if seconds else None)
-        self.code = code or CODES[status]
+        self.code = code or _CODES.get(status, "error")
 
 
-def problem(error: Exception, album: str = "") -> Refused:
-    """An error as a status and words for people; ``album`` is the path that they must not contain."""
+def problem(error: Exception, album: str) -> Refused:
+    """An error as a status and words for people, which leave out ``album``, the path of the album."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, BusyError):
@@ -58,11 +57,10 @@ def problem(error: Exception, album: str = "") -> Refused:
         return Refused(422, f"the image cannot be used: {error.reason}", "invalid_image")
     if isinstance(error, InvalidInputError | MismatchError):
         text = str(error)
-        return Refused(400, text.replace(album, "the album") if album else text)
+        return Refused(400, re.sub(rf"{re.escape(album)}[^\s:;,]*", "the album", text) if album else text)
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"])
-        return Refused(422, f"{place}: {first['msg']}")
+        return Refused(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     if isinstance(error, HTTPException):
         return Refused(error.status_code, str(error.detail))
     _log.error("a request failed", exc_info=error)

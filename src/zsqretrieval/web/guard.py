@@ -1,6 +1,6 @@
-"""Everything that is checked before a route sees a request, and the headers of every answer.
+"""What is checked before a route sees a request, and the headers of every answer.
 
-host --> token --> origin --> ending? --> size of the body --> route --> headers, metrics
+name of the host --> ending? --> token --> origin --> size, number --> route --> headers, metrics
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import hmac
 import ipaddress
 import json
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.cookies import CookieError, SimpleCookie
-from typing import Any, final
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from typing import final
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,16 +32,18 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
 }
-_SAFE = frozenset({"GET", "HEAD"})
+_READING = frozenset({"GET", "HEAD"})
 _OPEN = "/healthz"  # needs no token
 _COOKIE = "zsq_token"
-_LARGE = {"/api/uploads": 1, "/v1/rerank": 4, "/v1/embeddings": 4}  # in uploads
+_LARGE = frozenset({"/api/uploads", "/v1/rerank", "/v1/embeddings"})  # bring images
+_BODY = 2**20  # bytes of any other request
 
 
 @final
 class Guard:
-    """The outermost application; counts requests in flight.
+    """The outermost application.
 
     Attributes:
         ending: whether new requests get 503.
@@ -48,7 +52,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
-        self.ending, self.open = False, 0
+        self.ending, self.open, self._large = False, 0, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -60,69 +64,72 @@ class Guard:
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
+                status, headers = message["status"], MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
         self.open += 1
-        self._metrics.open.set(self.open)
         try:
-            redirect = self._admitted(scope)
-            if redirect is not None:
-                await _redirect(sending, redirect, str(self._settings.token))
+            if (address := self._admit(scope)) is not None:
+                cookie = f"{_COOKIE}={quote(str(self._settings.token))}; HttpOnly; SameSite=Strict; Path=/"
+                await _send(sending, 303, b"", {"Location": address, "Set-Cookie": cookie})
             else:
-                await self._app(scope, _limited(receive, self._limit(scope)), sending)
+                with self._room(scope["path"]):
+                    await self._app(scope, _limited(receive, self._limit(scope)), sending)
         except Refused as refused:
-            await _refuse(sending, refused)
+            headers = {"Content-Type": "application/json", **(refused.headers or {})}
+            await _send(sending, refused.status_code, json.dumps(body(refused)).encode(), headers)
         finally:
             self.open -= 1
-            self._metrics.open.set(self.open)
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - begin)
 
-    def _admitted(self, scope: Scope) -> str | None:
-        """Check a request; an address to go to if it brings the token in its own."""
-        headers, path = Headers(scope=scope), scope["path"]
-        host = headers.get("host", "")
+    def _admit(self, scope: Scope) -> str | None:
+        """Check a request; the address to go to if it brings the token in its own."""
+        headers, reading = Headers(scope=scope), scope["method"] in _READING
+        host = headers.get("host", "").lower()
         if not self._is_known(host):
             raise Refused(403, "this server is not known by that name; use its address, or --allow-host NAME")
         if self.ending:
             raise Refused(503, "the server is ending; try again later", seconds=5)
-        query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         token = self._settings.token
-        if token is not None and path != _OPEN:
-            if scope["method"] in _SAFE and path == "/" and _equal(query.pop("token", ""), token):
-                return "/" + (f"?{urlencode(query)}" if query else "")
-            if not _equal(_given(headers), token):
+        if token is not None and scope["path"] != _OPEN:
+            query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+            if reading and scope["path"] == "/" and _equal(query.pop("token", ""), token):
+                return f"/?{urlencode(query)}" if query else "/"
+            if not _equal(_token_of(headers), token):
                 raise Refused(401, "open the address that `zsq serve` printed, or send its token as a Bearer")
-        if scope["method"] not in _SAFE:
-            origin = headers.get("origin")
-            cross = headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
-            if cross or (origin is not None and urlsplit(origin).netloc != host):
-                raise Refused(403, "requests of other sites are refused")
+        if not reading:
+            origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+            if site not in ("same-origin", "none") or (origin and urlsplit(origin).netloc.lower() != host):
+                raise Refused(403, "requests from other sites are refused")
         return None
 
     def _is_known(self, host: str) -> bool:
-        """Whether a Host header is an address, which no other site can have, or one of the allowed names."""
+        """Whether a Host header is an address, which no name of another site can be, or an allowed name."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
+            return name in self._settings.names or bool(ipaddress.ip_address(name))
         except ValueError:
             return False
-        if name in self._settings.names:
-            return True
+
+    @contextmanager
+    def _room(self, path: str) -> Iterator[None]:
+        """Count a request; an error if there are too many."""
+        large = path in _LARGE
+        if self.open > self._settings.connections or (large and self._large >= self._settings.large):
+            raise Refused(429, "the server is busy; try again in a second", "busy", seconds=1)
+        self._large += large
         try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
+            yield
+        finally:
+            self._large -= large
 
     def _limit(self, scope: Scope) -> int:
         """Size limit of a body; an error if the request says that it is larger."""
-        limit = _LARGE.get(scope["path"], 0) * self._settings.upload_bytes + self._settings.body_bytes
+        limit = _BODY + 2 * self._settings.upload_bytes * (scope["path"] in _LARGE)
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdecimal() or int(length) > limit:
             raise _too_large(limit)
@@ -148,7 +155,7 @@ def _limited(receive: Receive, limit: int) -> Receive:
     return receiving
 
 
-def _given(headers: Headers) -> str:
+def _token_of(headers: Headers) -> str:
     """The token of a request, or an empty text."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
@@ -157,26 +164,14 @@ def _given(headers: Headers) -> str:
         found = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
     except CookieError:
         return ""
-    return found.value if found else ""
+    return unquote(found.value) if found else ""
 
 
 def _equal(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(), token.encode())
 
 
-async def _redirect(send: Send, address: str, token: str) -> None:
-    cookie = f"{_COOKIE}={quote(token)}; HttpOnly; SameSite=Strict; Path=/"
-    await _send(send, 303, b"", {"Location": address, "Set-Cookie": cookie})
-
-
-async def _refuse(send: Send, refused: Refused) -> None:
-    content = json.dumps(body(refused)).encode()
-    await _send(
-        send, refused.status_code, content, {"Content-Type": "application/json", **(refused.headers or {})}
-    )
-
-
-async def _send(send: Send, status: int, content: bytes, headers: dict[str, Any]) -> None:
+async def _send(send: Send, status: int, content: bytes, headers: Mapping[str, str]) -> None:
     lines = {**headers, "Content-Length": str(len(content))}
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in lines.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})

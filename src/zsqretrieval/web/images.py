@@ -14,53 +14,47 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.images import decode, format_of, read_bytes
 from zsqretrieval.errors import ImageError
 from zsqretrieval.web.explain import stored
 from zsqretrieval.web.failures import RESPONSES, Refused
-from zsqretrieval.web.lanes import Report
-from zsqretrieval.web.schemas import (
-    AlbumFacts,
-    Can,
-    Details,
-    Download,
-    FieldOfImages,
-    Images,
-    Where,
-)
-from zsqretrieval.web.settings import MOST_CANDIDATES
-from zsqretrieval.web.state import Served, State, facts, image, parsed, unless_gone
+from zsqretrieval.web.schemas import AlbumFacts, Can, Details, Download, FieldOfImages, Image, Images, Where
+from zsqretrieval.web.settings import AT_ONCE
+from zsqretrieval.web.state import Served, State, facts, parsed, unknown, unless_gone
 from zsqretrieval.web.thumbnails import encoded, preferred
 
 router = APIRouter(responses=RESPONSES)
 
-_FRESH = 30.0  # seconds that facts about the album are used
+_FRESH = 30.0  # seconds
 _SHOWN = {"JPEG": "jpeg", "PNG": "png", "WebP": "webp", "GIF": "gif", "AVIF": "avif"}  # by browsers
-_PICTURE: dict[str, Any] = {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
-_ZIP: dict[str, Any] = {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
+_PRIVATE = {"Cache-Control": "private, max-age=86400"}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_PICTURE: dict[int | str, Any] = {200: {"content": {"image/*": _BINARY}}}
+_ZIP: dict[int | str, Any] = {200: {"content": {"application/zip": _BINARY}}}
 
 
-def album_facts(state: State) -> AlbumFacts:
-    """The album and what it can do; at most half a minute old."""
-    return state.remember("album", lambda: _facts(state), _FRESH)
+def album_facts(served: State) -> AlbumFacts:
+    """The album and what it can do; may be half a minute old."""
+    return served.remember("album", lambda: _album_facts(served), _FRESH)
 
 
-def _facts(state: State) -> AlbumFacts:
-    retriever, generator = state.retriever, state.has_generator
-    styles = retriever.questions.styles()
+def _album_facts(served: State) -> AlbumFacts:
+    retriever, generates = served.retriever, served.generator is not None
+    styles = [one.style for one in retriever.questions.styles() if one.kept]
     return AlbumFacts(
-        title=state.settings.title,
+        title=served.settings.title,
         images=len(retriever),
         encoder=retriever.encoder.fingerprint,
-        generator=state.retriever.generator.fingerprint if generator else None,
+        generator=served.generator,
         can=Can(
-            rerank=generator,
-            questions=generator or any(one.kept for one in styles),
-            dialog=generator,
-            expand=any(one.kept for one in styles),
-            bank=any(one.kept for one in styles if one.style == "search"),
+            rerank=generates,
+            questions=generates or bool(styles),
+            dialog=generates,
+            expand=bool(styles),
+            bank="search" in styles,
             probability=retriever.calibration.relevance_scale > 0,
         ),
         fields=[
@@ -81,14 +75,14 @@ def album(served: Served) -> AlbumFacts:
 def images(
     served: Served,
     offset: Annotated[int, Query(ge=0, le=2**40)] = 0,
-    limit: Annotated[int, Query(ge=1, le=MOST_CANDIDATES)] = 60,
+    limit: Annotated[int, Query(ge=1, le=AT_ONCE)] = 60,
     sort: Literal["added", "-added", "taken", "-taken", "source", "-source"] = "-added",
     where: Where | None = None,
 ) -> Images:
-    """List images; of a filter, if there is one."""
+    """List images, or those of a filter."""
     chosen, retriever = parsed(where), served.retriever
     found = retriever.browse(limit, offset, sort=sort, where=chosen)
-    return Images(total=retriever.count(chosen), images=list(map(image, found)))
+    return Images(total=retriever.count(chosen), images=[Image(**facts(one)) for one in found])
 
 
 @router.get("/api/images/{id:path}")
@@ -98,105 +92,92 @@ def details(served: Served, id: str) -> Details:
     return Details(**facts(record), metadata=dict(record.metadata), questions=stored(served, id))
 
 
-@router.get("/thumb/{id:path}", response_class=Response, responses={200: _PICTURE})
+@router.get("/thumb/{id:path}", response_class=Response, responses=_PICTURE)
 async def thumb(
-    request: Request, served: Served, id: str, size: Annotated[Literal[256, 512], Query()] = 256
+    request: Request, served: Served, id: str, size: Literal["256", "512"] = "256"
 ) -> Response:
     """Show an image at most 256 or 512 pixels wide and high."""
-    record = served.record(id)
+    record = await run_in_threadpool(served.record, id)
     format = preferred(request.headers.get("accept", ""))
-    headers = {
-        "ETag": f'"{record.digest[:32]}-{size}-{format}"',
-        "Cache-Control": "private, max-age=86400",
-        "Vary": "Accept",
-    }
+    headers = {**_PRIVATE, "Vary": "Accept", "ETag": f'"{record.digest[:32]}-{size}-{format}"'}
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    work = served.pictures.run(served.thumbnails.make, (record, size, format))
-    return Response(await unless_gone(request, work), 200, headers, f"image/{format.lower()}")
+    content = await unless_gone(
+        request, served.pictures.alone(lambda _: served.thumbnails.make(record, int(size), format))
+    )
+    return Response(content, 200, headers, f"image/{format.lower()}")
 
 
-@router.get("/image/{id:path}", response_class=Response, responses={200: _PICTURE})
+@router.get("/image/{id:path}", response_class=Response, responses=_PICTURE)
 async def original(request: Request, served: Served, id: str) -> Response:
     """Show an image as it is; as JPEG, if browsers cannot show its format."""
-    record = served.record(id)
-    content, kind = await unless_gone(request, served.pictures.run(_originals, record, served))
-    name = str(facts(record)["name"])
-    headers = {
-        "Content-Disposition": f"inline; filename*=UTF-8''{quote(name, safe='')}",
-        "Cache-Control": "private, max-age=86400",
-    }
+    record = await run_in_threadpool(served.record, id)
+    content, kind = await unless_gone(request, served.pictures.alone(lambda _: _original(served, record)))
+    name = quote(facts(record)["name"], safe="")
+    headers = {**_PRIVATE, "Content-Disposition": f"inline; filename*=UTF-8''{name}"}
     return Response(content, 200, headers, f"image/{kind}")
 
 
-def _originals(state: State, records: Sequence[Record], _: Report) -> list[tuple[bytes, str]]:
-    found = []
-    for record in records:
-        with state.retriever.files() as files:
-            opened = files.open(record.source, record.digest)
-        kind = _SHOWN.get(format_of(opened))
-        found.append(
-            (encoded(decode(opened), max(record.width, record.height), "JPEG"), "jpeg")
-            if kind is None
-            else (read_bytes(opened), kind)
-        )
-    return found
+def _original(served: State, record: Record) -> tuple[bytes, str]:
+    with served.retriever.files() as files:
+        opened = files.open(record.source, record.digest)
+    kind = _SHOWN.get(format_of(opened))
+    if kind is not None:
+        return read_bytes(opened), kind
+    return encoded(decode(opened), max(record.width, record.height), "JPEG"), "jpeg"
 
 
-@router.post("/api/download", response_class=StreamingResponse, responses={200: _ZIP})
+@router.post("/api/download", response_class=StreamingResponse, responses=_ZIP)
 def download(served: Served, asked: Download) -> StreamingResponse:
-    """Send the files of images as a zip."""
-    ids, settings = list(dict.fromkeys(asked.ids)), served.settings
-    if len(ids) > settings.download_images:
-        raise Refused(413, f"a download has at most {settings.download_images} images")
-    records = [served.record(id) for id in ids]
-    if sum(one.bytes for one in records) > settings.download_bytes:
+    """Send the files of images as a zip; a text in it names those that cannot be read."""
+    settings, found = served.settings, served.retriever.find_all(asked.ids)
+    if missing := [id for id in asked.ids if id not in found]:
+        raise unknown(missing[0])
+    if len(found) > settings.download_images:
+        raise Refused(413, f"a download has at most {settings.download_images} images; choose fewer")
+    if sum(one.bytes for one in found.values()) > settings.download_bytes:
         raise Refused(413, f"a download has at most {settings.download_bytes} bytes; choose fewer images")
     headers = {"Content-Disposition": 'attachment; filename="images.zip"'}
-    return StreamingResponse(_zipped(served, records), 200, headers, "application/zip")
+    return StreamingResponse(_zipped(served, list(found.values())), 200, headers, "application/zip")
 
 
-def _zipped(state: State, records: Sequence[Record]) -> Iterator[bytes]:
+def _zipped(served: State, records: Sequence[Record]) -> Iterator[bytes]:
     """A zip, image by image."""
     buffer, missing, used = _Buffer(), list[str](), set[str]()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive, state.retriever.files() as files:
+    with zipfile.ZipFile(buffer, "w") as archive, served.retriever.files() as files:
         for record in records:
-            name = _unique(str(facts(record)["name"]), used)
+            name = _unique(facts(record)["name"], used)
             try:
                 archive.writestr(name, read_bytes(files.open(record.source, record.digest)))
             except ImageError:
                 missing.append(name)
             yield buffer.taken()
         if missing:
-            archive.writestr("missing.txt", "".join(f"{name}\n" for name in missing))
+            archive.writestr(_unique("missing.txt", used), "\n".join(missing))
     yield buffer.taken()
 
 
 class _Buffer(io.RawIOBase):
-    """What a zip file writes, which cannot go back."""
+    """A file that cannot go back, whose content is taken out as it grows."""
 
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
+    _content = b""
 
     def write(self, content: Any) -> int:
-        self._parts.append(bytes(content))
+        self._content += content
         return len(content)
 
     def taken(self) -> bytes:
-        content, self._parts = b"".join(self._parts), []
+        content, self._content = self._content, b""
         return content
 
 
 def _unique(name: str, used: set[str]) -> str:
     """A name that every system can unpack into one folder, and that no other file has."""
-    safe = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", name).strip(" .")[:150] or "image"
+    safe = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", name).strip(" .")[-150:] or "image"
     stem, dot, suffix = safe.rpartition(".")
     number, chosen = 1, safe
-    while chosen.lower() in used:
+    while chosen.casefold() in used:
         number += 1
         chosen = f"{stem} ({number}).{suffix}" if dot else f"{safe} ({number})"
-    used.add(chosen.lower())
+    used.add(chosen.casefold())
     return chosen

@@ -1,9 +1,9 @@
-"""Bounded queues of work whose threads compute waiting requests together.
+"""Bounded queues of work, whose threads compute requests together.
 
-    request --submit--> waiting (bounded, else BusyError) --thread--> those alike, in one call --> their answers
+    request --submit--> waiting (bounded, else BusyError) --thread--> all of equal options --> answers
 
-The event loop only waits. A request that is given up leaves the queue; work for nobody ends at its next report
-of progress. If a call for several requests fails, each is computed by itself, so that a bad one fails alone.
+The event loop only waits. A request that is given up leaves the queue, and work for nobody ends at its next
+report of progress. If a call for several requests fails, each is computed alone, and a bad one fails alone.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, final
+from typing import Any, Protocol, TypeAlias, TypeVar, final
 
 from zsqretrieval.web.metrics import Metrics
 
-Report: TypeAlias = Callable[[int, Any], None]
-"""Called with the number of a request and news of its work; raises when nobody waits any more."""
-
-Compute: TypeAlias = Callable[[Any, Sequence[Any], Report], Sequence[Any]]
-"""Computes the answers for n items of equal options."""
+T = TypeVar("T")
 
 _LONGEST_PAUSE = 60  # seconds that a client is asked to wait
+
+
+class Report(Protocol):
+    """Tells the request of a number, or all, about the work; raises when nobody waits for it any more."""
+
+    def __call__(self, news: Any = None, n: int | None = None) -> None: ...  # noqa: D102
+
+
+Compute: TypeAlias = Callable[[Any, Sequence[Any], Report], Sequence[Any]]
+"""Computes the answers to n items of equal options."""
 
 
 class BusyError(Exception):
@@ -46,9 +52,9 @@ class Job:
     """A request in a lane."""
 
     compute: Compute
-    options: Hashable
+    options: Any
     item: Any
-    report: Callable[[Any], None] | None
+    news: Callable[[Any], object] | None
     future: Future[Any] = field(default_factory=Future)
     abandoned: bool = False
 
@@ -61,7 +67,7 @@ class Job:
             raise
 
     def give_up(self) -> None:
-        """Leave the queue, or tell the work that nobody waits for it."""
+        """Leave the queue, or let the work end at its next report."""
         self.abandoned = True
         self.future.cancel()
 
@@ -74,8 +80,8 @@ class Lane:
         name: of its metrics and threads.
         metrics: of the server.
         waiting: most requests that wait.
-        together: most requests of equal options that are computed together.
-        threads: calls at the same time.
+        together: most requests that are computed together.
+        threads: number of calls at the same time.
     """
 
     def __init__(
@@ -88,46 +94,50 @@ class Lane:
         self._closed = False
         self._seconds = 0.1  # per request, a moving average
         metrics.waiting.labels(name).set_function(lambda: len(self._waiting))
-        self._threads = [
-            threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(threads)
-        ]
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
 
     def submit(
-        self,
-        compute: Compute,
-        item: Any,
-        options: Hashable = None,
-        report: Callable[[Any], None] | None = None,
+        self, compute: Compute, item: Any, options: Any = None, news: Callable[[Any], object] | None = None
     ) -> Job:
-        """Let ``compute(options, items, report)`` answer an item, together with others of equal options.
+        """Let ``compute(options, items, report)`` answer an item, with others of equal options.
+
+        Args:
+            compute: the work, in a thread of the lane.
+            item: of this request.
+            options: those of all items.
+            news: called in that thread with what the work reports.
 
         Raises:
             BusyError: too many requests wait.
         """
-        job = Job(compute, options, item, report)
+        job = Job(compute, options, item, news)
         with self._changed:
             if len(self._waiting) >= self._most:  # those that were given up make room
-                self._waiting = deque(one for one in self._waiting if not one.future.cancelled())
-            if len(self._waiting) >= self._most:
+                self._waiting = deque(one for one in self._waiting if not one.abandoned)
+            if len(self._waiting) >= self._most or self._closed:
                 self._metrics.refused.labels(self._name).inc()
                 raise BusyError(min(max(math.ceil(self._seconds * self._most), 1), _LONGEST_PAUSE))
             self._waiting.append(job)
             self._changed.notify()
         return job
 
-    async def run(self, compute: Compute, item: Any, options: Hashable = None) -> Any:
+    async def run(self, compute: Compute, item: Any, options: Any = None) -> Any:
         """Submit an item and wait for its answer."""
         return await self.submit(compute, item, options).result()
+
+    async def alone(self, call: Callable[[Report], T]) -> T:
+        """Run a call that is not joined with others."""
+        found: T = await self.run(lambda _, __, report: [call(report)], None)
+        return found
 
     def close(self) -> None:
         """End the threads; requests that still wait are cancelled."""
         with self._changed:
             self._closed = True
             for job in self._waiting:
-                job.future.cancel()
-            self._waiting.clear()
+                job.give_up()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -145,39 +155,34 @@ class Lane:
         """The first waiting job and those like it; none when the lane is closed."""
         while True:
             with self._changed:
-                while not self._waiting and not self._closed:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return []
-                first = self._waiting[0]
-                alike = [
-                    one
-                    for one in self._waiting
-                    if (one.compute, one.options) == (first.compute, first.options)
-                ][: self._together]
-                chosen = set(map(id, alike))
-                self._waiting = deque(one for one in self._waiting if id(one) not in chosen)
-            if some := [one for one in alike if one.future.set_running_or_notify_cancel()]:
+                first, alike, others = self._waiting[0], list[Job](), deque[Job]()
+                for job in self._waiting:
+                    same = job is first or (job.compute == first.compute and job.options == first.options)
+                    (alike if same and len(alike) < self._together else others).append(job)
+                self._waiting = others
+            if some := [job for job in alike if job.future.set_running_or_notify_cancel()]:
                 return some
 
     def _answer(self, some: Sequence[Job]) -> None:
-        def report(n: int, news: Any) -> None:
+        def report(news: Any = None, n: int | None = None) -> None:
             if self._closed or all(job.abandoned for job in some):
                 raise _AbandonedError
-            for job in some if n < 0 else [some[n]]:
-                if job.report is not None and not job.abandoned:
-                    job.report(news)
+            for job in some if n is None else [some[n]]:
+                if job.news is not None and not job.abandoned:
+                    job.news(news)
 
         try:
             answers = some[0].compute(some[0].options, [job.item for job in some], report)
         except Exception as error:
-            if len(some) == 1 or isinstance(error, _AbandonedError):
+            if len(some) > 1 and not isinstance(error, _AbandonedError):
                 for job in some:
-                    job.future.set_exception(error)
+                    self._answer([job])
                 return
             for job in some:
-                if not job.abandoned:
-                    self._answer([job])
-            return
-        for job, answer in zip(some, answers, strict=True):
-            job.future.set_result(answer)
+                job.future.set_exception(error)
+        else:
+            for job, answer in zip(some, answers, strict=True):
+                job.future.set_result(answer)

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from zsqretrieval.web.settings import MOST_CANDIDATES, MOST_RESULTS, MOST_TEXT
+from zsqretrieval.web.settings import AT_ONCE, MOST_RESULTS, MOST_TEXT
 
 Text = Annotated[str, Field(min_length=1, max_length=MOST_TEXT)]
 Id = Annotated[str, Field(min_length=1, max_length=4096, description="Id of an image of the album.")]
 Weight = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
 Where = Annotated[str, Field(max_length=10_000, description="A filter: docs/filters.md.")]
-Candidates = Annotated[int, Field(ge=1, le=MOST_CANDIDATES, description="Images that are re-ranked.")]
+Candidates = Annotated[int, Field(ge=1, le=AT_ONCE, description="Images that are re-ranked.")]
 
 
 class Asked(BaseModel):
@@ -21,7 +21,7 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-# --- errors ---------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
 class Problem(BaseModel):
@@ -37,7 +37,7 @@ class Failure(BaseModel):
     error: Problem
 
 
-# --- images ---------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------
 
 
 class Image(BaseModel):
@@ -108,7 +108,7 @@ class AlbumFacts(BaseModel):
     calibrated_cutoff: float
 
 
-# --- search ---------------------------------------------------------------------------------------------------
+# --- search -------------------------------------------------------------------------------------------------
 
 
 class Term(Asked):
@@ -130,8 +130,8 @@ class Search(Asked):
     """A search; one text of weight 1 is a question."""
 
     terms: Annotated[list[Term], Field(min_length=1, max_length=16)]
-    k: Annotated[int, Field(ge=1, le=MOST_CANDIDATES)] = 60
-    offset: Annotated[int, Field(ge=0, le=MOST_RESULTS - MOST_CANDIDATES)] = 0
+    k: Annotated[int, Field(ge=1, le=AT_ONCE)] = 60
+    offset: Annotated[int, Field(ge=0, le=MOST_RESULTS - AT_ONCE)] = 0
     rerank: bool = True
     candidates: Candidates = 60
     min_probability: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -195,7 +195,7 @@ class FirstStage(BaseModel):
     nothing_found: bool | None
 
 
-# --- uploads, explanations, questions ---------------------------------------------------------------------------
+# --- uploads, explanations, questions -----------------------------------------------------------------------
 
 
 class Uploaded(BaseModel):
@@ -228,10 +228,10 @@ class Explain(Asked):
 class Download(Asked):
     """Ask for images as a zip file."""
 
-    ids: Annotated[list[Id], Field(min_length=1)]
+    ids: Annotated[list[Id], Field(min_length=1, max_length=10_000)]
 
 
-# --- dialogs --------------------------------------------------------------------------------------------------
+# --- dialogs ------------------------------------------------------------------------------------------------
 
 
 class StartDialog(Asked):
@@ -283,7 +283,7 @@ class DialogState(BaseModel):
     budget: int
 
 
-# --- as Cohere and OpenAI ---------------------------------------------------------------------------------------
+# --- as Cohere and OpenAI -----------------------------------------------------------------------------------
 
 
 class Url(BaseModel):
@@ -295,16 +295,20 @@ class Url(BaseModel):
 class Part(BaseModel):
     """A part of a document."""
 
-    type: str = "image_url"
     image_url: Url | None = None
-    text: str | None = None
 
 
 class ImageDocument(BaseModel):
     """A document that is an image: a data URL, or the id of an image of the album."""
 
     image: str | None = None
-    content: Annotated[list[Part], Field(min_length=1, max_length=1)] | None = None
+    content: Annotated[list[Part], Field(max_length=1)] = []
+
+    @property
+    def url(self) -> str | None:
+        """The data URL or id, of whichever form."""
+        parts = [one.image_url.url for one in self.content if one.image_url is not None]
+        return self.image or next(iter(parts), None)
 
 
 class Rerank(BaseModel):
@@ -312,8 +316,8 @@ class Rerank(BaseModel):
 
     model: str | None = None
     query: Text
-    documents: Annotated[list[str | ImageDocument], Field(min_length=1, max_length=MOST_CANDIDATES)]
-    top_n: Annotated[int, Field(ge=1)] | None = None
+    documents: Annotated[list[str | ImageDocument], Field(min_length=1, max_length=AT_ONCE)]
+    top_n: Annotated[int, Field(ge=1, le=2**31)] | None = None
     return_documents: bool = False
 
 
@@ -334,7 +338,7 @@ class Reranked(BaseModel):
 
 
 class ImageInput(BaseModel):
-    """An image to embed, as a data URL."""
+    """An image to embed: a data URL, or the id of an image of the album."""
 
     image: str
 

@@ -74,10 +74,10 @@ def final(how: Options, queries: Sequence[Query], report: Report) -> list[Rankin
 
     def scored(n: int, scores: Mapping[str, float]) -> None:
         best = max(scores.values(), default=0.0)
-        report(n, {"event": "scores", "scores": {id: math.exp(one - best) for id, one in scores.items()}})
+        report({"event": "scores", "scores": {id: math.exp(one - best) for id, one in scores.items()}}, n)
 
     def progress(_: str, done: int, of: int | None) -> None:
-        report(-1, {"event": "progress", "done": done, "of": of or 0})
+        report({"event": "progress", "done": done, "of": of or 0})
 
     rerank = Rerank(candidates=how.settled) if how.rerank else None
     return how.search(
@@ -110,7 +110,7 @@ def _understood(state: State, asked: Search) -> tuple[Query, Options]:
         state,
         depth=max(asked.offset + asked.k, asked.candidates),
         settled=asked.candidates,
-        rerank=asked.rerank and state.has_generator and bool(query.texts),
+        rerank=asked.rerank and state.generator is not None and bool(query.texts),
         diversity=asked.diversity,
         where=parsed(asked.where),
         collapse=asked.collapse,
@@ -134,7 +134,8 @@ async def search(request: Request, served: Served, asked: Search) -> Any:
     known: Ranking | None = served.rankings.get(same) if asked.offset else None
     second: Job | None = None
     if known is None and (how.rerank or how.diversity):
-        second = served.second.submit(
+        lane = served.second if how.rerank else served.first
+        second = lane.submit(
             final, query, replace(how, depth=0), lambda one: loop.call_soon_threadsafe(news.put_nowait, one)
         )
     try:
@@ -170,18 +171,15 @@ async def _events(
     done = await run_in_threadpool(page.done, ordered)
     if page.asked.explain and page.query.question is not None and done.hits:
         page.served.need_generator()
-        item = page.query.question, [hit.id for hit in done.hits]
-        found = await page.served.second.run(explanations, item, page.served)
+        question, ids = page.query.question, [hit.id for hit in done.hits]
+        found = await page.served.second.alone(lambda _: explanations(page.served, question, ids))
         for hit in done.hits:
             hit.explanation = found.get(hit.id)
     yield done.model_dump_json()
 
 
 async def _last(events: AsyncIterator[str]) -> str:
-    last = ""
-    async for last in events:
-        pass
-    return last
+    return [one async for one in events][-1]
 
 
 async def _lines(events: AsyncIterator[str], served: State) -> AsyncIterator[str]:

@@ -47,7 +47,6 @@ class Server(uvicorn.Server):
         if self._guard.ending or sig not in (signal.SIGINT, signal.SIGTERM):
             super().handle_exit(sig, frame)
         else:
-            self._captured_signals.append(sig)
             self._guard.ending, self._ending = True, time.monotonic()
 
     async def on_tick(self, counter: int) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, final
 
@@ -20,14 +19,13 @@ from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import IntegrityError
 from zsqretrieval.retriever import Retriever
-from zsqretrieval.web.lanes import Report
 
 Format: TypeAlias = Literal["AVIF", "WEBP", "JPEG"]
 
 _MOST = 50_000  # about 1 GB
 _SETTINGS: dict[Format, dict[str, int]] = {
     "AVIF": {"quality": 60, "speed": 9},
-    "WEBP": {"quality": 78, "method": 3},
+    "WEBP": {"quality": 78, "method": 1},
     "JPEG": {"quality": 78},
 }
 
@@ -70,16 +68,13 @@ class Thumbnails:
         except (OSError, IntegrityError):
             self._cache = Cache(capacity=_MOST // 10)
 
-    def make(self, _: None, asked: Sequence[tuple[Record, int, Format]], report: Report) -> list[bytes]:
-        """Make or look up thumbnails: record, longest side in pixels, format."""
-        found = []
-        for record, side, format in asked:
-            key = cache_key(record.digest, str(side), format)
-            made = self._cache.get_many([key]).get(key)
-            if made is None:
-                with self._retriever.files() as files:
-                    image = files.open(record.source, record.digest)
-                made = encoded(decode(image, size_hint=side), side, format)
-                self._cache.put_many({key: made})
-            found.append(made)
+    def make(self, record: Record, side: int, format: Format) -> bytes:
+        """Make or look up a thumbnail of at most ``side`` pixels per side; errors as of a decoder."""
+        key = cache_key(record.digest, str(side), format)
+        found = self._cache.get_many([key]).get(key)
+        if found is None:
+            with self._retriever.files() as files:
+                image = files.open(record.source, record.digest)
+            found = encoded(decode(image, size_hint=side), side, format)
+            self._cache.put_many({key: found})
         return found

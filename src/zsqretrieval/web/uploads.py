@@ -1,6 +1,6 @@
 """``/api/uploads``: an image from the client, as a term of searches.
 
-bytes (bounded) --pictures lane--> pixels (bounded) --first lane--> vector; only vector and thumbnail stay
+bytes (bounded) --pictures lane--> pixels (bounded) --first lane--> vector; vector and thumbnail are kept
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, final
+from typing import Annotated, final
 
 import numpy as np
 from fastapi import APIRouter, File, Request, Response, UploadFile
 from numpy.typing import NDArray
-from PIL import Image as PILImage
 
-from zsqretrieval.data.images import decode
+from zsqretrieval.data.images import decode, dimensions
 from zsqretrieval.encoders.checked import encode_images
 from zsqretrieval.types import Image
 from zsqretrieval.web.failures import RESPONSES, Refused
@@ -37,57 +36,64 @@ class Upload:
 
 @final
 class Rates:
-    """Requests per minute of each client: a bucket that fills steadily."""
+    """Images per minute of each client: a bucket that empties with every image, and fills steadily."""
 
     def __init__(self, per_minute: int, clients: int = 10_000) -> None:
         self._most, self._clients = per_minute, clients
-        self._buckets: dict[str, tuple[float, float]] = {}  # when last seen, and how full then
+        self._left: dict[str, tuple[float, float]] = {}  # when last seen, and how many were left then
 
-    def take(self, client: str) -> None:
-        """Count a request; an error if there are too many."""
-        now = time.monotonic()
-        seen, left = self._buckets.pop(client, (now, float(self._most)))
+    def take(self, request: Request, images: int = 1) -> None:
+        """Count images of a client; an error if there are too many."""
+        client, now = request.client.host if request.client else "", time.monotonic()
+        seen, left = self._left.pop(client, (now, float(self._most)))
         left = min(left + (now - seen) * self._most / 60, self._most)
-        if left < 1:
-            self._buckets[client] = now, left
+        refused = left < min(images, self._most)
+        self._left[client] = now, left - images * (not refused)
+        while len(self._left) > self._clients:
+            del self._left[next(iter(self._left))]
+        if refused:
             raise Refused(429, f"at most {self._most} images a minute; try again later", seconds=5)
-        self._buckets[client] = now, left - 1
-        while len(self._buckets) > self._clients:
-            del self._buckets[next(iter(self._buckets))]
 
 
-def pixels(limit: int, contents: Sequence[bytes], _: Report) -> list[PILImage.Image]:
-    """Decode images of a request."""
-    return [decode(Image(content, "the upload"), max_pixels=limit) for content in contents]
+async def pictures(served: State, contents: Sequence[bytes], names: Sequence[str]) -> list[Image]:
+    """Decode the images of a request."""
+    limit = served.settings.upload_pixels
+
+    def decoded(report: Report) -> list[Image]:
+        images = [Image(content, name) for content, name in zip(contents, names, strict=True)]
+        if sum(width * height for width, height in map(dimensions, images)) > limit:
+            raise Refused(413, f"the images are too large: the limit is {limit} pixels in all")
+        found = []
+        for image in images:
+            report()
+            found.append(Image(decode(image), image.source))
+        return found
+
+    return await served.pictures.alone(decoded)
 
 
-def vectors(state: State, pictures: Sequence[PILImage.Image], _: Report) -> list[NDArray[np.float32]]:
-    """Encode decoded images together."""
-    images = [Image(one, "the upload") for one in pictures]
-    return [*encode_images(state.retriever.encoder, images)]
+def vectors(served: State, asked: Sequence[Sequence[Image]], _: Report) -> list[NDArray[np.float32]]:
+    """Encode the images of all requests in one call."""
+    found = encode_images(served.retriever.encoder, [image for images in asked for image in images])
+    return np.split(found, np.cumsum([len(images) for images in asked])[:-1])
 
 
 @router.post("/api/uploads")
 async def upload(request: Request, served: Served, file: Annotated[UploadFile, File()]) -> Uploaded:
     """Take an image, to search for others like it."""
-    served.rates.take(request.client.host if request.client else "")
+    served.rates.take(request)
     limit = served.settings.upload_bytes
     content = await file.read(limit + 1)
     if len(content) > limit:
         raise Refused(413, f"the image is too large: the limit is {limit} bytes")
-    found: Upload = await unless_gone(request, _kept(served, content))
-    id = served.uploads.put(found)
+
+    async def kept() -> Upload:
+        images = await pictures(served, [content], ["the upload"])
+        (vector,) = await served.first.run(vectors, images, served)
+        return Upload(vector, await served.pictures.alone(lambda _: encoded(decode(images[0]), 256, "WEBP")))
+
+    id = served.uploads.put(await unless_gone(request, kept()))
     return Uploaded(upload=id, thumb=f"/thumb-upload/{id}")
-
-
-async def _kept(served: State, content: bytes) -> Upload:
-    picture: Any = await served.pictures.run(pixels, content, served.settings.upload_pixels)
-    thumbnail = served.pictures.run(_thumbnails, picture)
-    return Upload(await served.first.run(vectors, picture, served), await thumbnail)
-
-
-def _thumbnails(_: None, pictures: Sequence[PILImage.Image], __: Report) -> list[bytes]:
-    return [encoded(one, 256, "WEBP") for one in pictures]
 
 
 @router.get("/thumb-upload/{id}", response_class=Response)

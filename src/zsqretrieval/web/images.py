@@ -93,9 +93,7 @@ def details(served: Served, id: str) -> Details:
 
 
 @router.get("/thumb/{id:path}", response_class=Response, responses=_PICTURE)
-async def thumb(
-    request: Request, served: Served, id: str, size: Literal["256", "512"] = "256"
-) -> Response:
+async def thumb(request: Request, served: Served, id: str, size: Literal["256", "512"] = "256") -> Response:
     """Show an image at most 256 or 512 pixels wide and high."""
     record = await run_in_threadpool(served.record, id)
     format = preferred(request.headers.get("accept", ""))

@@ -1,7 +1,7 @@
 // One image: how well it fits and why, what could be asked of it, what is known of it.
 
 import { get, post } from "./api.js";
-import { button, count, el, find, percent, thumb, when } from "./dom.js";
+import { button, count, el, find, percent, sentence, thumb, when } from "./dom.js";
 import { quoted } from "./filters.js";
 import { question } from "./state.js";
 import { bar, moved } from "./tiles.js";
@@ -39,7 +39,7 @@ export function startDetail(album, actions) {
     try {
       image = await get(`/api/images/${encodeURIComponent(id)}`, signal);
     } catch (error) {
-      if (error.name !== "AbortError") box().replaceChildren(el("p", { class: "failed", role: "alert" }, error.message), closing());
+      if (error.name !== "AbortError") box().replaceChildren(el("p", { class: "failed", role: "alert" }, sentence(error.message)), closing());
       return;
     }
     const asked = question(state);
@@ -107,7 +107,7 @@ export function startDetail(album, actions) {
         add(texts);
         more.replaceWith(el("p", { class: "quiet", role: "status" }, texts.length ? "" : "No other question."));
       } catch (error) {
-        if (error.name !== "AbortError") more.replaceWith(el("p", { class: "failed", role: "alert" }, error.message));
+        if (error.name !== "AbortError") more.replaceWith(el("p", { class: "failed", role: "alert" }, sentence(error.message)));
       }
     }
     return part("Questions for this image", list, more);
@@ -165,7 +165,7 @@ function explanation(id, asked, signal) {
     },
     (error) => {
       text.removeAttribute("aria-busy");
-      legend.textContent = error.name === "AbortError" ? "" : error.message;
+      legend.textContent = error.name === "AbortError" ? "" : sentence(error.message);
     },
   );
   return made;

@@ -52,13 +52,13 @@ export class Dialog {
 
   build(text) {
     this.text = text;
-    this.turns = el("ol", { class: "turns", "aria-label": "Answers so far" });
+    this.turns = el("ol", { class: "turns", reversed: true, "aria-label": "Answers so far, the last first" });
     this.asked = el("div", { class: "asked", role: "group", "aria-live": "polite" });
     this.left = el("p", { class: "left", role: "status" });
     this.map = el("ol", { class: "map", "aria-label": "Candidates, likeliest first" });
     this.gone = el("p", { class: "quiet" });
     this.place.replaceChildren(
-      el("div", { class: "talk" }, el("p", { class: "quiet" }, "You are looking for"), el("h2", { dir: "auto" }, text), this.turns, this.asked),
+      el("div", { class: "talk" }, el("p", { class: "quiet" }, "You are looking for"), el("h2", { dir: "auto" }, text), this.asked, this.turns),
       el("div", { class: "candidates" }, this.left, this.map, this.gone),
     );
     this.think("Looking through the album …");
@@ -119,7 +119,7 @@ export class Dialog {
         i === history.length - 1 ? button("Undo", () => this.send("undo", {}), { class: "link" }) : null,
       );
     });
-    this.turns.replaceChildren(...turns);
+    this.turns.replaceChildren(...turns.reverse());
   }
 
   ask() {

@@ -36,6 +36,9 @@ export function percent(probability) {
 
 export const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 
+/** A message with a capital and a full stop. */
+export const sentence = (text) => text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+
 /** The parts of an ISO time that a person reads; null when it is none. */
 export function when(iso, parts = { dateStyle: "long", timeStyle: "short" }) {
   const time = iso ? new Date(iso.slice(0, 19)) : null; // the camera's own time, whatever its zone
@@ -52,7 +55,7 @@ export function complain(error = null, again = null) {
   const place = find("#trouble");
   place.replaceChildren();
   if (error === null || error.name === "AbortError") return;
-  place.append(el("p", {}, error.message));
+  place.append(el("p", {}, sentence(error.message)));
   if (again) place.append(button("Try again", () => (complain(), again())));
   place.append(button("Dismiss", () => complain(), { class: "plain" }));
 }

@@ -35,6 +35,8 @@ function read(condition) {
   return field ? { field, operator, value: text === undefined ? number : text.replaceAll("''", "'") } : null;
 }
 
+const MOST = 9; // fields of the form
+
 const dayAfter = (day, days = 1) => new Date(Date.parse(day) + days * 86_400_000).toISOString().slice(0, 10);
 
 /** Inputs per kind of field: label, attributes, from a value to a condition, and back. */
@@ -50,6 +52,15 @@ const INPUTS = {
   text: (field) => [{ label: "contains", type: "text", operator: "contains", write: quoted, values: field.values, placeholder: field.values?.[0] }],
 };
 
+const FIRST = ["taken", "camera", "width", "height"];
+
+/** Fields with several values, the best known first; the text of the filter reaches the others. */
+function useful(fields) {
+  const place = ({ name, type }) => (FIRST.indexOf(name) + 1 || (type === "text" ? 8 : 7)) + (name === "bytes" ? 9 : 0);
+  const several = fields.filter(({ type, values, min, max }) => (type === "text" ? values.length > 1 : min !== max));
+  return several.sort((a, b) => place(a) - place(b)).slice(0, MOST);
+}
+
 /**
  * A form for the fields of the album.
  * @param {{name: string, type: "number"|"text"|"date", values: unknown[], min: unknown, max: unknown}[]} fields
@@ -60,7 +71,7 @@ export function filterForm(fields, where, apply) {
   const parts = conditions(where);
   const simple = parts.map(read);
   const inputs = [];
-  const rows = fields.map((field) => {
+  const rows = useful(fields).map((field) => {
     const made = (INPUTS[field.type] ?? INPUTS.text)(field).map((one) => {
       const now = simple.find((part) => part?.field === field.name && part.operator === one.operator);
       const list = one.values?.length ? `values-${field.name}` : null;

@@ -90,7 +90,7 @@ export function startTerms(album, change) {
     const without = term.weight < 0;
     const name = term.kind === "text" ? term.value : term.kind === "id" ? "this image" : "your image";
     const label = without ? "without" : term.kind === "text" ? "and" : "like";
-    const weight = el("input", { type: "number", min: "0.1", max: "5", step: "0.1", value: Math.abs(term.weight), "aria-label": `Weight of ${name}` });
+    const weight = el("input", { type: "number", min: "0.1", max: "5", step: "0.1", value: Math.abs(term.weight), title: "Weight", "aria-label": `Weight of ${name}` });
     const others = (replacement) => change({ terms: state.terms.flatMap((one, j) => (j === i ? replacement : [one])) });
     weight.addEventListener("change", () => {
       const value = Number(weight.value);
@@ -103,7 +103,6 @@ export function startTerms(album, change) {
       { class: `chip ${without ? "without" : ""}` },
       el("span", { class: "quiet" }, label),
       shown,
-      el("span", { class: "quiet", "aria-hidden": "true" }, "×"),
       weight,
       remove(name, () => others([])),
     );

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from pages import HOSTILE, Asking, card, cards, chromium, go, ids, opened, serving, settled
+from pages import HOSTILE, Asking, card, cards, go, ids, opened, serving, settled
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -25,12 +25,6 @@ GENERATOR = Asking()
 def address() -> Iterator[str]:
     with cards(N, GENERATOR) as retriever, serving(retriever, title="Cards", upload_rate=1000) as at:
         yield at
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture

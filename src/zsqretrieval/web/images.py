@@ -9,12 +9,14 @@ import io
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
+from enum import IntEnum
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.images import decode, format_of, read_bytes
@@ -26,6 +28,14 @@ from zsqretrieval.web.settings import AT_ONCE
 from zsqretrieval.web.state import Served, State, facts, parsed, unknown, unless_gone
 from zsqretrieval.web.thumbnails import encoded, preferred
 
+
+class _Id(PathConvertor):
+    """An id in an address: anything, slashes and line breaks included."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("id", _Id())
 router = APIRouter(responses=RESPONSES)
 
 _FRESH = 30.0  # seconds
@@ -85,15 +95,22 @@ def images(
     return Images(total=retriever.count(chosen), images=[Image(**facts(one)) for one in found])
 
 
-@router.get("/api/images/{id:path}")
+@router.get("/api/images/{id:id}")
 def details(served: Served, id: str) -> Details:
     """Tell all about one image."""
     record = served.record(id)
     return Details(**facts(record), metadata=dict(record.metadata), questions=stored(served, id))
 
 
-@router.get("/thumb/{id:path}", response_class=Response, responses=_PICTURE)
-async def thumb(request: Request, served: Served, id: str, size: Literal["256", "512"] = "256") -> Response:
+class Side(IntEnum):
+    """Longest side of a thumbnail in pixels."""
+
+    SMALL = 256
+    LARGE = 512
+
+
+@router.get("/thumb/{id:id}", response_class=Response, responses=_PICTURE)
+async def thumb(request: Request, served: Served, id: str, size: Side = Side.SMALL) -> Response:
     """Show an image at most 256 or 512 pixels wide and high."""
     record = await run_in_threadpool(served.record, id)
     format = preferred(request.headers.get("accept", ""))
@@ -101,12 +118,12 @@ async def thumb(request: Request, served: Served, id: str, size: Literal["256", 
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     content = await unless_gone(
-        request, served.pictures.alone(lambda _: served.thumbnails.make(record, int(size), format))
+        request, served.pictures.alone(lambda _: served.thumbnails.make(record, size, format))
     )
     return Response(content, 200, headers, f"image/{format.lower()}")
 
 
-@router.get("/image/{id:path}", response_class=Response, responses=_PICTURE)
+@router.get("/image/{id:id}", response_class=Response, responses=_PICTURE)
 async def original(request: Request, served: Served, id: str) -> Response:
     """Show an image as it is; as JPEG, if browsers cannot show its format."""
     record = await run_in_threadpool(served.record, id)
@@ -128,15 +145,16 @@ def _original(served: State, record: Record) -> tuple[bytes, str]:
 @router.post("/api/download", response_class=StreamingResponse, responses=_ZIP)
 def download(served: Served, asked: Download) -> StreamingResponse:
     """Send the files of images as a zip; a text in it names those that cannot be read."""
-    settings, found = served.settings, served.retriever.find_all(asked.ids)
-    if missing := [id for id in asked.ids if id not in found]:
+    settings, ids = served.settings, list(dict.fromkeys(asked.ids))
+    found = served.retriever.find_all(ids)
+    if missing := [id for id in ids if id not in found]:
         raise unknown(missing[0])
-    if len(found) > settings.download_images:
+    if len(ids) > settings.download_images:
         raise Refused(413, f"a download has at most {settings.download_images} images; choose fewer")
     if sum(one.bytes for one in found.values()) > settings.download_bytes:
         raise Refused(413, f"a download has at most {settings.download_bytes} bytes; choose fewer images")
     headers = {"Content-Disposition": 'attachment; filename="images.zip"'}
-    return StreamingResponse(_zipped(served, list(found.values())), 200, headers, "application/zip")
+    return StreamingResponse(_zipped(served, [found[id] for id in ids]), 200, headers, "application/zip")
 
 
 def _zipped(served: State, records: Sequence[Record]) -> Iterator[bytes]:

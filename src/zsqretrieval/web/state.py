@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_BEFORE_NAME = re.compile(r"[/\\]|\.tar(?:\.\w+)?#")  # in a source
+
 
 @dataclass(eq=False)
 class State:
@@ -148,7 +150,7 @@ def parsed(where: str | None) -> Filter | None:
 def facts(record: Record) -> dict[str, Any]:
     """The members of an :class:`~zsqretrieval.web.schemas.Image`."""
     source, metadata = record.source, record.metadata
-    name = record.id if source.startswith("<") else re.split(r"[/\\#]", source)[-1] or record.id
+    name = record.id if source.startswith("<") else _BEFORE_NAME.split(source)[-1] or record.id
     return {
         "id": record.id,
         "name": name,

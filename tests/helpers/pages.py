@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from zsqretrieval import Retriever
@@ -30,7 +31,7 @@ HOSTILE = "<script>document.title = 'owned'</script> \"quoted\" & 'so'"
 
 
 class Asking(ToyGenerator):
-    """Asks for the colour and knows it; waits for ``gate`` before it scores, and keeps what it scored."""
+    """Asks for colours, and knows those of images; waits for ``gate`` before it scores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,28 +42,30 @@ class Asking(ToyGenerator):
         self, contexts: Sequence[Context], continuations: Sequence[str], **settings: Any
     ) -> list[LogLikelihood]:
         assert self.gate.wait(60)
-        if all(text.strip() in COLOURS for text in continuations):
-            likely = [
-                0.95 if text.strip() == _colour(context) else 0.02
-                for context, text in zip(contexts, continuations, strict=True)
-            ]
-            return [
-                LogLikelihood((text,), np.log(np.array([p], np.float32)))
-                for p, text in zip(likely, continuations, strict=True)
-            ]
-        return super().log_likelihood(contexts, continuations, **settings)
+        found = []
+        for context, text in zip(contexts, continuations, strict=True):
+            words, shares = text.split(), _shares(context)
+            likely = [0.02 + 0.95 * shares[COLOURS.index(word)] if word in COLOURS else 0.5 for word in words]
+            found.append(
+                LogLikelihood(tuple(f" {word}" for word in words), np.log(np.array(likely, np.float32)))
+            )
+        if progress := settings.get("progress"):
+            progress("scoring", len(found), len(found))
+        return found
 
     def generate(self, contexts: Sequence[Context], *, n: int = 1, **settings: Any) -> list[list[str]]:
-        assert self.gate.wait(60)
         return [
-            [QUESTION if "question about" in str(context[-1]) else _colour(context)] * n
-            for context in contexts
+            [QUESTION if "question about" in str(one[-1]) else COLOURS[_shares(one).argmax()]] * n
+            for one in contexts
         ]
 
 
-def _colour(context: Context) -> str:
+def _shares(context: Context) -> NDArray[np.float64]:
+    """The shares of red, green and blue in what is not grey."""
     (image,) = (one for one in context if isinstance(one, Image))
-    return COLOURS[int(np.asarray(decode(image)).mean((0, 1)).argmax())]
+    mean = np.asarray(decode(image), np.float64).mean((0, 1))
+    colour = mean - mean.min() + 1e-9
+    return colour / colour.sum()
 
 
 def card(number: int, of: int) -> Image:

@@ -20,7 +20,7 @@ VIEWS = {
     "results": ("/?q=a+red+thing&not=blue&where=year+%3E+2000&order=both", ".column .place"),
     "dates": ("/?q=red&sort=newest", "h3"),
     "nothing": ("/?q=something+else", ".nothing"),
-    "detail": ("/?q=is+the+thing+red&image=cards/1", "mark"),
+    "detail": ("/?q=a+red+thing&image=cards/1", "mark"),
     "dialog": ("/?ask=a+thing", ".answers"),
 }
 

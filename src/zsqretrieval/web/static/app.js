@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { Browse } from "./browse.js";
 import { startDetail } from "./detail.js";
 import { Dialog } from "./dialog.js";
-import { all, complain, find, percent } from "./dom.js";
+import { all, complain, find } from "./dom.js";
 import { narrowed } from "./filters.js";
 import { startKeys } from "./keys.js";
 import { Results } from "./results.js";
@@ -68,7 +68,7 @@ function show() {
   find("#sort").value = state.sort;
   find("#sort [value=best]").textContent = view === "results" ? "Best first" : "Last added";
   find("#cut").value = state.cut ?? album.calibrated_cutoff ?? 0.5;
-  find("#cut-value").textContent = percent(Number(find("#cut").value));
+  find("#cut-value").textContent = `${Math.round(100 * find("#cut").value)} %`;
   terms.show(state);
   if (view !== "results" && results.key) results.leave();
   if (view !== "dialog" && dialog.id) dialog.leave();

@@ -139,7 +139,7 @@ function fit(hit) {
   else if (hit.moved === 0) place.append(", as in the first stage");
   const numbers = [["Cosine similarity", hit.similarity?.toFixed(3)], ["log P(question | image)", hit.likelihood === null ? null : `${hit.likelihood.toFixed(2)} nats`]];
   const rows = numbers.filter(([, value]) => value).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]);
-  if (hit.duplicates) made.push(el("p", {}, `Stands for ${count(hit.duplicates, "near-duplicate")} more.`));
+  if (hit.duplicates) made.push(el("p", {}, `Stands for ${count(hit.duplicates, "more near-duplicate")}.`));
   return part("How well it fits", place, ...made, el("details", {}, el("summary", {}, "In numbers"), el("dl", {}, ...rows)));
 }
 

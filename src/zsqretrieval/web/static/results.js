@@ -133,7 +133,7 @@ export class Results {
     const made = groups
       .filter((group) => group.images.length)
       .flatMap(({ heading, images }) => [heading ? el("h3", {}, heading) : null, this.list(images, first)]);
-    if (far.length) made.push(el("h3", { class: "less" }, `Less likely than ${percent(this.cut)}`), this.list(far, first, "far"));
+    if (far.length) made.push(el("h3", { class: "less" }, `Less likely than ${Math.round(100 * this.cut)} %`), this.list(far, first, "far"));
     return made.filter(Boolean);
   }
 
@@ -153,7 +153,7 @@ export class Results {
     const [best] = [...this.hits].sort((a, b) => (b.probability ?? 0) - (a.probability ?? 0));
     let said;
     if (!this.hits.length) said = `Nothing found for ${asked}${this.state.where ? " with this filter" : ""}.`;
-    else if (!graded) said = `${count(this.hits.length, "image")}, the nearest to ${asked} first`;
+    else if (!graded) said = `${count(this.hits.length, "image")}, nearest first: ${asked}`;
     else if (n) said = `${count(n, "image")} ${n === 1 ? "fits" : "fit"} ${asked}`;
     else said = `Nothing fits ${asked}. The likeliest image has a probability of ${percent(best.probability)}.`;
     find("#summary").textContent = said;

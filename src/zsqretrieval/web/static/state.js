@@ -93,13 +93,15 @@ export const question = (state) => (state.terms.length ? "" : state.q);
 
 /** How the search is called, in words. */
 export function summary(state) {
-  const parts = [];
-  if (state.q) parts.push(`“${state.q}”`);
-  for (const { kind, value, weight } of state.terms) {
-    const what = kind === "text" ? `“${value}”` : kind === "id" ? "an image" : "your image";
-    parts.push(weight < 0 ? `without ${what}` : parts.length ? `with ${what}` : what);
-  }
-  return parts.join(" ");
+  const texts = state.terms.filter(({ kind }) => kind === "text");
+  const images = (sign) => state.terms.filter(({ kind, weight }) => kind !== "text" && weight * sign > 0).length;
+  const like = (word, n) => (n ? [`${word} ${n === 1 ? "an image" : `${n} images`}`] : []);
+  return [
+    ...(state.q ? [`“${state.q}”`] : []),
+    ...texts.map(({ value, weight }) => (weight < 0 ? `without “${value}”` : `“${value}”`)),
+    ...like("like", images(1)),
+    ...like("unlike", images(-1)),
+  ].join(", ");
 }
 
 /** The body of `/api/search`. */

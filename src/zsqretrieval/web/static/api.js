@@ -32,7 +32,6 @@ const sending = (body, signal) => ({
 
 export const get = async (path, signal) => (await request(path, { signal })).json();
 export const post = async (path, body, signal) => (await request(path, sending(body, signal))).json();
-export const forget = (path) => request(path, { method: "DELETE", keepalive: true }).catch(() => {});
 
 /**
  * Search, and report every event as it arrives.

@@ -133,7 +133,7 @@ const scale = (label, share, text) => el("p", { class: "scale" }, el("span", {},
 function fit(hit) {
   const made = [];
   if (hit.probability !== null) made.push(scale("Probability that it fits", hit.probability, percent(hit.probability)));
-  if (hit.question_fit !== null) made.push(scale("Likelihood, against the best image", hit.question_fit, hit.question_fit === 1 ? "the best" : percent(hit.question_fit)));
+  if (hit.question_fit !== null) made.push(scale("Likelihood, to the best", hit.question_fit, hit.question_fit === 1 ? "the best" : percent(hit.question_fit)));
   const place = el("p", {}, `Rank ${hit.rank}`);
   if (hit.moved) place.append(" ", moved(hit), ` (the first stage had it at ${hit.first_stage_rank})`);
   else if (hit.moved === 0) place.append(", as in the first stage");

@@ -1,6 +1,6 @@
 // The clarifying dialog: the library asks, the person answers, and the candidates shrink.
 
-import { forget, get, post } from "./api.js";
+import { get, post } from "./api.js";
 import { all, announce, button, complain, count, el, find, percent, thumb } from "./dom.js";
 import { treemap } from "./treemap.js";
 
@@ -45,7 +45,6 @@ export class Dialog {
 
   leave() {
     this.stop?.abort();
-    if (this.id) forget(`/api/dialog/${this.id}`);
     this.tiles.clear();
     Object.assign(this, { id: "", now: null, stop: new AbortController() });
   }
@@ -67,8 +66,10 @@ export class Dialog {
   think(text) {
     this.asked.setAttribute("aria-busy", "true");
     for (const one of all("button, input", this.asked)) one.disabled = true;
-    if (this.now) this.asked.classList.add("thinking");
-    else this.asked.replaceChildren(el("p", { class: "step" }, text));
+    if (this.now) {
+      this.asked.classList.add("thinking");
+      find(".step", this.asked).textContent = text;
+    } else this.asked.replaceChildren(el("p", { class: "step" }, text));
     announce(text);
   }
 
@@ -113,7 +114,7 @@ export class Dialog {
       return el(
         "li",
         {},
-        el("p", { class: "question", dir: "auto" }, question ?? "You said"),
+        el("p", { class: "question", dir: "auto" }, question ?? "Hint"),
         el("p", { class: "answer", dir: "auto" }, answer),
         fewer && el("p", { class: "fewer", title: "Images among which it could be, before and after" }, fewer),
         i === history.length - 1 ? button("Undo", () => this.send("undo", {}), { class: "link" }) : null,
@@ -131,7 +132,7 @@ export class Dialog {
       { class: "own" },
       words,
       question ? el("button", { type: "submit", value: "answer" }, "Answer") : null,
-      el("button", { type: "submit", value: "tell", class: "plain", title: "Says something that the question did not ask" }, "Tell"),
+      el("button", { type: "submit", value: "tell", class: "plain", title: "Something that the question did not ask" }, "Hint"),
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();

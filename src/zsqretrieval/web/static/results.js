@@ -27,6 +27,7 @@ export class Results {
     this.leave();
     Object.assign(this, { key, hits: [], scores: {}, tiles: new Map(), ended: false, seconds: null, ranked: false });
     this.place.replaceChildren(...waiting());
+    scrollTo(0, 0);
     find("#summary").textContent = `Looking for ${summary(state)}`;
     return this.page();
   }

@@ -119,6 +119,7 @@ def page(request: Request, served: Served) -> Response:
         query=request.query_params.get("q", ""),
         images=None if bare else [facts(one) for one in served.retriever.browse(_FIRST_SCREEN)],
         total=len(served.retriever),
+        asks=served.generator is not None,
     )
     return Response(html, media_type="text/html")
 

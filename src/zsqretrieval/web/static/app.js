@@ -137,7 +137,6 @@ addEventListener("popstate", () => {
   show();
 });
 
-find("#ask-back").hidden = !album.can.dialog;
 find("#sort").closest("label").hidden = !album.fields.some((field) => field.name === "taken");
 startSelection((ids) => like(ids, 1));
 startKeys({

@@ -43,7 +43,7 @@ export function startDetail(album, actions) {
       return;
     }
     const asked = question(state);
-    const words = hit && asked && album.can.rerank ? explanation(id, asked, signal) : null;
+    const words = asked && album.can.rerank ? explanation(id, asked, signal) : null;
     box().replaceChildren(
       picture(image),
       el(

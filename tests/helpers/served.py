@@ -71,8 +71,7 @@ def client(retriever: Retriever, **settings: Any) -> Iterator[TestClient]:
 @contextmanager
 def listening_at(retriever: Retriever, **settings: Any) -> Iterator[tuple[str, Server]]:
     """A server of an album on a free port, in a thread: its address, and itself."""
-    made = Settings(**settings)
-    server = Server(make_app(retriever, made), made.grace)
+    server = Server(make_app(retriever, Settings(**settings)))
     with listening("127.0.0.1", 0) as socket:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
         thread.start()

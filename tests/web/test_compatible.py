@@ -85,7 +85,10 @@ def test_texts_and_images_share_a_request(web: TestClient) -> None:
 
 @pytest.mark.parametrize("documents", ["content", "image", "url"])
 def test_reranker_of_this_library_can_ask_another_server_of_it(shown: Retriever, documents: Any) -> None:
-    question, images = "what is the red thing ?", [Image(picture(one), one) for one in ("blue", "red", "green")]
+    question, images = (
+        "what is the red thing ?",
+        [Image(picture(one), one) for one in ("blue", "red", "green")],
+    )
     with listening_at(shown) as (address, _):
         scores = HTTPReranker(address, "any", documents=documents).score(question, images)
     assert scores.argmax() == 1 and ((scores > 0) & (scores < 1)).all()

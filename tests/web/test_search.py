@@ -209,7 +209,7 @@ def test_users_share_the_generator_and_too_many_get_429(tmp_path: Any) -> None:
     generator.go_on.set()
     album = make_album(tmp_path, generator=generator)
     questions = [f"a red bus {n}" for n in range(9)]
-    with album, client(album, waiting=6, together=4) as web:
+    with album, client(album, waiting=6, reranked_together=4) as web:
         generator.calls.clear()
         generator.go_on.clear()
         with ThreadPoolExecutor(10) as pool:

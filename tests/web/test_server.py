@@ -76,18 +76,25 @@ def test_requests_in_flight_are_answered_and_new_ones_get_503(slow: Any) -> None
         assert server.should_exit
 
 
-def test_second_signal_ends_at_once(slow: Any) -> None:
+@pytest.mark.parametrize(("grace", "signals"), [(0.5, 1), (30.0, 2)])
+def test_requests_that_get_no_more_time_are_told_so(slow: Any, grace: float, signals: int) -> None:
     album, generator = slow
-    with listening_at(album, grace=1.0) as (address, server), ThreadPoolExecutor(1) as pool:
+    with listening_at(album, grace=grace) as (address, server), ThreadPoolExecutor(2) as pool:
         httpx2.get(f"{address}/healthz")
         hold(generator)
-        running = pool.submit(lambda: httpx2.post(f"{address}/api/search", json=SEARCH, timeout=20))
+        running = [
+            pool.submit(lambda kind=kind: httpx2.post(  # type: ignore[misc]
+                f"{address}/api/search", json=SEARCH, headers={"Accept": kind}, timeout=20
+            ))
+            for kind in ("*/*", "application/json")
+        ]  # fmt: skip
         assert generator.started.wait(10)
-        for _ in range(2):
+        for _ in range(signals):
             server.handle_exit(signal.SIGTERM, None)
-        assert server.should_exit
-        with pytest.raises(httpx2.HTTPError):
-            running.result(20)
+        stream, one = (answer.result(20) for answer in running)
+        last = json.loads(stream.text.splitlines()[-1])
+        assert (last["event"], last["error"]["code"]) == ("error", "unavailable")
+        assert (one.status_code, one.json()["error"]["code"]) == (503, "unavailable")
 
 
 @pytest.mark.parametrize("accept", ["application/json", "*/*"])
@@ -111,30 +118,36 @@ def test_work_ends_when_the_client_leaves(slow: Any, accept: str) -> None:
 
 
 def test_port_in_use_is_an_error_in_words(shown: Retriever) -> None:
-    with listening("127.0.0.1", 0) as taken:
-        with pytest.raises(InvalidInputError, match="in use"), listening(*taken.getsockname()):
-            pass
+    with (
+        listening("127.0.0.1", 0) as taken,
+        pytest.raises(InvalidInputError, match="in use"),
+        listening(*taken.getsockname()),
+    ):
+        pass
     with pytest.raises(InvalidInputError, match="cannot serve at"), listening("no.such.name.invalid", 0):
         pass
 
 
 def test_many_clients_lose_nothing(shown: Retriever) -> None:
     questions = [f"a {colour} bus" for colour in ("red", "green", "blue", "white")]
-    with listening_at(shown, waiting=16) as (address, _), ThreadPoolExecutor(40) as pool:
-        with httpx2.Client(base_url=address, limits=httpx2.Limits(max_connections=50)) as client:
+    with (
+        listening_at(shown, waiting=16) as (address, _),
+        ThreadPoolExecutor(40) as pool,
+        httpx2.Client(limits=httpx2.Limits(max_connections=50), timeout=60) as client,
+    ):
 
-            def ask(n: int) -> tuple[str, str]:
-                body = {"terms": [{"text": questions[n % 4]}], "k": 1}
-                while True:
-                    answer = client.post(
-                        "/api/search", json=body, headers={"Accept": "application/json"}, timeout=60
-                    )
-                    if answer.status_code != 429:
-                        break
-                    assert int(answer.headers["retry-after"]) >= 1
-                    time.sleep(0.1)
-                assert answer.status_code == 200, answer.text
-                return questions[n % 4], answer.json()["hits"][0]["id"]
+        def ask(n: int) -> tuple[str, str]:
+            body = {"terms": [{"text": questions[n % 4]}], "k": 1}
+            while True:
+                answer = client.post(
+                    f"{address}/api/search", json=body, headers={"Accept": "application/json"}
+                )
+                if answer.status_code != 429:
+                    break
+                assert int(answer.headers["retry-after"]) >= 1
+                time.sleep(0.1)
+            assert answer.status_code == 200, answer.text
+            return questions[n % 4], answer.json()["hits"][0]["id"]
 
-            found = set(pool.map(ask, range(160)))
+        found = set(pool.map(ask, range(160)))
     assert found == {(text, shown.search(text, 1)[0].id) for text in questions}

@@ -60,7 +60,7 @@ def test_bad_images_are_refused_and_others_go_on(
 ) -> None:
     with client(shown, upload_bytes=50_000) as web, ThreadPoolExecutor(8) as pool:
         contents = [content if n % 2 else picture() for n in range(8)]
-        answers = [one for one in pool.map(lambda one: send(web, one), contents)]
+        answers = list(pool.map(lambda one: send(web, one), contents))
         assert [one.status_code for one in answers] == [200, status] * 4
         assert {one.json()["error"]["code"] for one in answers[1::2]} == {code}
 

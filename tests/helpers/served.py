@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from zsqretrieval.testing import ToyEncoder, ToyGenerator
 from zsqretrieval.testing.toys import COLOURS
 from zsqretrieval.types import Image
 from zsqretrieval.web.app import make_app
+from zsqretrieval.web.server import Server, listening
 from zsqretrieval.web.settings import Settings
 
 HOST = frozenset({"testserver"})
@@ -64,6 +66,20 @@ def client(retriever: Retriever, **settings: Any) -> Iterator[TestClient]:
     app = make_app(retriever, Settings(**{"names": HOST, "upload_rate": 10_000, **settings}))
     with TestClient(app, raise_server_exceptions=False, follow_redirects=False) as made:
         yield made
+
+
+@contextmanager
+def listening_at(retriever: Retriever, **settings: Any) -> Iterator[tuple[str, Server]]:
+    """A server of an album on a free port, in a thread: its address, and itself."""
+    server = Server(make_app(retriever, Settings(**settings)))
+    with listening("127.0.0.1", 0) as socket:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{socket.getsockname()[1]}", server
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def path_of(prefix: str, id: str) -> str:

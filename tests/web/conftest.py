@@ -39,4 +39,4 @@ def browser() -> Iterator[Browser]:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let searches name the image that is gone."""
-    item.add_marker(pytest.mark.filterwarnings("ignore:.*cannot be opened or scored:RuntimeWarning"))
+    item.add_marker(pytest.mark.filterwarnings("ignore:.*cannot be (opened|shown):RuntimeWarning"))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsqretrieval.web.lanes import BusyError, Lane
+from zsqretrieval.web.lanes import BusyError, EndedError, Lane
 from zsqretrieval.web.metrics import Metrics
 
 
@@ -109,15 +109,17 @@ def test_news_reach_the_request_that_they_are_about(lane: Lane) -> None:
     assert heard == {n: ["all", n] for n in range(3)}
 
 
-def test_closed_lane_cancels_and_refuses() -> None:
+def test_ended_lane_fails_what_waits_and_refuses_what_comes() -> None:
     lane = Lane("test", Metrics(), waiting=8)
     blocked = Blocked(lane)
     waiting = lane.submit(blocked.count, 1)
+    lane.end()
+    assert isinstance(waiting.future.exception(10), EndedError)
+    with pytest.raises(EndedError):
+        lane.submit(blocked.count, 2)
     blocked.go_on.set()
     lane.close()
-    assert waiting.future.cancelled() or waiting.future.result(10) == (None, 1)
-    with pytest.raises(BusyError):
-        lane.submit(blocked.count, 2)
+    assert blocked.job.future.result(10) == "blocked" and blocked.calls == []
 
 
 @given(

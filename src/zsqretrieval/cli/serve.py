@@ -85,7 +85,7 @@ def run_server(
         title=title, token=token, names=LOOPBACK | {host.lower(), *map(str.lower, names or ())}, rerank=rerank
     )
     with listening(host, port) as socket:
-        server = Server(make_app(retriever, settings, folder()), settings.grace)
+        server = Server(make_app(retriever, settings, folder()))
         at = f"[{host}]" if ":" in host else host
         query = f"?token={quote(token)}" if token else ""
         say(f"Serving {len(retriever)} images at http://{at}:{socket.getsockname()[1]}/{query}")

@@ -56,14 +56,13 @@ def make_app(retriever: Retriever, settings: Settings, cache_folder: Path | None
         least = 0.0 if retriever.calibration.relevance_scale else None
         retriever.search("warm up", 1, rerank="auto" if generator else None, min_probability=least)
     metrics = Metrics()
-    limits = {"waiting": settings.waiting, "together": settings.together}
     served = State(
         retriever,
         settings,
         None if generator is None else generator.fingerprint,
         metrics,
-        first=Lane("first", metrics, **limits),
-        second=Lane("second", metrics, **limits),
+        first=Lane("first", metrics, waiting=settings.waiting, together=settings.encoded_together),
+        second=Lane("second", metrics, waiting=settings.waiting, together=settings.reranked_together),
         pictures=Lane("pictures", metrics, waiting=settings.connections, threads=DECODERS),
         thumbnails=Thumbnails(retriever, cache_folder),
         rates=uploads.Rates(settings.upload_rate),
@@ -77,7 +76,7 @@ def make_app(retriever: Retriever, settings: Settings, cache_folder: Path | None
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        for lane in (served.first, served.second, served.pictures):
+        for lane in served.lanes:
             await run_in_threadpool(lane.close)
 
     app = FastAPI(title=settings.title, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -86,7 +85,7 @@ def make_app(retriever: Retriever, settings: Settings, cache_folder: Path | None
     for part in (images, search, uploads, explain, dialogs, compatible):
         app.include_router(part.router)
     app.include_router(router)
-    return Guard(app, settings, metrics)
+    return Guard(app, served)
 
 
 @cache

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from zsqretrieval.errors import ImageError, InvalidInputError, MismatchError, ZsqError
-from zsqretrieval.web.lanes import BusyError
+from zsqretrieval.web.lanes import BusyError, EndedError
 from zsqretrieval.web.schemas import Failure
 
 _log = logging.getLogger("zsqretrieval.web")
@@ -53,6 +53,8 @@ def problem(error: Exception, album: str) -> Refused:
         return error
     if isinstance(error, BusyError):
         return Refused(429, str(error), "busy", seconds=error.seconds)
+    if isinstance(error, EndedError):
+        return Refused(503, "the server is ending; try again later", seconds=5)
     if isinstance(error, ImageError):  # its source may be a path
         return Refused(422, f"the image cannot be used: {error.reason}", "invalid_image")
     if isinstance(error, InvalidInputError | MismatchError):
@@ -81,5 +83,5 @@ def add_handlers(app: FastAPI, album: str) -> None:
         refused = problem(error, album)
         return JSONResponse(body(refused), refused.status_code, refused.headers)
 
-    for kind in (ZsqError, BusyError, RequestValidationError, HTTPException, Exception):
+    for kind in (ZsqError, BusyError, EndedError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, handle)

@@ -19,8 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zsqretrieval.web.failures import Refused, body
-from zsqretrieval.web.metrics import Metrics
-from zsqretrieval.web.settings import Settings
+from zsqretrieval.web.state import State
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -46,13 +45,16 @@ class Guard:
     """The outermost application.
 
     Attributes:
+        served: what the application shares.
         ending: whether new requests get 503.
         open: requests that are being answered.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
-        self._app, self._settings, self._metrics = app, settings, metrics
+    def __init__(self, app: ASGIApp, served: State) -> None:
+        self._app, self.served = app, served
+        self._settings, self._metrics = served.settings, served.metrics
         self.ending, self.open, self._large = False, 0, 0
+        self._metrics.open.set_function(lambda: self.open)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

@@ -43,8 +43,8 @@ class BusyError(Exception):
         self.seconds = seconds
 
 
-class _AbandonedError(Exception):
-    """Nobody waits for the work any more."""
+class EndedError(Exception):
+    """The server ends, or nobody waits for the work any more."""
 
 
 @dataclass(eq=False)
@@ -111,12 +111,15 @@ class Lane:
 
         Raises:
             BusyError: too many requests wait.
+            EndedError: the server ends.
         """
         job = Job(compute, options, item, news)
         with self._changed:
             if len(self._waiting) >= self._most:  # those that were given up make room
                 self._waiting = deque(one for one in self._waiting if not one.abandoned)
-            if len(self._waiting) >= self._most or self._closed:
+            if self._closed:
+                raise EndedError
+            if len(self._waiting) >= self._most:
                 self._metrics.refused.labels(self._name).inc()
                 raise BusyError(min(max(math.ceil(self._seconds * self._most), 1), _LONGEST_PAUSE))
             self._waiting.append(job)
@@ -132,13 +135,19 @@ class Lane:
         found: T = await self.run(lambda _, __, report: [call(report)], None)
         return found
 
-    def close(self) -> None:
-        """End the threads; requests that still wait are cancelled."""
+    def end(self) -> None:
+        """Fail all requests: those that wait now, others at their next report."""
         with self._changed:
             self._closed = True
             for job in self._waiting:
-                job.give_up()
+                if job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(EndedError())
+            self._waiting.clear()
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the threads."""
+        self.end()
         for thread in self._threads:
             thread.join()
 
@@ -169,7 +178,7 @@ class Lane:
     def _answer(self, some: Sequence[Job]) -> None:
         def report(news: Any = None, n: int | None = None) -> None:
             if self._closed or all(job.abandoned for job in some):
-                raise _AbandonedError
+                raise EndedError
             for job in some if n is None else [some[n]]:
                 if job.news is not None and not job.abandoned:
                     job.news(news)
@@ -177,7 +186,7 @@ class Lane:
         try:
             answers = some[0].compute(some[0].options, [job.item for job in some], report)
         except Exception as error:
-            if len(some) > 1 and not isinstance(error, _AbandonedError):
+            if len(some) > 1 and not isinstance(error, EndedError):
                 for job in some:
                     self._answer([job])
                 return

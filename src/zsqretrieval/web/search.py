@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from zsqretrieval.album.filters import Filter
@@ -150,7 +151,8 @@ async def search(request: Request, served: Served, asked: Search) -> Any:
     if "application/json" in request.headers.get("accept", ""):
         found = await unless_gone(request, _last(events))
         return Response(found, media_type="application/json")
-    return StreamingResponse(_lines(events, served), media_type=STREAM)
+    leave = None if second is None else BackgroundTask(second.give_up)  # of a client that left at once
+    return StreamingResponse(_lines(events, served), media_type=STREAM, background=leave)
 
 
 async def _events(

@@ -1,8 +1,11 @@
-"""Serving until a signal: new requests then get 503, and those in flight are answered."""
+"""Serving until a signal: new requests then get 503, and those in flight are answered.
+
+signal --> grace: work goes on --> work fails, which is an answer --> the end
+"""
 
 from __future__ import annotations
 
-import signal
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.web.guard import Guard
 
 _QUIET = 0.3  # seconds in which clients of open connections learn that the server ends
+_LAST = 10  # seconds in which requests that get no time any more are told so
 
 
 @contextmanager
@@ -35,24 +39,26 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 class Server(uvicorn.Server):
     """Uvicorn, which would close its door at once."""
 
-    def __init__(self, guard: Guard, grace: float) -> None:
-        config = uvicorn.Config(
-            guard, log_level="warning", server_header=False, timeout_graceful_shutdown=max(int(grace), 1)
+    def __init__(self, guard: Guard) -> None:
+        super().__init__(
+            uvicorn.Config(guard, log_level="warning", server_header=False, timeout_graceful_shutdown=_LAST)
         )
-        super().__init__(config)
-        self._guard, self._grace, self._ending = guard, grace, 0.0
+        self._guard, self._since = guard, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End after the requests in flight; at the second signal, now."""
-        if self._guard.ending or sig not in (signal.SIGINT, signal.SIGTERM):
-            super().handle_exit(sig, frame)
+        """End when the requests in flight are answered; at the second signal, without them."""
+        if not self._guard.ending:
+            self._guard.ending, self._since = True, time.monotonic()
         else:
-            self._guard.ending, self._ending = True, time.monotonic()
+            self._since = -math.inf
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end; asked ten times a second."""
         if self._guard.ending:
-            waited = time.monotonic() - self._ending
-            if waited > self._grace or (waited > _QUIET and not self._guard.open):
-                self.should_exit = True
+            waited = time.monotonic() - self._since
+            left = waited - self._guard.served.settings.grace
+            if left > 0:
+                for lane in self._guard.served.lanes:
+                    lane.end()
+            self.should_exit = left > _LAST or (waited > _QUIET and not self._guard.open)
         return await super().on_tick(counter)

@@ -31,7 +31,8 @@ class Settings:
         names: host names that requests may use, in lower case; addresses are always allowed.
         rerank: whether the generator may be used.
         waiting: requests that may wait for each of encoder and generator.
-        together: requests that are computed together at most.
+        encoded_together: requests that the encoder computes together at most.
+        reranked_together: requests that the generator computes together at most.
         connections: requests that are answered at the same time.
         large: the same for requests that bring images.
         upload_bytes: size limit of an image from a client.
@@ -41,7 +42,7 @@ class Settings:
         download_bytes: size limit of one download.
         kept: uploads, dialogs and rankings that are kept, each.
         kept_seconds: how long after their last use.
-        grace: seconds that requests in flight have when the server ends.
+        grace: seconds that requests in flight have when the server ends; those left then get 503.
 
     Raises:
         InvalidInputError: the token is easily guessed.
@@ -52,7 +53,8 @@ class Settings:
     names: frozenset[str] = LOOPBACK
     rerank: bool = True
     waiting: int = 64
-    together: int = 16
+    encoded_together: int = 64
+    reranked_together: int = 8
     connections: int = 512
     large: int = 8
     upload_bytes: int = 20 * 2**20

@@ -71,6 +71,11 @@ class State:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
+    def lanes(self) -> tuple[Lane, Lane, Lane]:
+        """All lanes."""
+        return self.first, self.second, self.pictures
+
+    @property
     def place(self) -> str:
         """The path of the album, which no answer may contain."""
         return str(self.retriever.path or "")

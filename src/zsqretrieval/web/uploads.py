@@ -5,6 +5,7 @@ bytes (bounded) --pictures lane--> pixels (bounded) --first lane--> vector; vect
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +61,10 @@ async def pictures(served: State, contents: Sequence[bytes], names: Sequence[str
     limit = served.settings.upload_pixels
 
     def decoded(report: Report) -> list[Image]:
-        images = [Image(content, name) for content, name in zip(contents, names, strict=True)]
+        images = [
+            Image(content, name, max_pixels=sys.maxsize)  # checked here
+            for content, name in zip(contents, names, strict=True)
+        ]
         if sum(width * height for width, height in map(dimensions, images)) > limit:
             raise Refused(413, f"the images are too large: the limit is {limit} pixels in all")
         found = []

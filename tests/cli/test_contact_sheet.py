@@ -86,8 +86,29 @@ def test_expected_image_is_marked() -> None:
     assert 'class="card expected" title="second"' in second and "rank 2" in second
     absent = contact_sheet([Row(ranking, "third")], {}, title="t")
     assert "card expected" not in absent and "third is not among the first 2" in absent
+    beyond = contact_sheet([Row(ranking, "second", first=1, former=5)], {}, title="t")
+    assert "rank 2, 5 by the first stage" in beyond and '<span class="place">2</span>' in beyond
+    assert "second" not in contact_sheet([Row(ranking, first=1)], {}, title="t")
     unknown = contact_sheet([Row(ranking)], {}, title="t")
     assert "card expected" not in unknown and "found" not in unknown
+
+
+@pytest.mark.parametrize(
+    ("probability", "answerable", "expected", "said"),
+    [
+        (0.4, False, None, "nothing fits, as expected"),
+        (0.6, False, None, "nothing should fit"),
+        (None, False, None, "nothing should fit"),
+        (0.4, True, None, "probably nothing fits"),
+        (0.4, True, "x", "ranked first; judged improbable"),
+        (0.6, True, "x", ">ranked first<"),
+    ],
+)
+def test_improbable_hits_are_called_so(
+    probability: float | None, answerable: bool, expected: str | None, said: str
+) -> None:
+    ranking = Ranking("where?", (replace(hit("x"), probability=probability),))
+    assert said in contact_sheet([Row(ranking, expected, answerable)], {}, title="t")
 
 
 def test_bars_share_one_scale() -> None:

@@ -2,75 +2,44 @@
 
 from __future__ import annotations
 
+import csv
 import re
-import sys
-from importlib.machinery import ModuleSpec
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
+from PIL import Image as PILImage
 
 from running import Zsq
+from zsqretrieval.cli.demo import _summary as summary
 from zsqretrieval.data import samples as demo
-from zsqretrieval.data.images import decode
-from zsqretrieval.errors import MissingDependencyError
+from zsqretrieval.presets import PRESETS
+
+IDS = {image.id for image in demo.photographs()}
+ASKED = (*demo.QUESTIONS, *demo.UNANSWERABLE)
 
 
-def test_every_photograph_is_in_the_wheels() -> None:
-    album = demo.photographs()
-    assert [image.id for image in album] == [one.id for one in demo.PHOTOGRAPHS]
-    assert len(album) >= 16
-    for image in album:
-        assert min(decode(image).size) > 100, image.id
-        assert image.metadata["credit"]
+def test_every_photograph_is_small_and_has_author_licence_and_origin() -> None:
+    with (demo.FOLDER / "photographs.csv").open(encoding="utf-8", newline="") as table:
+        rows = {row["id"]: row for row in csv.DictReader(table)}
+    terms = (demo.FOLDER / "LICENSES.md").read_text(encoding="utf-8")
+    files = {path.stem: path for path in demo.FOLDER.glob("*.jpg")}
+    assert files.keys() == rows.keys() == IDS and len(IDS) >= 40
+    for name, path in files.items():
+        with PILImage.open(path) as picture:
+            assert 256 <= max(picture.size) <= 512 and picture.format == "JPEG", name
+            assert set(picture.getexif()) <= {0x8769}, f"{name}: metadata beside the time of exposure"
+        assert all(rows[name].values()), name
+        assert f"| {rows[name]['licence']} |" in terms, name
+    assert sum(path.stat().st_size for path in demo.FOLDER.iterdir()) < 4_000_000
 
 
-def test_each_question_names_one_photograph() -> None:
-    ids = [one.id for one in demo.PHOTOGRAPHS]
+def test_each_question_names_one_photograph_or_none_fits() -> None:
     expected = [question.expected for question in demo.QUESTIONS]
-    assert len(set(ids)) == len(ids) and len(set(expected)) == len(expected)
-    assert set(expected) <= set(ids)
-
-
-def test_photographs_are_found_without_importing_their_packages() -> None:
-    before = set(sys.modules)
-    demo.photographs()
-    assert not {"skimage", "sklearn"} & (set(sys.modules) - before)
-
-
-def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, zsq: Zsq) -> None:
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError):
-        demo.photographs()
-    ran = zsq("demo", "--preset", "toy")
-    assert ran.code == 1 and ran.stderr.count("\n") == 1
-    assert 'pip install "zsqretrieval[demo]"' in ran.stderr and ran.stdout == ""
-    assert not Path("zsq-demo.html").exists()
-
-
-def test_a_photograph_that_a_later_version_dropped_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, zsq: Zsq
-) -> None:
-    real = {image.id: Path(image.source) for image in demo.photographs()}
-
-    def found(package: str) -> ModuleSpec:
-        spec = ModuleSpec(package, None, is_package=True)
-        spec.submodule_search_locations = [str(tmp_path / package)]
-        return spec
-
-    for one in demo.PHOTOGRAPHS:
-        if one.id in ("rocket", "cat", "flower"):
-            path = tmp_path / one.package / one.file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(real[one.id].read_bytes())
-    monkeypatch.setattr(demo, "find_spec", found)
-    assert [image.id for image in demo.photographs()] == ["cat", "flower", "rocket"]
-    facts = zsq("demo", "--preset", "toy", "--json").json
-    assert {one["expected"] for one in facts["questions"]} == {"cat", "flower", "rocket"}
-
-    real_flower = tmp_path / "sklearn/datasets/images/flower.jpg"
-    real_flower.unlink()
-    with pytest.raises(MissingDependencyError, match="scikit-learn"):
-        demo.photographs()
+    assert len(set(expected)) == len(expected) and set(expected) <= IDS
+    assert len({question.text for question in ASKED}) == len(ASKED)
+    assert all(one.expected is None and not one.answerable for one in demo.UNANSWERABLE)
 
 
 def test_json_option_prints_only_json(zsq: Zsq) -> None:
@@ -79,20 +48,26 @@ def test_json_option_prints_only_json(zsq: Zsq) -> None:
     assert ran.code == 0
     assert set(facts) == {
         *("questions", "expected", "found_first", "found_first_by_first_stage", "found", "images"),
-        *("encoder", "index", "generator", "skipped", "seconds", "html"),
+        *("moved_up", "moved_down", "judges", "unanswerable", "nothing_found_rightly"),
+        *("nothing_found_wrongly", "encoder", "index", "generator", "skipped", "seconds", "html"),
     }
     assert facts["generator"] is None and facts["found_first_by_first_stage"] == facts["found_first"]
     assert set(facts["seconds"]["search"]) == {"encode", "first_stage"}
-    assert facts["images"] == len(demo.PHOTOGRAPHS) and facts["expected"] == len(demo.QUESTIONS)
+    assert facts["images"] == len(IDS) and facts["expected"] == len(demo.QUESTIONS)
+    assert facts["unanswerable"] == len(demo.UNANSWERABLE) and not facts["judges"]
     assert facts["encoder"] == "toy-encoder-1" and facts["index"] == "compressed" and facts["skipped"] == []
     for one in facts["questions"]:
-        assert set(one) == {"question", "expected", "rank", "first_stage_rank", "hits", "timings"}
+        assert set(one) == {
+            *("question", "expected", "answerable", "rank", "first_stage_rank", "nothing_found"),
+            *("hits", "timings"),
+        }
         ids = [hit["id"] for hit in one["hits"]]
-        assert len(ids) == 2
-        assert one["rank"] == (ids.index(one["expected"]) + 1 if one["expected"] in ids else None)
+        assert len(ids) == 2 and one["nothing_found"] is False
+        assert (one["expected"] in ids) == (one["rank"] in (1, 2))
+        assert (one["rank"] is None) == (one["expected"] is None)
     ranks = [one["rank"] for one in facts["questions"]]
     assert facts["found_first"] == ranks.count(1)
-    assert facts["found"] == sum(rank is not None for rank in ranks)
+    assert facts["found"] == ranks.count(1) + ranks.count(2)
     assert Path(facts["html"]) == Path("zsq-demo.html").absolute()
 
 
@@ -101,14 +76,17 @@ def test_page_has_all_questions_and_is_under_its_size_limit(zsq: Zsq) -> None:
     ran = zsq("demo", "--preset", "toy", "--out", "page.html")
     assert ran.code == 0 and str(Path("page.html").absolute()) in ran.stdout
     page = Path("page.html").read_text(encoding="utf-8")
-    assert len(page) < 1_500_000
-    assert page.count("<img ") == 3 * len(demo.QUESTIONS)
+    assert len(page) < 3_000_000
+    missed = sum((one["rank"] or 0) > 3 for one in facts["questions"])
+    assert page.count("<img ") == 3 * len(ASKED) + missed, "a missed photograph is shown, too"
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page) and "<script" not in page
-    for question in demo.QUESTIONS:
+    for question in ASKED:
         assert question.text in page and question.text in ran.stdout
     shown = {hit["id"] for one in facts["questions"] for hit in one["hits"]}
-    for photograph in demo.PHOTOGRAPHS:
-        assert (f"{photograph.id}: {photograph.credit}" in page) == (photograph.id in shown)
+    shown |= {one.expected for one in demo.QUESTIONS}
+    for image in demo.photographs():
+        credit = f"{image.id}: {image.metadata['author']} ({image.metadata['licence']})"
+        assert (credit in unescape(page)) == (image.id in shown)
 
 
 def test_count_of_first_ranks_matches_the_rankings(zsq: Zsq) -> None:
@@ -118,10 +96,50 @@ def test_count_of_first_ranks_matches_the_rankings(zsq: Zsq) -> None:
     assert facts["found_first"] < facts["expected"]
     assert f"ranks first for {facts['found_first']} of {facts['expected']}" in said
     assert said.count(" yes") == facts["found_first"]
-    assert len(re.findall(r"no: \w+ (?:is|has)", said)) == facts["expected"] - facts["found_first"]
+    assert len(re.findall(r"no: \w+ has rank", said)) == facts["expected"] - facts["found_first"]
     page = Path("zsq-demo.html").read_text(encoding="utf-8")
-    assert page.count(">ranked first<") == facts["found_first"]
-    assert page.count('class="card expected"') == facts["found"]
+    assert page.count(">ranked first") == facts["found_first"]
+    assert page.count('class="card expected"') == facts["expected"]
+    assert "nothing fits" not in said, "the toy encoder has no probabilities"
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "said"),
+    [
+        (0, 0, "Re-ranking moved no expected image."),
+        (4, 3, "Re-ranking moved it up for 4 questions and down for 3, which may be chance."),
+        (9, 1, "Re-ranking moved it up for 9 questions and down for 1: it helps here."),
+        (1, 9, "Re-ranking moved it up for 1 questions and down for 9: it hurts here."),
+    ],
+)
+def test_the_closing_line_says_whether_re_ranking_helps_or_hurts(up: int, down: int, said: str) -> None:
+    facts = {
+        "questions": [{}] * 24, "images": 55, "expected": 20, "generator": "toy", "judges": True,
+        "found_first": 12, "found_first_by_first_stage": 11, "moved_up": up, "moved_down": down,
+        "unanswerable": 4, "nothing_found_rightly": 3, "nothing_found_wrongly": 8,
+        "seconds": {"add": 1.0, "search": {"encode": 0.1, "first_stage": 0.1, "likelihood": 0.2}},
+    }  # fmt: skip
+    assert summary(facts) == (
+        "24 questions to 55 images. The expected image ranks first for 12 of 20, by the first stage alone "
+        f"for 11. {said} All hits are judged improbable for 3 of 4 questions that no image answers, and "
+        "wrongly for 8 of the 20 others. "
+        "Indexed in 1.0 s, answered in 400 ms a question, 200 ms of it for re-ranking."
+    )
+
+
+def test_probabilities_say_which_questions_nothing_answers(zsq: Zsq, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = PRESETS["toy"]
+    judging = replace(preset.calibration, relevance_scale=1.0, relevance_margin=10.0)  # all improbable
+    monkeypatch.setitem(PRESETS, "toy", replace(preset, calibration=judging))  # type: ignore[arg-type]
+    facts = zsq("demo", "--preset", "toy", "--json").json
+    assert facts["judges"] and all(one["nothing_found"] for one in facts["questions"])
+    assert facts["nothing_found_rightly"] == len(demo.UNANSWERABLE)
+    assert facts["nothing_found_wrongly"] == len(demo.QUESTIONS)
+    said = zsq("demo", "--preset", "toy").stdout
+    assert said.count("yes: nothing fits") == len(demo.UNANSWERABLE)
+    page = Path("zsq-demo.html").read_text(encoding="utf-8")
+    assert page.count("nothing fits, as expected") == len(demo.UNANSWERABLE)
+    assert page.count("; judged improbable") == len(demo.QUESTIONS)
 
 
 @pytest.mark.parametrize(
@@ -136,17 +154,21 @@ def test_a_generator_re_ranks(zsq: Zsq, preset: str, generator: str) -> None:
         assert [hit["score"] for hit in one["hits"]] == sorted(
             (hit["scores"]["fused"] for hit in one["hits"]), reverse=True
         )
-    alone = zsq("demo", "--preset", "toy", "-k", 18, "--json").json
+    alone = zsq("demo", "--preset", "toy", "--json").json
     assert [one["first_stage_rank"] for one in facts["questions"]] == [
         one["rank"] for one in alone["questions"]
     ], "what the first stage alone would have said"
     assert facts["found_first_by_first_stage"] == alone["found_first"]
-    changed = sum(one["rank"] != one["first_stage_rank"] for one in facts["questions"])
+    changed = facts["moved_up"] + facts["moved_down"]
+    assert changed == sum(one["rank"] != one["first_stage_rank"] for one in facts["questions"])
     said = zsq("demo", "--preset", preset).stdout
     assert changed and said.count("(first stage: rank ") == changed
     assert all(word in said for word in ("first stage", "likelihood", "fused", "for re-ranking"))
     assert f"by the first stage alone for {alone['found_first']}" in said and "no generator" not in said
-    assert Path("zsq-demo.html").read_text(encoding="utf-8").count('class="score ranks"') == 3 * 16
+    missed = sum((one["rank"] or 0) > 3 for one in facts["questions"])
+    page = Path("zsq-demo.html").read_text(encoding="utf-8")
+    assert page.count('class="score ranks"') == 3 * len(ASKED) + missed
+    assert page.count(" by the first stage<") == changed
 
 
 def test_without_a_generator_the_page_names_the_first_stage_alone(zsq: Zsq) -> None:

@@ -188,7 +188,7 @@ def test_mini_models_ask_and_score_answers(tmp_path: Path) -> None:
     from zsqretrieval.data.samples import photographs
     from zsqretrieval.presets import PRESETS
 
-    wanted = {"astronaut", "cat", "coffee", "photographer", "rocket", "motorcycle"}
+    wanted = {"astronaut", "cat", "coffee", "photographer", "rocket", "sports_car"}
     preset = replace(PRESETS["mini"], index="exact")
     with Retriever.from_preset(preset) as retriever:
         retriever.add([one for one in photographs() if one.id in wanted])

@@ -36,7 +36,7 @@ from zsqretrieval.integrations.mteb import ZsqCrossEncoder, ZsqEncoder, ZsqSearc
 
 
 def small_photographs(folder: Path) -> Dataset:
-    """The photographs of scikit-image and scikit-learn, small, with the questions of the demo."""
+    """The photographs and questions of the demo, small."""
     for image in photographs():
         with PILImage.open(image.source) as picture:
             small = picture.convert("RGB")

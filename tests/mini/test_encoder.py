@@ -46,7 +46,7 @@ def test_questions_find_unseen_photographs() -> None:
         "cat": "a cat",
         "coffee": "a cup of coffee on a table",
         "flower": "an orange flower",
-        "motorcycle": "a red motorcycle",
+        "sports_car": "a white car",
         "photographer": "a man with a camera on a tripod",
     }
     images = [image for image in photographs() if image.id in questions]

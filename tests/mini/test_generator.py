@@ -72,7 +72,7 @@ def test_states_pixels_batches_and_order_give_equal_scores(dtype: str, tolerance
 
 def test_yes_no_scores_differ_between_photographs_in_bfloat16() -> None:
     """bfloat16 logits are rounded to sixteenths; scores must not be."""
-    question, images = "does this show a man with a camera?", list(photos().values())
+    question, images = "does this show a man with a camera?", list(photos().values())[:18]
     exact, rounded = (
         score_pairs(generator(dtype), YesNo(), [question] * len(images), images)
         for dtype in ("float32", "bfloat16")
@@ -85,7 +85,7 @@ def test_question_is_likeliest_of_its_photograph() -> None:
     questions = {
         "cat": "a cat looking at the camera",
         "flower": "an orange flower",
-        "motorcycle": "a red motorcycle",
+        "sports_car": "a white car",
         "photographer": "a man with a camera on a tripod in a field",
     }
     images = [photos()[name] for name in questions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 def demo(
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of images, instead of the photographs of scikit-image."),
+        typer.Option(help="Folder of images, instead of the photographs of the demo."),
     ] = None,
     question: Annotated[
         list[str] | None, typer.Option("--question", "-q", help="Question to ask instead; may be repeated.")
@@ -69,13 +70,13 @@ def demo(
 
     If the preset has a generator, it re-ranks the candidates of the first stage.
     """
-    from zsqretrieval.data.samples import GENERIC_QUESTIONS, QUESTIONS, Question, photographs
+    from zsqretrieval.data.samples import GENERIC_QUESTIONS, QUESTIONS, UNANSWERABLE, Question, photographs
 
     check_page(out)
     if images is not None and not images.exists():
         raise InvalidInputError(f"{images}: no such folder; give --images a folder of images")
     album = photographs() if images is None else images
-    asked: Sequence[Question] = QUESTIONS if images is None else GENERIC_QUESTIONS
+    asked: Sequence[Question] = (*QUESTIONS, *UNANSWERABLE) if images is None else GENERIC_QUESTIONS
     if question:
         asked = [Question(text) for text in question]
 
@@ -89,17 +90,18 @@ def demo(
     with Retriever.from_preset(parts, states=states) as retriever, progress_bars() as bars:
         report = retriever.add(album, progress=bars)
         name_skipped(report.skipped, notice)
-        # An album of other photographs has no expected answers, and an empty one no answers.
-        asked = [
-            one for one in asked if len(retriever) and (one.expected is None or one.expected in retriever)
-        ]
+        if not len(retriever):
+            asked = []
         reranks = how is not None and retriever.has_generator
+        # Every ranking has all candidates: the expected image may be far below the first k.
+        depth, least = max(k, candidates), 0.0 if retriever.calibration.relevance_scale else None
         rankings, before = [], []
         for one in asked:
-            rankings.append(retriever.search(one.text, k, rerank=how))
-            before.append(retriever.search(one.text, max(k, candidates), rerank=None))
+            rankings.append(retriever.search(one.text, depth, rerank=how, min_probability=least))
+            before.append(retriever.search(one.text, depth, rerank=None))
             bars("asking", len(rankings), len(asked))
-        facts = _facts(asked, rankings, before) | {
+        facts = _facts(asked, rankings, before, k) | {
+            "judges": least is not None,
             "images": len(retriever),
             "encoder": retriever.encoder.fingerprint,
             "index": index,
@@ -107,14 +109,14 @@ def demo(
             "skipped": list(map(asdict, report.skipped)),
             "seconds": {"add": report.seconds, "search": _mean_timings(rankings)},
         }
-    page = write_page(out, _page(asked, rankings, facts)) if rankings else None
+    page = write_page(out, _page(asked, rankings, facts, k)) if rankings else None
     if as_json:
         emit_json(facts | {"html": None if page is None else str(page)})
         return
     if page is None:
         say(f"No images were found in {images}; give --images a folder of photographs.")
         return
-    _show(asked, rankings, facts)
+    _show(asked, [ranking[:k] for ranking in rankings], facts)
     say(_summary(facts))
     if rerank is not Reranks.NONE and not reranks:
         say(f"The preset {preset} has no generator, so the first stage ranks alone.")
@@ -122,26 +124,34 @@ def demo(
 
 
 def _facts(
-    asked: Sequence[Question], rankings: Sequence[Ranking], before: Sequence[Ranking]
+    asked: Sequence[Question], rankings: Sequence[Ranking], before: Sequence[Ranking], k: int
 ) -> dict[str, Any]:
-    places = [_place(one, ranking) for one, ranking in zip(asked, rankings, strict=True)]
-    former = [_place(one, ranking) for one, ranking in zip(asked, before, strict=True)]
+    questions = [
+        {
+            "question": one.text,
+            "expected": one.expected,
+            "answerable": one.answerable,
+            "rank": _place(one, ranking),
+            "first_stage_rank": _place(one, former),
+            "nothing_found": ranking[:k].nothing_found,
+            "hits": ranking[:k].to_dicts(),
+            "timings": dict(ranking.timings),
+        }
+        for one, ranking, former in zip(asked, rankings, before, strict=True)
+    ]
+    judged = [one for one in questions if one["expected"] is not None]
+    ranks = [(one["rank"] or math.inf, one["first_stage_rank"] or math.inf) for one in judged]
     return {
-        "questions": [
-            {
-                "question": one.text,
-                "expected": one.expected,
-                "rank": place,
-                "first_stage_rank": first,
-                "hits": ranking.to_dicts(),
-                "timings": dict(ranking.timings),
-            }
-            for one, ranking, place, first in zip(asked, rankings, places, former, strict=True)
-        ],
-        "expected": sum(one.expected is not None for one in asked),
-        "found_first": places.count(1),
-        "found_first_by_first_stage": former.count(1),
-        "found": sum(place is not None for place in places),
+        "questions": questions,
+        "expected": len(judged),
+        "found_first": sum(rank == 1 for rank, _ in ranks),
+        "found_first_by_first_stage": sum(former == 1 for _, former in ranks),
+        "found": sum(rank <= k for rank, _ in ranks),
+        "moved_up": sum(rank < former for rank, former in ranks),
+        "moved_down": sum(rank > former for rank, former in ranks),
+        "unanswerable": sum(not one["answerable"] for one in questions),
+        "nothing_found_rightly": sum(one["nothing_found"] and not one["answerable"] for one in questions),
+        "nothing_found_wrongly": sum(one["nothing_found"] for one in judged),
     }
 
 
@@ -161,22 +171,43 @@ def _place(question: Question, ranking: Ranking) -> int | None:
 
 
 def _summary(facts: dict[str, Any]) -> str:
-    said = f"{len(facts['questions'])} questions to {facts['images']} images"
+    """What the demo showed, also where a stage did harm."""
+    said = [f"{len(facts['questions'])} questions to {facts['images']} images."]
     if facts["expected"]:
-        said += f"; the expected image ranks first for {facts['found_first']} of {facts['expected']}"
-        if facts["generator"]:
-            said += f", by the first stage alone for {facts['found_first_by_first_stage']}"
+        said.append(_verdict_on_ranks(facts))
+    if facts["unanswerable"] and facts["judges"]:
+        said.append(
+            f"All hits are judged improbable for {facts['nothing_found_rightly']} of "
+            f"{facts['unanswerable']} questions that no image answers, and wrongly for "
+            f"{facts['nothing_found_wrongly']} of the {facts['expected']} others."
+        )
     stages = facts["seconds"]["search"]
     each = f"{human_seconds(sum(stages.values()))} a question"
     if facts["generator"]:
         each += f", {human_seconds(sum(list(stages.values())[2:]))} of it for re-ranking"
-    return f"{said}. Indexed in {facts['seconds']['add']:.1f} s, answered in {each}."
+    return " ".join([*said, f"Indexed in {facts['seconds']['add']:.1f} s, answered in {each}."])
+
+
+def _verdict_on_ranks(facts: dict[str, Any]) -> str:
+    from scipy.stats import binomtest
+
+    said = f"The expected image ranks first for {facts['found_first']} of {facts['expected']}"
+    if not facts["generator"]:
+        return f"{said}."
+    up, down = facts["moved_up"], facts["moved_down"]
+    said += f", by the first stage alone for {facts['found_first_by_first_stage']}. "
+    if not up + down:
+        return f"{said}Re-ranking moved no expected image."
+    said += f"Re-ranking moved it up for {up} questions and down for {down}"
+    if binomtest(up, up + down).pvalue >= 0.05:
+        return f"{said}, which may be chance."
+    return f"{said}: it {'helps' if up > down else 'hurts'} here."
 
 
 def _show(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[str, Any]) -> None:
     stages = score_columns(hit for ranking in rankings for hit in ranking)
     columns = ["question", "found first", *stages.values(), "then"]
-    judged = any(one.expected for one in asked)
+    judged = any(one.expected or not one.answerable for one in asked)
     rows = []
     for one, ranking, fact in zip(asked, rankings, facts["questions"], strict=True):
         first, *others = ranking
@@ -187,10 +218,14 @@ def _show(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[st
 
 
 def _verdict(fact: dict[str, Any], *, reranked: bool) -> str:
+    if not fact["answerable"]:
+        return "yes: nothing fits" if fact["nothing_found"] else "no: nothing should fit"
+    if fact["expected"] is None:
+        return ""
     rank, former = fact["rank"], fact["first_stage_rank"]
     said = "yes" if rank == 1 else f"no: {fact['expected']} "
     if rank is None:
-        said += f"is not in the first {len(fact['hits'])}"
+        said += "is no candidate"
     elif rank > 1:
         said += f"has rank {rank}"
     if reranked and former != rank:
@@ -198,13 +233,21 @@ def _verdict(fact: dict[str, Any], *, reranked: bool) -> str:
     return said
 
 
-def _page(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[str, Any]) -> str:
+def _page(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[str, Any], k: int) -> str:
     from zsqretrieval.search.display import Row, contact_sheet, thumbnails
 
-    hits = [hit for ranking in rankings for hit in ranking]
-    credits = {hit.id: hit.metadata["credit"] for hit in hits if "credit" in hit.metadata}
+    rows = [
+        Row(ranking, one.expected, one.answerable, first=k, former=fact["first_stage_rank"])
+        for one, ranking, fact in zip(asked, rankings, facts["questions"], strict=True)
+    ]
+    hits = [hit for row in rows for hit in row.shown().values()]
+    credits = {
+        hit.id: f"{hit.metadata['author']} ({hit.metadata['licence']})"
+        for hit in hits
+        if {"author", "licence"} <= hit.metadata.keys()
+    }
     return contact_sheet(
-        [Row(ranking, one.expected) for one, ranking in zip(asked, rankings, strict=True)],
+        rows,
         thumbnails(hits),
         title="Questions answered with images",
         summary=_summary(facts),

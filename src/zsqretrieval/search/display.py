@@ -85,7 +85,16 @@ class Row:
 
     ranking: Ranking
     expected: str | None = None  # id of the right image, which is marked; None when unknown
+    answerable: bool = True  # False: no image is right
     asked_with: bytes | None = None  # thumbnail of the query image; None for a question
+    first: int | None = None  # hits that are shown, beside the right one; None for all
+    former: int | None = None  # rank of the right image before re-ranking
+
+    def shown(self) -> dict[int, Hit]:
+        """The hits on the page, by rank from 1."""
+        first = len(self.ranking) if self.first is None else self.first
+        ranked = enumerate(self.ranking, start=1)
+        return {rank: hit for rank, hit in ranked if rank <= first or hit.id == self.expected}
 
 
 def thumbnail(image: ImageLike, *, side: int = THUMBNAIL_SIDE) -> bytes:
@@ -136,9 +145,10 @@ def contact_sheet(
     Returns:
         HTML, which forbids itself scripts and the network.
     """
-    scores = [hit.scores for row in rows for hit in row.ranking]
+    hits = [hit for row in rows for hit in row.shown().values()]
+    scores = [hit.scores for hit in hits]
     legends = [stage.legend for name, stage in STAGES.items() if any(name in one for one in scores)]
-    if any(hit.explanation for row in rows for hit in row.ranking):
+    if any(hit.explanation for hit in hits):
         legends.append(_EXPLAINED)
     closest = max((one["first_stage"] for one in scores if "first_stage" in one), default=0.0)
     return render(
@@ -234,7 +244,8 @@ def templates(*packages: str) -> jinja2.Environment:
 
 
 def _row(row: Row, thumbnails: Mapping[str, bytes], closest: float) -> dict[str, Any]:
-    likeliest = max((hit.scores.get("likelihood", -math.inf) for hit in row.ranking), default=-math.inf)
+    shown = row.shown()
+    likeliest = max((hit.scores.get("likelihood", -math.inf) for hit in shown.values()), default=-math.inf)
     return {
         "query": row.ranking.query,
         "asked_with": row.asked_with,
@@ -242,27 +253,36 @@ def _row(row: Row, thumbnails: Mapping[str, bytes], closest: float) -> dict[str,
         "cards": [
             {
                 "hit": hit,
+                "rank": rank,
                 "picture": thumbnails.get(hit.id),
                 "right": hit.id == row.expected,
                 "words": _words(hit),
                 "lines": _lines(hit, closest, likeliest),
             }
-            for hit in row.ranking
+            for rank, hit in shown.items()
         ],
     }
 
 
 def _verdict(row: Row) -> tuple[str, str] | None:
-    """A class and a sentence on the rank of the expected image."""
+    """A class and a sentence on the rank of the expected image, or on there being none."""
     if not len(row.ranking):
         return "miss", "no results"
+    nothing = row.ranking[: row.first].nothing_found
+    if not row.answerable:
+        return ("hit", "nothing fits, as expected") if nothing else ("miss", "nothing should fit")
     if row.expected is None:
-        return None
-    ids = [hit.id for hit in row.ranking]
+        return ("near", "probably nothing fits") if nothing else None
+    ids = row.ranking.ids
     if row.expected not in ids:
         return "miss", f"{row.expected} is not among the first {len(ids)}"
     rank = ids.index(row.expected) + 1
-    return ("hit", "ranked first") if rank == 1 else ("near", f"rank {rank}")
+    said = "ranked first" if rank == 1 else f"rank {rank}"
+    if row.former not in (None, rank):
+        said += f", {row.former} by the first stage"
+    if nothing:
+        said += "; judged improbable"
+    return "hit" if rank == 1 else "near", said
 
 
 def _words(hit: Hit) -> list[dict[str, Any]]:

@@ -10,8 +10,11 @@ expression of SQLite's: the schema would then name fields, and could not be comp
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, final
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +42,31 @@ _SQL: TypeAlias = "tuple[str, list[Any]]"  # an expression and its arguments
 
 _SHOWN = 40  # fields that an error names
 _BATCH = 900
+_SURVEYED = 20_000  # newest images of a survey
+_FREQUENT = 30  # values of a field in a survey
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+
+SORTS = ("added", "taken", "source")
+"""What images are sorted by; with ``-`` before it, in falling order."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSurvey:
+    """The values of a field.
+
+    Attributes:
+        name: its name, for :class:`~zsqretrieval.album.filters.Field`.
+        type: of all its values; ``"date"`` if all are texts that begin with an ISO 8601 date.
+        values: the most frequent ones, most frequent first; members of lists count as values.
+        least: smallest number or date; None for texts.
+        most: largest number or date; None for texts.
+    """
+
+    name: str
+    type: Literal["number", "text", "date"]
+    values: tuple[Value, ...]
+    least: float | str | None
+    most: float | str | None
 
 
 @final
@@ -55,12 +83,56 @@ class FieldTable:
         Raises:
             InvalidInputError: no image has one of its fields; names those that there are.
         """
-        with self._database.transaction():
-            indexed = self._indexed()
-            self._check_known(filter.fields() - indexed.keys())
-            where, arguments = _compiled(filter, indexed)
-            rows = self._database.rows(f"SELECT key FROM images WHERE {where} ORDER BY key", arguments)
+        rows = self._select("key", filter, "ORDER BY key")
         return np.fromiter((key for (key,) in rows), np.int64, len(rows))
+
+    def count(self, filter: Filter | None) -> int:
+        """The number of images that a filter selects; errors as :meth:`matching`."""
+        return int(self._select("count(*)", filter)[0][0])
+
+    def page(self, filter: Filter | None, sort: str, k: int, offset: int) -> list[int]:
+        """The keys of k images in the order of one of :data:`SORTS`; those without a time come last.
+
+        Raises:
+            InvalidInputError: there is no such order; or as :meth:`matching`.
+        """
+        falling, name = sort.startswith("-"), sort.removeprefix("-")
+        if name not in SORTS:
+            raise InvalidInputError(f"images are sorted by {', '.join(SORTS)}, not {sort!r}")
+        value = {"added": "key", "source": "source", "taken": _place((METADATA, "taken"))[0]}[name]
+        order = f"ORDER BY {value} IS NULL, {value}{' DESC' * falling}, key LIMIT ? OFFSET ?"
+        return [key for (key,) in self._select("key", filter, order, k, offset)]
+
+    def _select(self, columns: str, filter: Filter | None, end: str = "", *arguments: int) -> list[Any]:
+        with self._database.transaction():
+            where, values = "1", list[Any]()
+            if filter is not None:
+                indexed = self._indexed()
+                self._check_known(filter.fields() - indexed.keys())
+                where, values = _compiled(filter, indexed)
+            return self._database.rows(
+                f"SELECT {columns} FROM images WHERE {where} {end}", [*values, *arguments]
+            )
+
+    def survey(self) -> list[FieldSurvey]:
+        """The fields of the newest 20,000 images with their values; not ids, sources and captions."""
+        counts: dict[_Path, Counter[tuple[bool, Value]]] = {}
+        names = [name for name in BUILT_IN if _KINDS.get(name) == "integer"]
+        query = f"SELECT key, metadata, {', '.join(names)} FROM images ORDER BY key DESC LIMIT {_SURVEYED}"
+        for key, text, *numbers in self._database.rows(query):
+            metadata = self._database.from_json(text, f"metadata of image {key}")
+            found: list[tuple[_Path, Any]] = [
+                ((name,), one) for name, one in zip(names, numbers, strict=True)
+            ]
+            for path in _leaves(metadata, (METADATA,)):
+                value: Any = metadata
+                for step in path[1:]:
+                    value = value[step]
+                found += ((path, one) for one in (value if isinstance(value, list) else [value]))
+            for path, one in found:
+                if isinstance(one, str | int | float):
+                    counts.setdefault(path, Counter())[isinstance(one, bool), one] += 1
+        return [_surveyed(path, counted) for path, counted in counts.items()]
 
     def index(self, names: Iterable[str]) -> None:
         """Keep the values of exactly these fields sorted, so that filters on them need not read all metadata.
@@ -143,6 +215,18 @@ def _leaves(metadata: Mapping[str, Any], path: _Path) -> Iterator[_Path]:
             yield from _leaves(value, (*path, key))
         elif key and len(path) <= MOST_KEYS:
             yield (*path, key)
+
+
+def _surveyed(path: _Path, counted: Counter[tuple[bool, Value]]) -> FieldSurvey:
+    values: list[Any] = [value for _, value in counted]
+    kind: Literal["number", "text", "date"] = "text"
+    if not any(is_truth for is_truth, _ in counted) and not any(isinstance(one, str) for one in values):
+        kind = "number"
+    elif all(isinstance(one, str) and _DATE.match(one) for one in values):
+        kind = "date"
+    least, most = (None, None) if kind == "text" else (min(values), max(values))
+    frequent = tuple(value for (_, value), _ in counted.most_common(_FREQUENT))
+    return FieldSurvey(field_name(path), kind, frequent, least, most)
 
 
 # --- SQL ----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from zsqretrieval.cli.laion import search as search_rows
 from zsqretrieval.cli.questions import questions
 from zsqretrieval.cli.scale import embed, plan
 from zsqretrieval.cli.search import search
+from zsqretrieval.cli.serve import serve
 from zsqretrieval.errors import ZsqError
 
 
@@ -103,6 +104,7 @@ app.command("index")(index)
 app.command("questions")(questions)
 app.command("search")(search)
 app.command("chat")(chat)
+app.command("serve")(serve)
 app.command("info")(info)
 app.command("index-fields")(index_fields)
 app.command("remove")(remove)

@@ -243,6 +243,17 @@ def _header(record: Image, max_pixels: int | None = None) -> Iterator[PILImage.I
             yield encoded
 
 
+def format_of(image: ImageLike) -> str:
+    """Format of an encoded image by its first bytes: ``"JPEG"``, ``"PNG"``, ``"WebP"`` and so on.
+
+    Raises:
+        ImageError: it cannot be opened, or is no image in a supported format.
+    """
+    record = as_image(image)
+    with _encoded(record) as file:
+        return _decoder(record.source, file.read(64))[0]
+
+
 def in_threads(function: Callable[[S], T], images: Sequence[S]) -> list[T]:
     """Apply a function that opens images on a few threads: Pillow releases the interpreter lock."""
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
+from zsqretrieval.album.filters import Filter
 from zsqretrieval.encoders.checked import encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.protocols import Encoder, Generator
@@ -26,7 +27,8 @@ from zsqretrieval.types import Hit, Image, ImageState, Progress
 class AlbumGallery:
     """The :class:`~zsqretrieval.dialog.oracle.Gallery` of an album; a replaced file is another image.
 
-    ``progress`` counts the images whose features are computed.
+    ``where`` selects the images that become candidates; ``progress`` counts the images whose features are
+    computed.
     """
 
     def __init__(
@@ -36,12 +38,13 @@ class AlbumGallery:
         first_stage: FirstStage,
         viewer: Viewer,
         progress: Progress | None = None,
+        where: Filter | None = None,
     ) -> None:
         self._encoder, self._catalog, self._first_stage, self._viewer = encoder, catalog, first_stage, viewer
-        self._progress = progress
+        self._progress, self._where = progress, where
 
     def first_stage(self, text: str, k: int) -> tuple[Hit, ...]:
-        return self._first_stage.search([Query(text)], k)[0].hits
+        return self._first_stage.search([Query(text)], k, where=self._where)[0].hits
 
     def similarities(self, texts: Sequence[str], hits: Sequence[Hit]) -> NDArray[np.float64]:
         encoded = encode_texts(self._encoder, texts)

@@ -23,6 +23,8 @@ from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.candidates import StatesMode
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.edits import records_of, update
+from zsqretrieval.album.fields import FieldSurvey
+from zsqretrieval.album.filters import Filter
 from zsqretrieval.album.info import CATALOG
 from zsqretrieval.album.ingest import Adder, AddReport
 from zsqretrieval.album.milvus import milvus_at
@@ -260,9 +262,42 @@ class Album:
         """Iterate over the records of all images, oldest first; in a collection of Milvus in any order."""
         return self._store.iter_records()
 
+    def browse(
+        self, k: int = 60, offset: int = 0, *, sort: str = "-added", where: Filter | None = None
+    ) -> list[Record]:
+        """List the records of k images, without a question.
+
+        Args:
+            k: images, >= 1.
+            offset: images to skip, >= 0.
+            sort: ``"added"``, ``"taken"`` (the time in the metadata; images without one come last) or
+                ``"source"``; ``"-added"`` and so on in falling order.
+            where: only images that this filter selects.
+
+        Raises:
+            InvalidInputError: a number is out of range, an unknown order, or a filter on a field that no
+                image has.
+        """
+        check_counts(k=k)
+        check_counts(0, offset=offset)
+        with self._catalog.reading():
+            return self._catalog.records(self._catalog.fields.page(where, sort, k, offset))
+
+    def count(self, where: Filter | None = None) -> int:
+        """Number of images that a filter selects; errors as :meth:`browse`."""
+        return self._catalog.fields.count(where)
+
+    def fields(self) -> list[FieldSurvey]:
+        """Fields of the newest 20,000 images with their ranges and most frequent values, for a form."""
+        return self._catalog.fields.survey()
+
     def find(self, id: str) -> Record | None:
         """Look up the record of one image; None when there is none."""
         return self._store.find(id)
+
+    def find_all(self, ids: Iterable[str]) -> dict[str, Record]:
+        """Look up the records of the images that there are, out of some, by id."""
+        return dict(self._store.by_id(list(ids)))
 
     def files(self) -> Reopener:
         """Open images: ``with retriever.files() as files: files.open(hit.source, hit.digest)``."""

@@ -24,7 +24,7 @@ from zsqretrieval.retriever.collection import Collection
 from zsqretrieval.retriever.opening import MilvusParts, Parts
 from zsqretrieval.search.dense import FirstStage, MinProbability
 from zsqretrieval.search.image_to_text import TextRanking, rank_texts
-from zsqretrieval.search.pipeline import Pipeline, Request
+from zsqretrieval.search.pipeline import Pipeline, Request, Scored
 from zsqretrieval.search.priors import Prior
 from zsqretrieval.search.query import Query, QueryLike, query_image
 from zsqretrieval.search.query_bank import QueryBank
@@ -51,6 +51,7 @@ class SearchOptions(TypedDict, total=False):
     diversity: float
     min_probability: float | None
     explain: bool
+    scored: Scored | None
     progress: Progress | None
 
 
@@ -117,6 +118,7 @@ class Retriever(Collection):
         diversity: float = 0.0,
         min_probability: float | None = None,
         explain: bool = False,
+        scored: Scored | None = None,
         progress: Progress | None = None,
     ) -> Ranking | list[Ranking]:
         """Find the images that best fit a question, an image, or each of a list of them.
@@ -145,6 +147,8 @@ class Retriever(Collection):
                 to 1; sets :attr:`Hit.probability <zsqretrieval.types.Hit.probability>` and
                 :attr:`Ranking.nothing_found <zsqretrieval.search.ranking.Ranking.nothing_found>`.
             explain: add explanations: the generator's answer, and the words that the image explains.
+            scored: called while the generator re-ranks, every 16 candidates, with the number of a query and
+                its re-ranking scores so far by id; may raise to stop.
             progress: called between batches of candidates; may raise to stop.
 
         Returns:
@@ -177,8 +181,8 @@ class Retriever(Collection):
             asked = Request(
                 k=k, offset=offset, where=where, how=how, fusion=constants.fusion,
                 expansion=constants.expansion if expand else None,
-                bank=bank, collapse=collapse, diversity=diversity, explain=explain, progress=progress,
-                stopping=constants.depth,
+                bank=bank, collapse=collapse, diversity=diversity, explain=explain, scored=scored,
+                progress=progress, stopping=constants.depth,
                 relevance=None if min_probability is None else MinProbability(
                     min_probability, constants.relevance_scale, constants.relevance_margin
                 ),
@@ -284,6 +288,7 @@ class Retriever(Collection):
         text: str,
         *,
         candidates: int = 100,
+        where: Filter | None = None,
         policy: Policy | None = None,
         budget: int = 10,
         sure: float = 0.9,
@@ -295,6 +300,7 @@ class Retriever(Collection):
         Args:
             text: first description of the target image.
             candidates: first-stage candidates to begin with, >= 1; answers bring more.
+            where: only images that this filter selects.
             policy: chooses the questions and interprets the answers; InformationGain when None.
             budget: most questions.
             sure: stop when an image is that probable, in (0, 1]; at 1 never for that reason.
@@ -309,9 +315,9 @@ class Retriever(Collection):
 
         constants, policy = self.calibration, policy or InformationGain()
         return Dialog(
-            self._gallery(progress), text, candidates=candidates, policy=policy, budget=budget, sure=sure,
-            scale=constants.dialog_scale, temper=constants.dialog_temper, reread=constants.dialog_reread,
-            seed=seed, progress=progress,
+            self._gallery(progress, where), text, candidates=candidates, policy=policy, budget=budget,
+            sure=sure, scale=constants.dialog_scale, temper=constants.dialog_temper,
+            reread=constants.dialog_reread, seed=seed, progress=progress,
         )  # fmt: skip
 
     @property
@@ -323,8 +329,8 @@ class Retriever(Collection):
         """
         return self._gallery(None)
 
-    def _gallery(self, progress: Progress | None) -> AlbumGallery:
+    def _gallery(self, progress: Progress | None, where: Filter | None = None) -> AlbumGallery:
         from zsqretrieval.dialog.gallery import AlbumGallery
 
         viewer = need_generator(self._viewer, "a dialog")
-        return AlbumGallery(self.encoder, self._catalog, self._first_stage, viewer, progress)
+        return AlbumGallery(self.encoder, self._catalog, self._first_stage, viewer, progress, where)

@@ -1,7 +1,7 @@
 """Rankings as one HTML page that needs nothing else: images inline, no script, no network.
 
 :func:`thumbnails` opens the images; :func:`contact_sheet` fills the template and touches nothing else.
-Templates escape all values; other pages of the library extend ``base.html.j2`` by :func:`render`.
+Templates escape all values; other pages of the library extend ``base.html.j2``.
 """
 
 from __future__ import annotations
@@ -227,13 +227,14 @@ def _pictures(ranking: Ranking, *, side: int = THUMBNAIL_SIDE) -> dict[str, byte
 
 def render(template: str, **values: Any) -> str:
     """Fill a template of the package; values are escaped."""
-    return _environment().get_template(template).render(**values)
+    return templates().get_template(template).render(**values)
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def templates(*packages: str) -> jinja2.Environment:
+    """The templates of the package, and those of other packages that extend them."""
     made = jinja2.Environment(
-        loader=jinja2.PackageLoader("zsqretrieval.search"),
+        loader=jinja2.ChoiceLoader([*map(jinja2.PackageLoader, (*packages, "zsqretrieval.search"))]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ from zsqretrieval.search.rerank import CANDIDATES, Rerank, reorder, score_candid
 from zsqretrieval.search.scoring import Likelihood
 from zsqretrieval.search.store import Store
 from zsqretrieval.types import Hit, Progress
+
+Scored: TypeAlias = Callable[[int, Mapping[str, float]], object]
+"""Called with the number of a query and its re-ranking scores so far by id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Request:
     relevance: MinProbability | None
     stopping: Depth | None  # when enough candidates are scored
     explain: bool
+    scored: Scored | None  # gets re-ranking scores as they are computed
     progress: Progress | None
 
     def __post_init__(self) -> None:
@@ -176,7 +181,7 @@ class Pipeline:
         """Re-rank the first ``settled`` hits of the queries with texts; the rest follow without a score."""
         begin = time.perf_counter()
         some = [n for n, query in enumerate(queries) if query.texts]
-        scores = self._scores([queries[n] for n in some], [found[n] for n in some], how, asked)
+        scores = self._scores(some, [queries[n] for n in some], [found[n] for n in some], how, asked)
         seconds = (time.perf_counter() - begin) / max(len(some), 1)
         reranked = list(ranked)
         for n, of_query in zip(some, scores, strict=True):
@@ -187,28 +192,39 @@ class Pipeline:
         return reranked
 
     def _scores(
-        self, queries: Sequence[Query], found: Sequence[Found], how: Rerank, asked: Request
+        self,
+        numbers: Sequence[int],
+        queries: Sequence[Query],
+        found: Sequence[Found],
+        how: Rerank,
+        asked: Request,
     ) -> list[NDArray[np.float64]]:
-        """Re-ranking scores of the first candidates of queries with texts: all, or as many as risk allows."""
+        """Re-ranking scores of the first candidates of queries with texts: all, or as many as risk allows.
+
+        ``numbers`` are those of the queries in the whole search.
+        """
         candidates = [one.records[: asked.settled] for one in found]
         with self._store.kept.files() as files:
-            if not how.risk:
+            if not how.risk and asked.scored is None:
                 return score_candidates(
                     how, self._viewer, files, queries, candidates, progress=asked.progress
                 )
             fusion, stopping = how.fusion_or(asked.fusion), asked.stopping
-            assert isinstance(fusion, WeightedSum) and stopping is not None
             first_stage = [np.array([hit.score for hit in one.hits], np.float64) for one in found]
 
             def enough(q: int, scores: NDArray[np.float64]) -> bool:
-                if queries[q].question is None:  # a sum of texts: its likelihoods spread in another way
+                if asked.scored is not None:
+                    of_query = zip(candidates[q], scores.tolist(), strict=False)
+                    asked.scored(numbers[q], {one.id: it for one, it in of_query if not math.isnan(it)})
+                if not how.risk or queries[q].question is None:  # the likelihoods of a sum spread otherwise
                     return False
+                assert isinstance(fusion, WeightedSum) and stopping is not None
                 left = first_stage[q][: asked.settled]
                 return stopping.missing(fusion, left, scores, asked.end) <= how.risk
 
             return score_until(
                 how, self._viewer, files, queries, candidates, enough,
-                first=asked.end, progress=asked.progress,
+                first=asked.end if how.risk else 1, progress=asked.progress,
             )  # fmt: skip
 
     def _diverse(self, hits: Sequence[Hit], asked: Request) -> tuple[Hit, ...]:

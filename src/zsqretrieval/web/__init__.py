@@ -1,0 +1,1 @@
+"""The page and the JSON API of an album: ``zsq serve`` (extra ``web``)."""

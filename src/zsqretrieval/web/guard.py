@@ -1,0 +1,180 @@
+"""What is checked before a route sees a request, and the headers of every answer.
+
+name of the host --> ending? --> token --> origin --> size, number --> route --> headers, metrics
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.cookies import CookieError, SimpleCookie
+from typing import final
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from zsqretrieval.web.failures import Refused, body
+from zsqretrieval.web.state import State
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_READING = frozenset({"GET", "HEAD"})
+_OPEN = "/healthz"  # needs no token
+_COOKIE = "zsq_token"
+_LARGE = frozenset({"/api/uploads", "/v1/rerank", "/v1/embeddings"})  # bring images
+_BODY = 2**20  # bytes of any other request
+
+
+@final
+class Guard:
+    """The outermost application.
+
+    Attributes:
+        served: what the application shares.
+        ending: whether new requests get 503.
+        open: requests that are being answered.
+    """
+
+    def __init__(self, app: ASGIApp, served: State) -> None:
+        self._app, self.served = app, served
+        self._settings, self._metrics = served.settings, served.metrics
+        self.ending, self.open, self._large = False, 0, 0
+        self._metrics.open.set_function(lambda: self.open)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status, begin = 500, time.perf_counter()
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status, headers = message["status"], MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        self.open += 1
+        try:
+            if (address := self._admit(scope)) is not None:
+                cookie = f"{_COOKIE}={quote(str(self._settings.token))}; HttpOnly; SameSite=Strict; Path=/"
+                await _send(sending, 303, b"", {"Location": address, "Set-Cookie": cookie})
+            else:
+                with self._room(scope["path"]):
+                    await self._app(scope, _limited(receive, self._limit(scope)), sending)
+        except Refused as refused:
+            headers = {"Content-Type": "application/json", **(refused.headers or {})}
+            await _send(sending, refused.status_code, json.dumps(body(refused)).encode(), headers)
+        finally:
+            self.open -= 1
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - begin)
+
+    def _admit(self, scope: Scope) -> str | None:
+        """Check a request; the address to go to if it brings the token in its own."""
+        headers, reading = Headers(scope=scope), scope["method"] in _READING
+        host = headers.get("host", "").lower()
+        if not self._is_known(host):
+            raise Refused(403, "this server is not known by that name; use its address, or --allow-host NAME")
+        if self.ending:
+            raise Refused(503, "the server is ending; try again later", seconds=5)
+        token = self._settings.token
+        if token is not None and scope["path"] != _OPEN:
+            query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+            if reading and scope["path"] == "/" and _equal(query.pop("token", ""), token):
+                return f"/?{urlencode(query)}" if query else "/"
+            if not _equal(_token_of(headers), token):
+                raise Refused(401, "open the address that `zsq serve` printed, or send its token as a Bearer")
+        if not reading:
+            origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+            if site not in ("same-origin", "none") or (origin and urlsplit(origin).netloc.lower() != host):
+                raise Refused(403, "requests from other sites are refused")
+        return None
+
+    def _is_known(self, host: str) -> bool:
+        """Whether a Host header is an address, which no name of another site can be, or an allowed name."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            return name in self._settings.names or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+    @contextmanager
+    def _room(self, path: str) -> Iterator[None]:
+        """Count a request; an error if there are too many."""
+        large = path in _LARGE
+        if self.open > self._settings.connections or (large and self._large >= self._settings.large):
+            raise Refused(429, "the server is busy; try again in a second", "busy", seconds=1)
+        self._large += large
+        try:
+            yield
+        finally:
+            self._large -= large
+
+    def _limit(self, scope: Scope) -> int:
+        """Size limit of a body; an error if the request says that it is larger."""
+        limit = _BODY + 2 * self._settings.upload_bytes * (scope["path"] in _LARGE)
+        length = Headers(scope=scope).get("content-length", "0")
+        if not length.isdecimal() or int(length) > limit:
+            raise _too_large(limit)
+        return limit
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(413, f"the request is too large: the limit is {limit} bytes")
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """Receive a body of at most ``limit`` bytes."""
+    size = 0
+
+    async def receiving() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise _too_large(limit)
+        return message
+
+    return receiving
+
+
+def _token_of(headers: Headers) -> str:
+    """The token of a request, or an empty text."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return token.strip()
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
+    except CookieError:
+        return ""
+    return unquote(found.value) if found else ""
+
+
+def _equal(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+async def _send(send: Send, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+    lines = {**headers, "Content-Length": str(len(content))}
+    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in lines.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": content})

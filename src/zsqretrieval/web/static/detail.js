@@ -1,0 +1,181 @@
+// One image: how well it fits and why, what could be asked of it, what is known of it.
+
+import { get, post } from "./api.js";
+import { button, count, el, find, percent, sentence, thumb, when } from "./dom.js";
+import { quoted } from "./filters.js";
+import { question } from "./state.js";
+import { bar, moved } from "./tiles.js";
+
+const SAYS = 0.7; // bits of a word that mean something
+
+const box = () => find("#detail");
+let stop = new AbortController();
+
+/**
+ * @param {object} album what `/api/album` says
+ * @param {{close: function(): void, step: function(number): void, like: function(string, number): void,
+ *   ask: function(string): void, filter: function(string): void}} actions
+ */
+export function startDetail(album, actions) {
+  // Esc and a press beside the picture close by way of the address, so that "back" does the same.
+  box().addEventListener("cancel", (event) => (event.preventDefault(), actions.close()));
+  box().addEventListener("click", (event) => event.target === box() && actions.close());
+  box().addEventListener("keydown", (event) => {
+    if (event.target.matches("input")) return;
+    if (event.key === "ArrowLeft") actions.step(-1);
+    if (event.key === "ArrowRight") actions.step(1);
+  });
+
+  return { show, hide };
+
+  /** @param {string} id @param {import("./tiles.js").Hit|null} hit what the search says of it */
+  async function show(id, hit, state) {
+    stop.abort();
+    stop = new AbortController();
+    const { signal } = stop;
+    if (!box().open) box().showModal();
+    box().scrollTop = 0;
+    let image;
+    try {
+      image = await get(`/api/images/${encodeURIComponent(id)}`, signal);
+    } catch (error) {
+      if (error.name !== "AbortError") box().replaceChildren(el("p", { class: "failed", role: "alert" }, sentence(error.message)), closing());
+      return;
+    }
+    const asked = question(state);
+    const words = asked && album.can.rerank ? explanation(id, asked, signal) : null;
+    box().replaceChildren(
+      picture(image),
+      el(
+        "div",
+        { class: "facts" },
+        el("h2", { id: "detail-name", tabindex: "-1" }, image.name),
+        image.caption ? el("p", { class: "caption", dir: "auto" }, image.caption) : null,
+        el("p", { class: "quiet" }, [when(image.taken), `${image.width} × ${image.height}`].filter(Boolean).join(" · ")),
+        el(
+          "div",
+          { class: "row" },
+          button("More like this", () => actions.like(id, 1)),
+          button("Less like this", () => actions.like(id, -1), { class: "plain" }),
+          el("a", { class: "plain button", href: `/image/${encodeURIComponent(id)}`, download: "" }, "Download"),
+        ),
+        hit ? fit(hit) : null,
+        words,
+        album.can.questions ? questions(image, signal) : null,
+        metadata(image),
+      ),
+      el(
+        "div",
+        { class: "turn" },
+        button("‹", () => actions.step(-1), { class: "plain", "aria-label": "Previous image" }),
+        button("›", () => actions.step(1), { class: "plain", "aria-label": "Next image" }),
+        closing(),
+      ),
+    );
+    find("#detail-name").focus();
+  }
+
+  function hide() {
+    stop.abort();
+    if (box().open) box().close();
+    box().replaceChildren();
+  }
+
+  function closing() {
+    return button("×", actions.close, { class: "plain", "aria-label": "Close" });
+  }
+
+  function picture(image) {
+    const shown = el("img", { src: `/image/${encodeURIComponent(image.id)}`, alt: image.alt, width: image.width, height: image.height });
+    shown.style.backgroundImage = `url("${thumb(image.id)}")`; // until the whole image is there
+    return el("figure", {}, shown, image.credit ? el("figcaption", {}, image.credit) : null);
+  }
+
+  /** The questions of an image: stored ones at once, others when they are asked for. */
+  function questions(image, signal) {
+    const list = el("ul", { class: "questions" });
+    const add = (texts) => list.append(...texts.map((text) => el("li", {}, button(text, () => actions.ask(text), { class: "link", dir: "auto" }))));
+    const known = image.questions.map((one) => one.text ?? one);
+    add(known);
+    const more = button(known.length ? "More questions" : "What would you ask of it?", ask, { class: "plain" });
+    async function ask() {
+      more.disabled = true;
+      more.textContent = "Thinking …";
+      try {
+        const found = (await post("/api/questions", { id: image.id, n: 5 }, signal)).questions.map((one) => one.text);
+        const texts = found.filter((text) => !known.includes(text));
+        add(texts);
+        more.replaceWith(el("p", { class: "quiet", role: "status" }, texts.length ? "" : "No other question."));
+      } catch (error) {
+        if (error.name !== "AbortError") more.replaceWith(el("p", { class: "failed", role: "alert" }, sentence(error.message)));
+      }
+    }
+    return part("Questions for this image", list, more);
+  }
+
+  function metadata(image) {
+    const rows = Object.entries(image.metadata).map(([name, value]) => {
+      const simple = ["string", "number"].includes(typeof value);
+      const text = simple ? String(value) : Array.isArray(value) ? value.join("; ") : JSON.stringify(value);
+      const condition = simple ? `${fieldName(name)} = ${typeof value === "number" ? value : quoted(value)}` : "";
+      const only = button("only these", () => actions.filter(condition), { class: "link", "aria-label": `Only images with ${condition}` });
+      return [el("dt", {}, name), el("dd", { dir: "auto" }, text, condition ? " " : null, condition ? only : null)];
+    });
+    return rows.length ? part("Metadata", el("dl", {}, ...rows.flat())) : null;
+  }
+}
+
+const fieldName = (name) => (/^[A-Za-z_]\w*$/.test(name) ? name : `\`${name.replaceAll("`", "``")}\``);
+const part = (heading, ...content) => el("section", {}, el("h3", {}, heading), ...content);
+const scale = (label, share, text) => el("p", { class: "scale" }, el("span", {}, label), bar(share), el("b", {}, text));
+
+/** What the numbers mean; the numbers themselves are folded away. */
+function fit(hit) {
+  const made = [];
+  if (hit.probability !== null) made.push(scale("Probability that it fits", hit.probability, percent(hit.probability)));
+  if (hit.question_fit !== null) made.push(scale("Likelihood, to the best", hit.question_fit, hit.question_fit === 1 ? "the best" : percent(hit.question_fit)));
+  const place = el("p", {}, `Rank ${hit.rank}`);
+  if (hit.moved) place.append(" ", moved(hit), ` (the first stage had it at ${hit.first_stage_rank})`);
+  else if (hit.moved === 0) place.append(", as in the first stage");
+  const numbers = [["Cosine similarity", hit.similarity?.toFixed(3)], ["log P(question | image)", hit.likelihood === null ? null : `${hit.likelihood.toFixed(2)} nats`]];
+  const rows = numbers.filter(([, value]) => value).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]);
+  if (hit.duplicates) made.push(el("p", {}, `Stands for ${count(hit.duplicates, "more near-duplicate")}.`));
+  return part("How well it fits", place, ...made, el("details", {}, el("summary", {}, "In numbers"), el("dl", {}, ...rows)));
+}
+
+/** The question, each word in the colour of what the image says about it. */
+function explanation(id, asked, signal) {
+  const text = el("p", { class: "heat", "aria-busy": "true" }, asked);
+  const legend = el("p", { class: "quiet", role: "status" }, "Reading the question with this image …");
+  const made = part("Words that it explains", text, legend);
+  post("/api/explain", { id, question: asked }, signal).then(
+    ({ words }) => {
+      let end = 0;
+      const parts = words.flatMap((word) => {
+        const between = asked.slice(end, word.start);
+        end = word.end;
+        return [between, heat(word, asked.slice(word.start, word.end))];
+      });
+      text.replaceChildren(...parts, asked.slice(end));
+      text.removeAttribute("aria-busy");
+      const best = words.filter((word) => word.bits >= SAYS).sort((a, b) => b.bits - a.bits)[0];
+      legend.textContent = best
+        ? `The image makes underlined words likelier, most of all “${best.text.trim()}” (${best.bits.toFixed(1)} bits), and struck ones less likely.`
+        : "The image makes none of the words likelier.";
+    },
+    (error) => {
+      text.removeAttribute("aria-busy");
+      legend.textContent = error.name === "AbortError" ? "" : sentence(error.message);
+    },
+  );
+  return made;
+}
+
+function heat(word, text) {
+  if (Math.abs(word.bits) < SAYS) return text;
+  const strength = Math.min(Math.abs(word.share), 1);
+  const made = el("mark", { class: word.share < 0 ? "against" : "for", title: `${word.bits > 0 ? "+" : ""}${word.bits.toFixed(1)} bits` }, text);
+  made.style.setProperty("--strength", `${Math.round(45 * strength)}%`);
+  made.style.setProperty("--line", `${(4 * strength).toFixed(1)}px`);
+  return made;
+}

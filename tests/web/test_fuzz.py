@@ -1,0 +1,65 @@
+"""Requests drawn from the OpenAPI document: no error of the server, and only answers that it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from starlette.testclient import TestClient
+
+from served import HOST, make_album
+from zsqretrieval.web.app import make_app
+from zsqretrieval.web.settings import Settings
+
+ROUTES = (
+    "GET /api/album", "GET /api/images", "GET /api/images/{id}", "GET /thumb/{id}", "GET /image/{id}",
+    "POST /api/download", "POST /api/search", "POST /api/uploads", "GET /thumb-upload/{id}",
+    "POST /api/explain", "POST /api/questions", "POST /api/dialog", "GET /api/dialog/{dialog}",
+    "DELETE /api/dialog/{dialog}", "POST /api/dialog/{dialog}/answer", "POST /api/dialog/{dialog}/tell",
+    "POST /api/dialog/{dialog}/undo", "POST /v1/rerank", "POST /v1/embeddings", "GET /healthz",
+    "GET /metrics",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with make_album(tmp_path_factory.mktemp("fuzz")) as album:
+        app = make_app(album, Settings(names=HOST | {"localhost"}, upload_rate=10**9))
+        with TestClient(app):
+            yield schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+def operations(schema: Any) -> dict[str, Any]:
+    return {one.label: one for one in (found.ok() for found in schema.get_all_operations())}
+
+
+def test_document_has_all_routes(described: Any) -> None:
+    assert sorted(operations(described)) == sorted(ROUTES)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_answers_are_those_of_the_document(
+    described: Any, route: str, mode: GenerationMode, request: pytest.FixtureRequest
+) -> None:
+    operation = operations(described)[route]
+    if mode is GenerationMode.NEGATIVE and not (
+        operation.body or operation.query or operation.path_parameters
+    ):
+        pytest.skip("takes nothing that could be of a wrong type")
+
+    @given(operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=500 if request.config.getoption("--slow") else 10,
+        suppress_health_check=list(HealthCheck),
+    )
+    def check(case: Any) -> None:
+        # a filter, or the id of an image, is more than the document can say
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    check()

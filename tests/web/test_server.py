@@ -1,0 +1,153 @@
+"""A real server: graceful ends, clients that leave, and many clients at once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+
+from served import listening_at, make_album
+from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.retriever import Retriever
+from zsqretrieval.testing import ToyGenerator
+from zsqretrieval.web.server import listening
+
+SEARCH = {"terms": [{"text": "a red bus"}]}
+
+
+class Waiting(ToyGenerator):
+    """Scores when a test lets it; counts its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on, self.started, self.ended = (threading.Event() for _ in range(3))
+
+    def log_likelihood(self, contexts: Any, continuations: Any, **options: Any) -> Any:
+        self.started.set()
+        try:
+            while not self.go_on.wait(0.01):
+                if options.get("progress") is not None:
+                    options["progress"]("scoring", 0, len(contexts))
+            return super().log_likelihood(contexts, continuations, **options)
+        finally:
+            self.ended.set()
+
+
+@pytest.fixture
+def slow(tmp_path: Any) -> Any:
+    generator = Waiting()
+    generator.go_on.set()
+    with make_album(tmp_path, generator=generator) as album:
+        yield album, generator
+
+
+def hold(generator: Waiting) -> None:
+    for one in (generator.go_on, generator.started, generator.ended):
+        one.clear()
+
+
+def test_requests_in_flight_are_answered_and_new_ones_get_503(slow: Any) -> None:
+    album, generator = slow
+    with listening_at(album) as (address, server), ThreadPoolExecutor(1) as pool:
+        with httpx2.Client(base_url=address) as client:
+            assert client.get("/healthz").status_code == 200
+            hold(generator)
+            running = pool.submit(lambda: httpx2.post(f"{address}/api/search", json=SEARCH, timeout=20))
+            assert generator.started.wait(10)
+            server.handle_exit(signal.SIGTERM, None)
+            for again in (client, httpx2):
+                answer = again.get(f"{address}/api/album")
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+                assert answer.json()["error"]["code"] == "unavailable"
+            generator.go_on.set()
+            last = json.loads(running.result(20).text.splitlines()[-1])
+        assert last["event"] == "done" and last["hits"]
+        for _ in range(100):
+            if server.should_exit:
+                break
+            time.sleep(0.1)
+        assert server.should_exit
+
+
+@pytest.mark.parametrize(("grace", "signals"), [(0.5, 1), (30.0, 2)])
+def test_requests_that_get_no_more_time_are_told_so(slow: Any, grace: float, signals: int) -> None:
+    album, generator = slow
+    with listening_at(album, grace=grace) as (address, server), ThreadPoolExecutor(2) as pool:
+        httpx2.get(f"{address}/healthz")
+        hold(generator)
+        running = [
+            pool.submit(lambda kind=kind: httpx2.post(  # type: ignore[misc]
+                f"{address}/api/search", json=SEARCH, headers={"Accept": kind}, timeout=20
+            ))
+            for kind in ("*/*", "application/json")
+        ]  # fmt: skip
+        assert generator.started.wait(10)
+        for _ in range(signals):
+            server.handle_exit(signal.SIGTERM, None)
+        stream, one = (answer.result(20) for answer in running)
+        last = json.loads(stream.text.splitlines()[-1])
+        assert (last["event"], last["error"]["code"]) == ("error", "unavailable")
+        assert (one.status_code, one.json()["error"]["code"]) == (503, "unavailable")
+
+
+@pytest.mark.parametrize("accept", ["application/json", "*/*"])
+def test_work_ends_when_the_client_leaves(slow: Any, accept: str) -> None:
+    album, generator = slow
+    with listening_at(album) as (address, _):
+        httpx2.get(f"{address}/healthz")
+        hold(generator)
+        body = json.dumps(SEARCH).encode()
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(
+                f"POST /api/search HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\nContent-Type: "
+                f"application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            assert generator.started.wait(10)
+        assert generator.ended.wait(10)
+        generator.go_on.set()
+        assert httpx2.get(f"{address}/api/album").status_code == 200
+
+
+def test_port_in_use_is_an_error_in_words(shown: Retriever) -> None:
+    with (
+        listening("127.0.0.1", 0) as taken,
+        pytest.raises(InvalidInputError, match="in use"),
+        listening(*taken.getsockname()),
+    ):
+        pass
+    with pytest.raises(InvalidInputError, match="cannot serve at"), listening("no.such.name.invalid", 0):
+        pass
+
+
+def test_many_clients_lose_nothing(shown: Retriever) -> None:
+    questions = [f"a {colour} bus" for colour in ("red", "green", "blue", "white")]
+    with (
+        listening_at(shown, waiting=16) as (address, _),
+        ThreadPoolExecutor(40) as pool,
+        httpx2.Client(limits=httpx2.Limits(max_connections=50), timeout=60) as client,
+    ):
+
+        def ask(n: int) -> tuple[str, str]:
+            body = {"terms": [{"text": questions[n % 4]}], "k": 1}
+            while True:
+                answer = client.post(
+                    f"{address}/api/search", json=body, headers={"Accept": "application/json"}
+                )
+                if answer.status_code != 429:
+                    break
+                assert int(answer.headers["retry-after"]) >= 1
+                time.sleep(0.1)
+            assert answer.status_code == 200, answer.text
+            return questions[n % 4], answer.json()["hits"][0]["id"]
+
+        found = set(pool.map(ask, range(160)))
+    assert found == {(text, shown.search(text, 1)[0].id) for text in questions}

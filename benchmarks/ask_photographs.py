@@ -1,6 +1,6 @@
 """Generate questions about photographs, search them, and explain the results; prints Markdown.
 
-    python examples/ask_photographs.py
+    python -m benchmarks.ask_photographs
 
 The 18 photographs come with scikit-image and scikit-learn, so it runs offline with the mini models. Nothing
 is selected: errors of the small model are printed as well.

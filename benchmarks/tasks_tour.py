@@ -1,6 +1,6 @@
 """All tasks of :mod:`zsqretrieval.tasks` with one generator; prints Markdown.
 
-    python examples/tasks_tour.py
+    python -m benchmarks.tasks_tour
 
 The photographs ship with scikit-image and scikit-learn, texts and shapes are drawn here, so it runs offline
 with the mini generator. Nothing is selected: the mistakes of a small model are printed as well.

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 def demo(
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of images, instead of the photographs of scikit-image."),
+        typer.Option(help="Folder of images, instead of the photographs of the demo."),
     ] = None,
     question: Annotated[
         list[str] | None, typer.Option("--question", "-q", help="Question to ask instead; may be repeated.")
@@ -202,7 +202,11 @@ def _page(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[st
     from zsqretrieval.search.display import Row, contact_sheet, thumbnails
 
     hits = [hit for ranking in rankings for hit in ranking]
-    credits = {hit.id: hit.metadata["credit"] for hit in hits if "credit" in hit.metadata}
+    credits = {
+        hit.id: f"{hit.metadata['author']} ({hit.metadata['licence']})"
+        for hit in hits
+        if {"author", "licence"} <= hit.metadata.keys()
+    }
     return contact_sheet(
         [Row(ranking, one.expected) for one, ranking in zip(asked, rankings, strict=True)],
         thumbnails(hits),

@@ -23,7 +23,7 @@ from zsqretrieval.tasks import caption
 def main() -> None:
     """Search twice, so that the second search has cached image features."""
     parser = argparse.ArgumentParser(description="Re-rank with Kosmos-2.")
-    parser.add_argument("question", nargs="?", default="Is a rocket about to be launched?")
+    parser.add_argument("question", nargs="?", default="Is a rocket still standing on its launch pad?")
     parser.add_argument("--weights", default="microsoft/kosmos-2-patch14-224", help="folder or repository")
     parser.add_argument("--device", help="cuda, mps or cpu; the best by default")
     parser.add_argument("--candidates", type=int, default=50)

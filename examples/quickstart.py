@@ -20,7 +20,7 @@ from zsqretrieval.data.samples import photographs
 def main() -> None:
     """Search in memory; ``Retriever.open("my.album", preset="mini")`` keeps the album on disk."""
     parser = argparse.ArgumentParser(description="Find photographs by a question.")
-    parser.add_argument("question", nargs="?", default="Where is a cat looking at me?")
+    parser.add_argument("question", nargs="?", default="Where are two dogs looking out of a window?")
     parser.add_argument("--images", help="folder; the photographs of the demo without it")
     given = parser.parse_args()
     with Retriever.from_preset("mini") as retriever:

@@ -33,10 +33,10 @@ def test_every_example_is_in_the_table_and_tells_its_time() -> None:
         assert re.search(r"seconds|minute|hour", path.read_text(encoding="utf-8").split('"""')[1]), path.name
 
 
-def test_quickstart_finds_the_photograph_by_both_stages(run: Callable[..., str], tmp_path: Path) -> None:
-    first, reranked = run("quickstart", "a cat with blue eyes").split("re-ranked:")
-    assert "photographs indexed" in first and "cat_portrait" in first
-    assert "likelihood" in reranked and "fused" in reranked
+def test_quickstart_finds_a_cat_by_both_stages(run: Callable[..., str]) -> None:
+    parts = run("quickstart", "a cat on the ground").split("first stage:")[1].split("re-ranked:")
+    assert all(part.split()[0].startswith("cat") for part in parts)
+    assert "likelihood" in parts[1] and "fused" in parts[1]
 
 
 def test_two_encoders_are_compared_by_a_sign_test(run: Callable[..., str]) -> None:

@@ -2,8 +2,8 @@
 
 python examples/laion_slice.py
 
-The slice is made of the photographs that come with scikit-image, with metadata as LAION has them, so nothing
-is fetched. It takes about a minute. With your own, start at step 2: img2dataset writes such tars.
+The slice is made of the photographs of the demo, with metadata as LAION has them, so nothing is fetched. It
+takes about a minute. With your own, start at step 2: img2dataset writes such tars.
 """
 
 # ruff: noqa: T201

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from zsqretrieval.types import Hit as Hit
     from zsqretrieval.types import Image as Image
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _HOME = {
     "CLIPEncoder": "encoders.clip",

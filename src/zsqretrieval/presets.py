@@ -211,7 +211,7 @@ PRESETS: Mapping[str, Preset] = {
         generator="mini",
         calibration=Calibration(
             fusion=WeightedSum(weight=1.5, scale="raw", first_stage_scale=100.0),
-            relevance_scale=29.4,  # examples/nothing_found.py
+            relevance_scale=29.4,  # benchmarks/nothing_found.py
             relevance_margin=0.183,
             depth_slope=32.0,  # python -m benchmarks.depth ... --fit
             depth_deviation=2.81,

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from zsqretrieval.data.samples import photographs
+
 
 def test_slice_is_embedded_filtered_searched_and_removed(
     script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -16,8 +18,8 @@ def test_slice_is_embedded_filtered_searched_and_removed(
     monkeypatch.setattr(sys, "argv", ["laion_slice.py", "--work", str(tmp_path / "slice")])
     script("laion_slice").run()
     out = capsys.readouterr().out
-    assert "16 rows added, denied: {'unsafe': 1, 'unknown': 1}" in out
-    assert re.search(r"4. 'a cat': cat \(0", out)
+    assert f"{len(photographs()) - 2} rows added, denied: {{'unsafe': 1, 'unknown': 1}}" in out
+    assert re.search(r"4. 'a cat': cat\w* \(0", out)
     assert "removed 1; a search finds 0 of it" in out
     assert re.search(
         r"added again: 0, denied: \{'removed': 1, 'unsafe': 1, 'unknown': 1\}|denied: .*'removed': 1", out

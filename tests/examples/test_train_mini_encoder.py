@@ -1,4 +1,4 @@
-"""The training script from shards to file, at toy length: repeatable, and the encoder loads its file."""
+"""The training script with its default data: repeatable, and the encoder loads its file."""
 
 from __future__ import annotations
 
@@ -13,25 +13,12 @@ from zsqretrieval.mini.encoder import MiniEncoder
 
 
 def test_training_repeats_itself_and_the_encoder_loads_the_result(
-    train_mini_encoder: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_mini_encoder: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_mini_encoder, "VIEWS", 2)
-    monkeypatch.setattr(
-        train_mini_encoder,
-        "PHASES",
-        (
-            train_mini_encoder.Phase("heads", steps=2, batch=8, head_rate=1e-3, base_rate=0.0, reworded=0.4),
-            train_mini_encoder.Phase("tuned", steps=2, batch=8, head_rate=1e-3, base_rate=1e-4, reworded=0.4),
-            train_mini_encoder.Phase(
-                "own", steps=2, batch=8, head_rate=1e-3, base_rate=0.0, reworded=0.0, own=True
-            ),
-        ),
-    )
     written = []
     for run in ("first", "second"):
         out = tmp_path / f"{run}.safetensors"
-        arguments = ["train", "--data", str(data), "--work", str(tmp_path / run), "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.setattr(sys, "argv", ["train", "--work", str(tmp_path / run), "--out", str(out)])
         train_mini_encoder.main()
         written.append(out.read_bytes())
     assert written[0] == written[1]

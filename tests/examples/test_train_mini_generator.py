@@ -1,4 +1,4 @@
-"""The training script from shards to file, at toy length: repeatable, and the generator loads its file."""
+"""The training script with its default data: repeatable, and the generator loads its file."""
 
 from __future__ import annotations
 
@@ -22,23 +22,12 @@ CAPTIONS = [DOG, "Two dogs are on the beach .", "A dog in the water .", "A wet d
 
 
 def test_training_repeats_itself_and_the_generator_loads_the_result(
-    train_mini_generator: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_mini_generator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    phase, rates = train_mini_generator.Phase, {"new_rate": 1e-3, "language_rate": 1e-4, "top_rate": 1e-5}
-    monkeypatch.setattr(train_mini_generator, "VIEWS", 2)
-    monkeypatch.setattr(
-        train_mini_generator,
-        "PHASES",
-        (
-            phase("read", steps=2, images=6, texts=2, ranking=False, mix=(0.4, 0.3, 0.3), **rates),
-            phase("rank", steps=2, images=6, texts=1, ranking=True, mix=(0.5, 0.0, 0.5), **rates),
-        ),
-    )
     written = []
     for run in ("first", "second"):
         out = tmp_path / f"{run}.safetensors"
-        arguments = ["train", "--data", str(data), "--work", str(tmp_path / run), "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.setattr(sys, "argv", ["train", "--work", str(tmp_path / run), "--out", str(out)])
         train_mini_generator.main()
         written.append(out.read_bytes())
     assert written[0] == written[1]

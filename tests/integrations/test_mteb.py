@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,11 +94,7 @@ def test_revision_depends_on_all_that_changes_a_result() -> None:
 
 
 def test_all_models_run_a_task_and_agree_with_the_library(photos: Dataset, tmp_path: Path) -> None:
-    path = Path(__file__).parents[2] / "examples/mteb_flickr8k.py"
-    spec = importlib.util.spec_from_file_location("mteb_flickr8k", path)
-    assert spec is not None and spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    from benchmarks import mteb_flickr8k as example  # imports mteb
 
     generator = Seeing()
     rows = example.evaluate(made(generator), photos, tmp_path)

@@ -1,8 +1,8 @@
 """All tasks of :mod:`zsqretrieval.tasks` with one generator; prints Markdown.
 
-    python examples/tasks_tour.py
+    python -m benchmarks.tasks_tour
 
-The photographs ship with scikit-image and scikit-learn, texts and shapes are drawn here, so it runs offline
+The photographs are those of the demo, texts and shapes are drawn here, so it runs offline
 with the mini generator. Nothing is selected: the mistakes of a small model are printed as well.
 """
 
@@ -36,16 +36,16 @@ from zsqretrieval.types import Image
 
 NAMES = {
     "astronaut": "astronaut",
-    "bricks": "wall of bricks",
+    "balloon": "balloon",
+    "books": "books",
+    "bridge": "bridge",
     "cat": "cat",
     "coffee": "cup of coffee",
-    "coins": "coins",
+    "dog": "dog",
     "flower": "flower",
-    "grass": "grass",
-    "moon": "moon",
-    "motorcycle": "motorcycle",
-    "page": "page of a book",
+    "football": "ball",
     "pagoda": "temple",
+    "pizza": "pizza",
     "rocket": "rocket",
 }
 QUESTIONS = {
@@ -56,7 +56,7 @@ QUESTIONS = {
 # Names without a meaning, so that only their descriptions can help.
 MADE_UP = {
     "dax": "an animal with fur, whiskers and pointed ears",
-    "wug": "a vehicle with an engine and two wheels",
+    "wug": "a vehicle with an engine and four wheels",
     "blicket": "a plant with bright petals",
     "toma": "a hot drink in a cup",
     "fep": "a building with curved roofs",
@@ -64,7 +64,7 @@ MADE_UP = {
 }
 MADE_UP_OF = {
     "cat": "dax",
-    "motorcycle": "wug",
+    "sports_car": "wug",
     "flower": "blicket",
     "coffee": "toma",
     "pagoda": "fep",

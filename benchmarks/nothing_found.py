@@ -1,6 +1,6 @@
 """Calibrate and measure the probability that a hit is relevant (docs/searching.md).
 
-    python examples/nothing_found.py --data PATH/TO/flickr8k --work DIR --report docs/nothing-found
+    python -m benchmarks.nothing_found --data PATH/TO/flickr8k --work DIR --report docs/nothing-found
 
 The images of a split are halved at random. On the first half the two constants are fitted: the margins of
 captions for their own images, against the three best hits of captions that no image answers. On the second

@@ -1,8 +1,8 @@
 """Give a generator a Raven-style test; prints a Markdown table.
 
-    python examples/raven.py                            # 50 generated matrices of each layout
-    python examples/raven.py --save FOLDER              # also writes them as pictures and items.jsonl
-    python examples/raven.py --data FOLDER              # your own test in that format
+    python -m benchmarks.raven                            # 50 generated matrices of each layout
+    python -m benchmarks.raven --save FOLDER              # also writes them as pictures and items.jsonl
+    python -m benchmarks.raven --data FOLDER              # your own test in that format
 
 Accuracies come with a 95 % interval and the probability p that guessing is as accurate or more.
 """

@@ -1,6 +1,6 @@
 """Compare query banks of different texts; prints a Markdown table.
 
-    python examples/compare_query_banks.py --data PATH/TO/flickr8k --split dev --work /tmp/banks
+    python -m benchmarks.query_banks --data PATH/TO/flickr8k --split dev --work /tmp/banks
 
 All captions of a split, as captions and as questions, search for their images by the encoder alone, with and
 without a query bank (docs/rerank.md). The banks: texts that the generator writes about the images of the

@@ -1,7 +1,7 @@
 """Evaluate the mini models with mteb, and compare its numbers with the library's own; prints a table.
 
     pip install "zsqretrieval[mini,evaluation,integrations]"
-    python examples/mteb_flickr8k.py --data flickr8k:FOLDER --split dev --images 200 --queries 100
+    python -m benchmarks.mteb_flickr8k --data flickr8k:FOLDER --split dev --images 200 --queries 100
 
 ``--data`` takes any data set of ``zsq evaluate`` (docs/evaluation.md). ``results`` gets the predictions of
 every system as ``{system}/{task}_predictions.json``.

@@ -1,6 +1,6 @@
 """Captions, questions and answers of a generator for photographs; prints a Markdown table.
 
-    python examples/describe_photographs.py --data flickr8k:PATH --split dev --count 20
+    python -m benchmarks.describe_photographs --data flickr8k:PATH --split dev --count 20
 
 The first photographs of a split, unselected, each with a person's caption and the generator's texts.
 """

@@ -4,7 +4,7 @@ The stamps are cut-out photographs (and a few drawings) of animals, food, clothe
 with its name in one line ("A marmot."). They ship with Linux distributions, under their own free licences:
 
     apt-get install tuxpaint-stamps-default
-    python examples/zero_shot_stamps.py /usr/share/tuxpaint/stamps OUT
+    python -m benchmarks.zero_shot_stamps /usr/share/tuxpaint/stamps OUT
     zsq evaluate shards:OUT --generator none --report REPORT
 
 Drawings and symbols are left out, and so are all but the first of several stamps with the same line. Writes

@@ -1,8 +1,8 @@
 """Generate questions about photographs, search them, and explain the results; prints Markdown.
 
-    python examples/ask_photographs.py
+    python -m benchmarks.ask_photographs
 
-The 18 photographs come with scikit-image and scikit-learn, so it runs offline with the mini models. Nothing
+The photographs are those of the demo, so it runs offline with the mini models. Nothing
 is selected: errors of the small model are printed as well.
 """
 
@@ -19,7 +19,7 @@ from zsqretrieval.search.explain import words
 from zsqretrieval.types import Hit
 
 SHOWN = 6  # questions that are printed
-SEARCHED = ("what is the cat doing?", "where is the motorcycle?", "how many people are there?")
+SEARCHED = ("what is the cat doing?", "where is the rocket?", "how many people are there?")
 
 
 def main() -> None:

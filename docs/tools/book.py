@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "zsqretrieval"
 FRONT = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Files beside ``docs/`` that are pages of the book, and their names there."""
-TERMINAL = {"COLUMNS": "92", "TERM": "dumb"}
+TERMINAL = {"COLUMNS": "80", "TERM": "dumb"}
 
 # --- links -------------------------------------------------------------------------------------------------
 
@@ -93,15 +93,14 @@ def reference() -> dict[str, str]:
     """A page for every package with all of its modules, and the page before them."""
     pages = defaultdict(list)
     for name in modules():
-        package = ".".join(name.split(".")[:2])
-        pages[package if (SOURCE.parent / package.replace(".", "/")).is_dir() else "zsqretrieval"].append(
-            name
+        is_package = (SOURCE.parent / name.replace(".", "/")).is_dir()
+        pages[name if is_package else name.rpartition(".")[0]].append(name)
+    made = {"reference/index.md": front_door(sorted(pages))}
+    for package, names in pages.items():
+        top = f"---\ntitle: {package}\n---\n\n::: {package}\n    options: {{heading_level: 1}}\n"
+        made[f"reference/{package}.md"] = "\n".join(
+            [top, *(f"::: {name}\n" for name in names if name != package)]
         )
-    made = {
-        f"reference/{package}.md": f"# {package}\n\n" + "\n".join(f"::: {name}\n" for name in names)
-        for package, names in pages.items()
-    }
-    made["reference/index.md"] = front_door(sorted(pages))
     return made
 
 
@@ -112,7 +111,7 @@ def front_door(packages: list[str]) -> str:
 
     def row(name: str, target: str, found: griffe.Object | griffe.Alias) -> str:
         said = found.docstring.value.strip().splitlines()[0] if found.docstring else ""
-        return f"| [`{name}`]{target} | {said.replace('|', chr(92) + '|')} |"
+        return f"| [`{name}`]{target} | {said} |"
 
     names = [name for name in zsqretrieval.__all__ if name != "__version__"]
     return FRONT_DOOR.format(
@@ -138,12 +137,17 @@ FRONT_DOOR = """# The Python interface
 """
 
 
+def missing(known: set[str]) -> list[str]:
+    """The public names that are not among those of a built book."""
+    return [name for module in modules() for name in public_names(module) if name not in known]
+
+
 def on_post_build(config: MkDocsConfig) -> None:
     """Refuse a book in which a public name of the library is missing."""
     with (Path(config.site_dir) / "objects.inv").open("rb") as file:
         known = set(Inventory.parse_sphinx(file, domain_filter=["py"]))
-    if missing := [name for module in modules() for name in public_names(module) if name not in known]:
-        raise PluginError(f"the reference lacks {len(missing)} names: {', '.join(missing)}")
+    if lacking := missing(known):
+        raise PluginError(f"the reference lacks {len(lacking)} names: {', '.join(lacking)}")
 
 
 # --- commands ----------------------------------------------------------------------------------------------
@@ -219,7 +223,7 @@ def errors() -> str:
                 f"<li>{html.escape(text)} <small>{module}</small></li>"
                 for text, module in sorted(texts.items())
             ]
-            lines.append(f"### {kind}: {part}\n\n<ul>\n" + "\n".join(items) + "\n</ul>\n")
+            lines.append(f"### {kind}: {part.lstrip('_')}\n\n<ul>\n" + "\n".join(items) + "\n</ul>\n")
     return "\n".join(lines)
 
 

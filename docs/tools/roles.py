@@ -21,13 +21,14 @@ class Roles(griffe.Extension):
 
     def _rewrite(self, owner: griffe.Object) -> None:
         if owner.docstring:
-            owner.docstring.value = ROLE.sub(lambda role: _link(role, owner), owner.docstring.value)
+            owner.docstring.value = ROLE.sub(lambda role: link(role, owner), owner.docstring.value)
         for member in owner.members.values():
             if not member.is_alias:
                 self._rewrite(member)
 
 
-def _link(role: re.Match[str], owner: griffe.Object) -> str:
+def link(role: re.Match[str], owner: griffe.Object) -> str:
+    """The Markdown of a role: a link, or code if the target is not public."""
     title, target = role[1], role[2].rstrip("()")
     text = title or (target.rpartition(".")[2] if "~" in role[0] else target)
     found = _resolved(target, owner)

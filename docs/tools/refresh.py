@@ -1,6 +1,6 @@
 """Run the commands whose output a page shows, and update the page.
 
-    python examples/refresh_docs.py docs/tasks.md
+    python docs/tools/refresh.py docs/tasks.md
 
 A block to be replaced stands between ``<!-- output of: python examples/raven.py -->`` and
 ``<!-- end of output -->``. A page is written only when all its commands have succeeded.
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 BLOCK = re.compile(r"(<!-- output of: python (.+?) -->\n).*?(<!-- end of output -->)", re.DOTALL)
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def refreshed(text: str) -> str:

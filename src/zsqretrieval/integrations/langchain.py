@@ -27,7 +27,7 @@ class ZsqRetriever(BaseRetriever):
     image together with ``id``, ``source``, ``digest``, ``caption``, ``score`` and ``scores`` of the
     :class:`~zsqretrieval.types.Hit`.
 
-    Args:
+    Attributes:
         retriever: searches the album.
         k: documents, >= 1; fewer when the album is smaller. ``invoke(question, k=3)`` takes its place.
         search_kwargs: other arguments of :meth:`Retriever.search <zsqretrieval.retriever.Retriever.search>`,
@@ -69,7 +69,7 @@ class ZsqCompressor(BaseDocumentCompressor):
     ``relevance_score`` in the metadata. Those without an image that can be scored come last with None; a
     RuntimeWarning counts them.
 
-    Args:
+    Attributes:
         generator: scores the images.
         scoring: ``"likelihood"``, ``"yes_no"``, or a rule such as ``Likelihood(...)``.
         top_n: documents to return, >= 1; all when None.

@@ -88,7 +88,7 @@ class ZsqRerank(BaseNodePostprocessor):
     in a field of its metadata (:data:`~zsqretrieval.data.documents.FIELDS`). Nodes without an image
     that can be scored come last with the score None; a RuntimeWarning counts them.
 
-    Args:
+    Attributes:
         generator: scores the images.
         scoring: ``"likelihood"``, ``"yes_no"``, or a rule such as ``Likelihood(...)``.
         top_n: nodes to return, >= 1; all when None.

@@ -153,7 +153,7 @@ class Album:
             states: as for :class:`Retriever`; ``"auto"`` is the album's setting, ``"lazy"`` for a new one.
             calibration: replaces the album's; :meth:`save` stores it.
             trust_parts: load whatever files and repositories of weights the album names. False follows only
-                what a preset or you name (docs/albums.md). Code that comes with weights never runs.
+                what a preset or you name (docs/strangers.md). Code that comes with weights never runs.
 
         Raises:
             AlbumError: there is no album and no preset; a part or calibration cannot be restored, or is not

@@ -34,8 +34,8 @@ def nearest_among(
         vectors: queries, float32 [q, dim].
         k: how many to return, >= 1.
         keys: int64 [m], rising, all present.
-        stored_vectors: gives float32 [n, dim] of keys int64 [n], as :meth:`VectorLog.get
-            <zsqretrieval.album.changes.VectorLog.get>` does.
+        stored_vectors: gives float32 [n, dim] of keys int64 [n], as
+            :meth:`~zsqretrieval.album.changes.VectorLog.get` does.
 
     Returns:
         min(k, m) columns, but at least one; padded only without keys.

@@ -142,14 +142,12 @@ class ToyIndex:
 
 
 class ToyGenerator:
-    r"""A language model of 15 words, with a memory that decays from left to right.
+    """A language model of 15 words, with a memory that decays from left to right.
 
-    Before the first segment the memory :math:`h`, one
-    entry per word, is zero. A token halves all of :math:`h`, then adds 1 to its own entry; an image halves
-    :math:`h`, then adds 4 times its mean red, green and blue, in [0, 1], to the entries of the words red,
-    green and blue. After t tokens and images
-
-    .. math:: P(v) = (1 + h_v + 3\,[v = t \bmod V]) \,/\, (V + 3 + \sum_u h_u)
+    Before the first segment the memory ``h``, one
+    entry per word, is zero. A token halves all of ``h``, then adds 1 to its own entry; an image halves
+    ``h``, then adds 4 times its mean red, green and blue, in [0, 1], to the entries of the words red,
+    green and blue. After t tokens and images, with V words, ``P(v) = (1 + h[v] + 3 * (v == t % V)) / (V + 3 + sum(h))``,
 
     so an image, the text so far, its order and its length all count. A text is lower-cased and split
     into words and punctuation marks; those that are not in :attr:`vocabulary` become ``<unk>``.

@@ -1,0 +1,158 @@
+"""Figures in the prose and tables of the docs are those of the JSON files beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zsqretrieval.evaluation.results import Results
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+VERDICT = Results.from_json((DOCS / "verdict" / "numbers.json").read_text(encoding="utf-8")).table
+
+
+def numbers(path: str) -> Any:
+    return json.loads((DOCS / path).read_text(encoding="utf-8"))
+
+
+class Row:
+    """A system of the verdict, text to image: its recall in percent and its gain in points."""
+
+    def __init__(self, form: str, system: str, measure: str = "R@1") -> None:
+        rows = VERDICT[VERDICT["group"] == "systems"]
+        rows = rows[(rows["direction"] == "text to image") & (rows["form"] == form)]
+        rows = rows[(rows["system"] == system) & (rows["measure"] == measure)]
+        (self.row,) = rows.to_dict("records")
+
+    def points(self, *names: str, sign: str = "+") -> list[str]:
+        return [f"{100 * self.row[name]:{sign}.1f}" for name in names]
+
+    @property
+    def value(self) -> str:
+        return "{} ({} to {})".format(*self.points("value", "low", "high", sign=""))
+
+    @property
+    def gain(self) -> str:
+        return "{} ({} to {})".format(*self.points("gain", "gain_low", "gain_high"))
+
+    @property
+    def unsigned(self) -> str:
+        return "{} ({} to {})".format(*self.points("gain", "gain_low", "gain_high", sign=""))
+
+
+def query_time(system: str) -> str:
+    """Median milliseconds of a query with 50 candidates."""
+    rows = VERDICT[
+        (VERDICT["group"] == "cost") & (VERDICT["form"] == "system") & (VERDICT["measure"] == "time")
+    ]
+    found = rows[rows["system"] == system]["value"]
+    return f"{found.max():.3g} ms" if len(found) else "not measured"
+
+
+FORMS = {"caption": "caption", "question": "question/which"}
+
+
+def of_rerank() -> Iterator[str]:
+    systems = {
+        "likelihood": "likelihood", "fused": "fused", "normalized": "normalized",
+        "normalized, then fused": "normalized+fused",
+    }  # fmt: skip
+    for said, form in FORMS.items():
+        first, tenth = Row(form, "mini"), Row(form, "mini", "R@10")
+        yield f"| {said} | first stage | {first.value} | | | {tenth.value} | |"
+        for title, system in systems.items():
+            first, tenth = Row(form, system), Row(form, system, "R@10")
+            p = f"{first.row['p']:.2g}"
+            yield f"| {said} | {title} | {first.value} | {first.gain} | {p} | {tenth.value} | {tenth.gain} |"
+    for way in numbers("adaptive-depth/dev.json")["ways"]:
+        if (name := way["way"]) not in ("risk 0.1", "risk 4"):  # not in the table
+            named = f"`{name.replace('risk ', 'risk=')}` | {way['candidates']:.1f}"
+            start = named if "risk" in name else f"{name} | {name}"
+            yield f"| {start} | {100 * way['time_ratio']:.0f} % |"
+
+
+def of_when_to_use() -> Iterator[str]:
+    first = [Row(form, "mini").points("value", sign="")[0] for form in FORMS.values()]
+    yield f"| first stage alone | {first[0]} % | {first[1]} % | {query_time('mini')} |"
+    for title, system in {
+        "[query bank](rerank.md#images-that-fit-any-question)": "normalized",
+        "[re-ranked](rerank.md) and fused": "fused",
+        "both": "normalized+fused",
+        "[expansion](questions.md) by generated questions": "expanded",
+        "ranked by the likelihood alone": "likelihood",
+        "ranked by yes or no alone": "yes_no",
+    }.items():
+        gains = [Row(form, system).gain for form in FORMS.values()]
+        yield f"{title} | {gains[0]} | {gains[1]} | {query_time(system)} |"
+    risk = next(way for way in numbers("adaptive-depth/dev.json")["ways"] if way["way"] == "risk 0.5")
+    same, time = 100 * risk["same"], 100 * risk["time_ratio"]
+    yield f"{same:.0f} % of the searches give the same ten images in {time:.0f} % of the time"
+    yield from of_nothing_found(
+        "{answered:.0f} % of the answerable questions still find something, {others:.0f} % of the others"
+    )
+
+
+def of_nothing_found(sentence: str) -> Iterator[str]:
+    yield sentence.format(
+        **{
+            name: 100 * share
+            for name, share in numbers("nothing-found/numbers.json")["found_at_one_half"].items()
+        }
+    )
+
+
+def of_searching() -> Iterator[str]:
+    for title, measure in {
+        "probability": "probability", "cosine similarity of the best hit": "cosine"
+    }.items():  # fmt: skip
+        row = numbers("nothing-found/numbers.json")["measures"][measure]["others"]
+        low, high = row["interval"]
+        alarms = f"{100 * row['false_alarms_at_90']:.0f} %"
+        yield f"| {title} | {row['auc']:.3f} ({low:.3f} to {high:.3f}) | {alarms} |"
+    yield from of_nothing_found(
+        "{answered:.0f} % of the answerable questions find something, and {others:.0f} % of the others"
+    )
+
+
+def of_questions() -> Iterator[str]:
+    for form in FORMS.values():
+        first, expanded = (Row(form, system).points("value", sign="")[0] for system in ("mini", "expanded"))
+        yield f"{first} to {expanded}"
+
+
+def of_readme() -> Iterator[str]:
+    caption, question = FORMS.values()
+    first = [Row(form, "mini").points("value", sign="")[0] for form in (caption, question)]
+    yield f"from {first[0]} % by {Row(caption, 'normalized+fused').unsigned}".replace("(", "points (95 % CI ")
+    yield f"from {first[1]} % by {Row(question, 'normalized+fused').unsigned}"
+    yield f"by {Row(caption, 'fused').unsigned[:-1]}, not significant)"
+    yield Row(question, "fused").unsigned
+    yield from of_adding()
+    ratios = numbers("data/performance-index.json")["qps_ratio_to_hnswlib"].values()
+    yield f"{min(ratios):.1f} to {max(ratios):.1f} times as many questions in a batch as hnswlib"
+
+
+def of_adding() -> Iterator[str]:
+    yield f"About {numbers('data/performance-add.json')['add_per_wall_s']:.0f} photographs a second"
+
+
+PAGES: dict[str, Callable[[], Iterator[str]]] = {
+    "README.md": of_readme,
+    "docs/questions.md": of_questions,
+    "docs/quickstart.md": of_adding,
+    "docs/rerank.md": of_rerank,
+    "docs/searching.md": of_searching,
+    "docs/when-to-use.md": of_when_to_use,
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_has_the_figures_of_its_files(page: str) -> None:
+    text = re.sub(r"\s+", " ", (ROOT / page).read_text(encoding="utf-8"))
+    assert [figure for figure in PAGES[page]() if figure not in text] == []

@@ -144,10 +144,11 @@ class ToyIndex:
 class ToyGenerator:
     """A language model of 15 words, with a memory that decays from left to right.
 
-    Before the first segment the memory ``h``, one
-    entry per word, is zero. A token halves all of ``h``, then adds 1 to its own entry; an image halves
-    ``h``, then adds 4 times its mean red, green and blue, in [0, 1], to the entries of the words red,
-    green and blue. After t tokens and images, with V words, ``P(v) = (1 + h[v] + 3 * (v == t % V)) / (V + 3 + sum(h))``,
+    Before the first segment the memory ``h``, one entry per word, is zero. A token halves all of ``h``, then
+    adds 1 to its own entry; an image halves ``h``, then adds 4 times its mean red, green and blue, in
+    [0, 1], to the entries of the words red, green and blue. After t tokens and images, with V words,
+
+        P(v) = (1 + h[v] + 3 * (v == t % V)) / (V + 3 + sum(h)),
 
     so an image, the text so far, its order and its length all count. A text is lower-cased and split
     into words and punctuation marks; those that are not in :attr:`vocabulary` become ``<unk>``.

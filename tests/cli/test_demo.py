@@ -146,7 +146,8 @@ def test_probabilities_say_which_questions_nothing_answers(zsq: Zsq, monkeypatch
     ("preset", "generator"), [("reading", "toy-generator-1"), ("seeing", "toy-states-generator-1")]
 )
 def test_a_generator_re_ranks(zsq: Zsq, preset: str, generator: str) -> None:
-    facts = zsq("demo", "--preset", preset, "--json").json
+    few = ("--candidates", 12)  # the toys read every candidate for every question
+    facts = zsq("demo", "--preset", preset, *few, "--json").json
     assert facts["generator"] == generator
     assert set(facts["seconds"]["search"]) == {"encode", "first_stage", "likelihood"}
     for one in facts["questions"]:
@@ -156,12 +157,12 @@ def test_a_generator_re_ranks(zsq: Zsq, preset: str, generator: str) -> None:
         )
     alone = zsq("demo", "--preset", "toy", "--json").json
     assert [one["first_stage_rank"] for one in facts["questions"]] == [
-        one["rank"] for one in alone["questions"]
+        one["rank"] if (one["rank"] or 13) <= 12 else None for one in alone["questions"]
     ], "what the first stage alone would have said"
     assert facts["found_first_by_first_stage"] == alone["found_first"]
     changed = facts["moved_up"] + facts["moved_down"]
     assert changed == sum(one["rank"] != one["first_stage_rank"] for one in facts["questions"])
-    said = zsq("demo", "--preset", preset).stdout
+    said = zsq("demo", "--preset", preset, *few).stdout
     assert changed and said.count("(first stage: rank ") == changed
     assert all(word in said for word in ("first stage", "likelihood", "fused", "for re-ranking"))
     assert f"by the first stage alone for {alone['found_first']}" in said and "no generator" not in said

@@ -126,7 +126,7 @@ def demo(
 def _facts(
     asked: Sequence[Question], rankings: Sequence[Ranking], before: Sequence[Ranking], k: int
 ) -> dict[str, Any]:
-    questions = [
+    questions: list[dict[str, Any]] = [
         {
             "question": one.text,
             "expected": one.expected,

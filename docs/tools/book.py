@@ -97,7 +97,7 @@ def reference() -> dict[str, str]:
         pages[name if is_package else name.rpartition(".")[0]].append(name)
     made = {"reference/index.md": front_door(sorted(pages))}
     for package, names in pages.items():
-        top = f"---\ntitle: {package}\n---\n\n::: {package}\n    options: {{heading_level: 1}}\n"
+        top = f"---\ntitle: {package}\nsearch: {{boost: 0.5}}\n---\n\n::: {package}\n    options: {{heading_level: 1}}\n"
         made[f"reference/{package}.md"] = "\n".join(
             [top, *(f"::: {name}\n" for name in names if name != package)]
         )
@@ -227,7 +227,11 @@ def errors() -> str:
     return "\n".join(lines)
 
 
-ERRORS = """# All messages
+ERRORS = """---
+search: {boost: 4}
+---
+
+# All messages
 
 Every error and warning that the library raises, made from its source. Names in braces stand for values:
 search for the words between them. What the kinds mean, and the commonest troubles:

@@ -236,7 +236,7 @@ def errors() -> str:
 
 
 ERRORS = """---
-search: {boost: 4}
+search: {boost: 300}
 ---
 
 # All messages

@@ -7,6 +7,7 @@ import pkgutil
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,11 @@ sys.path.insert(0, str(ROOT / "docs" / "tools"))
 book = importlib.import_module("book")
 roles = importlib.import_module("roles")
 refresh = importlib.import_module("refresh")
+
+
+@pytest.fixture(scope="module")
+def library() -> Any:
+    return griffe.load("zsqretrieval", search_paths=[str(ROOT / "src")])
 
 
 def test_reference_has_every_public_module() -> None:
@@ -57,9 +63,10 @@ def test_missing_public_name_is_found() -> None:
         ("protocols", ":class:`numpy.ndarray`", "`numpy.ndarray`"),
     ],
 )
-def test_role_becomes_a_link_if_its_target_is_public(owner: str, docstring: str, link: str) -> None:
-    module = griffe.load(f"zsqretrieval.{owner}", search_paths=[str(ROOT / "src")], submodules=False)
-    assert roles.ROLE.sub(lambda role: roles.link(role, module), docstring) == link
+def test_role_becomes_a_link_if_its_target_is_public(
+    library: Any, owner: str, docstring: str, link: str
+) -> None:
+    assert roles.ROLE.sub(lambda role: roles.link(role, library[owner]), docstring) == link
 
 
 def test_message_of_an_error_is_found_by_its_text() -> None:

@@ -65,7 +65,7 @@ def run_commands(example: Example) -> None:
     """Run commands of ``zsq``, without input."""
     for line in example.parsed.replace("\\\n", " ").splitlines():
         if words := shlex.split(line, comments=True):
-            assert words[0] == "zsq", f"{line}: say above the block why it is skipped"
+            assert words[0] == "zsq" and words[1] != "serve", f"{line}: say above the block why it is skipped"
             done = CliRunner().invoke(app, words[1:])
             assert done.exit_code == 0, f"{line}: {done.output}"
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from zsqretrieval.evaluation.report import write_report
 from zsqretrieval.evaluation.results import Results
+from zsqretrieval.laion.plan import plan
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -142,11 +144,24 @@ def of_adding() -> Iterator[str]:
     yield f"About {numbers('data/performance-add.json')['add_per_wall_s']:.0f} photographs a second"
 
 
+def of_scale() -> Iterator[str]:
+    for said, vectors, dim in (
+        ("1,000,000 x 512", 1e6, 512), ("10,000,000 x 512", 1e7, 512), ("100,000,000 x 512", 1e8, 512),
+        ("1e9 x 768", 1e9, 768), ("5.85e9 x 768", 5.85e9, 768),
+    ):  # fmt: skip
+        made = plan(vectors, dim, recall=0.95, qps=100)
+        memory, disk = sorted(made.indexes, key=lambda index: index.on, reverse=True)
+        yield f"| {said} |"
+        yield f", {memory.machines} | {memory.rate:,.0f} |"
+        yield f", {disk.machines} | {made.embedding_gpu_hours:,.0f} |"
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "README.md": of_readme,
     "docs/questions.md": of_questions,
     "docs/quickstart.md": of_adding,
     "docs/rerank.md": of_rerank,
+    "docs/scale.md": of_scale,
     "docs/searching.md": of_searching,
     "docs/when-to-use.md": of_when_to_use,
 }
@@ -156,3 +171,14 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
 def test_page_has_the_figures_of_its_files(page: str) -> None:
     text = re.sub(r"\s+", " ", (ROOT / page).read_text(encoding="utf-8"))
     assert [figure for figure in PAGES[page]() if figure not in text] == []
+
+
+def test_tables_of_gallery_sizes_are_rendered_from_their_numbers(tmp_path: Path) -> None:
+    results = Results.from_json((DOCS / "gallery-size" / "numbers.json").read_text(encoding="utf-8"))
+    write_report(results, tmp_path, command="")
+    rendered = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    shown = [
+        row for row in (DOCS / "gallery-size.md").read_text(encoding="utf-8").splitlines() if row[:1] == "|"
+    ]
+    assert len(shown) > 30
+    assert [row for row in shown if row not in rendered] == []

@@ -97,11 +97,19 @@ def reference() -> dict[str, str]:
         pages[name if is_package else name.rpartition(".")[0]].append(name)
     made = {"reference/index.md": front_door(sorted(pages))}
     for package, names in pages.items():
-        top = f"---\ntitle: {package}\n---\n\n::: {package}\n    options: {{heading_level: 1}}\n"
-        made[f"reference/{package}.md"] = "\n".join(
-            [top, *(f"::: {name}\n" for name in names if name != package)]
-        )
+        inner = [f"::: {name}\n" for name in names if name != package]
+        made[f"reference/{package}.md"] = "\n".join([PACKAGE.format(package), *inner])
     return made
+
+
+PACKAGE = """---
+title: {0}
+search: {{boost: 0.5}}
+---
+
+::: {0}
+    options: {{heading_level: 1}}
+"""
 
 
 def front_door(packages: list[str]) -> str:
@@ -227,7 +235,11 @@ def errors() -> str:
     return "\n".join(lines)
 
 
-ERRORS = """# All messages
+ERRORS = """---
+search: {boost: 300}
+---
+
+# All messages
 
 Every error and warning that the library raises, made from its source. Names in braces stand for values:
 search for the words between them. What the kinds mean, and the commonest troubles:

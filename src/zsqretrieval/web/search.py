@@ -142,15 +142,14 @@ async def search(request: Request, served: Served, asked: Search) -> Any:
     try:
         only = replace(how, settled=0, rerank=False, diversity=0.0)
         plain: Ranking = await unless_gone(request, served.first.run(first_stage, query, only))
+        page = _Page(served, asked, query, plain, None if how.least is None else plain.nothing_found)
+        events = _events(page, known, second, news, same)
+        if "application/json" in request.headers.get("accept", ""):
+            return Response(await unless_gone(request, _last(events)), media_type="application/json")
     except BaseException:
         if second is not None:
             second.give_up()
         raise
-    page = _Page(served, asked, query, plain, None if how.least is None else plain.nothing_found)
-    events = _events(page, known, second, news, same)
-    if "application/json" in request.headers.get("accept", ""):
-        found = await unless_gone(request, _last(events))
-        return Response(found, media_type="application/json")
     leave = None if second is None else BackgroundTask(second.give_up)  # of a client that left at once
     return StreamingResponse(_lines(events, served), media_type=STREAM, background=leave)
 

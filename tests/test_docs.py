@@ -265,7 +265,7 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "rerank.md": photos,
     "rerankers.md": rerankers,
     "searching.md": searching,
-    "serve.md": serve,
+    "server.md": serve,
     "tasks.md": tasks,
     "vlm.md": toys,
 }

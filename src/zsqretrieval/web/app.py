@@ -21,7 +21,6 @@ from starlette.concurrency import run_in_threadpool
 from zsqretrieval import __version__
 from zsqretrieval.data.images import DECODERS
 from zsqretrieval.retriever import Retriever
-from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.web import compatible, dialogs, explain, images, search, uploads
 from zsqretrieval.web.failures import RESPONSES, Refused, add_handlers
 from zsqretrieval.web.guard import Guard
@@ -50,10 +49,7 @@ def make_app(retriever: Retriever, settings: Settings, cache_folder: Path | None
         ZsqError: a model cannot be loaded.
     """
     generator = retriever.generator if settings.rerank else None
-    if len(retriever):
-        least = 0.0 if retriever.calibration.relevance_scale else None
-        how = Rerank(candidates=1) if generator is not None else None
-        retriever.search("warm up", 1, rerank=how, min_probability=least)
+    search.warm_up(retriever, generates=generator is not None)
     metrics = Metrics()
     served = State(
         retriever,

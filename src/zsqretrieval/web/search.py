@@ -21,6 +21,7 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from zsqretrieval.album.filters import Filter
+from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.fusion import FIRST_STAGE
 from zsqretrieval.search.query import Query
 from zsqretrieval.search.query_bank import QueryBank
@@ -84,6 +85,13 @@ def final(how: Options, queries: Sequence[Query], report: Report) -> list[Rankin
     return how.search(
         queries, how.settled, rerank=rerank, diversity=how.diversity, scored=scored, progress=progress
     )
+
+
+def warm_up(retriever: Retriever, *, generates: bool) -> None:
+    """Load what the first search would load."""
+    least = 0.0 if retriever.calibration.relevance_scale else None
+    how = Rerank(candidates=1) if generates else None
+    retriever.search("a picture", 1, rerank=how, min_probability=least)
 
 
 def _query(state: State, terms: Sequence[Term]) -> Query:

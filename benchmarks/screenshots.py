@@ -29,8 +29,8 @@ from zsqretrieval.data.samples import photographs
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-QUESTION = "Who is walking on the moon?"
-DESCRIPTION = "a building"
+QUESTION = "two dogs looking out of a window"
+DESCRIPTION = "an animal"
 ANSWERS = 2  # in the dialog
 
 WIDE, PHONE = (1280, 800), (360, 740)

@@ -29,8 +29,9 @@ from zsqretrieval.data.samples import photographs
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-QUESTION = "Who is walking on the moon?"
-DESCRIPTION = "a building"
+SEVERAL = "an old building"  # a question that several photographs answer
+QUESTION = "two dogs looking out of a window"
+DESCRIPTION = "an animal"
 ANSWERS = 2  # in the dialog
 
 WIDE, PHONE = (1280, 800), (360, 740)
@@ -68,7 +69,7 @@ def take(page: Page, size: tuple[int, int]) -> bytes:
 
 def shots(page: Page) -> Iterator[tuple[str, bytes]]:
     """The screenshots by name."""
-    search(page, q=QUESTION, order="both")
+    search(page, q=SEVERAL, order="both")
     yield "orders", take(page, WIDE)
     search(page, q=QUESTION)
     page.click(".tile .open >> nth=0")

@@ -45,7 +45,9 @@ class Asking(ToyGenerator):
         found = []
         for context, text in zip(contexts, continuations, strict=True):
             words, shares = text.split(), _shares(context)
-            likely = [0.02 + 0.95 * shares[COLOURS.index(word)] if word in COLOURS else 0.5 for word in words]
+            likely = [
+                0.01 + 0.98 * shares[COLOURS.index(word)] ** 4 if word in COLOURS else 0.5 for word in words
+            ]
             found.append(
                 LogLikelihood(tuple(f" {word}" for word in words), np.log(np.array(likely, np.float32)))
             )
@@ -156,7 +158,7 @@ def opened(browser: Browser, address: str, **settings: Any) -> Iterator[Page]:
 
 def go(page: Page, path: str = "/") -> None:
     """Open an address and wait until the page can be used."""
-    page.goto(path)
+    page.goto(path, wait_until="domcontentloaded")
     page.wait_for_selector("html[data-ready]")
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
-from pages import Asking, cards, go, opened, serving, settled
+from pages import Asking, card, cards, go, opened, serving, settled
+from zsqretrieval import Retriever
+from zsqretrieval.testing import ToyEncoder
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -99,15 +104,26 @@ def test_tiles_glide_unless_motion_is_unwanted(browser: Browser, address: str, m
 
 
 @pytest.mark.parametrize("n", [100, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_first_paint_is_soon(browser: Browser, n: int, record_property: pytest.RecordProperty) -> None:
+def test_first_paint_is_soon(
+    browser: Browser, tmp_path: Path, n: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The limit is 300 ms; here it is wide, since other programs may run."""
-    with cards(n) as retriever, serving(retriever) as at:
+    for number in range(60):
+        (tmp_path / f"{number}.png").write_bytes(card(number, 60).content)  # type: ignore[arg-type]
+    vectors = np.random.default_rng(0).normal(size=(n, ToyEncoder.dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with Retriever(ToyEncoder()) as retriever:
+        names = [f"image {number}" for number in range(n)]
+        retriever.add_embeddings(vectors, ids=names, sources=[tmp_path / f"{i % 60}.png" for i in range(n)])
         times = []
-        for _ in range(5):
-            with opened(browser, at) as page:
-                go(page)
-                times.append(
-                    page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-                )
-        print(f"{n} images: first contentful paint after {statistics.median(times):.0f} ms, {sorted(times)}")  # noqa: T201
-        assert statistics.median(times) < 3000
+        with serving(retriever) as at:
+            for _ in range(7):
+                with opened(browser, at) as page:
+                    go(page)
+                    page.wait_for_selector(".tile img")
+                    times.append(
+                        page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+                    )
+    with capsys.disabled():
+        sys.stdout.write(f"\n{n} images: first contentful paint after {statistics.median(times):.0f} ms\n")
+    assert statistics.median(times) < 3000

@@ -172,7 +172,7 @@ function explanation(id, asked, signal) {
 }
 
 function heat(word, text) {
-  if (Math.abs(word.bits) < SAYS) return text;
+  if (Math.abs(word.bits) < SAYS || !/[\p{L}\p{N}]/u.test(text)) return text;
   const strength = Math.min(Math.abs(word.share), 1);
   const made = el("mark", { class: word.share < 0 ? "against" : "for", title: `${word.bits > 0 ? "+" : ""}${word.bits.toFixed(1)} bits` }, text);
   made.style.setProperty("--strength", `${Math.round(45 * strength)}%`);

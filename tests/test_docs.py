@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from rerank_server import serving
+from served import listening_at
 from tars import pack
 from tiny_dual import clip, siglip
 from tiny_vlms import cross_encoder
@@ -36,7 +38,7 @@ from zsqretrieval.laion.embeddings import VectorRow, writing_embeddings
 from zsqretrieval.laion.image_shards import write_image_shard
 from zsqretrieval.mini.encoder import MiniEncoder
 from zsqretrieval.mini.generator import MiniGenerator
-from zsqretrieval.presets import PRESETS
+from zsqretrieval.presets import PRESETS, Calibration
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.tasks import generate_matrices, raven_item, write_raven
 from zsqretrieval.testing import (
@@ -168,6 +170,26 @@ def reranking() -> Iterator[None]:
         yield
 
 
+_opened = ExitStack()
+
+
+@pytest.fixture(autouse=True)
+def closed_again() -> Iterator[None]:
+    """Close what a page opened."""
+    yield
+    _opened.close()
+
+
+def serve() -> Names:
+    save_photographs("Pictures")
+    save_colours("bicycle.jpg")
+    retriever = _opened.enter_context(Retriever(ToyEncoder(), generator=ToyGenerator()))
+    retriever.calibration = Calibration(dialog_scale=1.0, dialog_temper=0.05)  # never sure of an image
+    retriever.add("Pictures")
+    address, _ = _opened.enter_context(listening_at(retriever))
+    return {"address": address, "retriever": retriever}
+
+
 def rerankers() -> Names:
     save_photographs("photos")
     cross_encoder(Path("models/Qwen3-VL-Reranker-2B"))
@@ -243,6 +265,7 @@ SETUPS: dict[str, Callable[[], Names]] = {
     "rerank.md": photos,
     "rerankers.md": rerankers,
     "searching.md": searching,
+    "server.md": serve,
     "tasks.md": tasks,
     "vlm.md": toys,
 }

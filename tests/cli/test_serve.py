@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from running import Zsq
 from small_sets import write_folder
+from zsqretrieval.web.server import Server
 
 SEARCH = {"terms": [{"text": "a red dog"}]}
 
@@ -79,6 +81,14 @@ def test_another_address_needs_the_token_that_is_printed(
         assert (facts["images"], facts["generator"], facts["title"]) == (6, None, "album")
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0
+
+
+def test_demo_is_served(zsq: Zsq, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = []
+    monkeypatch.setattr(Server, "run", lambda self, sockets: served.append(self))
+    ran = zsq("demo", "--preset", "reading", "--serve", "--port", "0", "-q", "a cat")
+    assert ran.code == 0 and re.search(r"Serving \d+ images at http://127.0.0.1:\d+/\n", ran.stdout)
+    assert len(served) == 1
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ def test_dialog_follows_the_library(talk: TestClient, vague: Retriever) -> None:
             {"answer": same.answer, "tell": same.tell}.get(path, lambda _: same.undo())(
                 next(iter((body or {"": ""}).values()))
             )
-        assert {name: said[name] for name in state_of(same)} == state_of(same)
+        turns = [{name: turn[name] for name in ("question", "answer")} for turn in said["history"]]
+        assert {**{name: said[name] for name in state_of(same)}, "history": turns} == state_of(same)
         assert {hit["id"]: hit["probability"] for hit in said["hits"]} == pytest.approx(
             dict(same.probabilities)
         )

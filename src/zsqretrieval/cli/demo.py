@@ -37,6 +37,7 @@ from zsqretrieval.cli.options import (
     preset_with,
     rerank_of,
 )
+from zsqretrieval.cli.serve import Port, run_server
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 
 def demo(
+    ctx: typer.Context,
     images: Annotated[
         Path | None,
         typer.Option(help="Folder of images, instead of the photographs of the demo."),
@@ -64,6 +66,10 @@ def demo(
     generator_weights: GeneratorWeights = None,
     device: Device = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File of the page.")] = Path("zsq-demo.html"),
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Then serve the album as a page to search in.")
+    ] = False,
+    port: Port = 8000,
     as_json: AsJson = False,
 ) -> None:
     """Ask questions of a small album and write the results as a web page.
@@ -87,7 +93,8 @@ def demo(
         preset, index=index, encoder_weights=encoder_weights, generator_weights=generator_weights
     )
     states: StatesMode = "disk" if how is not None and caches_features(parts) else None
-    with Retriever.from_preset(parts, states=states) as retriever, progress_bars() as bars:
+    retriever = ctx.with_resource(Retriever.from_preset(parts, states=states))
+    with progress_bars() as bars:
         report = retriever.add(album, progress=bars)
         name_skipped(report.skipped, notice)
         if not len(retriever):
@@ -121,6 +128,8 @@ def demo(
     if rerank is not Reranks.NONE and not reranks:
         say(f"The preset {preset} has no generator, so the first stage ranks alone.")
     say(f"Page with the images: {page}")
+    if serve:
+        run_server(retriever, "127.0.0.1", port, title="Demo", rerank=rerank is not Reranks.NONE)
 
 
 def _facts(

@@ -52,9 +52,7 @@ def make_app(retriever: Retriever, settings: Settings, cache_folder: Path | None
         ZsqError: a model cannot be loaded.
     """
     generator = retriever.generator if settings.rerank else None
-    if len(retriever):
-        least = 0.0 if retriever.calibration.relevance_scale else None
-        retriever.search("warm up", 1, rerank="auto" if generator else None, min_probability=least)
+    search.warm_up(retriever, generates=generator is not None)
     metrics = Metrics()
     served = State(
         retriever,

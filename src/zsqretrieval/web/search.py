@@ -21,6 +21,7 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from zsqretrieval.album.filters import Filter
+from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.fusion import FIRST_STAGE
 from zsqretrieval.search.query import Query
 from zsqretrieval.search.query_bank import QueryBank
@@ -86,6 +87,13 @@ def final(how: Options, queries: Sequence[Query], report: Report) -> list[Rankin
     )
 
 
+def warm_up(retriever: Retriever, *, generates: bool) -> None:
+    """Load what the first search would load."""
+    least = 0.0 if retriever.calibration.relevance_scale else None
+    how = Rerank(candidates=1) if generates else None
+    retriever.search("a picture", 1, rerank=how, min_probability=least)
+
+
 def _query(state: State, terms: Sequence[Term]) -> Query:
     return reduce(add, (Query(_content(state, one)) * one.weight for one in terms))
 
@@ -142,15 +150,14 @@ async def search(request: Request, served: Served, asked: Search) -> Any:
     try:
         only = replace(how, settled=0, rerank=False, diversity=0.0)
         plain: Ranking = await unless_gone(request, served.first.run(first_stage, query, only))
+        page = _Page(served, asked, query, plain, None if how.least is None else plain.nothing_found)
+        events = _events(page, known, second, news, same)
+        if "application/json" in request.headers.get("accept", ""):
+            return Response(await unless_gone(request, _last(events)), media_type="application/json")
     except BaseException:
         if second is not None:
             second.give_up()
         raise
-    page = _Page(served, asked, query, plain, None if how.least is None else plain.nothing_found)
-    events = _events(page, known, second, news, same)
-    if "application/json" in request.headers.get("accept", ""):
-        found = await unless_gone(request, _last(events))
-        return Response(found, media_type="application/json")
     leave = None if second is None else BackgroundTask(second.give_up)  # of a client that left at once
     return StreamingResponse(_lines(events, served), media_type=STREAM, background=leave)
 

@@ -19,6 +19,7 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.web.guard import Guard
 
 _QUIET = 0.3  # seconds in which clients of open connections learn that the server ends
+_IDLE = 120  # seconds that a connection stays open; a client may use one that is just being closed
 _LAST = 10  # seconds in which requests that get no time any more are told so
 
 
@@ -41,7 +42,13 @@ class Server(uvicorn.Server):
 
     def __init__(self, guard: Guard) -> None:
         super().__init__(
-            uvicorn.Config(guard, log_level="warning", server_header=False, timeout_graceful_shutdown=_LAST)
+            uvicorn.Config(
+                guard,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=_LAST,
+                timeout_keep_alive=_IDLE,
+            )
         )
         self._guard, self._since = guard, 0.0
 

@@ -29,7 +29,6 @@ from zsqretrieval.data.samples import photographs
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-SEVERAL = "an old building"  # a question that several photographs answer
 QUESTION = "two dogs looking out of a window"
 DESCRIPTION = "an animal"
 ANSWERS = 2  # in the dialog
@@ -69,7 +68,7 @@ def take(page: Page, size: tuple[int, int]) -> bytes:
 
 def shots(page: Page) -> Iterator[tuple[str, bytes]]:
     """The screenshots by name."""
-    search(page, q=SEVERAL, order="both")
+    search(page, q=QUESTION, order="both")
     yield "orders", take(page, WIDE)
     search(page, q=QUESTION)
     page.click(".tile .open >> nth=0")

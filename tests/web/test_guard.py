@@ -100,7 +100,7 @@ def test_requests_of_other_sites_change_nothing(web: TestClient, headers: Any, s
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/api/album", "/thumb/red.png", "/image/red.png", "/no", "/static/app.js"]
+    "path", ["/", "/api/album", "/thumb/red.png", "/image/red.png", "/no", "/static/v/app.js"]
 )
 def test_every_answer_has_the_headers(web: TestClient, path: str) -> None:
     headers = web.get(path).headers
@@ -119,7 +119,7 @@ def test_page_has_no_inline_script_or_style(web: TestClient) -> None:
 
 @pytest.mark.parametrize("name", ["../app.py", "..%2fapp.py", "", "no.js", "%00", "/etc/passwd"])
 def test_static_files_are_a_fixed_set(web: TestClient, name: str) -> None:
-    assert web.get(f"/static/{name}").status_code == 404
+    assert web.get(f"/static/v/{name}").status_code == 404
 
 
 def test_large_bodies_are_refused_unread(shown: Retriever) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 from collections.abc import Iterator
@@ -103,11 +104,14 @@ def test_tiles_glide_unless_motion_is_unwanted(browser: Browser, address: str, m
         assert (page.evaluate("moved") > 0) == (motion != "reduce")
 
 
+@pytest.mark.skipif(
+    os.getloadavg()[0] > (os.cpu_count() or 1), reason="the time of a busy machine says nothing"
+)
 @pytest.mark.parametrize("n", [100, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_first_paint_is_soon(
     browser: Browser, tmp_path: Path, n: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The limit is 300 ms; here it is wide, since other programs may run."""
+    """The aim is 300 ms; the limit is wide, since other programs may run."""
     for number in range(60):
         (tmp_path / f"{number}.png").write_bytes(card(number, 60).content)  # type: ignore[arg-type]
     vectors = np.random.default_rng(0).normal(size=(n, ToyEncoder.dim)).astype(np.float32)
@@ -126,4 +130,4 @@ def test_first_paint_is_soon(
                     )
     with capsys.disabled():
         sys.stdout.write(f"\n{n} images: first contentful paint after {statistics.median(times):.0f} ms\n")
-    assert statistics.median(times) < 3000
+    assert statistics.median(times) < 1000

@@ -41,8 +41,8 @@ def main() -> None:
     dataset = first_images(open_dataset(given.data, given.split), given.images).sample(given.queries)
     preset = PRESETS["mini"]
     encoder = CachedEncoder(preset.make_encoder())  # for all systems
-    parts = {"generator": preset.make_generator(), "calibration": preset.calibration}
-    with Retriever(encoder, **parts) as retriever:
+    generator = preset.make_generator()
+    with Retriever(encoder, generator=generator, calibration=preset.calibration) as retriever:
         rows = evaluate(retriever, dataset, given.out)
     print(f"{len(dataset.queries)} queries, {len(dataset.gallery)} images\n")  # noqa: T201
     print("| system |", " | ".join(NAMES), "|\n|---|" + "---|" * len(NAMES))  # noqa: T201
@@ -61,7 +61,7 @@ def first_images(dataset: Dataset, count: int | None) -> Dataset:
 
 def evaluate(retriever: Retriever, dataset: Dataset, out: Path) -> dict[str, Mapping[str, float]]:
     """Measures by system; those of mteb, and of the library on an album with the same images."""
-    models = {
+    models: dict[str, ZsqEncoder | ZsqSearch] = {
         "encoder": ZsqEncoder(retriever.encoder),
         "first stage": ZsqSearch(retriever, rerank=None),
         "pipeline": ZsqSearch(retriever),

@@ -154,6 +154,15 @@ def of_scale() -> Iterator[str]:
         yield f"| {said} |"
         yield f", {memory.machines} | {memory.rate:,.0f} |"
         yield f", {disk.machines} | {made.embedding_gpu_hours:,.0f} |"
+    found = {step["name"]: step["found"] for step in numbers("data/laion-slice-1m.json")["steps"]}
+    yield f"{found['ingest']['rows_per_second']:,.0f}"[:-2] + "00 rows/s"
+    yield f"compressed index of these rows | {found['index']['build_seconds']:.0f} s"
+    cold, warm = found["search"], found["search again"]
+    yield f"| {cold['open_seconds']:.1f} s with a cold cache, {warm['open_seconds']:.2f} s after"
+    yield f"| {cold['first_answer_seconds']:.1f} s, {warm['first_answer_seconds']:.1f} s after"
+    yield f"| {cold['plain_ms']:.1f} ms, {cold['plain_recall']:.2f} |"
+    yield f"| {cold['filtered_ms']:.0f} ms, {cold['filtered_recall']:.2f} |"
+    yield f"| {found['remove']['remove_seconds']:.0f} s; a search found none"
 
 
 PAGES: dict[str, Callable[[], Iterator[str]]] = {

@@ -21,7 +21,7 @@ from zsqretrieval.evaluation.simulated_user import CaptionUser
 QUERY = "an animal"
 TARGETS = {
     "two_dogs": "two brown dogs are looking out of a window",
-    "dog": "a brown dog is sticking out its tongue on the grass",
+    "dog": "a brown dog is sticking out its tongue",
     "cat_lying": "a cat is rolling on its back on the ground",
 }
 """By target image: the sentence that the user knows."""

@@ -3,7 +3,7 @@
     python examples/kosmos2_gpu.py --weights microsoft/kosmos-2-patch14-224
 
 Downloads 6.7 GB unless ``--weights`` is a folder of ``Kosmos1Generator.save_pretrained``. About a minute on a
-GPU after the download, most of it loading; on a CPU give ``--candidates 4``. Never run by us with the real
+GPU after the download, most of it loading; on a CPU give ``--candidates 4``. Not yet run with the real
 weights: the tests run it with a small random model of the same architecture.
 """
 

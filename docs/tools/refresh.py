@@ -2,7 +2,7 @@
 
     python docs/tools/refresh.py docs/tasks.md
 
-A block to be replaced stands between ``<!-- output of: python examples/raven.py -->`` and
+A block to be replaced stands between ``<!-- output of: python -m benchmarks.raven -->`` and
 ``<!-- end of output -->``. A page is written only when all its commands have succeeded.
 """
 

@@ -1,6 +1,6 @@
 """Find images by asking questions of them.
 
-CLIP and an HNSW index fetch candidates in milliseconds; a multimodal language model then scores the question
+CLIP and a vector index fetch candidates in milliseconds; a multimodal language model then scores the question
 given each image, log P(question | image) (UPR, arXiv 2204.07496, carried from passages to images).
 
 Public names are imported on first use (PEP 562), so that ``import zsqretrieval`` imports no torch. Import

@@ -63,7 +63,7 @@ class Retriever(Collection):
 
     Args:
         encoder: encodes images and queries.
-        index: an empty index of the encoder's dim, used by nothing else; an HNSW index when None.
+        index: an empty index of the encoder's dim, used by nothing else; a compressed index when None.
         generator: scores the candidates; None for the first stage alone. A
             :class:`~zsqretrieval.generators.lazy.LazyGenerator` is loaded on first use.
         path: directory of the new album, made when missing; None keeps the album in memory.

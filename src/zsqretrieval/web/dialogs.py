@@ -30,15 +30,23 @@ class Open:
     report: Report | None = None
 
     def change(self, served: State, id: str, change: Callable[[Dialog], Any], report: Report) -> DialogState:
-        """Change the dialog, and compute its next question."""
+        """Change the dialog, and compute its next question.
+
+        Without a state, an earlier change was made and only its question is missing: it is computed, and this
+        change, which is the same one again, is not made.
+        """
         assert self.dialog is not None
         self.report = report
         try:
-            change(self.dialog)
-            self.state = _state(served, id, self.dialog)
+            if self.state is not None:
+                change(self.dialog)
+                self.state = None
+            found = _state(served, id, self.dialog)
+            report()  # nobody has seen the question if nobody waits for it
+            self.state = found
         finally:
             self.report = None
-        return self.state
+        return found
 
     def progress(self, *_: Any) -> None:
         """End work that nobody waits for."""
@@ -66,11 +74,9 @@ async def start(request: Request, served: Served, asked: StartDialog) -> DialogS
 
 
 @router.get("/api/dialog/{dialog}")
-async def state(served: Served, dialog: str) -> DialogState:
+async def state(request: Request, served: Served, dialog: str) -> DialogState:
     """Tell where a dialog is."""
-    found = _open(served, dialog).state
-    assert found is not None
-    return found
+    return _open(served, dialog).state or await _changed(request, served, dialog, lambda _: None)
 
 
 @router.post("/api/dialog/{dialog}/answer")

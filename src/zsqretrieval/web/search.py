@@ -29,7 +29,7 @@ from zsqretrieval.search.ranking import Ranking
 from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.types import Hit
 from zsqretrieval.web.explain import explanations
-from zsqretrieval.web.failures import RESPONSES, Refused, body, problem
+from zsqretrieval.web.failures import RESPONSES, body, problem
 from zsqretrieval.web.lanes import Job, Report
 from zsqretrieval.web.schemas import FirstStage, Ranked, Search, Term
 from zsqretrieval.web.schemas import Hit as HitOfPage
@@ -103,15 +103,14 @@ def _content(state: State, term: Term) -> Any:
         return term.text
     if term.id is not None:
         return state.hit(term.id)
-    kept = state.uploads.get(term.upload or "")
-    if kept is None:
-        raise Refused(404, "this upload is not kept any more; upload the image again")
-    return kept.vector
+    return state.upload(term.upload or "").vector
 
 
 def _understood(state: State, asked: Search) -> tuple[Query, Options]:
     """The query and the options of a request."""
     query, retriever = _query(state, asked.terms), state.retriever
+    if asked.explain:
+        state.need_generator()
     least = asked.min_probability
     if least is None and query.question is not None and retriever.calibration.relevance_scale:
         least = 0.0
@@ -179,9 +178,10 @@ async def _events(
         page.served.rankings.put(ordered, same)
     done = await run_in_threadpool(page.done, ordered)
     if page.asked.explain and page.query.question is not None and done.hits:
-        page.served.need_generator()
         question, ids = page.query.question, [hit.id for hit in done.hits]
-        found = await page.served.second.alone(lambda _: explanations(page.served, question, ids))
+        found = await page.served.second.alone(
+            lambda report: explanations(page.served, question, ids, report)
+        )
         for hit in done.hits:
             hit.explanation = found.get(hit.id)
     yield done.model_dump_json()
@@ -235,13 +235,15 @@ class _Page:
     def _hits(self, hits: Sequence[Hit]) -> list[HitOfPage]:
         shown = hits[self.asked.offset : self.asked.offset + self.asked.k]
         records = self.served.retriever.find_all(hit.id for hit in shown)
-        before = {hit.id: rank for rank, hit in enumerate(self.plain.hits, 1)}
+        # the first stage has seen more duplicates if the page is longer than the candidates
+        before = {hit.id: (rank, hit.duplicates) for rank, hit in enumerate(self.plain.hits, 1)}
         best = max((hit.scores.get(_LIKELIHOOD, -math.inf) for hit in hits), default=0.0)
         found = []
         for rank, hit in enumerate(shown, self.asked.offset + 1):
             if hit.id not in records:  # removed since
                 continue
-            first, likelihood = before.get(hit.id), hit.scores.get(_LIKELIHOOD)
+            first, duplicates = before.get(hit.id, (None, hit.duplicates))
+            likelihood = hit.scores.get(_LIKELIHOOD)
             found.append(
                 HitOfPage(
                     **facts(records[hit.id]),
@@ -252,7 +254,7 @@ class _Page:
                     similarity=hit.scores[FIRST_STAGE],
                     likelihood=likelihood,
                     question_fit=None if likelihood is None else math.exp(likelihood - best),
-                    duplicates=hit.duplicates,
+                    duplicates=duplicates,
                     matched_question=hit.matched_question,
                 )
             )

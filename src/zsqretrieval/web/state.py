@@ -104,6 +104,13 @@ class State:
         """The image as a hit; 404 without one."""
         return hit_of(self.record(id), {FIRST_STAGE: 1.0})
 
+    def upload(self, id: str) -> Upload:
+        """An uploaded image; 404 without one."""
+        found = self.uploads.get(id)
+        if found is None:
+            raise Refused(404, "this upload is not kept any more; upload the image again")
+        return found
+
     def need_generator(self) -> None:
         """Refuse a request that needs the generator if there is none."""
         if self.generator is None:

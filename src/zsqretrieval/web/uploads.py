@@ -103,7 +103,4 @@ async def upload(request: Request, served: Served, file: Annotated[UploadFile, F
 @router.get("/thumb-upload/{id}", response_class=Response)
 async def thumb(served: Served, id: str) -> Response:
     """Show an uploaded image."""
-    found = served.uploads.get(id)
-    if found is None:
-        raise Refused(404, "this upload is not kept any more; upload the image again")
-    return Response(found.thumbnail, 200, {"Cache-Control": "private, max-age=600"}, "image/webp")
+    return Response(served.upload(id).thumbnail, 200, {"Cache-Control": "private, max-age=600"}, "image/webp")

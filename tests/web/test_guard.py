@@ -195,7 +195,7 @@ def test_requests_are_counted(shown: Retriever) -> None:
         'zsq_requests_total{route="/thumb/{id:id}",status="200"} 1.0',
         'zsq_requests_total{route="/thumb/{id:id}",status="404"} 1.0',
         'zsq_requests_total{route="other",status="404"} 1.0',
-        'zsq_together_sum{lane="second"} 1.0',
+        'zsq_together_sum{lane="generator"} 1.0',
         f"zsq_images {len(shown)}.0",
         "zsq_open_requests 1.0",
     ):

@@ -29,7 +29,9 @@ async def explain(request: Request, served: Served, asked: Explain) -> Explained
     """Tell which words of a question an image explains, in bits, and answer the question."""
     served.need_generator()
     await run_in_threadpool(served.record, asked.id)
-    work = served.second.alone(lambda report: explanations(served, asked.question, [asked.id], report))
+    work = served.generator_lane.alone(
+        lambda report: explanations(served, asked.question, [asked.id], report)
+    )
     found = await unless_gone(request, work)
     if asked.id not in found:
         raise Refused(422, "the image of this id cannot be opened", "invalid_image")
@@ -37,7 +39,7 @@ async def explain(request: Request, served: Served, asked: Explain) -> Explained
 
 
 def explanations(served: State, question: str, ids: Sequence[str], report: Report) -> dict[str, Explained]:
-    """Explain images for a question, by id; in the second lane."""
+    """Explain images for a question, by id; in the generator's lane."""
     found: dict[str, Explained] = {}
     for some in batched(ids, _TOGETHER):
         report()
@@ -67,7 +69,9 @@ async def questions(request: Request, served: Served, asked: AskQuestions) -> Qu
     found = (await run_in_threadpool(stored, served, asked.id))[: asked.n]
     if not found:
         served.need_generator()
-        found = await unless_gone(request, served.second.alone(lambda _: _written(served, hit, asked.n)))
+        found = await unless_gone(
+            request, served.generator_lane.alone(lambda _: _written(served, hit, asked.n))
+        )
     return Questions(questions=found)
 
 

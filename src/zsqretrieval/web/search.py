@@ -1,7 +1,7 @@
 """``/api/search``: the first stage at once, then re-ranked scores as they arrive.
 
-terms --Query--> first lane:  the order of the first stage  --> first_stage
-                 second lane: the same search, re-ranked    --> progress, scores, done
+terms --Query--> encoder's lane:   the order of the first stage  --> first_stage
+                 generator's lane: the same search, re-ranked    --> progress, scores, done
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Options:
     """The options of a search; equal ones are computed together."""
 
     state: State
-    depth: int  # hits of the first stage; 0 in the second lane
+    depth: int  # hits of the first stage; 0 in the generator's lane
     settled: int  # candidates that all stages order
     rerank: bool
     diversity: float
@@ -71,7 +71,7 @@ def first_stage(how: Options, queries: Sequence[Query], _: Report) -> list[Ranki
     return how.search(queries, how.depth, rerank=None)
 
 
-def final(how: Options, queries: Sequence[Query], report: Report) -> list[Ranking]:
+def by_all_stages(how: Options, queries: Sequence[Query], report: Report) -> list[Ranking]:
     """Order the candidates by all stages."""
 
     def scored(n: int, scores: Mapping[str, float]) -> None:
@@ -136,21 +136,24 @@ def _understood(state: State, asked: Search) -> tuple[Query, Options]:
 async def search(request: Request, served: Served, asked: Search) -> Any:
     """Search. The answer is a stream of events, or with `Accept: application/json` the last one alone."""
     query, how = await run_in_threadpool(_understood, served, asked)
-    same = asked.model_dump_json(exclude={"k", "offset", "explain"})
+    ranking_key = asked.model_dump_json(exclude={"k", "offset", "explain"})
     news: _News = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    known: Ranking | None = served.rankings.get(same) if asked.offset else None
+    known: Ranking | None = served.rankings.get(ranking_key) if asked.offset else None
     second: Job | None = None
     if known is None and (how.rerank or how.diversity):
-        lane = served.second if how.rerank else served.first
+        lane = served.generator_lane if how.rerank else served.encoder_lane
         second = lane.submit(
-            final, query, replace(how, depth=0), lambda one: loop.call_soon_threadsafe(news.put_nowait, one)
+            by_all_stages,
+            query,
+            replace(how, depth=0),
+            lambda one: loop.call_soon_threadsafe(news.put_nowait, one),
         )
     try:
         only = replace(how, settled=0, rerank=False, diversity=0.0)
-        plain: Ranking = await unless_gone(request, served.first.run(first_stage, query, only))
+        plain: Ranking = await unless_gone(request, served.encoder_lane.run(first_stage, query, only))
         page = _Page(served, asked, query, plain, None if how.least is None else plain.nothing_found)
-        events = _events(page, known, second, news, same)
+        events = _events(page, known, second, news, ranking_key)
         if "application/json" in request.headers.get("accept", ""):
             return Response(await unless_gone(request, _last(events)), media_type="application/json")
     except BaseException:
@@ -162,7 +165,7 @@ async def search(request: Request, served: Served, asked: Search) -> Any:
 
 
 async def _events(
-    page: _Page, ordered: Ranking | None, second: Job | None, news: _News, same: str
+    page: _Page, ordered: Ranking | None, second: Job | None, news: _News, ranking_key: str
 ) -> AsyncIterator[str]:
     """The events as JSON."""
     yield (await run_in_threadpool(page.first)).model_dump_json()
@@ -175,11 +178,11 @@ async def _events(
             ordered = await task
         finally:
             task.cancel()
-        page.served.rankings.put(ordered, same)
+        page.served.rankings.put(ordered, ranking_key)
     done = await run_in_threadpool(page.done, ordered)
     if page.asked.explain and page.query.question is not None and done.hits:
         question, ids = page.query.question, [hit.id for hit in done.hits]
-        found = await page.served.second.alone(
+        found = await page.served.generator_lane.alone(
             lambda report: explanations(page.served, question, ids, report)
         )
         for hit in done.hits:
@@ -196,7 +199,7 @@ async def _lines(events: AsyncIterator[str], served: State) -> AsyncIterator[str
         async for one in events:
             yield f"{one}\n"
     except Exception as error:
-        yield json.dumps({"event": "error", **body(problem(error, served.place))}) + "\n"
+        yield json.dumps({"event": "error", **body(problem(error, served.album_path))}) + "\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,9 +163,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 def commands() -> str:
     """The ``--help`` of every command."""
-    texts = [
-        "# All commands\n\nThe output of `zsq COMMAND --help`. What they do: [the command line](../cli.md).\n"
-    ]
+    texts = [COMMANDS]
 
     def add(group: typer.Typer, *words: str) -> None:
         for command in group.registered_commands:

@@ -27,7 +27,7 @@ def test_album_is_described(web: TestClient, shown: Retriever) -> None:
             "rerank": True, "questions": True, "dialog": True, "expand": False, "bank": False,
             "probability": True,
         },
-        "calibrated_cutoff": 0.5,
+        "cutoff": 0.5,
     }  # fmt: skip
     assert fields["year"] == {
         "type": "number", "values": list(range(2008, 1999, -1)), "min": 2000, "max": 2008
@@ -91,9 +91,20 @@ def test_thumbnails_are_kept_on_disk(shown: Retriever, tmp_path: Path) -> None:
     assert Thumbnails(shown, tmp_path).make(record, 256, "WEBP") == made
 
 
+def test_full_disk_hides_no_thumbnail(shown: Retriever, tmp_path: Path) -> None:
+    record = shown.find("red.png")
+    assert record is not None
+    made = Thumbnails(shown, tmp_path)
+    made._cache._store.execute("PRAGMA max_page_count = 1")  # as large as it is now
+    for side in range(16, 128):
+        assert made.make(record, side, "JPEG")
+
+
 def test_originals_are_sent_as_they_are_or_as_jpeg(web: TestClient) -> None:
     same = web.get("/image/red.png")
     assert same.content == picture("red", (64, 48)) and same.headers["content-type"] == "image/png"
+    assert same.headers["cache-control"] == "private, max-age=300"
+    assert web.get("/image/red.png", headers={"If-None-Match": same.headers["etag"]}).status_code == 304
     other = web.get(path_of("/image/", BITMAP))
     assert other.headers["content-type"] == "image/jpeg"
     assert PILImage.open(io.BytesIO(other.content)).size == (71, 48)

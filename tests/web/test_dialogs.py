@@ -12,6 +12,8 @@ from served import client, make_album
 from zsqretrieval.album.filters import Field
 from zsqretrieval.presets import Calibration
 from zsqretrieval.retriever import Retriever
+from zsqretrieval.web import dialogs
+from zsqretrieval.web.lanes import EndedError
 
 VAGUE = Calibration(dialog_scale=1.0, dialog_temper=0.05)  # never sure of an image
 
@@ -86,6 +88,37 @@ def test_refused_answer_changes_nothing(talk: TestClient) -> None:
     ):
         assert talk.post(f"{address}/{path}", json=body).status_code == status
     assert talk.get(address).json() == said
+
+
+@pytest.mark.parametrize("again", ["get", "answer"])
+def test_answer_whose_question_was_interrupted_is_taken_once(
+    talk: TestClient, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise EndedError
+
+    address = f"/api/dialog/{talk.post('/api/dialog', json={'text': 'a picture'}).json()['dialog']}"
+    with monkeypatch.context() as patch:
+        patch.setattr(dialogs, "_state", interrupted)
+        assert talk.post(f"{address}/answer", json={"answer": "yes"}).status_code == 503
+    said = (
+        talk.get(address) if again == "get" else talk.post(f"{address}/answer", json={"answer": "yes"})
+    ).json()
+    assert [turn["answer"] for turn in said["history"]] == ["yes"]
+    after = talk.post(f"{address}/answer", json={"answer": "no"}).json()["history"]
+    assert (after[1]["question"], after[1]["answer"]) == (said["question"], "no")
+
+
+def test_question_that_nobody_waited_for_is_not_answered(talk: TestClient, vague: Retriever) -> None:
+    def gone() -> None:
+        raise EndedError
+
+    id = talk.post("/api/dialog", json={"text": "a picture"}).json()["dialog"]
+    one = talk.app.served.dialogs.get(id)  # type: ignore[attr-defined]
+    with pytest.raises(EndedError):
+        one.change(talk.app.served, id, lambda dialog: dialog.answer("yes"), gone)  # type: ignore[attr-defined]
+    said = talk.post(f"/api/dialog/{id}/answer", json={"answer": "yes"}).json()
+    assert [turn["answer"] for turn in said["history"]] == ["yes"]
 
 
 def test_dialogs_are_kept_in_a_limited_number(vague: Retriever) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from served import GONE, MARKUP, ODD, client, events, make_album, picture
 from zsqretrieval.album.filters import Filter
 from zsqretrieval.retriever import Retriever
+from zsqretrieval.search.fusion import WeightedSum
 from zsqretrieval.search.query import Query
 from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.testing import ToyGenerator
+from zsqretrieval.web.explain import explanations
+from zsqretrieval.web.lanes import EndedError
 
 JSON = {"Accept": "application/json"}
 
@@ -95,17 +101,52 @@ def test_terms_make_the_query_of_the_library(web: TestClient, shown: Retriever) 
     assert ids(asked(web, terms=[{"upload": upload}]))[0] == "green.png"
 
 
-def test_scores_arrive_before_the_end(tmp_path: Any) -> None:
-    many = make_album(tmp_path)
-    many.add([picture("red", (9 + n, 9)) for n in range(30)])
-    with many, client(many) as web:
+@pytest.fixture
+def many(tmp_path: Any) -> Iterator[Retriever]:
+    """An album of more images than are scored or explained at once."""
+    with make_album(tmp_path) as made:
+        made.add([picture(colour, (9 + n, 9)) for n, colour in enumerate(["red", "blue", "green"] * 10)])
+        yield made
+
+
+def test_scores_arrive_before_the_end_and_order_as_the_fusion(many: Retriever) -> None:
+    many.calibration = replace(many.calibration, fusion=WeightedSum(0.01))
+    with client(many) as web:
         found = events(web.post("/api/search", json={"terms": [{"text": "a red bus"}], "k": 60}))
     parts = [one["scores"] for one in found if one["event"] == "scores"]
     assert [len(one) for one in parts] in ([16, 32], [15, 31])  # one image is gone
-    fits = {hit["id"]: hit["likelihood"] for hit in found[-1]["hits"] if hit["likelihood"] is not None}
+    hits = [hit for hit in found[-1]["hits"] if hit["likelihood"] is not None]
     for part in parts:
-        best = max(part, key=part.__getitem__)
-        assert part[best] == 1 and fits[best] == max(fits[id] for id in part)
+        some = [hit for hit in hits if hit["id"] in part]  # in the final order
+        some.sort(key=lambda hit: hit["first_stage_rank"])
+        first, scores = (np.array([hit[name] for hit in some]) for name in ("similarity", "likelihood"))
+        fused = WeightedSum(0.01).fuse(first, scores)
+        assert [part[hit["id"]] for hit in some] == pytest.approx(np.exp(fused - fused.max()).tolist())
+
+
+def test_duplicates_stay_when_the_page_is_longer_than_the_candidates(many: Retriever) -> None:
+    with client(many) as web:
+        search = {"terms": [{"text": "a red bus"}], "k": 60, "candidates": 6, "collapse": 0.9}
+        first, *_, done = events(web.post("/api/search", json=search))
+    before = {hit["id"]: hit["duplicates"] for hit in first["hits"]}
+    assert max(before.values()) > 2
+    assert {hit["id"]: hit["duplicates"] for hit in done["hits"]} == before
+
+
+def test_explanations_are_given_up_between_batches(many: Retriever) -> None:
+    calls: list[None] = []
+
+    def report() -> None:
+        calls.append(None)
+        if len(calls) > 1:
+            raise EndedError
+
+    ids_ = many.search("a red bus", 20, rerank=None).ids
+    with client(many) as web, pytest.raises(EndedError):
+        explanations(web.app.served, "a red bus", ids_, report)  # type: ignore[attr-defined]
+    with client(many) as web:
+        found = asked(web, k=20, explain=True)
+        assert [hit["id"] for hit in found["hits"] if hit["explanation"] is None] in ([], [GONE])
 
 
 def test_explained_hits_have_the_places_of_words(web: TestClient, shown: Retriever) -> None:
@@ -181,6 +222,7 @@ def test_album_without_generator_is_ranked_by_the_first_stage(tmp_path: Any) -> 
     with make_album(tmp_path, generator=None) as album, client(album) as web:
         assert ids(asked(web)) == album.search("a red bus", 9).ids
         assert web.get("/api/album").json()["generator"] is None
+        assert web.post("/api/search", json={"terms": [{"text": "a"}], "explain": True}).status_code == 400
         for path, body in (
             ("/api/explain", {"id": "red.png", "question": "what?"}),
             ("/api/questions", {"id": "red.png"}),

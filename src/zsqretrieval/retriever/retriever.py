@@ -148,7 +148,7 @@ class Retriever(Collection):
                 :attr:`Ranking.nothing_found <zsqretrieval.search.ranking.Ranking.nothing_found>`.
             explain: add explanations: the generator's answer, and the words that the image explains.
             scored: called while the generator re-ranks, every 16 candidates, with the number of a query and
-                its re-ranking scores so far by id; may raise to stop.
+                the fused scores of those scored so far by id, to order by; may raise to stop.
             progress: called between batches of candidates; may raise to stop.
 
         Returns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from zsqretrieval.search.dense import FirstStage, Found, MinProbability
 from zsqretrieval.search.depth import Depth
 from zsqretrieval.search.diversity import diversified
 from zsqretrieval.search.explain import explain_hits
-from zsqretrieval.search.fusion import Fusion, WeightedSum
+from zsqretrieval.search.fusion import Fusion, WeightedSum, fuse
 from zsqretrieval.search.query import Query
 from zsqretrieval.search.query_bank import QueryBank
 from zsqretrieval.search.ranking import Ranking
@@ -30,7 +29,7 @@ from zsqretrieval.search.store import Store
 from zsqretrieval.types import Hit, Progress
 
 Scored: TypeAlias = Callable[[int, Mapping[str, float]], object]
-"""Called with the number of a query and its re-ranking scores so far by id."""
+"""Called with the number of a query and the fused scores so far by id, to order by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Request:
     relevance: MinProbability | None
     stopping: Depth | None  # when enough candidates are scored
     explain: bool
-    scored: Scored | None  # gets re-ranking scores as they are computed
+    scored: Scored | None  # gets fused scores as they are computed
     progress: Progress | None
 
     def __post_init__(self) -> None:
@@ -214,8 +213,10 @@ class Pipeline:
 
             def enough(q: int, scores: NDArray[np.float64]) -> bool:
                 if asked.scored is not None:
-                    of_query = zip(candidates[q], scores.tolist(), strict=False)
-                    asked.scored(numbers[q], {one.id: it for one, it in of_query if not math.isnan(it)})
+                    able = np.flatnonzero(~np.isnan(scores))
+                    fused = fuse(fusion, first_stage[q][able], scores[able])
+                    ids = [candidates[q][n].id for n in able.tolist()]
+                    asked.scored(numbers[q], dict(zip(ids, fused.tolist(), strict=True)))
                 if not how.risk or queries[q].question is None:  # the likelihoods of a sum spread otherwise
                     return False
                 assert isinstance(fusion, WeightedSum) and stopping is not None

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 _OWN = ("id", "source", "score", "caption", "probability", "duplicates", "matched_question")
-_RELEVANT = 0.5
+
+RELEVANT = 0.5
+"""Probability from which a hit counts as relevant."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +90,7 @@ class Ranking(Sequence[Hit]):
     @property
     def nothing_found(self) -> bool:
         """Whether no hit is relevant: there is none, or all have a probability below one half."""
-        return all(hit.probability is not None and hit.probability < _RELEVANT for hit in self.hits)
+        return all(hit.probability is not None and hit.probability < RELEVANT for hit in self.hits)
 
     # --- order --------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The application: an album behind a page and an API.
 
-guard --> routes --> lanes (first stage, generator, pictures) --> retriever
+guard --> routes --> lanes (encoder, generator, pictures) --> retriever
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def make_app(retriever: Retriever, settings: Settings, cache_folder: Path | None
         settings,
         None if generator is None else generator.fingerprint,
         metrics,
-        first=Lane("first", metrics, waiting=settings.waiting, together=settings.encoded_together),
-        second=Lane("second", metrics, waiting=settings.waiting, together=settings.reranked_together),
+        encoder_lane=Lane("encoder", metrics, waiting=settings.waiting, together=settings.encoded_together),
+        generator_lane=Lane(
+            "generator", metrics, waiting=settings.waiting, together=settings.reranked_together
+        ),
         pictures=Lane("pictures", metrics, waiting=settings.connections, threads=DECODERS),
         thumbnails=Thumbnails(retriever, cache_folder),
         rates=uploads.Rates(settings.upload_rate),
@@ -79,7 +81,7 @@ def make_app(retriever: Retriever, settings: Settings, cache_folder: Path | None
 
     app = FastAPI(title=settings.title, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.served = served
-    add_handlers(app, served.place)
+    add_handlers(app, served.album_path)
     for part in (images, search, uploads, explain, dialogs, compatible):
         app.include_router(part.router)
     app.include_router(router)

@@ -44,7 +44,7 @@ async def rerank(request: Request, served: Served, asked: Rerank) -> Reranked:
 
     async def work() -> list[float]:
         images = await _images(request, served, [_url(one, n) for n, one in enumerate(asked.documents)])
-        found: list[float] = await served.second.run(_scores, (asked.query, images), served)
+        found: list[float] = await served.generator_lane.run(_scores, (asked.query, images), served)
         return found
 
     scores = await unless_gone(request, work())
@@ -133,11 +133,11 @@ async def embeddings(request: Request, served: Served, asked: Embed) -> Embeddin
 
     async def work() -> None:
         if texts:
-            encoded = await served.first.run(_texts, list(texts.values()), served)
+            encoded = await served.encoder_lane.run(_texts, list(texts.values()), served)
             found.update(zip(texts, encoded, strict=True))
         if urls:
             images = await _images(request, served, list(urls.values()))
-            found.update(zip(urls, await served.first.run(vectors, images, served), strict=True))
+            found.update(zip(urls, await served.encoder_lane.run(vectors, images, served), strict=True))
 
     await unless_gone(request, work())
     words = sum(len(text.split()) for text in texts.values())

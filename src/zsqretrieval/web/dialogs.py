@@ -1,4 +1,4 @@
-"""``/api/dialog``: clarifying questions. The thread of the second lane computes them, one after another."""
+"""``/api/dialog``: clarifying questions. The thread of the generator's lane computes one after another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = 60  # candidates
 
 
 @dataclass(eq=False)
-class Open:
+class KeptDialog:
     """A dialog, its state for clients, and the report of the request for which it computes."""
 
     dialog: Dialog | None = None
@@ -30,15 +30,23 @@ class Open:
     report: Report | None = None
 
     def change(self, served: State, id: str, change: Callable[[Dialog], Any], report: Report) -> DialogState:
-        """Change the dialog, and compute its next question."""
+        """Change the dialog, and compute its next question.
+
+        Without a state, an earlier change was made and only its question is missing: it is computed, and this
+        change, which is the same one again, is not made.
+        """
         assert self.dialog is not None
         self.report = report
         try:
-            change(self.dialog)
-            self.state = _state(served, id, self.dialog)
+            if self.state is not None:
+                change(self.dialog)
+                self.state = None
+            found = _state(served, id, self.dialog)
+            report()  # nobody has seen the question if nobody waits for it
+            self.state = found
         finally:
             self.report = None
-        return self.state
+        return found
 
     def progress(self, *_: Any) -> None:
         """End work that nobody waits for."""
@@ -50,7 +58,7 @@ class Open:
 async def start(request: Request, served: Served, asked: StartDialog) -> DialogState:
     """Begin a dialog about one image."""
     served.need_generator()
-    one, where = Open(), parsed(asked.where)
+    one, where = KeptDialog(), parsed(asked.where)
     id = secrets.token_urlsafe(16)
 
     def begin(report: Report) -> DialogState:
@@ -60,17 +68,15 @@ async def start(request: Request, served: Served, asked: StartDialog) -> DialogS
         )
         return one.change(served, id, lambda _: None, report)
 
-    found = await unless_gone(request, served.second.alone(begin))
+    found = await unless_gone(request, served.generator_lane.alone(begin))
     served.dialogs.put(one, id)
     return found
 
 
 @router.get("/api/dialog/{dialog}")
-async def state(served: Served, dialog: str) -> DialogState:
+async def state(request: Request, served: Served, dialog: str) -> DialogState:
     """Tell where a dialog is."""
-    found = _open(served, dialog).state
-    assert found is not None
-    return found
+    return _open(served, dialog).state or await _changed(request, served, dialog, lambda _: None)
 
 
 @router.post("/api/dialog/{dialog}/answer")
@@ -91,7 +97,7 @@ async def undo(request: Request, served: Served, dialog: str) -> DialogState:
     return await _changed(request, served, dialog, lambda one: one.undo())
 
 
-@router.delete("/api/dialog/{dialog}", status_code=204, response_class=Response)
+@router.delete("/api/dialog/{dialog}", status_code=204, response_class=Response, response_model=None)
 async def end(served: Served, dialog: str) -> None:
     """Forget a dialog."""
     if served.dialogs.pop(dialog) is None:
@@ -102,7 +108,7 @@ def _unknown() -> Refused:
     return Refused(404, "this dialog is not kept any more; begin another one")
 
 
-def _open(served: State, id: str) -> Open:
+def _open(served: State, id: str) -> KeptDialog:
     found = served.dialogs.get(id)
     if found is None:
         raise _unknown()
@@ -112,7 +118,7 @@ def _open(served: State, id: str) -> Open:
 async def _changed(request: Request, served: State, id: str, change: Callable[[Dialog], Any]) -> DialogState:
     one = _open(served, id)
     return await unless_gone(
-        request, served.second.alone(lambda report: one.change(served, id, change, report))
+        request, served.generator_lane.alone(lambda report: one.change(served, id, change, report))
     )
 
 

@@ -8,16 +8,20 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
+from zsqretrieval._util.batches import batched
 from zsqretrieval.album.filters import Field
 from zsqretrieval.errors import ImageError
 from zsqretrieval.search.explain import words
 from zsqretrieval.tasks.questions import generate_questions
 from zsqretrieval.types import Explanation, Hit
 from zsqretrieval.web.failures import RESPONSES, Refused
+from zsqretrieval.web.lanes import Report
 from zsqretrieval.web.schemas import AskQuestions, Explain, Explained, Question, Questions, Word
 from zsqretrieval.web.state import Served, State, unless_gone
 
 router = APIRouter(responses=RESPONSES)
+
+_TOGETHER = 16  # images that are explained before the work can be given up
 
 
 @router.post("/api/explain")
@@ -25,18 +29,24 @@ async def explain(request: Request, served: Served, asked: Explain) -> Explained
     """Tell which words of a question an image explains, in bits, and answer the question."""
     served.need_generator()
     await run_in_threadpool(served.record, asked.id)
-    work = served.second.alone(lambda _: explanations(served, asked.question, [asked.id]))
+    work = served.generator_lane.alone(
+        lambda report: explanations(served, asked.question, [asked.id], report)
+    )
     found = await unless_gone(request, work)
     if asked.id not in found:
         raise Refused(422, "the image of this id cannot be opened", "invalid_image")
     return found[asked.id]
 
 
-def explanations(served: State, question: str, ids: Sequence[str]) -> dict[str, Explained]:
-    """Explain images for a question, by id; in the second lane."""
-    chosen = Field("id").isin(ids)
-    hits = served.retriever.search(question, len(ids), where=chosen, rerank=None, explain=True)
-    return {hit.id: _explained(question, hit.explanation) for hit in hits if hit.explanation}
+def explanations(served: State, question: str, ids: Sequence[str], report: Report) -> dict[str, Explained]:
+    """Explain images for a question, by id; in the generator's lane."""
+    found: dict[str, Explained] = {}
+    for some in batched(ids, _TOGETHER):
+        report()
+        chosen = Field("id").isin(some)
+        hits = served.retriever.search(question, len(some), where=chosen, rerank=None, explain=True)
+        found |= {hit.id: _explained(question, hit.explanation) for hit in hits if hit.explanation}
+    return found
 
 
 def _explained(question: str, explanation: Explanation) -> Explained:
@@ -59,7 +69,9 @@ async def questions(request: Request, served: Served, asked: AskQuestions) -> Qu
     found = (await run_in_threadpool(stored, served, asked.id))[: asked.n]
     if not found:
         served.need_generator()
-        found = await unless_gone(request, served.second.alone(lambda _: _written(served, hit, asked.n)))
+        found = await unless_gone(
+            request, served.generator_lane.alone(lambda _: _written(served, hit, asked.n))
+        )
     return Questions(questions=found)
 
 

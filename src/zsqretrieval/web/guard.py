@@ -74,7 +74,7 @@ class Guard:
         self.open += 1
         try:
             if (address := self._admit(scope)) is not None:
-                cookie = f"{_COOKIE}={quote(str(self._settings.token))}; HttpOnly; SameSite=Strict; Path=/"
+                cookie = f"{_COOKIE}={quote(str(self._settings.token))}; HttpOnly; SameSite=Lax; Path=/"
                 await _send(sending, 303, b"", {"Location": address, "Set-Cookie": cookie})
             else:
                 with self._room(scope["path"]):
@@ -98,9 +98,10 @@ class Guard:
             raise Refused(503, "the server is ending; try again later", seconds=5)
         token = self._settings.token
         if token is not None and scope["path"] != _OPEN:
-            query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-            if reading and scope["path"] == "/" and _equal(query.pop("token", ""), token):
-                return f"/?{urlencode(query)}" if query else "/"
+            pairs = parse_qsl(scope["query_string"].decode("latin-1"))
+            if reading and scope["path"] == "/" and _equal(dict(pairs).get("token", ""), token):
+                others = [(name, value) for name, value in pairs if name != "token"]
+                return f"/?{urlencode(others)}" if others else "/"
             if not _equal(_token_of(headers), token):
                 raise Refused(401, "open the address that `zsq serve` printed, or send its token as a Bearer")
         if not reading:

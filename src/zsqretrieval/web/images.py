@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -21,6 +21,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.images import decode, format_of, read_bytes
 from zsqretrieval.errors import ImageError
+from zsqretrieval.search.ranking import RELEVANT
 from zsqretrieval.web.explain import stored
 from zsqretrieval.web.failures import RESPONSES, Refused
 from zsqretrieval.web.schemas import AlbumFacts, Can, Details, Download, FieldOfImages, Image, Images, Where
@@ -40,7 +41,9 @@ router = APIRouter(responses=RESPONSES)
 
 _FRESH = 30.0  # seconds
 _SHOWN = {"JPEG": "jpeg", "PNG": "png", "WebP": "webp", "GIF": "gif", "AVIF": "avif"}  # by browsers
-_PRIVATE = {"Cache-Control": "private, max-age=86400"}
+_PRIVATE = {
+    "Cache-Control": "private, max-age=300"
+}  # then asked again by ETag: an address keeps when its image changes
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _PICTURE: dict[int | str, Any] = {200: {"content": {"image/*": _BINARY}}}
 _ZIP: dict[int | str, Any] = {200: {"content": {"application/zip": _BINARY}}}
@@ -71,7 +74,7 @@ def _album_facts(served: State) -> AlbumFacts:
             FieldOfImages(name=one.name, type=one.type, values=[*one.values], min=one.least, max=one.most)
             for one in retriever.fields()
         ],
-        calibrated_cutoff=0.5,
+        cutoff=RELEVANT,
     )
 
 
@@ -115,7 +118,7 @@ async def thumb(request: Request, served: Served, id: str, size: Side = Side.SMA
     record = await run_in_threadpool(served.record, id)
     format = preferred(request.headers.get("accept", ""))
     headers = {**_PRIVATE, "Vary": "Accept", "ETag": f'"{record.digest[:32]}-{size}-{format}"'}
-    if headers["ETag"] in request.headers.get("if-none-match", ""):
+    if _has(request, headers):
         return Response(status_code=304, headers=headers)
     content = await unless_gone(
         request, served.pictures.alone(lambda _: served.thumbnails.make(record, size, format))
@@ -127,10 +130,18 @@ async def thumb(request: Request, served: Served, id: str, size: Side = Side.SMA
 async def original(request: Request, served: Served, id: str) -> Response:
     """Show an image as it is; as JPEG, if browsers cannot show its format."""
     record = await run_in_threadpool(served.record, id)
+    headers = {**_PRIVATE, "ETag": f'"{record.digest[:32]}"'}
+    if _has(request, headers):
+        return Response(status_code=304, headers=headers)
     content, kind = await unless_gone(request, served.pictures.alone(lambda _: _original(served, record)))
     name = quote(facts(record)["name"], safe="")
-    headers = {**_PRIVATE, "Content-Disposition": f"inline; filename*=UTF-8''{name}"}
+    headers["Content-Disposition"] = f"inline; filename*=UTF-8''{name}"
     return Response(content, 200, headers, f"image/{kind}")
+
+
+def _has(request: Request, headers: Mapping[str, str]) -> bool:
+    """Whether the client has a picture already, by its ETag."""
+    return headers["ETag"] in request.headers.get("if-none-match", "")
 
 
 def _original(served: State, record: Record) -> tuple[bytes, str]:

@@ -105,7 +105,7 @@ class AlbumFacts(BaseModel):
     generator: str | None
     can: Can
     fields: list[FieldOfImages]
-    calibrated_cutoff: float
+    cutoff: float
 
 
 # --- search -------------------------------------------------------------------------------------------------

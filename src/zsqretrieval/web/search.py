@@ -1,7 +1,7 @@
 """``/api/search``: the first stage at once, then re-ranked scores as they arrive.
 
-terms --Query--> first lane:  the order of the first stage  --> first_stage
-                 second lane: the same search, re-ranked    --> progress, scores, done
+terms --Query--> encoder's lane:   the order of the first stage  --> first_stage
+                 generator's lane: the same search, re-ranked    --> progress, scores, done
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from zsqretrieval.search.ranking import Ranking
 from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.types import Hit
 from zsqretrieval.web.explain import explanations
-from zsqretrieval.web.failures import RESPONSES, Refused, body, problem
+from zsqretrieval.web.failures import RESPONSES, body, problem
 from zsqretrieval.web.lanes import Job, Report
 from zsqretrieval.web.schemas import FirstStage, Ranked, Search, Term
 from zsqretrieval.web.schemas import Hit as HitOfPage
@@ -48,7 +48,7 @@ class Options:
     """The options of a search; equal ones are computed together."""
 
     state: State
-    depth: int  # hits of the first stage; 0 in the second lane
+    depth: int  # hits of the first stage; 0 in the generator's lane
     settled: int  # candidates that all stages order
     rerank: bool
     diversity: float
@@ -71,7 +71,7 @@ def first_stage(how: Options, queries: Sequence[Query], _: Report) -> list[Ranki
     return how.search(queries, how.depth, rerank=None)
 
 
-def final(how: Options, queries: Sequence[Query], report: Report) -> list[Ranking]:
+def by_all_stages(how: Options, queries: Sequence[Query], report: Report) -> list[Ranking]:
     """Order the candidates by all stages."""
 
     def scored(n: int, scores: Mapping[str, float]) -> None:
@@ -103,15 +103,14 @@ def _content(state: State, term: Term) -> Any:
         return term.text
     if term.id is not None:
         return state.hit(term.id)
-    kept = state.uploads.get(term.upload or "")
-    if kept is None:
-        raise Refused(404, "this upload is not kept any more; upload the image again")
-    return kept.vector
+    return state.upload(term.upload or "").vector
 
 
 def _understood(state: State, asked: Search) -> tuple[Query, Options]:
     """The query and the options of a request."""
     query, retriever = _query(state, asked.terms), state.retriever
+    if asked.explain:
+        state.need_generator()
     least = asked.min_probability
     if least is None and query.question is not None and retriever.calibration.relevance_scale:
         least = 0.0
@@ -137,21 +136,24 @@ def _understood(state: State, asked: Search) -> tuple[Query, Options]:
 async def search(request: Request, served: Served, asked: Search) -> Any:
     """Search. The answer is a stream of events, or with `Accept: application/json` the last one alone."""
     query, how = await run_in_threadpool(_understood, served, asked)
-    same = asked.model_dump_json(exclude={"k", "offset", "explain"})
+    ranking_key = asked.model_dump_json(exclude={"k", "offset", "explain"})
     news: _News = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    known: Ranking | None = served.rankings.get(same) if asked.offset else None
+    known: Ranking | None = served.rankings.get(ranking_key) if asked.offset else None
     second: Job | None = None
     if known is None and (how.rerank or how.diversity):
-        lane = served.second if how.rerank else served.first
+        lane = served.generator_lane if how.rerank else served.encoder_lane
         second = lane.submit(
-            final, query, replace(how, depth=0), lambda one: loop.call_soon_threadsafe(news.put_nowait, one)
+            by_all_stages,
+            query,
+            replace(how, depth=0),
+            lambda one: loop.call_soon_threadsafe(news.put_nowait, one),
         )
     try:
         only = replace(how, settled=0, rerank=False, diversity=0.0)
-        plain: Ranking = await unless_gone(request, served.first.run(first_stage, query, only))
+        plain: Ranking = await unless_gone(request, served.encoder_lane.run(first_stage, query, only))
         page = _Page(served, asked, query, plain, None if how.least is None else plain.nothing_found)
-        events = _events(page, known, second, news, same)
+        events = _events(page, known, second, news, ranking_key)
         if "application/json" in request.headers.get("accept", ""):
             return Response(await unless_gone(request, _last(events)), media_type="application/json")
     except BaseException:
@@ -163,7 +165,7 @@ async def search(request: Request, served: Served, asked: Search) -> Any:
 
 
 async def _events(
-    page: _Page, ordered: Ranking | None, second: Job | None, news: _News, same: str
+    page: _Page, ordered: Ranking | None, second: Job | None, news: _News, ranking_key: str
 ) -> AsyncIterator[str]:
     """The events as JSON."""
     yield (await run_in_threadpool(page.first)).model_dump_json()
@@ -176,12 +178,13 @@ async def _events(
             ordered = await task
         finally:
             task.cancel()
-        page.served.rankings.put(ordered, same)
+        page.served.rankings.put(ordered, ranking_key)
     done = await run_in_threadpool(page.done, ordered)
     if page.asked.explain and page.query.question is not None and done.hits:
-        page.served.need_generator()
         question, ids = page.query.question, [hit.id for hit in done.hits]
-        found = await page.served.second.alone(lambda _: explanations(page.served, question, ids))
+        found = await page.served.generator_lane.alone(
+            lambda report: explanations(page.served, question, ids, report)
+        )
         for hit in done.hits:
             hit.explanation = found.get(hit.id)
     yield done.model_dump_json()
@@ -196,7 +199,7 @@ async def _lines(events: AsyncIterator[str], served: State) -> AsyncIterator[str
         async for one in events:
             yield f"{one}\n"
     except Exception as error:
-        yield json.dumps({"event": "error", **body(problem(error, served.place))}) + "\n"
+        yield json.dumps({"event": "error", **body(problem(error, served.album_path))}) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +238,15 @@ class _Page:
     def _hits(self, hits: Sequence[Hit]) -> list[HitOfPage]:
         shown = hits[self.asked.offset : self.asked.offset + self.asked.k]
         records = self.served.retriever.find_all(hit.id for hit in shown)
-        before = {hit.id: rank for rank, hit in enumerate(self.plain.hits, 1)}
+        # the first stage has seen more duplicates if the page is longer than the candidates
+        before = {hit.id: (rank, hit.duplicates) for rank, hit in enumerate(self.plain.hits, 1)}
         best = max((hit.scores.get(_LIKELIHOOD, -math.inf) for hit in hits), default=0.0)
         found = []
         for rank, hit in enumerate(shown, self.asked.offset + 1):
             if hit.id not in records:  # removed since
                 continue
-            first, likelihood = before.get(hit.id), hit.scores.get(_LIKELIHOOD)
+            first, duplicates = before.get(hit.id, (None, hit.duplicates))
+            likelihood = hit.scores.get(_LIKELIHOOD)
             found.append(
                 HitOfPage(
                     **facts(records[hit.id]),
@@ -252,7 +257,7 @@ class _Page:
                     similarity=hit.scores[FIRST_STAGE],
                     likelihood=likelihood,
                     question_fit=None if likelihood is None else math.exp(likelihood - best),
-                    duplicates=hit.duplicates,
+                    duplicates=duplicates,
                     matched_question=hit.matched_question,
                 )
             )

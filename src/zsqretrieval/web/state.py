@@ -28,7 +28,7 @@ from zsqretrieval.web.settings import Settings
 from zsqretrieval.web.thumbnails import Thumbnails
 
 if TYPE_CHECKING:
-    from zsqretrieval.web.dialogs import Open
+    from zsqretrieval.web.dialogs import KeptDialog
     from zsqretrieval.web.uploads import Rates, Upload
 
 T = TypeVar("T")
@@ -45,8 +45,8 @@ class State:
         settings: what its owner decided.
         generator: fingerprint of the generator; None if there is none, or it must not be used.
         metrics: what is counted.
-        first: lane of encoder and index.
-        second: lane of the generator.
+        encoder_lane: lane of encoder and index.
+        generator_lane: lane of the generator.
         pictures: lane of decoding.
         thumbnails: cache of thumbnails.
         rates: images of each client.
@@ -59,13 +59,13 @@ class State:
     settings: Settings
     generator: str | None
     metrics: Metrics
-    first: Lane
-    second: Lane
+    encoder_lane: Lane
+    generator_lane: Lane
     pictures: Lane
     thumbnails: Thumbnails
     rates: Rates
     uploads: Kept[Upload]
-    dialogs: Kept[Open]
+    dialogs: Kept[KeptDialog]
     rankings: Kept[Ranking]
     _remembered: dict[str, tuple[float, Any]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -73,10 +73,10 @@ class State:
     @property
     def lanes(self) -> tuple[Lane, Lane, Lane]:
         """All lanes."""
-        return self.first, self.second, self.pictures
+        return self.encoder_lane, self.generator_lane, self.pictures
 
     @property
-    def place(self) -> str:
+    def album_path(self) -> str:
         """The path of the album, which no answer may contain."""
         return str(self.retriever.path or "")
 
@@ -103,6 +103,13 @@ class State:
     def hit(self, id: str) -> Hit:
         """The image as a hit; 404 without one."""
         return hit_of(self.record(id), {FIRST_STAGE: 1.0})
+
+    def upload(self, id: str) -> Upload:
+        """An uploaded image; 404 without one."""
+        found = self.uploads.get(id)
+        if found is None:
+            raise Refused(404, "this upload is not kept any more; upload the image again")
+        return found
 
     def need_generator(self) -> None:
         """Refuse a request that needs the generator if there is none."""

@@ -5,6 +5,7 @@ The file is the user's, not the album's: an album made by somebody else cannot b
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -76,5 +77,6 @@ class Thumbnails:
             with self._retriever.files() as files:
                 image = files.open(record.source, record.digest)
             found = encoded(decode(image, size_hint=side), side, format)
-            self._cache.put_many({key: found})
+            with contextlib.suppress(IntegrityError):  # such as of a full disk: made again next time
+                self._cache.put_many({key: found})
         return found

@@ -1,6 +1,6 @@
 """``/api/uploads``: an image from the client, as a term of searches.
 
-bytes (bounded) --pictures lane--> pixels (bounded) --first lane--> vector; vector and thumbnail are kept
+bytes (bounded) --pictures lane--> pixels (bounded) --encoder's lane--> vector; vector and thumbnail are kept
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ async def upload(request: Request, served: Served, file: Annotated[UploadFile, F
 
     async def kept() -> Upload:
         images = await pictures(served, [content], ["the upload"])
-        (vector,) = await served.first.run(vectors, images, served)
+        (vector,) = await served.encoder_lane.run(vectors, images, served)
         return Upload(vector, await served.pictures.alone(lambda _: encoded(decode(images[0]), 256, "WEBP")))
 
     id = served.uploads.put(await unless_gone(request, kept()))
@@ -103,7 +103,4 @@ async def upload(request: Request, served: Served, file: Annotated[UploadFile, F
 @router.get("/thumb-upload/{id}", response_class=Response)
 async def thumb(served: Served, id: str) -> Response:
     """Show an uploaded image."""
-    found = served.uploads.get(id)
-    if found is None:
-        raise Refused(404, "this upload is not kept any more; upload the image again")
-    return Response(found.thumbnail, 200, {"Cache-Control": "private, max-age=600"}, "image/webp")
+    return Response(served.upload(id).thumbnail, 200, {"Cache-Control": "private, max-age=600"}, "image/webp")

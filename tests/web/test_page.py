@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from pages import HOSTILE, Asking, card, cards, go, ids, opened, serving, settled
+from zsqretrieval.album.filters import Filter
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -41,6 +42,24 @@ def ask(page: Page, text: str) -> None:
 
 def link(page: Page) -> dict[str, list[str]]:
     return parse_qs(urlsplit(page.url).query)
+
+
+def called(page: Page, module: str, function: str, *arguments: str) -> str:
+    """What a function of a module of the page gives."""
+    call = """async ([file, name, given]) =>
+      (await import(new URL(file, document.scripts[0].src)))[name](...given)"""
+    return str(page.evaluate(call, [f"{module}.js", function, arguments]))
+
+
+def cut_short(route: Route) -> None:
+    """Give only the first event of a search."""
+    lines = route.fetch().text().splitlines(keepends=True)
+    route.fulfill(body=lines[0], content_type="application/x-ndjson")
+
+
+def refuse(route: Route) -> None:
+    said = {"error": {"code": "busy", "message": "too many searches wait; try again in a moment"}}
+    route.fulfill(status=429, json=said)
 
 
 # --- start and search ---------------------------------------------------------------------------------------
@@ -126,6 +145,24 @@ def test_pages_of_results_follow_on_scrolling(page: Page) -> None:
         page.mouse.wheel(0, 20_000)
         page.wait_for_timeout(50)
     assert len(set(ids(page))) == N + 1
+
+
+def test_pages_keep_their_order_while_the_next_one_comes_or_fails(page: Page) -> None:
+    go(page, "/?q=a+red+thing&cut=0&fold=0")
+    settled(page)
+    first = ids(page)
+    expect(page.locator("#summary")).to_have_text("At least 60 images fit “a red thing”")
+    page.route("**/api/search", cut_short)
+    page.mouse.wheel(0, 20_000)
+    expect(page.get_by_role("alert")).to_contain_text("broke off")
+    assert len(ids(page)) > 60 and ids(page)[:60] == first
+    page.unroute("**/api/search")
+    page.click(".tile .open >> nth=0")
+    expect(page.get_by_role("alert")).to_be_empty()
+    page.keyboard.press("Escape")
+    while len(ids(page)) < N + 1:
+        page.mouse.wheel(0, 20_000)
+        page.wait_for_timeout(50)
 
 
 # --- one image ----------------------------------------------------------------------------------------------
@@ -225,6 +262,33 @@ def test_form_writes_the_filter_and_reads_it(page: Page) -> None:
     expect(page.locator("[aria-label='taken to']")).to_have_value("2019-02-10")
     page.click("[aria-label='Remove year >= 2008']")
     assert "year" not in link(page)["where"][0]
+
+
+def test_condition_that_is_added_narrows_the_whole_filter(page: Page) -> None:
+    go(page)
+    added = "c = 1"
+    for where in ("a = 1 or b = 2", "a = 1 and (b = 2 or b = 3)", "a = 'x or y'", "not a = 1 OR b in [2, 3]"):
+        narrowed = called(page, "filters", "narrowed", where, added)
+        assert Filter.parse(narrowed) == Filter.parse(where) & Filter.parse(added)
+        assert called(page, "filters", "narrowed", narrowed, added) == narrowed
+
+
+def test_names_of_keys_mean_the_metadata(page: Page) -> None:
+    go(page)
+    for key in ("year", "id", "ID", "bytes", "metadata", "and", "Not", "null", "a.b", "a `b`", "2", "größe"):
+        name = called(page, "detail", "fieldName", key)
+        assert Filter.parse(f"{name} = 1") == Filter("in", ("metadata", key), (1,))
+
+
+def test_date_that_is_none_stays_in_the_filter(page: Page) -> None:
+    go(page, "/?where=taken+<+'june'")
+    expect(page.locator("#summary")).to_contain_text("with this filter")
+    page.click("#open-refine")
+    expect(page.locator("[aria-label='taken to']")).to_have_value("")
+    page.fill("[aria-label='year at least']", "2008")
+    page.click("button:text-is('Filter')")
+    expect(page.locator(".chip")).to_have_count(2)
+    assert link(page) == {"where": ["taken < 'june' and year >= 2008"]}
 
 
 def test_wrong_filter_is_explained(page: Page) -> None:
@@ -361,8 +425,6 @@ def test_selected_images_come_as_a_zip(page: Page) -> None:
 
 def test_busy_server_is_explained_and_can_be_asked_again(page: Page) -> None:
     go(page)
-    said = {"error": {"code": "busy", "message": "too many searches wait; try again in a moment"}}
-    refuse = lambda route: route.fulfill(status=429, json=said)  # noqa: E731
     page.route("**/api/search", refuse)
     page.fill("#q", "red")
     page.keyboard.press("Enter")
@@ -373,13 +435,24 @@ def test_busy_server_is_explained_and_can_be_asked_again(page: Page) -> None:
     expect(page.get_by_role("alert")).to_be_empty()
 
 
-def test_answer_that_breaks_off_is_explained(page: Page) -> None:
-    def cut(route: Route) -> None:
-        lines = route.fetch().text().splitlines(keepends=True)
-        route.fulfill(body=lines[0], content_type="application/x-ndjson")
-
+def test_error_leaves_with_its_view(page: Page) -> None:
     go(page)
-    page.route("**/api/search", cut)
+    page.route("**/api/search", refuse)
+    alert = page.get_by_role("alert")
+    page.fill("#q", "red")
+    page.keyboard.press("Enter")
+    expect(alert).to_contain_text("Too many searches")
+    page.click("#home")
+    expect(alert).to_be_empty()
+    page.go_back()
+    expect(alert).to_contain_text("Too many searches")
+    page.go_forward()
+    expect(alert).to_be_empty()
+
+
+def test_answer_that_breaks_off_is_explained(page: Page) -> None:
+    go(page)
+    page.route("**/api/search", cut_short)
     page.fill("#q", "red")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("broke off")

@@ -119,7 +119,22 @@ def test_refused_answer_is_explained_and_can_be_given_again(page: Page) -> None:
 def test_candidate_opens_and_back_leads_to_the_dialog(page: Page) -> None:
     begin(page)
     page.click(".map a >> nth=1")
-    expect(page.locator("#detail h2")).to_be_focused()
+    heading = page.locator("#detail h2")
+    expect(heading).to_be_focused()
+    name, at = heading.inner_text(), page.url
+    page.keyboard.press("ArrowRight")  # leads to no image of the list that the dialog hides
+    assert page.evaluate("location.href") == at
+    expect(heading).to_have_text(name)
     page.go_back()
     expect(page.locator("#detail")).to_be_hidden()
     expect(page.locator(".asked h3")).to_be_visible()
+
+
+def test_dialog_that_is_left_before_it_begins_is_stopped(page: Page) -> None:
+    go(page)
+    page.route("**/api/dialog", lambda route: None)
+    page.fill("#q", "a thing")
+    with page.expect_request("**/api/dialog"):
+        page.click("#ask-back")
+    with page.expect_event("requestfailed", timeout=5000):
+        page.click("#home")

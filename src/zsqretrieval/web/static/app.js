@@ -30,8 +30,9 @@ const like = (ids, weight) =>
 const detail = startDetail(album, {
   close: () => (history.state?.opened ? history.back() : go({ ...state, image: "" }, true)),
   step: (by) => {
-    const ids = [...new Set(all("#results .tile[data-id]").map((one) => one.dataset.id))];
-    const next = ids[ids.indexOf(state.image) + by];
+    const ids = [...new Set(all("#list:not([hidden]) .tile[data-id]").map((one) => one.dataset.id))];
+    const at = ids.indexOf(state.image);
+    const next = at < 0 ? null : ids[at + by];
     if (next) go({ ...state, image: next }, true);
   },
   // Away from an image alone there is nothing to search with.
@@ -47,6 +48,7 @@ const dialog = new Dialog({
 
 /** Show another state; `replace` where "back" need not lead to this one. */
 function go(next, replace = false) {
+  if (!replace) complain();
   const opened = replace ? history.state?.opened : next.image && !state.image;
   state = next;
   history[replace ? "replaceState" : "pushState"]({ opened }, "", address(state));
@@ -67,11 +69,11 @@ function show() {
   place.classList.toggle("both", view === "results" && state.order === "both");
   find("#sort").value = state.sort;
   find("#sort [value=best]").textContent = view === "results" ? "Best first" : "Last added";
-  find("#cut").value = state.cut ?? album.calibrated_cutoff ?? 0.5;
+  find("#cut").value = state.cut ?? album.cutoff;
   find("#cut-value").textContent = `${Math.round(100 * find("#cut").value)} %`;
   terms.show(state);
   if (view !== "results" && results.key) results.leave();
-  if (view !== "dialog" && dialog.id) dialog.leave();
+  if (view !== "dialog") dialog.leave();
   if (other && place.dataset.shown) (clear(), scrollTo(0, 0));
   place.dataset.shown = "yes";
   const shown = view === "dialog" ? dialog.show(state) : view === "results" ? results.show(state) : browse.show(state);
@@ -133,6 +135,7 @@ find("#orders").addEventListener("change", ({ target }) => order(target.value));
 find("#sort").addEventListener("change", ({ target }) => go({ ...state, sort: target.value }, true));
 find("#cut").addEventListener("input", ({ target }) => go({ ...state, cut: Number(target.value) }, true));
 addEventListener("popstate", () => {
+  complain();
   state = parse(location.search);
   show();
 });

@@ -20,7 +20,7 @@ export class Browse {
   }
 
   start({ sort, where }, rest = {}) {
-    Object.assign(this, { key: keyOf({ sort, where }), sort, where, content: [], images: [], shown: 0, total: Infinity }, rest);
+    Object.assign(this, { run: {}, key: keyOf({ sort, where }), sort, where, content: [], images: [], shown: 0, total: Infinity }, rest);
   }
 
   get ended() {
@@ -40,11 +40,11 @@ export class Browse {
   async page() {
     if (this.busy || this.ended) return;
     this.busy = true;
-    const { key, sort, where, shown } = this;
+    const { run, sort, where, shown } = this;
     try {
       const filter = where ? `&where=${encodeURIComponent(where)}` : "";
       const found = await get(`/api/images?offset=${shown}&limit=${PAGE}&sort=${SORTS[sort]}${filter}`);
-      if (key !== this.key) return;
+      if (run !== this.run) return;
       this.total = found.images.length ? found.total : shown; // images may be removed in the meantime
       this.shown += found.images.length;
       if (sort === "best") this.append(found.images);
@@ -52,13 +52,13 @@ export class Browse {
       if (this.place.dataset.view === "browse") this.draw();
       complain();
     } catch (error) {
-      if (key !== this.key) return;
+      if (run !== this.run) return;
       this.key = null;
       this.total = shown;
       complain(error, () => this.show({ sort, where }));
     } finally {
       this.busy = false;
-      if (key !== this.key && this.key) this.page();
+      if (run !== this.run) this.page();
     }
   }
 

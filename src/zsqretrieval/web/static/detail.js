@@ -91,21 +91,19 @@ export function startDetail(album, actions) {
     return el("figure", {}, shown, image.credit ? el("figcaption", {}, image.credit) : null);
   }
 
-  /** The questions of an image: stored ones at once, others when they are asked for. */
+  /** The stored questions of an image, or else a button that has some written. */
   function questions(image, signal) {
     const list = el("ul", { class: "questions" });
-    const add = (texts) => list.append(...texts.map((text) => el("li", {}, button(text, () => actions.ask(text), { class: "link", dir: "auto" }))));
-    const known = image.questions.map((one) => one.text ?? one);
-    add(known);
-    const more = button(known.length ? "More questions" : "What would you ask of it?", ask, { class: "plain" });
+    const add = (found) => list.append(...found.map(({ text }) => el("li", {}, button(text, () => actions.ask(text), { class: "link", dir: "auto" }))));
+    add(image.questions);
+    const more = image.questions.length ? null : button("What would you ask of it?", ask, { class: "plain" });
     async function ask() {
       more.disabled = true;
       more.textContent = "Thinking …";
       try {
-        const found = (await post("/api/questions", { id: image.id, n: 5 }, signal)).questions.map((one) => one.text);
-        const texts = found.filter((text) => !known.includes(text));
-        add(texts);
-        more.replaceWith(el("p", { class: "quiet", role: "status" }, texts.length ? "" : "No other question."));
+        const { questions: found } = await post("/api/questions", { id: image.id, n: 5 }, signal);
+        add(found);
+        more.replaceWith(el("p", { class: "quiet", role: "status" }, found.length ? "" : "No question."));
       } catch (error) {
         if (error.name !== "AbortError") more.replaceWith(el("p", { class: "failed", role: "alert" }, sentence(error.message)));
       }
@@ -115,7 +113,7 @@ export function startDetail(album, actions) {
 
   function metadata(image) {
     const rows = Object.entries(image.metadata).map(([name, value]) => {
-      const simple = ["string", "number"].includes(typeof value);
+      const simple = name && ["string", "number"].includes(typeof value);
       const text = simple ? String(value) : Array.isArray(value) ? value.join("; ") : JSON.stringify(value);
       const condition = simple ? `${fieldName(name)} = ${typeof value === "number" ? value : quoted(value)}` : "";
       const only = button("only these", () => actions.filter(condition), { class: "link", "aria-label": `Only images with ${condition}` });
@@ -125,7 +123,15 @@ export function startDetail(album, actions) {
   }
 }
 
-const fieldName = (name) => (/^[A-Za-z_]\w*$/.test(name) ? name : `\`${name.replaceAll("`", "``")}\``);
+const BUILT_IN = /^(id|source|width|height|bytes|caption)$/;
+const WORD = /^(and|or|not|in|contains|exists|true|false|null)$/i;
+
+/** The name of a key of the metadata in filters. */
+export function fieldName(key) {
+  const plain = /^[A-Za-z_]\w*$/.test(key) && !WORD.test(key);
+  return (BUILT_IN.test(key) ? "metadata." : "") + (plain ? key : `\`${key.replaceAll("`", "``")}\``);
+}
+
 const part = (heading, ...content) => el("section", {}, el("h3", {}, heading), ...content);
 const scale = (label, share, text) => el("p", { class: "scale" }, el("span", {}, label), bar(share), el("b", {}, text));
 
@@ -133,7 +139,7 @@ const scale = (label, share, text) => el("p", { class: "scale" }, el("span", {},
 function fit(hit) {
   const made = [];
   if (hit.probability !== null) made.push(scale("Probability that it fits", hit.probability, percent(hit.probability)));
-  if (hit.question_fit !== null) made.push(scale("Likelihood, to the best", hit.question_fit, hit.question_fit === 1 ? "the best" : percent(hit.question_fit)));
+  if (hit.question_fit !== null) made.push(scale("Likelihood, relative to the best image", hit.question_fit, hit.question_fit === 1 ? "the best" : percent(hit.question_fit)));
   const place = el("p", {}, `Rank ${hit.rank}`);
   if (hit.moved) place.append(" ", moved(hit), ` (the first stage had it at ${hit.first_stage_rank})`);
   else if (hit.moved === 0) place.append(", as in the first stage");
@@ -150,15 +156,17 @@ function explanation(id, asked, signal) {
   const made = part("Words that it explains", text, legend);
   post("/api/explain", { id, question: asked }, signal).then(
     ({ words }) => {
+      const letters = [...asked]; // places count code points
+      const cut = (from, to) => letters.slice(from, to).join("");
       let end = 0;
       const parts = words.flatMap((word) => {
-        const between = asked.slice(end, word.start);
+        const between = cut(end, word.start);
         end = word.end;
-        return [between, heat(word, asked.slice(word.start, word.end))];
+        return [between, heat(word, cut(word.start, word.end))];
       });
-      text.replaceChildren(...parts, asked.slice(end));
+      text.replaceChildren(...parts, cut(end));
       text.removeAttribute("aria-busy");
-      const best = words.filter((word) => word.bits >= SAYS).sort((a, b) => b.bits - a.bits)[0];
+      const best = words.filter((word) => says(word) && word.bits > 0).sort((a, b) => b.bits - a.bits)[0];
       legend.textContent = best
         ? `The image makes underlined words likelier, most of all “${best.text.trim()}” (${best.bits.toFixed(1)} bits), and struck ones less likely.`
         : "The image makes none of the words likelier.";
@@ -171,8 +179,10 @@ function explanation(id, asked, signal) {
   return made;
 }
 
+const says = ({ bits, text }) => Math.abs(bits) >= SAYS && /[\p{L}\p{N}]/u.test(text);
+
 function heat(word, text) {
-  if (Math.abs(word.bits) < SAYS || !/[\p{L}\p{N}]/u.test(text)) return text;
+  if (!says(word)) return text;
   const strength = Math.min(Math.abs(word.share), 1);
   const made = el("mark", { class: word.share < 0 ? "against" : "for", title: `${word.bits > 0 ? "+" : ""}${word.bits.toFixed(1)} bits` }, text);
   made.style.setProperty("--strength", `${Math.round(45 * strength)}%`);

@@ -7,7 +7,6 @@ import { treemap } from "./treemap.js";
 const SMALLEST = 0.004; // a candidate below this probability is no longer on the map
 
 const ENDS = {
-  sure: "It is this one, most likely.",
   budget: "I have no more questions to spend. This is the likeliest.",
   "nothing to ask": "No question of mine would separate these images. This is the likeliest.",
   "no candidates": "All of these images have been removed from the album.",
@@ -116,7 +115,7 @@ export class Dialog {
         {},
         el("p", { class: "question", dir: "auto" }, question ?? "Hint"),
         el("p", { class: "answer", dir: "auto" }, answer),
-        fewer && el("p", { class: "fewer", title: "Images among which it could be, before and after" }, fewer),
+        el("p", { class: "fewer", title: "Images among which it could be, before and after" }, fewer),
         i === history.length - 1 ? button("Undo", () => this.send("undo", {}), { class: "link" }) : null,
       );
     });

@@ -60,12 +60,11 @@ export function complain(error = null, again = null) {
   place.append(button("Dismiss", () => complain(), { class: "plain" }));
 }
 
-export const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
-
 /** Change the order or size of elements, and let them glide from where they were. Focus stays. */
 export function rearrange(elements, change) {
   const focused = document.activeElement;
-  const before = new Map(still() ? [] : elements().map((one) => [one, one.getBoundingClientRect()]));
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const before = new Map(still ? [] : elements().map((one) => [one, one.getBoundingClientRect()]));
   change();
   if (focused !== document.activeElement && document.contains(focused)) focused.focus({ preventScroll: true });
   for (const [one, was] of before) {

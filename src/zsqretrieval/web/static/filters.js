@@ -4,7 +4,7 @@ import { el } from "./dom.js";
 
 export const quoted = (text) => `'${String(text).replaceAll("'", "''")}'`;
 
-/** The conditions that `and` joins at the top; one alone where there is an `or`. */
+/** The conditions that `and` joins at the top; one alone, in parentheses, where there is an `or`. */
 export function conditions(where) {
   const tokens = where.match(/'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|[()[\]]|[^\s'"`()[\]]+|\s+/g) ?? [];
   const parts = [""];
@@ -12,7 +12,7 @@ export function conditions(where) {
   for (const token of tokens) {
     if ("([".includes(token)) depth += 1;
     if (")]".includes(token)) depth -= 1;
-    if (depth === 0 && /^or$/i.test(token)) return [where.trim()];
+    if (depth === 0 && /^or$/i.test(token)) return [`(${where.trim()})`];
     if (depth === 0 && /^and$/i.test(token)) parts.push("");
     else parts[parts.length - 1] += token;
   }
@@ -37,7 +37,11 @@ function read(condition) {
 
 const MOST = 9; // fields of the form
 
-const dayAfter = (day, days = 1) => new Date(Date.parse(day) + days * 86_400_000).toISOString().slice(0, 10);
+/** The date some days after another; "" if that is none. */
+function dayAfter(day, days = 1) {
+  const time = new Date(Date.parse(day) + days * 86_400_000);
+  return Number.isNaN(time.getTime()) ? "" : time.toISOString().slice(0, 10);
+}
 
 /** Inputs per kind of field: label, attributes, from a value to a condition, and back. */
 const INPUTS = {
@@ -81,7 +85,7 @@ export function filterForm(fields, where, apply) {
         "aria-label": `${field.name} ${one.label}`,
       });
       const options = list && el("datalist", { id: list }, ...one.values.map((value) => el("option", { value: String(value) })));
-      inputs.push({ input, field: field.name, ...one });
+      inputs.push({ input, field: field.name, ...one, shown: input.value ? now : null });
       return el("label", {}, el("span", {}, one.label), input, options);
     });
     return el("fieldset", {}, el("legend", {}, field.name), ...made);
@@ -97,7 +101,7 @@ export function filterForm(fields, where, apply) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (text.value.trim() !== where) return apply(text.value.trim());
-    const others = parts.filter((_, i) => !inputs.some((one) => simple[i]?.field === one.field && simple[i].operator === one.operator));
+    const others = parts.filter((_, i) => !simple[i] || !inputs.some(({ shown }) => shown === simple[i]));
     const written = inputs.filter((one) => one.input.value).map((one) => `${one.field} ${one.operator} ${one.write(one.input.value)}`);
     return apply(joined([...others, ...written]));
   });

@@ -7,6 +7,7 @@ import { body, summary } from "./state.js";
 import { byDate, note, rove, tile } from "./tiles.js";
 
 const PAGE = 60;
+const LAST = 1800; // the server's last offset
 
 export class Results {
   /** @param {object} album what `/api/album` says */
@@ -23,7 +24,10 @@ export class Results {
   async show(state) {
     const key = JSON.stringify(body(state, this.album.can));
     this.state = state;
-    if (key === this.key) return this.draw();
+    if (key === this.key) {
+      if (this.broken) this.ended = false;
+      return this.draw();
+    }
     this.leave();
     Object.assign(this, { key, hits: [], scores: {}, tiles: new Map(), ended: false, seconds: null, ranked: false });
     this.place.replaceChildren(...waiting());
@@ -45,6 +49,7 @@ export class Results {
   async page() {
     if (this.busy || this.ended) return;
     this.busy = true;
+    this.broken = false; // the last page that was asked for
     const { stop } = this;
     const before = this.hits;
     try {
@@ -56,7 +61,7 @@ export class Results {
       if (stop.signal.aborted) return;
       this.progress(null);
       this.key = before.length ? this.key : "";
-      this.ended = true;
+      this.ended = this.broken = true;
       if (!this.hits.length) this.place.replaceChildren();
       find("#summary").textContent = this.hits.length ? "" : "No answer";
       complain(error, () => ((this.ended = false), before.length ? this.page() : this.show(this.state)));
@@ -75,10 +80,11 @@ export class Results {
     const known = new Set(before.map((hit) => hit.id));
     this.hits = [...before, ...event.hits.filter((hit) => !known.has(hit.id))];
     this.nothing = event.nothing_found;
-    this.ranked = event.event === "done";
-    if (this.ranked) {
+    const done = event.event === "done";
+    this.ranked = done || before.length > 0; // earlier pages keep their order
+    if (done) {
       this.progress(null);
-      this.ended = event.hits.length < PAGE;
+      this.ended = event.hits.length < PAGE || this.hits.length > LAST;
       this.seconds ??= Object.values(event.seconds).reduce((sum, one) => sum + one, 0);
     } else if (!before.length && body(this.state, this.album.can).rerank) this.progress(0, event.hits.length);
     return this.draw();
@@ -94,7 +100,7 @@ export class Results {
   }
 
   get cut() {
-    return this.state.cut ?? this.album.calibrated_cutoff ?? 0.5;
+    return this.state.cut ?? this.album.cutoff;
   }
 
   /** The hits in the order of the moment: those with a score of the second stage first. */
@@ -152,10 +158,11 @@ export class Results {
   say(graded, n) {
     const asked = summary(this.state);
     const [best] = [...this.hits].sort((a, b) => (b.probability ?? 0) - (a.probability ?? 0));
+    const least = n === this.hits.length && (!this.ended || n > LAST) ? "At least " : "";
     let said;
     if (!this.hits.length) said = `Nothing found for ${asked}${this.state.where ? " with this filter" : ""}.`;
     else if (!graded) said = `${count(this.hits.length, "image")}, nearest first: ${asked}`;
-    else if (n) said = `${count(n, "image")} ${n === 1 ? "fits" : "fit"} ${asked}`;
+    else if (n) said = `${least}${count(n, "image")} ${n === 1 ? "fits" : "fit"} ${asked}`;
     else said = `Nothing fits ${asked}. The likeliest image has a probability of ${percent(best.probability)}.`;
     find("#summary").textContent = said;
     find("#summary").classList.toggle("nothing", graded && !n);

@@ -1,7 +1,7 @@
 // The parts of a search beside its question: phrases that are added or left out, images, and conditions.
 
 import { upload } from "./api.js";
-import { all, announce, button, complain, el, find, thumb } from "./dom.js";
+import { announce, button, complain, el, find, thumb } from "./dom.js";
 import { conditions, filterForm, joined } from "./filters.js";
 import { WITHOUT } from "./state.js";
 
@@ -110,5 +110,5 @@ export function startTerms(album, change) {
 
   const remove = (name, action) => button("×", action, { class: "plain", "aria-label": `Remove ${name}` });
 
-  return { show, open: () => (open(true), phrase.focus()), chips: () => all("#terms .chip").length };
+  return { show, open: () => (open(true), phrase.focus()) };
 }

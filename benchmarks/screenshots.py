@@ -29,6 +29,7 @@ from zsqretrieval.data.samples import photographs
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+SEVERAL = "food on a plate"  # which several photographs show
 QUESTION = "two dogs looking out of a window"
 DESCRIPTION = "an animal"
 ANSWERS = 2  # in the dialog
@@ -68,14 +69,14 @@ def take(page: Page, size: tuple[int, int]) -> bytes:
 
 def shots(page: Page) -> Iterator[tuple[str, bytes]]:
     """The screenshots by name."""
-    search(page, q=QUESTION, order="both")
-    yield "orders", take(page, WIDE)
     search(page, q=QUESTION)
     page.click(".tile .open >> nth=0")
     page.wait_for_selector("mark")
     page.get_by_role("button", name="What would you ask of it?").click()
     page.wait_for_selector(".questions button")
     yield "image", take(page, WIDE)
+    search(page, q=SEVERAL, order="both")
+    yield "orders", take(page, WIDE)
     page.goto(f"/?{urlencode({'ask': DESCRIPTION})}")
     for turn in range(ANSWERS):
         page.click(".answers button >> nth=0")

@@ -79,7 +79,6 @@ export class Results {
     }
     const known = new Set(before.map((hit) => hit.id));
     this.hits = [...before, ...event.hits.filter((hit) => !known.has(hit.id))];
-    this.nothing = event.nothing_found;
     const done = event.event === "done";
     this.ranked = done || before.length > 0; // earlier pages keep their order
     if (done) {

@@ -13,7 +13,7 @@ from served import client, picture
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, PartError
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.web.app import make_app
-from zsqretrieval.web.guard import POLICY
+from zsqretrieval.web.guard import POLICY, Guard
 from zsqretrieval.web.settings import Settings
 
 TOKEN = "a token of many characters;"
@@ -59,6 +59,27 @@ def test_token_in_the_address_becomes_a_cookie(locked: TestClient) -> None:
     assert locked.get("/api/album", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
+@pytest.mark.parametrize("others", ['x={"a":1}', "flag", "a@b=1", "zsq_token_9000=other", ""])
+@pytest.mark.parametrize(("host", "name"), [("testserver", "zsq_token"), ("[::1]:8000", "zsq_token_8000")])
+def test_cookies_of_other_applications_hide_no_token(
+    locked: TestClient, others: str, host: str, name: str
+) -> None:
+    answer = locked.get("/", params={"token": TOKEN}, headers={"Host": host})
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    locked.cookies.clear()
+    assert cookie.partition("=")[0] == name
+    for cookies in (f"{others}; {cookie}", f"{cookie};{others}"):
+        assert locked.get("/api/album", headers={"Host": host, "Cookie": cookies}).status_code == 200
+
+
+def test_fault_of_the_guard_is_an_error_in_words(shown: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client(shown) as web:
+        monkeypatch.setattr(Guard, "_admit", lambda *_: 1 / 0)
+        answer = web.get("/api/album")
+    assert code(answer) == (500, "internal")
+    assert answer.headers["content-security-policy"] == POLICY
+
+
 @pytest.mark.parametrize("token", ["", "short", "ü" * 20])
 def test_weak_token_is_refused(token: str) -> None:
     with pytest.raises(InvalidInputError, match="16"):
@@ -86,6 +107,7 @@ def test_only_own_names_and_addresses_are_answered(web: TestClient, host: str, s
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "http://testserver:81"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
     ],

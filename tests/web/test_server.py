@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from served import listening_at, make_album
+from served import listening_at, make_album, picture
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing import ToyGenerator
@@ -126,6 +126,19 @@ def test_port_in_use_is_an_error_in_words(shown: Retriever) -> None:
         pass
     with pytest.raises(InvalidInputError, match="cannot serve at"), listening("no.such.name.invalid", 0):
         pass
+
+
+def test_clients_cannot_name_themselves(shown: Retriever) -> None:
+    with listening_at(shown, upload_rate=1) as (address, _):
+        statuses = [
+            httpx2.post(
+                f"{address}/api/uploads",
+                files={"file": ("x.png", picture())},
+                headers={"X-Forwarded-For": f"10.0.0.{n}"},
+            ).status_code
+            for n in range(2)
+        ]
+    assert statuses == [200, 429]
 
 
 def test_many_clients_lose_nothing(shown: Retriever) -> None:

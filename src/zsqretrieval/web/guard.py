@@ -8,17 +8,17 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.cookies import CookieError, SimpleCookie
 from typing import final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zsqretrieval.web.failures import Refused, body
+from zsqretrieval.web.failures import Refused, body, problem
 from zsqretrieval.web.state import State
 
 POLICY = (
@@ -35,7 +35,6 @@ _HEADERS = {
 }
 _READING = frozenset({"GET", "HEAD"})
 _OPEN = "/healthz"  # needs no token
-_COOKIE = "zsq_token"
 _LARGE = frozenset({"/api/uploads", "/v1/rerank", "/v1/embeddings"})  # bring images
 _BODY = 2**20  # bytes of any other request
 
@@ -61,7 +60,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, begin = 500, time.perf_counter()
+        status, begin = 0, time.perf_counter()  # no status yet
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -74,18 +73,22 @@ class Guard:
         self.open += 1
         try:
             if (address := self._admit(scope)) is not None:
-                cookie = f"{_COOKIE}={quote(str(self._settings.token))}; HttpOnly; SameSite=Lax; Path=/"
+                name, value = _cookie(Headers(scope=scope)), quote(str(self._settings.token))
+                cookie = f"{name}={value}; HttpOnly; SameSite=Lax; Path=/"
                 await _send(sending, 303, b"", {"Location": address, "Set-Cookie": cookie})
             else:
                 with self._room(scope["path"]):
                     await self._app(scope, _limited(receive, self._limit(scope)), sending)
-        except Refused as refused:
+        except Exception as error:
+            if status:  # the application has answered, or the client has gone
+                raise
+            refused = problem(error, self.served.album_path)
             headers = {"Content-Type": "application/json", **(refused.headers or {})}
             await _send(sending, refused.status_code, json.dumps(body(refused)).encode(), headers)
         finally:
             self.open -= 1
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, status).inc()
+            self._metrics.requests.labels(route, status or 500).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - begin)
 
     def _admit(self, scope: Scope) -> str | None:
@@ -106,7 +109,7 @@ class Guard:
                 raise Refused(401, "open the address that `zsq serve` printed, or send its token as a Bearer")
         if not reading:
             origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-            if site not in ("same-origin", "none") or (origin and urlsplit(origin).netloc.lower() != host):
+            if site not in ("same-origin", "none") or (origin and origin.lower().partition("//")[2] != host):
                 raise Refused(403, "requests from other sites are refused")
         return None
 
@@ -163,11 +166,17 @@ def _token_of(headers: Headers) -> str:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return token.strip()
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
-    except CookieError:
-        return ""
-    return unquote(found.value) if found else ""
+    for pair in headers.get("cookie", "").split(";"):  # others may be of other applications, and odd
+        name, _, value = pair.strip().partition("=")
+        if name == _cookie(headers):
+            return unquote(value)
+    return ""
+
+
+def _cookie(headers: Headers) -> str:
+    """The name of the cookie, with the port, since browsers send one host's cookies to all of its ports."""
+    port = re.search(r":(\d{1,5})$", headers.get("host", ""))
+    return f"zsq_token_{port[1]}" if port else "zsq_token"
 
 
 def _equal(given: str, token: str) -> bool:

@@ -46,6 +46,7 @@ class Server(uvicorn.Server):
                 guard,
                 log_level="warning",
                 server_header=False,
+                proxy_headers=False,  # any client could send them, and so be another one
                 timeout_graceful_shutdown=_LAST,
                 timeout_keep_alive=_IDLE,
             )

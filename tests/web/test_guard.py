@@ -224,18 +224,18 @@ def test_requests_are_counted(shown: Retriever) -> None:
         assert line in lines
 
 
-def test_too_many_open_requests_get_429_and_an_ending_server_503(shown: Retriever) -> None:
+def test_too_many_open_requests_get_429_except_of_health_and_an_ending_server_503(shown: Retriever) -> None:
     guard = make_app(shown, Settings(names=frozenset({"testserver"}), connections=1))
 
-    async def ask() -> list[int]:
+    async def ask(path: str) -> list[int]:
         statuses: list[int] = []
 
         async def send(message: Any) -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
 
-        scope = {
-            "type": "http", "method": "GET", "path": "/healthz", "query_string": b"",
+        scope: Any = {
+            "type": "http", "method": "GET", "path": path, "query_string": b"",
             "headers": [(b"host", b"testserver")],
         }  # fmt: skip
         guard.open = 1
@@ -245,4 +245,6 @@ def test_too_many_open_requests_get_429_and_an_ending_server_503(shown: Retrieve
         return statuses
 
     with TestClient(guard):
-        assert asyncio.run(ask()) == [429, 503]
+        assert asyncio.run(ask("/metrics")) == [429, 503]
+        guard.ending = False
+        assert asyncio.run(ask("/healthz")) == [200, 503]

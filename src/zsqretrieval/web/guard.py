@@ -5,6 +5,7 @@ name of the host --> ending? --> token --> origin --> size, number --> route -->
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
@@ -18,7 +19,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zsqretrieval.web.failures import Refused, body, problem
+from zsqretrieval.web.failures import Refused, body, ending, problem
 from zsqretrieval.web.state import State
 
 POLICY = (
@@ -34,9 +35,10 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _READING = frozenset({"GET", "HEAD"})
-_OPEN = "/healthz"  # needs no token
+_OPEN = "/healthz"  # needs no token, and is always answered
 _LARGE = frozenset({"/api/uploads", "/v1/rerank", "/v1/embeddings"})  # bring images
 _BODY = 2**20  # bytes of any other request
+_SLOWEST = 100_000  # bytes per second of a body that gets more time
 
 
 @final
@@ -53,6 +55,7 @@ class Guard:
         self._app, self.served = app, served
         self._settings, self._metrics = served.settings, served.metrics
         self.ending, self.open, self._large = False, 0, 0
+        self._coming: set[asyncio.Future[Message]] = set()  # parts of bodies
         self._metrics.open.set_function(lambda: self.open)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,6 +71,8 @@ class Guard:
                 status, headers = message["status"], MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                if status == 408:  # the rest of the body would be the next request
+                    headers["Connection"] = "close"
             await send(message)
 
         self.open += 1
@@ -78,7 +83,7 @@ class Guard:
                 await _send(sending, 303, b"", {"Location": address, "Set-Cookie": cookie})
             else:
                 with self._room(scope["path"]):
-                    await self._app(scope, _limited(receive, self._limit(scope)), sending)
+                    await self._app(scope, self._limited(receive, self._limit(scope)), sending)
         except Exception as error:
             if status:  # the application has answered, or the client has gone
                 raise
@@ -98,7 +103,7 @@ class Guard:
         if not self._is_known(host):
             raise Refused(403, "this server is not known by that name; use its address, or --allow-host NAME")
         if self.ending:
-            raise Refused(503, "the server is ending; try again later", seconds=5)
+            raise ending()
         token = self._settings.token
         if token is not None and scope["path"] != _OPEN:
             pairs = parse_qsl(scope["query_string"].decode("latin-1"))
@@ -125,7 +130,8 @@ class Guard:
     def _room(self, path: str) -> Iterator[None]:
         """Count a request; an error if there are too many."""
         large = path in _LARGE
-        if self.open > self._settings.connections or (large and self._large >= self._settings.large):
+        full = self.open > self._settings.connections and path != _OPEN
+        if full or (large and self._large >= self._settings.large):
             raise Refused(429, "the server is busy; try again in a second", "busy", seconds=1)
         self._large += large
         try:
@@ -141,24 +147,41 @@ class Guard:
             raise _too_large(limit)
         return limit
 
+    def _limited(self, receive: Receive, limit: int) -> Receive:
+        """Receive a body of at most ``limit`` bytes in limited time."""
+        size, more, due = 0, True, time.monotonic() + self._settings.body_seconds
+
+        async def receiving() -> Message:
+            nonlocal size, more
+            if not more:  # only whether the client leaves
+                return await receive()
+            part = asyncio.ensure_future(receive())
+            self._coming.add(part)
+            try:
+                await asyncio.wait([part], timeout=due + size / _SLOWEST - time.monotonic())
+                if part.cancelled():
+                    raise ending()
+                if not part.done():
+                    raise Refused(408, "the request did not arrive in time; send it again")
+                message = part.result()
+            finally:
+                self._coming.discard(part)
+                part.cancel()
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+            if size > limit:
+                raise _too_large(limit)
+            return message
+
+        return receiving
+
+    def end(self) -> None:
+        """Answer requests that have not arrived with 503."""
+        for part in self._coming:
+            part.cancel()
+
 
 def _too_large(limit: int) -> Refused:
     return Refused(413, f"the request is too large: the limit is {limit} bytes")
-
-
-def _limited(receive: Receive, limit: int) -> Receive:
-    """Receive a body of at most ``limit`` bytes."""
-    size = 0
-
-    async def receiving() -> Message:
-        nonlocal size
-        message = await receive()
-        size += len(message.get("body", b""))
-        if size > limit:
-            raise _too_large(limit)
-        return message
-
-    return receiving
 
 
 def _token_of(headers: Headers) -> str:

@@ -68,5 +68,6 @@ class Server(uvicorn.Server):
             if left > 0:
                 for lane in self._guard.served.lanes:
                     lane.end()
+                self._guard.end()
             self.should_exit = left > _LAST or (waited > _QUIET and not self._guard.open)
         return await super().on_tick(counter)

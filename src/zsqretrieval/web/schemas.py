@@ -244,9 +244,10 @@ class StartDialog(Asked):
 
 
 class Answer(Asked):
-    """An answer to the question of a dialog."""
+    """An answer to the question of a dialog; with the question, it cannot become an answer to another one."""
 
     answer: Text
+    question: Unicode | None = None
 
 
 class Statement(Asked):

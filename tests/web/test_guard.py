@@ -131,6 +131,22 @@ def test_every_answer_has_the_headers(web: TestClient, path: str) -> None:
     assert "server" not in headers
 
 
+@pytest.mark.parametrize("path", ["/", "/api/album", "/image/red.png", "/healthz", "/no"])
+def test_head_is_get_without_its_body(web: TestClient, path: str) -> None:
+    get, head = web.get(path), web.head(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers == get.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("POST", "/api/album", "GET, HEAD"), ("GET", "/api/search", "POST"), ("HEAD", "/api/search", "POST")],
+)
+def test_wrong_method_is_told_the_right_one(web: TestClient, method: str, path: str, allowed: str) -> None:
+    answer = web.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
 def test_page_has_no_inline_script_or_style(web: TestClient) -> None:
     page = web.get("/").text
     assert re.findall(r"<script(?![^>]*\ssrc=)", page) == []

@@ -308,8 +308,8 @@ class Retriever(Collection):
             progress: called while the dialog computes; may raise to stop.
 
         Raises:
-            InvalidInputError: there is no generator, album or text is empty, the filter selects no image, or a
-                setting is out of range.
+            InvalidInputError: there is no generator, album or text is empty, the filter selects no image, or
+                a setting is out of range.
         """
         from zsqretrieval.dialog.dialog import Dialog
         from zsqretrieval.dialog.policies import InformationGain

@@ -71,7 +71,9 @@ def problem(error: Exception, album: str) -> Refused:
         first = error.errors()[0]
         return Refused(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     if isinstance(error, HTTPException):
-        return Refused(error.status_code, str(error.detail))
+        refused = Refused(error.status_code, str(error.detail))
+        refused.headers = error.headers  # such as Allow
+        return refused
     _log.error("a request failed", exc_info=error)
     if isinstance(error, ZsqError):
         return Refused(503, "the album or a model cannot be used now; the server's log says why")

@@ -34,7 +34,6 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-_READING = frozenset({"GET", "HEAD"})
 _OPEN = "/healthz"  # needs no token, and is always answered
 _LARGE = frozenset({"/api/uploads", "/v1/rerank", "/v1/embeddings"})  # bring images
 _BODY = 2**20  # bytes of any other request
@@ -63,6 +62,9 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        head, scope = scope["method"] == "HEAD", {**scope}
+        if head:
+            scope["method"] = "GET"
         status, begin = 0, time.perf_counter()  # no status yet
 
         async def sending(message: Message) -> None:
@@ -73,6 +75,10 @@ class Guard:
                     headers.setdefault(name, value)
                 if status == 408:  # the rest of the body would be the next request
                     headers["Connection"] = "close"
+                if headers.get("Allow") == "GET":
+                    headers["Allow"] = "GET, HEAD"
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         self.open += 1
@@ -98,7 +104,7 @@ class Guard:
 
     def _admit(self, scope: Scope) -> str | None:
         """Check a request; the address to go to if it brings the token in its own."""
-        headers, reading = Headers(scope=scope), scope["method"] in _READING
+        headers, reading = Headers(scope=scope), scope["method"] == "GET"
         host = headers.get("host", "").lower()
         if not self._is_known(host):
             raise Refused(403, "this server is not known by that name; use its address, or --allow-host NAME")

@@ -104,7 +104,8 @@ def test_originals_are_sent_as_they_are_or_as_jpeg(web: TestClient) -> None:
     same = web.get("/image/red.png")
     assert same.content == picture("red", (64, 48)) and same.headers["content-type"] == "image/png"
     assert same.headers["cache-control"] == "private, max-age=300"
-    assert web.get("/image/red.png", headers={"If-None-Match": same.headers["etag"]}).status_code == 304
+    for known in (same.headers["etag"], "*"):
+        assert web.get("/image/red.png", headers={"If-None-Match": known}).status_code == 304
     other = web.get(path_of("/image/", BITMAP))
     assert other.headers["content-type"] == "image/jpeg"
     assert PILImage.open(io.BytesIO(other.content)).size == (71, 48)

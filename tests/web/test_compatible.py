@@ -92,3 +92,19 @@ def test_reranker_of_this_library_can_ask_another_server_of_it(shown: Retriever,
     with listening_at(shown) as (address, _):
         scores = HTTPReranker(address, "any", documents=documents).score(question, images)
     assert scores.argmax() == 1 and ((scores > 0) & (scores < 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("embeddings", '{"input": "\\ud800"}'),
+        ("embeddings", '{"input": ["\\ud800"]}'),
+        ("embeddings", '{"input": [{"image": "\\ud800"}]}'),
+        ("rerank", '{"query": "a", "documents": ["\\ud800"]}'),
+        ("rerank", '{"query": "a", "documents": [{"image": "\\ud800"}]}'),
+        ("rerank", '{"query": "a", "documents": [{"content": [{"image_url": {"url": "\\ud800"}}]}]}'),
+    ],
+)
+def test_half_characters_are_refused(web: TestClient, path: str, body: str) -> None:
+    answer = web.post(f"/v1/{path}", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_input")

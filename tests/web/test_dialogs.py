@@ -74,6 +74,8 @@ def test_dialog_is_about_the_images_of_a_filter(talk: TestClient, vague: Retriev
     assert len(said["hits"]) == 3
     after = talk.post(f"/api/dialog/{said['dialog']}/tell", json={"text": "it is white"}).json()
     assert len(after["hits"]) == 3
+    none = talk.post("/api/dialog", json={"text": "a picture", "where": "year < 1900"})
+    assert (none.status_code, "filter" in none.json()["error"]["message"]) == (400, True)
 
 
 def test_refused_answer_changes_nothing(talk: TestClient) -> None:
@@ -107,6 +109,17 @@ def test_answer_whose_question_was_interrupted_is_taken_once(
     assert [turn["answer"] for turn in said["history"]] == ["yes"]
     after = talk.post(f"{address}/answer", json={"answer": "no"}).json()["history"]
     assert (after[1]["question"], after[1]["answer"]) == (said["question"], "no")
+
+
+def test_second_answer_to_a_question_is_refused(talk: TestClient) -> None:
+    said = talk.post("/api/dialog", json={"text": "a picture"}).json()
+    address = f"/api/dialog/{said['dialog']}"
+    body = {"answer": "yes", "question": said["question"]}
+    after = talk.post(f"{address}/answer", json=body)
+    assert after.status_code == 200
+    again = talk.post(f"{address}/answer", json=body)
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "conflict")
+    assert talk.get(address).json() == after.json()
 
 
 def test_question_that_nobody_waited_for_is_not_answered(talk: TestClient, vague: Retriever) -> None:

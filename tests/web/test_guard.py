@@ -13,7 +13,7 @@ from served import client, picture
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, PartError
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.web.app import make_app
-from zsqretrieval.web.guard import POLICY
+from zsqretrieval.web.guard import POLICY, Guard
 from zsqretrieval.web.settings import Settings
 
 TOKEN = "a token of many characters;"
@@ -59,6 +59,27 @@ def test_token_in_the_address_becomes_a_cookie(locked: TestClient) -> None:
     assert locked.get("/api/album", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
+@pytest.mark.parametrize("others", ['x={"a":1}', "flag", "a@b=1", "zsq_token_9000=other", ""])
+@pytest.mark.parametrize(("host", "name"), [("testserver", "zsq_token"), ("[::1]:8000", "zsq_token_8000")])
+def test_cookies_of_other_applications_hide_no_token(
+    locked: TestClient, others: str, host: str, name: str
+) -> None:
+    answer = locked.get("/", params={"token": TOKEN}, headers={"Host": host})
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    locked.cookies.clear()
+    assert cookie.partition("=")[0] == name
+    for cookies in (f"{others}; {cookie}", f"{cookie};{others}"):
+        assert locked.get("/api/album", headers={"Host": host, "Cookie": cookies}).status_code == 200
+
+
+def test_fault_of_the_guard_is_an_error_in_words(shown: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client(shown) as web:
+        monkeypatch.setattr(Guard, "_admit", lambda *_: 1 / 0)
+        answer = web.get("/api/album")
+    assert code(answer) == (500, "internal")
+    assert answer.headers["content-security-policy"] == POLICY
+
+
 @pytest.mark.parametrize("token", ["", "short", "ü" * 20])
 def test_weak_token_is_refused(token: str) -> None:
     with pytest.raises(InvalidInputError, match="16"):
@@ -86,6 +107,7 @@ def test_only_own_names_and_addresses_are_answered(web: TestClient, host: str, s
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "http://testserver:81"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
     ],
@@ -107,6 +129,22 @@ def test_every_answer_has_the_headers(web: TestClient, path: str) -> None:
     assert headers["content-security-policy"] == POLICY and "unsafe" not in POLICY
     assert headers["x-content-type-options"] == "nosniff" and "cache-control" in headers
     assert "server" not in headers
+
+
+@pytest.mark.parametrize("path", ["/", "/api/album", "/image/red.png", "/healthz", "/no"])
+def test_head_is_get_without_its_body(web: TestClient, path: str) -> None:
+    get, head = web.get(path), web.head(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers == get.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("POST", "/api/album", "GET, HEAD"), ("GET", "/api/search", "POST"), ("HEAD", "/api/search", "POST")],
+)
+def test_wrong_method_is_told_the_right_one(web: TestClient, method: str, path: str, allowed: str) -> None:
+    answer = web.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
 
 
 def test_page_has_no_inline_script_or_style(web: TestClient) -> None:
@@ -202,18 +240,18 @@ def test_requests_are_counted(shown: Retriever) -> None:
         assert line in lines
 
 
-def test_too_many_open_requests_get_429_and_an_ending_server_503(shown: Retriever) -> None:
+def test_too_many_open_requests_get_429_except_of_health_and_an_ending_server_503(shown: Retriever) -> None:
     guard = make_app(shown, Settings(names=frozenset({"testserver"}), connections=1))
 
-    async def ask() -> list[int]:
+    async def ask(path: str) -> list[int]:
         statuses: list[int] = []
 
         async def send(message: Any) -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
 
-        scope = {
-            "type": "http", "method": "GET", "path": "/healthz", "query_string": b"",
+        scope: Any = {
+            "type": "http", "method": "GET", "path": path, "query_string": b"",
             "headers": [(b"host", b"testserver")],
         }  # fmt: skip
         guard.open = 1
@@ -223,4 +261,6 @@ def test_too_many_open_requests_get_429_and_an_ending_server_503(shown: Retrieve
         return statuses
 
     with TestClient(guard):
-        assert asyncio.run(ask()) == [429, 503]
+        assert asyncio.run(ask("/metrics")) == [429, 503]
+        guard.ending = False
+        assert asyncio.run(ask("/healthz")) == [200, 503]

@@ -116,6 +116,18 @@ def test_refused_answer_is_explained_and_can_be_given_again(page: Page) -> None:
     expect(page.locator(".turns .answer")).to_have_text("red")
 
 
+def test_answer_given_elsewhere_is_shown(page: Page) -> None:
+    begin(page)
+    id = parse_qs(urlsplit(page.url).query)["dialog"][0]
+    page.evaluate(
+        """id => fetch(`/api/dialog/${id}/answer`, {
+            method: "POST", headers: {"content-type": "application/json"}, body: '{"answer": "green"}'})""",
+        id,
+    )
+    page.click(".answers >> text=red")
+    expect(page.locator(".turns .answer")).to_have_text("green")
+
+
 def test_candidate_opens_and_back_leads_to_the_dialog(page: Page) -> None:
     begin(page)
     page.click(".map a >> nth=1")

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from served import listening_at, make_album
+from served import listening_at, make_album, picture
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing import ToyGenerator
@@ -126,6 +126,42 @@ def test_port_in_use_is_an_error_in_words(shown: Retriever) -> None:
         pass
     with pytest.raises(InvalidInputError, match="cannot serve at"), listening("no.such.name.invalid", 0):
         pass
+
+
+@pytest.mark.parametrize("path", ["/api/search", "/api/uploads", "/v1/embeddings"])
+@pytest.mark.parametrize(("ends", "status"), [(False, b"408 "), (True, b"503 ")])
+def test_half_a_request_is_answered_in_time(shown: Retriever, path: str, ends: bool, status: bytes) -> None:
+    settings: dict[str, Any] = {"grace": 0.3} if ends else {"body_seconds": 0.3}
+    with listening_at(shown, large=1, connections=1, **settings) as (address, server):
+        assert httpx2.get(f"{address}/healthz").status_code == 200
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            kind = "multipart/form-data; boundary=b" if path == "/api/uploads" else "application/json"
+            head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\n"
+            client.sendall(f"{head}Content-Length: 100\r\n\r\n--b\r\n".encode())
+            if ends:
+                time.sleep(0.2)
+                server.handle_exit(signal.SIGTERM, None)
+            else:
+                assert httpx2.get(f"{address}/healthz").status_code == 200
+            answer = b""
+            while part := client.recv(65536):  # until the server closes
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 " + status) and b'{"error":' in answer
+        assert ends or httpx2.get(f"{address}/api/album").status_code == 200
+
+
+def test_clients_cannot_name_themselves(shown: Retriever) -> None:
+    with listening_at(shown, upload_rate=1) as (address, _):
+        statuses = [
+            httpx2.post(
+                f"{address}/api/uploads",
+                files={"file": ("x.png", picture())},
+                headers={"X-Forwarded-For": f"10.0.0.{n}"},
+            ).status_code
+            for n in range(2)
+        ]
+    assert statuses == [200, 429]
 
 
 def test_many_clients_lose_nothing(shown: Retriever) -> None:

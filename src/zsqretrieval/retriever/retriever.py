@@ -308,14 +308,18 @@ class Retriever(Collection):
             progress: called while the dialog computes; may raise to stop.
 
         Raises:
-            InvalidInputError: there is no generator, album or text is empty, or a setting is out of range.
+            InvalidInputError: there is no generator, album or text is empty, the filter selects no image, or
+                a setting is out of range.
         """
         from zsqretrieval.dialog.dialog import Dialog
         from zsqretrieval.dialog.policies import InformationGain
 
         constants, policy = self.calibration, policy or InformationGain()
+        gallery = self._gallery(progress, where)
+        if where is not None and len(self) and not self.count(where):
+            raise InvalidInputError("the filter selects no image; choose another one")
         return Dialog(
-            self._gallery(progress, where), text, candidates=candidates, policy=policy, budget=budget,
+            gallery, text, candidates=candidates, policy=policy, budget=budget,
             sure=sure, scale=constants.dialog_scale, temper=constants.dialog_temper,
             reread=constants.dialog_reread, seed=seed, progress=progress,
         )  # fmt: skip

@@ -82,7 +82,13 @@ async def state(request: Request, served: Served, dialog: str) -> DialogState:
 @router.post("/api/dialog/{dialog}/answer")
 async def answer(request: Request, served: Served, dialog: str, asked: Answer) -> DialogState:
     """Answer the question."""
-    return await _changed(request, served, dialog, lambda one: one.answer(asked.answer))
+
+    def answered(one: Dialog) -> None:
+        if asked.question not in (None, one.proposal and one.proposal.question):
+            raise Refused(409, "this question was answered already; get the dialog")
+        one.answer(asked.answer)
+
+    return await _changed(request, served, dialog, answered)
 
 
 @router.post("/api/dialog/{dialog}/tell")

@@ -24,6 +24,8 @@ _CODES: Mapping[int, str] = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "timeout",
+    409: "conflict",
     413: "too_large",
     422: "invalid_input",
     429: "too_many_requests",
@@ -47,6 +49,11 @@ class Refused(HTTPException):
         self.code = code or _CODES.get(status, "error")
 
 
+def ending() -> Refused:
+    """The error for requests to a server that ends."""
+    return Refused(503, "the server is ending; try again later", seconds=5)
+
+
 def problem(error: Exception, album: str) -> Refused:
     """An error as a status and words for people, which leave out ``album``, the path of the album."""
     if isinstance(error, Refused):
@@ -54,7 +61,7 @@ def problem(error: Exception, album: str) -> Refused:
     if isinstance(error, BusyError):
         return Refused(429, str(error), "busy", seconds=error.seconds)
     if isinstance(error, EndedError):
-        return Refused(503, "the server is ending; try again later", seconds=5)
+        return ending()
     if isinstance(error, ImageError):  # its source may be a path
         return Refused(422, f"the image cannot be used: {error.reason}", "invalid_image")
     if isinstance(error, InvalidInputError | MismatchError):
@@ -64,7 +71,9 @@ def problem(error: Exception, album: str) -> Refused:
         first = error.errors()[0]
         return Refused(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     if isinstance(error, HTTPException):
-        return Refused(error.status_code, str(error.detail))
+        refused = Refused(error.status_code, str(error.detail))
+        refused.headers = error.headers  # such as Allow
+        return refused
     _log.error("a request failed", exc_info=error)
     if isinstance(error, ZsqError):
         return Refused(503, "the album or a model cannot be used now; the server's log says why")

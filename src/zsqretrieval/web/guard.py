@@ -5,20 +5,21 @@ name of the host --> ending? --> token --> origin --> size, number --> route -->
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.cookies import CookieError, SimpleCookie
 from typing import final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zsqretrieval.web.failures import Refused, body
+from zsqretrieval.web.failures import Refused, body, ending, problem
 from zsqretrieval.web.state import State
 
 POLICY = (
@@ -33,11 +34,10 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-_READING = frozenset({"GET", "HEAD"})
-_OPEN = "/healthz"  # needs no token
-_COOKIE = "zsq_token"
+_OPEN = "/healthz"  # needs no token, and is always answered
 _LARGE = frozenset({"/api/uploads", "/v1/rerank", "/v1/embeddings"})  # bring images
 _BODY = 2**20  # bytes of any other request
+_SLOWEST = 100_000  # bytes per second of a body that gets more time
 
 
 @final
@@ -54,6 +54,7 @@ class Guard:
         self._app, self.served = app, served
         self._settings, self._metrics = served.settings, served.metrics
         self.ending, self.open, self._large = False, 0, 0
+        self._coming: set[asyncio.Future[Message]] = set()  # parts of bodies
         self._metrics.open.set_function(lambda: self.open)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +62,10 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, begin = 500, time.perf_counter()
+        head, scope = scope["method"] == "HEAD", {**scope}
+        if head:
+            scope["method"] = "GET"
+        status, begin = 0, time.perf_counter()  # no status yet
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -69,33 +73,43 @@ class Guard:
                 status, headers = message["status"], MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                if status == 408:  # the rest of the body would be the next request
+                    headers["Connection"] = "close"
+                if headers.get("Allow") == "GET":
+                    headers["Allow"] = "GET, HEAD"
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         self.open += 1
         try:
             if (address := self._admit(scope)) is not None:
-                cookie = f"{_COOKIE}={quote(str(self._settings.token))}; HttpOnly; SameSite=Lax; Path=/"
+                name, value = _cookie(Headers(scope=scope)), quote(str(self._settings.token))
+                cookie = f"{name}={value}; HttpOnly; SameSite=Lax; Path=/"
                 await _send(sending, 303, b"", {"Location": address, "Set-Cookie": cookie})
             else:
                 with self._room(scope["path"]):
-                    await self._app(scope, _limited(receive, self._limit(scope)), sending)
-        except Refused as refused:
+                    await self._app(scope, self._limited(receive, self._limit(scope)), sending)
+        except Exception as error:
+            if status:  # the application has answered, or the client has gone
+                raise
+            refused = problem(error, self.served.album_path)
             headers = {"Content-Type": "application/json", **(refused.headers or {})}
             await _send(sending, refused.status_code, json.dumps(body(refused)).encode(), headers)
         finally:
             self.open -= 1
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, status).inc()
+            self._metrics.requests.labels(route, status or 500).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - begin)
 
     def _admit(self, scope: Scope) -> str | None:
         """Check a request; the address to go to if it brings the token in its own."""
-        headers, reading = Headers(scope=scope), scope["method"] in _READING
+        headers, reading = Headers(scope=scope), scope["method"] == "GET"
         host = headers.get("host", "").lower()
         if not self._is_known(host):
             raise Refused(403, "this server is not known by that name; use its address, or --allow-host NAME")
         if self.ending:
-            raise Refused(503, "the server is ending; try again later", seconds=5)
+            raise ending()
         token = self._settings.token
         if token is not None and scope["path"] != _OPEN:
             pairs = parse_qsl(scope["query_string"].decode("latin-1"))
@@ -106,7 +120,7 @@ class Guard:
                 raise Refused(401, "open the address that `zsq serve` printed, or send its token as a Bearer")
         if not reading:
             origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-            if site not in ("same-origin", "none") or (origin and urlsplit(origin).netloc.lower() != host):
+            if site not in ("same-origin", "none") or (origin and origin.lower().partition("//")[2] != host):
                 raise Refused(403, "requests from other sites are refused")
         return None
 
@@ -122,7 +136,8 @@ class Guard:
     def _room(self, path: str) -> Iterator[None]:
         """Count a request; an error if there are too many."""
         large = path in _LARGE
-        if self.open > self._settings.connections or (large and self._large >= self._settings.large):
+        full = self.open > self._settings.connections and path != _OPEN
+        if full or (large and self._large >= self._settings.large):
             raise Refused(429, "the server is busy; try again in a second", "busy", seconds=1)
         self._large += large
         try:
@@ -138,24 +153,41 @@ class Guard:
             raise _too_large(limit)
         return limit
 
+    def _limited(self, receive: Receive, limit: int) -> Receive:
+        """Receive a body of at most ``limit`` bytes in limited time."""
+        size, more, due = 0, True, time.monotonic() + self._settings.body_seconds
+
+        async def receiving() -> Message:
+            nonlocal size, more
+            if not more:  # only whether the client leaves
+                return await receive()
+            part = asyncio.ensure_future(receive())
+            self._coming.add(part)
+            try:
+                await asyncio.wait([part], timeout=due + size / _SLOWEST - time.monotonic())
+                if part.cancelled():
+                    raise ending()
+                if not part.done():
+                    raise Refused(408, "the request did not arrive in time; send it again")
+                message = part.result()
+            finally:
+                self._coming.discard(part)
+                part.cancel()
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+            if size > limit:
+                raise _too_large(limit)
+            return message
+
+        return receiving
+
+    def end(self) -> None:
+        """Answer requests that have not arrived with 503."""
+        for part in self._coming:
+            part.cancel()
+
 
 def _too_large(limit: int) -> Refused:
     return Refused(413, f"the request is too large: the limit is {limit} bytes")
-
-
-def _limited(receive: Receive, limit: int) -> Receive:
-    """Receive a body of at most ``limit`` bytes."""
-    size = 0
-
-    async def receiving() -> Message:
-        nonlocal size
-        message = await receive()
-        size += len(message.get("body", b""))
-        if size > limit:
-            raise _too_large(limit)
-        return message
-
-    return receiving
 
 
 def _token_of(headers: Headers) -> str:
@@ -163,11 +195,17 @@ def _token_of(headers: Headers) -> str:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return token.strip()
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
-    except CookieError:
-        return ""
-    return unquote(found.value) if found else ""
+    for pair in headers.get("cookie", "").split(";"):  # others may be of other applications, and odd
+        name, _, value = pair.strip().partition("=")
+        if name == _cookie(headers):
+            return unquote(value)
+    return ""
+
+
+def _cookie(headers: Headers) -> str:
+    """The name of the cookie, with the port, since browsers send one host's cookies to all of its ports."""
+    port = re.search(r":(\d{1,5})$", headers.get("host", ""))
+    return f"zsq_token_{port[1]}" if port else "zsq_token"
 
 
 def _equal(given: str, token: str) -> bool:

@@ -141,7 +141,8 @@ async def original(request: Request, served: Served, id: str) -> Response:
 
 def _has(request: Request, headers: Mapping[str, str]) -> bool:
     """Whether the client has a picture already, by its ETag."""
-    return headers["ETag"] in request.headers.get("if-none-match", "")
+    known = request.headers.get("if-none-match", "")
+    return headers["ETag"] in known or known.strip() == "*"
 
 
 def _original(served: State, record: Record) -> tuple[bytes, str]:

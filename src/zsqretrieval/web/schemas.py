@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from zsqretrieval.web.settings import AT_ONCE, MOST_RESULTS, MOST_TEXT
 
 Text = Annotated[str, Field(min_length=1, max_length=MOST_TEXT)]
+Unicode = Annotated[str, Field(min_length=0)]  # the bound refuses halves of surrogate pairs
 Id = Annotated[str, Field(min_length=1, max_length=4096, description="Id of an image of the album.")]
 Weight = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
 Where = Annotated[str, Field(max_length=10_000, description="A filter: docs/filters.md.")]
@@ -243,9 +244,10 @@ class StartDialog(Asked):
 
 
 class Answer(Asked):
-    """An answer to the question of a dialog."""
+    """An answer to the question of a dialog; with the question, it cannot become an answer to another one."""
 
     answer: Text
+    question: Unicode | None = None
 
 
 class Statement(Asked):
@@ -289,7 +291,7 @@ class DialogState(BaseModel):
 class Url(BaseModel):
     """An image as OpenAI's chat has it."""
 
-    url: str
+    url: Unicode
 
 
 class Part(BaseModel):
@@ -301,7 +303,7 @@ class Part(BaseModel):
 class ImageDocument(BaseModel):
     """A document that is an image: a data URL, or the id of an image of the album."""
 
-    image: str | None = None
+    image: Unicode | None = None
     content: Annotated[list[Part], Field(max_length=1)] = []
 
     @property
@@ -316,7 +318,7 @@ class Rerank(BaseModel):
 
     model: str | None = None
     query: Text
-    documents: Annotated[list[str | ImageDocument], Field(min_length=1, max_length=AT_ONCE)]
+    documents: Annotated[list[Unicode | ImageDocument], Field(min_length=1, max_length=AT_ONCE)]
     top_n: Annotated[int, Field(ge=1, le=2**31)] | None = None
     return_documents: bool = False
 
@@ -340,10 +342,10 @@ class Reranked(BaseModel):
 class ImageInput(BaseModel):
     """An image to embed: a data URL, or the id of an image of the album."""
 
-    image: str
+    image: Unicode
 
 
-Input = str | ImageInput
+Input = Unicode | ImageInput
 
 
 class Embed(BaseModel):

@@ -46,6 +46,7 @@ class Server(uvicorn.Server):
                 guard,
                 log_level="warning",
                 server_header=False,
+                proxy_headers=False,  # any client could send them, and so be another one
                 timeout_graceful_shutdown=_LAST,
                 timeout_keep_alive=_IDLE,
             )
@@ -67,5 +68,6 @@ class Server(uvicorn.Server):
             if left > 0:
                 for lane in self._guard.served.lanes:
                     lane.end()
+                self._guard.end()
             self.should_exit = left > _LAST or (waited > _QUIET and not self._guard.open)
         return await super().on_tick(counter)

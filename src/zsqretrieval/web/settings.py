@@ -35,6 +35,7 @@ class Settings:
         reranked_together: requests that the generator computes together at most.
         connections: requests that are answered at the same time.
         large: the same for requests that bring images.
+        body_seconds: how long a request may take to arrive, and a second more for each 100 kB that came.
         upload_bytes: size limit of an image from a client.
         upload_pixels: the same in pixels, and for all images of a request.
         upload_rate: images per minute of one client.
@@ -57,6 +58,7 @@ class Settings:
     reranked_together: int = 8
     connections: int = 512
     large: int = 8
+    body_seconds: float = 30.0
     upload_bytes: int = 20 * 2**20
     upload_pixels: int = 50_000_000
     upload_rate: int = 120

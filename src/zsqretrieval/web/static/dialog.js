@@ -93,7 +93,13 @@ export class Dialog {
   }
 
   send(what, said) {
-    return this.run(() => post(`/api/dialog/${this.id}/${what}`, said, this.stop.signal));
+    const address = `/api/dialog/${this.id}`;
+    return this.run(() =>
+      post(`${address}/${what}`, said, this.stop.signal).catch((error) => {
+        if (error.status !== 409) throw error;
+        return get(address, this.stop.signal); // answered elsewhere: go on from there
+      }),
+    );
   }
 
   take(now) {
@@ -136,11 +142,11 @@ export class Dialog {
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const what = event.submitter?.value ?? (question ? "answer" : "tell");
-      this.send(what, what === "answer" ? { answer: words.value } : { text: words.value });
+      this.send(what, what === "answer" ? { answer: words.value, question } : { text: words.value });
     });
     if (question && !stopped) {
-      const choices = answers.map((answer, i) => button(answer, () => this.send("answer", { answer }), { dir: "auto", "aria-keyshortcuts": String(i + 1) }));
-      if (!answers.some((answer) => /know/i.test(answer))) choices.push(button("I don’t know", () => this.send("answer", { answer: "don't know" }), { class: "plain" }));
+      const choices = answers.map((answer, i) => button(answer, () => this.send("answer", { answer, question }), { dir: "auto", "aria-keyshortcuts": String(i + 1) }));
+      if (!answers.some((answer) => /know/i.test(answer))) choices.push(button("I don’t know", () => this.send("answer", { answer: "don't know", question }), { class: "plain" }));
       this.asked.replaceChildren(
         el("p", { class: "step" }, `Question ${asked + 1} of at most ${budget}`),
         el("h3", { dir: "auto", tabindex: "-1" }, question),

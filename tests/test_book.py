@@ -108,7 +108,7 @@ def test_page_of_commands_has_every_command_and_option() -> None:
         ("[a](docs/cli.md#keys)", "", "index.md", "[a](cli.md#keys)"),
         ("[a](../README.md#x)", "docs", "cli.md", "[a](index.md#x)"),
         ("[a](CONTRIBUTING.md)", "", "index.md", "[a](contributing.md)"),
-        ("[a](../examples/plugin) b", "docs", "cli.md", "a b"),  # nothing in the book
+        ("[a](../examples/custom_encoder) b", "docs", "cli.md", "a b"),  # nothing in the book
         ("[a](https://example.org) [b](#c)", "docs", "cli.md", "[a](https://example.org) [b](#c)"),
         ("[a](nowhere.md)", "docs", "cli.md", "[a](nowhere.md)"),  # for the strict build to find
         ("![a](performance/index.svg)", "docs", "performance.md", "![a](performance/index.svg)"),

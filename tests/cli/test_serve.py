@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -50,10 +51,14 @@ def test_signal_under_load_leaves_no_answer_half(
         def ask(_: int) -> None:
             with httpx2.Client() as client:
                 while not done or not done[-1]:
-                    try:
-                        answer = client.post(f"{address}api/search", json=SEARCH, timeout=60)
-                    except httpx2.ConnectError:
-                        return
+                    with ExitStack() as stack:
+                        try:
+                            answer = stack.enter_context(
+                                client.stream("POST", f"{address}api/search", json=SEARCH, timeout=60)
+                            )
+                        except (httpx2.ConnectError, httpx2.ReadError):  # ended before it was connected
+                            return
+                        answer.read()
                     assert answer.status_code in (200, 429, 503)
                     if answer.status_code == 200:
                         assert json.loads(answer.text.splitlines()[-1])["event"] in ("done", "error")

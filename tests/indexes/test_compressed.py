@@ -203,16 +203,21 @@ def test_settings_out_of_range_are_refused(setting: str) -> None:
 # --- damage
 
 
+def load_damaged(saved: Path, folder: Path, *, row: int) -> tuple[CompressedIndex, Path]:
+    """Load a copy of an index of dim 64 with a flipped bit in the vector of a row, and name the file."""
+    shutil.copytree(saved, folder)
+    file = peek_snapshot(folder).file("vectors.bin")
+    content = bytearray(file.read_bytes())
+    content[2 * 64 * row] ^= 1
+    file.write_bytes(content)
+    return CompressedIndex.load(folder), file
+
+
 def test_damaged_vectors_are_found_when_they_are_read(
     data: CliplikeVectors, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "_WHOLE_BYTES", 0)
-    shutil.copytree(saved, tmp_path / "index")
-    file = peek_snapshot(tmp_path / "index").file("vectors.bin")
-    content = bytearray(file.read_bytes())
-    content[2 * 64 * 500] ^= 1  # of row 500
-    file.write_bytes(content)
-    index = CompressedIndex.load(tmp_path / "index")
+    index, file = load_damaged(saved, tmp_path / "index", row=500)
     index.probe = index.refine = 1  # so that a search reads few blocks
     assert index.search(data.gallery[8000:8001], 1).keys == 8000
     with pytest.raises(IntegrityError, match=f"{file.name} is damaged: rows 256 and following"):
@@ -323,11 +328,6 @@ def test_candidates_that_are_missing_read_nothing(
     data: CliplikeVectors, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "_WHOLE_BYTES", 0)
-    shutil.copytree(saved, tmp_path / "index")
-    file = peek_snapshot(tmp_path / "index").file("vectors.bin")
-    content = bytearray(file.read_bytes())
-    content[0] ^= 1  # of row 0
-    file.write_bytes(content)
-    index = CompressedIndex.load(tmp_path / "index")
+    index, _ = load_damaged(saved, tmp_path / "index", row=0)
     found = index._store.scores(data.gallery[500:501], np.array([[500, -1, -1]]))
     assert found[0, 0] == pytest.approx(1, abs=5e-5)

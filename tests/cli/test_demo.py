@@ -85,7 +85,7 @@ def test_page_has_all_questions_and_is_under_its_size_limit(zsq: Zsq) -> None:
     shown = {hit["id"] for one in facts["questions"] for hit in one["hits"]}
     shown |= {one.expected for one in demo.QUESTIONS}
     for image in demo.photographs():
-        credit = f"{image.id}: {image.metadata['author']} ({image.metadata['licence']})"
+        credit = f"{image.id}: {image.metadata['credit']}"
         assert (credit in unescape(page)) == (image.id in shown)
 
 

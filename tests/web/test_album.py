@@ -14,7 +14,9 @@ from starlette.testclient import TestClient
 
 from served import BITMAP, GONE, MARKUP, ODD, client, path_of, picture
 from zsqretrieval.retriever import Retriever
+from zsqretrieval.testing import ToyEncoder
 from zsqretrieval.testing.toys import COLOURS
+from zsqretrieval.types import Image
 from zsqretrieval.web.thumbnails import Thumbnails
 
 
@@ -124,6 +126,22 @@ def test_download_has_each_image_once_under_a_safe_name(web: TestClient) -> None
         assert archive.namelist() == ["red.png", "odd _name_;__Set-Cookie_ x=1; ü #1.png", "missing.txt"]
         assert archive.read("red.png") == picture("red", (64, 48))
         assert archive.read("missing.txt").decode() == GONE
+
+
+def test_names_in_a_download_fit_every_system(tmp_path: Path) -> None:
+    names = ["a.png", "A.png", "CON", "nul.png", "console.png", "x\u202egnp.exe", ". "]
+    files = [tmp_path / str(n) / name for n, name in enumerate(names)]
+    for n, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_bytes(picture("red", (40 + n, 40)))
+    with Retriever(ToyEncoder()) as album:
+        album.add(Image(file, str(file), file.parent.name) for file in files)
+        with client(album) as web:
+            answer = web.post("/api/download", json={"ids": [file.parent.name for file in files]})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == [
+            "a.png", "A (2).png", "_CON", "_nul.png", "console.png", "x_gnp.exe", "image",
+        ]  # fmt: skip
 
 
 def test_download_is_limited_in_number_and_bytes(shown: Retriever) -> None:

@@ -14,6 +14,7 @@ from zsqretrieval.presets import Calibration
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.web import dialogs
 from zsqretrieval.web.lanes import EndedError
+from zsqretrieval.web.schemas import Answer
 
 VAGUE = Calibration(dialog_scale=1.0, dialog_temper=0.05)  # never sure of an image
 
@@ -92,7 +93,7 @@ def test_refused_answer_changes_nothing(talk: TestClient) -> None:
     assert talk.get(address).json() == said
 
 
-@pytest.mark.parametrize("again", ["get", "answer"])
+@pytest.mark.parametrize("again", ["get", "answer", "other"])
 def test_answer_whose_question_was_interrupted_is_taken_once(
     talk: TestClient, monkeypatch: pytest.MonkeyPatch, again: str
 ) -> None:
@@ -103,6 +104,10 @@ def test_answer_whose_question_was_interrupted_is_taken_once(
     with monkeypatch.context() as patch:
         patch.setattr(dialogs, "_state", interrupted)
         assert talk.post(f"{address}/answer", json={"answer": "yes"}).status_code == 503
+    if again == "other":
+        for path, body in (("answer", {"answer": "no"}), ("tell", {"text": "yes"}), ("undo", None)):
+            refused = talk.post(f"{address}/{path}", json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
     said = (
         talk.get(address) if again == "get" else talk.post(f"{address}/answer", json={"answer": "yes"})
     ).json()
@@ -129,7 +134,7 @@ def test_question_that_nobody_waited_for_is_not_answered(talk: TestClient, vague
     id = talk.post("/api/dialog", json={"text": "a picture"}).json()["dialog"]
     one = talk.app.served.dialogs.get(id)  # type: ignore[attr-defined]
     with pytest.raises(EndedError):
-        one.change(talk.app.served, id, lambda dialog: dialog.answer("yes"), gone)  # type: ignore[attr-defined]
+        one.change(talk.app.served, id, Answer(answer="yes"), lambda dialog: dialog.answer("yes"), gone)  # type: ignore[attr-defined]
     said = talk.post(f"/api/dialog/{id}/answer", json={"answer": "yes"}).json()
     assert [turn["answer"] for turn in said["history"]] == ["yes"]
 

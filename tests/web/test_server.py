@@ -65,6 +65,7 @@ def test_requests_in_flight_are_answered_and_new_ones_get_503(slow: Any) -> None
             for again in (client, httpx2):
                 answer = again.get(f"{address}/api/album")
                 assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+                assert answer.headers["connection"] == "close"  # nobody would read another request
                 assert answer.json()["error"]["code"] == "unavailable"
             generator.go_on.set()
             last = json.loads(running.result(20).text.splitlines()[-1])
@@ -79,20 +80,30 @@ def test_requests_in_flight_are_answered_and_new_ones_get_503(slow: Any) -> None
 @pytest.mark.parametrize(("grace", "signals"), [(0.5, 1), (30.0, 2)])
 def test_requests_that_get_no_more_time_are_told_so(slow: Any, grace: float, signals: int) -> None:
     album, generator = slow
+    begun = threading.Event()
     with listening_at(album, grace=grace) as (address, server), ThreadPoolExecutor(2) as pool:
+
+        def stream() -> Any:
+            with httpx2.stream("POST", f"{address}/api/search", json=SEARCH, timeout=20) as answer:
+                lines = []
+                for line in answer.iter_lines():
+                    begun.set()
+                    lines.append(line)
+            return json.loads(lines[-1])
+
+        def post() -> Any:
+            accept = {"Accept": "application/json"}
+            return httpx2.post(f"{address}/api/search", json=SEARCH, headers=accept, timeout=20)
+
         httpx2.get(f"{address}/healthz")
         hold(generator)
-        running = [
-            pool.submit(lambda kind=kind: httpx2.post(  # type: ignore[misc]
-                f"{address}/api/search", json=SEARCH, headers={"Accept": kind}, timeout=20
-            ))
-            for kind in ("*/*", "application/json")
-        ]  # fmt: skip
-        assert generator.started.wait(10)
+        running = pool.submit(stream), pool.submit(post)
+        assert generator.started.wait(10) and begun.wait(10)
+        while server._guard.open < len(running):
+            time.sleep(0.01)
         for _ in range(signals):
             server.handle_exit(signal.SIGTERM, None)
-        stream, one = (answer.result(20) for answer in running)
-        last = json.loads(stream.text.splitlines()[-1])
+        last, one = (answer.result(20) for answer in running)
         assert (last["event"], last["error"]["code"]) == ("error", "unavailable")
         assert (one.status_code, one.json()["error"]["code"]) == (503, "unavailable")
 
@@ -115,6 +126,13 @@ def test_work_ends_when_the_client_leaves(slow: Any, accept: str) -> None:
         assert generator.ended.wait(10)
         generator.go_on.set()
         assert httpx2.get(f"{address}/api/album").status_code == 200
+
+
+def test_answers_are_sent_at_once() -> None:
+    with listening("127.0.0.1", 0) as door, socket.create_connection(door.getsockname()):
+        accepted, _ = door.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_port_in_use_is_an_error_in_words(shown: Retriever) -> None:
@@ -149,6 +167,21 @@ def test_half_a_request_is_answered_in_time(shown: Retriever, path: str, ends: b
                 answer += part
         assert answer.startswith(b"HTTP/1.1 " + status) and b'{"error":' in answer
         assert ends or httpx2.get(f"{address}/api/album").status_code == 200
+
+
+@pytest.mark.parametrize("before", ["", "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"])
+@pytest.mark.parametrize("half", ["", "GET / HTTP/1.1\r\nHo"])
+def test_half_a_head_closes_the_connection_in_time(shown: Retriever, before: str, half: str) -> None:
+    with listening_at(shown, body_seconds=0.3) as (address, _):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            if before:
+                client.sendall(before.encode())
+                assert client.recv(65536).startswith(b"HTTP/1.1 200")
+                half = half or "G"  # without a byte, it is a connection that is kept
+            client.sendall(half.encode())
+            while client.recv(65536):  # the rest of the first answer; then the server closes
+                pass
 
 
 def test_clients_cannot_name_themselves(shown: Retriever) -> None:

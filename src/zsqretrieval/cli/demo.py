@@ -250,11 +250,7 @@ def _page(asked: Sequence[Question], rankings: Sequence[Ranking], facts: dict[st
         for one, ranking, fact in zip(asked, rankings, facts["questions"], strict=True)
     ]
     hits = [hit for row in rows for hit in row.shown().values()]
-    credits = {
-        hit.id: f"{hit.metadata['author']} ({hit.metadata['licence']})"
-        for hit in hits
-        if {"author", "licence"} <= hit.metadata.keys()
-    }
+    credits = {hit.id: hit.metadata["credit"] for hit in hits if "credit" in hit.metadata}
     return contact_sheet(
         rows,
         thumbnails(hits),

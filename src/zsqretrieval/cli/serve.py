@@ -74,10 +74,11 @@ def run_server(
 ) -> None:
     """Serve an album until a signal; says where."""
     import_optional("fastapi", "zsq serve", "pip install 'zsqretrieval[web]'")
+    from platformdirs import user_cache_path
+
     from zsqretrieval.web.app import make_app
     from zsqretrieval.web.server import Server, listening
     from zsqretrieval.web.settings import LOOPBACK, Settings
-    from zsqretrieval.web.thumbnails import folder
 
     if token is None and not _is_local(host):
         token = secrets.token_urlsafe(24)
@@ -85,7 +86,7 @@ def run_server(
         title=title, token=token, names=LOOPBACK | {host.lower(), *map(str.lower, names or ())}, rerank=rerank
     )
     with listening(host, port) as socket:
-        server = Server(make_app(retriever, settings, folder()))
+        server = Server(make_app(retriever, settings, user_cache_path("zsqretrieval", appauthor=False)))
         at = f"[{host}]" if ":" in host else host
         query = f"?token={quote(token)}" if token else ""
         say(f"Serving {len(retriever)} images at http://{at}:{socket.getsockname()[1]}/{query}")

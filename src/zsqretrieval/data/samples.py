@@ -74,7 +74,7 @@ GENERIC_QUESTIONS: tuple[Question, ...] = (
 
 
 def photographs() -> list[Image]:
-    """The photographs by id, not opened; their metadata is ``author``, ``licence`` and ``source``."""
+    """The photographs by id, not opened; their metadata is ``credit`` (author and licence) and ``source``."""
     with (FOLDER / "photographs.csv").open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table))
     return [
@@ -82,7 +82,7 @@ def photographs() -> list[Image]:
             path := FOLDER / f"{row['id']}.jpg",
             str(path),
             id=row["id"],
-            metadata={key: row[key] for key in ("author", "licence", "source")},
+            metadata={"credit": f"{row['author']} ({row['licence']})", "source": row["source"]},
         )
         for row in rows
     ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.web.failures import RESPONSES, Refused
@@ -28,19 +29,29 @@ class KeptDialog:
     dialog: Dialog | None = None
     state: DialogState | None = None
     report: Report | None = None
+    said: BaseModel | str | None = None  # the last change
 
-    def change(self, served: State, id: str, change: Callable[[Dialog], Any], report: Report) -> DialogState:
+    def change(
+        self,
+        served: State,
+        id: str,
+        said: BaseModel | str | None,
+        change: Callable[[Dialog], Any],
+        report: Report,
+    ) -> DialogState:
         """Change the dialog, and compute its next question.
 
-        Without a state, an earlier change was made and only its question is missing: it is computed, and this
-        change, which is the same one again, is not made.
+        Without a state, an earlier change was made and only its question is missing. It is computed now, and
+        the same change, which a client sends again, is not made twice.
         """
         assert self.dialog is not None
         self.report = report
         try:
             if self.state is not None:
                 change(self.dialog)
-                self.state = None
+                self.state, self.said = None, said
+            elif said not in (None, self.said):
+                raise Refused(409, "another answer came before this one; get the dialog")
             found = _state(served, id, self.dialog)
             report()  # nobody has seen the question if nobody waits for it
             self.state = found
@@ -66,7 +77,7 @@ async def start(request: Request, served: Served, asked: StartDialog) -> DialogS
         one.dialog = served.retriever.dialog(
             asked.text, candidates=asked.candidates, where=where, progress=one.progress
         )
-        return one.change(served, id, lambda _: None, report)
+        return one.change(served, id, None, lambda _: None, report)
 
     found = await unless_gone(request, served.generator_lane.alone(begin))
     served.dialogs.put(one, id)
@@ -76,7 +87,7 @@ async def start(request: Request, served: Served, asked: StartDialog) -> DialogS
 @router.get("/api/dialog/{dialog}")
 async def state(request: Request, served: Served, dialog: str) -> DialogState:
     """Tell where a dialog is."""
-    return _open(served, dialog).state or await _changed(request, served, dialog, lambda _: None)
+    return _open(served, dialog).state or await _changed(request, served, dialog, None, lambda _: None)
 
 
 @router.post("/api/dialog/{dialog}/answer")
@@ -88,19 +99,19 @@ async def answer(request: Request, served: Served, dialog: str, asked: Answer) -
             raise Refused(409, "this question was answered already; get the dialog")
         one.answer(asked.answer)
 
-    return await _changed(request, served, dialog, answered)
+    return await _changed(request, served, dialog, asked, answered)
 
 
 @router.post("/api/dialog/{dialog}/tell")
 async def tell(request: Request, served: Served, dialog: str, asked: Statement) -> DialogState:
     """Say something without a question."""
-    return await _changed(request, served, dialog, lambda one: one.tell(asked.text))
+    return await _changed(request, served, dialog, asked, lambda one: one.tell(asked.text))
 
 
 @router.post("/api/dialog/{dialog}/undo")
 async def undo(request: Request, served: Served, dialog: str) -> DialogState:
     """Take the last answer back."""
-    return await _changed(request, served, dialog, lambda one: one.undo())
+    return await _changed(request, served, dialog, "undo", lambda one: one.undo())
 
 
 @router.delete("/api/dialog/{dialog}", status_code=204, response_class=Response, response_model=None)
@@ -121,10 +132,12 @@ def _open(served: State, id: str) -> KeptDialog:
     return found
 
 
-async def _changed(request: Request, served: State, id: str, change: Callable[[Dialog], Any]) -> DialogState:
+async def _changed(
+    request: Request, served: State, id: str, said: BaseModel | str | None, change: Callable[[Dialog], Any]
+) -> DialogState:
     one = _open(served, id)
     return await unless_gone(
-        request, served.generator_lane.alone(lambda report: one.change(served, id, change, report))
+        request, served.generator_lane.alone(lambda report: one.change(served, id, said, change, report))
     )
 
 

@@ -73,7 +73,8 @@ class Guard:
                 status, headers = message["status"], MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-                if status == 408:  # the rest of the body would be the next request
+                # After 408 the rest of the body would be the next request; at the end, nobody would read one.
+                if status == 408 or self.ending:
                     headers["Connection"] = "close"
                 if headers.get("Allow") == "GET":
                     headers["Allow"] = "GET, HEAD"

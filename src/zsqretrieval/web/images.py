@@ -44,6 +44,10 @@ _SHOWN = {"JPEG": "jpeg", "PNG": "png", "WebP": "webp", "GIF": "gif", "AVIF": "a
 _PRIVATE = {
     "Cache-Control": "private, max-age=300"
 }  # then asked again by ETag: an address keeps when its image changes
+_REFUSED = (
+    r'[\x00-\x1f\x7f<>:"/\\|?*\u200e\u200f\u202a-\u202e\u2066-\u2069]'  # in names; the last turn text around
+)
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\.|$)", re.IGNORECASE)  # on Windows
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _PICTURE: dict[int | str, Any] = {200: {"content": {"image/*": _BINARY}}}
 _ZIP: dict[int | str, Any] = {200: {"content": {"application/zip": _BINARY}}}
@@ -201,7 +205,9 @@ class _Buffer(io.RawIOBase):
 
 def _unique(name: str, used: set[str]) -> str:
     """A name that every system can unpack into one folder, and that no other file has."""
-    safe = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", name).strip(" .")[-150:] or "image"
+    safe = re.sub(_REFUSED, "_", name).strip(" .")[-150:] or "image"
+    if _DEVICE.match(safe):
+        safe = f"_{safe}"
     stem, dot, suffix = safe.rpartition(".")
     number, chosen = 1, safe
     while chosen.casefold() in used:

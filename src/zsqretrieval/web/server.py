@@ -5,6 +5,7 @@ signal --> grace: work goes on --> work fails, which is an answer --> the end
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket
 import time
@@ -14,6 +15,7 @@ from types import FrameType
 from typing import final
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.web.guard import Guard
@@ -29,11 +31,46 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         opened = socket.create_server(address[:2], family=family, backlog=512)
+        opened.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, True
+        )  # else each answer waits 40 ms for an ACK
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidInputError(f"cannot serve at {host}, port {port}: {reason}; choose others") from error
     with opened:
         yield opened
+
+
+@final
+class _Connection(H11Protocol):
+    """Closes if the head of a request does not arrive in time, for which uvicorn would wait forever."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._arrived()
+        elif self._late is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arrived()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        guard = self.config.app
+        assert isinstance(guard, Guard)
+        self._late = self.loop.call_later(guard.served.settings.body_seconds, self.transport.close)
+
+    def _arrived(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 @final
@@ -44,6 +81,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 guard,
+                http=_Connection,
                 log_level="warning",
                 server_header=False,
                 proxy_headers=False,  # any client could send them, and so be another one

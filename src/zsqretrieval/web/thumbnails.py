@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import sys
 from pathlib import Path
 from typing import Literal, TypeAlias, final
 
@@ -29,17 +27,6 @@ _SETTINGS: dict[Format, dict[str, int]] = {
     "WEBP": {"quality": 78, "method": 1},
     "JPEG": {"quality": 78},
 }
-
-
-def folder() -> Path:
-    """The user's folder of caches."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "zsqretrieval"
 
 
 def preferred(accept: str) -> Format:

@@ -165,13 +165,44 @@ def of_scale() -> Iterator[str]:
     yield f"| {found['remove']['remove_seconds']:.0f} s; a search found none"
 
 
+def of_server() -> Iterator[str]:
+    found = numbers("data/serve.json")
+    for title, load in {"first stage alone": "first stage", "re-ranked, 20 candidates": "re-ranked"}.items():
+        for answer, times in found[load]["seconds"].items():
+            yield f"| {title} | {answer} | {times['p50']:.2f} | {times['p99']:.2f} |"
+    yield f"{found['first stage']['searches_per_s']:.1f} searches a second by the first stage"
+    yield f"{found['re-ranked']['searches_per_s']:.1f} with re-ranking"
+    page, images, new, kept = (
+        f"{1000 * found['first_paint_s'][name]:.1f} ms"
+        for name in ("page", "images", "new thumbnail", "kept thumbnail")
+    )
+    yield f"gets the page in {page}, a list of 60 images in {images}, and a thumbnail in {new}"
+    yield f"{kept} afterwards"
+
+
+def of_reliability() -> Iterator[str]:
+    found = numbers("data/serve.json")
+    counts = [found[load]["statuses"] for load in ("first stage", "re-ranked", "ended")]
+    assert [set(one) for one in counts] == [{"200", "429"}, {"200", "429"}, {"200", "429", "503"}]
+    assert not any(
+        found[load]["half_answered"] + found[load]["streams_with_error"]
+        for load in ("first stage", "re-ranked")
+    )
+    yield f"{counts[0]['200']:,} answers with status 200 and {counts[0]['429']:,} with 429 by the first stage"
+    yield f"{counts[1]['200']:,} and {counts[1]['429']:,} with re-ranking"
+    yield f"{counts[2]['503']:,} requests got 503, none half an answer"
+    yield f"{found['ended']['lost']} connections that it had not taken yet"
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "README.md": of_readme,
     "docs/questions.md": of_questions,
     "docs/quickstart.md": of_adding,
+    "docs/reliability.md": of_reliability,
     "docs/rerank.md": of_rerank,
     "docs/scale.md": of_scale,
     "docs/searching.md": of_searching,
+    "docs/server.md": of_server,
     "docs/when-to-use.md": of_when_to_use,
 }
 

@@ -178,7 +178,7 @@ def test_image_shows_fit_words_questions_and_metadata(page: Page) -> None:
     assert "red" in detail.locator("mark.for").all_inner_texts()
     expect(detail.locator(".scale")).to_have_count(2)
     expect(detail.locator("h2")).to_be_focused()
-    detail.get_by_role("button", name="What would you ask of it?").click()
+    detail.get_by_role("button", name="Write some").click()
     expect(detail.locator(".questions button")).to_have_text("what is the colour of the thing?")
     assert link(page)["image"] == [chosen]
     page.keyboard.press("ArrowRight")
@@ -280,15 +280,16 @@ def test_names_of_keys_mean_the_metadata(page: Page) -> None:
         assert Filter.parse(f"{name} = 1") == Filter("in", ("metadata", key), (1,))
 
 
-def test_date_that_is_none_stays_in_the_filter(page: Page) -> None:
-    go(page, "/?where=taken+<+'june'")
+@pytest.mark.parametrize("date", ["june", "2019-02-01T12:00"])
+def test_date_that_no_form_can_show_stays_in_the_filter(page: Page, date: str) -> None:
+    go(page, f"/?where=taken+<+'{date}'")
     expect(page.locator("#summary")).to_contain_text("with this filter")
     page.click("#open-refine")
     expect(page.locator("[aria-label='taken to']")).to_have_value("")
     page.fill("[aria-label='year at least']", "2008")
     page.click("button:text-is('Filter')")
     expect(page.locator(".chip")).to_have_count(2)
-    assert link(page) == {"where": ["taken < 'june' and year >= 2008"]}
+    assert link(page) == {"where": [f"taken < '{date}' and year >= 2008"]}
 
 
 def test_wrong_filter_is_explained(page: Page) -> None:
@@ -432,6 +433,23 @@ def test_busy_server_is_explained_and_can_be_asked_again(page: Page) -> None:
     page.unroute("**/api/search", refuse)
     page.get_by_role("button", name="Try again").click()
     settled(page)
+    expect(page.get_by_role("alert")).to_be_empty()
+
+
+@pytest.mark.parametrize(
+    ("path", "route"), [("/", "**/api/images?*"), ("/?q=red&cut=0&fold=0", "**/api/search")]
+)
+def test_scrolling_goes_on_after_a_page_that_failed(page: Page, path: str, route: str) -> None:
+    go(page, path)
+    page.route(route, refuse)
+    while not page.get_by_role("button", name="Try again").count():
+        page.mouse.wheel(0, 20_000)
+        page.wait_for_timeout(50)
+    page.unroute(route, refuse)
+    page.get_by_role("button", name="Try again").click()
+    while len(ids(page)) < N + 1:
+        page.mouse.wheel(0, 20_000)
+        page.wait_for_timeout(50)
     expect(page.get_by_role("alert")).to_be_empty()
 
 

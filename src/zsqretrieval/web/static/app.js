@@ -21,8 +21,8 @@ try {
   throw error;
 }
 
-const browse = new Browse(album);
-const results = new Results(album);
+const browse = new Browse(album, show);
+const results = new Results(album, show);
 const search = (patch) => go({ ...state, ask: "", dialog: "", image: "", ...patch });
 const terms = startTerms(album, search);
 const like = (ids, weight) =>

@@ -11,8 +11,9 @@ const SORTS = { best: "-added", newest: "-taken", oldest: "taken" };
 const keyOf = ({ sort, where }) => `${SORTS[sort]} ${where}`;
 
 export class Browse {
-  /** @param {object} album what `/api/album` says */
-  constructor(album) {
+  /** @param {object} album what `/api/album` says @param {function(): void} again tries a failed page once more */
+  constructor(album, again) {
+    this.again = again;
     this.place = find("#results");
     const first = find(".gallery", this.place);
     if (first) this.start({ sort: "best", where: "" }, { content: [first], shown: all(".tile", first).length });
@@ -55,7 +56,7 @@ export class Browse {
       if (run !== this.run) return;
       this.key = null;
       this.total = shown;
-      complain(error, () => this.show({ sort, where }));
+      complain(error, this.again);
     } finally {
       this.busy = false;
       if (run !== this.run) this.page();

@@ -29,6 +29,8 @@ export const narrowed = (where, condition) => {
 
 const SIMPLE = /^(`(?:[^`]|``)*`|[\w.]+) (>=|<=|<|=|contains) (?:'((?:[^']|'')*)'|(-?[\d.e+]+))$/i;
 
+const DAY = /^\d{4}-\d\d-\d\d$/; // a date with a time stays a condition of its own
+
 /** A condition of one field as the forms write it; null for others. */
 function read(condition) {
   const [, field, operator, text, number] = SIMPLE.exec(condition) ?? [];
@@ -65,6 +67,10 @@ function useful(fields) {
   return several.sort((a, b) => place(a) - place(b)).slice(0, MOST);
 }
 
+/** A condition on a field, to show how one is written. */
+const example = ({ name, type, values, min }) =>
+  type === "text" ? `${name} contains ${quoted(values[0])}` : `${name} >= ${type === "date" ? quoted(min.slice(0, 10)) : min}`;
+
 /**
  * A form for the fields of the album.
  * @param {{name: string, type: "number"|"text"|"date", values: unknown[], min: unknown, max: unknown}[]} fields
@@ -75,9 +81,10 @@ export function filterForm(fields, where, apply) {
   const parts = conditions(where);
   const simple = parts.map(read);
   const inputs = [];
-  const rows = useful(fields).map((field) => {
+  const known = useful(fields);
+  const rows = known.map((field) => {
     const made = (INPUTS[field.type] ?? INPUTS.text)(field).map((one) => {
-      const now = simple.find((part) => part?.field === field.name && part.operator === one.operator);
+      const now = simple.find((part) => part?.field === field.name && part.operator === one.operator && (one.type !== "date" || DAY.test(part.value)));
       const list = one.values?.length ? `values-${field.name}` : null;
       const input = el("input", {
         type: one.type, step: one.type === "number" ? "any" : null, list, placeholder: one.placeholder, autocomplete: "off",
@@ -90,7 +97,7 @@ export function filterForm(fields, where, apply) {
     });
     return el("fieldset", {}, el("legend", {}, field.name), ...made);
   });
-  const text = el("input", { type: "text", value: where, spellcheck: "false", autocomplete: "off", placeholder: "year > 2010 and not tags contains 'food'" });
+  const text = el("input", { type: "text", value: where, spellcheck: "false", autocomplete: "off", placeholder: known.slice(0, 2).map(example).join(" and ") });
   const form = el(
     "form",
     { class: "filter" },

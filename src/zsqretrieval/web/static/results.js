@@ -10,9 +10,9 @@ const PAGE = 60;
 const LAST = 1800; // the server's last offset
 
 export class Results {
-  /** @param {object} album what `/api/album` says */
-  constructor(album) {
-    this.album = album;
+  /** @param {object} album what `/api/album` says @param {function(): void} again tries a failed page once more */
+  constructor(album, again) {
+    Object.assign(this, { album, again });
     this.place = find("#results");
     this.hits = [];
     this.key = "";
@@ -64,7 +64,7 @@ export class Results {
       this.ended = this.broken = true;
       if (!this.hits.length) this.place.replaceChildren();
       find("#summary").textContent = this.hits.length ? "" : "No answer";
-      complain(error, () => ((this.ended = false), before.length ? this.page() : this.show(this.state)));
+      complain(error, this.again);
       if (!(error instanceof ApiError)) throw error;
     } finally {
       if (this.stop === stop) this.busy = false;

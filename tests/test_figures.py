@@ -165,6 +165,16 @@ def of_scale() -> Iterator[str]:
     yield f"| {found['remove']['remove_seconds']:.0f} s; a search found none"
 
 
+def of_scoring() -> Iterator[str]:
+    found = numbers("data/performance-scoring.json")
+    for name, route in found["routes"].items():
+        speedup = found["routes"]["naive"]["seconds"] / route["seconds"]
+        work, rate = route["flops"] / 1e9, route["flops"] / 1e9 / route["seconds"]
+        each, share = work / found["candidates"], 100 * route["ceiling_share"]
+        yield f"| {name} | {speedup:.1f} | {each:.0f} | {rate:.0f} | {share:.0f} % |"
+    yield f"{found['ceiling'] / 1e9:.0f} GFLOP/s in float32"
+
+
 def of_server() -> Iterator[str]:
     found = numbers("data/serve.json")
     for title, load in {"first stage alone": "first stage", "re-ranked, 20 candidates": "re-ranked"}.items():
@@ -201,6 +211,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "docs/reliability.md": of_reliability,
     "docs/rerank.md": of_rerank,
     "docs/scale.md": of_scale,
+    "docs/scoring.md": of_scoring,
     "docs/searching.md": of_searching,
     "docs/server.md": of_server,
     "docs/when-to-use.md": of_when_to_use,

@@ -61,7 +61,6 @@ def test_page_shows_goals_and_leaves_missing_sections_out(tmp_path: Path) -> Non
         "queries in batch, to hnswlib: at least 4x | 4.5x at 0.90, 4.25x at 0.95, none at 0.98 | missed",
         "CPU time of the build, to hnswlib: at most 0.2x | 0.1x | reached |",
         "resident memory, to hnswlib: at most 0.15x | 0.5x | missed |",
-        "build, two threads to one: at least 1.8x | none | not measured: ",
         "to the product alone: at least 60 % | 82 % | reached |",
         "| compressed | 1.5 | 2,200 | 1,000 | - | - | 1,000 | - | - |",
         "| best peer, batch | 4.50 (4.00 to 5.00) scann | 4.25 (4.00 to 5.00) scann | - |",

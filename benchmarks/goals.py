@@ -86,6 +86,11 @@ def _index(batch: float, single: float, missed: str, *best: str) -> tuple[Goal, 
     )
 
 
+def _depth(facts: Facts) -> Facts:
+    """What stopping at the preset's bound gave."""
+    return next(way for way in facts["ways"] if way["way"] == "risk 0.5")
+
+
 SECTIONS = (
     Section(
         "Index, 100,000 synthetic vectors", "performance-index.json",
@@ -117,7 +122,8 @@ SECTIONS = (
         ),
     ),
     Section(
-        "Scoring engine", "performance-scoring.json", "benchmarks.scoring --candidates 100 --profile --dtype float32",
+        "Scoring engine", "performance-scoring.json",
+        "benchmarks.scoring --candidates 100 --profile --dtype float32",
         (
             Goal("fastest route to pair by pair, 100 candidates", lambda facts: facts["speedup"], 6),
             Goal(
@@ -128,7 +134,19 @@ SECTIONS = (
     ),
     Section(
         "Adaptive depth", "performance-depth.json",
-        "benchmarks.depth flickr8k:DIR --split test --work WORK", (), "depth",
+        "benchmarks.depth flickr8k:DIR --split test --queries 100 --risks 0.05,0.1,0.2,0.5,1,2 --work WORK",
+        (
+            Goal(
+                "with risk=0.5, of the time of all candidates", lambda f: _depth(f)["time_ratio"],
+                1 / 3, "%", at_most=True,
+            ),
+            Goal(
+                "with risk=0.5, recall to that of all candidates",
+                lambda f: {name: 100 * _depth(f)[name]["gain"] for name in ("R@1", "R@5", "R@10")},
+                0, "points",
+            ),
+        ),
+        "depth",
     ),
     Section(
         "Image features on disk", "performance-states.json", "benchmarks.states",

@@ -23,7 +23,7 @@ The weights of a step are a running average over its last two thirds.
 
 The loss is CLIP's symmetric cross entropy over a batch. A part of the target is spread over captions of
 similar meaning, since "a dog runs" is not wrong for another running dog. Deterministic under ``--seed`` for a
-given number of threads and version of torch.
+given kind of processor, number of threads and version of torch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from zsqretrieval._util.torch import ensure_torchvision
+from zsqretrieval._util.torch import ensure_torchvision, resolve_dtype
 from zsqretrieval.data.images import decode
 from zsqretrieval.data.samples import photographs
 from zsqretrieval.evaluation.datasets.readers import read_images
@@ -59,6 +59,8 @@ from zsqretrieval.mini.weights import read_base_weights
 from zsqretrieval.types import Image
 
 log = logging.getLogger("train_mini_encoder")
+
+_, DTYPE = resolve_dtype(None, torch.device("cpu"))  # bfloat16, which CPUs without it compute very slowly
 
 VIEWS = 7
 CAPTIONS = 5
@@ -171,7 +173,7 @@ def reworded(caption: str, random: np.random.Generator) -> str:
 def image_features(tower: ImageTower, data: Path, split: str, views: int, work: Path) -> None:
     """Write the grids of every view, float16 [n, 208, 9, 9], and the classes of view 0, float16 [n, 1000]."""
     images = [decode(image) for image, _ in captioned(data, split)]
-    low = copy.deepcopy(tower).to(torch.bfloat16)
+    low = copy.deepcopy(tower).to(DTYPE)
     for view in range(views):
         path = work / f"{split}-grid-{view}.npy"
         if path.exists():
@@ -180,7 +182,7 @@ def image_features(tower: ImageTower, data: Path, split: str, views: int, work: 
         for start in range(0, len(images), 50):
             batch = [augmented(one, view, start + i) for i, one in enumerate(images[start : start + 50])]
             with torch.inference_mode():
-                grid = low.trunk(scale_pixels(torch.from_numpy(np.stack(batch))).to(torch.bfloat16))
+                grid = low.trunk(scale_pixels(torch.from_numpy(np.stack(batch))).to(DTYPE))
                 classes.append(low.class_probabilities(low.own(grid)).half().numpy())
                 grids.append(grid.half().contiguous().numpy())
         if view == 0:
@@ -202,7 +204,7 @@ def text_features(tower: TextTower, tokenizer: Tokenizer, texts: list[str], path
         longest = max(len(tokens[i]) for i in chosen)
         ids = torch.tensor([tokens[i] + [0] * (longest - len(tokens[i])) for i in chosen])
         mask = torch.tensor([[1.0] * len(tokens[i]) + [0.0] * (longest - len(tokens[i])) for i in chosen])
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), autocast():
             states = tower.trunk(ids, mask)
             vectors = tower.sentence(tower.own(states, mask), mask)
         sentence[chosen] = vectors.float().numpy()
@@ -212,6 +214,11 @@ def text_features(tower: TextTower, tokenizer: Tokenizer, texts: list[str], path
     save(path.with_suffix(".hidden.npy"), np.concatenate(hidden))
     save(path.with_suffix(".sentence.npy"), sentence)
     log.info("%s: %d texts", path.name, len(texts))
+
+
+def autocast() -> torch.autocast:
+    """Computation in 16 bits where the CPU is fast in them."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=DTYPE is torch.bfloat16)
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -320,7 +327,7 @@ def train(model: Model, phase: Phase, work: Path, seed: int) -> None:
         captions = chosen * CAPTIONS + random.integers(CAPTIONS, size=len(chosen))
         wordings = captions + n * CAPTIONS * (random.random(len(chosen)) < phase.reworded)
         model.dropping_out(phase.own)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             pixels = torch.from_numpy(grid).contiguous(memory_format=torch.channels_last)
             image = model.encode_image(pixels, phase.own)
             text = model.encode_text(*texts.batch(wordings), phase.own)

@@ -21,7 +21,7 @@ Each step writes a file to ``--work``; a restarted script skips the steps that a
    shows a caption, its own or that of a similar image.
 
 The weights of a phase are a running average over its last two thirds, saved every 200 steps. Deterministic
-under ``--seed`` for a given number of threads and version of torch.
+under ``--seed`` for a given kind of processor, number of threads and version of torch.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from train_mini_encoder import (
     STOP_WORDS,
     VIEWS,
     arguments,
+    autocast,
     captioned,
     image_features,
     sample,
@@ -373,7 +374,7 @@ def train(model: MiniModel, phase: Phase, writer: Writer, near: np.ndarray, work
         views = random.integers(len(grids), size=len(chosen))
         grid = np.stack([grids[view][image] for view, image in zip(views, chosen, strict=True)])
         to_training(model)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             pasts = look(model, torch.from_numpy(grid.astype(np.float32)), names[torch.from_numpy(chosen)])
             loss = torch.zeros(())
             if phase.ranking:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,42 +16,15 @@ Numbers: TypeAlias = "dict[str, NDArray[Any] | list[str]]"
 """Arrays and lists of texts, by ``part.what``."""
 
 
-@dataclass(frozen=True)
-class Tolerances:
-    """How far numbers may lie apart; of texts, how many may differ.
-
-    With another batch size and number of threads, on a CPU with AMX, 0.14 nats, 0.085 of yes against no, one
-    question of 50 and no caption were seen to differ in bfloat16, and 2e-5 nats in float32.
-    """
-
-    cosine: float
-    nats: float  # the sum over a text's tokens
-    drift: float  # of nats, on average: rounding goes both ways
-    polar: float  # the same of one token against another
-    probability: float  # after a dialog's answers
-    vector: float
-    recall: float
-    captions: int
-    questions: int  # which are drawn
-
-    @property
-    def fused(self) -> float:
-        """By the preset's fusion, 100 * cosine + 1.5 * log-likelihood."""
-        return 100 * self.cosine + 1.5 * self.nats
-
-
-BFLOAT16 = Tolerances(
-    cosine=1e-5,
-    nats=0.25,
-    drift=0.005,
-    polar=0.15,
-    probability=0.03,
-    vector=1e-4,
-    recall=0.005,
-    captions=1,
-    questions=5,
-)
-FLOAT32 = replace(BFLOAT16, nats=5e-4, drift=1e-4, polar=5e-4, probability=5e-4, captions=0)
+# How far numbers in float32 may lie apart. Other batch sizes and numbers of threads gave 2e-5 nats.
+COSINE = 1e-5
+NATS = 5e-4  # the sum over a text's tokens, and one token against another
+DRIFT = 1e-4  # of nats, on average: rounding goes both ways
+FUSED = 100 * COSINE + 1.5 * NATS  # by the preset's fusion
+PROBABILITY = 5e-4  # after a dialog's answers
+VECTOR = 1e-4
+RECALL = 0.005
+QUESTIONS = 5  # that may differ, since they are drawn
 
 
 @dataclass(frozen=True)
@@ -69,14 +42,13 @@ class Row:
         return self.difference <= self.tolerance
 
 
-def compare(old: Numbers, now: Numbers, tolerances: Tolerances) -> list[Row]:
+def compare(old: Numbers, now: Numbers) -> list[Row]:
     """All that the file holds against what was measured now."""
     if old.keys() != now.keys():
         return [Row("file", f"only one has {', '.join(sorted(old.keys() ^ now.keys()))}", np.inf, 0)]
     rows = []
     for what, texts in old.items():
         if isinstance(texts, list):
-            allowed = {"captions.texts": tolerances.captions, "questions.texts": tolerances.questions}
             if what == "questions.pictures":
                 continue
             differ = sum(a != b for a, b in zip_longest(texts, now[what]))
@@ -85,15 +57,16 @@ def compare(old: Numbers, now: Numbers, tolerances: Tolerances) -> list[Row]:
                     set(zip(some["questions.pictures"], some[what], strict=True)) for some in (old, now)
                 )
                 differ = max(len(was - current), len(current - was))
-            rows.append(Row(what, f"{len(texts)} texts, different", differ, allowed.get(what, 0)))
+            allowed = QUESTIONS if what == "questions.texts" else 0
+            rows.append(Row(what, f"{len(texts)} texts, different", differ, allowed))
     ranked = {
-        ("search.candidates", "search.cosines"): tolerances.cosine,
-        ("search.candidates", "search.likelihoods"): tolerances.nats,
-        ("search.candidates", "search.yes_no"): tolerances.polar,
-        ("search.order", "search.fused"): tolerances.fused,
-        ("bank.candidates", "bank.normalized"): tolerances.cosine,
-        ("bank.order", "bank.fused"): tolerances.fused,
-        ("dialog.order", "dialog.probabilities"): tolerances.probability,
+        ("search.candidates", "search.cosines"): COSINE,
+        ("search.candidates", "search.likelihoods"): NATS,
+        ("search.candidates", "search.yes_no"): NATS,
+        ("search.order", "search.fused"): FUSED,
+        ("bank.candidates", "bank.normalized"): COSINE,
+        ("bank.order", "bank.fused"): FUSED,
+        ("dialog.order", "dialog.probabilities"): PROBABILITY,
     }
     for (ids, scores), tolerance in ranked.items():
         if ids not in old:
@@ -101,16 +74,16 @@ def compare(old: Numbers, now: Numbers, tolerances: Tolerances) -> list[Row]:
         apart, drift, disorder = rankings_apart(old[ids], old[scores], now[ids], now[scores])
         rows.append(Row(scores, f"{len(old[ids])} rankings, scores by id", apart, tolerance))
         if scores == "search.likelihoods":
-            rows.append(Row(scores, "the same, on average", drift, tolerances.drift))
+            rows.append(Row(scores, "the same, on average", drift, DRIFT))
         if scores not in ("search.likelihoods", "search.yes_no"):  # which nothing is sorted by
             # two scores that each move by the tolerance can pass each other from twice that
             rows.append(Row(ids, "old scores in new order, largest rise", disorder, 2 * tolerance))
     plain = {
-        "captions.likelihoods": tolerances.nats,
-        "questions.likelihoods": tolerances.nats,
-        "questions.vectors": tolerances.vector,
-        "recall.exact": tolerances.recall,
-        "recall.graph": tolerances.recall,
+        "captions.likelihoods": NATS,
+        "questions.likelihoods": NATS,
+        "questions.vectors": VECTOR,
+        "recall.exact": RECALL,
+        "recall.graph": RECALL,
     }
     for what, tolerance in plain.items():
         if what in old:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from comparing import FLOAT32, compare, failures, load, rankings_apart
+from comparing import compare, failures, load, rankings_apart
 from golden import SMALL, measure_small
 
 
 def test_measured_numbers_equal_the_committed_ones() -> None:
     old = load(SMALL)
-    assert failures(compare(old, measure_small(old), FLOAT32)) == []
+    assert failures(compare(old, measure_small(old))) == []
 
 
 def test_changed_number_is_a_failure() -> None:
     old, now = load(SMALL), load(SMALL)
-    assert failures(compare(old, now, FLOAT32)) == []
+    assert failures(compare(old, now)) == []
     for what, some in now.items():
         for change in (1, np.nan):
             changed = some[:-1] if isinstance(some, list) else some * 1.0
             if not isinstance(changed, list):
                 changed[(0,) * changed.ndim] += change
-            assert failures(compare(old, {**now, what: changed}, FLOAT32)), (what, change)
+            assert failures(compare(old, {**now, what: changed})), (what, change)
 
 
 def test_swapped_neighbours_differ_by_their_scores() -> None:

@@ -117,8 +117,15 @@ SECTIONS = (
         "Index, two threads", "performance-threads.json",
         "benchmarks.index --vectors 100000 --threads 2 --systems compressed",
         (
-            Goal("build, two threads to one", lambda f: f["scaling"]["compressed"]["build_speedup"], 1.8),
-            Goal("batch, two threads to one", lambda f: f["scaling"]["compressed"]["batch_speedup"], 1.8),
+            Goal(
+                "build, two threads to one", lambda f: f["scaling"]["compressed"]["build_speedup"], 1.8,
+                reason="missed: half of a build is faiss's k-means, which gains a fifth from a second core, "
+                "and only with OMP_NUM_THREADS=2; digests and checks are Python's",
+            ),
+            Goal(
+                "batch, two threads to one", lambda f: f["scaling"]["compressed"]["batch_speedup"], 1.8,
+                reason="missed by a little; another run gave 1.88x",
+            ),
         ),
     ),
     Section(
@@ -173,7 +180,7 @@ SECTIONS = (
                 "from zsq search to the answer",
                 lambda f: {name: f["commands"][name]["wall_s"]["median"] for name in ANSWERS},
                 3, "s", at_most=True,
-                reason="missed: on this machine the import of torch alone takes more than that",
+                reason="missed: on this machine the import of torch alone takes nearly that",
             ),
         ),
     ),

@@ -409,9 +409,13 @@ def _joined(found: Sequence[Neighbors]) -> Neighbors:
 
 def _loses_neighbors(sample: NDArray[np.float32], directions: NDArray[np.float32]) -> bool:
     """Whether candidates by components would miss many true neighbours among vectors of a sample."""
-    queries = sample[:_CHECKED]
-    truth = np.argsort(-(queries @ sample.T), axis=1)[:, 1:11]  # without the vector itself
-    reduced = sample @ directions
-    close = np.argsort(-(reduced[: len(queries)] @ reduced.T), axis=1)[:, :61]
+    itself = np.arange(min(_CHECKED, len(sample)))
+
+    def nearest(vectors: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        scores = vectors[itself] @ vectors.T
+        scores[itself, itself] = -np.inf
+        return np.argpartition(-scores, count, axis=1)[:, :count]
+
+    truth, close = nearest(sample, 10), nearest(sample @ directions, 60)
     found = (truth[:, :, None] == close[:, None, :]).any(axis=2)
     return bool(found.mean() < _ENOUGH)

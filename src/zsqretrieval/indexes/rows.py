@@ -80,16 +80,17 @@ class RowStore:
         """
         q, m = rows.shape
         rows = np.maximum(np.where(rows < 0, rows[:, :1], rows), 0)
-        scores = np.empty((q, m, 1), np.float32)
+        scores = np.empty((q, m), np.float32)
         for start in range(0, q, _QUERIES):
             block = slice(start, start + _QUERIES)
             numbers = self._numbers(rows[block].ravel()).astype(np.float32)
             vectors = numbers.reshape(-1, m, self._dim)  # [q, m, dim]
-            np.matmul(vectors, queries[block, :, None], out=scores[block])
+            # matmul would let BLAS start threads for each query.
+            np.vecdot(vectors, queries[block, None, :], out=scores[block])
         scores /= _SCALE
         np.minimum(scores, 1, out=scores)
         np.maximum(scores, -1, out=scores)
-        return scores[..., 0]
+        return scores
 
     # --- on disk
 

@@ -72,7 +72,7 @@ def shots(page: Page) -> Iterator[tuple[str, bytes]]:
     search(page, q=QUESTION)
     page.click(".tile .open >> nth=0")
     page.wait_for_selector("mark")
-    page.get_by_role("button", name="Write some").click()
+    page.get_by_role("button", name="Write questions").click()
     page.wait_for_selector(".questions button")
     yield "image", take(page, WIDE)
     search(page, q=SEVERAL, order="both")

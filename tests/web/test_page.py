@@ -178,7 +178,7 @@ def test_image_shows_fit_words_questions_and_metadata(page: Page) -> None:
     assert "red" in detail.locator("mark.for").all_inner_texts()
     expect(detail.locator(".scale")).to_have_count(2)
     expect(detail.locator("h2")).to_be_focused()
-    detail.get_by_role("button", name="Write some").click()
+    detail.get_by_role("button", name="Write questions").click()
     expect(detail.locator(".questions button")).to_have_text("what is the colour of the thing?")
     assert link(page)["image"] == [chosen]
     page.keyboard.press("ArrowRight")

@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -84,6 +84,8 @@ class Guard:
 
         self.open += 1
         try:
+            if self.ending:
+                await self._drain(receive)
             if (address := self._admit(scope)) is not None:
                 name, value = _cookie(Headers(scope=scope)), quote(str(self._settings.token))
                 cookie = f"{name}={value}; HttpOnly; SameSite=Lax; Path=/"
@@ -180,6 +182,13 @@ class Guard:
             return message
 
         return receiving
+
+    async def _drain(self, receive: Receive) -> None:
+        """Read a request whose connection will be closed: unread bytes would take the answer along."""
+        receiving = self._limited(receive, _BODY)
+        with suppress(Refused):
+            while (await receiving()).get("more_body"):
+                pass
 
     def end(self) -> None:
         """Answer requests that have not arrived with 503."""

@@ -21,6 +21,7 @@ from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.web.guard import Guard
 
 _QUIET = 0.3  # seconds in which clients of open connections learn that the server ends
+_INSIDE = 2.0  # seconds in which the last open connections may still ask
 _IDLE = 120  # seconds that a connection stays open; a client may use one that is just being closed
 _LAST = 10  # seconds in which requests that get no time any more are told so
 
@@ -97,6 +98,15 @@ class Server(uvicorn.Server):
             self._guard.ending, self._since = True, time.monotonic()
         else:
             self._since = -math.inf
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the door first, and answer those who are inside, whose requests uvicorn would not read."""
+        for door in self.servers:
+            door.close()
+        until = time.monotonic() + _INSIDE
+        while self.server_state.connections and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end; asked ten times a second."""

@@ -96,7 +96,7 @@ export function startDetail(album, actions) {
     const list = el("ul", { class: "questions" });
     const add = (found) => list.append(...found.map(({ text }) => el("li", {}, button(text, () => actions.ask(text), { class: "link", dir: "auto" }))));
     add(image.questions);
-    const more = image.questions.length ? null : button("Write some", ask, { class: "plain" });
+    const more = image.questions.length ? null : button("Write questions", ask, { class: "plain" });
     async function ask() {
       more.disabled = true;
       more.textContent = "Thinking …";

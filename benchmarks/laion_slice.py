@@ -65,7 +65,7 @@ class SliceEncoder:
         raise NotImplementedError
 
 
-def write_slice(folder: Path, rows: int, captions: Sequence[str]) -> None:
+def write_slice(folder: Path, rows: int, captions: Sequence[str]) -> dict[str, float]:
     """Write embeddings and metadata as clip-retrieval does, with LAION's columns, and the queries."""
     data = cliplike(rows, _QUERIES, dim=_DIM)
     np.save(folder / "queries.npy", data.text_queries)
@@ -93,6 +93,7 @@ def write_slice(folder: Path, rows: int, captions: Sequence[str]) -> None:
         )
         np.save(folder / "slice" / "img_emb" / f"img_emb_{shard:04}.npy", vectors.astype(np.float16))
         parquet.write_table(table, folder / "slice" / "metadata" / f"metadata_{shard:04}.parquet")
+    return {"rows": rows}
 
 
 def opened(folder: Path, place: str) -> Retriever:
@@ -188,17 +189,20 @@ def remove(folder: Path, place: str) -> dict[str, float]:
     }
 
 
-def _child(step: Callable[[Path, str], dict[str, float]], folder: Path, place: str, results: Any) -> None:
-    found = step(folder, place)
+def _child(step: Callable[..., dict[str, float]], arguments: Sequence[Any], results: Any) -> None:
+    found = step(*arguments)
     results.put((found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0))
 
 
-def apart(name: str, step: Callable[[Path, str], dict[str, float]], folder: Path, place: str) -> Step:
-    """Run a step in a process of its own."""
+def apart(name: str, step: Callable[..., dict[str, float]], *arguments: Any) -> Step:
+    """Run a step in a process of its own.
+
+    Linux counts the memory of the process that starts another as that of the other, so all steps run apart.
+    """
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     begin = time.perf_counter()
-    process = context.Process(target=_child, args=(step, folder, place, results))
+    process = context.Process(target=_child, args=(step, arguments, results))
     process.start()
     process.join()
     if process.exitcode:
@@ -211,8 +215,7 @@ def bench_slice(
     folder: Path, rows: int, captions: Sequence[str], *, milvus: bool, album: bool = True
 ) -> list[Step]:
     """All steps, in an empty folder."""
-    write_slice(folder, rows, captions)
-    steps = []
+    steps = [apart("write", write_slice, folder, rows, captions)]
     if album:
         steps += [
             apart(name, step, folder, "album")

@@ -209,8 +209,8 @@ def of_reliability() -> Iterator[str]:
     )
     yield f"{counts[0]['200']:,} answers with status 200 and {counts[0]['429']:,} with 429 by the first stage"
     yield f"{counts[1]['200']:,} and {counts[1]['429']:,} with re-ranking"
-    yield f"{counts[2]['503']:,} requests got 503, none half an answer"
-    yield f"{found['ended']['lost']} connections that it had not taken yet"
+    assert not found["ended"]["lost"] + found["ended"]["half_answered"] + found["ended"]["exit_code"]
+    yield f"{counts[2]['503']:,} requests got 503, none was lost and no answer was half"
 
 
 PAGES: dict[str, Callable[[], Iterator[str]]] = {

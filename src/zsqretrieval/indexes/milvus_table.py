@@ -75,8 +75,8 @@ class Milvus:
             is 4 for types of index that compress vectors, else 0.
         partition: partition that rows go to, made when missing, and that is searched; all when empty.
         partition_field: metadata key whose value names the partition of a row; ``partition`` without one.
-        timeout: seconds after which a request fails, unless it builds an index; until then it is repeated, at
-            growing intervals.
+        timeout: seconds after which a request to a server fails, unless it builds an index; until then it is
+            repeated, at growing intervals. milvus-lite, which orders its files in between, may take longer.
 
     Raises:
         InvalidInputError: a value is out of range.
@@ -210,7 +210,7 @@ class Table:
             while True:
                 try:
                     client = self._connected()
-                    limit = None if method in _LONG else place.timeout
+                    limit = None if method in _LONG or place.is_embedded else place.timeout
                     return getattr(client, method)(place.collection, timeout=limit, **arguments)
                 except self._milvus.MilvusException as error:
                     if error.code not in (_AWAY, _NOT_LOADED) or time.monotonic() + wait > end:

@@ -24,11 +24,13 @@ def numbers(path: str) -> Any:
 
 
 class Row:
-    """A system of the verdict, text to image: its recall in percent and its gain in points."""
+    """A system of the verdict: its recall in percent and its gain in points."""
 
-    def __init__(self, form: str, system: str, measure: str = "R@1") -> None:
+    def __init__(
+        self, form: str, system: str, measure: str = "R@1", direction: str = "text to image"
+    ) -> None:
         rows = VERDICT[VERDICT["group"] == "systems"]
-        rows = rows[(rows["direction"] == "text to image") & (rows["form"] == form)]
+        rows = rows[(rows["direction"] == direction) & (rows["form"] == form)]
         rows = rows[(rows["system"] == system) & (rows["measure"] == measure)]
         (self.row,) = rows.to_dict("records")
 
@@ -174,6 +176,21 @@ def of_scale() -> Iterator[str]:
     yield f"| {found['remove']['remove_seconds']:.0f} s; a search found none"
 
 
+def of_mini_encoder() -> Iterator[str]:
+    for direction in ("text to image", "image to text"):
+        row = " | ".join(Row("caption", "mini", f"R@{k}", direction).value for k in (1, 5, 10))
+        yield f"| Flickr8k test | {direction} | {row} |"
+
+
+def of_mini_generator() -> Iterator[str]:
+    for system in ("fused", "normalized+fused"):
+        caption, question = (
+            Row(form, system).row["value"] / Row(form, "mini").row["value"] for form in FORMS.values()
+        )
+        yield f"{caption:.2f} times" if system == "fused" else f"{caption:.2f} and {question:.2f} times"
+        yield f"{question:.2f} times"
+
+
 def of_scoring() -> Iterator[str]:
     found = numbers("data/performance-scoring.json")
     for name, route in found["routes"].items():
@@ -215,6 +232,8 @@ def of_reliability() -> Iterator[str]:
 
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "README.md": of_readme,
+    "docs/mini-encoder.md": of_mini_encoder,
+    "docs/mini-generator.md": of_mini_generator,
     "docs/questions.md": of_questions,
     "docs/quickstart.md": of_adding,
     "docs/reliability.md": of_reliability,

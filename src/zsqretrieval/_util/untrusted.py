@@ -52,7 +52,8 @@ def mended_json(value: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def _mended(value: Any, depth: int, notes: dict[str, None]) -> Any:
-    if value is None or (type(value) is str and value.isascii()):
+    kind = type(value)
+    if value is None or (kind is str and value.isascii()) or (kind is float and math.isfinite(value)):
         return value  # most values
     if isinstance(value, str):
         if not is_unicode(value):

@@ -42,10 +42,13 @@ _ADVICE = {
 }
 
 
+_ENCODER = json.JSONEncoder(allow_nan=False)
+
+
 def to_json(value: Any, what: str) -> str:
     """A value as JSON for a column; an InvalidInputError if it cannot be."""
     try:
-        text = json.dumps(value, allow_nan=False)
+        text = _ENCODER.encode(value)
         check_depth(value)
         return text
     except (TypeError, ValueError, RecursionError) as error:

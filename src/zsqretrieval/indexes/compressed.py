@@ -314,11 +314,13 @@ class CompressedIndex(VectorIndex):
         share = view.row_count / self._table.size
         lists = math.ceil(max(probe, 2 * wanted * len(codes) / codes.size) / share)
         allowed = self._bits(view, filtered=filtered)
+        reduced = codes.reduced(queries)  # all at once, since BLAS would start threads for each part
 
-        def search(part: NDArray[np.float32]) -> Neighbors:
-            return self._refined(part, k, view, codes.search(part, wanted, lists, allowed))
+        def search(part: slice) -> Neighbors:
+            rows = codes.search(reduced[part], wanted, lists, allowed)
+            return self._refined(queries[part], k, view, rows)
 
-        parts = [queries[start : start + _TOGETHER] for start in range(0, max(len(queries), 1), _TOGETHER)]
+        parts = [slice(start, start + _TOGETHER) for start in range(0, max(len(queries), 1), _TOGETHER)]
         if len(parts) == 1 or self._cores == 1:
             return _joined([search(part) for part in parts])
         with ThreadPoolExecutor(self._cores) as pool:

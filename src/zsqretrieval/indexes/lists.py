@@ -106,13 +106,20 @@ class Lists:
         """Take the rows so far, whose codes keep these shares, as the measure of later ones."""
         self.trained, self.usual = self.size, _USUAL * float(np.quantile(kept, _RARE))
 
+    def reduced(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Queries [q, dim] as :meth:`search` takes them, float32 [q, reduced]."""
+        reduced = queries @ self.rotation
+        # faiss compares integers: it rounds the components of a query, too.
+        reduced *= _HIGHEST / np.maximum(np.abs(reduced).max(axis=1, keepdims=True), _TINY)
+        return reduced
+
     def search(
         self, queries: NDArray[np.float32], m: int, probe: int, allowed: NDArray[np.uint8] | None
     ) -> NDArray[np.int64]:
         """About the m best rows of each query, int64 [q, m]; -1 where the lists hold fewer.
 
         Args:
-            queries: float32 [q, dim].
+            queries: as :meth:`reduced` returns them.
             m: rows per query.
             probe: lists per query.
             allowed: a bit for every row that may be found, in little order; None for all.
@@ -123,12 +130,9 @@ class Lists:
             settings = faiss.SearchParametersIVF(nprobe=probe, sel=selector)
             if allowed is None:
                 self._settings = settings  # making them takes as long as a third of a small search
-        reduced = queries @ self.rotation
-        # faiss compares integers: it rounds the components of a query, too.
-        reduced *= _HIGHEST / np.maximum(np.abs(reduced).max(axis=1, keepdims=True), _TINY)
-        scores, rows = np.empty((len(reduced), m), np.float32), np.empty((len(reduced), m), np.int64)
+        scores, rows = np.empty((len(queries), m), np.float32), np.empty((len(queries), m), np.int64)
         with openmp.threads(1):  # the caller spreads a batch over threads, with all that follows
-            self._native.search(reduced, m, D=scores, I=rows, params=settings)
+            self._native.search(queries, m, D=scores, I=rows, params=settings)
         return rows
 
     # --- on disk

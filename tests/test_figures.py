@@ -16,7 +16,13 @@ from zsqretrieval.laion.plan import plan
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-VERDICT = Results.from_json((DOCS / "verdict" / "numbers.json").read_text(encoding="utf-8")).table
+
+
+def results(path: str) -> Any:
+    return Results.from_json((DOCS / path).read_text(encoding="utf-8")).table
+
+
+VERDICT = results("verdict/numbers.json")
 
 
 def numbers(path: str) -> Any:
@@ -24,12 +30,13 @@ def numbers(path: str) -> Any:
 
 
 class Row:
-    """A system of the verdict: its recall in percent and its gain in points."""
+    """A system of an evaluation: its recall in percent and its gain in points."""
 
     def __init__(
-        self, form: str, system: str, measure: str = "R@1", direction: str = "text to image"
-    ) -> None:
-        rows = VERDICT[VERDICT["group"] == "systems"]
+        self, form: str, system: str, measure: str = "R@1", direction: str = "text to image",
+        table: Any = VERDICT,
+    ) -> None:  # fmt: skip
+        rows = table[table["group"] == "systems"]
         rows = rows[(rows["direction"] == direction) & (rows["form"] == form)]
         rows = rows[(rows["system"] == system) & (rows["measure"] == measure)]
         (self.row,) = rows.to_dict("records")
@@ -177,9 +184,17 @@ def of_scale() -> Iterator[str]:
 
 
 def of_mini_encoder() -> Iterator[str]:
-    for direction in ("text to image", "image to text"):
-        row = " | ".join(Row("caption", "mini", f"R@{k}", direction).value for k in (1, 5, 10))
-        yield f"| Flickr8k test | {direction} | {row} |"
+    for name, table in (("Flickr8k test", VERDICT), ("stamps, zero-shot", results("data/stamps.json"))):
+        for direction in ("text to image", "image to text"):
+            rows = [Row("caption", "mini", f"R@{k}", direction, table) for k in (1, 5, 10)]
+            yield f"| {name} | {direction} | {' | '.join(row.value for row in rows)} |"
+    shares = numbers("data/mini-encoder-shares.json")
+    for share in ("0", "0.25", "0.5", "1"):
+        cells = (
+            " / ".join(f"{100 * one:.1f}" for one in shares[name][share])
+            for name in ("dev of flickr8k", "test of stamps")
+        )
+        yield " | " + " | ".join(cells) + " |"
 
 
 def of_mini_generator() -> Iterator[str]:

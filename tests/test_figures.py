@@ -198,6 +198,16 @@ def of_mini_encoder() -> Iterator[str]:
 
 
 def of_mini_generator() -> Iterator[str]:
+    table = results("data/dev-captions.json")
+    yield f"among them for {100 * table[table['group'] == 'ceiling']['value'].max():.1f} %"
+    for title, system in {
+        "first stage (mini encoder)": "mini", "likelihood alone": "likelihood",
+        "yes or no alone": "yes_no", "fused, as in the preset": "fused",
+    }.items():  # fmt: skip
+        rows = [Row("caption", system, f"R@{k}", table=table) for k in (1, 5, 10)]
+        gains = ["" if system == "mini" else row.gain for row in rows]
+        cells = [cell for row, gain in zip(rows, gains, strict=True) for cell in (row.value, gain)]
+        yield " ".join(f"| {title} | {' | '.join(cells)} |".split())
     for system in ("fused", "normalized+fused"):
         caption, question = (
             Row(form, system).row["value"] / Row(form, "mini").row["value"] for form in FORMS.values()

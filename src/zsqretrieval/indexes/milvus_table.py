@@ -47,6 +47,7 @@ _BUILD: Mapping[str, Mapping[str, Any]] = {
     "SCANN": {"nlist": 1024},
 }
 _BYTES = 8_000_000  # of vectors in one request; servers take 64 MB, of rows with all their texts
+_PAGE = 4096  # rows that are read at a time: milvus-lite looks at all rows for each page
 _AWAY, _NOT_LOADED = 2, 101  # codes of errors: no server can be reached; the collection is not loaded
 _LONG = ("create_index", "load_collection", "flush")  # wait while an index is built
 _TYPES = {"float32": "FLOAT_VECTOR", "float16": "FLOAT16_VECTOR"}
@@ -325,7 +326,7 @@ class Table:
     def rows(self, columns: Sequence[str]) -> Iterator[list[Mapping[str, Any]]]:
         """All rows, in batches by rising key."""
         iterator = self.call(
-            "query_iterator", batch_size=1000, output_fields=list(columns), **self._searched()
+            "query_iterator", batch_size=_PAGE, output_fields=list(columns), **self._searched()
         )
         while True:
             with self._errors("query_iterator"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -62,18 +63,41 @@ def refuse(route: Route) -> None:
     route.fulfill(status=429, json=said)
 
 
+def scroll(page: Page, there: Callable[[], bool]) -> None:
+    """Scroll to the end until something is there."""
+    end = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < end, f"{len(ids(page))} images, {page.inner_text('main')[:300]!r}"
+        page.mouse.wheel(0, 20_000)
+        page.wait_for_timeout(50)
+
+
 # --- start and search ---------------------------------------------------------------------------------------
 
 
 def test_start_page_shows_newest_images_and_more_on_scrolling(page: Page) -> None:
     go(page)
     assert ids(page)[:2] == ["twin", f"cards/{N - 1} ?#%.png"]
-    while len(ids(page)) < N + 1:
-        page.keyboard.press("End")
-        page.mouse.wheel(0, 20_000)
-        page.wait_for_timeout(50)
+    page.keyboard.press("End")
+    scroll(page, lambda: len(ids(page)) > N)
     assert len(set(ids(page))) == N + 1
     expect(page.locator("#summary")).to_have_text(f"{N + 1} images")
+
+
+LATE = """
+const Real = IntersectionObserver;
+window.IntersectionObserver = class extends Real {
+  constructor(call, options) {
+    super((changes) => call([{ isIntersecting: false }, ...changes]), options);
+  }
+};
+"""
+
+
+def test_scrolling_goes_on_in_a_page_that_learns_of_several_changes_at_once(page: Page) -> None:
+    page.add_init_script(LATE)
+    go(page)
+    scroll(page, lambda: len(ids(page)) > N)
 
 
 def test_page_without_script_has_images_with_boxes_and_texts(browser: Browser, address: str) -> None:
@@ -141,9 +165,7 @@ def test_nothing_fits_is_said(page: Page) -> None:
 def test_pages_of_results_follow_on_scrolling(page: Page) -> None:
     go(page, "/?q=red&cut=0&fold=0")
     settled(page)
-    while len(ids(page)) < N + 1:
-        page.mouse.wheel(0, 20_000)
-        page.wait_for_timeout(50)
+    scroll(page, lambda: len(ids(page)) > N)
     assert len(set(ids(page))) == N + 1
 
 
@@ -160,9 +182,7 @@ def test_pages_keep_their_order_while_the_next_one_comes_or_fails(page: Page) ->
     page.click(".tile .open >> nth=0")
     expect(page.get_by_role("alert")).to_be_empty()
     page.keyboard.press("Escape")
-    while len(ids(page)) < N + 1:
-        page.mouse.wheel(0, 20_000)
-        page.wait_for_timeout(50)
+    scroll(page, lambda: len(ids(page)) > N)
 
 
 # --- one image ----------------------------------------------------------------------------------------------
@@ -442,14 +462,10 @@ def test_busy_server_is_explained_and_can_be_asked_again(page: Page) -> None:
 def test_scrolling_goes_on_after_a_page_that_failed(page: Page, path: str, route: str) -> None:
     go(page, path)
     page.route(route, refuse)
-    while not page.get_by_role("button", name="Try again").count():
-        page.mouse.wheel(0, 20_000)
-        page.wait_for_timeout(50)
+    scroll(page, lambda: page.get_by_role("button", name="Try again").count() > 0)
     page.unroute(route, refuse)
     page.get_by_role("button", name="Try again").click()
-    while len(ids(page)) < N + 1:
-        page.mouse.wheel(0, 20_000)
-        page.wait_for_timeout(50)
+    scroll(page, lambda: len(ids(page)) > N)
     expect(page.get_by_role("alert")).to_be_empty()
 
 

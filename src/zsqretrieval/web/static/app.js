@@ -93,8 +93,9 @@ async function open(shown) {
 // Endless scroll: the next page is asked for before its place comes into sight.
 const end = find("#end");
 const seen = new IntersectionObserver(
-  async ([entry]) => {
-    if (!entry.isIntersecting || state.ask) return;
+  async (changes) => {
+    // A busy page gets several changes at once, the last one last.
+    if (!changes.at(-1).isIntersecting || state.ask) return;
     await (searches(state) ? results : browse).page();
     watch();
   },

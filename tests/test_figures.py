@@ -172,11 +172,16 @@ def of_scale() -> Iterator[str]:
         yield f"| {said} |"
         yield f", {memory.machines} | {memory.rate:,.0f} |"
         yield f", {disk.machines} | {made.embedding_gpu_hours:,.0f} |"
-    found = {step["name"]: step["found"] for step in numbers("data/laion-slice-1m.json")["steps"]}
+    steps = {step["name"]: step for step in numbers("data/laion-slice-1m.json")["steps"]}
+    memory = {name: step["memory"] / 1e9 for name, step in steps.items()}
+    yield f"rows added, with {memory['ingest']:.1f} GB"
+    yield f"s, with {memory['index']:.1f} GB"
+    yield f"largest memory, while removing | {max(memory[name] for name in memory if name != 'write'):.1f} GB"
+    found = {name: step["found"] for name, step in steps.items()}
     yield f"{found['ingest']['rows_per_second']:,.0f}"[:-2] + "00 rows/s"
     yield f"compressed index of these rows | {found['index']['build_seconds']:.0f} s"
     cold, warm = found["search"], found["search again"]
-    yield f"| {cold['open_seconds']:.1f} s with a cold cache, {warm['open_seconds']:.2f} s after"
+    yield f"| {cold['open_seconds']:.1f} s after indexing, {warm['open_seconds']:.2f} s after the removal"
     yield f"| {cold['first_answer_seconds']:.1f} s, {warm['first_answer_seconds']:.1f} s after"
     yield f"| {cold['plain_ms']:.1f} ms, {cold['plain_recall']:.2f} |"
     yield f"| {cold['filtered_ms']:.0f} ms, {cold['filtered_recall']:.2f} |"

@@ -52,8 +52,7 @@ def mended_json(value: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def _mended(value: Any, depth: int, notes: dict[str, None]) -> Any:
-    kind = type(value)
-    if value is None or (kind is str and value.isascii()) or (kind is float and math.isfinite(value)):
+    if value is None or (type(value) is str and value.isascii()):
         return value  # most values
     if isinstance(value, str):
         if not is_unicode(value):

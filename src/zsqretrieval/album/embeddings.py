@@ -7,13 +7,12 @@ digest, so nothing is ever opened for it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -23,7 +22,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_counts, check_sequence
-from zsqretrieval._util.threads import ahead
 from zsqretrieval._util.untrusted import mended_json
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.ingest import Adder, AddReport, Fate, names_of
@@ -179,17 +177,17 @@ def add_blocks(
     done, total = _Done(), sum(map(len, blocks))
     with Reopener() as files:
         for block in blocks:
-            with contextlib.closing(ahead(_read(block, batch_size))) as batches:
-                for found in batches:  # the next one is read while this one is written
-                    batch = _Batch(adder.catalog, files, block.vectors.dtype)
-                    images = batch.images(found)
-                    done.repeated += len(found) - len(images)
-                    done.mended += [Skipped(one.source, "; ".join(one.notes)) for one in images if one.notes]
-                    for fate, id in adder.write(images, batch.known, files):
-                        done.ids[fate].append(id)
-                    done.rows += len(found)
-                    if progress is not None:
-                        progress("adding vectors", done.rows, total)
+            for n, rows in enumerate(batched(block.rows, batch_size)):
+                vectors = checked_rows(block, n * batch_size, batch_size)
+                batch = _Batch(adder.catalog, files, block.vectors.dtype)
+                images = batch.images(vectors, rows)
+                done.repeated += len(rows) - len(images)
+                done.mended += [Skipped(one.source, "; ".join(one.notes)) for one in images if one.notes]
+                for fate, id in adder.write(images, batch.known, files):
+                    done.ids[fate].append(id)
+                done.rows += len(rows)
+                if progress is not None:
+                    progress("adding vectors", done.rows, total)
     return AddReport(
         **{fate: tuple(some) for fate, some in done.ids.items() if fate != "known"},
         known=len(done.ids["known"]) + done.repeated,
@@ -211,13 +209,6 @@ def check_blocks(blocks: Sequence[Block], encoder: Encoder, batch_size: int) -> 
             )
         for first in () if block.mapped else range(0, len(block), batch_size):
             checked_rows(block, first, batch_size)
-
-
-def _read(block: Block, batch_size: int) -> Iterator[list[NewImage]]:
-    """The rows of a block as images of an album, in batches."""
-    for n, rows in enumerate(batched(block.rows, batch_size)):
-        vectors = checked_rows(block, n * batch_size, batch_size)
-        yield [new_image(vector, row) for vector, row in zip(vectors, rows, strict=True)]
 
 
 @dataclass(slots=True)
@@ -257,11 +248,12 @@ class _Batch:
         self._catalog, self._files, self._dtype = catalog, files, dtype
         self.known: dict[str, Record] = {}
 
-    def images(self, found: Sequence[NewImage]) -> list[NewImage]:
-        """These rows, each digest once; known ones without a vector.
+    def images(self, vectors: NDArray[np.float32], rows: Sequence[VectorRow]) -> list[NewImage]:
+        """The rows as images of the album, each digest once; known ones without a vector.
 
         A row is known by its id and vector, which is compared at the precision it has here.
         """
+        found = [new_image(vector, row) for vector, row in zip(vectors, rows, strict=True)]
         present = self._present(found)
         unseen: list[NewImage] = []
         for one in found:
@@ -307,7 +299,7 @@ def look(files: Reopener, images: Sequence[NewImage]) -> None:
 def new_image(vector: NDArray[np.float32], row: VectorRow) -> NewImage:
     """A row as an image of the album, without its image."""
     source = row.source
-    if source and not (_URL.match(source) or os.path.isabs(source)) and os.path.isfile(source):  # noqa: PTH113, PTH117
+    if source is not None and not os.path.isabs(source) and os.path.isfile(source):  # noqa: PTH113, PTH117
         source = path_text(Path(source).absolute())
     named = row.id or source or ""
     sha256 = hashlib.sha256(f"{len(named)} {named}".encode(errors="surrogatepass"))

@@ -42,13 +42,10 @@ _ADVICE = {
 }
 
 
-_ENCODER = json.JSONEncoder(allow_nan=False)
-
-
 def to_json(value: Any, what: str) -> str:
     """A value as JSON for a column; an InvalidInputError if it cannot be."""
     try:
-        text = _ENCODER.encode(value)
+        text = json.dumps(value, allow_nan=False)
         check_depth(value)
         return text
     except (TypeError, ValueError, RecursionError) as error:

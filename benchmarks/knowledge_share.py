@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.nothing_found import vectors_of
 from benchmarks.output import command_line, run, write_results
+from zsqretrieval.evaluation.metrics import first_ranks
 from zsqretrieval.mini.encoder import HEAD_DIM, MiniEncoder
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
@@ -31,11 +32,11 @@ def recalls(
         captions[:, some] @ images[:, some].T * 2  # cosines: with the share 0.5 each part has half the length
         for some in (slice(2 * HEAD_DIM), slice(2 * HEAD_DIM, None))
     ]
-    found = {}
+    found, right = {}, np.arange(len(images)) == own[:, None]
     for share in SHARES:
         scores = (1 - share) * parts[0] + share * parts[1]
-        ranks = (scores >= np.take_along_axis(scores, own[:, None], 1)).sum(axis=1)
-        found[f"{share:g}"] = [float((ranks <= depth).mean()) for depth in DEPTHS]
+        ranks = first_ranks(scores, right)
+        found[f"{share:g}"] = [float((ranks < depth).mean()) for depth in DEPTHS]
     return found
 
 

@@ -315,9 +315,10 @@ class CompressedIndex(VectorIndex):
         lists = math.ceil(max(probe, 2 * wanted * len(codes) / codes.size) / share)
         allowed = self._bits(view, filtered=filtered)
         reduced = codes.reduced(queries)  # all at once, since BLAS would start threads for each part
+        best = codes.best(reduced, lists)
 
         def search(part: slice) -> Neighbors:
-            rows = codes.search(reduced[part], wanted, lists, allowed)
+            rows = codes.search(reduced[part], best[part], wanted, allowed)
             return self._refined(queries[part], k, view, rows)
 
         parts = [slice(start, start + _TOGETHER) for start in range(0, max(len(queries), 1), _TOGETHER)]

@@ -127,8 +127,8 @@ class RowStore:
                 f"{file} has {size} vectors of dim {dim}, {rest} more bytes and {digests.shape} digests: "
                 "they do not fit; rebuild the index from its source"
             )
-        if size:
-            store._mapped = np.memmap(file, _TYPE, "r", shape=(size, dim))
+        if size:  # a plain array: every use of a memmap costs microseconds
+            store._mapped = np.asarray(np.memmap(file, _TYPE, "r", shape=(size, dim)))
         store._digests, store._verified, store._file = digests, np.zeros(blocks, np.bool_), file
         store.size = size
         if file.stat().st_size <= _WHOLE_BYTES:
@@ -140,15 +140,20 @@ class RowStore:
         mapped = len(self._mapped)
         if not mapped:
             return np.take(self._added, rows, axis=0)
-        if not self._verified.all():
-            self._verify(np.unique(rows[rows < mapped] // self._per_block))
         if not len(self._added):
-            return np.take(self._mapped, rows, axis=0)
+            return self._saved(rows)
         numbers = np.empty((len(rows), self._dim), _TYPE)
         old = rows < mapped
-        numbers[old] = self._mapped[rows[old]]
+        numbers[old] = self._saved(rows[old])
         numbers[~old] = self._added[rows[~old] - mapped]
         return numbers
+
+    def _saved(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
+        """Numbers of rows on the disk, whose blocks are verified the first time."""
+        blocks = rows // self._per_block
+        if not self._verified[blocks].all():
+            self._verify(np.unique(blocks))
+        return np.take(self._mapped, rows, axis=0)
 
     def _verify(self, blocks: NDArray[np.int64]) -> None:
         for block in blocks[~self._verified[blocks]].tolist():

@@ -314,11 +314,9 @@ class CompressedIndex(VectorIndex):
         share = view.row_count / self._table.size
         lists = math.ceil(max(probe, 2 * wanted * len(codes) / codes.size) / share)
         allowed = self._bits(view, filtered=filtered)
-        reduced = codes.reduced(queries)  # all at once, since BLAS would start threads for each part
-        best = codes.best(reduced, lists)
 
         def search(part: slice) -> Neighbors:
-            rows = codes.search(reduced[part], best[part], wanted, allowed)
+            rows = codes.search(queries[part], wanted, lists, allowed)
             return self._refined(queries[part], k, view, rows)
 
         parts = [slice(start, start + _TOGETHER) for start in range(0, max(len(queries), 1), _TOGETHER)]

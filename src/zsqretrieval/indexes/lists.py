@@ -28,7 +28,6 @@ _USUAL, _RARE = 0.98, 0.01  # see Lists.settle
 _TINY = np.float32(1e-30)
 _LARGEST = 1e6  # of a rotation: about 1,000 is usual
 _HIGHEST = 127  # of a code; faiss reads them three times as fast as scaled ones
-_TOGETHER = 128  # queries whose products with all centroids are in memory at once
 
 
 class Lists:
@@ -58,7 +57,7 @@ class Lists:
             self._coarse, rotation.shape[1], len(centroids), quantizer, faiss.METRIC_INNER_PRODUCT, False
         )
         self._native.is_trained = True
-        self._opposite = np.ascontiguousarray(-centroids.T)
+        self._reduce, self._compare = _product(rotation.T), _product(centroids)
         self._settings = faiss.SearchParametersIVF(nprobe=1)
 
     @classmethod
@@ -108,66 +107,49 @@ class Lists:
         """Take the rows so far, whose codes keep these shares, as the measure of later ones."""
         self.trained, self.usual = self.size, _USUAL * float(np.quantile(kept, _RARE))
 
-    def reduced(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Queries [q, dim] as :meth:`search` takes them, float32 [q, reduced]."""
-        reduced = queries @ self.rotation
-        # faiss compares integers: it rounds the components of a query, too.
-        reduced *= _HIGHEST / np.maximum(np.abs(reduced).max(axis=1, keepdims=True), _TINY)
-        return reduced
-
-    def best(self, queries: NDArray[np.float32], probe: int) -> NDArray[np.int64]:
-        """The ``probe`` lists of the best centroids for each query, in no order, int64 [q, probe].
-
-        Args:
-            queries: as :meth:`reduced` returns them.
-            probe: lists per query; more than there are give all.
-        """
-        best = np.empty((len(queries), min(probe, len(self))), np.int64)
-        if best.shape[1] == len(self):
-            best[:] = np.arange(len(self))
-            return best
-        for start in range(0, len(queries), _TOGETHER):
-            part = slice(start, start + _TOGETHER)
-            # NumPy selects in a third of the time of faiss, which keeps its lists in order.
-            best[part] = np.argpartition(queries[part] @ self._opposite, best.shape[1])[:, : best.shape[1]]
-        return best
-
     def search(
-        self,
-        queries: NDArray[np.float32],
-        lists: NDArray[np.int64],
-        m: int,
-        allowed: NDArray[np.uint8] | None,
+        self, queries: NDArray[np.float32], m: int, probe: int, allowed: NDArray[np.uint8] | None
     ) -> NDArray[np.int64]:
         """About the m best rows of each query, int64 [q, m]; -1 where the lists hold fewer.
 
+        Works in the calling thread alone: the caller spreads a batch over threads, with all that follows.
+
         Args:
-            queries: as :meth:`reduced` returns them.
-            lists: int64 [q, probe]; those that each query is compared with, as :meth:`best` returns them.
+            queries: unit vectors [q, dim], a few hundred at most.
             m: rows per query.
+            probe: lists per query; more than there are mean all.
             allowed: a bit for every row that may be found, in little order; None for all.
         """
-        settings, probe = self._settings, lists.shape[1]
+        q, probe = len(queries), min(probe, len(self))
+        settings = self._settings
         if allowed is not None or settings.nprobe != probe:
             selector = None if allowed is None else faiss.IDSelectorBitmap(allowed)
             settings = faiss.SearchParametersIVF(nprobe=probe, sel=selector)
             if allowed is None:
                 self._settings = settings  # making them takes as long as a third of a small search
-        scores, rows = np.empty((len(queries), m), np.float32), np.empty((len(queries), m), np.int64)
-        unused = np.zeros(lists.shape, np.float32)  # products with the centroids, which no code needs
-        given = (faiss.swig_ptr(one) for one in (unused, scores, rows))
-        with openmp.threads(1):  # the caller spreads a batch over threads, with all that follows
+        scores, rows = np.empty((q, m), np.float32), np.empty((q, m), np.int64)
+        with openmp.threads(1):
+            reduced = self._reduce.apply(queries)
+            # faiss compares integers: it rounds the components of a query, too.
+            reduced *= _HIGHEST / np.maximum(np.abs(reduced).max(axis=1, keepdims=True), _TINY)
+            lists = self._best(reduced, probe)
+            unused = np.empty(lists.shape, np.float32)  # products with the centroids
+            taken, centroids, products, best, found = map(
+                faiss.swig_ptr, (reduced, lists, unused, scores, rows)
+            )
             self._native.search_preassigned_c(
-                len(queries),
-                faiss.swig_ptr(queries),
-                m,
-                faiss.swig_ptr(lists),
-                *given,
-                False,
-                settings,
-                None,
+                q, taken, m, centroids, products, best, found, False, settings, None
             )
         return rows
+
+    def _best(self, reduced: NDArray[np.float32], probe: int) -> NDArray[np.int64]:
+        """The lists of the best centroids for reduced queries, about the best first, int64 [q, probe]."""
+        if probe == len(self):
+            return np.tile(np.arange(probe), (len(reduced), 1))
+        # NumPy selects in a third of the time of faiss, which sorts. The best tend to be last: they are read
+        # first, since every later row that is better replaces another.
+        ascending = np.argpartition(self._compare.apply(reduced), -probe, axis=1)
+        return np.ascontiguousarray(ascending[:, : -probe - 1 : -1])
 
     # --- on disk
 
@@ -248,6 +230,17 @@ class Lists:
         lists._native.ntotal = n
         lists.trained, lists.usual, lists.strange = trained, usual, strange
         return lists
+
+
+def _product(matrix: NDArray[np.float32]) -> Any:
+    """The product of vectors with a matrix [rows, columns], in as many threads as OpenMP may use.
+
+    NumPy's own would take all cores, also inside a thread of a batch.
+    """
+    product = faiss.LinearTransform(matrix.shape[1], matrix.shape[0], False)
+    faiss.copy_array_to_vector(np.ascontiguousarray(matrix).ravel(), product.A)
+    product.is_trained = True
+    return product
 
 
 def principal_components(sample: NDArray[np.float32]) -> NDArray[np.float32]:

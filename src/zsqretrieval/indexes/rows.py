@@ -21,7 +21,7 @@ _TYPE = np.dtype("<i2")
 _BLOCK_BYTES = 32_768  # verified together: what a candidate reads from the disk the first time
 _WHOLE_BYTES = 2**26  # a smaller file is verified as a whole when it is mapped
 _PIECE = 8192  # rows
-_QUERIES = 8  # whose candidates are converted together: they stay in the processor's cache
+_QUERIES = 16  # whose candidates are converted together: they stay in the processor's cache
 
 
 class RowStore:

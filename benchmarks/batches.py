@@ -2,6 +2,7 @@
 
 python -m benchmarks.batches --images 100000 --questions 1000 --json
 python -m benchmarks.batches --tar FLICKR8K/dev-00000.tar --images 1000 --questions 100 --candidates 50 --json
+python -m benchmarks.batches --tar FLICKR8K/dev-00000.tar --images 200 --questions 20 --kosmos-layers 4 --json
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.output import command_line, run, write_results
+from benchmarks.random_models import random_kosmos
 from benchmarks.synthetic import CliplikeVectors, cliplike
 from zsqretrieval.data.tars import read_webdataset
 from zsqretrieval.encoders.checked import encode_texts
+from zsqretrieval.indexes.exact import ExactIndex
 from zsqretrieval.indexes.hnsw import HNSWIndex
-from zsqretrieval.protocols import Encoder
+from zsqretrieval.presets import PRESETS
+from zsqretrieval.protocols import Encoder, Generator
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.search.rerank import Rerank
 from zsqretrieval.types import Image
@@ -79,14 +83,19 @@ def bench_batches(
     return Batches(raw, batch, single, float(np.median(seconds[:, 1] / seconds[:, 0])))
 
 
-def bench_reranked(images: Sequence[Image], questions: int, candidates: int, rounds: int) -> dict[str, Any]:
-    """Search for captions with the mini models, all at once and one by one in turns, in CPU seconds.
+def bench_reranked(
+    images: Sequence[Image], questions: int, candidates: int, rounds: int, generator: Generator | None = None
+) -> dict[str, Any]:
+    """Search for captions, all at once and one by one in turns, in CPU seconds.
 
-    Features of all images are computed before. ``images_scored`` of the batch are distinct.
+    Encoder and generator are the mini models, or another generator re-ranks. Features of all images are
+    computed before. ``images_scored`` of the batch are distinct.
     """
     texts = [image.caption or "" for image in images[:questions]]
     how = Rerank(candidates=candidates)
-    with Retriever.from_preset("mini", states="disk") as retriever:
+    encoder, part = PRESETS["mini"].make_encoder(), generator or PRESETS["mini"].make_generator()
+    index = ExactIndex(encoder.dim, fingerprint=encoder.fingerprint)
+    with Retriever(encoder, index, part, states="disk") as retriever:
         retriever.add(images)
         found = [retriever.search(text, candidates, rerank=None).ids for text in texts]
         seconds: dict[str, list[float]] = {"batch": [], "single": []}
@@ -130,12 +139,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--candidates", type=int, default=50, help="of each question, with --tar [default: 50]"
     )
+    parser.add_argument(
+        "--kosmos-layers", type=int, help="with --tar: re-rank with Kosmos of random weights, so many layers."
+    )
     parser.add_argument("--rounds", type=int, default=1, help="timings, with --tar [default: 1]")
     given = parser.parse_args(arguments)
     if given.tar:
         photographs = (one for one in read_webdataset([given.tar]) if isinstance(one, Image) and one.caption)
         some = list(islice(photographs, given.images))
-        facts = bench_reranked(some, given.questions, given.candidates, given.rounds)
+        kosmos = random_kosmos(1, given.kosmos_layers, dtype="float32") if given.kosmos_layers else None
+        facts = bench_reranked(some, given.questions, given.candidates, given.rounds, kosmos)
         write_results(facts, tuple(facts), [tuple(map(str, facts.values()))], [], as_json=given.json)
         return
     dim = 512

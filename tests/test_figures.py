@@ -154,8 +154,11 @@ def of_readme() -> Iterator[str]:
     yield f"by {Row(caption, 'fused').unsigned[:-1]}, not significant)"
     yield Row(question, "fused").unsigned
     yield from of_adding()
-    ratios = numbers("data/performance-index.json")["qps_ratio_to_hnswlib"].values()
-    yield f"{min(ratios):.1f} to {max(ratios):.1f} times as many questions in a batch as hnswlib"
+    index = numbers("data/performance-index.json")
+    ours, theirs = (list(index[f"qps_ratio_to_{one}"].values()) for one in ("hnswlib", "best_peer"))
+    yield f"{min(ours):.1f} to {max(ours):.1f} times as many questions in a batch as hnswlib"
+    assert set(index["best_peer"].values()) == {"scann"}
+    yield f"{min(theirs):.1f} to {max(theirs):.1f} times as many as ScaNN"
 
 
 def of_adding() -> Iterator[str]:
@@ -190,6 +193,19 @@ def of_scale() -> Iterator[str]:
     assert not any(one["found_again"] for one in removed) and removed[0]["removed"] == removed[1]["removed"]
     yield f"| {removed[0]['remove_seconds']:.0f} s | {removed[1]['remove_seconds'] / 60:.0f} minutes |"
     yield f"largest memory, while removing | {used['remove']} | {used['milvus remove']} |"
+
+
+def of_laion() -> Iterator[str]:
+    train, dev = (numbers(f"data/alt-text-{split}.json") for split in ("train", "dev"))
+    for score in train["auc"]:
+        cells = ("{:.3f} ({:.3f} to {:.3f})".format(*found["auc"][score]) for found in (train, dev))
+        yield f"| {score.replace('clip', 'CLIP score')} | {' | '.join(cells)} |"
+    right = {name: f"{100 * share:.1f} %" for name, share in train["right among kept"].items()}
+    lost = 100 * (1 - train["right that are kept"]["intersection"])
+    yield f"{right['clip']} (CLIP score) and {right['likelihood']} (likelihood) are right"
+    yield f"{right['intersection']} in the intersection, which loses {lost:.1f} %"
+    (agreement,) = train["agreement"]
+    yield f"kappa is {agreement['kappa']:.2f}, the rank correlation {train['spearman']:.2f}"
 
 
 def of_mini_encoder() -> Iterator[str]:
@@ -267,6 +283,7 @@ def of_reliability() -> Iterator[str]:
 
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "README.md": of_readme,
+    "docs/laion.md": of_laion,
     "docs/mini-encoder.md": of_mini_encoder,
     "docs/mini-generator.md": of_mini_generator,
     "docs/questions.md": of_questions,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -25,13 +24,7 @@ if TYPE_CHECKING:
     from zsqretrieval.retriever import Retriever
 
 
-class Styles(str, Enum):
-    """Styles of stored questions."""
-
-    QUESTIONS = "questions"
-    CAPTIONS = "captions"
-    ATTRIBUTES = "attributes"
-    SEARCH = "search"
+Styles: TypeAlias = Literal["questions", "captions", "attributes", "search"]
 
 
 def questions(
@@ -82,7 +75,7 @@ def questions(
     ) as retriever:
         try:
             if remove:
-                facts["removed"] = retriever.questions.remove(style and style.value)
+                facts["removed"] = retriever.questions.remove(style)
             elif filter_again:
                 with progress_bars() as bars:
                     facts |= asdict(retriever.questions.filter(kept_within, progress=bars))
@@ -90,7 +83,7 @@ def questions(
                 with progress_bars() as bars:
                     report = retriever.questions.generate(
                         n,
-                        style=(style or Styles.QUESTIONS).value,
+                        style=style or "questions",
                         answers=answers,
                         top_k=kept_within,
                         temperature=temperature,

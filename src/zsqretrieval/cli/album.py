@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from zsqretrieval.cli.console import (
+    continued,
     counts_text,
     emit_json,
     human_size,
     name_skipped,
-    notice,
     progress_bars,
     say,
     say_denied,
@@ -118,24 +118,20 @@ def index(
         )
         retriever = Retriever.open(album, parts, states=mode)
     with retriever:
-        try:
-            with progress_bars() as bars:
-                report = retriever.add(
-                    list(sources),
-                    copy=copy,
-                    exif=exif,
-                    safety="auto" if safety else None,
-                    batch_size=batch_size,
-                    max_pixels=max_pixels,
-                    progress=bars,
-                )
-            retriever.save()
-        except KeyboardInterrupt:
-            notice(
-                f"interrupted; {album} holds {len(retriever)} images, all of them on disk. "
-                "Run the same command again to continue"
+        with (
+            continued(lambda: f"{album} holds {len(retriever)} images, all of them on disk"),
+            progress_bars() as bars,
+        ):
+            report = retriever.add(
+                list(sources),
+                copy=copy,
+                exif=exif,
+                safety="auto" if safety else None,
+                batch_size=batch_size,
+                max_pixels=max_pixels,
+                progress=bars,
             )
-            raise typer.Exit(130) from None
+            retriever.save()
         if as_json:
             emit_json({"album": str(album.absolute()), "images": len(retriever), **asdict(report)})
         else:

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from zsqretrieval.cli.collection import continued
-from zsqretrieval.cli.console import counts_text, emit_json, human_size, progress_bars, say, say_denied, show
+from zsqretrieval.cli.console import (
+    continued,
+    counts_text,
+    emit_json,
+    human_size,
+    progress_bars,
+    say,
+    say_denied,
+    show,
+)
 from zsqretrieval.cli.options import (
     Album,
     AsJson,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from zsqretrieval.cli.console import emit_json, name_skipped, notice, progress_bars, say, show
+from zsqretrieval.cli.console import continued, emit_json, name_skipped, notice, progress_bars, say, show
 from zsqretrieval.cli.options import (
     Album,
     AsJson,
@@ -73,7 +73,7 @@ def questions(
         needs_generator=writes,
         trust_parts=trust_parts,
     ) as retriever:
-        try:
+        with continued("finished batches are on disk"):
             if remove:
                 facts["removed"] = retriever.questions.remove(style)
             elif filter_again:
@@ -94,9 +94,6 @@ def questions(
                 facts |= asdict(report)
                 if not as_json:
                     name_skipped(report.skipped, notice)
-        except KeyboardInterrupt:
-            notice("interrupted; finished batches are on disk. Run the same command again to continue")
-            raise typer.Exit(130) from None
         facts["styles"] = [asdict(one) for one in retriever.questions.styles()]
         listed = _chosen(retriever, image, style) if listing else []
         if not listing:

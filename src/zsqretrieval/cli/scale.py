@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from zsqretrieval.cli.console import emit_json, human_size, name_skipped, notice, say, show
+from zsqretrieval.cli.console import continued, emit_json, human_size, name_skipped, notice, say, show
 from zsqretrieval.cli.options import (
     AsJson,
     Device,
@@ -84,14 +84,11 @@ def embed(
     listed = open_image_shards(shards)
     numbers = choose(len(listed), shards=only, worker=worker, of=of)
     shared: dict[str, Any] = {"attempts": attempts, "max_pixels": max_pixels, "report": _tell}
-    try:
+    with continued("finished shards are on disk"):
         if engine == "ray":
             report = run_on_ray(making, listed, out, numbers, actors=actors, cpus=cpus, gpus=gpus, **shared)
         else:
             report = run_shards(making(), listed, out, numbers, **shared)
-    except KeyboardInterrupt:
-        notice("interrupted; finished shards are on disk. Run the same command again to continue")
-        raise typer.Exit(130) from None
     if as_json:
         emit_json({"out": str(out.absolute()), **asdict(report)})
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
 from typing_extensions import Self
@@ -16,12 +16,6 @@ from zsqretrieval.protocols import Encoder
 from zsqretrieval.search.depth import Depth
 from zsqretrieval.search.fusion import Fusion, WeightedSum
 from zsqretrieval.search.query_bank import SCALE, STRENGTH
-
-_NUMBERS = (
-    *("bank_scale", "bank_strength", "dialog_scale", "dialog_temper", "dialog_reread"),
-    *("relevance_scale", "relevance_margin"),
-    *("depth_slope", "depth_deviation", "depth_freedom"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +76,7 @@ class Calibration:
         return Depth(self.depth_slope, self.depth_deviation, self.depth_freedom)
 
     def _numbers(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in _NUMBERS}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.type == "float"}
 
     def describe(self) -> dict[str, Any] | None:
         """Describe the calibration as JSON; None when a fusion is not a plugin."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from zsqretrieval.errors import (
     IntegrityError,
     InvalidInputError,
     MismatchError,
-    MissingDependencyError,
 )
 from zsqretrieval.laion.embeddings import open_embeddings
 from zsqretrieval.retriever import Retriever
@@ -416,9 +414,3 @@ def test_interrupted_export_leaves_nothing(album: Retriever, tmp_path: Path) -> 
 def test_empty_album_exports_and_comes_back(album: Retriever, tmp_path: Path) -> None:
     assert album.export_embeddings(tmp_path / "emb").rows == 0
     assert album.add_embeddings(tmp_path / "emb").added == ()
-
-
-def test_missing_pyarrow_is_named(album: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingDependencyError, match=r"zsqretrieval\[parquet\]"):
-        album.export_embeddings(tmp_path / "emb")

@@ -5,7 +5,6 @@ The rules of ids, moved and changed files are tested with the retriever.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from zsqretrieval.album.ingest import Adder, AddReport
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.data import loader
 from zsqretrieval.indexes.exact import ExactIndex
+from zsqretrieval.testing.pictures import encoded
 from zsqretrieval.testing.toys import ToyEncoder
 from zsqretrieval.types import Image
 
@@ -54,10 +54,8 @@ def album(tmp_path: Path) -> Iterator[Album]:
 
 
 def image(id: int | str, number: int) -> Image:
-    buffer = io.BytesIO()
     colours = np.random.default_rng(number).integers(0, 256, (2, 2, 3), np.uint8)
-    PILImage.fromarray(colours).save(buffer, "PNG")
-    return Image(buffer.getvalue(), source=f"place {id}", id=str(id))
+    return Image(encoded(PILImage.fromarray(colours)), source=f"place {id}", id=str(id))
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -68,3 +68,11 @@ def colours(tmp_path: Path) -> Path:
     folder = write_plain(tmp_path / "colours", ("red", "green", "blue", "yellow"), (40, 30))
     (folder / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     return folder
+
+
+@pytest.fixture
+def album(zsq: Zsq, colours: Path, request: pytest.FixtureRequest) -> Path:
+    """An album of these images, of the preset that the module names in ``PRESET``."""
+    preset = getattr(request.module, "PRESET", "toy")
+    assert zsq("index", colours, "--out", "album", "--preset", preset).code == 0
+    return Path("album")

@@ -18,12 +18,6 @@ from zsqretrieval.presets import PRESETS, Preset
 from zsqretrieval.testing.pictures import encoded
 
 
-@pytest.fixture
-def album(zsq: Zsq, colours: Path) -> Path:
-    assert zsq("index", colours, "--out", "album", "--preset", "toy").code == 0
-    return Path("album")
-
-
 def test_index_reports_all_images(zsq: Zsq, colours: Path) -> None:
     first = zsq("index", colours, "--out", "album", "--preset", "toy", "--json")
     assert first.code == 0

@@ -7,19 +7,12 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-import pytest
 
 from index_data import vectors
 from plain import write_plain
 from running import Zsq
 from zsqretrieval import Retriever
 from zsqretrieval.presets import PRESETS
-
-
-@pytest.fixture
-def album(zsq: Zsq, colours: Path) -> Path:
-    assert zsq("index", colours, "--out", "album", "--preset", "toy").code == 0
-    return Path("album")
 
 
 def test_sync_says_before_and_after_what_it_changes(zsq: Zsq, album: Path, colours: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +9,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from plain import picture
+from plain import picture, png
 from running import Zsq
+from tars import pack
 from zsqretrieval.laion.datacomp import Subset
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder
 
@@ -93,14 +92,8 @@ def test_filter_writes_subsets_of_tables_embeddings_and_tars(zsq: Zsq, emb: Path
     assert len(Subset("a/intersection.npy")) == 5
     said = zsq("laion", "filter", emb, "--out", "b", "--no-rules", "--clip-share", 0.5, "--no-safety").stdout
     assert "7 rows in the pool." in said and len(Subset("b/clip.npy")) >= 4
-    with tarfile.open("00000.tar", "w") as tar:
-        for n, (name, text) in enumerate((("red", "red"), ("blue", "red"), ("green", "green"))):
-            image = io.BytesIO()
-            picture(name).content.save(image, "PNG")  # type: ignore[union-attr]
-            for suffix, content in (("png", image.getvalue()), ("txt", text.encode())):
-                info = tarfile.TarInfo(f"{n}.{suffix}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    members = {"0.png": png("red"), "0.txt": b"red", "1.png": png("blue"), "1.txt": b"red"}
+    pack(Path("00000.tar"), {**members, "2.png": png("green"), "2.txt": b"green"})
     score = ("--clip-share", 0.67, "--likelihood-share", 0.67, "--preset", "reading")
     ran = zsq("laion", "filter", "00000.tar", "--out", "c", "--no-rules", *score)
     said = ran.stdout

@@ -12,11 +12,7 @@ from running import Zsq
 from zsqretrieval.cli.search import explanation_lines
 from zsqretrieval.types import Explanation, Hit
 
-
-@pytest.fixture
-def album(zsq: Zsq, colours: Path) -> Path:
-    assert zsq("index", colours, "--out", "album", "--preset", "reading").code == 0
-    return Path("album")
+PRESET = "reading"
 
 
 def test_repeated_command_asks_no_image_twice(zsq: Zsq, album: Path) -> None:

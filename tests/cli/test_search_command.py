@@ -13,13 +13,8 @@ from running import Zsq
 from zsqretrieval.presets import PRESETS, Calibration, Preset
 from zsqretrieval.search.fusion import ReciprocalRank, WeightedSum
 
+PRESET = "reading"
 QUESTION = "What is the colour of the red thing?"
-
-
-@pytest.fixture
-def album(zsq: Zsq, colours: Path) -> Path:
-    assert zsq("index", colours, "--out", "album", "--preset", "reading").code == 0
-    return Path("album")
 
 
 def hits(zsq: Zsq, album: Path, *options: object) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from plain import png
 from refusing import refused
 from zsqretrieval.data.images import decode
-from zsqretrieval.errors import IntegrityError, MissingDependencyError
+from zsqretrieval.errors import IntegrityError
 from zsqretrieval.evaluation.datasets import (
     Dataset,
     Query,
@@ -322,15 +321,6 @@ def test_a_slice_of_laion_in_shards(tmp_path: Path) -> None:
     assert len(read_laion(tmp_path, max_punsafe=None).gallery) == 5
     refused("all 5 images have a punsafe above -1", read_laion, tmp_path, max_punsafe=-1)
     refused(r"neither \*.tar nor \*.parquet", read_laion, pictures(tmp_path / "other", "x.png"))
-
-
-def test_parquet_without_pyarrow_says_how_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "x.parquet").touch()
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'zsqretrieval\[parquet\]'"):
-        read_laion(tmp_path)
 
 
 def test_a_slice_of_laion_as_parquet(tmp_path: Path) -> None:

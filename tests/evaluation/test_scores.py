@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index_data import unit
 from plane import Asker, Plane, bench_of, number, pictured
 from small_sets import write_colours
 from zsqretrieval._util.cache import Cache
@@ -239,10 +240,6 @@ def test_interrupted_questions_continue(tmp_path: Path, monkeypatch: pytest.Monk
         found = bench_of(pictured(), Plane(), second, cache).questions("questions", 1)
     assert (first.asked, second.asked) == (2, 2)
     assert found.texts == bench_of(pictured(), Plane(), Asker()).questions("questions", 1).texts
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 @settings(deadline=None)

@@ -38,3 +38,18 @@ def train_mini_encoder() -> ModuleType:
 @pytest.fixture(scope="session")
 def train_mini_generator(train_mini_encoder: ModuleType) -> ModuleType:
     return _script("train_mini_generator")
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], Path]:
+    """Run a training script twice, and give the file that it writes, each time the same."""
+
+    def run(module: ModuleType) -> Path:
+        files = [tmp_path / "first.safetensors", tmp_path / "second.safetensors"]
+        for out in files:
+            monkeypatch.setattr(sys, "argv", ["train", "--work", str(out.with_suffix("")), "--out", str(out)])
+            module.main()
+        assert files[0].read_bytes() == files[1].read_bytes()
+        return files[0]
+
+    return run

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import pytest
 
 from zsqretrieval.mini.encoder import MiniEncoder
 
 
 def test_training_repeats_itself_and_the_encoder_loads_the_result(
-    train_mini_encoder: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_mini_encoder: ModuleType, trained: Callable[[ModuleType], Path]
 ) -> None:
-    written = []
-    for run in ("first", "second"):
-        out = tmp_path / f"{run}.safetensors"
-        monkeypatch.setattr(sys, "argv", ["train", "--work", str(tmp_path / run), "--out", str(out)])
-        train_mini_encoder.main()
-        written.append(out.read_bytes())
-    assert written[0] == written[1]
-    encoder = MiniEncoder.from_pretrained(tmp_path / "first.safetensors")
+    encoder = MiniEncoder.from_pretrained(trained(train_mini_encoder))
     assert encoder.encode_text(["a red square"]).shape == (1, encoder.dim)
 
 

@@ -124,7 +124,7 @@ def test_few_shot_puts_solved_examples_first() -> None:
         "Question: What? Answer:",
     ]
     text = Example(["one", "two"], " three")
-    assert few_shot([text, text], ["four"], separator="; ") == ["onetwo three; onetwo three; four"]
+    assert few_shot([text, text], ["four"]) == ["onetwo three\nonetwo three\nfour"]
     assert few_shot([], ["four", PICTURE]) == ["four", PICTURE]
 
 

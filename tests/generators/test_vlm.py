@@ -255,12 +255,14 @@ ONE = (paintings(1)[0], "Question:")
 @pytest.mark.parametrize(
     ("contexts", "continuations", "message"),
     [
-        (["a text"], ["red"], "context 0 must be a sequence of strings and images, not str"),
+        (["a text"], ["red"], "context 0 must be a list, not str"),
         ([(3,)], ["red"], "context 0 contains a int; give strings and Image records"),
         ([(Path("a.png"),)], ["red"], "context 0 contains a PosixPath"),
         ([ONE], "red", "continuations must be a list"),
-        ([ONE], [3], "continuation 0 must be a string, not int"),
-        *(([ONE] * 2, ["red", empty], "continuation 1 is empty") for empty in ("", "  ", "\n")),
+        ([ONE], [3], "continuation 0 must be a non-empty string, not 3"),
+        *(([ONE] * 2, ["red", empty], "continuation 1 must be a non-empty") for empty in ("", "  ", "\n")),
+        ([ONE], ["red\ud800"], "continuation 0 is not Unicode"),
+        ([(*ONE, "\ud800")], ["red"], "a text of context 0 is not Unicode"),
         ([ONE], ["red " * 600], "pair 0 needs"),
     ],
 )

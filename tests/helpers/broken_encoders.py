@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from caught_by import caught_by, spoiled
+from index_data import unit
 from zsqretrieval.errors import ImageError
 from zsqretrieval.testing import ToyEncoder
 from zsqretrieval.types import Image
@@ -23,10 +24,6 @@ class BothWays(ToyEncoder):
 
     def encode_text(self, texts, *, batch_size=32):
         return self.spoil(super().encode_text(texts), batch_size)
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def training_mode_batch_norm(rows, batch_size):

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.indexes.hnsw import HNSWIndex
+from zsqretrieval.protocols import FilteredIndex
 
-__all__ = ["filled", "ranked", "self_recall", "unit", "vectors"]
+__all__ = ["expect_among", "filled", "ranked", "self_recall", "unit", "vectors"]
 
 
 def unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -28,6 +29,17 @@ def ranked(
     scores = unit(queries).astype(np.float64) @ unit(gallery).astype(np.float64).T
     order = np.lexsort((np.broadcast_to(keys, scores.shape), -scores), axis=-1)[:, :k]
     return keys[order], np.take_along_axis(scores, order, axis=1)
+
+
+def expect_among(
+    index: FilteredIndex, gallery: NDArray[np.float32], queries: NDArray[np.float32], k: int, allowed: list
+) -> None:
+    """A search among keys of a gallery, some of them not in it, finds what the definition does, then -1."""
+    stored = np.unique([key for key in allowed if 0 <= key < len(gallery)])
+    found = index.search_among(queries, k, np.array(allowed)).keys
+    np.testing.assert_array_equal(found[:, : len(stored)], ranked(gallery[stored], stored, queries, k)[0])
+    assert (found[:, len(stored) :] == -1).all()
+    assert (index.search_among(queries, 3, np.array([], np.int64)).keys == -1).all()
 
 
 def filled(n: int = 400, dim: int = 32, **settings: int | str) -> HNSWIndex:

@@ -19,6 +19,7 @@ from PIL import Image as PILImage
 from zsqretrieval import Retriever
 from zsqretrieval.data.images import decode
 from zsqretrieval.presets import Calibration
+from zsqretrieval.testing.pictures import encoded
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Context, Image, LogLikelihood
 
@@ -74,15 +75,13 @@ def card(number: int, of: int) -> Image:
     """A card with the colour wheel's colour at ``number / of``, darker to one side; of 2019."""
     bright = np.array(colorsys.hsv_to_rgb(number / of, 0.9, 1.0)) * 255
     pixels = np.linspace(bright, bright * (0.3 + 0.6 * (number % 7) / 7), 40)[None].repeat(30, 0)
-    buffer = io.BytesIO()
-    PILImage.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
     metadata = {
         "taken": f"2019-{1 + number % 3:02d}-{1 + number % 28:02d}T12:00:00",
         "year": 2000 + number % 10,
         "camera": ("Box & Co's", "Pinhole")[number % 2],
     }
     return Image(
-        buffer.getvalue(),
+        encoded(PILImage.fromarray(pixels.astype(np.uint8))),
         f"cards/{number}.png",
         id=f"cards/{number} ?#%.png",
         caption=f"card {number}",
@@ -97,11 +96,9 @@ def cards(n: int, generator: Asking | None = None) -> Retriever:
     )
     made = [card(number, n) for number in range(n)]
     twin = PILImage.open(io.BytesIO(made[0].content)).resize((44, 33))  # type: ignore[arg-type]
-    buffer = io.BytesIO()
-    twin.save(buffer, "PNG")
     hostile = Image(made[1].content, "hostile", id="hostile", caption=HOSTILE, metadata={"note": HOSTILE})
     retriever.add(
-        [*made[:1], hostile, *made[2:], Image(buffer.getvalue(), "twin", id="twin", caption="the twin")]
+        [*made[:1], hostile, *made[2:], Image(encoded(twin), "twin", id="twin", caption="the twin")]
     )
     return retriever
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from starlette.testclient import TestClient
 from zsqretrieval.presets import Calibration
 from zsqretrieval.retriever import Retriever
 from zsqretrieval.testing import ToyEncoder, ToyGenerator
+from zsqretrieval.testing.pictures import encoded
 from zsqretrieval.testing.toys import COLOURS
 from zsqretrieval.types import Image
 from zsqretrieval.web.app import make_app
@@ -30,9 +30,7 @@ BITMAP, GONE = "bitmap.bmp", "gone.png"
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (64, 48), format: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    PILImage.new("RGB", size, colour).save(buffer, format)
-    return buffer.getvalue()
+    return encoded(PILImage.new("RGB", size, colour), format)
 
 
 def images(folder: Path) -> Iterator[Image]:

@@ -18,6 +18,7 @@ from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.indexes import compressed, rows
 from zsqretrieval.indexes.compressed import CompressedIndex
 from zsqretrieval.indexes.lists import Lists
+from zsqretrieval.indexes.tuning import measure
 from zsqretrieval.testing import index_checks, parametrize_checks
 from zsqretrieval.testing.index_model import recall
 
@@ -177,6 +178,13 @@ def test_tuning_reaches_the_recall_and_is_saved(data: CliplikeVectors, tmp_path:
     index.save(tmp_path)
     loaded = CompressedIndex.load(tmp_path)
     assert loaded.config == index.config and loaded.probe == index.probe
+
+
+@pytest.mark.parametrize(("needed", "lists"), [(1, 1), (1, 64), (2, 64), (5, 64)])
+def test_tuning_finds_the_fewest_lists_that_reach_the_recall(needed: int, lists: int) -> None:
+    truth = np.arange(20).reshape(4, 5)
+    _, best = measure(lambda probe, _: truth if probe >= needed else truth + 20, 8, lists, truth, 0.95)
+    assert best.probe == needed
 
 
 def test_few_vectors_need_no_tuning() -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image as PILImage
 
 from picky import Picky, strip
+from plain import png
 from seeing import Seeing
 from zsqretrieval._util.batches import batched
 from zsqretrieval.data.images import as_image
@@ -126,10 +127,6 @@ def rows(**images: Any) -> Any:
 
 def queries(**texts: str) -> Any:
     return datasets.Dataset.from_dict({"id": [*texts], "text": [*texts.values()]})
-
-
-def png(colour: str) -> bytes:
-    return encoded(PILImage.new("RGB", (8, 6), colour), "PNG")
 
 
 def test_every_id_of_an_image_is_found_and_unusable_images_are_counted() -> None:

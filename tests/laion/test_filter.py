@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pyarrow import parquet
 from sklearn.metrics import cohen_kappa_score
 
 from plain import picture
-from zsqretrieval.errors import ImageError, InvalidInputError, MissingDependencyError
+from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.laion.datacomp import UIDS, Subset, texts_of
 from zsqretrieval.laion.filter import (
     Pool,
@@ -30,8 +29,6 @@ from zsqretrieval.laion.filter import (
     write_choice,
 )
 from zsqretrieval.laion.metadata import canonical
-from zsqretrieval.laion.safety import Safety
-from zsqretrieval.laion.stats import describe
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Image
 
@@ -215,10 +212,3 @@ def test_images_are_scored_by_encoder_and_generator_and_unreadable_ones_have_no_
 def test_rules_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(wrong))):
         Rules(**wrong)
-
-
-@pytest.mark.parametrize("use", [lambda: pool_of([], None), lambda: describe("pool", Safety())])
-def test_missing_pyarrow_is_named(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'zsqretrieval\[parquet\]'"):
-        use()

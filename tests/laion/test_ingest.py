@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import socket
-import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from plain import picture
+from plain import picture, png
+from tars import pack
 from zsqretrieval.album.removal import LIST
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
@@ -127,18 +126,10 @@ def test_arrays_and_images_with_metadata_of_laion_are_judged_too(album: Retrieve
     report = album.add_embeddings(unit(3), ids=["a", "b", "c"], metadata=metadata)
     assert report.added == ("b",) and report.denied == {"unsafe": 1, "unknown": 1}
     np.testing.assert_array_equal(album.vector("b"), unit(3)[1])
-    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
-        for name, text in (
-            ("red", '{"punsafe": 0.9}'),
-            ("blue", '{"punsafe": 0.1}'),
-            ("green", '{"NSFW": "?"}'),
-        ):
-            image = io.BytesIO()
-            picture(name).content.save(image, "PNG")  # type: ignore[union-attr]
-            for suffix, content in (("png", image.getvalue()), ("json", text.encode())):
-                info = tarfile.TarInfo(f"{name}.{suffix}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    members = {"red.png": png("red"), "red.json": b'{"punsafe": 0.9}'}
+    members |= {"blue.png": png("blue"), "blue.json": b'{"punsafe": 0.1}'}
+    members |= {"green.png": png("green"), "green.json": b'{"NSFW": "?"}'}
+    pack(tmp_path / "00000.tar", members)
     images = album.add(tmp_path / "00000.tar")
     assert images.added == ("00000/blue",) and images.denied == {"unsafe": 1, "unknown": 1}
     assert len(album.add(tmp_path / "00000.tar", safety=None).added) == 2

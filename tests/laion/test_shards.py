@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import os
@@ -31,6 +30,7 @@ from zsqretrieval.laion.embeddings import open_embeddings
 from zsqretrieval.laion.image_shards import ImageShard, open_image_shards
 from zsqretrieval.laion.shards import Task, choose, run_shard, run_shards
 from zsqretrieval.tasks.shards import KeepStates, WriteQuestions, make_task
+from zsqretrieval.testing.pictures import encoded
 from zsqretrieval.testing.toys import COLOURS, ToyEncoder, ToyGenerator, ToyStatesGenerator
 from zsqretrieval.types import Image
 
@@ -127,9 +127,7 @@ def test_picture_that_the_encoder_cannot_take_is_refused(tars: list[ImageShard],
 
 def test_photograph_decoded_smaller_has_nearly_the_same_vector(tmp_path: Path) -> None:
     picture = decode(next(one for one in photographs() if one.id == "astronaut"))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG")
-    pack(tmp_path / "0.tar", {"a.jpg": buffer.getvalue()})
+    pack(tmp_path / "0.tar", {"a.jpg": encoded(picture, "JPEG")})
     shards = open_image_shards(tmp_path)
     sizes: list[int] = []
 

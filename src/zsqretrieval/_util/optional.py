@@ -9,8 +9,8 @@ from zsqretrieval.errors import MissingDependencyError
 
 
 def import_optional(module: str, needed_for: str, install: str, *, package: str | None = None) -> Any:
-    """Import a module, untyped; a MissingDependencyError without it, with the arguments of that error."""
+    """Import a module, untyped; a MissingDependencyError without it or a package that it needs."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingDependencyError(package or module, needed_for, install) from error
+        raise MissingDependencyError(package or error.name or module, needed_for, install) from error

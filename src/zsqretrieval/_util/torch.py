@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_settings
+from zsqretrieval._util.optional import import_optional
 from zsqretrieval._util.processes import Lock
 from zsqretrieval.errors import InvalidInputError, MissingDependencyError, WeightsError
 
@@ -146,13 +147,9 @@ def import_transformers() -> Any:
 
 
 def import_sentence_transformers(needed_for: str) -> Any:
-    """The package, untyped; a MissingDependencyError if it is not installed."""
+    """The package, untyped; a MissingDependencyError if it cannot be imported."""
     ensure_torchvision()
-    try:
-        return importlib.import_module("sentence_transformers")
-    except ModuleNotFoundError as error:
-        remedy = "pip install 'sentence-transformers>=6.2'"
-        raise MissingDependencyError(error.name or "sentence_transformers", needed_for, remedy) from error
+    return import_optional("sentence_transformers", needed_for, "pip install 'sentence-transformers>=6.2'")
 
 
 def check_complete(name: str, report: Mapping[str, Iterable[object]]) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from zsqretrieval.cli.console import (
+    continued,
     counts_text,
     emit_json,
     human_size,
     name_skipped,
-    notice,
     progress_bars,
     say,
     say_denied,
@@ -30,7 +30,6 @@ from zsqretrieval.cli.options import (
     GeneratorWeights,
     MaxPixels,
     Safe,
-    States,
     TrustParts,
     album_path,
     open_album,
@@ -39,17 +38,8 @@ from zsqretrieval.cli.options import (
 from zsqretrieval.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsqretrieval.album.candidates import StatesMode
     from zsqretrieval.album.ingest import AddReport
     from zsqretrieval.retriever import Retriever
-
-
-_MODES: dict[States | None, StatesMode | Literal["auto"]] = {
-    None: "auto",
-    States.LAZY: "lazy",
-    States.DISK: "disk",
-    States.NONE: None,
-}
 
 
 def index(
@@ -73,7 +63,7 @@ def index(
         str | None, typer.Option("--index", help="Index of a new album: compressed, hnsw or exact.")
     ] = None,
     states: Annotated[
-        States | None,
+        Literal["lazy", "disk", "none"] | None,
         typer.Option(
             help="When to compute the generator's image features, which the album keeps to make searches "
             "faster: in the first search that needs them (lazy) or now (disk); none keeps none.",
@@ -105,6 +95,7 @@ def index(
 
     for source in sources:
         next(open_images(source), None)  # a wrong path or pattern makes no album
+    mode = None if states == "none" else states or "auto"
     wanted = preset or ("mini" if encoder_weights or generator_weights else None)
     if (album / CATALOG).is_file():
         _check_index(album, index_name)
@@ -112,7 +103,7 @@ def index(
             album,
             preset=wanted,
             generator_weights=generator_weights,
-            states=_MODES[states],
+            states=mode,
             made_with=preset_with(wanted, encoder_weights=encoder_weights) if wanted else None,
             trust_parts=trust_parts,
         )
@@ -125,26 +116,22 @@ def index(
             encoder_weights=encoder_weights,
             generator_weights=generator_weights,
         )
-        retriever = Retriever.open(album, parts, states=_MODES[states])
+        retriever = Retriever.open(album, parts, states=mode)
     with retriever:
-        try:
-            with progress_bars() as bars:
-                report = retriever.add(
-                    list(sources),
-                    copy=copy,
-                    exif=exif,
-                    safety="auto" if safety else None,
-                    batch_size=batch_size,
-                    max_pixels=max_pixels,
-                    progress=bars,
-                )
-            retriever.save()
-        except KeyboardInterrupt:
-            notice(
-                f"interrupted; {album} holds {len(retriever)} images, all of them on disk. "
-                "Run the same command again to continue"
+        with (
+            continued(lambda: f"{album} holds {len(retriever)} images, all of them on disk"),
+            progress_bars() as bars,
+        ):
+            report = retriever.add(
+                list(sources),
+                copy=copy,
+                exif=exif,
+                safety="auto" if safety else None,
+                batch_size=batch_size,
+                max_pixels=max_pixels,
+                progress=bars,
             )
-            raise typer.Exit(130) from None
+            retriever.save()
         if as_json:
             emit_json({"album": str(album.absolute()), "images": len(retriever), **asdict(report)})
         else:

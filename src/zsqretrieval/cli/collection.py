@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsqretrieval.cli.console import (
+    continued,
     counts_text,
     emit_json,
     name_skipped,
-    notice,
     progress_bars,
     say,
     say_denied,
@@ -40,16 +38,6 @@ from zsqretrieval.cli.options import (
 
 if TYPE_CHECKING:
     from zsqretrieval.retriever import Retriever
-
-
-@contextmanager
-def continued(what: str) -> Iterator[None]:
-    """Say after Ctrl-C that the same command continues."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        notice(f"interrupted; {what}. Run the same command again to continue")
-        raise typer.Exit(130) from None
 
 
 def _report(album: Path, retriever: Retriever, report: Any, as_json: bool) -> None:

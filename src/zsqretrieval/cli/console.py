@@ -15,6 +15,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import typer
+
 from zsqretrieval._util.checks import printable
 from zsqretrieval.errors import InvalidInputError
 
@@ -153,6 +155,17 @@ def write_page(path: Path, html: str) -> Path:
     path = path.absolute()
     write_whole(path, [html])
     return path
+
+
+@contextmanager
+def continued(what: str | Callable[[], str]) -> Iterator[None]:
+    """Say after Ctrl-C what is done, and that the same command continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = what if isinstance(what, str) else what()
+        notice(f"interrupted; {done}. Run the same command again to continue")
+        raise typer.Exit(130) from None
 
 
 @contextmanager

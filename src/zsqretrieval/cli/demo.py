@@ -31,7 +31,6 @@ from zsqretrieval.cli.options import (
     GeneratorWeights,
     HowFused,
     HowReranked,
-    Reranks,
     Weight,
     caches_features,
     preset_with,
@@ -125,11 +124,11 @@ def demo(
         return
     _show(asked, [ranking[:k] for ranking in rankings], facts)
     say(_summary(facts))
-    if rerank is not Reranks.NONE and not reranks:
+    if rerank != "none" and not reranks:
         say(f"The preset {preset} has no generator, so the first stage ranks alone.")
     say(f"Page with the images: {page}")
     if serve:
-        run_server(retriever, "127.0.0.1", port, title="Demo", rerank=rerank is not Reranks.NONE)
+        run_server(retriever, "127.0.0.1", port, title="Demo", rerank=rerank != "none")
 
 
 def _facts(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -41,26 +40,7 @@ _SYSTEMS = (
 _PREFIXES = 1 << 30  # bytes of the prefix cache: dialogs score every image with every question
 
 
-class Template(str, Enum):
-    """What is written."""
-
-    REPORT = "report"
-    VERDICT = "verdict"
-
-
-class Expansions(str, Enum):
-    """Ways to combine similarities to images and to questions."""
-
-    WEIGHTED_SUM = "weighted-sum"
-    MAXIMUM = "maximum"
-    RECIPROCAL_RANK = "reciprocal-rank"
-
-
-class Users(str, Enum):
-    """Simulated users of dialogs."""
-
-    GENERATOR = "generator"
-    CAPTIONS = "captions"
+Expansions: TypeAlias = Literal["weighted-sum", "maximum", "reciprocal-rank"]
 
 
 def evaluate(
@@ -76,7 +56,7 @@ def evaluate(
         str | None,
         typer.Option(help=_SYSTEMS, show_default="likelihood,yes_no,fused,expanded, if there is a generator"),
     ] = None,
-    template: Annotated[Template, typer.Option(help="Which pages to write.")] = Template.REPORT,
+    template: Annotated[Literal["report", "verdict"], typer.Option(help="Which pages to write.")] = "report",
     work: Annotated[
         Path | None,
         typer.Option(
@@ -152,8 +132,9 @@ def evaluate(
     dialogs: Annotated[int, typer.Option(min=0, help="Clarifying dialogs to simulate.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Questions of a dialog.")] = 5,
     user: Annotated[
-        Users, typer.Option(help="Who answers: the generator itself, or people's captions.")
-    ] = Users.CAPTIONS,
+        Literal["generator", "captions"],
+        typer.Option(help="Who answers: the generator itself, or people's captions."),
+    ] = "captions",
     gallery_sizes: Annotated[
         str | None,
         typer.Option(
@@ -185,9 +166,9 @@ def evaluate(
 
     if tune_on is not None and weight is not None:
         raise InvalidInputError("--tune-on chooses the weight and --weight gives it; use one of them")
-    if template is Template.VERDICT and (report.suffix != ".md" or work is None):
+    if template == "verdict" and (report.suffix != ".md" or work is None):
         raise InvalidInputError("the verdict is a Markdown page: give --report a name in .md, and --work")
-    if template is Template.REPORT and report.exists() and not report.is_dir():
+    if template == "report" and report.exists() and not report.is_dir():
         raise InvalidInputError(f"{report} is a file; a report is a folder")
     if published is not None:
         read_published(published)
@@ -258,7 +239,7 @@ def evaluate(
             if dialogs:
                 rows, facts = measure_dialogs(
                     Bench(made, asked, data, settings, cache, step), data.forms[0],
-                    dialogs=dialogs, rounds=rounds, user=user.value, scale=calibration.dialog_scale,
+                    dialogs=dialogs, rounds=rounds, user=user, scale=calibration.dialog_scale,
                     temper=calibration.dialog_temper, reread=calibration.dialog_reread,
                     calibrate=not (split or "test").startswith("test"), seed=seed,
                 )  # fmt: skip
@@ -267,7 +248,7 @@ def evaluate(
     if others is not None:
         results.facts["alternatives"] = others
     command = command_line(ctx)
-    if template is Template.VERDICT:
+    if template == "verdict":
         write_verdict(results, report, command=command, published=published)
         notice(f"verdict: {report.absolute()}")
     else:
@@ -285,9 +266,9 @@ def evaluate(
 def _expansion(kind: Expansions) -> Fusion:
     from zsqretrieval.search.fusion import Maximum, ReciprocalRank, WeightedSum
 
-    if kind is Expansions.WEIGHTED_SUM:
+    if kind == "weighted-sum":
         return WeightedSum(0.05)
-    return Maximum() if kind is Expansions.MAXIMUM else ReciprocalRank()
+    return Maximum() if kind == "maximum" else ReciprocalRank()
 
 
 def _sizes(text: str | None) -> list[int] | None:
@@ -331,7 +312,7 @@ def command_line(ctx: typer.Context) -> str:
         if isinstance(value, bool):
             words.append((one.opts if value else one.secondary_opts)[0])
         else:
-            words += [one.opts[0], str(value.value if isinstance(value, Enum) else value)]
+            words += [one.opts[0], str(value)]
     return shlex.join(words)
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from zsqretrieval.cli.collection import continued
-from zsqretrieval.cli.console import counts_text, emit_json, human_size, progress_bars, say, say_denied, show
+from zsqretrieval.cli.console import (
+    continued,
+    counts_text,
+    emit_json,
+    human_size,
+    progress_bars,
+    say,
+    say_denied,
+    show,
+)
 from zsqretrieval.cli.options import (
     Album,
     AsJson,
@@ -29,13 +36,7 @@ if TYPE_CHECKING:
     from zsqretrieval.laion.safety import Safety
 
 
-class Unknown(str, Enum):
-    """What becomes of rows without punsafe."""
-
-    DROP = "drop"
-    KEEP = "keep"
-
-
+Unknown: TypeAlias = Literal["drop", "keep"]
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Parquet file, folder, pattern or URL.")]
 MaxPunsafe = Annotated[float, typer.Option(min=0, max=1, help="Deny rows whose punsafe is above.")]
 OnUnknown = Annotated[Unknown, typer.Option("--unknown", help="Rows without punsafe: deny them, or not.")]
@@ -68,7 +69,7 @@ def _safety(
     from zsqretrieval.laion.safety import Safety
 
     return Safety(
-        max_punsafe=max_punsafe, unknown=unknown.value, nsfw=tuple(nsfw or ("UNLIKELY",)),
+        max_punsafe=max_punsafe, unknown=unknown, nsfw=tuple(nsfw or ("UNLIKELY",)),
         max_pwatermark=max_pwatermark, allow=None if allow is None else HashList.open(allow),
         allow_by=allow_by,
     )  # fmt: skip
@@ -89,7 +90,7 @@ def ingest(
         str | None, typer.Option(help="Parts of a new album; its encoder made the vectors.")
     ] = None,
     max_punsafe: MaxPunsafe = 0.45,
-    unknown: OnUnknown = Unknown.DROP,
+    unknown: OnUnknown = "drop",
     nsfw: Nsfw = None,
     max_pwatermark: MaxPwatermark = 0.8,
     allow: Allow = None,
@@ -166,7 +167,7 @@ def search(
 def stats(
     source: Source,
     max_punsafe: MaxPunsafe = 0.45,
-    unknown: OnUnknown = Unknown.DROP,
+    unknown: OnUnknown = "drop",
     nsfw: Nsfw = None,
     max_pwatermark: MaxPwatermark = 0.8,
     allow: Allow = None,

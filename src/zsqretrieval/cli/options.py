@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -21,28 +20,8 @@ if TYPE_CHECKING:
     from zsqretrieval.search.rerank import Rerank
 
 
-class Reranks(str, Enum):
-    """Scoring rules, named as their scores."""
-
-    LIKELIHOOD = "likelihood"
-    YES_NO = "yes_no"
-    NONE = "none"
-
-
-class Fusions(str, Enum):
-    """Ways to combine the scores of generator and first stage."""
-
-    WEIGHTED_SUM = "weighted-sum"
-    RECIPROCAL_RANK = "reciprocal-rank"
-    RERANK_ONLY = "rerank-only"
-
-
-class States(str, Enum):
-    """When image features are cached."""
-
-    LAZY = "lazy"
-    DISK = "disk"
-    NONE = "none"
+Reranks: TypeAlias = Literal["likelihood", "yes_no", "none"]
+Fusions: TypeAlias = Literal["weighted-sum", "reciprocal-rank", "rerank-only"]
 
 
 def album_path(text: str) -> Path:
@@ -157,9 +136,9 @@ def rerank_of(
     from zsqretrieval.search.rerank import CANDIDATES, Rerank
     from zsqretrieval.search.scoring import Likelihood, YesNo
 
-    if weight is not None and fusion not in (None, Fusions.WEIGHTED_SUM):
-        raise typer.BadParameter(f"--weight belongs to --fusion weighted-sum, not to {fusion.value}")
-    if rerank is Reranks.NONE:
+    if weight is not None and fusion not in (None, "weighted-sum"):
+        raise typer.BadParameter(f"--weight belongs to --fusion weighted-sum, not to {fusion}")
+    if rerank == "none":
         if fusion is not None or weight is not None:
             raise typer.BadParameter("--rerank none has nothing to combine; leave --fusion and --weight out")
         return None
@@ -167,11 +146,11 @@ def rerank_of(
         return "auto"
     fusions = {
         None: None if weight is None else WeightedSum(weight),
-        Fusions.WEIGHTED_SUM: WeightedSum(1.0 if weight is None else weight),
-        Fusions.RECIPROCAL_RANK: ReciprocalRank(),
-        Fusions.RERANK_ONLY: RerankOnly(),
+        "weighted-sum": WeightedSum(1.0 if weight is None else weight),
+        "reciprocal-rank": ReciprocalRank(),
+        "rerank-only": RerankOnly(),
     }
-    rule = YesNo() if rerank is Reranks.YES_NO else Likelihood()
+    rule = YesNo() if rerank == "yes_no" else Likelihood()
     return Rerank(rule, fusion=fusions[fusion], candidates=candidates)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from zsqretrieval.cli.console import emit_json, name_skipped, notice, progress_bars, say, show
+from zsqretrieval.cli.console import continued, emit_json, name_skipped, notice, progress_bars, say, show
 from zsqretrieval.cli.options import (
     Album,
     AsJson,
@@ -25,13 +24,7 @@ if TYPE_CHECKING:
     from zsqretrieval.retriever import Retriever
 
 
-class Styles(str, Enum):
-    """Styles of stored questions."""
-
-    QUESTIONS = "questions"
-    CAPTIONS = "captions"
-    ATTRIBUTES = "attributes"
-    SEARCH = "search"
+Styles: TypeAlias = Literal["questions", "captions", "attributes", "search"]
 
 
 def questions(
@@ -80,9 +73,9 @@ def questions(
         needs_generator=writes,
         trust_parts=trust_parts,
     ) as retriever:
-        try:
+        with continued("finished batches are on disk"):
             if remove:
-                facts["removed"] = retriever.questions.remove(style and style.value)
+                facts["removed"] = retriever.questions.remove(style)
             elif filter_again:
                 with progress_bars() as bars:
                     facts |= asdict(retriever.questions.filter(kept_within, progress=bars))
@@ -90,7 +83,7 @@ def questions(
                 with progress_bars() as bars:
                     report = retriever.questions.generate(
                         n,
-                        style=(style or Styles.QUESTIONS).value,
+                        style=style or "questions",
                         answers=answers,
                         top_k=kept_within,
                         temperature=temperature,
@@ -101,9 +94,6 @@ def questions(
                 facts |= asdict(report)
                 if not as_json:
                     name_skipped(report.skipped, notice)
-        except KeyboardInterrupt:
-            notice("interrupted; finished batches are on disk. Run the same command again to continue")
-            raise typer.Exit(130) from None
         facts["styles"] = [asdict(one) for one in retriever.questions.styles()]
         listed = _chosen(retriever, image, style) if listing else []
         if not listing:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from zsqretrieval.cli.console import emit_json, human_size, name_skipped, notice, say, show
+from zsqretrieval.cli.console import continued, emit_json, human_size, name_skipped, notice, say, show
 from zsqretrieval.cli.options import (
     AsJson,
     Device,
@@ -21,27 +20,16 @@ from zsqretrieval.cli.options import (
 )
 
 
-class Tasks(str, Enum):
-    """Tasks of a shard worker."""
-
-    EMBED = "embed"
-    QUESTIONS = "questions"
-    STATES = "states"
-
-
-class Engines(str, Enum):
-    """Where shards are worked on."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
 def embed(
     shards: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder, glob pattern or URL of tars.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", parser=given_path, help="Folder of the results.")],
     preset: Annotated[str, typer.Option(help="Use this preset's encoder or generator.")] = "mini",
-    task: Annotated[Tasks, typer.Option(help="What to make of each tar.")] = Tasks.EMBED,
-    engine: Annotated[Engines, typer.Option(help="Work here, or on actors of Ray.")] = Engines.LOCAL,
+    task: Annotated[
+        Literal["embed", "questions", "states"], typer.Option(help="What to make of each tar.")
+    ] = "embed",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Work here, or on actors of Ray.")
+    ] = "local",
     only: Annotated[str | None, typer.Option("--shards", help="Only these shards, such as 0-99.")] = None,
     worker: Annotated[int, typer.Option(min=0, help="Number of this worker, from 0.")] = 0,
     of: Annotated[int, typer.Option(min=1, help="Workers that share the shards.")] = 1,
@@ -84,26 +72,23 @@ def embed(
         generator=generator or "auto",
         generator_config=json_object("--generator-config", generator_config),
     )
-    if task is Tasks.EMBED:
+    if task == "embed":
         part = {"plugin": made.encoder, "config": dict(made.encoder_config)}
     elif made.generator is None:
         raise InvalidInputError(f"the preset {preset!r} has no generator; choose one with a generator")
     else:
         part = {"plugin": made.generator, "config": dict(made.generator_config)}
-    given = {"batch_size": batch_size, "size_hint": size_hint if task is Tasks.EMBED else None}
+    given = {"batch_size": batch_size, "size_hint": size_hint if task == "embed" else None}
     settings = {name: value for name, value in given.items() if value is not None}
-    making = partial(make_task, task.value, part, **settings)
+    making = partial(make_task, task, part, **settings)
     listed = open_image_shards(shards)
     numbers = choose(len(listed), shards=only, worker=worker, of=of)
     shared: dict[str, Any] = {"attempts": attempts, "max_pixels": max_pixels, "report": _tell}
-    try:
-        if engine is Engines.RAY:
+    with continued("finished shards are on disk"):
+        if engine == "ray":
             report = run_on_ray(making, listed, out, numbers, actors=actors, cpus=cpus, gpus=gpus, **shared)
         else:
             report = run_shards(making(), listed, out, numbers, **shared)
-    except KeyboardInterrupt:
-        notice("interrupted; finished shards are on disk. Run the same command again to continue")
-        raise typer.Exit(130) from None
     if as_json:
         emit_json({"out": str(out.absolute()), **asdict(report)})
     else:

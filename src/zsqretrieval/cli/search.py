@@ -28,7 +28,6 @@ from zsqretrieval.cli.options import (
     GeneratorWeights,
     HowFused,
     HowReranked,
-    Reranks,
     TrustParts,
     Weight,
     open_album,
@@ -206,7 +205,7 @@ def _refuse_question_options(ctx: typer.Context) -> None:
     for name in _QUESTION_ONLY:
         source = ctx.get_parameter_source(name)
         given = source is not None and source.name != "DEFAULT"
-        if given and ctx.params[name] is not Reranks.NONE:  # which is what --image does
+        if given and ctx.params[name] != "none":  # which is what --image does
             raise typer.BadParameter(f"--{name.replace('_', '-')} needs a question, not --image")
 
 

@@ -22,14 +22,14 @@ TOLERANCE = 0.01
 Row = NDArray[np.float32]
 
 
-def encode_images(encoder: Encoder, images: Sequence[Image], *, batch_size: int = 32) -> NDArray[np.float32]:
+def encode_images(encoder: Encoder, images: Sequence[Image]) -> NDArray[np.float32]:
     """Encode images: float32 [n, dim]; see :meth:`zsqretrieval.protocols.Encoder.encode_image`.
 
     Raises:
         ImageError: an image cannot be decoded, or this encoder cannot take it; names it.
         PartError: the answer breaks the contract.
     """
-    return _stacked(encoder, sound(encode_each(encoder, images, batch_size=batch_size), ImageError))
+    return _stacked(encoder, sound(encode_each(encoder, images), ImageError))
 
 
 def encode_each(encoder: Encoder, images: Sequence[Image], *, batch_size: int = 32) -> list[Row | ImageError]:

@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_strings
 from zsqretrieval._util.letters import as_letters
+from zsqretrieval._util.optional import import_optional
 from zsqretrieval._util.torch import (
     FromPretrained,
     add_tensors,
@@ -26,7 +27,7 @@ from zsqretrieval._util.torch import (
 )
 from zsqretrieval.data.images import decode, trimmed
 from zsqretrieval.encoders.rows import encode_batches, encode_pictures
-from zsqretrieval.errors import InvalidInputError, MismatchError, MissingDependencyError, WeightsError
+from zsqretrieval.errors import InvalidInputError, MismatchError, WeightsError
 from zsqretrieval.types import Image
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ class CLIPEncoder(FromPretrained):
             WeightsError: weights are missing, damaged, of another model, or cannot be downloaded.
             MissingDependencyError: open_clip cannot be imported.
         """
-        open_clip = _import_open_clip()
+        ensure_torchvision()
+        open_clip = import_optional("open_clip", "CLIPEncoder", "pip install open_clip_torch torchvision")
         if precision not in _PRECISIONS:
             raise InvalidInputError(f"precision must be one of {', '.join(_PRECISIONS)}, not {precision!r}")
         target = resolve_device(device)
@@ -220,17 +222,6 @@ class CLIPEncoder(FromPretrained):
     def _device(self) -> torch.device:
         device: torch.device = next(self._model.parameters()).device
         return device
-
-
-def _import_open_clip() -> Any:
-    ensure_torchvision()
-    try:
-        import open_clip
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            error.name or "open_clip", "CLIPEncoder", "pip install open_clip_torch torchvision"
-        ) from error
-    return open_clip
 
 
 def _resolve(open_clip: Any, name: str, pretrained: str | Path | None) -> tuple[str, str | None]:

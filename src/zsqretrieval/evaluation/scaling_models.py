@@ -245,7 +245,6 @@ _PATCHES, _VISION_WIDTH, _VISION_LAYERS = 256, 1024, 24
 _LATENTS, _WIDTH, _LAYERS, _WORDS = 64, 2048, 24, 65_037
 _FRAME = 3  # <s>, <image> and </image> around the latents
 _QUESTION = 30  # tokens of prompt and question together
-_VECTOR_BYTES = 2 * 768  # a ViT-L/14 embedding in 16 bits
 
 
 def reranking_cost(depths: Sequence[int], needed: Mapping[str, int]) -> dict[str, Any]:
@@ -274,7 +273,6 @@ def reranking_cost(depths: Sequence[int], needed: Mapping[str, int]) -> dict[str
     states = _LAYERS * _layer_flops(length, length, _WIDTH) + head
     prefixes = _LAYERS * _layer_flops(_QUESTION, length, _WIDTH) + head
     flops = {"pixels": vision + resampler + states, "states": states, "prefixes": prefixes}
-    kept = {"pixels": 0, "states": 2 * _LATENTS * _WIDTH, "prefixes": 2 * 2 * _LAYERS * prefix * _WIDTH}
     speed = _UTILISATION * _H100_FLOPS
 
     def per_query(candidates: int, **model: str) -> dict[str, Any]:
@@ -284,19 +282,10 @@ def reranking_cost(depths: Sequence[int], needed: Mapping[str, int]) -> dict[str
     return {
         "model": "Kosmos-2 re-ranks the candidates of CLIP ViT-L/14; computed, not measured",
         "accelerator": f"one H100: {_H100_FLOPS / 1e12:g} TFLOP/s dense bfloat16, used to {_UTILISATION:.0%}",
-        "question_tokens": _QUESTION,
-        "gflop_per_candidate": {name: round(one / 1e9, 1) for name, one in flops.items()},
-        "bytes_kept_per_image": kept,
         "per_query": [
             *(per_query(k) for k in depths),
             *(per_query(k, keeps_the_ceiling_by=model) for model, k in needed.items()),
         ],
-        "laion_5b": {
-            "images": LAION_5B,
-            "days_to_encode_once": round(LAION_5B * vision / speed / 86_400, 1),
-            "vectors_tb": round(LAION_5B * _VECTOR_BYTES / 1e12, 2),
-            "states_tb": round(LAION_5B * kept["states"] / 1e12, 1),
-        },
         "left_out": "embedding the question (milliseconds), the index search, fetching images or states",
     }
 

@@ -109,11 +109,11 @@ class Example:
     answer: str  # leading space included
 
 
-def few_shot(examples: Iterable[Example], context: Context, *, separator: str = "\n") -> list[Segment]:
-    """One context of solved examples, each followed by ``separator``, and the task."""
+def few_shot(examples: Iterable[Example], context: Context) -> list[Segment]:
+    """One context of solved examples, each followed by a line break, and the task."""
     segments: list[Segment] = []
     for example in examples:
-        segments += [*example.context, example.answer, separator]
+        segments += [*example.context, example.answer, "\n"]
     return _joined([*segments, *context])
 
 

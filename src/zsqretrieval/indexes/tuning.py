@@ -79,7 +79,7 @@ def measure(
 
     enough = []
     for refine in _REFINES:
-        low, high = 1, 2
+        low, high = 0, 1
         while high < lists and at(high, refine).recall < recall:
             low, high = high, min(2 * high, lists)
         while high - low > 1 + low // 16:

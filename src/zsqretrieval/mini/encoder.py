@@ -62,11 +62,9 @@ class AttentionPool(nn.Module):
     Since the queries are parameters, query times key is one linear map per head (``score``).
     """
 
-    def __init__(
-        self, width: int, dim: int, *, heads: int = 8, hidden: int = 1024, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, dim: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        attended = 512
+        heads, attended, hidden = 8, 512, 1024
         self.norm = nn.LayerNorm(width)
         self.score = nn.Linear(width, heads)
         self.value = nn.Parameter(torch.empty(heads, width, attended // heads))

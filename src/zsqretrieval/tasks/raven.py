@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from zsqretrieval._util.files import atomic_write
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
+from zsqretrieval.generators.checked import read_texts
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
 from zsqretrieval.protocols import Generator
 from zsqretrieval.tasks.accuracy import Accuracy
 from zsqretrieval.tasks.choice import single_best
-from zsqretrieval.tasks.writing import log_likelihoods
+from zsqretrieval.tasks.writing import aggregated
 from zsqretrieval.types import Image, Progress
 
 CANDIDATES = 6
@@ -142,7 +143,8 @@ def score_raven(
     for done, item in enumerate(items, 1):
         prompt = prompts[len(item.context)]
         contexts = [prompt.context(*item.context, candidate) for candidate in item.candidates]
-        log_probs = log_likelihoods(generator, contexts, [yes] * CANDIDATES, batch_size=batch_size)
+        found = read_texts(generator, contexts, [yes] * CANDIDATES, batch_size=batch_size)
+        log_probs = aggregated(found, "sum")
         answers.append(RavenAnswer(item.id, log_probs, single_best(log_probs), item.answer))
         if progress is not None:
             progress("scoring items", done, len(items))

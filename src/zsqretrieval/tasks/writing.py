@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.data.images import ImageLike, as_image
 from zsqretrieval.errors import InvalidInputError
-from zsqretrieval.generators.checked import read_texts, write_texts
+from zsqretrieval.generators.checked import write_texts
 from zsqretrieval.generators.prompts import PROMPTS, Example, Prompt, few_shot
 from zsqretrieval.protocols import Generator
 from zsqretrieval.types import Context, Image, ImageState, LogLikelihood
@@ -119,18 +119,6 @@ def write(
     """Continue each context by greedy decoding; arguments and errors as the generator's ``generate``."""
     found = write_texts(generator, contexts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return [text.strip() for (text,) in found]
-
-
-def log_likelihoods(
-    generator: Generator,
-    contexts: Sequence[Context],
-    continuations: Sequence[str],
-    *,
-    aggregate: Aggregate = "sum",
-    batch_size: int = 16,
-) -> NDArray[np.float64]:
-    """Log-likelihoods of n pairs in nats, float64 [n]; with "mean" per token."""
-    return aggregated(read_texts(generator, contexts, continuations, batch_size=batch_size), aggregate)
 
 
 def aggregated(found: Sequence[LogLikelihood], aggregate: Aggregate) -> NDArray[np.float64]:

@@ -54,18 +54,23 @@ def expect(condition: object, expected: str, got: object) -> None:
 
 
 def expect_refusal(
-    action: Callable[[], object], what: str, error: type[Exception] | tuple[type[Exception], ...] = ValueError
-) -> Exception:
-    """Check that an invalid call raises ``error``, and return the exception; ``what`` names the input."""
+    action: Callable[[], object],
+    what: str,
+    error: type[Exception] | tuple[type[Exception], ...] = ValueError,
+    *,
+    naming: str = "",
+) -> None:
+    """Check that an invalid call raises ``error`` with ``naming`` in its text; ``what`` names the input."""
     types = error if isinstance(error, tuple) else (error,)
     names = " or ".join(each.__name__ for each in types)
     try:
         action()
     except types as refusal:
-        return refusal
+        expect(naming in str(refusal), f"an error naming {naming!r}", repr(str(refusal)))
     except Exception as other:
         raise ContractError(f"Expected {names} for {what}; got {_describe(other)}.") from other
-    raise ContractError(f"Expected {names} for {what}; got no error.")
+    else:
+        raise ContractError(f"Expected {names} for {what}; got no error.")
 
 
 def run_checks(checks: Sequence[Check[Factory]], factory: Factory) -> None:

@@ -18,6 +18,7 @@ from zsqretrieval.testing.checks import Check, ContractError, expect, expect_ref
 from zsqretrieval.testing.pictures import (
     ORIENTATIONS,
     as_image,
+    broken_images,
     colour_modes,
     encoded,
     painting,
@@ -233,17 +234,9 @@ def one_string_is_refused(encoder: Encoder) -> None:
 @_check
 def broken_image_is_named(encoder: Encoder) -> None:
     """An image that cannot be decoded raises ImageError naming that image, wherever it stands."""
-    good = encoded(painting(6, (200, 150)), "JPEG")
-    broken = {
-        "no image at all": Image(b"this is no image", "notes-renamed.jpg"),
-        "an empty file": Image(b"", "empty.png"),
-        "a truncated JPEG": Image(good[: len(good) // 2], "half-downloaded.jpg"),
-        "a missing file": Image(Path("no-such-folder") / "gone.png", "gone.png"),
-    }
-    for name, image in broken.items():
-        images = [*paintings(2), image, *paintings(2)]
-        error = expect_refusal(partial(encoder.encode_image, images), name, ImageError)
-        expect(image.source in str(error), f"an error naming {image.source!r}", repr(str(error)))
+    for image in broken_images():
+        encode = partial(encoder.encode_image, [*paintings(2), image, *paintings(2)])
+        expect_refusal(encode, image.source, ImageError, naming=image.source)
 
 
 @_check

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -23,8 +22,8 @@ from zsqretrieval.testing.generator_case import (
     score,
 )
 from zsqretrieval.testing.generator_states import state_checks
-from zsqretrieval.testing.pictures import paintings
-from zsqretrieval.types import Context, Image, LogLikelihood
+from zsqretrieval.testing.pictures import broken_images, paintings
+from zsqretrieval.types import Context, LogLikelihood
 
 SPLITS = (("what is", " the colour"), ("what is ", "the colour"), ("what is", "the colour"), ("what", "?"))
 
@@ -269,11 +268,10 @@ def over_long_context_is_not_cut(case: GeneratorCase) -> None:
 @_check
 def broken_image_is_named(case: GeneratorCase) -> None:
     """An image that cannot be decoded raises ImageError naming it."""
-    gone = Image(Path("no-such-folder") / "gone.png", "gone.png")
-    for broken in (Image(b"this is no image", "notes-renamed.jpg"), gone):
+    for broken in broken_images():
         contexts = [five_contexts()[0], (paintings(1)[0], broken, "Question:")]
-        error = expect_refusal(partial(score, case, contexts, QUESTIONS[:2]), "a broken image", ImageError)
-        expect(broken.source in str(error), f"an error naming {broken.source!r}", repr(str(error)))
+        read = partial(score, case, contexts, QUESTIONS[:2])
+        expect_refusal(read, broken.source, ImageError, naming=broken.source)
 
 
 @_check

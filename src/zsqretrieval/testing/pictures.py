@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image as PILImage
@@ -80,3 +81,14 @@ def colour_modes() -> dict[str, Image]:
         "a GIF": (palette, "GIF"),
     }
     return {name: as_image(picture, name, format) for name, (picture, format) in pictures.items()}
+
+
+def broken_images() -> list[Image]:
+    """Images that cannot be decoded: no image, an empty, a truncated and a missing file."""
+    good = encoded(painting(6, (200, 150)), "JPEG")
+    return [
+        Image(b"this is no image", "notes-renamed.jpg"),
+        Image(b"", "empty.png"),
+        Image(good[: len(good) // 2], "half-downloaded.jpg"),
+        Image(Path("no-such-folder") / "gone.png", "gone.png"),
+    ]

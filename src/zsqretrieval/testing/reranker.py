@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zsqretrieval.errors import ImageError
 from zsqretrieval.testing.checks import Check, ContractError, expect, expect_refusal, lister, run_checks
 from zsqretrieval.testing.encoder import UNUSUAL_TEXTS
-from zsqretrieval.testing.pictures import as_image, colour_modes, encoded, painting, paintings
+from zsqretrieval.testing.pictures import as_image, broken_images, colour_modes, encoded, painting, paintings
 from zsqretrieval.types import Image
 
 QUESTION = "what is the colour of the red thing?"
@@ -175,15 +175,9 @@ def unusual_questions_are_accepted(case: RerankerCase) -> None:
 @_check
 def broken_image_is_named(case: RerankerCase) -> None:
     """An image that cannot be decoded raises ImageError naming that image, wherever it stands."""
-    good = encoded(painting(6, (200, 150)), "JPEG")
-    for image in (
-        Image(b"this is no image", "notes-renamed.jpg"),
-        Image(good[: len(good) // 2], "half-downloaded.jpg"),
-        Image(Path("no-such-folder") / "gone.png", "gone.png"),
-    ):
-        images = [*paintings(2), image, *paintings(1)]
-        error = expect_refusal(partial(case.reranker.score, case.question, images), image.source, ImageError)
-        expect(image.source in str(error), f"an error naming {image.source!r}", repr(str(error)))
+    for image in broken_images():
+        score = partial(case.reranker.score, case.question, [*paintings(2), image, *paintings(1)])
+        expect_refusal(score, image.source, ImageError, naming=image.source)
 
 
 @_check

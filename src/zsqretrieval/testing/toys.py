@@ -50,7 +50,7 @@ class ToyEncoder:
         for row, image in zip(rows, images, strict=True):
             quarters = decode(image).resize((2, 2), PILImage.Resampling.BOX)
             row[:12] = np.asarray(quarters, np.float64).ravel() / 255 - 0.5
-        return _unit(rows)
+        return unit_rows(rows, self.dim)
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Encode texts to float32 [n, 16]; see :meth:`zsqretrieval.protocols.Encoder.encode_text`."""
@@ -60,7 +60,7 @@ class ToyEncoder:
             named = [COLOURS[word] for word in re.findall(r"\w+", text.lower()) if word in COLOURS]
             row[:12] = np.tile(np.mean(named or [(0.5, 0.5, 0.5)], axis=0) - 0.5, 4)
             row[12:] = np.frombuffer(hashlib.sha256(text.encode()).digest()[:4], np.uint8) / 255 * 0.2
-        return _unit(rows)
+        return unit_rows(rows, self.dim)
 
 
 class ToyIndex:
@@ -298,10 +298,3 @@ def _mean_colour(image: Image) -> NDArray[np.float64]:
     pixels = np.asarray(decode(image), np.float64)  # [height, width, 3]
     mean: NDArray[np.float64] = pixels.mean(axis=(0, 1)) / 255
     return mean
-
-
-def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Rows scaled to unit length, in float64, where squares of float32 neither overflow nor vanish."""
-    exact = rows.astype(np.float64)
-    units: NDArray[np.float64] = exact / np.linalg.norm(exact, axis=1, keepdims=True)
-    return units.astype(np.float32)

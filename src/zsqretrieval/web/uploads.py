@@ -26,6 +26,8 @@ from zsqretrieval.web.thumbnails import encoded
 
 router = APIRouter(responses=RESPONSES)
 
+_CLIENTS = 10_000  # whose rates are known; the one seen longest ago is forgotten
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Upload:
@@ -39,8 +41,8 @@ class Upload:
 class Rates:
     """Images per minute of each client: a bucket that empties with every image, and fills steadily."""
 
-    def __init__(self, per_minute: int, clients: int = 10_000) -> None:
-        self._most, self._clients = per_minute, clients
+    def __init__(self, per_minute: int) -> None:
+        self._most = per_minute
         self._left: dict[str, tuple[float, float]] = {}  # when last seen, and how many were left then
 
     def take(self, request: Request, images: int = 1) -> None:
@@ -50,7 +52,7 @@ class Rates:
         left = min(left + (now - seen) * self._most / 60, self._most)
         refused = left < min(images, self._most)
         self._left[client] = now, left - images * (not refused)
-        while len(self._left) > self._clients:
+        while len(self._left) > _CLIENTS:
             del self._left[next(iter(self._left))]
         if refused:
             raise Refused(429, f"at most {self._most} images a minute; try again later", seconds=5)

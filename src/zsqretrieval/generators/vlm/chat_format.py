@@ -12,6 +12,7 @@ import torch
 from PIL import Image as PILImage
 from torch.nn.utils.rnn import pad_sequence
 
+from zsqretrieval._util.checks import check_sequence, check_text
 from zsqretrieval._util.letters import TypedText, as_letters
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError, MismatchError
@@ -126,10 +127,7 @@ class Reader:
 
     def continuation(self, text: str, name: str) -> list[int]:
         """The tokens of a continuation, which depend on nothing else."""
-        if not isinstance(text, str):
-            raise InvalidInputError(f"{name} must be a string, not {type(text).__name__}")
-        if not text.strip():
-            raise InvalidInputError(f"{name} is empty: {text!r}")
+        check_text(text, name)
         if not text[0].isspace():
             text = self._lead + text
         elif self._marks and text[0] == " ":
@@ -180,10 +178,7 @@ class Reader:
 
     def _segments(self, context: Context, name: str) -> list[Segment]:
         """The context, with adjacent texts joined."""
-        if isinstance(context, str | bytes) or not isinstance(context, Sequence):
-            raise InvalidInputError(
-                f"{name} must be a sequence of strings and images, not {type(context).__name__}"
-            )
+        check_sequence(context, name)
         segments: list[Segment] = []
         for segment in context:
             if isinstance(segment, ImageState):
@@ -192,6 +187,8 @@ class Reader:
                     "give it the image"
                 )
             if isinstance(segment, str):
+                if segment.strip():
+                    check_text(segment, f"a text of {name}")
                 if segments and isinstance(segments[-1], str):
                     segments[-1] = joined([segments[-1], segment])
                 elif segment:

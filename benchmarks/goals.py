@@ -58,16 +58,16 @@ _REFINING = (
     "converting and multiplying them"
 )
 _PYTHON = (
-    "missed: the checks, locks and small arrays of one call take about 0.05 ms in Python, as long as a query in "
-    "a batch"
+    "missed: the checks, locks and small arrays of one call take about 0.05 ms in Python, as long as a query "
+    "in a batch"
 )
 _CACHE = (
-    "missed on this processor, whose cache of 32 MB serves hnswlib most; another of the family gave 3.9x, 4.2x "
-    "and 4.8x before batches became a fifth faster"
+    "missed on this processor, whose cache of 32 MB serves hnswlib most; another of the family gave 3.9x, "
+    "4.2x and 4.8x before batches became a fifth faster"
 )
 _MEMORY = (
-    "missed: a query reads 3 MB of codes, which do not fit into the cache, at 11 GB/s; another processor of the "
-    "family gave 3.8x to 3.9x"
+    "missed: a query reads 3 MB of codes, which do not fit into the cache, at 11 GB/s; another processor of "
+    "the family gave 3.8x to 3.9x"
 )
 _SCANN = (
     "missed: ScaNN reads codes of 4 bits, and takes 13 times the memory and 8 times the build; faiss's own "

@@ -8,6 +8,7 @@ all:    one transaction --> catalog, change log --> index
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import time
@@ -30,7 +31,7 @@ from zsqretrieval.data.sources import VECTOR, Reopener, Row, count_images, is_me
 from zsqretrieval.encoders.checked import encode_each
 from zsqretrieval.errors import ImageError
 from zsqretrieval.laion.hashes import HashList
-from zsqretrieval.laion.safety import Denied, SafetyLike, safety_for
+from zsqretrieval.laion.safety import Denied, SafetyLike, permitted
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import MAX_PIXELS, Progress
 
@@ -142,14 +143,7 @@ class Adder:
             if hits.any():
                 denied["removed"] = denied.get("removed", 0) + int(hits.sum())
                 images = [one for one, hit in zip(images, hits, strict=True) if not hit]
-        # Each by its own columns: what becomes of an image must not depend on the others of its batch.
-        found = [safety_for(safety, one.metadata.keys()) for one in images]
-        rules = next((one for one in found if one is not None), None)
-        if rules is None:
-            return images
-        ruled = [one.metadata for one, own in zip(images, found, strict=True) if own is not None]
-        kept = iter(rules.mask_rows(ruled, denied))
-        return [one for one, own in zip(images, found, strict=True) if own is None or next(kept)]
+        return list(itertools.compress(images, permitted([one.metadata for one in images], safety, denied)))
 
     def _encoded(
         self, images: Sequence[NewImage], known: Mapping[str, Record], skipped: list[Skipped]

@@ -185,6 +185,20 @@ def safety_for(safety: SafetyLike, names: Collection[str]) -> Safety | None:
     return Safety() if not lower.isdisjoint(_MARKS) or {"url", "similarity"} <= lower else None
 
 
+def permitted(rows: Sequence[Mapping[str, Any]], safety: SafetyLike, denied: Denied) -> NDArray[np.bool_]:
+    """Which of n rows may be used by their metadata, bool [n]; counts the others by reason.
+
+    The rules for each row are those for its own columns: the others of its batch must not decide on it.
+    """
+    found = [safety_for(safety, row.keys()) for row in rows]
+    ruled = np.array([one is not None for one in found], np.bool_)
+    kept = ~ruled
+    rules = next((one for one in found if one is not None), None)
+    if rules is not None:
+        kept[ruled] = rules.mask_rows(list(itertools.compress(rows, ruled)), denied)
+    return kept
+
+
 def verified(image: Image) -> bool | None:
     """Whether the bytes of an image are those of the ``md5`` or ``sha256`` in its metadata.
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.files import atomic_write
+from zsqretrieval._util.files import atomic_write, read_lines
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.prompts import PROMPTS, Prompt
@@ -161,15 +161,9 @@ def read_raven(folder: str | os.PathLike[str]) -> list[RavenItem]:
         InvalidInputError: the file cannot be read or a line is no item; names file, line and field.
     """
     file = Path(folder) / _ITEMS
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # as JSON Lines has it
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{file} cannot be read as UTF-8 text ({error})") from error
     items: list[RavenItem] = []
     first: dict[str, int] = {}  # id -> line
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(file):
         item = _item(f"{file}, line {number}", Path(folder), line)
         if item.id in first:
             raise InvalidInputError(

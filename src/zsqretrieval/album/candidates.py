@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, final
 
 from numpy.typing import NDArray
 
-from zsqretrieval._util.batches import batched
+from zsqretrieval._util.batches import batched, tell
 from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.features import StateStore
@@ -214,8 +214,8 @@ class Viewer:
             self._keep(store, new)  # now: the next batch may be interrupted
             states |= new
             unavailable |= refused
-            if progress is not None:
-                progress("computing image features", min(done * _FEATURES_AT_ONCE, len(images)), len(images))
+            count = min(done * _FEATURES_AT_ONCE, len(images))
+            tell(progress, "computing image features", count, len(images))
         return [
             unavailable[one.digest]
             if one.digest not in states

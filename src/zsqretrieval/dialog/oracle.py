@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from zsqretrieval._util.batches import batched
+from zsqretrieval._util.batches import batched, tell
 from zsqretrieval._util.checks import check_verbalisers
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import distinct, read_each, write_each
@@ -160,8 +160,7 @@ class Interview:
                     )
                     texts = one if isinstance(more, InvalidInputError) else [*one, *more]
                     found.append(tuple(dict.fromkeys(filter(None, map(tidy_question, texts)))))
-                if self._progress is not None:
-                    self._progress("writing questions", len(found), len(contexts))
+                tell(self._progress, "writing questions", len(found), len(contexts))
             return found
 
         name = ("questions", *map(str, (_DRAWS, _TEMPERATURE, self._seed, _MAX_NEW_TOKENS)))
@@ -191,8 +190,7 @@ class Interview:
                 one if isinstance(one, InvalidInputError) else tidy(first_line(one[0]))
                 for one in self._write(generator, some)
             ]
-            if self._progress is not None:
-                self._progress("writing answers", len(lines), len(contexts))
+            tell(self._progress, "writing answers", len(lines), len(contexts))
         return lines
 
     def _write(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.batches import batched
+from zsqretrieval._util.batches import batched, tell
 from zsqretrieval._util.checks import check_counts, check_numbers
 from zsqretrieval._util.files import write_whole
 from zsqretrieval.encoders.checked import encode_each, encode_texts
@@ -200,8 +200,7 @@ def image_parts(
             scores["likelihood"] = _likelihoods(generator, some, texts, others)
         yield batch, scores
         done += len(some)
-        if progress is not None:
-            progress("scoring images", done, None)
+        tell(progress, "scoring images", done, None)
 
 
 def _texts(values: list[Any]) -> Any:

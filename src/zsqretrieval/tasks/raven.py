@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.batches import tell
 from zsqretrieval._util.files import atomic_write, read_lines
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
@@ -144,8 +145,7 @@ def score_raven(
         contexts = [prompt.context(*item.context, candidate) for candidate in item.candidates]
         log_probs = log_likelihoods(generator, contexts, [yes] * CANDIDATES, batch_size=batch_size)
         answers.append(RavenAnswer(item.id, log_probs, single_best(log_probs), item.answer))
-        if progress is not None:
-            progress("scoring items", done, len(items))
+        tell(progress, "scoring items", done, len(items))
     return RavenScore(tuple(answers))
 
 

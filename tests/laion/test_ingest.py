@@ -139,8 +139,10 @@ def test_arrays_and_images_with_metadata_of_laion_are_judged_too(album: Retrieve
                 info = tarfile.TarInfo(f"{name}.{suffix}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    images = album.add(tmp_path / "00000.tar")
+    steps: list[tuple[str, int, int | None]] = []
+    images = album.add(tmp_path / "00000.tar", progress=lambda *news: steps.append(news))
     assert images.added == ("00000/blue",) and images.denied == {"unsafe": 1, "unknown": 1}
+    assert steps == [("adding images", 3, 3)]
     assert len(album.add(tmp_path / "00000.tar", safety=None).added) == 2
 
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,16 +20,18 @@ from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.duplicates import near_duplicates
 from zsqretrieval.album.embeddings import (
     ExportReport,
+    Write,
     add_blocks,
     check_fingerprint,
     export,
     folder_blocks,
     given_block,
+    write_rows,
 )
 from zsqretrieval.album.features import sweep_all
 from zsqretrieval.album.folders import SyncReport, checked_folders, rehearsal, sync_folders
 from zsqretrieval.album.info import find_catalog
-from zsqretrieval.album.ingest import Adder, AddReport
+from zsqretrieval.album.ingest import AddReport
 from zsqretrieval.album.merge import MergeReport, merge
 from zsqretrieval.album.reencode import ReencodeReport, Reencoding
 from zsqretrieval.album.removal import RemovalReport, count_found, extended, find_listed, removal_list
@@ -96,9 +99,13 @@ class Collection(Album):
             IntegrityError: a file is damaged, or has other numbers of vectors and rows.
             MissingDependencyError: a folder without pyarrow.
         """
-        given, denied = self._given, cast(Denied, {})
-        adder = None if isinstance(given, MilvusParts) else self._adder()
-        encoder, removed = (given.encoder, None) if adder is None else (adder.encoder, adder.removed)
+        denied: Denied = {}
+        write: Write
+        if isinstance(self._given, MilvusParts):
+            encoder, removed, write = self._given.encoder, None, self._given.store.write
+        else:
+            adder = self._adder()
+            encoder, removed, write = adder.encoder, adder.removed, partial(write_rows, adder)
         if fingerprint is not None:
             check_fingerprint(fingerprint, encoder, "the vectors")
         if isinstance(vectors, str | os.PathLike):
@@ -113,10 +120,7 @@ class Collection(Album):
             raise InvalidInputError("metadata of arrays must be a list of mappings, not a path")
         else:
             blocks = [given_block(vectors, ids, metadata, sources, captions, safety, removed, denied)]
-        how: dict[str, Any] = {"denied": denied, "batch_size": batch_size, "progress": progress}
-        if isinstance(given, MilvusParts):
-            return given.store.add(blocks, encoder, **how)
-        return add_blocks(blocks, cast(Adder, adder), **how)
+        return add_blocks(blocks, encoder, write, denied=denied, batch_size=batch_size, progress=progress)
 
     def remove_listed(
         self, names: str | os.PathLike[str] | Sequence[str], *, progress: Progress | None = None

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.batches import batched, tell
-from zsqretrieval._util.checks import check_counts, check_numbers
+from zsqretrieval._util.checks import check_counts, check_numbers, check_shares
 from zsqretrieval._util.files import write_whole
 from zsqretrieval.encoders.checked import encode_each, encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
@@ -360,9 +360,7 @@ def choose(
 
 
 def _threshold(scores: NDArray[np.float32], name: str, share: float) -> float:
-    check_numbers(**{name: share})
-    if not 0 < share <= 1:
-        raise InvalidInputError(f"the share of {name} must be above 0 and at most 1, not {share}")
+    check_shares(above_zero=True, **{f"the share of {name}": share})
     known = np.sort(scores[~np.isnan(scores)])
     if not len(known):
         raise InvalidInputError(f"no row of the pool has a {name} score")

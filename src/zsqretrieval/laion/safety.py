@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.checks import check_numbers
+from zsqretrieval._util.checks import check_shares
 from zsqretrieval._util.optional import import_optional
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.laion.hashes import LOOKED_UP, NAMES, HashList, hashes_of
@@ -75,11 +75,7 @@ class Safety:
     opted_out: Literal["drop", "keep"] = "drop"
 
     def __post_init__(self) -> None:
-        for name in ("max_punsafe", "max_pwatermark"):
-            value = getattr(self, name)
-            check_numbers(**{name: value})
-            if not 0 <= value <= 1:
-                raise InvalidInputError(f"{name} must lie between 0 and 1, not {value}")
+        check_shares(max_punsafe=self.max_punsafe, max_pwatermark=self.max_pwatermark)
         for name in ("unknown", "opted_out"):
             if getattr(self, name) not in ("drop", "keep"):
                 raise InvalidInputError(f"{name} must be 'drop' or 'keep', not {getattr(self, name)!r}")

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from zsqretrieval._util.checks import check_counts, check_numbers, check_sequence
+from zsqretrieval._util.checks import check_counts, check_sequence, check_shares
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.duplicates import near_duplicates
 from zsqretrieval.album.embeddings import (
@@ -188,9 +188,7 @@ class Collection(Album):
         Raises:
             InvalidInputError: ``cosine`` is out of range.
         """
-        check_numbers(cosine=cosine)
-        if not 0 < cosine <= 1:
-            raise InvalidInputError(f"cosine must be above 0 and at most 1, not {cosine}")
+        check_shares(above_zero=True, cosine=cosine)
         found = self._index.ask(lambda index: near_duplicates(self._catalog, index, cosine, progress))
         self.remove([one.id for one in self._catalog.records(found)])
         return len(found)

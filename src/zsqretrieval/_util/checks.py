@@ -68,10 +68,10 @@ def shown(value: object) -> str:
         return "a number with too many digits to show"
 
 
-def first_of(values: Sequence[object], most: int = 3) -> str:
-    """The first values as text, and how many there are beside: ``a; b; c; and 5 more``."""
-    more = f"; and {len(values) - most} more" if len(values) > most else ""
-    return "; ".join(map(str, values[:most])) + more
+def first_of(values: Sequence[object]) -> str:
+    """The first three values as text, and how many there are beside: ``a; b; c; and 5 more``."""
+    more = f"; and {len(values) - 3} more" if len(values) > 3 else ""
+    return "; ".join(map(str, values[:3])) + more
 
 
 def printable(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, final
 from numpy.typing import NDArray
 
 from zsqretrieval._util.batches import batched, tell
+from zsqretrieval._util.checks import first_of
 from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.features import StateStore
@@ -155,8 +156,8 @@ class Viewer:
             states, refused = states | made, refused | without
             if without:
                 warnings.warn(
-                    f"{len(without)} images have no cached features: "
-                    f"{'; '.join(map(str, [*without.values()][:3]))}. They rank last in re-ranked searches",
+                    f"{len(without)} images have no cached features: {first_of([*without.values()])}. They "
+                    "rank last in re-ranked searches",
                     RuntimeWarning,
                     stacklevel=6,
                 )

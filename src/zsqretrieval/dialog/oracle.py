@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from zsqretrieval._util.batches import batched, tell
-from zsqretrieval._util.checks import check_verbalisers
+from zsqretrieval._util.checks import check_verbalisers, first_of
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import distinct, read_each, write_each
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
@@ -329,10 +329,10 @@ class Interview:
         """Name the images that cannot be shown and were not named before."""
         if new := [one for at, one in unseen.items() if at not in self._named]:
             self._named.update(unseen)
-            named = "; ".join(map(str, new[:3])) + (f"; and {len(new) - 3} more" * (len(new) > 3))
             warnings.warn(
                 f"{len(new)} of the candidates cannot be shown to the generator and keep their probability: "
-                f"{named}. If images may move, keep copies in the album: add them with copy=True (--copy)",
+                f"{first_of(new)}. If images may move, keep copies in the album: add them with copy=True "
+                "(--copy)",
                 RuntimeWarning,
                 stacklevel=5,
             )

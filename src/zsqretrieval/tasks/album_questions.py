@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.batches import batched, tell
-from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.checks import check_counts, first_of
 from zsqretrieval.album.candidates import Viewer, need_generator
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.questions import Judgement, NewQuestion, Recipe, StoredQuestion, StyleFacts
@@ -206,7 +206,7 @@ class AlbumQuestions:
                 able.append(n)
                 vectors[n] = one
         if faults:
-            named = "; ".join(map(str, faults[:3]))
+            named = first_of(faults)
             warnings.warn(f"{len(faults)} questions are not kept: {named}", RuntimeWarning, stacklevel=4)
         gallery = len(self._catalog)
         judgements = [Judgement(None, top_k, gallery, kept=False)] * len(texts)

@@ -34,7 +34,7 @@ from zsqretrieval.album.info import find_catalog
 from zsqretrieval.album.ingest import AddReport
 from zsqretrieval.album.merge import MergeReport, merge
 from zsqretrieval.album.reencode import ReencodeReport, Reencoding
-from zsqretrieval.album.removal import RemovalReport, count_found, extended, find_listed, removal_list
+from zsqretrieval.album.removal import RemovalReport, extended, removal_list
 from zsqretrieval.encoders.checked import encode_texts
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 from zsqretrieval.indexes.tuning import Tuning
@@ -47,6 +47,7 @@ from zsqretrieval.retriever import opening
 from zsqretrieval.retriever.album import Album
 from zsqretrieval.retriever.opening import MilvusParts
 from zsqretrieval.search.expansion import QuestionIndex
+from zsqretrieval.search.store import count_found, find_listed
 from zsqretrieval.types import MAX_PIXELS, Progress
 
 _TUNING_TEXTS = 500

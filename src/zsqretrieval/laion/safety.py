@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_shares
-from zsqretrieval._util.optional import import_optional
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.laion.hashes import LOOKED_UP, NAMES, HashList, hashes_of
-from zsqretrieval.laion.metadata import canonical, read_table, text_of
+from zsqretrieval.laion.metadata import batch_of, read_table, text_of
 from zsqretrieval.laion.storage import File, opened_parquet
 from zsqretrieval.types import Image
 
@@ -148,9 +147,7 @@ class Safety:
         clear = np.array([self.unknown == "keep" or not _is_ambiguous(row) for row in rows], np.bool_)
         if denied is not None and not clear.all():
             denied["unknown"] = denied.get("unknown", 0) + int((~clear).sum())
-        clear[clear] = self.mask(
-            _batch_of([row for row, one in zip(rows, clear, strict=True) if one]), denied
-        )
+        clear[clear] = self.mask(batch_of(list(map(_facts, itertools.compress(rows, clear)))), denied)
         return clear
 
 
@@ -271,23 +268,11 @@ def _is_ambiguous(row: Mapping[str, Any]) -> bool:
     return len(set(names)) < len(names)
 
 
-def _batch_of(rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
-    """The metadata of n rows in canonical columns."""
-    pa = import_optional("pyarrow", "looking at metadata of LAION", "pip install 'zsqretrieval[parquet]'")
-
-    facts = [{_spelt(str(name)): value for name, value in row.items() if value is not None} for row in rows]
-    names = [name for name in dict.fromkeys(name for row in facts for name in row) if name.lower() in _READ]
-    columns = [pa.array([_cell(row.get(name)) for row in facts], pa.string()) for name in names]
-    # A batch without columns would have no rows.
-    return canonical(pa.RecordBatch.from_arrays([*columns, pa.nulls(len(rows))], [*names, ""]))
-
-
-def _spelt(name: str) -> str:
-    """A column in lower case, but ``URL`` and ``url`` stay two names of a row."""
-    return name if name.lower() in LOOKED_UP else name.lower()
-
-
-def _cell(value: object) -> str | None:
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
-    return None if value is None else str(value)
+def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the rules read of a row, by names in lower case; but ``URL`` and ``url`` stay two names of it."""
+    given = {str(name): value for name, value in row.items() if value is not None}
+    return {
+        name if name.lower() in LOOKED_UP else name.lower(): value
+        for name, value in given.items()
+        if name.lower() in _READ
+    }

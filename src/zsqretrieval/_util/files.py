@@ -59,7 +59,7 @@ def read_text(path: Path) -> str:
             return file.read()
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path}: not UTF-8 at byte {error.start}; convert the file") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a path with a NUL
         why = getattr(error, "strerror", None) or error  # errors of gzip have no strerror
         raise InvalidInputError(f"{path}: cannot be read: {why}") from error
 

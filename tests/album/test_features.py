@@ -70,7 +70,7 @@ def all_but(*numbers: int) -> Any:
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_stored_features_can_be_read(tmp_path: Path, on_disk: bool) -> None:
     store = StateStore(GENERATOR, tmp_path if on_disk else None)
-    assert held(store, range(3)) == [] and store.in_memory is not on_disk
+    assert held(store, range(3)) == [] and (store._folder is None) is not on_disk
     fill(store, range(5))
     fill(store, [7])
     fill(store, [])
@@ -129,13 +129,13 @@ def test_features_in_memory_move_to_a_directory(tmp_path: Path) -> None:
     fill(store, range(4))
     store.move_to(tmp_path)
     fill(store, [9])
-    assert not store.in_memory and held(store, range(10)) == [0, 1, 2, 3, 9]
+    assert store._folder is not None and held(store, range(10)) == [0, 1, 2, 3, 9]
     assert held(StateStore(GENERATOR, tmp_path), range(10)) == [0, 1, 2, 3, 9]
     empty = StateStore(GENERATOR)
     (tmp_path / "file").touch()
     with pytest.raises(AlbumError, match="image features cannot be stored in"):
         empty.move_to(tmp_path / "file")
-    assert empty.in_memory
+    assert empty._folder is None
 
 
 def test_deleted_features_are_missing_and_can_be_stored_again(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from zsqretrieval.errors import IntegrityError
 from zsqretrieval.evaluation.datasets import (
     Dataset,
     Query,
+    open_distractors,
     read_chatir,
     read_coco,
     read_flickr,
@@ -298,28 +299,46 @@ def test_shards(tmp_path: Path) -> None:
     refused(r"no shards dev-\*.tar", read_shards, tmp_path, "dev")
 
 
+def test_shards_with_columns_of_laion_lose_unsafe_images(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    unsafe = json.dumps({"caption": "something", "punsafe": 0.9}).encode()
+    for split in ("test", "train"):
+        samples = {"0": {"png": png(), "json": unsafe}, "1": {"png": png(), "txt": b"a dog"}}
+        shard(tmp_path / f"{split}-00000.tar", samples)
+    data = read_shards(tmp_path)
+    assert ids(data) == ["test-00000/1"] and data.notes[0].endswith("1 images left out: 1 unsafe")
+    assert [image.id for image in open_distractors(str(tmp_path), None)] == ["train-00000/1"]
+    shard(tmp_path / "test-00000.tar", {"0": {"png": png(), "json": unsafe}})
+    refused("hold no images; .*1 images left out: 1 unsafe", read_shards, tmp_path)
+
+
 LAION = [
     {"key": "0", "caption": "red bus", "punsafe": 0.01},
     {"key": "1", "caption": "red bus", "punsafe": 0.2},
     {"key": "2", "caption": "something", "punsafe": 0.9},
     {"key": "3", "caption": "no one knows"},
     {"key": "4", "caption": "", "punsafe": 0.0},
+    {"key": "5", "caption": "tagged", "punsafe": 0.1, "NSFW": "NSFW"},
+    {"key": "6", "caption": "a stock picture", "punsafe": 0.1, "pwatermark": 0.99},
 ]
 
 
 def check_laion(data: Dataset, stem: str) -> None:
     assert ids(data) == [f"{stem}/{n}" for n in (0, 1, 4)]
     assert texts(data) == {"alt-0": ("red bus", "alt text", [f"{stem}/0", f"{stem}/1"])}
-    assert "favour CLIP" in data.notes[0] and "2 images left out" in data.notes[1]
+    assert "favour CLIP" in data.notes[0]
+    assert data.notes[1].endswith("4 images left out: 1 unsafe, 1 unknown, 1 nsfw, 1 watermark")
 
 
 def test_a_slice_of_laion_in_shards(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
     samples = {row["key"]: {"png": png(), "json": json.dumps(row).encode()} for row in LAION}
     shard(tmp_path / "00000.tar", {str(key): members for key, members in samples.items()})
     (tmp_path / "00000.parquet").write_bytes(b"the metadata that img2dataset writes beside, not read")
     check_laion(read_laion(tmp_path), "00000")
-    assert len(read_laion(tmp_path, max_punsafe=None).gallery) == 5
-    refused("all 5 images have a punsafe above -1", read_laion, tmp_path, max_punsafe=-1)
+    assert len(read_laion(tmp_path, safety=None).gallery) == len(LAION)
+    shard(tmp_path / "00000.tar", {"0": {"png": png()}})
+    refused("no image may be used.*1 images left out: 1 unknown.*safety=None", read_laion, tmp_path)
     refused(r"neither \*.tar nor \*.parquet", read_laion, pictures(tmp_path / "other", "x.png"))
 
 
@@ -327,13 +346,15 @@ def test_a_slice_of_laion_as_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    rows = [{"punsafe": None} | row | {"jpg": png()} for row in LAION]
+    marks = {"punsafe": None, "NSFW": None, "pwatermark": None}
+    rows = [marks | row | {"jpg": png()} for row in LAION]
     rows.insert(2, {"key": "lost", "caption": "not fetched", "punsafe": 0.0, "jpg": None})
     file = tmp_path / "00001.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     data = read_laion(tmp_path)
     check_laion(data, "00001")
     assert decode(data.gallery[0]).size == (5, 4)
+    assert len(read_laion(tmp_path, safety=None).gallery) == len(LAION)
     parquet.write_table(pyarrow.Table.from_pylist([{"URL": "x", "caption": "y"}]), file)
     refused(r"00001.parquet: has no column 'jpg', only \['URL', 'caption'\]", read_laion, tmp_path)
     file.write_bytes(b"PAR1 cut short")

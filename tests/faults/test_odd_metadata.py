@@ -282,12 +282,14 @@ def test_parquet_with_cells_of_odd_types(tmp_path: Path) -> None:
     assert [image.id for image in data.gallery] == ["t/caf\ufffd", "t/b"]
     table(caption=[b"a", b"b"], key=[1, 2], punsafe=[0.1, 0.2])
     assert [query.text for query in read_laion(tmp_path).queries] == ["a", "b"]
-    table(caption=["a", "b"], punsafe=["0.1", "high"])
-    with pytest.raises(InvalidInputError, match="all 2 images have a punsafe above"):
+    table(caption=["a", "b"], punsafe=["0.1", "high"])  # as other tables of LAION: a number, and none
+    assert [query.text for query in read_laion(tmp_path).queries] == ["a"]
+    table(caption=["a", "b"], punsafe=["1.1", "high"])
+    with pytest.raises(InvalidInputError, match="no image may be used: 2 images left out: 2 unknown"):
         read_laion(tmp_path)
     table(caption=[["a"], ["b"]])
     with pytest.raises(InvalidInputError, match="no queries"):
-        read_laion(tmp_path, max_punsafe=None)
+        read_laion(tmp_path, safety=None)
     table(jpg=[{"bytes": png(), "path": "x"}] * 2, caption=["a", "b"])
     with pytest.raises(InvalidInputError, match=r"the column 'jpg' holds struct<.*not encoded images"):
         read_laion(tmp_path)
@@ -306,7 +308,7 @@ def test_parquet_columns_of_every_text_and_binary_type_are_read(tmp_path: Path, 
     text, binary = types[wrap]
     columns = {"jpg": pa.array([png(0), png(1)]).cast(binary), "caption": pa.array(["a", "b"]).cast(text)}
     parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
-    assert [query.text for query in read_laion(tmp_path, max_punsafe=None).queries] == ["a", "b"]
+    assert [query.text for query in read_laion(tmp_path, safety=None).queries] == ["a", "b"]
 
 
 def test_parquet_column_whose_name_is_not_unicode_is_damage(tmp_path: Path) -> None:

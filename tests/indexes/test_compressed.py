@@ -194,9 +194,19 @@ def test_few_vectors_need_no_tuning() -> None:
     assert tuning.reached and tuning.chosen is None and tuning.exact_seconds > 0
 
 
-@pytest.mark.parametrize(("n", "recall"), [(0, 0.9), (3, 0), (3, 1.01), (3, float("nan"))])
-def test_tuning_without_queries_or_with_an_impossible_recall_is_refused(n: int, recall: float) -> None:
-    with pytest.raises(InvalidInputError, match="give queries, and 0 < recall <= 1"):
+@pytest.mark.parametrize(
+    ("n", "recall", "message"),
+    [
+        (0, 0.9, "there are no queries"),
+        (3, 0, "recall must be above 0 and at most 1, not 0"),
+        (3, 1.01, "recall must be above 0 and at most 1, not 1.01"),
+        (3, float("nan"), "recall must be a finite number"),
+    ],
+)
+def test_tuning_without_queries_or_with_an_impossible_recall_is_refused(
+    n: int, recall: float, message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
         CompressedIndex(32).tune(vectors(n), recall)
 
 

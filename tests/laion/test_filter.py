@@ -28,6 +28,7 @@ from zsqretrieval.laion.filter import (
     pool_of,
     write_choice,
 )
+from zsqretrieval.laion.hashes import HashList, hash_texts
 from zsqretrieval.laion.metadata import canonical
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Image
@@ -204,6 +205,15 @@ def test_images_are_scored_by_encoder_and_generator_and_unreadable_ones_have_no_
     masks, report = choose(found, share={"clip": 0.25, "likelihood": 0.25})
     assert masks["intersection"].tolist() == [True, False, False, False]
     assert report.spearman == pytest.approx(1.0) and report.agreement[0]["kappa"] == 1.0
+
+
+@pytest.mark.parametrize("value", [True, 0.5, ["a"], {"a": None}])
+def test_value_of_any_type_is_the_same_text_in_an_image_and_in_a_row(tmp_path: Path, value: Any) -> None:
+    removed = HashList.write(tmp_path / "list", [hash_texts([str(value)])], ["text"])
+    rules = Safety(unknown="keep", removed=removed)
+    image = Image(picture("red").content, "red", id="red", metadata={"url": value})
+    assert not rules.mask_rows([image.metadata])[0]
+    assert pool_of(image_parts([image], None, None), None, rules).denied == {"removed": 1}
 
 
 @pytest.mark.parametrize(

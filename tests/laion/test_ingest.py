@@ -130,8 +130,10 @@ def test_arrays_and_images_with_metadata_of_laion_are_judged_too(album: Retrieve
     members |= {"blue.png": png("blue"), "blue.json": b'{"punsafe": 0.1}'}
     members |= {"green.png": png("green"), "green.json": b'{"NSFW": "?"}'}
     pack(tmp_path / "00000.tar", members)
-    images = album.add(tmp_path / "00000.tar")
+    steps: list[tuple[str, int, int | None]] = []
+    images = album.add(tmp_path / "00000.tar", progress=lambda *news: steps.append(news))
     assert images.added == ("00000/blue",) and images.denied == {"unsafe": 1, "unknown": 1}
+    assert steps == [("adding images", 3, None)]
     assert len(album.add(tmp_path / "00000.tar", safety=None).added) == 2
 
 

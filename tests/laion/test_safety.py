@@ -231,6 +231,11 @@ def test_row_is_found_by_each_of_its_names(tmp_path: Path, name: str, row: dict[
     assert Safety(1, "keep", removed=removed).mask_rows([row, other, {}]).tolist() == [False, True, True]
 
 
+def test_name_ends_with_its_line_and_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("http://a/x\u2028y.jpg\nhttp://a/\x85z.jpg\r\n", "utf-8", newline="")
+    assert read_names(tmp_path / "names.txt") == ["http://a/x\u2028y.jpg", "http://a/\x85z.jpg"]
+
+
 def test_names_are_read_from_parquet_and_numpy(tmp_path: Path) -> None:
     parquet.write_table(
         pa.table({"URL": [URL, None], "md5": [None, MD5], "x": [1, 2]}), tmp_path / "a.parquet"

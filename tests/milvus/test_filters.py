@@ -16,7 +16,7 @@ from index_data import unit, vectors
 from milvus_servers import needs_milvus
 from zsqretrieval import Filter
 from zsqretrieval.album.catalog import Catalog
-from zsqretrieval.album.embeddings import given_block, new_image
+from zsqretrieval.album.embeddings import add_blocks, given_block, new_image
 from zsqretrieval.album.expressions import condition
 from zsqretrieval.album.milvus import MilvusStore
 from zsqretrieval.data.loader import NewImage
@@ -80,9 +80,10 @@ def test_filters_select_what_they_select_in_sql(records: list[Any], filters: lis
     with Catalog.create(None, dim=DIM) as catalog, tempfile.TemporaryDirectory() as folder:
         store = MilvusStore(Milvus(str(Path(folder) / "x.db"), index="FLAT"))
         store.create(DIM, {})
-        store.add(
+        add_blocks(
             [given_block(rows, names, metadata, sources, captions, None, None, {})],
             ToyEncoder(),
+            store.write,
             denied={},
             batch_size=100,
             progress=None,
@@ -119,7 +120,7 @@ def test_field_that_no_image_has_is_refused_and_selective_conditions_find_all(tm
     metadata = [{"n": n, "text": f"a_{n}"} for n in range(count)]
     names = [str(n) for n in range(count)]
     block = given_block(rows, names, metadata, names, None, None, None, {})
-    store.add([block], ToyEncoder(), denied={}, batch_size=150, progress=None)
+    add_blocks([block], ToyEncoder(), store.write, denied={}, batch_size=150, progress=None)
     with pytest.raises(InvalidInputError, match=r"no image of the collection .* has the field nothing"):
         store.matching(Filter.parse("n = 3 or nothing = 1"))
     order = np.argsort(-rows @ rows[0])

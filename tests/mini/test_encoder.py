@@ -195,7 +195,9 @@ def test_damaged_trained_part_is_refused(tmp_path: Path, damage: str) -> None:
         (lambda: encoder().encode_image([], batch_size=-1), "batch_size must be at least 1, not -1"),
         (lambda: encoder().encode_text(["a dog", 3]), "sequence of strings"),  # type: ignore[list-item]
         (lambda: encoder().encode_text("a dog"), "sequence of strings"),
-        (lambda: MiniEncoder.from_pretrained(knowledge_share=1.5), "between 0 and 1"),
+        (lambda: MiniEncoder.from_pretrained(knowledge_share=1.5), "at least 0 and at most 1, not 1.5"),
+        (lambda: MiniEncoder.from_pretrained(knowledge_share="0.5"), "must be a finite number, not '0.5'"),  # type: ignore[arg-type]
+        (lambda: MiniEncoder.from_pretrained(knowledge_share=True), "must be a finite number, not True"),
         (lambda: MiniEncoder.from_config({"wings": 2}), "MiniEncoder has no setting 'wings'; it has weights"),
     ],
 )

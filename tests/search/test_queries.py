@@ -248,9 +248,9 @@ def test_hits_beyond_the_candidates_follow_in_the_order_of_the_first_stage(folde
     ("options", "message"),
     [
         ({"offset": -1}, "offset must be at least 0"),
-        ({"collapse": 0.0}, "collapse must be a cosine similarity"),
-        ({"collapse": 1.1}, "collapse must be a cosine similarity"),
-        ({"diversity": -0.1}, "diversity must be from 0 to 1"),
+        ({"collapse": 0.0}, "collapse must be above 0 and at most 1, not 0.0"),
+        ({"collapse": 1.1}, "collapse must be above 0 and at most 1, not 1.1"),
+        ({"diversity": -0.1}, "diversity must be at least 0 and at most 1, not -0.1"),
         ({"diversity": float("nan")}, "diversity must be a finite number"),
         ({"where": "year > 2000"}, "where must be a filter such as"),
         ({"where": Field("year")}, "where must be a filter such as"),

@@ -204,20 +204,22 @@ def test_bank_of_another_encoder_is_refused(retriever: Retriever) -> None:
         retriever.search("red", bank=QueryBank(vectors(2, dim=ENCODER.dim), "another"))
 
 
-def test_image_removed_during_search_is_left_out(
-    retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("k", "left"), [(6, 5), (3, 3)])
+def test_image_removed_during_search_is_left_out_and_the_page_is_filled(
+    retriever: Retriever, monkeypatch: pytest.MonkeyPatch, k: int, left: int
 ) -> None:
     bank = retriever.query_bank(["red"])
     inside = retriever._first_stage._nearest
 
     def found(*asked: Any) -> Any:
         answer = inside(*asked)
-        retriever.remove("red.png")
+        if "red.png" in retriever:
+            retriever.remove("red.png")
         return answer
 
     monkeypatch.setattr(retriever._first_stage, "_nearest", found)
-    hits = retriever.search("red", 6, bank=bank)
-    assert len(hits) == 5 and "red.png" not in {hit.id for hit in hits}
+    hits = retriever.search("red", k, bank=bank, rerank=Rerank(None, candidates=k))
+    assert len(hits) == left and "red.png" not in {hit.id for hit in hits}
 
 
 def test_empty_album_with_bank_gives_no_hits(retriever: Retriever) -> None:

@@ -121,7 +121,7 @@ def test_yes_no_probability_equals_that_of_the_toy_generator() -> None:
         (lambda: Maximum(math.inf), "shift must be a finite number"),
         (lambda: Maximum("1"), "shift must be a finite number, not '1'"),
         (lambda: Maximum(scale="log"), "'standardized' or 'raw', not 'log'"),  # type: ignore[arg-type]
-        (lambda: Prior(1.2), "alpha must lie between 0 and 1"),
+        (lambda: Prior(1.2), "alpha must be at least 0 and at most 1, not 1.2"),
         (lambda: Prior(math.nan), "alpha must be a finite number"),
         (lambda: Prior(alpha="0.8"), "alpha must be a finite number"),
         (lambda: Prior(null_images=()), "at least one null image"),

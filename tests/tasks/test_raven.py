@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -139,12 +140,12 @@ def test_errors_name_file_line_and_field(tmp_path: Path, changes: dict[str, Any]
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"items.jsonl cannot be read as UTF-8 text"):
+    with pytest.raises(InvalidInputError, match=r"items.jsonl: cannot be read: No such file"):
         read_raven(tmp_path)
     file = tmp_path / "items.jsonl"
     for content, message in (
         (b"", "items.jsonl has no items"),
-        (b"\xff\xfe", "cannot be read as UTF-8 text"),
+        (b"\xff\xfe", "items.jsonl: not UTF-8 at byte 0"),
         (b'{"id": "a",\n', "line 1, column 12: not JSON"),
         (b"[]", "line 1: must be a JSON object, not list"),
     ):
@@ -155,6 +156,13 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     file.write_text(f"{line}\n{line}\n")
     with pytest.raises(InvalidInputError, match="line 2: the id 'one' is already in line 1"):
         read_raven(tmp_path)
+
+
+def test_byte_order_mark_is_no_part_of_the_test(tmp_path: Path) -> None:
+    items = read_raven(folder(tmp_path))
+    file = tmp_path / "items.jsonl"
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert [one.id for one in read_raven(tmp_path)] == [one.id for one in items]
 
 
 def test_broken_image_is_named_when_it_is_decoded(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Final, TypeVar, cast
 
 from zsqretrieval.errors import MismatchError, PartError
+from zsqretrieval.types import Progress
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,6 +25,12 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     following = iter(items)
     while batch := list(islice(following, size)):
         yield batch
+
+
+def tell(progress: Progress | None, step: str, done: int, total: int | None) -> None:
+    """Call ``progress`` if there is one; a total that others have outgrown meanwhile is at least ``done``."""
+    if progress is not None:
+        progress(step, done, total if total is None else max(done, total))
 
 
 def each(

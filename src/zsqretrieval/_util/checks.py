@@ -44,6 +44,15 @@ def check_numbers(**numbers: float) -> None:
             raise InvalidInputError(f"{name} must be a finite number, not {shown(number)}")
 
 
+def check_shares(*, above_zero: bool = False, **shares: float) -> None:
+    """Check that values are numbers from 0 to 1, without 0 if ``above_zero``."""
+    check_numbers(**shares)
+    for name, share in shares.items():
+        if not 0 <= share <= 1 or (above_zero and not share):
+            least = "above 0" if above_zero else "at least 0"
+            raise InvalidInputError(f"{name} must be {least} and at most 1, not {shown(share)}")
+
+
 def _is_finite(number: object) -> bool:
     try:
         return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
@@ -59,10 +68,10 @@ def shown(value: object) -> str:
         return "a number with too many digits to show"
 
 
-def first_of(values: Sequence[object], most: int = 3) -> str:
-    """The first values as text, and how many there are beside: ``a; b; c; and 5 more``."""
-    more = f"; and {len(values) - most} more" if len(values) > most else ""
-    return "; ".join(map(str, values[:most])) + more
+def first_of(values: Sequence[object]) -> str:
+    """The first three values as text, and how many there are beside: ``a; b; c; and 5 more``."""
+    more = f"; and {len(values) - 3} more" if len(values) > 3 else ""
+    return "; ".join(map(str, values[:3])) + more
 
 
 def printable(text: str) -> str:

@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import stat
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.untrusted import parse_json
-from zsqretrieval.errors import IntegrityError, MismatchError
+from zsqretrieval.errors import IntegrityError, InvalidInputError, MismatchError
 
 FORMAT_NAME = "zsqretrieval-snapshot"
 FORMAT_VERSION = 1
@@ -44,6 +45,31 @@ _OUR_NAME = re.compile(
 
 
 # --- one file -------------------------------------------------------------------------------------------
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file, without byte order mark; unpacks one whose name ends in ``.gz``.
+
+    Raises:
+        InvalidInputError: it cannot be read or is not UTF-8; names it.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path}: not UTF-8 at byte {error.start}; convert the file") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a path with a NUL
+        why = getattr(error, "strerror", None) or error  # errors of gzip have no strerror
+        raise InvalidInputError(f"{path}: cannot be read: {why}") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Non-blank lines with their numbers; errors as of :func:`read_text`."""
+    # Not splitlines, which also splits at characters that captions contain, such as U+0085 and U+2028.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, line
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias, final
 
 from numpy.typing import NDArray
 
-from zsqretrieval._util.batches import batched
+from zsqretrieval._util.batches import batched, tell
+from zsqretrieval._util.checks import first_of
 from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.features import StateStore
@@ -155,8 +156,8 @@ class Viewer:
             states, refused = states | made, refused | without
             if without:
                 warnings.warn(
-                    f"{len(without)} images have no cached features: "
-                    f"{'; '.join(map(str, [*without.values()][:3]))}. They rank last in re-ranked searches",
+                    f"{len(without)} images have no cached features: {first_of([*without.values()])}. They "
+                    "rank last in re-ranked searches",
                     RuntimeWarning,
                     stacklevel=6,
                 )
@@ -214,8 +215,8 @@ class Viewer:
             self._keep(store, new)  # now: the next batch may be interrupted
             states |= new
             unavailable |= refused
-            if progress is not None:
-                progress("computing image features", min(done * _FEATURES_AT_ONCE, len(images)), len(images))
+            count = min(done * _FEATURES_AT_ONCE, len(images))
+            tell(progress, "computing image features", count, len(images))
         return [
             unavailable[one.digest]
             if one.digest not in states

@@ -219,9 +219,9 @@ class Catalog:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._database.where!r}, dim={self._dim})"
 
-    def get_meta(self, name: str, default: Any = None) -> Any:
-        """The JSON value stored under a name, or ``default``."""
-        return self._value(_META, name, default)
+    def get_meta(self, name: str) -> Any:
+        """The JSON value stored under a name, or None."""
+        return self._value(_META, name)
 
     def set_meta(self, name: str, value: Any) -> None:
         """Store a JSON value under a name; not "dim" and "settings", which never change."""
@@ -231,15 +231,15 @@ class Catalog:
 
     def get_snapshot(self, name: str) -> Any:
         """The JSON description of an index's snapshot, or None. Unlike all else it may be lost or damaged."""
-        return self._value(_SNAPSHOTS, name, None)
+        return self._value(_SNAPSHOTS, name)
 
     def set_snapshot(self, name: str, description: Any) -> None:
         """Store the JSON description of an index's snapshot."""
         self._set_value(_SNAPSHOTS, name, description)
 
-    def _value(self, table: Table, name: str, default: Any) -> Any:
+    def _value(self, table: Table, name: str) -> Any:
         rows = self._database.read(table, "name", [name])
-        return self._database.from_json(rows[0][1], f"{table.what} {name!r}") if rows else default
+        return self._database.from_json(rows[0][1], f"{table.what} {name!r}") if rows else None
 
     def _set_value(self, table: Table, name: str, value: Any) -> None:
         row = table.pack((name, to_json(value, f"{table.what} {name!r}")))
@@ -380,8 +380,7 @@ class Catalog:
 
     def find(self, id: str) -> Record | None:
         """The record of an id, or None."""
-        rows = self._database.read(_IMAGES, "id", [id] if isinstance(id, str) else [])
-        return self._record(rows[0]) if rows else None
+        return self.by_id([id]).get(id) if isinstance(id, str) else None
 
     def by_digest(self, digests: Iterable[str]) -> dict[str, Record]:
         """The records of the digests that are present, by digest."""

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from zsqretrieval._util.checks import first_of
 from zsqretrieval.album.sqlite import Database, Table
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError, MismatchError
 
@@ -133,11 +134,10 @@ class VectorLog:
 
     def refuse_unknown(self, wanted: Sequence[int], present: Container[int]) -> None:
         """Raise InvalidInputError when a key is not present; names it."""
-        unknown = [key for key in wanted if key not in present]
-        if unknown:
-            names = ", ".join(map(str, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
+        if unknown := [key for key in wanted if key not in present]:
             raise InvalidInputError(
-                f"{self._database.where} has no {self._what} with key {names}; nothing was changed"
+                f"{self._database.where} has no {self._what} with key {first_of(unknown)}; nothing was "
+                "changed"
             )
 
     def check_numbers(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.batches import tell
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.changes import Position
 from zsqretrieval.protocols import Index
@@ -42,8 +43,7 @@ def near_duplicates(
             if not earlier <= gone:
                 gone.add(key)
         done += len(keys)
-        if progress is not None:
-            progress("looking for near-duplicates", done, max(done, total))
+        tell(progress, "looking for near-duplicates", done, total)
     return np.array(sorted(gone), np.int64)
 
 

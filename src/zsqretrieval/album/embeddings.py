@@ -12,19 +12,19 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zsqretrieval._util.batches import batched
+from zsqretrieval._util.batches import batched, tell
 from zsqretrieval._util.checks import check_counts, check_sequence
 from zsqretrieval._util.untrusted import mended_json
 from zsqretrieval.album.catalog import Catalog, Record
-from zsqretrieval.album.ingest import Adder, AddReport, Fate, names_of
+from zsqretrieval.album.ingest import Adder, AddReport, Tally, names_of
 from zsqretrieval.data.images import decode, digest, in_threads, path_text
 from zsqretrieval.data.loader import NewImage, Skipped
 from zsqretrieval.data.sources import VECTOR, Reopener
@@ -163,42 +163,46 @@ def check_fingerprint(stated: str, encoder: Encoder, where: str) -> None:
         )
 
 
+Write: TypeAlias = Callable[[list[NewImage], "np.dtype[Any]", Reopener, Tally], None]
+"""Writes and counts a batch of images with vectors; the dtype is that in which the vectors were given."""
+
+
 def add_blocks(
     blocks: Sequence[Block],
-    adder: Adder,
+    encoder: Encoder,
+    write: Write,
     *,
     denied: Denied,
     batch_size: int,
     progress: Progress | None,
 ) -> AddReport:
     """As :meth:`Retriever.add_embeddings <zsqretrieval.retriever.Retriever.add_embeddings>`."""
-    begin = time.perf_counter()
-    check_blocks(blocks, adder.encoder, batch_size)
-    done, total = _Done(), sum(map(len, blocks))
+    tally = Tally(denied)
+    _check_blocks(blocks, encoder, batch_size)
+    done, total = 0, sum(map(len, blocks))
     with Reopener() as files:
         for block in blocks:
             for n, rows in enumerate(batched(block.rows, batch_size)):
-                vectors = checked_rows(block, n * batch_size, batch_size)
-                batch = _Batch(adder.catalog, files, block.vectors.dtype)
-                images = batch.images(vectors, rows)
-                done.repeated += len(rows) - len(images)
-                done.mended += [Skipped(one.source, "; ".join(one.notes)) for one in images if one.notes]
-                for fate, id in adder.write(images, batch.known, files):
-                    done.ids[fate].append(id)
-                done.rows += len(rows)
-                if progress is not None:
-                    progress("adding vectors", done.rows, total)
-    return AddReport(
-        **{fate: tuple(some) for fate, some in done.ids.items() if fate != "known"},
-        known=len(done.ids["known"]) + done.repeated,
-        skipped=(),
-        seconds=time.perf_counter() - begin,
-        mended=tuple(done.mended),
-        denied=denied,
-    )
+                vectors = _checked_rows(block, n * batch_size, batch_size)
+                images = [new_image(vector, row) for vector, row in zip(vectors, rows, strict=True)]
+                tally.mended += [Skipped(one.source, "; ".join(one.notes)) for one in images if one.notes]
+                write(images, block.vectors.dtype, files, tally)
+                done += len(rows)
+                tell(progress, "adding vectors", done, total)
+    return tally.report()
 
 
-def check_blocks(blocks: Sequence[Block], encoder: Encoder, batch_size: int) -> None:
+def write_rows(
+    adder: Adder, images: list[NewImage], dtype: np.dtype[Any], files: Reopener, tally: Tally
+) -> None:
+    """Write a batch into an album; see :data:`Write`."""
+    batch = _Batch(adder.catalog, files, dtype)
+    distinct = batch.distinct(images)
+    tally.repeated += len(images) - len(distinct)
+    tally.count(adder.write(distinct, batch.known, files))
+
+
+def _check_blocks(blocks: Sequence[Block], encoder: Encoder, batch_size: int) -> None:
     """Check the dim of vectors, and the length of those in memory; errors as :func:`add_blocks`."""
     check_counts(batch_size=batch_size)
     for block in blocks:
@@ -208,18 +212,10 @@ def check_blocks(blocks: Sequence[Block], encoder: Encoder, batch_size: int) -> 
                 f"{encoder.fingerprint!r} makes vectors of dim {encoder.dim}; use an album of their encoder"
             )
         for first in () if block.mapped else range(0, len(block), batch_size):
-            checked_rows(block, first, batch_size)
+            _checked_rows(block, first, batch_size)
 
 
-@dataclass(slots=True)
-class _Done:
-    ids: dict[Fate, list[str]] = field(default_factory=lambda: {fate: [] for fate in get_args(Fate)})
-    mended: list[Skipped] = field(default_factory=list)
-    repeated: int = 0  # rows that an earlier one of the same batch equals
-    rows: int = 0
-
-
-def checked_rows(block: Block, first: int, count: int) -> NDArray[np.float32]:
+def _checked_rows(block: Block, first: int, count: int) -> NDArray[np.float32]:
     """Some vectors as float32; an InvalidInputError names the first row that is no unit vector."""
     begin, end, within = first, first + count, slice(None)
     if block.kept is not None:
@@ -248,12 +244,11 @@ class _Batch:
         self._catalog, self._files, self._dtype = catalog, files, dtype
         self.known: dict[str, Record] = {}
 
-    def images(self, vectors: NDArray[np.float32], rows: Sequence[VectorRow]) -> list[NewImage]:
-        """The rows as images of the album, each digest once; known ones without a vector.
+    def distinct(self, found: Sequence[NewImage]) -> list[NewImage]:
+        """The rows, each digest once; known ones without a vector.
 
         A row is known by its id and vector, which is compared at the precision it has here.
         """
-        found = [new_image(vector, row) for vector, row in zip(vectors, rows, strict=True)]
         present = self._present(found)
         unseen: list[NewImage] = []
         for one in found:
@@ -372,6 +367,5 @@ def export(
             records, vectors = catalog.present([one.key for one in batch])
             write(vectors, [VectorRow(one.id, one.source, one.caption, one.metadata) for one in records])
             rows += len(records)
-            if progress is not None:
-                progress("exporting vectors", rows, max(rows, total))
+            tell(progress, "exporting vectors", rows, total)
     return ExportReport(rows, time.perf_counter() - begin)

@@ -84,11 +84,6 @@ class StateStore:
         if album is not None:
             self.move_to(album)
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether the features are in memory only."""
-        return self._folder is None
-
     def move_to(self, album: Path) -> None:
         """Store features in the directory of an album from now on, including those in memory.
 

@@ -8,6 +8,7 @@ all:    one transaction --> catalog, change log --> index
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import time
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeAlias, final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.batches import tell
 from zsqretrieval.album.candidates import Viewer
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.removal import listed
@@ -30,7 +32,7 @@ from zsqretrieval.data.sources import VECTOR, Reopener, Row, count_images, is_me
 from zsqretrieval.encoders.checked import encode_each
 from zsqretrieval.errors import ImageError
 from zsqretrieval.laion.hashes import HashList
-from zsqretrieval.laion.safety import Denied, SafetyLike, safety_for
+from zsqretrieval.laion.safety import Denied, SafetyLike, permitted
 from zsqretrieval.protocols import Encoder
 from zsqretrieval.types import MAX_PIXELS, Progress
 
@@ -64,6 +66,40 @@ class AddReport:
     denied: Mapping[str, int] = field(default_factory=dict)  # numbers of rows that were left out, by reason
 
     __repr__ = counted
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the images of one call so far; every image counts once."""
+
+    denied: Denied = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+    mended: list[Skipped] = field(default_factory=list)
+    repeated: int = 0  # images that an earlier one of the same batch equals
+    ids: dict[Fate, list[str]] = field(default_factory=lambda: {fate: [] for fate in get_args(Fate)})
+    begin: float = field(default_factory=time.perf_counter)
+
+    def count(self, written: Iterable[tuple[Fate, str]]) -> None:
+        """Count images by what became of them."""
+        for fate, id in written:
+            self.ids[fate].append(id)
+
+    @property
+    def done(self) -> int:
+        """The number of images."""
+        left_out = len(self.skipped) + sum(self.denied.values())
+        return sum(map(len, self.ids.values())) + self.repeated + left_out
+
+    def report(self) -> AddReport:
+        """The report of the call."""
+        return AddReport(
+            **{fate: tuple(some) for fate, some in self.ids.items() if fate != "known"},
+            known=len(self.ids["known"]) + self.repeated,
+            skipped=tuple(self.skipped),
+            seconds=time.perf_counter() - self.begin,
+            mended=tuple(self.mended),
+            denied=self.denied,
+        )
 
 
 @final
@@ -101,16 +137,15 @@ class Adder:
 
         ``seen`` takes the digest of everything that was read, by its source.
         """
-        begin = time.perf_counter()
-        ids: dict[Fate, list[str]] = {fate: [] for fate in get_args(Fate)}
+        tally = Tally()
         total = None if progress is None else count_images(images)
         opened = open_images(images)
-        denied: Denied = {}
         with Loader(opened, batch_size, max_pixels, copy=copy, exif=exif) as loader, Reopener() as files:
+            tally.skipped, tally.mended = loader.skipped, loader.mended
             for batch in loader:
                 if seen is not None:
                     seen.update({one.source: one.digest for one in batch})
-                batch = self.permitted(batch, safety, denied)
+                batch = self.permitted(batch, safety, tally.denied)
                 known = self.catalog.by_digest(one.digest for one in batch)
                 settled = set(known)
                 if self._viewer is not None:
@@ -118,38 +153,22 @@ class Adder:
                 waiting = [one for one in batch if one.digest in settled]
                 for group in loader.decoded([one for one in batch if one.digest not in settled]):
                     encoded = self._encoded(group, known, loader.skipped)
-                    for fate, id in self.write([*waiting, *encoded], known, files, copy):
-                        ids[fate].append(id)
+                    tally.count(self.write([*waiting, *encoded], known, files, copy))
+                    tally.repeated = loader.repeated
                     waiting = []
                     for one in group:
                         one.image = None  # else the pixels of the whole batch stay in memory
-                    if progress is not None:
-                        done = sum(map(len, ids.values())) + loader.repeated + len(loader.skipped)
-                        progress("adding images", done, total)
-        return AddReport(
-            **{fate: tuple(some) for fate, some in ids.items() if fate != "known"},
-            known=len(ids["known"]) + loader.repeated,
-            skipped=tuple(loader.skipped),
-            seconds=time.perf_counter() - begin,
-            mended=tuple(loader.mended),
-            denied=denied,
-        )
+                    tell(progress, "adding images", tally.done, total)
+        return tally.report()
 
-    def permitted(self, images: list[NewImage], safety: SafetyLike, denied: dict[str, int]) -> list[NewImage]:
+    def permitted(self, images: list[NewImage], safety: SafetyLike, denied: Denied) -> list[NewImage]:
         """Leave out images on the removal list, and by their metadata; counts them by reason."""
         if self.removed is not None:
             hits = listed(self.removed, images)
             if hits.any():
                 denied["removed"] = denied.get("removed", 0) + int(hits.sum())
                 images = [one for one, hit in zip(images, hits, strict=True) if not hit]
-        # Each by its own columns: what becomes of an image must not depend on the others of its batch.
-        found = [safety_for(safety, one.metadata.keys()) for one in images]
-        rules = next((one for one in found if one is not None), None)
-        if rules is None:
-            return images
-        ruled = [one.metadata for one, own in zip(images, found, strict=True) if own is not None]
-        kept = iter(rules.mask_rows(ruled, denied))
-        return [one for one, own in zip(images, found, strict=True) if own is None or next(kept)]
+        return list(itertools.compress(images, permitted([one.metadata for one in images], safety, denied)))
 
     def _encoded(
         self, images: Sequence[NewImage], known: Mapping[str, Record], skipped: list[Skipped]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.batches import batched
+from zsqretrieval._util.batches import batched, tell
 from zsqretrieval.album.candidates import parts_by_size
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.features import take_states
@@ -81,8 +81,7 @@ def merge(
             added += here[0]
             kept, questions = kept + here[1], questions + here[2]
             done += len(batch[some])
-            if progress is not None:
-                progress("merging", done + denied, max(done + denied, total))
+            tell(progress, "merging", done + denied, total)
     features = 0
     if None not in folders:
         alike = encoders[0].generator == encoders[1].generator is not None

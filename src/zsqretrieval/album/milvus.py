@@ -10,30 +10,25 @@ import contextlib
 import hashlib
 import json
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, final, get_args
+from typing import Any, final
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.batches import batched
 from zsqretrieval._util.untrusted import parse_json
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.edits import records_of
-from zsqretrieval.album.embeddings import Block, check_blocks, checked_rows, look, new_image
+from zsqretrieval.album.embeddings import look
 from zsqretrieval.album.expressions import condition, field_condition, selects
 from zsqretrieval.album.filters import BUILT_IN, Filter, field_name
-from zsqretrieval.album.ingest import AddReport, Fate
+from zsqretrieval.album.ingest import Fate, Tally
 from zsqretrieval.album.kept import KeptImages
 from zsqretrieval.data.loader import NewImage, Skipped
 from zsqretrieval.data.sources import Reopener
 from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.indexes.milvus_table import KEY, MOST, VECTOR, Milvus, Row, Table, unpacked
-from zsqretrieval.laion.safety import Denied
-from zsqretrieval.protocols import Encoder
-from zsqretrieval.types import Progress
 
 _LONGEST = 65_535  # bytes of a text, and of metadata as JSON
 _TEXT = {"max_length": _LONGEST}
@@ -188,46 +183,14 @@ class MilvusStore:
         """Remove images by id."""
         self._table.delete([record.key for record in records_of(self.by_id, ids)])
 
-    def add(
-        self,
-        blocks: Sequence[Block],
-        encoder: Encoder,
-        *,
-        denied: Denied,
-        batch_size: int,
-        progress: Progress | None,
-    ) -> AddReport:
-        """Add vectors; as :meth:`Retriever.add_embeddings <zsqretrieval.retriever.Retriever.add_embeddings>`.
+    def write(self, images: Sequence[NewImage], dtype: np.dtype[Any], files: Reopener, tally: Tally) -> None:
+        """Write a batch; see :data:`~zsqretrieval.album.embeddings.Write`.
 
         An id names one image: a row with a known id takes its place.
         """
-        begin = time.perf_counter()
-        check_blocks(blocks, encoder, batch_size)
-        ids: dict[Fate, list[str]] = {fate: [] for fate in get_args(Fate)}
-        skipped: list[Skipped] = []
-        mended: list[Skipped] = []
-        done, total = 0, sum(map(len, blocks))
-        with Reopener() as files:
-            for block in blocks:
-                for n, rows in enumerate(batched(block.rows, batch_size)):
-                    vectors = checked_rows(block, n * batch_size, batch_size)
-                    images = [new_image(vector, row) for vector, row in zip(vectors, rows, strict=True)]
-                    mended += [Skipped(one.source, "; ".join(one.notes)) for one in images if one.notes]
-                    for one in self._write(images, files, skipped):
-                        ids[one[0]].append(one[1])
-                    done += len(rows)
-                    if progress is not None:
-                        progress("adding vectors", done, total)
-        return AddReport(
-            **{fate: tuple(some) for fate, some in ids.items() if fate != "known"},
-            known=len(ids["known"]),
-            skipped=tuple(skipped),
-            seconds=time.perf_counter() - begin,
-            mended=tuple(mended),
-            denied=denied,
-        )
+        tally.count(self._written(images, files, tally.skipped))
 
-    def _write(
+    def _written(
         self, images: Sequence[NewImage], files: Reopener, skipped: list[Skipped]
     ) -> Iterator[tuple[Fate, str]]:
         """Write rows, the last of each id, and say what became of them."""

@@ -9,34 +9,20 @@ that an interrupted removal can be repeated, and what it removed does not come b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.batches import batched
 from zsqretrieval._util.files import MANIFEST
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.data.loader import NewImage
 from zsqretrieval.laion.hashes import NAMES, HashList, form_of, hash_texts
-from zsqretrieval.types import Progress
 
 LIST = "removed"
 """Folder of the removal list in an album."""
-
-_AT_ONCE = 4096  # records
-_NEAREST = 10  # in the searches before and after
-
-
-class Listing(Protocol):
-    """What a removal needs of a :class:`~zsqretrieval.search.store.Store`."""
-
-    def __len__(self) -> int: ...
-    def iter_records(self) -> Iterator[Record]: ...  # noqa: D102
-    def nearest(self, vectors: NDArray[np.float32], k: int) -> list[list[tuple[Record, float]]]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,26 +87,3 @@ def _names(image: Record | NewImage, forms: frozenset[str]) -> list[str]:
         content = image.image.content
         names += [hashlib.md5(content).hexdigest()] if isinstance(content, bytes) else []
     return names
-
-
-def find_listed(store: Listing, removed: HashList, progress: Progress | None) -> list[Record]:
-    """The images of a store that are on a list."""
-    found: list[Record] = []
-    done, total = 0, len(store)
-    for batch in batched(store.iter_records(), _AT_ONCE):
-        found += [one for one, hit in zip(batch, listed(removed, batch), strict=True) if hit]
-        done += len(batch)
-        if progress is not None:
-            progress("looking for listed images", done, max(done, total))
-    return found
-
-
-def count_found(store: Listing, keys: Sequence[int], vectors: NDArray[np.float32]) -> int:
-    """How many keys a search for their vectors [n, dim] finds among the first ten."""
-    count = 0
-    for begin in range(0, len(keys) if len(store) else 0, _AT_ONCE):
-        part = slice(begin, begin + _AT_ONCE)
-        nearest = store.nearest(vectors[part], _NEAREST)
-        hits = zip(keys[part], nearest, strict=True)
-        count += sum(key in {record.key for record, _ in found} for key, found in hits)
-    return count

@@ -202,9 +202,9 @@ class Database:
             # All at once: an unfinished cursor would block closing the file.
             return run.execute(query, arguments).fetchall()
 
-    def value(self, query: str, arguments: Sequence[Any] = ()) -> Any:
+    def value(self, query: str) -> Any:
         """The first column of the first row of a statement."""
-        return self.rows(query, arguments)[0][0]
+        return self.rows(query)[0][0]
 
     def counters(self) -> dict[str, int]:
         """The highest key given by table, and the checksum of ``settings``; damage is an IntegrityError."""

@@ -260,12 +260,9 @@ def open_album(
 
 def read_lines(path: Path) -> list[str]:
     """Read a UTF-8 file of texts, one a line; empty lines are left out."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise InvalidInputError(f"{path} cannot be read: {reason}") from error
-    if not (texts := [line.strip() for line in lines if line.strip()]):
+    from zsqretrieval._util import files
+
+    if not (texts := [line.strip() for _, line in files.read_lines(path)]):
         raise InvalidInputError(f"{path} holds no text; write one question a line")
     return texts
 

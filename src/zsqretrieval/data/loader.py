@@ -6,7 +6,6 @@ The bytes are read once, so the decoded image is the hashed one even if the file
 from __future__ import annotations
 
 import builtins
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from typing_extensions import Self
 from zsqretrieval._util.untrusted import mended_json
 from zsqretrieval.data.images import (
     BYTES_AT_ONCE,
+    DECODERS,
     MOST_PIXELS,
     decode,
     decode_with_exif,
@@ -92,8 +92,7 @@ class Loader:
         self._max_pixels = min(max_pixels, MOST_PIXELS)
         self._images = images
         self._batch_size = batch_size
-        self._threads = min(4, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(self._threads)
+        self._pool = ThreadPoolExecutor(DECODERS)
 
     def __enter__(self) -> Self:
         return self

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from zsqretrieval._util.checks import check_amounts, check_counts, check_text
+from zsqretrieval._util.checks import check_amounts, check_counts, check_shares, check_text
 from zsqretrieval.dialog.evidence import Scene, Turn, dialog_text
 from zsqretrieval.dialog.oracle import Gallery, Interview, Memory, Wording
 from zsqretrieval.dialog.policies import InformationGain, Policy, Proposal, entropy
@@ -100,9 +100,8 @@ class Dialog:
         _check_text(text, "the query")
         check_counts(candidates=candidates, batch_size=batch_size)
         check_counts(0, budget=budget, seed=seed)
-        check_amounts(sure=sure, scale=scale, temper=temper, reread=reread)
-        if not 0 < sure <= 1:
-            raise InvalidInputError(f"sure must be a probability above 0 and at most 1, not {sure}")
+        check_shares(above_zero=True, sure=sure)
+        check_amounts(scale=scale, temper=temper, reread=reread)
         if not temper:
             raise InvalidInputError("temper must be above 0: at 0 no answer would count")
         if isinstance(policy, type) or not isinstance(policy, Policy):

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from zsqretrieval._util.batches import batched
-from zsqretrieval._util.checks import check_verbalisers
+from zsqretrieval._util.batches import batched, tell
+from zsqretrieval._util.checks import check_verbalisers, first_of
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.generators.checked import distinct, read_each, write_each
 from zsqretrieval.generators.prompts import PROMPTS, Prompt, check_prompt
@@ -160,8 +160,7 @@ class Interview:
                     )
                     texts = one if isinstance(more, InvalidInputError) else [*one, *more]
                     found.append(tuple(dict.fromkeys(filter(None, map(tidy_question, texts)))))
-                if self._progress is not None:
-                    self._progress("writing questions", len(found), len(contexts))
+                tell(self._progress, "writing questions", len(found), len(contexts))
             return found
 
         name = ("questions", *map(str, (_DRAWS, _TEMPERATURE, self._seed, _MAX_NEW_TOKENS)))
@@ -191,8 +190,7 @@ class Interview:
                 one if isinstance(one, InvalidInputError) else tidy(first_line(one[0]))
                 for one in self._write(generator, some)
             ]
-            if self._progress is not None:
-                self._progress("writing answers", len(lines), len(contexts))
+            tell(self._progress, "writing answers", len(lines), len(contexts))
         return lines
 
     def _write(
@@ -331,10 +329,10 @@ class Interview:
         """Name the images that cannot be shown and were not named before."""
         if new := [one for at, one in unseen.items() if at not in self._named]:
             self._named.update(unseen)
-            named = "; ".join(map(str, new[:3])) + (f"; and {len(new) - 3} more" * (len(new) > 3))
             warnings.warn(
                 f"{len(new)} of the candidates cannot be shown to the generator and keep their probability: "
-                f"{named}. If images may move, keep copies in the album: add them with copy=True (--copy)",
+                f"{first_of(new)}. If images may move, keep copies in the album: add them with copy=True "
+                "(--copy)",
                 RuntimeWarning,
                 stacklevel=5,
             )

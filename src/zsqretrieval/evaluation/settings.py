@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from zsqretrieval._util.checks import check_amounts, check_counts
+from zsqretrieval._util.checks import check_amounts, check_counts, check_shares
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import CAPTION, DIRECTIONS, Dataset, Direction
 from zsqretrieval.evaluation.metrics import MEASURES, check_measures
@@ -63,9 +63,8 @@ class Settings:
         check_counts(0, seed=self.seed)
         for depth in self.depths:
             check_counts(0, depths=depth)
-        check_amounts(alpha=self.alpha, temperature=self.temperature)
-        if self.alpha > 1:
-            raise InvalidInputError(f"alpha must be between 0 and 1, not {self.alpha}")
+        check_shares(alpha=self.alpha)
+        check_amounts(temperature=self.temperature)
         check_measures(self.measures)
 
     def deepest(self, direction: Direction) -> int:

@@ -11,11 +11,8 @@ A blank within an id is written as ``%20``, and ``%`` as ``%25``. Files ending i
 
 from __future__ import annotations
 
-import gzip
 import math
 import re
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -24,6 +21,7 @@ import numpy as np
 from zsqretrieval._util.files import write_whole
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.evaluation.datasets import Qrels, Task
+from zsqretrieval.evaluation.datasets.dataset import lines
 from zsqretrieval.evaluation.metrics import break_ties
 from zsqretrieval.evaluation.run import Run
 
@@ -76,7 +74,7 @@ def read_run(path: Path, task: Task) -> Run:
     position = {item: n for n, item in enumerate(task.items)}
     answers: dict[str, dict[int, float]] = {query: {} for query in task.queries}
     name = ""
-    for place, line in _lines(path):
+    for place, line in lines(path):
         columns = [unquote(column) for column in line.split()]
         if len(columns) != 6:
             raise InvalidInputError(
@@ -117,19 +115,6 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
         for item, grade in answers.items()
     )
     write_whole(path, lines)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Non-blank lines, each after its place, ``file:number``."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            yield from ((f"{path.name}:{n}", line) for n, line in enumerate(file, 1) if line.strip())
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path}: not UTF-8: {error.reason}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or error  # errors of gzip have no strerror
-        raise InvalidInputError(f"{path}: cannot be read: {why}") from error
 
 
 def _escaped(id: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.checks import check_shares
 from zsqretrieval._util.files import Snapshot, array_part, read_array
 from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.indexes.base import VectorIndex, top_rows
@@ -151,10 +152,9 @@ class CompressedIndex(VectorIndex):
             InvalidInputError: an argument is out of range, or the queries are as for :meth:`search`.
         """
         rows = unit_rows(queries, self._dim)
-        if not len(rows) or not 0 < recall <= 1:
-            raise InvalidInputError(
-                f"{len(rows)} queries and recall {recall}: give queries, and 0 < recall <= 1"
-            )
+        if not len(rows):
+            raise InvalidInputError("there are no queries to measure with; give one or more")
+        check_shares(above_zero=True, recall=recall)
         k = min(check_integer("k", k), max(len(self), 1))
         with self._writing:
             with self._lock.shared():

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.batches import batched
-from zsqretrieval._util.checks import check_counts, check_numbers
+from zsqretrieval._util.batches import batched, tell
+from zsqretrieval._util.checks import check_counts, check_numbers, check_shares
 from zsqretrieval._util.files import write_whole
 from zsqretrieval.encoders.checked import encode_each, encode_texts
 from zsqretrieval.errors import ImageError, InvalidInputError
@@ -29,7 +29,7 @@ from zsqretrieval.generators.prompts import PROMPTS
 from zsqretrieval.laion.datacomp import UIDS, uids_of, write_subset
 from zsqretrieval.laion.embeddings import open_embeddings
 from zsqretrieval.laion.hashes import hashes_of
-from zsqretrieval.laion.metadata import canonical, read_metadata
+from zsqretrieval.laion.metadata import batch_of, read_metadata
 from zsqretrieval.laion.safety import Denied, Safety, SafetyLike, safety_for
 from zsqretrieval.laion.storage import Location, parquet_module
 from zsqretrieval.protocols import Encoder, Generator
@@ -181,8 +181,6 @@ def image_parts(
         batch_size: images in memory together.
         progress: called after each batch; may raise to stop.
     """
-    import pyarrow as pa
-
     done = 0
     others: list[Image | ImageState] = []
     for some in batched((one for one in images if isinstance(one, Image)), batch_size):
@@ -190,28 +188,14 @@ def image_parts(
         rows = [
             {**one.metadata, "caption": one.caption, "key": one.metadata.get("key", one.id)} for one in some
         ]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        columns = [_texts([row.get(name) for row in rows]) for name in names]
-        batch = canonical(pa.RecordBatch.from_arrays(columns, names))
         scores: Scores = {}
         if encoder is not None:
             scores["clip"] = _cosines(encoder, some, texts)
         if generator is not None:
             scores["likelihood"] = _likelihoods(generator, some, texts, others)
-        yield batch, scores
+        yield batch_of(rows), scores
         done += len(some)
-        if progress is not None:
-            progress("scoring images", done, None)
-
-
-def _texts(values: list[Any]) -> Any:
-    """An Arrow column of JSON values as texts; ``canonical`` makes numbers of those that should be."""
-    import pyarrow as pa
-
-    texts = [one if one is None or isinstance(one, str) else json.dumps(one) for one in values]
-    return pa.array(
-        [None if one is None else one.encode(errors="replace").decode() for one in texts], pa.string()
-    )
+        tell(progress, "scoring images", done, None)
 
 
 def _cosines(encoder: Encoder, images: Sequence[Image], texts: Sequence[str]) -> NDArray[np.float32]:
@@ -361,9 +345,7 @@ def choose(
 
 
 def _threshold(scores: NDArray[np.float32], name: str, share: float) -> float:
-    check_numbers(**{name: share})
-    if not 0 < share <= 1:
-        raise InvalidInputError(f"the share of {name} must be above 0 and at most 1, not {share}")
+    check_shares(above_zero=True, **{f"the share of {name}": share})
     known = np.sort(scores[~np.isnan(scores)])
     if not len(known):
         raise InvalidInputError(f"no row of the pool has a {name} score")

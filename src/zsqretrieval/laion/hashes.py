@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from zsqretrieval._util.files import open_snapshot, write_snapshot
+from zsqretrieval._util.files import open_snapshot, read_lines, write_snapshot
 from zsqretrieval._util.untrusted import has_holes
 from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.laion.metadata import read_metadata, text_of
@@ -250,12 +250,7 @@ def read_names(file: Path) -> list[str]:
     elif file.suffix == ".npy":
         names = _names_in_array(file)
     else:
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise InvalidInputError(f"{file} cannot be read: {reason}") from error
-        names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        names = [line.strip() for _, line in read_lines(file) if not line.startswith("#")]
         for number, name in enumerate(names, start=1):
             if form_of(name) == "text" and "://" not in name:
                 raise InvalidInputError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.optional import import_optional
 from zsqretrieval.errors import IntegrityError
 from zsqretrieval.laion.storage import File, Location, list_files, opened_parquet
 
@@ -184,6 +185,18 @@ def canonical(batch: pa.RecordBatch, unreadable: Counter[str] | None = None) -> 
         arrays.append(column)
     # Without columns, the number of rows would be lost.
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)) if arrays else batch
+
+
+def batch_of(rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+    """The metadata of n rows as a canonical batch; values of other types count as their text."""
+    pa = import_optional("pyarrow", "looking at metadata of LAION", "pip install 'zsqretrieval[parquet]'")
+
+    def text(value: object) -> str | None:
+        return None if value is None else str(value).encode(errors="replace").decode()
+
+    names = list(dict.fromkeys(name for row in rows for name in row)) or [""]  # no columns would be no rows
+    columns = [pa.array([text(row.get(name)) for row in rows], pa.string()) for name in names]
+    return canonical(pa.RecordBatch.from_arrays(columns, names))
 
 
 def _empty(column: Any) -> int:

@@ -155,15 +155,15 @@ def plan(
     )
 
 
-def hnsw_bytes(vectors: float, dim: int, links: int = LINKS) -> float:
+def hnsw_bytes(vectors: float, dim: int) -> float:
     """Bytes of an HNSW index in float32: vectors, two layers' worth of links at the bottom, labels."""
-    upper = 4 * (links + 1) / (links - 1)  # a share 1 / links of the vectors is in each next layer
-    return vectors * (4 * dim + 4 * (2 * links + 1) + 8 + upper)
+    upper = 4 * (LINKS + 1) / (LINKS - 1)  # a share 1 / LINKS of the vectors is in each next layer
+    return vectors * (4 * dim + 4 * (2 * LINKS + 1) + 8 + upper)
 
 
-def pq_bytes(vectors: float, code: int = PQ_BYTES) -> float:
+def pq_bytes(vectors: float) -> float:
     """Bytes of an index of product-quantised codes: code and label; its centroids do not count."""
-    return vectors * (code + 8)
+    return vectors * (PQ_BYTES + 8)
 
 
 def hnsw_rate(vectors: float, dim: int, recall: float) -> float:

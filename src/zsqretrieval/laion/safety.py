@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.checks import check_numbers
-from zsqretrieval._util.optional import import_optional
+from zsqretrieval._util.checks import check_shares
 from zsqretrieval.errors import ImageError, InvalidInputError
 from zsqretrieval.laion.hashes import LOOKED_UP, NAMES, HashList, hashes_of
-from zsqretrieval.laion.metadata import canonical, read_table, text_of
+from zsqretrieval.laion.metadata import batch_of, read_table, text_of
 from zsqretrieval.laion.storage import File, opened_parquet
 from zsqretrieval.types import Image
 
@@ -75,11 +74,7 @@ class Safety:
     opted_out: Literal["drop", "keep"] = "drop"
 
     def __post_init__(self) -> None:
-        for name in ("max_punsafe", "max_pwatermark"):
-            value = getattr(self, name)
-            check_numbers(**{name: value})
-            if not 0 <= value <= 1:
-                raise InvalidInputError(f"{name} must lie between 0 and 1, not {value}")
+        check_shares(max_punsafe=self.max_punsafe, max_pwatermark=self.max_pwatermark)
         for name in ("unknown", "opted_out"):
             if getattr(self, name) not in ("drop", "keep"):
                 raise InvalidInputError(f"{name} must be 'drop' or 'keep', not {getattr(self, name)!r}")
@@ -152,9 +147,7 @@ class Safety:
         clear = np.array([self.unknown == "keep" or not _is_ambiguous(row) for row in rows], np.bool_)
         if denied is not None and not clear.all():
             denied["unknown"] = denied.get("unknown", 0) + int((~clear).sum())
-        clear[clear] = self.mask(
-            _batch_of([row for row, one in zip(rows, clear, strict=True) if one]), denied
-        )
+        clear[clear] = self.mask(batch_of(list(map(_facts, itertools.compress(rows, clear)))), denied)
         return clear
 
 
@@ -183,6 +176,20 @@ def safety_for(safety: SafetyLike, names: Collection[str]) -> Safety | None:
         raise InvalidInputError(f"safety must be Safety(...), 'auto' or None, not {safety!r}")
     lower = {str(name).lower() for name in names}
     return Safety() if not lower.isdisjoint(_MARKS) or {"url", "similarity"} <= lower else None
+
+
+def permitted(rows: Sequence[Mapping[str, Any]], safety: SafetyLike, denied: Denied) -> NDArray[np.bool_]:
+    """Which of n rows may be used by their metadata, bool [n]; counts the others by reason.
+
+    The rules for each row are those for its own columns: the others of its batch must not decide on it.
+    """
+    found = [safety_for(safety, row.keys()) for row in rows]
+    ruled = np.array([one is not None for one in found], np.bool_)
+    kept = ~ruled
+    rules = next((one for one in found if one is not None), None)
+    if rules is not None:
+        kept[ruled] = rules.mask_rows(list(itertools.compress(rows, ruled)), denied)
+    return kept
 
 
 def verified(image: Image) -> bool | None:
@@ -261,23 +268,11 @@ def _is_ambiguous(row: Mapping[str, Any]) -> bool:
     return len(set(names)) < len(names)
 
 
-def _batch_of(rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
-    """The metadata of n rows in canonical columns."""
-    pa = import_optional("pyarrow", "looking at metadata of LAION", "pip install 'zsqretrieval[parquet]'")
-
-    facts = [{_spelt(str(name)): value for name, value in row.items() if value is not None} for row in rows]
-    names = [name for name in dict.fromkeys(name for row in facts for name in row) if name.lower() in _READ]
-    columns = [pa.array([_cell(row.get(name)) for row in facts], pa.string()) for name in names]
-    # A batch without columns would have no rows.
-    return canonical(pa.RecordBatch.from_arrays([*columns, pa.nulls(len(rows))], [*names, ""]))
-
-
-def _spelt(name: str) -> str:
-    """A column in lower case, but ``URL`` and ``url`` stay two names of a row."""
-    return name if name.lower() in LOOKED_UP else name.lower()
-
-
-def _cell(value: object) -> str | None:
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
-    return None if value is None else str(value)
+def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the rules read of a row, by names in lower case; but ``URL`` and ``url`` stay two names of it."""
+    given = {str(name): value for name, value in row.items() if value is not None}
+    return {
+        name if name.lower() in LOOKED_UP else name.lower(): value
+        for name, value in given.items()
+        if name.lower() in _READ
+    }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zsqretrieval._util.batches import tell
 from zsqretrieval.laion.metadata import COLUMNS, read_metadata
 from zsqretrieval.laion.safety import Denied, Safety
 from zsqretrieval.laion.storage import Location, list_files, parquet_module
@@ -75,8 +76,7 @@ def describe(source: Location, safety: Safety, progress: Progress | None = None)
             counts = pc.value_counts(batch.column("nsfw")).to_pylist()
             nsfw.update({str(tag["values"]): tag["counts"] for tag in counts})
         allowed += int(safety.mask(batch, denied).sum())
-        if progress is not None:
-            progress("reading metadata", rows, None)
+        tell(progress, "reading metadata", rows, None)
     size = sum(file.size for file in files)
     return MetadataStats(
         len(files), size, rows, dict(filled), dict(unreadable), {k: dict(v) for k, v in above.items()},

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 from typing_extensions import Self
 
-from zsqretrieval._util.checks import check_counts, check_strings
+from zsqretrieval._util.checks import check_counts, check_shares, check_strings
 from zsqretrieval._util.torch import FromPretrained, resolve_device
-from zsqretrieval.errors import InvalidInputError, WeightsError
+from zsqretrieval.errors import WeightsError
 from zsqretrieval.mini.bert import Bert, Layer
 from zsqretrieval.mini.efficientnet import EfficientNetLite2, likely_names, pictures, scale_pixels
 from zsqretrieval.mini.weights import BaseWeights, read_base_weights, read_trained, without_values
@@ -234,8 +234,8 @@ class MiniEncoder(FromPretrained):
             MissingDependencyError: the extra ``mini`` is not installed.
             WeightsError: base weights are altered, or ``weights`` is not a trained part of this encoder.
         """
-        if knowledge_share is not None and not 0 <= knowledge_share <= 1:
-            raise InvalidInputError(f"knowledge_share must be between 0 and 1, not {knowledge_share}")
+        if knowledge_share is not None:
+            check_shares(knowledge_share=knowledge_share)
         target = resolve_device(device)
         path = _SHIPPED if weights is None else Path(weights).absolute()
         trained, digest = read_trained(path, "encoder")

@@ -8,30 +8,33 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from zsqretrieval._util.checks import check_counts, check_numbers, check_sequence
+from zsqretrieval._util.checks import check_counts, check_sequence, check_shares
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.duplicates import near_duplicates
 from zsqretrieval.album.embeddings import (
     ExportReport,
+    Write,
     add_blocks,
     check_fingerprint,
     export,
     folder_blocks,
     given_block,
+    write_rows,
 )
 from zsqretrieval.album.features import sweep_all
 from zsqretrieval.album.folders import SyncReport, checked_folders, rehearsal, sync_folders
 from zsqretrieval.album.info import find_catalog
-from zsqretrieval.album.ingest import Adder, AddReport
+from zsqretrieval.album.ingest import AddReport
 from zsqretrieval.album.merge import MergeReport, merge
 from zsqretrieval.album.reencode import ReencodeReport, Reencoding
-from zsqretrieval.album.removal import RemovalReport, count_found, extended, find_listed, removal_list
+from zsqretrieval.album.removal import RemovalReport, extended, removal_list
 from zsqretrieval.encoders.checked import encode_texts
 from zsqretrieval.errors import AlbumError, IntegrityError, InvalidInputError
 from zsqretrieval.indexes.tuning import Tuning
@@ -44,6 +47,7 @@ from zsqretrieval.retriever import opening
 from zsqretrieval.retriever.album import Album
 from zsqretrieval.retriever.opening import MilvusParts
 from zsqretrieval.search.expansion import QuestionIndex
+from zsqretrieval.search.store import count_found, find_listed
 from zsqretrieval.types import MAX_PIXELS, Progress
 
 _TUNING_TEXTS = 500
@@ -96,9 +100,13 @@ class Collection(Album):
             IntegrityError: a file is damaged, or has other numbers of vectors and rows.
             MissingDependencyError: a folder without pyarrow.
         """
-        given, denied = self._given, cast(Denied, {})
-        adder = None if isinstance(given, MilvusParts) else self._adder()
-        encoder, removed = (given.encoder, None) if adder is None else (adder.encoder, adder.removed)
+        denied: Denied = {}
+        write: Write
+        if isinstance(self._given, MilvusParts):
+            encoder, removed, write = self._given.encoder, None, self._given.store.write
+        else:
+            adder = self._adder()
+            encoder, removed, write = adder.encoder, adder.removed, partial(write_rows, adder)
         if fingerprint is not None:
             check_fingerprint(fingerprint, encoder, "the vectors")
         if isinstance(vectors, str | os.PathLike):
@@ -113,10 +121,7 @@ class Collection(Album):
             raise InvalidInputError("metadata of arrays must be a list of mappings, not a path")
         else:
             blocks = [given_block(vectors, ids, metadata, sources, captions, safety, removed, denied)]
-        how: dict[str, Any] = {"denied": denied, "batch_size": batch_size, "progress": progress}
-        if isinstance(given, MilvusParts):
-            return given.store.add(blocks, encoder, **how)
-        return add_blocks(blocks, cast(Adder, adder), **how)
+        return add_blocks(blocks, encoder, write, denied=denied, batch_size=batch_size, progress=progress)
 
     def remove_listed(
         self, names: str | os.PathLike[str] | Sequence[str], *, progress: Progress | None = None
@@ -184,9 +189,7 @@ class Collection(Album):
         Raises:
             InvalidInputError: ``cosine`` is out of range.
         """
-        check_numbers(cosine=cosine)
-        if not 0 < cosine <= 1:
-            raise InvalidInputError(f"cosine must be above 0 and at most 1, not {cosine}")
+        check_shares(above_zero=True, cosine=cosine)
         found = self._index.ask(lambda index: near_duplicates(self._catalog, index, cosine, progress))
         self.remove([one.id for one in self._catalog.records(found)])
         return len(found)

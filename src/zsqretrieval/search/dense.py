@@ -95,20 +95,20 @@ class FirstStage:
         encoded = time.perf_counter()
         among = None if where is None else self._store.matching(where)
 
-        def look(some: list[int], depth: int) -> list[list[Candidate]]:
-            """The candidates of some queries, normalised."""
+        def look(some: list[int], depth: int) -> list[tuple[list[Candidate], bool]]:
+            """The candidates of some queries, normalised, and whether there may be more."""
             rows = vectors[some]
             found = (
                 self._nearest(rows, depth, among)
                 if expansion is None
                 else [self._expanded(row[None], depth, expansion, among) for row in rows]
             )
-            if bank is None:
-                return found
-            searched = time.perf_counter()
-            found = [self._normalized(one, bank) for one in found]
-            timings[NORMALIZED] = timings.get(NORMALIZED, 0.0) + time.perf_counter() - searched
-            return found
+            more = [len(one) == depth for one in found]  # before those that were just removed are left out
+            if bank is not None:
+                searched = time.perf_counter()
+                found = [self._normalized(one, bank) for one in found]
+                timings[NORMALIZED] = timings.get(NORMALIZED, 0.0) + time.perf_counter() - searched
+            return list(zip(found, more, strict=True))
 
         timings = {"encode": encoded - begin, FIRST_STAGE: 0.0}
         found = self._complete(queries, k, look, collapse)
@@ -127,7 +127,7 @@ class FirstStage:
         self,
         queries: Sequence[Query],
         k: int,
-        look: Callable[[list[int], int], list[list[Candidate]]],
+        look: Callable[[list[int], int], list[tuple[list[Candidate], bool]]],
         collapse: float | None,
     ) -> list[list[Candidate]]:
         """K candidates per query without near-duplicates and without the hits that were searched with."""
@@ -138,12 +138,12 @@ class FirstStage:
         waiting, depth = list(range(len(queries))), k + max(map(len, left_out), default=0)
         while waiting:
             short: list[int] = []
-            for n, candidates in zip(waiting, look(waiting, depth), strict=True):
+            for n, (candidates, more) in zip(waiting, look(waiting, depth), strict=True):
                 others = [one for one in candidates if one[0].key not in left_out[n]]
                 if collapse is not None:
                     others = self._collapsed(others, collapse)
                 complete[n] = others[:k]
-                if len(others) < k and len(candidates) == depth:
+                if len(others) < k and more:
                     short.append(n)
             waiting, depth = short, 2 * depth
         return complete

@@ -10,7 +10,7 @@ from typing import TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.checks import check_counts, check_numbers
+from zsqretrieval._util.checks import check_counts, check_shares
 from zsqretrieval.album.candidates import Viewer, need_generator
 from zsqretrieval.album.catalog import Record
 from zsqretrieval.album.filters import Filter
@@ -64,20 +64,11 @@ class Request:
                 "where must be a filter such as Field('year') > 2010 or Filter.parse(...), not "
                 f"{self.where!r}"
             )
-        check_numbers(diversity=self.diversity)
-        if not 0 <= self.diversity <= 1:
-            raise InvalidInputError(f"diversity must be from 0 to 1, not {self.diversity!r}")
+        check_shares(diversity=self.diversity)
         if self.collapse is not None:
-            check_numbers(collapse=self.collapse)
-            if not 0 < self.collapse <= 1:
-                raise InvalidInputError(
-                    f"collapse must be a cosine similarity above 0 and up to 1, such as 0.97, not "
-                    f"{self.collapse!r}"
-                )
+            check_shares(above_zero=True, collapse=self.collapse)
         if self.relevance is not None:
-            check_numbers(min_probability=self.relevance.least)
-            if not 0 <= self.relevance.least <= 1:
-                raise InvalidInputError(f"min_probability must be from 0 to 1, not {self.relevance.least!r}")
+            check_shares(min_probability=self.relevance.least)
             if self.relevance.scale == 0:
                 raise InvalidInputError(
                     "min_probability needs the calibration of this encoder, and its relevance_scale is 0: "

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.checks import check_counts, check_numbers
+from zsqretrieval._util.checks import check_counts, check_shares
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.checked import read_texts
 from zsqretrieval.protocols import Generator
@@ -52,9 +52,7 @@ class Prior:
     null_images: tuple[Image, ...] = field(default_factory=null_images)
 
     def __post_init__(self) -> None:
-        check_numbers(alpha=self.alpha)
-        if not 0 <= self.alpha <= 1:
-            raise InvalidInputError(f"alpha must lie between 0 and 1, not {self.alpha}")
+        check_shares(alpha=self.alpha)
         if not self.null_images:
             raise InvalidInputError("a prior needs at least one null image")
         if wrong := [one for one in self.null_images if not isinstance(one, Image)]:

@@ -14,6 +14,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from zsqretrieval._util.batches import tell
 from zsqretrieval._util.checks import check_amounts, check_counts, first_of
 from zsqretrieval.album.candidates import Viewer, open_image, parts_by_size
 from zsqretrieval.album.catalog import Record
@@ -303,8 +304,7 @@ def _by_reranker(
             )
         for n in some:
             found[n] = scores.get(pairs[n].record.key)
-        if progress is not None:
-            progress("scoring", done, len(by_text))
+        tell(progress, "scoring", done, len(by_text))
     return found
 
 

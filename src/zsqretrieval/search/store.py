@@ -12,19 +12,25 @@ from typing import Any, Protocol, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from zsqretrieval._util.batches import batched, tell
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.edits import remove
 from zsqretrieval.album.filters import Filter
 from zsqretrieval.album.kept import KeptImages
+from zsqretrieval.album.removal import listed
 from zsqretrieval.album.sync import IndexSync
 from zsqretrieval.errors import IntegrityError, InvalidInputError
 from zsqretrieval.indexes.checks import nearest
+from zsqretrieval.laion.hashes import HashList
 from zsqretrieval.protocols import Index
 from zsqretrieval.search.among import nearest_among
-from zsqretrieval.types import Neighbors
+from zsqretrieval.types import Neighbors, Progress
 
 Found: TypeAlias = tuple[Record, float]
 """An image, and its cosine similarity to a query."""
+
+_AT_ONCE = 4096  # records of a removal
+_NEAREST = 10  # in the searches before and after it
 
 
 class Store(Protocol):
@@ -77,6 +83,27 @@ class Store(Protocol):
     def close(self) -> None:
         """Close it."""
         ...
+
+
+def find_listed(store: Store, removed: HashList, progress: Progress | None) -> list[Record]:
+    """The images of a store that are on a removal list."""
+    found: list[Record] = []
+    done, total = 0, len(store)
+    for batch in batched(store.iter_records(), _AT_ONCE):
+        found += [one for one, hit in zip(batch, listed(removed, batch), strict=True) if hit]
+        done += len(batch)
+        tell(progress, "looking for listed images", done, total)
+    return found
+
+
+def count_found(store: Store, keys: Sequence[int], vectors: NDArray[np.float32]) -> int:
+    """How many keys a search for their vectors [n, dim] finds among the first ten."""
+    count = 0
+    for begin in range(0, len(keys) if len(store) else 0, _AT_ONCE):
+        part = slice(begin, begin + _AT_ONCE)
+        hits = zip(keys[part], store.nearest(vectors[part], _NEAREST), strict=True)
+        count += sum(key in {record.key for record, _ in found} for key, found in hits)
+    return count
 
 
 @final

@@ -20,8 +20,8 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.batches import batched
-from zsqretrieval._util.checks import check_counts
+from zsqretrieval._util.batches import batched, tell
+from zsqretrieval._util.checks import check_counts, first_of
 from zsqretrieval.album.candidates import Viewer, need_generator
 from zsqretrieval.album.catalog import Catalog
 from zsqretrieval.album.questions import Judgement, NewQuestion, Recipe, StoredQuestion, StyleFacts
@@ -165,8 +165,8 @@ class AlbumQuestions:
                     questions, kept, asked = questions + new, kept + passed, asked + len(written)
                     wrong = [*(one for one in shown if isinstance(one, ImageError)), *faults.values()]
                     skipped += [Skipped(one.source, one.reason) for one in wrong]
-                    _report(progress, "writing", asked + known + len(skipped), len(self._catalog))
-                _report(progress, "writing", asked + known + len(skipped), len(self._catalog))
+                    tell(progress, "writing questions", asked + known + len(skipped), len(self._catalog))
+                tell(progress, "writing questions", asked + known + len(skipped), len(self._catalog))
         return QuestionsReport(asked, known, tuple(skipped), questions, kept, time.perf_counter() - begin)
 
     def _judged(self, written: dict[int, tuple[Question, ...]], top_k: int | None) -> dict[int, _New]:
@@ -206,7 +206,7 @@ class AlbumQuestions:
                 able.append(n)
                 vectors[n] = one
         if faults:
-            named = "; ".join(map(str, faults[:3]))
+            named = first_of(faults)
             warnings.warn(f"{len(faults)} questions are not kept: {named}", RuntimeWarning, stacklevel=4)
         gallery = len(self._catalog)
         judgements = [Judgement(None, top_k, gallery, kept=False)] * len(texts)
@@ -247,7 +247,7 @@ class AlbumQuestions:
             )
             kept += sum(one.kept for one in judgements)
             done += len(batch)
-            _report(progress, "filtering", done, total)
+            tell(progress, "filtering questions", done, total)
         return FilterReport(done, kept, time.perf_counter() - begin)
 
     def list(self, id: str | None = None) -> Iterator[StoredQuestion]:
@@ -291,11 +291,6 @@ def own_ranks(found: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.in
     """
     hits = found == own[:, None]
     return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0).astype(np.int64)
-
-
-def _report(progress: Progress | None, what: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(f"{what} questions", done, max(done, total))
 
 
 def _depth(top_k: int | None) -> int | None:

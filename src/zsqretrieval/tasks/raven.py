@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsqretrieval._util.files import atomic_write
+from zsqretrieval._util.batches import tell
+from zsqretrieval._util.files import atomic_write, read_lines
 from zsqretrieval.data.images import decode
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.generators.checked import read_texts
@@ -146,8 +147,7 @@ def score_raven(
         found = read_texts(generator, contexts, [yes] * CANDIDATES, batch_size=batch_size)
         log_probs = aggregated(found, "sum")
         answers.append(RavenAnswer(item.id, log_probs, single_best(log_probs), item.answer))
-        if progress is not None:
-            progress("scoring items", done, len(items))
+        tell(progress, "scoring items", done, len(items))
     return RavenScore(tuple(answers))
 
 
@@ -163,15 +163,9 @@ def read_raven(folder: str | os.PathLike[str]) -> list[RavenItem]:
         InvalidInputError: the file cannot be read or a line is no item; names file, line and field.
     """
     file = Path(folder) / _ITEMS
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # as JSON Lines has it
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{file} cannot be read as UTF-8 text ({error})") from error
     items: list[RavenItem] = []
     first: dict[str, int] = {}  # id -> line
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(file):
         item = _item(f"{file}, line {number}", Path(folder), line)
         if item.id in first:
             raise InvalidInputError(

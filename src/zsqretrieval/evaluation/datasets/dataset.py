@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_counts, is_unicode
+from zsqretrieval._util.files import read_lines, read_text
 from zsqretrieval.errors import InvalidInputError
 from zsqretrieval.types import Image
 
@@ -251,22 +252,9 @@ def read_json(path: Path, what: str, origin: str) -> Any:
     return json_value(read_text(found(path, what, origin)), path.name)
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, without byte order mark."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path}: not UTF-8 at byte {error.start}; convert the file") from error
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def lines(path: Path) -> Iterator[tuple[str, str]]:
     """Non-blank lines, each after its place, ``file:number``."""
-    # Not splitlines, which also splits at characters that captions contain, such as U+0085 and U+2028.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            yield f"{path.name}:{number}", line.rstrip("\r")
+    return ((f"{path.name}:{number}", line) for number, line in read_lines(path))
 
 
 def json_value(text: str, place: str) -> Any:

@@ -17,6 +17,7 @@ from zsqretrieval.evaluation.datasets.readers import (
     read_karpathy,
     read_laion,
     read_shards,
+    safe,
 )
 from zsqretrieval.evaluation.datasets.relevance import read_chatir, read_inquire, read_retvqa
 from zsqretrieval.types import Image
@@ -124,7 +125,7 @@ def open_distractors(argument: str, split: str | None) -> tuple[Image, ...]:
     name, given = _named(argument)
     shards = sorted(given[0].glob("*.tar")) if name in _SHARDED else []
     others = [path for path in shards if not path.name.startswith(f"{split or _SPLIT}-")]
-    return tuple(read_images(others)) if others else ()
+    return tuple(safe(read_images(others), {}))
 
 
 def _named(argument: str) -> tuple[str, list[Path]]:

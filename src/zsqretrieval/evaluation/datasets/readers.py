@@ -5,13 +5,14 @@ Readers download nothing: an error about a missing file says who publishes it.
 
 from __future__ import annotations
 
-import math
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zsqretrieval._util.batches import batched
 from zsqretrieval.data.sources import walk
 from zsqretrieval.data.tars import SurplusError, read_caption, read_webdataset
 from zsqretrieval.errors import ImageError, InvalidInputError
@@ -29,6 +30,8 @@ from zsqretrieval.evaluation.datasets.dataset import (
     lines,
     read_json,
 )
+from zsqretrieval.laion.metadata import json_cells
+from zsqretrieval.laion.safety import NO_RULES, Denied, Safety, SafetyLike, permitted
 from zsqretrieval.laion.storage import opened_parquet
 from zsqretrieval.types import Image
 
@@ -37,7 +40,6 @@ _FLICKR8K = "its makers at the University of Illinois (Flickr8k_text.zip, Flickr
 _FLICKR30K = "its makers at the University of Illinois (shannon.cs.illinois.edu/DenotationGraph)"
 _COCO = "cocodataset.org/#download (annotations_trainval2017.zip, val2017.zip)"
 _LAION = "LAION's metadata by img2dataset (--output_format webdataset or parquet)"
-_PUNSAFE = 0.45  # the limit of LAION's release "research-safe"
 
 
 class _Text(NamedTuple):
@@ -245,6 +247,18 @@ def read_images(shards: Iterable[Path]) -> Iterator[Image]:
         yield image
 
 
+def safe(images: Iterable[Image], denied: Denied, safety: SafetyLike = "auto") -> Iterator[Image]:
+    """The images that may be used by their metadata; counts the others by reason."""
+    for some in batched(images, 256):
+        yield from itertools.compress(some, permitted([one.metadata for one in some], safety, denied))
+
+
+def _denials(denied: Denied) -> tuple[str, ...]:
+    """A note on the images that the rules for LAION left out, if there are any."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in denied.items())
+    return (f"{sum(denied.values())} images left out: {reasons}",) if denied else ()
+
+
 def _changes(gallery: Iterable[Image]) -> tuple[str, ...]:
     """A note on captions and metadata of which something was replaced, if there are any."""
     changed = [image for image in gallery if image.notes]
@@ -258,7 +272,8 @@ def read_shards(folder: Path, split: str = "test") -> Dataset:
     """Read captioned WebDataset shards, ``{split}-*.tar``, as img2dataset writes them.
 
     Captions are the list ``captions`` of a sample's ``{key}.json``, else its ``{key}.txt``. Images are named
-    ``{shard}/{key}`` and held in memory.
+    ``{shard}/{key}`` and held in memory. Images with metadata of LAION that are not known to be safe are left
+    out, as by :meth:`Retriever.add <zsqretrieval.retriever.Retriever.add>`.
 
     Raises:
         InvalidInputError: there are no such shards, no image in them, or an image has no caption; names it.
@@ -269,7 +284,8 @@ def read_shards(folder: Path, split: str = "test") -> Dataset:
     if not shards:
         raise InvalidInputError(f"{folder} holds no shards {split}-*.tar; give a folder of WebDataset shards")
     gallery, texts = [], []
-    for image in read_images(shards):
+    denied: Denied = {}
+    for image in safe(read_images(shards), denied):
         gallery.append(image)
         captions = image.metadata.get("captions")
         if captions is None or captions == []:
@@ -282,27 +298,29 @@ def read_shards(folder: Path, split: str = "test") -> Dataset:
             raise InvalidInputError(f"{image.source} has no caption, neither in its .json nor as .txt")
         texts += [_Text(str(image.id), caption, CAPTION, image.source) for caption in captions]
     if not gallery:
-        raise InvalidInputError(f"{folder}: the shards {split}-*.tar hold no images")
-    return _assemble(f"{folder.absolute().name} {split}", gallery, texts, _changes(gallery))
+        what = f"{folder}: the shards {split}-*.tar hold no images"
+        raise InvalidInputError("; ".join((what, *_denials(denied))))
+    notes = (*_denials(denied), *_changes(gallery))
+    return _assemble(f"{folder.absolute().name} {split}", gallery, texts, notes)
 
 
-def read_laion(folder: Path, *, max_punsafe: float | None = _PUNSAFE) -> Dataset:
+def read_laion(folder: Path, *, safety: Safety | None = Safety()) -> Dataset:  # noqa: B008  # frozen
     """Read a slice of LAION for known-item search: an alt text is the query for its own image.
 
     The slice is what img2dataset writes: shards ``*.tar`` with ``{key}.jpg`` and ``{key}.json`` (``caption``,
-    ``url``, and kept columns such as ``punsafe``), or ``*.parquet`` with the encoded image as the column
-    ``jpg``; rows without an image are skipped. With both, the tables are the metadata of the shards, and the
-    shards are read. Images are named ``{file}/{key}`` and held in memory.
+    ``url``, and kept columns such as ``punsafe`` and ``NSFW``), or ``*.parquet`` with the encoded image as
+    the column ``jpg``; rows without an image are skipped. With both, the tables are the metadata of the
+    shards, and the shards are read. Images are named ``{file}/{key}`` and held in memory.
 
     An alt text that several images share counts as found with any of them; images without one stay in the
     gallery. LAION kept pairs with a cosine of at least 0.28 by CLIP ViT-B/32, so the numbers favour CLIP; the
     notes of the data set say so.
 
-    Images whose ``punsafe`` is above ``max_punsafe`` or unknown are left out unread; None keeps all.
+    Images that the rules of ``safety`` deny are left out undecoded; None keeps all.
 
     Raises:
         InvalidInputError: there is neither, a column is missing, or nothing is left.
-        MissingDependencyError: parquet without pyarrow.
+        MissingDependencyError: parquet or rules without pyarrow.
         IntegrityError: a file is damaged.
     """
     found(folder, "a slice of LAION", _LAION)
@@ -312,23 +330,20 @@ def read_laion(folder: Path, *, max_punsafe: float | None = _PUNSAFE) -> Dataset
     gallery: list[Image] = []
     texts: dict[str, dict[str, int]] = {}
     places: dict[str, str] = {}
-    unsafe = 0
-    for image in read_images(shards) if shards else _read_parquet(tables):
-        if max_punsafe is not None and not _punsafe(image.metadata) <= max_punsafe:
-            unsafe += 1
-            continue
+    denied: Denied = {}
+    columns = (safety or NO_RULES).columns
+    for image in safe(read_images(shards) if shards else _read_parquet(tables, columns), denied, safety):
         gallery.append(image)
         if text := (image.caption or "").strip():
             texts.setdefault(text, {})[str(image.id)] = 1
             places.setdefault(text, image.source)
-    if unsafe and not gallery:
+    if denied and not gallery:
         raise InvalidInputError(
-            f"{folder}: all {unsafe} images have a punsafe above {max_punsafe}, or none; keep that column "
-            "when fetching, or pass max_punsafe=None knowing that LAION contains unsafe images"
+            f"{folder}: no image may be used: {_denials(denied)[0]}; keep the column punsafe when fetching, "
+            "or pass safety=None knowing that LAION contains unsafe images"
         )
     notes = ["LAION kept pairs that CLIP ViT-B/32 gave a cosine of at least 0.28: the numbers favour CLIP"]
-    notes += [f"{unsafe} images left out: punsafe above {max_punsafe} or unknown"] if unsafe else []
-    notes += _changes(gallery)
+    notes += [*_denials(denied), *_changes(gallery)]
     queries = [Query(f"alt-{n}", text, ALT_TEXT, places[text]) for n, text in enumerate(texts)]
     qrels = {query.id: texts[query.text] for query in queries}
     return Dataset(
@@ -336,12 +351,8 @@ def read_laion(folder: Path, *, max_punsafe: float | None = _PUNSAFE) -> Dataset
     )
 
 
-def _punsafe(metadata: Mapping[str, Any]) -> float:
-    value = next((value for name, value in metadata.items() if name.lower() == "punsafe"), None)
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _read_parquet(tables: Iterable[Path]) -> Iterator[Image]:
+def _read_parquet(tables: Iterable[Path], columns: Collection[str]) -> Iterator[Image]:
+    """The images of tables, with some columns as their metadata."""
     for path in tables:
         with opened_parquet(path) as file:
             if missing := {"jpg", "caption"} - set(file.schema_arrow.names):
@@ -351,12 +362,13 @@ def _read_parquet(tables: Iterable[Path]) -> Iterator[Image]:
                 )
             if _plain(kind := file.schema_arrow.field("jpg").type) not in _BINARY:
                 raise InvalidInputError(f"{path.name}: the column 'jpg' holds {kind}, not encoded images")
-            unsafe = [name for name in file.schema_arrow.names if name.lower() == "punsafe"][:1]
-            names = ["jpg", "caption", "key", *unsafe]  # other columns may be of any type
+            facts = [name for name in file.schema_arrow.names if name.lower() in columns]
+            names = ["jpg", "caption", "key"]
             first = 0
-            for batch in file.iter_batches(batch_size=256, columns=names):
-                columns = [_cells(batch, name) for name in names]
-                for row, (content, text, key, *punsafe) in enumerate(zip(*columns, strict=True), first):
+            for batch in file.iter_batches(batch_size=256, columns=[*names, *facts]):
+                cells = [_cells(batch, name) for name in names]
+                cells += [json_cells(batch.column(name)) for name in facts]
+                for row, (content, text, key, *values) in enumerate(zip(*cells, strict=True), first):
                     if content is None:
                         continue
                     caption, notes = read_caption(text) if isinstance(text, bytes) else (None, ())
@@ -366,7 +378,7 @@ def _read_parquet(tables: Iterable[Path]) -> Iterator[Image]:
                         source=f"{path.name}, row {row}",
                         id=f"{path.stem}/{named}",
                         caption=caption,
-                        metadata=dict(zip(unsafe, punsafe, strict=True)),
+                        metadata=dict(zip(facts, values, strict=True)),
                         notes=notes,
                     )
                 first += batch.num_rows

@@ -17,7 +17,10 @@ from zsqretrieval.data.samples import photographs
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.policies import InformationGain
 from zsqretrieval.evaluation.simulated_user import CaptionUser
+from zsqretrieval.presets import PRESETS
 
+PRECISE = PRESETS["mini"].variant(generator_config={"dtype": "float32"})
+"""The same dialogs on every processor; by default some compute in bfloat16."""
 QUERY = "an animal"
 TARGETS = {
     "two_dogs": "two brown dogs are looking out of a window",
@@ -29,7 +32,7 @@ TARGETS = {
 
 def main() -> None:
     """Print one dialog for each target image."""
-    with Retriever.from_preset("mini") as retriever:
+    with Retriever.from_preset(PRECISE) as retriever:
         retriever.add(photographs())
         for target, memory in TARGETS.items():
             dialog = retriever.dialog(QUERY, policy=InformationGain(top=18), budget=3)

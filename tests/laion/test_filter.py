@@ -30,6 +30,7 @@ from zsqretrieval.laion.filter import (
 )
 from zsqretrieval.laion.hashes import HashList, hash_texts
 from zsqretrieval.laion.metadata import canonical
+from zsqretrieval.laion.safety import Safety
 from zsqretrieval.testing.toys import ToyEncoder, ToyGenerator
 from zsqretrieval.types import Image
 

@@ -76,6 +76,18 @@ def test_walk_reads_captions_beside_images(tmp_path: Path) -> None:
     assert [image.caption for image in walk(tmp_path)] == ["a cat", None, "caf\ufffd", None]
 
 
+def test_walk_reads_metadata_beside_images(tmp_path: Path) -> None:
+    fill(tmp_path, "a.jpg", "b.jpg", "c.jpg", "00000_stats.json")
+    (tmp_path / "a.json").write_text('{"caption": "of the web", "punsafe": 0.1}')
+    (tmp_path / "b.json").write_text('{"caption": "of the web"}')
+    (tmp_path / "b.txt").write_text("a cat")
+    (tmp_path / "c.json").write_text("{")
+    a, b, c = walk(tmp_path)
+    assert (a.caption, a.metadata) == ("of the web", {"caption": "of the web", "punsafe": 0.1})
+    assert (b.caption, b.metadata) == ("a cat", {"caption": "of the web"})
+    assert "the metadata cannot be read" in c.notes[0] and not c.metadata
+
+
 def test_walk_ends_in_a_loop_of_links(tmp_path: Path) -> None:
     fill(tmp_path, "real/a.jpg", "elsewhere/b.jpg")
     (tmp_path / "real" / "up").symlink_to(tmp_path, target_is_directory=True)
@@ -228,7 +240,7 @@ def test_unreadable_caption_keeps_the_image(tmp_path: Path) -> None:
     PILImage.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").mkdir()  # reads as an error for every user, root included
     (image,) = walk(tmp_path)
-    assert image.caption is None and image.notes[0].startswith("the caption cannot be read")
+    assert image.caption is None and image.notes[0].startswith("a.txt was left out: ")
 
 
 def test_path_that_cannot_be_examined_is_listed_and_named_by_decoding() -> None:

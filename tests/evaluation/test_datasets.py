@@ -266,6 +266,10 @@ def test_folder_of_own_images(tmp_path: Path) -> None:
         "cats/tom.png#2": ("who sleeps?", "human question", ["cats/tom.png"]),
         "jerry.png#0": ("a mouse", "caption", ["jerry.png"]),
     }
+    (tmp_path / "jerry.json").write_text('{"punsafe": 0.9}')
+    data = read_folder(tmp_path)
+    assert ids(data) == ["cats/tom.png", "nobody.png"] and "jerry.png#0" not in texts(data)
+    assert data.notes == ("1 images left out: 1 unsafe",)
     for line, message in [
         ('{"image": "tom.png", "caption": "x"}', "captions.jsonl:1: the image 'tom.png' is not in"),
         ('{"image": "jerry.png"}', "captions.jsonl:1: 'jerry.png' has no caption"),

@@ -137,6 +137,18 @@ def test_arrays_and_images_with_metadata_of_laion_are_judged_too(album: Retrieve
     assert len(album.add(tmp_path / "00000.tar", safety=None).added) == 2
 
 
+def test_images_with_metadata_in_a_folder(album: Retriever, tmp_path: Path) -> None:
+    for name, content in {
+        "0.png": png("red"), "0.json": b'{"punsafe": 0.9}',
+        "1.png": png("blue"), "1.json": b'{"punsafe": 0.1, "caption": "the sea"}',
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    report = album.add(tmp_path)
+    assert report.added == ("1.png",) and report.denied == {"unsafe": 1}
+    (found,) = album.records()
+    assert found.caption == "the sea"
+
+
 def test_rows_outside_an_allow_list_are_left_out(album: Retriever, tmp_path: Path) -> None:
     allow = HashList.write(tmp_path / "allow", [hash_texts(["https://a.org/1.jpg"])], ["text"])
     folder = write_folder(tmp_path / "emb", laion(3))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from zsqretrieval.data.tars import (
     TAR_ERRORS,
     TAR_SUFFIXES,
     Tar,
-    read_caption,
+    read_beside,
     read_webdataset,
 )
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
@@ -210,10 +210,11 @@ def walk(folder: str | os.PathLike[str]) -> Iterator[Image]:
     """List the images of a folder and its subfolders, without decoding any.
 
     Takes files named like an image (:data:`IMAGE_SUFFIXES`, in any case) and skips hidden files and folders.
-    Follows links, but visits every real folder once, so loops of links end. A ``.txt`` file of the same stem
-    beside an image is its caption. A folder that cannot be listed is yielded as if it were an image, so that
-    decoding reports it by name. The ``id`` is the path from ``folder``, with ``/`` on every system, the
-    ``source`` the full path. Sorted by name within each folder, by code point.
+    Follows links, but visits every real folder once, so loops of links end. As in a tar, files of the same
+    stem beside an image are its caption, ``.txt``, and its metadata, ``.json``. A folder that cannot be
+    listed is yielded as if it were an image, so that decoding reports it by name. The ``id`` is the path from
+    ``folder``, with ``/`` on every system, the ``source`` the full path. Sorted by name within each folder,
+    by code point.
 
     Raises:
         InvalidInputError: ``folder`` is not a folder.
@@ -255,13 +256,13 @@ def _listed(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterato
         if _is_folder(entry):
             yield path, f"{prefix}{entry.name}/"
         elif path.suffix.lower() in IMAGE_SUFFIXES:
-            text = path.with_suffix(".txt")
-            caption, notes = _read_caption(text) if text.name in names else (None, ())
+            caption, metadata, notes = _read_beside(path, names)
             yield Image(
                 content=path,
                 source=path_text(path),
                 id=path_text(prefix + entry.name),
                 caption=caption,
+                metadata=metadata,
                 notes=notes,
             )
 
@@ -273,12 +274,20 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _read_caption(path: Path) -> tuple[str | None, tuple[str, ...]]:
-    try:
-        with opened(path, path_text(path), MAX_TEXT) as file:
-            return read_caption(file.read())
-    except ImageError as error:  # keep the image
-        return None, (f"the caption cannot be read: {error.reason}",)
+def _read_beside(path: Path, names: Set[str]) -> tuple[str | None, dict[str, Any], tuple[str, ...]]:
+    """Caption, metadata and notes of an image, from those of the files that are in its folder."""
+    contents: dict[str, bytes] = {}
+    notes: tuple[str, ...] = ()
+    for suffix in (".json", ".txt"):
+        file = path.with_suffix(suffix)
+        if file.name in names:
+            try:
+                with opened(file, path_text(file), MAX_TEXT) as stream:
+                    contents[suffix] = stream.read()
+            except ImageError as error:  # keep the image
+                notes += (f"{path_text(file.name)} was left out: {error.reason}",)
+    caption, metadata, changes = read_beside(contents.get(".json"), contents.get(".txt"))
+    return caption, metadata, notes + changes
 
 
 # --- reopening ------------------------------------------------------------------------------------------

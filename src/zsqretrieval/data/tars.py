@@ -249,17 +249,24 @@ def _record(tar: Tar, where: str, id: str, image: str, texts: Mapping[str, str])
             if name == image:
                 raise
             notes += (f"{name} was left out: {error.reason}",)
-    caption: str | None = None
-    metadata: dict[str, Any] = {}
-    if (content := contents.get(texts.get("json", ""))) is not None:
-        metadata, changes = read_metadata(content)
-        notes += changes
-    if (content := contents.get(texts.get("txt", ""))) is not None:
-        caption, changes = read_caption(content)
-        notes += changes
-    elif isinstance(found := metadata.get("caption"), str):
-        caption = found
-    return Image(contents[image], where + image, id, caption, metadata, notes=notes)
+    caption, metadata, changes = read_beside(
+        contents.get(texts.get("json", "")), contents.get(texts.get("txt", ""))
+    )
+    return Image(contents[image], where + image, id, caption, metadata, notes=notes + changes)
+
+
+def read_beside(
+    metadata: bytes | None, caption: bytes | None
+) -> tuple[str | None, dict[str, Any], tuple[str, ...]]:
+    """Caption and metadata of an image from the files beside it, and what was replaced, in words.
+
+    Without a caption of its own, the image has the ``caption`` of its metadata.
+    """
+    found, changes = read_metadata(metadata) if metadata is not None else ({}, ())
+    if caption is not None:
+        text, more = read_caption(caption)
+        return text, found, changes + more
+    return found["caption"] if isinstance(found.get("caption"), str) else None, found, changes
 
 
 def read_caption(content: bytes) -> tuple[str | None, tuple[str, ...]]:

@@ -198,15 +198,19 @@ def read_folder(folder: Path) -> Dataset:
         {"image": "cats/tom.jpg", "captions": ["a cat asleep"], "questions": ["who sleeps on the sofa?"]}
 
     ``image`` is the path from the folder; ``caption`` may replace a list of one; questions are asked by
-    people. An image may have several lines. All images of the folder are the gallery.
+    people. An image may have several lines. All images of the folder are the gallery, but those with metadata
+    of LAION that are not known to be safe; the lines of these are left out, too.
 
     Raises:
         InvalidInputError: the file is missing, a line is malformed, or names a missing image. Names the line.
     """
     what = "one JSON object a line, image and captions"
     path = found(folder / "captions.jsonl", what, "yourself: see the docs")
-    gallery = list(walk(folder))
-    known = {image.id for image in gallery}
+    images = list(walk(folder))
+    known = {image.id for image in images}
+    denied: Denied = {}
+    gallery = list(safe(images, denied))
+    kept = {image.id for image in gallery}
     texts = []
     for place, line in lines(path):
         record = json_value(line, place)
@@ -218,9 +222,10 @@ def read_folder(folder: Path) -> Dataset:
         questions = _strings(record, "questions", place)
         if not captions and not questions:
             raise InvalidInputError(f"{place}: {image!r} has no caption, captions or questions")
-        texts += [_Text(image, text, CAPTION, place) for text in captions]
-        texts += [_Text(image, text, HUMAN_QUESTION, place) for text in questions]
-    return _assemble(folder.absolute().name, gallery, texts)
+        if image in kept:
+            texts += [_Text(image, text, CAPTION, place) for text in captions]
+            texts += [_Text(image, text, HUMAN_QUESTION, place) for text in questions]
+    return _assemble(folder.absolute().name, gallery, texts, _denials(denied))
 
 
 def _strings(record: Mapping[str, Any], name: str, place: str) -> list[str]:

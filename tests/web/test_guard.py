@@ -254,10 +254,14 @@ def test_too_many_open_requests_get_429_except_of_health_and_an_ending_server_50
             "type": "http", "method": "GET", "path": path, "query_string": b"",
             "headers": [(b"host", b"testserver")],
         }  # fmt: skip
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
         guard.open = 1
-        await guard(scope, asyncio.Queue().get, send)
+        await guard(scope, receive, send)
         guard.open, guard.ending = 0, True
-        await guard(scope, asyncio.Queue().get, send)
+        await guard(scope, receive, send)
         return statuses
 
     with TestClient(guard):

@@ -75,7 +75,7 @@ _SCANN = (
 )
 
 
-def _index(batch: float, single: float, missed: str, *best: str) -> tuple[Goal, ...]:
+def _index(batch: float, single: float, missed: str, *best: str, built: str = "") -> tuple[Goal, ...]:
     def of(key: str) -> Callable[[Facts], Any]:
         return lambda facts: facts[key]
 
@@ -86,9 +86,26 @@ def _index(batch: float, single: float, missed: str, *best: str) -> tuple[Goal, 
             Goal("queries in batch, to the best other", of("qps_ratio_to_best_peer"), 2, reason=why)
             for why in best
         ),
-        Goal("CPU time of the build, to hnswlib", of("build_ratio_to_hnswlib"), 0.2, at_most=True),
+        Goal(
+            "CPU time of the build, to hnswlib", of("build_ratio_to_hnswlib"), 0.2, at_most=True, reason=built
+        ),
         Goal("resident memory, to hnswlib", of("memory_ratio_to_hnswlib"), 0.15, at_most=True),
     )
+
+
+_SCORING = "benchmarks.scoring --candidates 100 --profile --dtype float32"
+
+
+def _scoring(missed: str = "") -> tuple[Goal, ...]:
+    return (
+        Goal(
+            "fastest route to pair by pair, 100 candidates", lambda facts: facts["speedup"], 6, reason=missed
+        ),
+        Goal(
+            "from pixels: of the ceiling of matrix products",
+            lambda facts: facts["routes"]["batched"]["ceiling_share"], 0.5, "%",
+        ),
+    )  # fmt: skip
 
 
 def _depth(facts: Facts) -> Facts:
@@ -116,7 +133,11 @@ SECTIONS = (
         "Index, real vectors of photographs and captions", "performance-index-real.json",
         "benchmarks.index --vectors photos.npy --queries captions.npy --threads 1 --systems "
         "compressed,hnsw,hnswlib,faiss-hnsw-sq8,faiss-ivf-sq8,usearch-i8,scann",
-        _index(6, 3, _REFINING, _REFINING), "index",
+        _index(
+            6, 3, _REFINING, _REFINING,
+            built="missed: half of the second for 8,000 vectors goes into principal components of 1,408 numbers",
+        ),
+        "index",
     ),
     Section(
         "Index, two threads", "performance-threads.json",
@@ -134,14 +155,13 @@ SECTIONS = (
         ),
     ),
     Section(
-        "Scoring engine", "performance-scoring.json",
-        "benchmarks.scoring --candidates 100 --profile --dtype float32",
-        (
-            Goal("fastest route to pair by pair, 100 candidates", lambda facts: facts["speedup"], 6),
-            Goal(
-                "from pixels: of the ceiling of matrix products",
-                lambda facts: facts["routes"]["batched"]["ceiling_share"], 0.5, "%",
-            ),
+        "Scoring engine, processor with AVX2", "performance-scoring.json", _SCORING, _scoring(),
+    ),
+    Section(
+        "Scoring engine, processor with AVX-512", "performance-scoring-avx512.json", _SCORING,
+        _scoring(
+            "missed: pair by pair reaches 83 % of the ceiling by itself there, and its arithmetic is only "
+            "4.7 times that of the fastest route"
         ),
     ),
     Section(
@@ -166,7 +186,7 @@ SECTIONS = (
             Goal(
                 "100 features, page cache empty",
                 lambda f: {name: f[name]["cold"]["wall_ms"] for name in ("mini", "kosmos")},
-                50, "ms", at_most=True, reason="missed by Kosmos, whose 100 features have 26 MB",
+                50, "ms", at_most=True,
             ),
         ),
     ),
@@ -175,6 +195,8 @@ SECTIONS = (
         (
             Goal(
                 "of the encoder alone, by wall time and by CPU time", lambda f: f["of_ceiling"], 0.9, "%",
+                reason="missed by CPU time: of the 15 ms an image takes, 1.6 are spent on decoding it, which "
+                "a second core does in parallel",
             ),
         ),
     ),
@@ -185,7 +207,6 @@ SECTIONS = (
                 "from zsq search to the answer",
                 lambda f: {name: f["commands"][name]["wall_s"]["median"] for name in ANSWERS},
                 3, "s", at_most=True,
-                reason="missed: on this machine the import of torch alone takes nearly that",
             ),
         ),
     ),

@@ -135,7 +135,7 @@ SECTIONS = (
         "compressed,hnsw,hnswlib,faiss-hnsw-sq8,faiss-ivf-sq8,usearch-i8,scann",
         _index(
             6, 3, _REFINING, _REFINING,
-            built="missed: half of the second for 8,000 vectors goes into principal components of 1,408 numbers",
+            built="missed: half of the second for 8,000 vectors goes into components of 1,408 numbers",
         ),
         "index",
     ),

@@ -208,6 +208,25 @@ def of_laion() -> Iterator[str]:
     yield f"kappa is {agreement['kappa']:.2f}, the rank correlation {train['spearman']:.2f}"
 
 
+def of_milvus() -> Iterator[str]:
+    outputs = [(DOCS / "data" / f"milvus-{kind}.txt").read_text() for kind in ("hnsw", "hnsw-sq")]
+    for printed, title in {
+        "add": "rows added per second", "build the index": "rows indexed per second",
+        "search one by one": "queries per second, one by one",
+        "search in one batch": "queries per second, in one batch",
+        "search 1 % by where": "with a `where` that selects 1 %", "remove": "rows removed per second",
+    }.items():  # fmt: skip
+        rates = (re.search(rf"^\| {printed} \|.*\| (\S+) \|$", one, re.MULTILINE) for one in outputs)
+        yield f"| {title} | {' | '.join(f'{float(rate[1]):,.0f}' for rate in rates if rate)} |"
+    recalls = (re.findall(r"recall@10 (\S+), with the filter (\S+)", one)[0] for one in outputs)
+    for title, both in zip(
+        ("recall@10", "recall@10 with the `where`"), zip(*recalls, strict=True), strict=True
+    ):
+        yield f"| {title} | {' | '.join(both)} |"
+    peaks = (f"{int(re.findall('peak memory ([0-9]+) MB', one)[0]):,} MB" for one in outputs)
+    yield f"with 78 MB of vectors in the program | {' | '.join(peaks)} |"
+
+
 def of_mini_encoder() -> Iterator[str]:
     for name, table in (("Flickr8k test", VERDICT), ("stamps, zero-shot", results("data/stamps.json"))):
         for direction in ("text to image", "image to text"):
@@ -284,6 +303,7 @@ def of_reliability() -> Iterator[str]:
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "README.md": of_readme,
     "docs/laion.md": of_laion,
+    "docs/milvus.md": of_milvus,
     "docs/mini-encoder.md": of_mini_encoder,
     "docs/mini-generator.md": of_mini_generator,
     "docs/questions.md": of_questions,

@@ -203,7 +203,8 @@ def describe(kind: Kind, part: object) -> dict[str, Any] | None:
     path = _place(type(part))
     if name is None and (path.startswith("__main__:") or _at(path) is not type(part)):
         return None
-    if isinstance(part, Configurable):
+    # From Python 3.12 on, isinstance does not see that a property raises.
+    if isinstance(part, Configurable) and hasattr(part, "config"):
         config = dict(part.config)
     elif is_dataclass(part) and not isinstance(part, type):
         config = asdict(part)

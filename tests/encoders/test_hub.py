@@ -203,6 +203,7 @@ def test_model_that_is_given_itself_works_and_has_no_name(folders: Any, made: An
     assert encoder.fingerprint == made[kind, "clip"].fingerprint
     assert encoder.encode_text(TEXTS) == pytest.approx(made[kind, "clip"].encode_text(TEXTS), abs=1e-6)
     assert plugins.describe("encoder", encoder) is None
+    assert repr(encoder) == f"{type(encoder).__name__}()"
     copied = pickle.loads(pickle.dumps(encoder))
     assert copied.encode_text(TEXTS) == pytest.approx(encoder.encode_text(TEXTS), abs=1e-6)
 

@@ -107,7 +107,7 @@ def test_huge_and_odd_captions_are_noted_and_the_images_added(tmp_path: Path) ->
     report = retriever.add(tmp_path)
     assert [record.caption for record in retriever.records()] == [None, None, None, "sound"]
     assert [Path(one.source).name for one in report.mended] == ["a.png", "b.png", "c.png"]
-    assert all("the caption cannot be read" in one.reason for one in report.mended)
+    assert all(".txt was left out: " in one.reason for one in report.mended)
 
 
 def test_encoded_images_of_a_batch_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,10 @@ def resolve_dtype(dtype: str | None, device: torch.device) -> tuple[str, torch.d
 
 
 class FromPretrained:
-    """:class:`~zsqretrieval.protocols.Configurable` for a part that has ``from_pretrained``."""
+    """:class:`~zsqretrieval.protocols.Configurable` for a part that has ``from_pretrained``.
+
+    A part that was given its model has no ``_config``, and so no ``config``: no name restores it.
+    """
 
     _settings: ClassVar[tuple[str, ...]]  # arguments of from_pretrained that rebuild the part
     _required: ClassVar[tuple[str, ...]] = ()
@@ -89,7 +92,8 @@ class FromPretrained:
         return dict(self._config)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={one!r}' for name, one in self._config.items())})"
+        settings: Mapping[str, Any] = getattr(self, "_config", {})
+        return f"{type(self).__name__}({', '.join(f'{name}={one!r}' for name, one in settings.items())})"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

@@ -410,3 +410,19 @@ def test_sql_admits_what_a_plain_evaluator_admits(records: list[dict[str, Any]],
     assert found.tolist() == expected
     assert sorted([*found, *rest]) == [*range(len(records))]
     assert Filter.parse(str(filter)) == filter
+
+
+# --- survey -------------------------------------------------------------------------------------------------
+
+
+def test_survey_has_short_values_of_the_commonest_fields(catalog: Catalog) -> None:
+    rare = {f"rare {n}": n for n in range(300)}
+    rows: list[dict[str, Any]] = [
+        {"text": "x" * 101, "label": "cat"},
+        {"text": "y" * 100, "label": "cat"},
+        rare,
+    ]
+    catalog.add([image(number, row) for number, row in enumerate(rows, 3)])
+    found = {field.name: field.values for field in catalog.fields.survey()}
+    assert found["label"] == ("cat",) and found["text"] == ("y" * 100,)
+    assert len(found) == 200 and {"width", "height", "bytes"} <= found.keys()

@@ -80,12 +80,22 @@ def test_walk_reads_metadata_beside_images(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "b.jpg", "c.jpg", "00000_stats.json")
     (tmp_path / "a.json").write_text('{"caption": "of the web", "punsafe": 0.1}')
     (tmp_path / "b.json").write_text('{"caption": "of the web"}')
-    (tmp_path / "b.txt").write_text("a cat")
-    (tmp_path / "c.json").write_text("{")
+    (tmp_path / "b.TXT").write_text("a cat")
+    (tmp_path / "c.JSON").write_text("{")
+    (tmp_path / "a.txt").write_text(" ")
     a, b, c = walk(tmp_path)
     assert (a.caption, a.metadata) == ("of the web", {"caption": "of the web", "punsafe": 0.1})
     assert (b.caption, b.metadata) == ("a cat", {"caption": "of the web"})
     assert "the metadata cannot be read" in c.notes[0] and not c.metadata
+
+
+def test_large_values_of_metadata_are_left_out_and_named(tmp_path: Path) -> None:
+    fill(tmp_path, "a.jpg")
+    facts = {"label": "cat", "imageData": "A" * 70_000, "caption": "ä" * 9_000}
+    (tmp_path / "a.json").write_text(json.dumps(facts))
+    (image,) = walk(tmp_path)
+    assert image.metadata == {name: facts[name] for name in ("label", "caption")}
+    assert image.notes == ("metadata: imageData of more than 64 KiB left out",)
 
 
 def test_walk_ends_in_a_loop_of_links(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def cards(n: int, generator: Asking | None = None) -> Retriever:
     )
     made = [card(number, n) for number in range(n)]
     twin = PILImage.open(io.BytesIO(made[0].content)).resize((44, 33))  # type: ignore[arg-type]
-    hostile = Image(made[1].content, "hostile", id="hostile", caption=HOSTILE, metadata={"note": HOSTILE})
+    odd = {"note": HOSTILE, "long": "x" * 1001, "boxes": [{"x": 1}]}
+    hostile = Image(made[1].content, "hostile", id="hostile", caption=HOSTILE, metadata=odd)
     retriever.add(
         [*made[:1], hostile, *made[2:], Image(encoded(twin), "twin", id="twin", caption="the twin")]
     )

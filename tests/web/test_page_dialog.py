@@ -51,6 +51,7 @@ def test_answers_shrink_the_map_until_the_dialog_ends(page: Page) -> None:
     begin(page)
     before = areas(page)
     assert sum(before.values()) == pytest.approx(1, abs=0.02)
+    expect(page.locator("#said")).to_have_text("")
     page.click(".answers >> text=blue")
     expect(page.locator(".turns .answer")).to_have_text("blue")
     after = areas(page)

@@ -43,7 +43,8 @@ _SQL: TypeAlias = "tuple[str, list[Any]]"  # an expression and its arguments
 _SHOWN = 40  # fields that an error names
 _BATCH = 900
 _SURVEYED = 20_000  # newest images of a survey
-_FREQUENT = 30  # values of a field in a survey
+_FIELDS = 200  # of a survey
+_FREQUENT, _SHORT = 30, 100  # values of a field in a survey, and characters of a text among them
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 SORTS = ("added", "taken", "source")
@@ -57,7 +58,8 @@ class FieldSurvey:
     Attributes:
         name: its name, for :class:`~zsqretrieval.album.filters.Field`.
         type: of all its values; ``"date"`` if all are texts that begin with an ISO 8601 date.
-        values: the most frequent ones, most frequent first; members of lists count as values.
+        values: the most frequent ones, most frequent first, without texts of more than 100 characters;
+            members of lists count as values.
         least: smallest number or date; None for texts.
         most: largest number or date; None for texts.
     """
@@ -115,7 +117,10 @@ class FieldTable:
             )
 
     def survey(self) -> list[FieldSurvey]:
-        """The fields of the newest 20,000 images with their values; not ids, sources and captions."""
+        """The fields of the newest 20,000 images with their values, the 200 that most of these have.
+
+        Ids, sources and captions are not among them.
+        """
         counts: dict[_Path, Counter[tuple[bool, Value]]] = {}
         names = [name for name in BUILT_IN if _KINDS.get(name) == "integer"]
         query = f"SELECT key, metadata, {', '.join(names)} FROM images ORDER BY key DESC LIMIT {_SURVEYED}"
@@ -132,7 +137,8 @@ class FieldTable:
             for path, one in found:
                 if isinstance(one, str | int | float):
                     counts.setdefault(path, Counter())[isinstance(one, bool), one] += 1
-        return [_surveyed(path, counted) for path, counted in counts.items()]
+        common = sorted(counts, key=lambda path: -counts[path].total())[:_FIELDS]
+        return [_surveyed(path, counted) for path, counted in counts.items() if path in common]
 
     def index(self, names: Iterable[str]) -> None:
         """Keep the values of exactly these fields sorted, so that filters on them need not read all metadata.
@@ -225,7 +231,10 @@ def _surveyed(path: _Path, counted: Counter[tuple[bool, Value]]) -> FieldSurvey:
     elif all(isinstance(one, str) and _DATE.match(one) for one in values):
         kind = "date"
     least, most = (None, None) if kind == "text" else (min(values), max(values))
-    frequent = tuple(value for (_, value), _ in counted.most_common(_FREQUENT))
+    short = Counter(
+        {one: n for one, n in counted.items() if not isinstance(one[1], str) or len(one[1]) <= _SHORT}
+    )
+    frequent = tuple(value for (_, value), _ in short.most_common(_FREQUENT))
     return FieldSurvey(field_name(path), kind, frequent, least, most)
 
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from zsqretrieval.album.ingest import AddReport
     from zsqretrieval.retriever import Retriever
 
+_FIELDS = 100  # that `info` lists
+
 
 def index(
     sources: Annotated[
@@ -199,7 +201,8 @@ def info(album: Album, as_json: AsJson = False) -> None:
         for part in ("catalog", "index", "images")
         if sizes[part] or part != "images"
     ]
-    rows.append(("fields", ", ".join(facts.fields)))
+    more = f", and {len(facts.fields) - _FIELDS} more" if len(facts.fields) > _FIELDS else ""
+    rows.append(("fields", ", ".join(facts.fields[:_FIELDS]) + more))
     if facts.indexed_fields:
         rows.append(("indexed fields", ", ".join(facts.indexed_fields)))
     show(("album", facts.album), rows)

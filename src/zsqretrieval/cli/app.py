@@ -134,4 +134,8 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # a name the terminal's code page lacks must not end a command
             stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns of forks, and we ask short questions
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is loaded
+        # Threads that wait for one another spin for milliseconds. Beside another program a search took up to
+        # fifteen times as long for it; shorter spinning costs nothing.
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     app(prog_name="zsq")

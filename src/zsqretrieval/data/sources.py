@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -250,13 +250,13 @@ def _listed(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterato
     if (status.st_dev, status.st_ino) in visited:
         return
     visited.add((status.st_dev, status.st_ino))
-    names = {entry.name for entry in entries}
+    beside = {_beside(Path(entry.name)): entry.name for entry in reversed(entries)}
     for entry in entries:
         path = folder / entry.name
         if _is_folder(entry):
             yield path, f"{prefix}{entry.name}/"
         elif path.suffix.lower() in IMAGE_SUFFIXES:
-            caption, metadata, notes = _read_beside(path, names)
+            caption, metadata, notes = _read_beside(path, beside)
             yield Image(
                 content=path,
                 source=path_text(path),
@@ -274,18 +274,24 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _read_beside(path: Path, names: Set[str]) -> tuple[str | None, dict[str, Any], tuple[str, ...]]:
-    """Caption, metadata and notes of an image, from those of the files that are in its folder."""
+def _beside(name: Path) -> tuple[str, str]:
+    """What the files of an image share, and their ending, which may be in any case."""
+    return name.stem, name.suffix.lower()
+
+
+def _read_beside(
+    path: Path, beside: Mapping[tuple[str, str], str]
+) -> tuple[str | None, dict[str, Any], tuple[str, ...]]:
+    """Caption, metadata and notes of an image, from those of the files of its folder that belong to it."""
     contents: dict[str, bytes] = {}
     notes: tuple[str, ...] = ()
     for suffix in (".json", ".txt"):
-        file = path.with_suffix(suffix)
-        if file.name in names:
+        if name := beside.get((path.stem, suffix)):
             try:
-                with opened(file, path_text(file), MAX_TEXT) as stream:
+                with opened(path.parent / name, path_text(path.parent / name), MAX_TEXT) as stream:
                     contents[suffix] = stream.read()
             except ImageError as error:  # keep the image
-                notes += (f"{path_text(file.name)} was left out: {error.reason}",)
+                notes += (f"{path_text(name)} was left out: {error.reason}",)
     caption, metadata, changes = read_beside(contents.get(".json"), contents.get(".txt"))
     return caption, metadata, notes + changes
 

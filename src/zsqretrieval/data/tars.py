@@ -14,6 +14,7 @@ from typing import IO, Any, final
 
 from typing_extensions import Self
 
+from zsqretrieval._util.checks import first_of
 from zsqretrieval._util.untrusted import has_holes, mended_json
 from zsqretrieval.data.images import MAX_BYTES, check_bytes, path_text
 from zsqretrieval.errors import ImageError, IntegrityError, InvalidInputError
@@ -33,6 +34,7 @@ MAX_TEXT = 16 * 2**20
 TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, OSError)
 """What reading a tar may raise."""
 
+_MAX_VALUE = 2**16  # characters of a value of the metadata, as JSON
 _MAX_NAME = 2**20  # bytes of a long name or of other notes in a tar
 _GROWTH, _ANY_GROWTH = 16, 256 * 2**20  # of a compressed tar
 _PADDING = 64 * 2**20  # bytes of zeros behind a tar, behind which another one may follow
@@ -263,10 +265,9 @@ def read_beside(
     Without a caption of its own, the image has the ``caption`` of its metadata.
     """
     found, changes = read_metadata(metadata) if metadata is not None else ({}, ())
-    if caption is not None:
-        text, more = read_caption(caption)
-        return text, found, changes + more
-    return found["caption"] if isinstance(found.get("caption"), str) else None, found, changes
+    text, more = read_caption(caption) if caption is not None else (None, ())
+    of_metadata = found.get("caption")
+    return text or (of_metadata if isinstance(of_metadata, str) else None), found, changes + more
 
 
 def read_caption(content: bytes) -> tuple[str | None, tuple[str, ...]]:
@@ -280,7 +281,10 @@ def read_caption(content: bytes) -> tuple[str | None, tuple[str, ...]]:
 
 
 def read_metadata(content: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A JSON object, empty if it cannot be read; and what was replaced, in words."""
+    """A JSON object, empty if it cannot be read; and what was replaced or left out, in words.
+
+    Values of more than 64 KiB are left out, such as a copy of the image that annotation tools write.
+    """
     repeated: list[str] = []
 
     def joined(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -294,10 +298,15 @@ def read_metadata(content: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
         metadata = json.loads(text, parse_int=_integer, object_pairs_hook=joined)
         if not isinstance(metadata, dict):
             raise ValueError(f"not an object but {type(metadata).__name__}")
+        whole = len(content) <= _MAX_VALUE
+        large = [
+            name for name, value in metadata.items() if not whole and len(json.dumps(value)) > _MAX_VALUE
+        ]
     except (ValueError, RecursionError) as error:  # keep the image
         return {}, (f"the metadata cannot be read: {error}",)
-    metadata, changes = mended_json(metadata)
-    return metadata, tuple(f"metadata: {change}" for change in (*changes, *repeated[:1]))
+    metadata, changes = mended_json({name: value for name, value in metadata.items() if name not in large})
+    left_out = [f"{first_of(large)} of more than 64 KiB left out"] if large else []
+    return metadata, tuple(f"metadata: {change}" for change in (*changes, *repeated[:1], *left_out))
 
 
 def _integer(text: str) -> int | float:

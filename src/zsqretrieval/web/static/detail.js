@@ -114,7 +114,9 @@ export function startDetail(album, actions) {
   function metadata(image) {
     const rows = Object.entries(image.metadata).map(([name, value]) => {
       const simple = name && ["string", "number"].includes(typeof value);
-      const text = simple ? String(value) : Array.isArray(value) ? value.join("; ") : JSON.stringify(value);
+      const list = Array.isArray(value) && value.every((one) => ["string", "number"].includes(typeof one));
+      const whole = simple ? String(value) : list ? value.join("; ") : JSON.stringify(value);
+      const text = whole.length > LONG ? `${whole.slice(0, LONG)} …` : whole;
       const condition = simple ? `${fieldName(name)} = ${typeof value === "number" ? value : quoted(value)}` : "";
       const only = button("only these", () => actions.filter(condition), { class: "link", "aria-label": `Only images with ${condition}` });
       return [el("dt", {}, name), el("dd", { dir: "auto" }, text, condition ? " " : null, condition ? only : null)];
@@ -123,6 +125,7 @@ export function startDetail(album, actions) {
   }
 }
 
+const LONG = 1000; // characters of a value that are shown
 const BUILT_IN = /^(id|source|width|height|bytes|caption)$/;
 const WORD = /^(and|or|not|in|contains|exists|true|false|null)$/i;
 

@@ -107,6 +107,7 @@ export class Dialog {
     this.id = now.dialog;
     this.actions.remember(now.dialog);
     this.asked.removeAttribute("aria-busy");
+    announce(""); // the question says itself
     this.drawTurns();
     this.ask();
     this.drawMap();

@@ -108,3 +108,18 @@ def test_reranker_of_this_library_can_ask_another_server_of_it(shown: Retriever,
 def test_half_characters_are_refused(web: TestClient, path: str, body: str) -> None:
     answer = web.post(f"/v1/{path}", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_input")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "body.input: List should have at least 1 item"),
+        (["x"] * 257, "body.input: List should have at most 256 items"),
+        (3, "body.input: Input should be a valid string"),
+    ],
+)
+def test_inputs_that_are_refused_are_named_by_what_is_wrong(
+    web: TestClient, given: object, message: str
+) -> None:
+    answer = web.post("/v1/embeddings", json={"input": given})
+    assert answer.status_code == 422 and answer.json()["error"]["message"].startswith(message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -68,8 +68,7 @@ def problem(error: Exception, album: str) -> Refused:
         text = str(error)
         return Refused(400, re.sub(rf"{re.escape(album)}[^\s:;,]*", "the album", text) if album else text)
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        return Refused(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        return Refused(422, _first(error.errors()))
     if isinstance(error, HTTPException):
         refused = Refused(error.status_code, str(error.detail))
         refused.headers = error.headers  # such as Allow
@@ -78,6 +77,14 @@ def problem(error: Exception, album: str) -> Refused:
     if isinstance(error, ZsqError):
         return Refused(503, "the album or a model cannot be used now; the server's log says why")
     return Refused(500, "the server made an error; its log says which")
+
+
+def _first(errors: Sequence[Mapping[str, Any]]) -> str:
+    """The first error in words; of a value that may have several types, that of the type which it has."""
+    alternatives = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
+    one = next((one for one in alternatives if not one["type"].endswith("_type")), errors[0])
+    place = [str(part) for part in one["loc"] if isinstance(part, int) or part.isidentifier()]
+    return f"{'.'.join(place)}: {one['msg']}"
 
 
 def body(refused: Refused) -> dict[str, Any]:

@@ -214,6 +214,7 @@ def test_more_like_this_and_less_like_this_become_terms(page: Page) -> None:
     settled(page)
     assert link(page) == {"like": ["cards/3 ?#%.png"]} and "cards/3 ?#%.png" not in ids(page)
     expect(page.locator(".chip img")).to_be_visible()
+    expect(page.locator("#orders")).to_be_hidden()  # there are no words to re-rank by
     page.click(".tile .open >> nth=0")
     page.click("text=Less like this")
     settled(page)

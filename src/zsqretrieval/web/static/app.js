@@ -9,7 +9,7 @@ import { narrowed } from "./filters.js";
 import { startKeys } from "./keys.js";
 import { Results } from "./results.js";
 import { clear, startSelection } from "./selection.js";
-import { address, fresh, parse, searches, summary, WITHOUT } from "./state.js";
+import { address, fresh, parse, reranks, searches, summary, WITHOUT } from "./state.js";
 import { startTerms } from "./terms.js";
 
 let state = parse(location.search);
@@ -64,9 +64,11 @@ function show() {
   document.title = [state.ask || summary(state), album.title].filter(Boolean).join(" · ");
   find("#dialog").hidden = view !== "dialog";
   find("#list").hidden = view === "dialog";
-  find("#orders").hidden = view !== "results" || !album.can.rerank;
+  const ordered = reranks(state, album.can);
+  const order = ordered ? state.order : "first";
+  find("#orders").hidden = view !== "results" || !ordered;
   for (const radio of all("#orders input")) radio.checked = radio.value === state.order;
-  place.classList.toggle("both", view === "results" && state.order === "both");
+  place.classList.toggle("both", view === "results" && order === "both");
   find("#sort").value = state.sort;
   find("#sort [value=best]").textContent = view === "results" ? "Best first" : "Last added";
   find("#cut").value = state.cut ?? album.cutoff;
@@ -76,7 +78,7 @@ function show() {
   if (view !== "dialog") dialog.leave();
   if (other && place.dataset.shown) (clear(), scrollTo(0, 0));
   place.dataset.shown = "yes";
-  const shown = view === "dialog" ? dialog.show(state) : view === "results" ? results.show(state) : browse.show(state);
+  const shown = view === "dialog" ? dialog.show(state) : view === "results" ? results.show({ ...state, order }) : browse.show(state);
   Promise.resolve(shown).then(watch);
   if (state.image) open(view === "results" ? shown : null);
   else detail.hide();

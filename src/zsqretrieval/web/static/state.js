@@ -91,6 +91,9 @@ export const searches = (state) => Boolean(state.q || state.terms.length);
 /** The question that the generator scores; "" for a sum of terms. */
 export const question = (state) => (state.terms.length ? "" : state.q);
 
+/** Whether there are words by which the generator orders the images. */
+export const reranks = (state, can) => can.rerank && (state.q !== "" || state.terms.some(({ kind }) => kind === "text"));
+
 /** How the search is called, in words. */
 export function summary(state) {
   const texts = state.terms.filter(({ kind }) => kind === "text");
@@ -110,7 +113,7 @@ export function body(state, can, offset = 0, k = 60) {
   if (state.q) terms.unshift({ text: state.q, weight: 1 });
   return {
     terms, k, offset, candidates: 60,
-    rerank: can.rerank && state.order !== "first",
+    rerank: reranks(state, can) && state.order !== "first",
     where: state.where || null,
     collapse: state.fold ? 0.97 : null,
     expand: can.expand && state.expand,

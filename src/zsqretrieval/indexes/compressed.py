@@ -410,13 +410,12 @@ def _joined(found: Sequence[Neighbors]) -> Neighbors:
 
 def _loses_neighbors(sample: NDArray[np.float32], directions: NDArray[np.float32]) -> bool:
     """Whether candidates by components would miss many true neighbours among vectors of a sample."""
-    itself = np.arange(min(_CHECKED, len(sample)))
+    rows = np.arange(len(sample))
+    itself = rows[:_CHECKED, None]
 
     def nearest(vectors: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        scores = vectors[itself] @ vectors.T
-        scores[itself, itself] = -np.inf
-        return np.argpartition(-scores, count, axis=1)[:, :count]
+        return top_rows(vectors[:_CHECKED], [(rows, vectors)], min(count, len(rows)), rows)[0]
 
-    truth, close = nearest(sample, 10), nearest(sample @ directions, 60)
+    truth, close = nearest(sample, 11), nearest(sample @ directions, 61)
     found = (truth[:, :, None] == close[:, None, :]).any(axis=2)
-    return bool(found.mean() < _ENOUGH)
+    return bool(found[truth != itself].mean() < _ENOUGH)

@@ -152,3 +152,8 @@ def test_one_query_uses_one_thread_and_a_batch_all(monkeypatch: pytest.MonkeyPat
         assert (used, faiss.omp_get_max_threads()) == ([1, 3], 3)
     finally:
         faiss.omp_set_num_threads(before)
+
+
+def test_few_queries_are_compared_by_one_product() -> None:
+    """Its default made faiss 1.15 compare 250 queries of 512 numbers one after another."""
+    assert faiss.cvar.distance_compute_blas_threshold <= 4 * 512

@@ -22,8 +22,8 @@ from zsqretrieval.indexes.lock import SharedLock
 from zsqretrieval.indexes.openmp import threads
 from zsqretrieval.types import Neighbors
 
-# In queries times dim: faiss 1.15 compares up to 250 queries of 512 numbers one after another, which takes up to
-# seven times as long as their product.
+# In queries times dim: faiss 1.15 compares up to 250 queries of 512 numbers one after another, which takes up
+# to seven times as long as their product.
 faiss.cvar.distance_compute_blas_threshold = min(faiss.cvar.distance_compute_blas_threshold, 2048)
 
 _FOUND = 500_000  # neighbours of one call: at most 6 MB

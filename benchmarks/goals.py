@@ -145,8 +145,8 @@ SECTIONS = (
         (
             Goal(
                 "build, two threads to one", lambda f: f["scaling"]["compressed"]["build_speedup"], 1.8,
-                reason="missed: k-means, half of a build, gains 1.7x; digests of the vectors and the choice of "
-                "the components take one thread",
+                reason="missed: k-means, half of a build, gains 1.7x; digests of the vectors and the choice "
+                "of the components take one thread",
             ),
             Goal(
                 "batch, two threads to one", lambda f: f["scaling"]["compressed"]["batch_speedup"], 1.8,

@@ -137,7 +137,7 @@ class FieldTable:
             for path, one in found:
                 if isinstance(one, str | int | float):
                     counts.setdefault(path, Counter())[isinstance(one, bool), one] += 1
-        common = sorted(counts, key=lambda path: -counts[path].total())[:_FIELDS]
+        common = set(sorted(counts, key=lambda path: -counts[path].total())[:_FIELDS])
         return [_surveyed(path, counted) for path, counted in counts.items() if path in common]
 
     def index(self, names: Iterable[str]) -> None:
@@ -231,11 +231,9 @@ def _surveyed(path: _Path, counted: Counter[tuple[bool, Value]]) -> FieldSurvey:
     elif all(isinstance(one, str) and _DATE.match(one) for one in values):
         kind = "date"
     least, most = (None, None) if kind == "text" else (min(values), max(values))
-    short = Counter(
-        {one: n for one, n in counted.items() if not isinstance(one[1], str) or len(one[1]) <= _SHORT}
-    )
-    frequent = tuple(value for (_, value), _ in short.most_common(_FREQUENT))
-    return FieldSurvey(field_name(path), kind, frequent, least, most)
+    by_frequency = (value for (_, value), _ in counted.most_common())
+    short = [one for one in by_frequency if not isinstance(one, str) or len(one) <= _SHORT]
+    return FieldSurvey(field_name(path), kind, tuple(short[:_FREQUENT]), least, most)
 
 
 # --- SQL ----------------------------------------------------------------------------------------------------

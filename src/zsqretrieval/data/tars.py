@@ -298,10 +298,8 @@ def read_metadata(content: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
         metadata = json.loads(text, parse_int=_integer, object_pairs_hook=joined)
         if not isinstance(metadata, dict):
             raise ValueError(f"not an object but {type(metadata).__name__}")
-        whole = len(content) <= _MAX_VALUE
-        large = [
-            name for name, value in metadata.items() if not whole and len(json.dumps(value)) > _MAX_VALUE
-        ]
+        suspects = metadata.items() if len(content) > _MAX_VALUE else ()
+        large = [name for name, value in suspects if len(json.dumps(value)) > _MAX_VALUE]
     except (ValueError, RecursionError) as error:  # keep the image
         return {}, (f"the metadata cannot be read: {error}",)
     metadata, changes = mended_json({name: value for name, value in metadata.items() if name not in large})

@@ -21,7 +21,9 @@ _TYPE = np.dtype("<i2")
 _BLOCK_BYTES = 32_768  # verified together: what a candidate reads from the disk the first time
 _WHOLE_BYTES = 2**26  # a smaller file is verified as a whole when it is mapped
 _PIECE = 8192  # rows
-_QUERIES = 16  # whose candidates are converted together: they stay in the processor's cache
+# Queries whose candidates are converted together: few, so that these stay in the processor's cache, but
+# enough that threads seldom wait for one another between two conversions.
+_QUERIES = 16
 
 
 class RowStore:

@@ -123,6 +123,13 @@ def test_equal_vectors_are_one_row_without_ids_and_two_with_ids(album: Retriever
     assert album.add_embeddings(twice, ids=["a", "b"]).added == ("a", "b")
 
 
+@pytest.mark.parametrize("names", [{"ids": ["a", "b", "a"]}, {"sources": ["a", "b", Path("a")]}])
+def test_name_of_several_vectors_is_refused(album: Retriever, names: Any) -> None:
+    with pytest.raises(InvalidInputError, match="'a' names several vectors; give each an id; nothing was"):
+        album.add_embeddings(colours("red", "blue", "green"), **names)
+    assert len(album) == 0
+
+
 def test_text_that_no_json_holds_is_mended_and_named(album: Retriever) -> None:
     report = album.add_embeddings(
         colours("red"), ids=["a"], metadata=[{"x": float("nan")}], captions=["\ud800"]

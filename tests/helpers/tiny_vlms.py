@@ -266,10 +266,11 @@ def _idefics3(folder: Path, family: str, *video_processor: Any) -> Path:
         *(f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)),
     )
     config = getattr(hf, f"{family}Config")(
-        vision_config=VISION,
+        # transformers 5.20 needs a multiple of patch_size tokens an image
+        vision_config={**VISION, "patch_size": 4},
         text_config=hf.LlamaConfig(**TEXT, **text_ids(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        scale_factor=2,
+        scale_factor=4,
         pad_token_id=tokenizer.pad_token_id,
     )
     edges = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}

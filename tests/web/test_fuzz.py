@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,7 @@ def test_document_has_all_routes(described: Any) -> None:
     assert sorted(operations(described)) == sorted(ROUTES)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the last schemathesis for Python 3.10 fails itself")
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_answers_are_those_of_the_document(

@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,6 +96,9 @@ def given_block(
         VectorRow(id, None if source is None else path_text(source), caption, facts or {})
         for id, facts, source, caption in zip(*columns, strict=True)
     ]
+    names = Counter(row.source if row.id is None else row.id for row in rows)
+    if repeated := [name for name, n in names.items() if n > 1 and name is not None]:
+        raise InvalidInputError(f"{repeated[0]!r} names several vectors; give each an id; nothing was added")
     mapped = isinstance(vectors, np.memmap)
     rules = _rules(safety, {key for row in rows for key in row.metadata}, removed)
     if rules is None:

@@ -121,7 +121,7 @@ def test_first_paint_is_soon(
         retriever.add_embeddings(vectors, ids=names, sources=[tmp_path / f"{i % 60}.png" for i in range(n)])
         times = []
         with serving(retriever) as at:
-            for _ in range(7):
+            for _ in range(3):
                 with opened(browser, at) as page:
                     go(page)
                     page.wait_for_selector(".tile img")

@@ -212,9 +212,9 @@ def apart(name: str, step: Callable[..., dict[str, float]], *arguments: Any) -> 
 
 
 def bench_slice(
-    folder: Path, rows: int, captions: Sequence[str], *, milvus: bool, album: bool = True
+    folder: Path, rows: int, captions: Sequence[str], *, milvus: str | None, album: bool = True
 ) -> list[Step]:
-    """All steps, in an empty folder."""
+    """All steps, in an empty folder; ``milvus`` is the type of index of a collection."""
     steps = [apart("write", write_slice, folder, rows, captions)]
     if album:
         steps += [
@@ -226,7 +226,7 @@ def bench_slice(
         ]  # fmt: skip
     if milvus:
         (folder / "removed.txt").unlink(missing_ok=True)
-        place = f"milvus:{folder / 'slice.db'}"
+        place = f"milvus:{folder / 'slice.db'}?index={milvus}"
         steps += [
             apart(f"milvus {name}", step, folder, place)
             for name, step in (("ingest", ingest), ("search", search), ("remove", remove))
@@ -242,7 +242,10 @@ def main(arguments: list[str] | None = None) -> None:
         rows=(100_000, "Rows of the slice."),
     )
     parser.add_argument("--captions", type=Path, help="text file with a caption a line")
-    parser.add_argument("--milvus", action="store_true", help="also in a collection of Milvus Lite")
+    parser.add_argument(
+        "--milvus", nargs="?", const="HNSW", metavar="INDEX",
+        help="also in a collection of Milvus Lite [its index: HNSW]",
+    )  # fmt: skip
     parser.add_argument("--no-album", action="store_true", help="only in Milvus")
     parser.add_argument("--work", type=Path, help="folder for the slice, emptied before [default: temporary]")
     given = parser.parse_args(arguments)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image as PILImage
+from pyarrow import parquet
 
 from milvus_servers import needs_milvus, serving
 from zsqretrieval import Field, Filter
@@ -90,12 +92,12 @@ def test_rows_are_known_updated_replaced_and_removed(collection: Retriever) -> N
     known = collection.add_embeddings(rows[:2], ids=["a", "b"], sources=[source, other])
     assert (known.known, known.added, known.updated) == (2, (), ())
     report = collection.add_embeddings(
-        np.vstack([rows[0], rows[2], rows[2], rows[2]]),
-        ids=["a", "b", "new", "new"],
-        sources=[source, "elsewhere", "x", "x"],
-        metadata=[{"year": 1}, None, None, {"last": True}],
+        np.vstack([rows[0], rows[2], rows[2]]),
+        ids=["a", "b", "new"],
+        sources=[source, "elsewhere", "x"],
+        metadata=[{"year": 1}, None, {"last": True}],
     )
-    assert (report.updated, report.replaced, report.added, report.known) == (("a",), ("b",), ("new",), 1)
+    assert (report.updated, report.replaced, report.added, report.known) == (("a",), ("b",), ("new",), 0)
     found = collection.find("a")
     assert found is not None and (found.metadata, found.caption) == ({"year": 1}, None)
     assert collection.find("b").caption == "a b" and collection.find("new").metadata == {"last": True}  # type: ignore[union-attr]
@@ -105,6 +107,17 @@ def test_rows_are_known_updated_replaced_and_removed(collection: Retriever) -> N
     collection.remove(["a", "new"])
     assert len(collection) == 9 and "a" not in collection
     assert "a" not in collection.search("red", 20, rerank=None).ids
+
+
+def test_last_of_several_rows_of_a_folder_with_one_url_stays(collection: Retriever, tmp_path: Path) -> None:
+    for name in ("img_emb", "metadata"):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+    np.save(tmp_path / "folder/img_emb/img_emb_0000.npy", ENCODER.encode_text(["1", "2"]))
+    rows = pa.table({"url": ["https://x/1", "https://x/1"], "caption": ["first", "last"]})
+    parquet.write_table(rows, tmp_path / "folder/metadata/metadata_0000.parquet")
+    report = collection.add_embeddings(tmp_path / "folder", safety=None)
+    assert (report.added, report.known) == (("https://x/1",), 1)
+    assert collection.find("https://x/1").caption == "last"  # type: ignore[union-attr]
 
 
 def test_rows_that_do_not_fit_are_named(collection: Retriever) -> None:

@@ -47,6 +47,7 @@ _BUILD: Mapping[str, Mapping[str, Any]] = {
     "SCANN": {"nlist": 1024},
 }
 _BYTES = 8_000_000  # of vectors in one request; servers take 64 MB, of rows with all their texts
+_ANSWERED = 2048  # rows of one answer that come with their vectors, of which pymilvus makes lists of numbers
 _PAGE = 4096  # rows that are read at a time: milvus-lite looks at all rows for each page
 _AWAY, _NOT_LOADED = 2, 101  # codes of errors: no server can be reached; the collection is not loaded
 _LONG = ("create_index", "load_collection", "flush")  # wait while an index is built
@@ -344,7 +345,7 @@ class Table:
         place, depth = self.place, self.place.depth(k)
         wanted = [*columns, *([VECTOR] if place.refines else [])]
         found: list[list[Row]] = []
-        for some in batched(range(len(queries)), max(1, MOST // depth)):
+        for some in batched(range(len(queries)), max(1, (_ANSWERED if place.refines else MOST) // depth)):
             answers = self.call(
                 "search", data=list(queries[list(some)].astype(place.dtype)), anns_field=VECTOR,
                 filter=condition, limit=depth, output_fields=wanted, search_params=place.search_params(depth),

@@ -5,7 +5,8 @@
 The query "an animal" fits twenty photographs of the demo. A simulated user has one of them in mind, knows one
 sentence about it, and answers by rule. Two dialogs find their photograph by one question, about what the dog
 is doing. The third does not: its target is a cat, and the mini generator asks about dogs, women and grass,
-because it was trained on photographs of these. A quarter of a minute on two cores. To answer yourself: ``zsq chat``.
+because it was trained on photographs of these. A quarter of a minute on two cores. To answer yourself:
+``zsq chat``.
 """
 
 # ruff: noqa: T201

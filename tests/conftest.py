@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from hypothesis import HealthCheck, settings
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.pop("COLUMNS", None)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // int(workers), 1)))
+
+# A tenth of the time went into looking for garbage among all that torch and transformers import.
+gc.set_threshold(20_000, 20, 20)
 
 # No deadline: a busy machine is no failure.
 settings.register_profile(

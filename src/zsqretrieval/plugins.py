@@ -33,7 +33,7 @@ _GROUPS: Mapping[str, str] = {
 
 _MEMBERS: Mapping[Kind, tuple[str, ...]] = {
     "encoder": ("dim", "fingerprint", "encode_image", "encode_text"),
-    "index": ("dim", "fingerprint", "search"),
+    "index": ("dim", "fingerprint", "__len__", "search"),
     "generator": ("fingerprint", "log_likelihood"),
     "fusion": ("fuse",),
 }

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image as PILImage
 
 from zsqretrieval import plugins
+from zsqretrieval.album.features import read_facts
 from zsqretrieval.album.info import describe_album
 from zsqretrieval.errors import AlbumError
 from zsqretrieval.indexes.exact import ExactIndex
@@ -84,6 +85,19 @@ def test_generator_and_cached_features_are_described(tmp_path: Path, monkeypatch
     torn.write_bytes(torn.read_bytes()[:40])
     assert [one["fingerprint"] for one in describe_album(album).states] == ["first"]
     json.dumps(asdict(both))
+
+
+def test_save_deletes_features_of_removed_images_though_none_were_used(tmp_path: Path) -> None:
+    album = tmp_path / "album"
+    with Retriever(ToyEncoder(), generator=Seer("first"), states="disk", path=album) as retriever:
+        retriever.add([PILImage.new("RGB", (9, 9), colour) for colour in ("red", "blue", "green")])
+        red, blue, green = (one.id for one in retriever.records())
+    with Retriever.open(album, encoder=ToyEncoder(), generator=Seer("second")) as retriever:
+        retriever.remove([red, blue])
+        retriever.save()
+        (kept,) = retriever.records()
+    (file,) = album.glob("states-*/*.safetensors")
+    assert kept.id == green and list(read_facts(file)["crc32"]) == [kept.digest]
 
 
 def test_questions_are_counted_by_style(tmp_path: Path) -> None:

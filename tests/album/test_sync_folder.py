@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as PILImage
 
 from plain import png, write_plain
 from tars import pack
@@ -60,6 +61,20 @@ def test_additions_moves_changes_and_removals_are_reported_before_and_made_after
     again = album.sync(photos)
     assert (again.known, again.removed, again.added) == (4, (), ())
     album._catalog.verify()
+
+
+def test_exif_and_rules_of_laion_are_as_asked_for(album: Retriever, photos: Path) -> None:
+    exif = PILImage.Exif()
+    exif[0x0110] = "camera"
+    PILImage.new("RGB", (8, 8), "white").save(photos / "new.jpg", exif=exif)
+    (photos / "unsafe.png").write_bytes(png((7, 7, 7)))
+    (photos / "unsafe.json").write_text('{"punsafe": 0.9}')
+    assert album.sync(photos, exif=False).denied == {"unsafe": 1}
+    assert album.find("new.jpg").metadata == {}  # type: ignore[union-attr]
+    assert album.sync(photos, safety=None).added == ("unsafe.png",)
+    (photos / "other.jpg").write_bytes((photos / "new.jpg").read_bytes() + b"end")
+    album.sync(photos)
+    assert album.find("other.jpg").metadata == {"camera": "camera"}  # type: ignore[union-attr]
 
 
 def test_images_from_elsewhere_stay(album: Retriever, photos: Path, tmp_path: Path) -> None:

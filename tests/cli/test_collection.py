@@ -72,6 +72,13 @@ def test_exported_folder_makes_an_album_of_the_same_encoder(zsq: Zsq, album: Pat
     assert zsq("add-embeddings", album, "nowhere").code == 1
 
 
+def test_collection_of_milvus_is_no_directory(zsq: Zsq, tmp_path: Path) -> None:
+    for command in (["search", "milvus:a.db", "x"], ["index", ".", "--out", "milvus://host:1/a"]):
+        done = zsq(*command, COLUMNS="500")
+        assert done.code == 2 and "open a collection of Milvus in Python" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_wrong_folder_makes_no_album(zsq: Zsq, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in ("nowhere", "empty"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from zsqretrieval import Retriever
+from zsqretrieval import Field, Retriever
 from zsqretrieval.data.images import decode
 from zsqretrieval.dialog.dialog import Dialog
 from zsqretrieval.dialog.oracle import Gallery
@@ -69,7 +69,7 @@ def retriever(album: Path, tmp_path: Path) -> Retriever:
 
 
 def test_gallery_has_the_images_of_the_album_without_removed_ones(retriever: Retriever) -> None:
-    gallery = retriever.gallery
+    gallery = retriever.gallery()
     assert isinstance(gallery, Gallery)
     hits = gallery.first_stage("something red", 3)
     assert hits[0].id == "red.png"
@@ -119,8 +119,8 @@ def test_retained_questions_are_used_and_captions_are_not(retriever: Retriever, 
     assert set(judged.values()) == ({True} if top_k is None else {True, False})
     retriever.questions.generate(1, style="captions", top_k=None)
     assert {one.text for one in retriever.questions.list()} == {QUESTION, "a thing"}
-    hits = retriever.gallery.first_stage("a thing", 3)
-    assert retriever.gallery.stored_questions(hits) == [(QUESTION,) * judged[hit.id] for hit in hits]
+    hits = retriever.gallery().first_stage("a thing", 3)
+    assert retriever.gallery().stored_questions(hits) == [(QUESTION,) * judged[hit.id] for hit in hits]
 
 
 @pytest.mark.parametrize("policy", [InformationGain(), RandomQuestion(), CaptionDialog()])
@@ -135,9 +135,19 @@ def test_unpickled_dialog_continues_in_the_reopened_album(
     assert pickle.loads(pickle.dumps(dialog)).ranking == expected  # after close, too
     again: Dialog = pickle.loads(kept)
     with Retriever.open(tmp_path / "album", encoder=ToyEncoder(), index=ToyIndex(16), generator=Asker()) as r:
-        again.attach(r.gallery)
+        again.attach(r.gallery())
         again.answer("blue")
         assert again.ranking == expected
+
+
+def test_unpickled_dialog_with_a_filter_gets_it_back(retriever: Retriever, tmp_path: Path) -> None:
+    retriever.update("blue.png", {"day": 2})
+    retriever.update("red.png", {"day": 1})
+    early = Field("day") < 2
+    again = pickle.loads(pickle.dumps(retriever.dialog("a thing", where=early, sure=1.0)))
+    again.attach(retriever.gallery(where=early))
+    again.tell("blue, blue, blue")
+    assert set(again.probabilities) == {"red.png"}
 
 
 def test_changed_file_is_another_image(retriever: Retriever, album: Path) -> None:
@@ -165,14 +175,14 @@ def test_album_of_other_images_with_the_same_names_cannot_be_attached(
 ) -> None:
     strange = Retriever(ToyEncoder(), ToyIndex(16), Asker())
     strange.add(patches(tmp_path / "others", "white", "grey", "black"))
-    hits = retriever.gallery.first_stage("a thing", 3)
+    hits = retriever.gallery().first_stage("a thing", 3)
     assert {(hit.id, hit.key) for hit in hits} == {(one.id, one.key) for one in strange.records()}
-    assert not strange.gallery.present(hits).any()
-    with strange.gallery.showing(hits) as (_, shown):
+    assert not strange.gallery().present(hits).any()
+    with strange.gallery().showing(hits) as (_, shown):
         assert all(isinstance(one, ImageError) for one in shown)
     dialog = pickle.loads(pickle.dumps(retriever.dialog("a thing")))
     with pytest.raises(MismatchError, match="none of the 3 candidates"):
-        dialog.attach(strange.gallery)
+        dialog.attach(strange.gallery())
 
 
 def test_album_without_generator_or_images_has_no_dialog(album: Path) -> None:

@@ -299,6 +299,26 @@ def test_interrupted_removal_is_completed_by_the_next_call(album: Retriever, tmp
     assert album.remove_listed(["1"]).removed == 1
 
 
+def test_removal_that_ended_between_catalog_and_index_is_completed_by_the_next_call(
+    album: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "emb", laion(40))
+    album.add_embeddings(folder)
+    album.save()
+    stored = album.vector(ids(album)[1]).tobytes()
+    assert holds(tmp_path / "album", stored)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(album.index), "compact", interrupted)
+        album.remove_listed(["1"])
+    assert len(album) == 39
+    assert album.remove_listed(["1"]).removed == 0
+    assert not holds(tmp_path / "album", stored)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_names_that_are_no_texts_are_refused(album: Retriever) -> None:
     with pytest.raises(InvalidInputError, match="names must be texts"):
         album.remove_listed([5])  # type: ignore[list-item]

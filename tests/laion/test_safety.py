@@ -197,6 +197,13 @@ def test_allow_list_is_built_from_a_folder_and_null_is_never_on_it(tmp_path: Pat
         HashList.of_metadata(tmp_path / "x", tmp_path, by="caption")
 
 
+def test_allow_list_of_another_column_is_refused(tmp_path: Path) -> None:
+    by_hash = HashList.write(tmp_path / "list", [hash_texts(["1"])], ["number"])
+    with pytest.raises(InvalidInputError, match="no name on the allow list is like a url, so every row"):
+        Safety(allow=by_hash)
+    assert Safety(allow=by_hash, allow_by="hash").allow_by == "hash"
+
+
 def test_damaged_list_is_refused(tmp_path: Path) -> None:
     HashList.write(tmp_path / "list", [hash_texts("abc")], ["text"])
     (file,) = (tmp_path / "list").glob("low-*.bin")

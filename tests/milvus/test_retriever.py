@@ -109,6 +109,22 @@ def test_rows_are_known_updated_replaced_and_removed(collection: Retriever) -> N
     assert "a" not in collection.search("red", 20, rerank=None).ids
 
 
+def test_collection_is_searched_by_the_type_of_index_that_it_was_made_with(tmp_path: Path) -> None:
+    place = f"milvus:{tmp_path}/a.db"
+    with Retriever.open(f"{place}?index=HNSW_SQ", encoder=ENCODER) as made:
+        fill(made, tmp_path)
+        made.save()
+        expected = made.search(["red", "blue"], 5, rerank=None)
+    with Retriever.open(place, encoder=ENCODER) as again:
+        found = again.search(["red", "blue"], 5, rerank=None)
+    exact = ENCODER.encode_text(["red", "blue"]) @ ENCODER.encode_text(NAMES).T
+    for ranking, same, cosine in zip(found, expected, exact, strict=True):
+        assert [(hit.id, hit.score) for hit in ranking] == [(hit.id, hit.score) for hit in same]
+        assert [hit.score for hit in ranking] == pytest.approx(
+            [cosine[NAMES.index(hit.id)] for hit in ranking], abs=1e-6
+        )
+
+
 def test_last_of_several_rows_of_a_folder_with_one_url_stays(collection: Retriever, tmp_path: Path) -> None:
     for name in ("img_emb", "metadata"):
         (tmp_path / "folder" / name).mkdir(parents=True)
@@ -157,7 +173,7 @@ def test_folder_of_embeddings_is_added(tmp_path: Path) -> None:
         lambda one: one.reencode(ENCODER),
         lambda one: one.export_embeddings("folder"),
         lambda one: one.dialog("red"),
-        lambda one: one.gallery,
+        lambda one: one.gallery(),
         lambda one: one.index,
         lambda one: one.questions.generate(),
         lambda one: one.query_bank(),

@@ -295,8 +295,8 @@ class StateStore:
         return True
 
 
-def sweep_all(album: Path, known: Callable[[list[str]], Container[str]]) -> None:
-    """Delete the features of removed images that any generator computed."""
+def sweep_all(album: Path, known: Callable[[list[str]], Container[str]], *, every: bool = False) -> None:
+    """Delete the features of removed images that any generator computed; as :meth:`StateStore.sweep`."""
     for folder in sorted(one for one in album.glob("states-*") if FOLDER.fullmatch(one.name)):
         for file in list(_sound_files(folder))[:1]:
             facts = read_facts(file)
@@ -304,7 +304,7 @@ def sweep_all(album: Path, known: Callable[[list[str]], Container[str]]) -> None
                 store = StateStore(
                     StateKind(facts["fingerprint"], tuple(facts["shape"]), facts["dtype"]), album
                 )
-                store.sweep(known, every=True)
+                store.sweep(known, every=every)
 
 
 def take_states(ours: Path, theirs: Path, *, every: bool) -> int:

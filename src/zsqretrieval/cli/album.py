@@ -27,6 +27,7 @@ from zsqretrieval.cli.options import (
     Copy,
     Device,
     EncoderWeights,
+    Exif,
     GeneratorWeights,
     MaxPixels,
     Safe,
@@ -75,12 +76,7 @@ def index(
     encoder_weights: EncoderWeights = None,
     generator_weights: GeneratorWeights = None,
     copy: Copy = False,
-    exif: Annotated[
-        bool,
-        typer.Option(
-            "--exif/--no-exif", help="Read time, camera and place of photographs into their metadata."
-        ),
-    ] = True,
+    exif: Exif = True,
     safety: Safe = True,
     trust_parts: TrustParts = False,
     device: Device = None,

@@ -25,6 +25,7 @@ from zsqretrieval.cli.options import (
     Copy,
     Device,
     EncoderWeights,
+    Exif,
     MaxPixels,
     Safe,
     TrustParts,
@@ -60,6 +61,8 @@ def sync(
         bool, typer.Option("--dry-run", help="Change nothing; say what would be added and removed.")
     ] = False,
     copy: Copy = False,
+    exif: Exif = True,
+    safety: Safe = True,
     trust_parts: TrustParts = False,
     device: Device = None,
     batch_size: BatchSize = 32,
@@ -68,7 +71,8 @@ def sync(
 ) -> None:
     """Bring an album in step with folders: add what is new, follow what moved, remove what is gone.
 
-    A folder that is missing, unreadable or empty is an error, and nothing is removed.
+    A folder that is missing or unreadable is an error, and so is an empty one that the album has images from;
+    then nothing is removed.
     """
     with open_album(album, trust_parts=trust_parts) as retriever:
         with continued("finished batches are on disk, nothing was removed"), progress_bars() as bars:
@@ -76,6 +80,8 @@ def sync(
                 folders,
                 dry_run=dry_run,
                 copy=copy,
+                exif=exif,
+                safety="auto" if safety else None,
                 batch_size=batch_size,
                 max_pixels=max_pixels,
                 progress=bars,

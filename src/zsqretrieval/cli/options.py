@@ -28,6 +28,10 @@ def album_path(text: str) -> Path:
     """As :func:`zsqretrieval.retriever.opening.album_path`; ``Path("")`` would be the current folder."""
     from zsqretrieval.retriever import opening
 
+    if text.startswith("milvus:"):
+        raise typer.BadParameter(
+            "commands work on albums in a directory; open a collection of Milvus in Python: docs/milvus.md"
+        )
     return opening.album_path(text)
 
 
@@ -90,6 +94,10 @@ TrustParts = Annotated[
 Copy = Annotated[
     bool,
     typer.Option("--copy", help="Keep copies of the files in the album, which then works without them."),
+]
+Exif = Annotated[
+    bool,
+    typer.Option("--exif/--no-exif", help="Read time, camera and place of photographs into their metadata."),
 ]
 Safe = Annotated[
     bool,

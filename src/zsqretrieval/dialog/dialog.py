@@ -57,7 +57,7 @@ class Dialog:
     gallery are no candidates any more, and the others share their probability. Not thread-safe.
 
     Args:
-        gallery: the images, such as ``retriever.gallery``.
+        gallery: the images, such as ``retriever.gallery()``.
         text: the query.
         scale: factor from cosine similarity to log-probability, finite, >= 0: the inverse temperature of the
             first stage, which depends on the encoder.
@@ -256,7 +256,7 @@ class Dialog:
     def _scene_of(self, turns: Sequence[Turn], hits: Sequence[Hit], log_p: NDArray[np.float64]) -> Scene:
         if self._interview is None:
             raise InvalidInputError(
-                "this dialog was unpickled and has no album; call dialog.attach(retriever.gallery)"
+                "this dialog was unpickled and has no album; call dialog.attach(retriever.gallery())"
             )
         return Scene(
             self.text, turns, hits, log_p, self._interview, self.scale, self.temper, self.reread, self._seed
@@ -411,7 +411,7 @@ def _average(log_p: NDArray[np.float64], evidence: NDArray[np.float64]) -> float
 
 def _check_gallery(gallery: object) -> None:
     if not isinstance(gallery, Gallery):
-        raise InvalidInputError(f"a dialog needs a gallery, such as retriever.gallery, not {gallery!r}")
+        raise InvalidInputError(f"a dialog needs a gallery, such as retriever.gallery(), not {gallery!r}")
 
 
 def _check_text(text: object, what: str) -> None:

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final, get_args
 
@@ -60,7 +60,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 class Milvus:
     """A collection of Milvus, with the parameters that make and search it.
 
-    Those that make it (``index``, ``build``, ``shards``, ``dtype``) have no effect on one that exists.
+    Those that make it (``index``, ``build``, ``shards``, ``dtype``) have no effect on one that exists, which
+    is searched by the type of its own index.
 
     Args:
         uri: address of a server, ``http://host:19530``, or directory of milvus-lite.
@@ -244,7 +245,20 @@ class Table:
         there = bool(self.call("has_collection"))
         if there and self.call("get_load_state")["state"].name != "Loaded":  # perhaps with other replicas
             self.call("load_collection", replica_number=self.place.replicas)
+        if there:
+            self.place = replace(self.place, **self._made())
         return there
+
+    def _made(self) -> dict[str, Any]:
+        """The types of index and of vectors that the collection was made with, whoever opens it."""
+        made: dict[str, Any] = {}
+        for one in self.call("describe_collection")["fields"]:
+            for dtype, name in _TYPES.items():
+                if (one["name"], one["type"]) == (VECTOR, self._milvus.DataType[name]):
+                    made["dtype"] = dtype
+        for name in self.call("list_indexes", field_name=VECTOR):
+            made["index"] = self.call("describe_index", index_name=name)["index_type"]
+        return made
 
     def create(self, dim: int, settings: str = "") -> None:
         """Make the collection and its index; ``settings`` are kept with it."""

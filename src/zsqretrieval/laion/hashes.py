@@ -37,7 +37,7 @@ NAMES = ("url", "md5", "sha256", "hash", "uid")
 LOOKED_UP = (*NAMES, "image_path")
 """Columns that are compared with a list; ``image_path`` may be a URL in folders of embeddings."""
 
-_FORMS = {
+FORMS = {
     "md5": "hex32",
     "uid": "hex32",
     "sha256": "hex64",
@@ -45,6 +45,8 @@ _FORMS = {
     "url": "text",
     "image_path": "text",
 }
+"""The form of the names of each column, as in :attr:`HashList.forms`."""
+
 _PATTERNS = {"hex32": "[0-9a-f]{32}", "hex64": "[0-9a-f]{64}", "number": "-?[0-9]{1,19}"}
 _KIND = "hash-list"
 _BUCKETS = 256  # sorted one after another: 344 MB each for 5.5 billion entries
@@ -134,7 +136,7 @@ class HashList:
             if not found:
                 raise InvalidInputError(f"{source} has no column {by!r}; choose another")
 
-        return cls.write(path, batches(), [_FORMS[by]])
+        return cls.write(path, batches(), [FORMS[by]])
 
     def hashes(self) -> Hashes:
         """All hashes, in memory."""
@@ -163,9 +165,9 @@ class HashList:
         found = np.zeros(batch.num_rows, np.bool_)
         for spelt in (one for one in batch.schema.names if one.lower() in LOOKED_UP):
             column, name = batch.column(spelt), spelt.lower()
-            if _FORMS[name] in self.forms:
+            if FORMS[name] in self.forms:
                 found |= self.contains(hashes_of(column))
-            for form, digest in (("hex32", md5), ("hex64", sha256)) if _FORMS[name] == "text" else ():
+            for form, digest in (("hex32", md5), ("hex64", sha256)) if FORMS[name] == "text" else ():
                 if form in self.forms:
                     found |= self.contains(hashes_of(column, digest))
         return found

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval._util.checks import check_shares
 from zsqretrieval.errors import ImageError, InvalidInputError
-from zsqretrieval.laion.hashes import LOOKED_UP, NAMES, HashList, hashes_of
+from zsqretrieval.laion.hashes import FORMS, LOOKED_UP, NAMES, HashList, hashes_of
 from zsqretrieval.laion.metadata import batch_of, read_table, text_of
 from zsqretrieval.laion.storage import File, opened_parquet
 from zsqretrieval.types import Image
@@ -90,6 +90,11 @@ class Safety:
                 raise InvalidInputError(f"{name} must be a HashList, not {getattr(self, name)!r}")
         if self.allow_by not in NAMES:
             raise InvalidInputError(f"allow_by must be one of {', '.join(NAMES)}, not {self.allow_by!r}")
+        if self.allow and FORMS[self.allow_by] not in self.allow.forms:
+            raise InvalidInputError(
+                f"no name on the allow list is like a {self.allow_by}, so every row would be denied; say by "
+                f"which column it was made: allow_by={', '.join(map(repr, NAMES))}"
+            )
 
     @property
     def columns(self) -> tuple[str, ...]:

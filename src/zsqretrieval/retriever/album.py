@@ -23,6 +23,7 @@ from zsqretrieval._util.processes import Lock
 from zsqretrieval.album.candidates import StatesMode
 from zsqretrieval.album.catalog import Catalog, Record
 from zsqretrieval.album.edits import records_of, update
+from zsqretrieval.album.features import sweep_all
 from zsqretrieval.album.fields import FieldSurvey
 from zsqretrieval.album.filters import Filter
 from zsqretrieval.album.info import CATALOG
@@ -202,9 +203,9 @@ class Album:
             catalog.sweep_kept()
             if self._viewer is not None:
                 self._viewer.move_to(self._path)
-                self._viewer.sweep(catalog.known_digests)
                 if described["generator"]["part"] is not None:
                     catalog.change_setting("generator", described["generator"])
+            sweep_all(self._path, catalog.known_digests)
             catalog.change_setting("calibration", described["calibration"])
 
     def close(self) -> None:

@@ -162,10 +162,10 @@ class Collection(Album):
         keys = [one.key for one in records]
         before = count_found(self._store, keys, vectors)
         self.remove([one.id for one in records])
-        if keys and self._path is not None:
+        if self._path is not None:  # also without any: an interrupted call may have removed them
             self._index.compact()
             cast(QuestionIndex, self._question_index).compact()
-            sweep_all(self._path, self._catalog.known_digests)
+            sweep_all(self._path, self._catalog.known_digests, every=True)
         self.save()
         if not on_server:
             self._catalog.flush()
@@ -263,6 +263,8 @@ class Collection(Album):
         *,
         dry_run: bool = False,
         copy: bool = False,
+        exif: bool = True,
+        safety: SafetyLike = "auto",
         batch_size: int = 32,
         max_pixels: int = MAX_PIXELS,
         progress: Progress | None = None,
@@ -277,6 +279,8 @@ class Collection(Album):
             folders: one or more folders; a file that was moved between them is followed.
             dry_run: change nothing, and report the same; new images are decoded, but not encoded.
             copy: as for :meth:`add`.
+            exif: as for :meth:`add`, of images that are new.
+            safety: as for :meth:`add`.
             batch_size: as for :meth:`add`.
             max_pixels: as for :meth:`add`.
             progress: called after each batch; may raise to stop.
@@ -288,7 +292,9 @@ class Collection(Album):
         """
         check_counts(batch_size=batch_size, max_pixels=max_pixels)
         places = checked_folders(folders)
-        settings: dict[str, Any] = {"batch_size": batch_size, "max_pixels": max_pixels}
+        settings: dict[str, Any] = {
+            "exif": exif, "safety": safety, "batch_size": batch_size, "max_pixels": max_pixels,
+        }  # fmt: skip
         if dry_run:
             with rehearsal(self._catalog) as adder:
                 adder.removed = removal_list(self._path)

@@ -315,7 +315,7 @@ class Retriever(Collection):
         from zsqretrieval.dialog.policies import InformationGain
 
         constants, policy = self.calibration, policy or InformationGain()
-        gallery = self._gallery(progress, where)
+        gallery = self.gallery(where=where, progress=progress)
         if where is not None and len(self) and not self.count(where):
             raise InvalidInputError("the filter selects no image; choose another one")
         return Dialog(
@@ -324,16 +324,16 @@ class Retriever(Collection):
             reread=constants.dialog_reread, seed=seed, progress=progress,
         )  # fmt: skip
 
-    @property
-    def gallery(self) -> AlbumGallery:
-        """The images for a dialog that was loaded from a file: ``dialog.attach(retriever.gallery)``.
+    def gallery(self, *, where: Filter | None = None, progress: Progress | None = None) -> AlbumGallery:
+        """The images for a dialog that was loaded from a file: ``dialog.attach(retriever.gallery())``.
+
+        Args:
+            where: only images that this filter selects become candidates; give the dialog's.
+            progress: called while image features are computed; may raise to stop.
 
         Raises:
             InvalidInputError: there is no generator.
         """
-        return self._gallery(None)
-
-    def _gallery(self, progress: Progress | None, where: Filter | None = None) -> AlbumGallery:
         from zsqretrieval.dialog.gallery import AlbumGallery
 
         viewer = need_generator(self._viewer, "a dialog")

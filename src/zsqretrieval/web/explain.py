@@ -85,7 +85,7 @@ def stored(served: State, id: str) -> list[Question]:
 
 
 def _written(served: State, hit: Hit, n: int) -> list[Question]:
-    with served.retriever.gallery.showing([hit]) as (generator, (shown,)):
+    with served.retriever.gallery().showing([hit]) as (generator, (shown,)):
         if isinstance(shown, ImageError):
             raise shown
         (found,) = generate_questions(generator, [shown], n)

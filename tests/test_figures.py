@@ -300,8 +300,45 @@ def of_reliability() -> Iterator[str]:
     yield f"{counts[2]['503']:,} requests got 503, none was lost and no answer was half"
 
 
+def of_dialog() -> Iterator[str]:
+    shown = {
+        "information_gain": "`InformationGain()`",
+        "caption_dialog": "`CaptionDialog()`",
+        "random": "`RandomQuestion()`",
+    }
+    for user in ("captions", "generator"):
+        found = numbers(f"data/dialog-{user}.json")
+        rows = {(row["system"], row["measure"], row["depth"]): row for row in found["table"]}
+        hits = {policy: [rows[policy, "Hits@10", n] for n in range(6)] for policy in shown}
+        best = {policy: rows[policy, "BRI", None] for policy in shown}
+        unit = ".1f" if found["settings"]["dialogs"] >= 1000 else ".0f"
+        for policy, name in shown.items():
+            before, *between, last = hits[policy]
+            cells = [f"{100 * row['value']:{unit}}" for row in (before, *between)]
+            ends = (f"{100 * last[bound]:{unit}}" for bound in ("value", "low", "high"))
+            cells += ["{} ({} to {})".format(*ends)]
+            cells += ["{value:.2f} ({low:.2f} to {high:.2f})".format_map(best[policy])]
+            yield f"| {name} | {' | '.join(cells)} |"
+        for policy in ("random", "caption_dialog"):
+            gains = [lead(best[policy], 1, ".3f"), *(lead(hits[policy][n], 100, unit) for n in (1, 2, 5))]
+            yield f"| {shown[policy]} | {' | '.join(gains)} |"
+        recall = rows["caption_dialog", "R@10", 5]
+        own = rows["information_gain", "R@10", 5]
+        if user == "captions":
+            yield f"{100 * recall['value']:.1f} % of `CaptionDialog` against {100 * own['value']:.1f}"
+            asked = found["asked"]["information_gain"]
+            yield f"{100 * asked['dont_know'] / asked['questions']:.0f} % of the questions"
+
+
+def lead(row: Any, factor: int, unit: str) -> str:
+    """What information gain is ahead of another policy, whose row tells how far it is behind."""
+    values = (-factor * row[bound] + 0.0 for bound in ("gain", "gain_high", "gain_low"))
+    return "{} ({} to {})".format(*(f"{value:+{unit}}".replace("-", "\u2212") for value in values))
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "README.md": of_readme,
+    "docs/dialog.md": of_dialog,
     "docs/laion.md": of_laion,
     "docs/milvus.md": of_milvus,
     "docs/mini-encoder.md": of_mini_encoder,

@@ -399,7 +399,7 @@ def test_checks_of_a_generator_and_a_reranker_run_as_scripts() -> None:
 
 
 def test_page_has_the_numbers_of_checks() -> None:
-    text = PAGES[SCRIPTS].read_text(encoding="utf-8")
+    text = " ".join(PAGES[SCRIPTS].read_text(encoding="utf-8").split())
     kits = (encoder_checks, index_checks, generator_checks, reranker_checks)
     counts = re.search(
         r"(\d+) for an encoder, (\d+) for an index, (\d+) for a generator, (\d+) for a re-ranker", text

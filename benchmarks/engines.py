@@ -25,7 +25,7 @@ _LISTS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # Settings of the library's indexes that trade speed for recall. The values of the last rise in each sweep.
 _SWEEPS: Mapping[str, tuple[dict[str, tuple[int, ...]], ...]] = {
     "hnsw": ({"ef": _GRAPH},),
-    "compressed": tuple({"refine": (refine,), "probe": _LISTS} for refine in (2, 4, 8)),
+    "compressed": tuple({"refine": (refine,), "probe": _LISTS} for refine in (2, 3, 4, 6, 8)),
 }
 Setting = dict[str, int]
 

@@ -175,24 +175,48 @@ def of_scale() -> Iterator[str]:
         yield f"| {said} |"
         yield f", {memory.machines} | {memory.rate:,.0f} |"
         yield f", {disk.machines} | {made.embedding_gpu_hours:,.0f} |"
-    steps = {step["name"]: step for step in numbers("data/laion-slice-1m.json")["steps"]}
-    found = {name: step["found"] for name, step in steps.items()}
-    used = {name: f"{step['memory'] / 1e9:.1f} GB" for name, step in steps.items() if step["memory"]}
-    rates = (f"{round(found[name]['rows_per_second'], -2):,.0f}" for name in ("ingest", "milvus ingest"))
-    yield "| {} rows/s without the index, {} | {} rows/s".format(next(rates), used["ingest"], next(rates))
-    yield f"| compressed index of these rows | {found['index']['build_seconds']:.0f} s, {used['index']}"
-    first, after, lite = found["search"], found["search again"], found["milvus search again"]
-    yield f"| {first['open_seconds']:.1f} s after indexing, {after['open_seconds']:.2f} s after the removal"
-    yield f"| {lite['open_seconds']:.0f} s |"
-    yield f"| {first['first_answer_seconds']:.1f} s, {after['first_answer_seconds']:.1f} s after the removal"
-    yield f"| {lite['first_answer_seconds']:.1f} s |"
-    for kind, unit in (("plain", ".1f"), ("filtered", ".0f")):
-        here = f"| {first[f'{kind}_ms']:{unit}} ms, {first[f'{kind}_recall']:.2f}"
-        yield f"{here} | {lite[f'{kind}_ms'] / 1000:.1f} s, {lite[f'{kind}_recall']:.2f} |"
-    removed = found["remove"], found["milvus remove"]
-    assert not any(one["found_again"] for one in removed) and removed[0]["removed"] == removed[1]["removed"]
-    yield f"| {removed[0]['remove_seconds']:.0f} s | {removed[1]['remove_seconds'] / 60:.0f} minutes |"
-    yield f"largest memory, while removing | {used['remove']} | {used['milvus remove']} |"
+    columns = [slice_of(run) for run in ("", "-hnsw", "-hnsw-sq")]
+    (album, memory), lites = columns[0], [found for found, _ in columns[1:]]
+    rate, again = album["ingest"]["rows_per_second"], album["search again"]["first_answer_seconds"]
+    for here, others in (
+        (
+            f"{round(rate, -2):,.0f} rows/s without the index, {memory['ingest']}",
+            [f"{round(lite['ingest']['rows_per_second'], -2):,.0f} rows/s with the index" for lite in lites],
+        ),
+        (
+            f"{album['search']['open_seconds']:.2f} s",
+            [f"{lite['search']['open_seconds']:.0f} s" for lite in lites],
+        ),
+        (
+            f"{album['search']['first_answer_seconds']:.1f} s, {again:.1f} s after the removal",
+            [f"{lite['search']['first_answer_seconds']:.1f} s" for lite in lites],
+        ),
+        (
+            "{plain_ms:.1f} ms, {plain_recall:.2f}".format_map(album["search"]),
+            ["{plain_ms:.0f} ms, {plain_recall:.2f}".format_map(lite["search"]) for lite in lites],
+        ),
+        (
+            "{filtered_ms:.0f} ms, {filtered_recall:.2f}".format_map(album["search"]),
+            ["{filtered_ms:.0f} ms, {filtered_recall:.2f}".format_map(lite["search"]) for lite in lites],
+        ),
+        (
+            f"{album['remove']['remove_seconds']:.0f} s",
+            [f"{lite['remove']['remove_seconds'] / 60:.0f} minutes" for lite in lites],
+        ),
+        ("largest memory, while removing", [used["remove"] for _, used in columns]),
+    ):
+        yield f"| {' | '.join([here, *others])} |"
+    yield f"| compressed index of these rows | {album['index']['build_seconds']:.0f} s, {memory['index']}"
+    removed = [found["remove"] for found, _ in columns]
+    assert not any(one["found_again"] for one in removed) and len({one["removed"] for one in removed}) == 1
+
+
+def slice_of(run: str) -> tuple[Any, dict[str, str]]:
+    """What each step of a slice of a million rows found, and its memory."""
+    steps = numbers(f"data/laion-slice-1m{run}.json")["steps"]
+    names = [step["name"].removeprefix("milvus ") for step in steps]
+    found = {name: step["found"] for name, step in zip(names, steps, strict=True)}
+    return found, {name: f"{step['memory'] / 1e9:.1f} GB" for name, step in zip(names, steps, strict=True)}
 
 
 def of_laion() -> Iterator[str]:

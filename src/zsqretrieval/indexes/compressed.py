@@ -261,10 +261,11 @@ class CompressedIndex(VectorIndex):
 
     def _rotation(self, sample: NDArray[np.float32], reduced: int | None) -> NDArray[np.float32]:
         """Principal components of vectors [n, dim], as many as wanted, or as these need."""
-        directions = principal_components(sample)
-        if reduced is not None:
-            return np.ascontiguousarray(directions[:, :reduced])
-        width = _REDUCED
+        directions = principal_components(sample, min(reduced or _REDUCED, self._dim))
+        if reduced is not None or not _loses_neighbors(sample, directions):
+            return directions
+        directions = principal_components(sample, self._dim)
+        width = 2 * _REDUCED
         while width < self._dim and _loses_neighbors(sample, directions[:, :width]):
             width *= 2
         return np.ascontiguousarray(directions[:, :width])

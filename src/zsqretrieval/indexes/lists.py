@@ -243,10 +243,17 @@ def _product(matrix: NDArray[np.float32]) -> Any:
     return product
 
 
-def principal_components(sample: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Orthonormal directions [dim, dim] of vectors [n, dim], by descending share of their squared length.
+def principal_components(sample: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Orthonormal directions [dim, count] of vectors [n, dim], by descending share of their squared length.
 
     The mean is not subtracted: inner products are to be kept, not differences.
     """
-    _, directions = np.linalg.eigh(sample.T @ sample)  # by ascending length
+    from scipy import linalg
+
+    # Half of a symmetric product, and few of its directions, take a third of the time of all.
+    moments = linalg.blas.ssyrk(1, sample.T)
+    dim = len(moments)
+    _, directions = linalg.eigh(  # by ascending length
+        moments, lower=False, overwrite_a=True, check_finite=False, subset_by_index=(dim - count, dim - 1)
+    )
     return np.ascontiguousarray(directions[:, ::-1], np.float32)

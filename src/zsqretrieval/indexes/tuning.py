@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_REFINES = (2, 4, 8, 16)
+_REFINES = (2, 3, 4, 6, 8, 16)
 _ROUNDS = 3
 
 

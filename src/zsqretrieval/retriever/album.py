@@ -203,9 +203,10 @@ class Album:
             catalog.sweep_kept()
             if self._viewer is not None:
                 self._viewer.move_to(self._path)
+                self._viewer.sweep(catalog.known_digests)
                 if described["generator"]["part"] is not None:
                     catalog.change_setting("generator", described["generator"])
-            sweep_all(self._path, catalog.known_digests)
+            sweep_all(self._path, catalog.known_digests)  # also features that this process did not use
             catalog.change_setting("calibration", described["calibration"])
 
     def close(self) -> None:

@@ -577,7 +577,11 @@ FULL.add(np.array([1]), np.ones((1, ENCODER.dim), np.float32))
         ({"encoder": ToyEncoder}, InvalidInputError, "the encoder is the class ToyEncoder; pass an instance"),
         ({"encoder": 3}, InvalidInputError, "3 is not an encoder: it has no dim, fingerprint, encode_image,"),
         ({"index": "hnsw"}, InvalidInputError, "the index is the string 'hnsw'"),
-        ({"index": object()}, InvalidInputError, "is not an index: it has no dim, fingerprint, __len"),
+        (
+            {"index": object()},
+            InvalidInputError,
+            "is not an index: it has no dim, fingerprint, __len__, search",
+        ),
         ({"generator": "mini"}, InvalidInputError, "the generator is the string 'mini'"),
         ({"generator": ENCODER}, InvalidInputError, "is not a generator: it has no log_likelihood"),
     ],

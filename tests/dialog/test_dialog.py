@@ -609,7 +609,9 @@ def test_gallery_without_the_candidates_cannot_be_attached() -> None:
     copy = pickle.loads(pickle.dumps(begin(world())))
     with pytest.raises(MismatchError, match="none of the 4 candidates"):
         copy.attach(world(removed={0, 1, 2, 3}))
-    with pytest.raises(InvalidInputError, match=r"such as retriever\.gallery\(\), not 'album'"):
+    with pytest.raises(
+        InvalidInputError, match=r"a dialog needs a gallery, such as retriever\.gallery\(\), not 'album'"
+    ):
         copy.attach("album")
     with pytest.raises(InvalidInputError, match="has no album"):
         copy.question  # noqa: B018

@@ -26,6 +26,8 @@ from zsqretrieval.types import Context, Image, LogLikelihood
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+CHROMIUMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+"""The first that is installed is taken; the headless shell needs half the processor time of the others."""
 COLOURS = ("red", "green", "blue")
 QUESTION = "what is the colour of the thing?"
 HOSTILE = "<script>document.title = 'owned'</script> \"quoted\" & 'so'"
@@ -128,7 +130,7 @@ def serving(retriever: Retriever, **settings: Any) -> Iterator[str]:
 def chromium() -> Iterator[Browser]:
     """A headless Chromium; skips without one."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if path is None:
         pytest.skip("needs Chromium on the PATH")
     with playwright.sync_playwright() as driver:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.testing
 from hypothesis import HealthCheck, settings
 
 # Each worker of pytest-xdist would compute on all cores, and has the width of a terminal, though it has none.
@@ -17,6 +19,9 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 
 # A tenth of the time went into looking for garbage among all that torch and transformers import.
 gc.set_threshold(20_000, 20, 20)
+
+# Typer would read the signatures of all commands for each one that a test runs.
+typer.testing._get_command = cache(typer.testing._get_command)  # type: ignore[attr-defined]
 
 # No deadline: a busy machine is no failure.
 settings.register_profile(

@@ -626,15 +626,15 @@ class Painter(ToyEncoder):
 @pytest.fixture
 def painter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offers :class:`Painter` under the names "painter" and "mini"."""
-    real = plugins.entry_points
+    real = plugins._installed
 
-    def entry_points(*, group: str) -> list[EntryPoint]:
-        points = [point for point in real(group=group) if point.name != "mini"]
+    def installed(group: str) -> list[EntryPoint]:
+        points = [point for point in real(group) if point.name != "mini"]
         if group == "zsqretrieval.encoders":
             points += [EntryPoint(name, f"{__name__}:Painter", group) for name in ("painter", "mini")]
         return points
 
-    monkeypatch.setattr(plugins, "entry_points", entry_points)
+    monkeypatch.setattr(plugins, "_installed", installed)
 
 
 @pytest.mark.usefixtures("painter")
@@ -660,9 +660,9 @@ def test_parts_are_restored_by_name(album: Path) -> None:
 
 def test_missing_plugin_is_named(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        real = plugins.entry_points
+        real = plugins._installed
         painter = EntryPoint("painter", f"{__name__}:Painter", "zsqretrieval.encoders")
-        patch.setattr(plugins, "entry_points", lambda group: [*real(group=group), painter])
+        patch.setattr(plugins, "_installed", lambda group: [*real(group), painter])
         Retriever(Painter(5), path=album).close()
     with pytest.raises(InvalidInputError, match="no encoder is named 'painter'"):
         Retriever.open(album)

@@ -53,15 +53,15 @@ class Painter(ToyEncoder):
 @pytest.fixture(autouse=True)
 def offered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offers the plugins "painter" and "seeing", and a preset of both."""
-    real = plugins.entry_points
+    real = plugins._installed
     points = {
         "zsqretrieval.encoders": EntryPoint("painter", f"{__name__}:Painter", "zsqretrieval.encoders"),
         "zsqretrieval.generators": EntryPoint("seeing", "seeing:Seeing", "zsqretrieval.generators"),
     }
     monkeypatch.setattr(
         plugins,
-        "entry_points",
-        lambda *, group: [*real(group=group), *([points[group]] if group in points else [])],
+        "_installed",
+        lambda group: [*real(group), *([points[group]] if group in points else [])],
     )
     monkeypatch.setitem(
         PRESETS,  # type: ignore[arg-type]

@@ -12,9 +12,11 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, cast
 
@@ -146,11 +148,30 @@ def _claims(kind: str) -> dict[str, list[EntryPoint]]:
     if kind not in _GROUPS:
         raise InvalidInputError(f"there is no kind of part {kind!r}; choose from {', '.join(_GROUPS)}")
     claims: dict[str, dict[str, EntryPoint]] = {}
-    for point in sorted(entry_points(group=_GROUPS[kind]), key=lambda point: point.name):
+    for point in sorted(_installed(_GROUPS[kind]), key=lambda point: point.name):
         claims.setdefault(point.name, {}).setdefault(point.value, point)
     for name, part in _registered[kind].items():
         claims[name] = {_place(part): EntryPoint(name, _place(part), _GROUPS[kind])}
     return {name: list(points.values()) for name, points in claims.items()}
+
+
+def _installed(group: str) -> Sequence[EntryPoint]:
+    """Entry points of installed packages; read again when a folder of ``sys.path`` has changed."""
+    return _read(group, tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+@lru_cache(maxsize=len(_GROUPS))
+def _read(group: str, _: object) -> Sequence[EntryPoint]:
+    return tuple(entry_points(group=group))
+
+
+def _changed(folder: str) -> tuple[int, int] | None:
+    """What differs once another package is in a folder, or another folder in its place."""
+    try:
+        found = Path(folder).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _package(point: EntryPoint) -> str:

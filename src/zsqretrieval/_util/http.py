@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from zsqretrieval._util.optional import import_optional
@@ -26,6 +27,17 @@ class AnswerTooLargeError(ValueError):
 def import_httpx(needed_for: str) -> Any:
     """The package httpx2, which huggingface_hub brings along since its version 2."""
     return import_optional("httpx2", needed_for, "pip install 'zsqretrieval[http]'")
+
+
+def open_client(needed_for: str, headers: Mapping[str, str]) -> Any:
+    """A client of httpx2, to be closed, that sends these headers."""
+    return import_httpx(needed_for).Client(headers=headers, verify=_certificates())
+
+
+@cache
+def _certificates() -> Any:
+    """Loaded once: that takes longer than most requests."""
+    return import_httpx("HTTPS").create_ssl_context()
 
 
 def exchange(

@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from zsqretrieval._util.http import AnswerTooLargeError, exchange, import_httpx
+from zsqretrieval._util.http import AnswerTooLargeError, exchange, import_httpx, open_client
 from zsqretrieval.data.images import MAX_BYTES, ImageLike, as_image, check_bytes
 from zsqretrieval.data.sources import Reopener, is_member
 from zsqretrieval.errors import ImageError
@@ -92,7 +92,7 @@ def _of_data_uri(uri: str) -> Image:
 def _fetched(url: str, allows: Callable[[str], bool]) -> bytes:
     httpx = import_httpx("fetching images")
     deadline, target = time.monotonic() + _TOTAL_TIMEOUT, url
-    with httpx.Client(headers={"Accept-Encoding": "identity"}) as client:
+    with open_client("fetching images", {"Accept-Encoding": "identity"}) as client:
         for _ in range(_HOPS + 1):
             if not allows(target):
                 raise ImageError(target[:200], "is a URL, and downloading is off; allow it with fetch=True")

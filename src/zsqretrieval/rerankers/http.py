@@ -20,7 +20,7 @@ from PIL import Image as PILImage
 
 from zsqretrieval._util.batches import batched
 from zsqretrieval._util.checks import check_amounts, check_counts, check_sequence, check_text
-from zsqretrieval._util.http import Answer, AnswerTooLargeError, exchange, import_httpx
+from zsqretrieval._util.http import Answer, AnswerTooLargeError, exchange, import_httpx, open_client
 from zsqretrieval._util.untrusted import parse_json
 from zsqretrieval.data.images import decode, in_threads
 from zsqretrieval.errors import ImageError, InvalidInputError, PartError, ZsqError
@@ -130,7 +130,7 @@ class HTTPReranker:
         if not images:
             return np.empty(0)
         deadline = time.monotonic() + self._total_timeout
-        with import_httpx("HTTPReranker").Client(headers=self._headers) as client:
+        with open_client("HTTPReranker", self._headers) as client:
             if not self._checked:
                 self._check(client, deadline)
                 self._checked = True

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
+from PIL import ImageStat
 from typing_extensions import Self
 
 from zsqretrieval._util.checks import check_strings
@@ -295,6 +296,4 @@ class ToyStatesGenerator(ToyGenerator):
 
 
 def _mean_colour(image: Image) -> NDArray[np.float64]:
-    pixels = np.asarray(decode(image), np.float64)  # [height, width, 3]
-    mean: NDArray[np.float64] = pixels.mean(axis=(0, 1)) / 255
-    return mean
+    return np.array(ImageStat.Stat(decode(image)).mean, np.float64) / 255

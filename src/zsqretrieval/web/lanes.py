@@ -153,11 +153,11 @@ class Lane:
 
     def _work(self) -> None:
         while some := self._next():
+            self._metrics.together.labels(self._name).observe(len(some))
             begin = time.perf_counter()
             self._answer(some)
             seconds = time.perf_counter() - begin
             self._seconds += 0.2 * (seconds / len(some) - self._seconds)
-            self._metrics.together.labels(self._name).observe(len(some))
             self._metrics.computing.labels(self._name).observe(seconds)
 
     def _next(self) -> list[Job]:

@@ -61,6 +61,7 @@ def test_parts_of_the_library_are_available() -> None:
 
 
 def test_listing_imports_nothing(site: Site) -> None:
+    assert "acme" not in plugins.available("encoder")  # a package that comes later is seen
     site.install("acme-parts", "[zsqretrieval.encoders]\nacme = acme_parts:Encoder\n", "raise SystemExit")
     point = plugins.available("encoder")["acme"]
     assert (point.value, point.dist.name) == ("acme_parts:Encoder", "acme-parts")

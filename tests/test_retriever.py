@@ -15,7 +15,6 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from importlib.metadata import EntryPoint
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -626,15 +625,8 @@ class Painter(ToyEncoder):
 @pytest.fixture
 def painter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offers :class:`Painter` under the names "painter" and "mini"."""
-    real = plugins._installed
-
-    def installed(group: str) -> list[EntryPoint]:
-        points = [point for point in real(group) if point.name != "mini"]
-        if group == "zsqretrieval.encoders":
-            points += [EntryPoint(name, f"{__name__}:Painter", group) for name in ("painter", "mini")]
-        return points
-
-    monkeypatch.setattr(plugins, "_installed", installed)
+    for name in ("painter", "mini"):
+        monkeypatch.setitem(plugins._registered["encoder"], name, Painter)
 
 
 @pytest.mark.usefixtures("painter")
@@ -660,9 +652,7 @@ def test_parts_are_restored_by_name(album: Path) -> None:
 
 def test_missing_plugin_is_named(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        real = plugins._installed
-        painter = EntryPoint("painter", f"{__name__}:Painter", "zsqretrieval.encoders")
-        patch.setattr(plugins, "_installed", lambda group: [*real(group), painter])
+        patch.setitem(plugins._registered["encoder"], "painter", Painter)
         Retriever(Painter(5), path=album).close()
     with pytest.raises(InvalidInputError, match="no encoder is named 'painter'"):
         Retriever.open(album)

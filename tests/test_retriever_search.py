@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +52,8 @@ class Painter(ToyEncoder):
 @pytest.fixture(autouse=True)
 def offered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offers the plugins "painter" and "seeing", and a preset of both."""
-    real = plugins._installed
-    points = {
-        "zsqretrieval.encoders": EntryPoint("painter", f"{__name__}:Painter", "zsqretrieval.encoders"),
-        "zsqretrieval.generators": EntryPoint("seeing", "seeing:Seeing", "zsqretrieval.generators"),
-    }
-    monkeypatch.setattr(
-        plugins,
-        "_installed",
-        lambda group: [*real(group), *([points[group]] if group in points else [])],
-    )
+    monkeypatch.setitem(plugins._registered["encoder"], "painter", Painter)
+    monkeypatch.setitem(plugins._registered["generator"], "seeing", Seeing)
     monkeypatch.setitem(
         PRESETS,  # type: ignore[arg-type]
         "both",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from PIL import Image as PILImage
 
 from benchmarks.depth import main
 from refusing import refused
+from seeing import Seeing
 from zsqretrieval import plugins
 from zsqretrieval.presets import PRESETS, Calibration, Preset
 from zsqretrieval.search.fusion import WeightedSum
@@ -40,16 +40,8 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         name = ("red", "green", "blue")[int(colour.argmax())]
         lines.append(json.dumps({"image": f"{n:02}.png", "caption": f"{name} number {n}"}))
     (folder / "captions.jsonl").write_text("\n".join(lines))
-    real = plugins.entry_points
-    toys = {
-        "zsqretrieval.encoders": EntryPoint("colours", f"{__name__}:Colours", "zsqretrieval.encoders"),
-        "zsqretrieval.generators": EntryPoint("seeing", "seeing:Seeing", "zsqretrieval.generators"),
-    }
-    monkeypatch.setattr(
-        plugins,
-        "entry_points",
-        lambda *, group: [*real(group=group), *([toys[group]] if group in toys else [])],
-    )
+    monkeypatch.setitem(plugins._registered["encoder"], "colours", Colours)
+    monkeypatch.setitem(plugins._registered["generator"], "seeing", Seeing)
     calibration = Calibration(fusion=WeightedSum(1.0, scale="raw", first_stage_scale=10.0))
     preset = Preset("colours", index="exact", generator="seeing", calibration=calibration)
     monkeypatch.setitem(PRESETS, "colours", preset)  # type: ignore[arg-type]

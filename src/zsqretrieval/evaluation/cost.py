@@ -203,18 +203,13 @@ def count_flops(call: Callable[..., object], *arguments: Any) -> float:
     import torch
     from torch.utils import flop_counter
 
-    # torch's counter lacks attention on the CPU; its own formula counts it.
-    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
-    with flop_counter.FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+    counter = flop_counter.FlopCounterMode(display=False)
+    # It lacks attention on the CPU, and knows its formula.
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    counter.flop_registry[on_cpu] = flop_counter.sdpa_flop
+    with counter:
         call(*arguments)
     return int(counter.get_total_flops()) or np.nan
-
-
-def _attention(query: Any, key: Any, value: Any, *_: object, out_shape: object = None, **__: object) -> int:
-    from torch.utils.flop_counter import sdpa_flop_count
-
-    count: Any = sdpa_flop_count
-    return int(count(query, key, value))
 
 
 def bytes_per_image(

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from zsqretrieval.errors import InvalidInputError
 
 HNSW_RATES: Mapping[float, tuple[float, float]] = {
@@ -168,12 +170,8 @@ def pq_bytes(vectors: float) -> float:
 
 def hnsw_rate(vectors: float, dim: int, recall: float) -> float:
     """Queries a second of one core: a power law of the size, between the measured recalls log-linear."""
-    recalls = sorted(HNSW_RATES)
-    above = next(n for n, one in enumerate(recalls) if recall <= one + 1e-12)
-    low, high = recalls[max(above - 1, 0)], recalls[max(above, 1)]
-    share = (recall - low) / (high - low)
-    logs = [math.log(_power_law(vectors, *HNSW_RATES[one])) for one in (low, high)]
-    return math.exp(logs[0] + share * (logs[1] - logs[0])) * 512 / dim
+    logs = [math.log(_power_law(vectors, *rates)) for rates in HNSW_RATES.values()]
+    return math.exp(np.interp(recall, list(HNSW_RATES), logs)) * 512 / dim
 
 
 def _power_law(vectors: float, small: float, large: float) -> float:

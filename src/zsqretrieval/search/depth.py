@@ -94,7 +94,6 @@ def fit(first_stage: ArrayLike, scores: ArrayLike) -> Depth:
     Raises:
         InvalidInputError: the shapes differ, a number is not finite, or the likelihoods do not vary.
     """
-    from scipy.optimize import minimize
     from scipy.stats import f as variance_ratio
 
     x, y = np.asarray(first_stage, np.float64), np.asarray(scores, np.float64)
@@ -108,12 +107,6 @@ def fit(first_stage: ArrayLike, scores: ArrayLike) -> Depth:
     if not variances.all():
         raise InvalidInputError("the likelihoods of a question are all equal; check the data")
 
-    def loss(parameters: NDArray[np.float64]) -> float:
-        deviation, freedom = np.exp(parameters)
-        ratios = variance_ratio(x.shape[1] - 1, freedom, scale=deviation**2)
-        return -float(ratios.logpdf(variances).sum())
-
-    start = np.array([np.log(variances.mean()) / 2, np.log(10.0)])
-    bounds = [(start[0] - 3, start[0] + 3), (np.log(0.1), np.log(1e4))]
-    deviation, freedom = np.exp(minimize(loss, start, method="Nelder-Mead", bounds=bounds).x)
-    return Depth(slope, float(deviation), float(freedom))
+    scale = variances.mean()
+    _, freedom, _, scale = variance_ratio.fit(variances, 1, 10, f0=x.shape[1] - 1, floc=0, scale=scale)
+    return Depth(slope, float(np.sqrt(scale)), float(np.clip(freedom, 0.1, 1e4)))

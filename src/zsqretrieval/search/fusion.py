@@ -200,6 +200,4 @@ def standardized(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    ranks = np.empty(len(values))
-    ranks[best_first(values)] = np.arange(1, len(values) + 1)
-    return ranks
+    return 1 + np.argsort(best_first(values)).astype(np.float64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, cast, final
 
 from numpy.typing import NDArray
 
@@ -30,8 +30,6 @@ from zsqretrieval.types import ImageState
 Part: TypeAlias = Mapping[str, Any]
 """Description of an encoder or generator: ``{"plugin": "mini", "config": {}}``."""
 
-TASKS = ("embed", "questions", "states")
-
 
 def make_task(name: str, part: Part, **settings: Any) -> Task:
     """Make the task of a name; for a worker elsewhere, ``functools.partial(make_task, name, part)``.
@@ -47,14 +45,11 @@ def make_task(name: str, part: Part, **settings: Any) -> Task:
         InvalidInputError: there is no such task.
         ZsqError: as :func:`zsqretrieval.plugins.create`.
     """
-    if name not in TASKS:
-        raise InvalidInputError(f"there is no task {name!r}; choose from {', '.join(TASKS)}")
+    tasks = {"embed": Embed, "questions": WriteQuestions, "states": KeepStates}
+    if name not in tasks:
+        raise InvalidInputError(f"there is no task {name!r}; choose from {', '.join(tasks)}")
     made = plugins.create("encoder" if name == "embed" else "generator", part["plugin"], part["config"])
-    if name == "embed":
-        return Embed(made, **settings)
-    if name == "questions":
-        return WriteQuestions(made, **settings)
-    return KeepStates(made, **settings)
+    return cast(Task, tasks[name](made, **settings))
 
 
 @final

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Factory = TypeVar("Factory")
 Subject = TypeVar("Subject")
+Answer = TypeVar("Answer")
 
 
 class ContractError(AssertionError):
@@ -71,6 +72,14 @@ def expect_refusal(
         raise ContractError(f"Expected {names} for {what}; got {_describe(other)}.") from other
     else:
         raise ContractError(f"Expected {names} for {what}; got no error.")
+
+
+def expect_accepted(call: Callable[[], Answer], answer: str, what: str) -> Answer:
+    """Return what a call with valid input returns."""
+    try:
+        return call()
+    except Exception as error:
+        raise ContractError(f"Expected {answer} for {what}; got {_describe(error)}.") from error
 
 
 def run_checks(checks: Sequence[Check[Factory]], factory: Factory) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zsqretrieval.errors import ImageError
 from zsqretrieval.protocols import Encoder
-from zsqretrieval.testing.checks import Check, ContractError, expect, expect_refusal, lister, run_checks
+from zsqretrieval.testing.checks import Check, expect, expect_accepted, expect_refusal, lister, run_checks
 from zsqretrieval.testing.pictures import (
     ORIENTATIONS,
     as_image,
@@ -24,6 +24,7 @@ from zsqretrieval.testing.pictures import (
     painting,
     paintings,
     turned,
+    unchanged_images,
 )
 from zsqretrieval.types import Image
 
@@ -242,17 +243,11 @@ def broken_image_is_named(encoder: Encoder) -> None:
 @_check
 def inputs_are_not_changed(encoder: Encoder) -> None:
     """Encoding leaves the lists, the images and their pixels as they were."""
-    picture = painting(8).convert("P")
-    images, texts = [Image(picture, "palette picture"), *paintings(2)], list(TEXTS)
-    given = list(images)
-    state = (picture.mode, picture.size, picture.tobytes())
-    encoder.encode_image(images)
-    encoder.encode_text(texts)
-    kept = len(images) == len(given) and all(a is b for a, b in zip(images, given, strict=True))
-    expect(kept, "the list of images unchanged", "other contents")
+    texts = list(TEXTS)
+    with unchanged_images() as images:
+        encoder.encode_image(images)
+        encoder.encode_text(texts)
     expect(texts == list(TEXTS), "the list of texts unchanged", texts)
-    same_pixels = (picture.mode, picture.size, picture.tobytes()) == state
-    expect(same_pixels, "the PIL picture unchanged", f"mode {picture.mode}, size {picture.size}")
 
 
 @_check
@@ -328,8 +323,4 @@ def _expect_batch_invariance(encode: Callable[..., NDArray[np.float32]], items: 
 
 
 def _expect_accepted(encode: Callable[[], NDArray[np.float32]], dim: int, what: str) -> None:
-    try:
-        rows = encode()
-    except Exception as error:
-        raise ContractError(f"Expected a vector for {what}; got {type(error).__name__}: {error}.") from error
-    _expect_unit_rows(rows, 1, dim)
+    _expect_unit_rows(expect_accepted(encode, "a vector", what), 1, dim)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image as PILImage
 
+from zsqretrieval.testing.checks import expect
 from zsqretrieval.types import Image
 
 # EXIF orientation -> how the camera changed the upright picture before storing it; viewers undo it.
@@ -92,3 +95,16 @@ def broken_images() -> list[Image]:
         Image(good[: len(good) // 2], "half-downloaded.jpg"),
         Image(Path("no-such-folder") / "gone.png", "gone.png"),
     ]
+
+
+@contextmanager
+def unchanged_images() -> Iterator[list[Image]]:
+    """Images for a call, which must leave the list and the pixels as they are."""
+    picture = painting(8).convert("P")
+    images = [Image(picture, "palette picture"), *paintings(2)]
+    given, state = list(images), (picture.mode, picture.size, picture.tobytes())
+    yield images
+    kept = len(images) == len(given) and all(a is b for a, b in zip(images, given, strict=True))
+    expect(kept, "the list of images unchanged", "other contents")
+    same_pixels = (picture.mode, picture.size, picture.tobytes()) == state
+    expect(same_pixels, "the PIL picture unchanged", f"mode {picture.mode}, size {picture.size}")

@@ -15,9 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsqretrieval.errors import ImageError
-from zsqretrieval.testing.checks import Check, ContractError, expect, expect_refusal, lister, run_checks
+from zsqretrieval.testing.checks import (
+    Check,
+    ContractError,
+    expect,
+    expect_accepted,
+    expect_refusal,
+    lister,
+    run_checks,
+)
 from zsqretrieval.testing.encoder import UNUSUAL_TEXTS
-from zsqretrieval.testing.pictures import as_image, broken_images, colour_modes, encoded, painting, paintings
+from zsqretrieval.testing.pictures import (
+    as_image,
+    broken_images,
+    colour_modes,
+    encoded,
+    painting,
+    paintings,
+    unchanged_images,
+)
 from zsqretrieval.types import Image
 
 QUESTION = "what is the colour of the red thing?"
@@ -154,7 +170,7 @@ def bytes_paths_and_pictures_agree(case: RerankerCase) -> None:
 def colour_modes_are_accepted(case: RerankerCase) -> None:
     """Grey, black-and-white, palette, RGBA, CMYK, 16-bit, WebP and GIF images are scored."""
     for name, image in colour_modes().items():
-        _expect_accepted(partial(case.score, [image]), name)
+        expect_accepted(partial(case.score, [image]), "a score", name)
 
 
 @_check
@@ -162,14 +178,14 @@ def small_images_are_accepted(case: RerankerCase) -> None:
     """Images of 1 x 1, 1 x 100 and 100 x 1 pixels are scored."""
     for size in ((1, 1), (1, 100), (100, 1)):
         image = as_image(painting(5, size), f"{size[0]} x {size[1]} pixels")
-        _expect_accepted(partial(case.score, [image]), image.source)
+        expect_accepted(partial(case.score, [image]), "a score", image.source)
 
 
 @_check
 def unusual_questions_are_accepted(case: RerankerCase) -> None:
     """Multi-line, emoji and non-Latin questions are scored."""
     for name in ("line breaks", "emoji", "accents and other scripts"):
-        _expect_accepted(partial(case.score, paintings(1), UNUSUAL_TEXTS[name]), name)
+        expect_accepted(partial(case.score, paintings(1), UNUSUAL_TEXTS[name]), "a score", name)
 
 
 @_check
@@ -183,14 +199,8 @@ def broken_image_is_named(case: RerankerCase) -> None:
 @_check
 def inputs_are_not_changed(case: RerankerCase) -> None:
     """Scoring leaves the list, the images and their pixels as they were."""
-    picture = painting(8).convert("P")
-    images = [Image(picture, "palette picture"), *paintings(2)]
-    given, state = list(images), (picture.mode, picture.size, picture.tobytes())
-    case.score(images)
-    kept = len(images) == len(given) and all(a is b for a, b in zip(images, given, strict=True))
-    expect(kept, "the list of images unchanged", "other contents")
-    same = (picture.mode, picture.size, picture.tobytes()) == state
-    expect(same, "the PIL picture unchanged", f"mode {picture.mode}, size {picture.size}")
+    with unchanged_images() as images:
+        case.score(images)
 
 
 @_check
@@ -225,10 +235,3 @@ def _expect_same(case: RerankerCase, one: NDArray[np.float64], other: NDArray[np
     expect(
         gap <= case.tolerance, f"equal scores to {case.tolerance:g} for {what}", f"a difference of {gap:.3g}"
     )
-
-
-def _expect_accepted(score: Callable[[], object], what: str) -> None:
-    try:
-        score()
-    except Exception as error:
-        raise ContractError(f"Expected a score for {what}; got {type(error).__name__}: {error}.") from error

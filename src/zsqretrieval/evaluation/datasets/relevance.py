@@ -71,7 +71,7 @@ def read_inquire(folder: Path, images: Path, split: str = "test", *, partial: bo
         else:
             raise InvalidInputError(
                 f"{place}: the image {path!r} is not in {images}, or its name is ambiguous; fetch the rest "
-                f"from {_INQUIRE}, or pass partial=True"
+                f"from {_INQUIRE}, or leave out its pairs: read_inquire(..., partial=True)"
             )
     notes: tuple[str, ...] = ()
     if outside:

@@ -169,7 +169,7 @@ def _changed(folder: str) -> tuple[int, int] | None:
     """What differs once another package is in a folder, or another folder in its place."""
     try:
         found = Path(folder).stat()
-    except OSError:
+    except (OSError, TypeError, ValueError):  # nothing is imported from there
         return None
     return found.st_ino, found.st_mtime_ns
 

@@ -83,9 +83,9 @@ def test_a_damaged_index_is_a_warning_of_one_line(process: Start, colours: Path,
 def test_ctrl_c_keeps_what_was_added(process: Start, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
-    for i in range(150):
+    for i in range(300):
         PILImage.new("RGB", (900, 900), (i % 256, i // 256, 7)).save(folder / f"{i:03}.png", compress_level=0)
-    arguments = ("index", folder, "--out", "album", "--preset", "toy", "--batch-size", 1)
+    arguments = ("index", folder, "--out", "album", "--preset", "toy", "--batch-size", 2)
     # Where the tests run in the background, Ctrl-C is ignored, and a child would inherit that.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -104,9 +104,9 @@ def test_ctrl_c_keeps_what_was_added(process: Start, tmp_path: Path) -> None:
     assert (code, stdout) == (130, "")
     assert "all of them on disk" in stderr and "same command again" in stderr and "Traceback" not in stderr
     safe = json.loads(finish(process("info", "album", "--json"))[1])["images"]
-    assert 0 < safe < 150 and f"holds {safe} images" in stderr
+    assert 0 < safe < 300 and f"holds {safe} images" in stderr
     report = json.loads(finish(process(*arguments, "--json"))[1])
-    assert (report["known"], len(report["added"]), report["images"]) == (safe, 150 - safe, 150)
+    assert (report["known"], len(report["added"]), report["images"]) == (safe, 300 - safe, 300)
 
 
 def test_output_fits_a_narrow_terminal_and_an_old_code_page(process: Start, tmp_path: Path) -> None:

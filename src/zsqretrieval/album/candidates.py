@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
@@ -172,10 +172,10 @@ class Viewer:
                 yield
                 return
 
-    def sweep(self, known: Callable[[list[str]], Container[str]]) -> None:
-        """Delete the features of removed images, and what was found damaged, if features were used."""
-        if self._store is not None:
-            self._store.sweep(known)
+    @property
+    def store(self) -> StateStore | None:
+        """The features, if some were used."""
+        return self._store
 
     @contextlib.contextmanager
     def showing(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -295,11 +296,25 @@ class StateStore:
         return True
 
 
-def sweep_all(album: Path, known: Callable[[list[str]], Container[str]], *, every: bool = False) -> None:
-    """Delete the features of removed images that any generator computed; as :meth:`StateStore.sweep`."""
+def sweep_all(
+    album: Path,
+    known: Callable[[list[str]], Container[str]],
+    *,
+    every: bool = False,
+    opened: StateStore | None = None,
+) -> None:
+    """Delete the features of removed images that any generator computed; as :meth:`StateStore.sweep`.
+
+    The store of the album that is open already is not read again, and also deletes what it found damaged.
+    """
+    done = None
+    if opened is not None:
+        opened.sweep(known, every=every)
+        done = states_folder(opened._facts())
     for folder in sorted(one for one in album.glob("states-*") if FOLDER.fullmatch(one.name)):
-        for file in list(_sound_files(folder))[:1]:
-            facts = read_facts(file)
+        if folder.name == done:
+            continue
+        for _, facts in itertools.islice(_sound_files(folder), 1):
             with contextlib.suppress(KeyError, TypeError, ValueError):  # of another program
                 store = StateStore(
                     StateKind(facts["fingerprint"], tuple(facts["shape"]), facts["dtype"]), album
@@ -317,9 +332,9 @@ def take_states(ours: Path, theirs: Path, *, every: bool) -> int:
         here = ours / folder.name
         if not every and not here.is_dir():
             continue
-        held = {digest for file in _sound_files(here) for digest in read_facts(file)["crc32"]}
-        for file in _sound_files(folder):
-            if new := read_facts(file)["crc32"].keys() - held:
+        held = {digest for _, facts in _sound_files(here) for digest in facts["crc32"]}
+        for file, facts in _sound_files(folder):
+            if new := facts["crc32"].keys() - held:
                 here.mkdir(exist_ok=True)
                 with (
                     locked(here, exclusive=False),
@@ -331,12 +346,11 @@ def take_states(ours: Path, theirs: Path, *, every: bool) -> int:
     return taken
 
 
-def _sound_files(folder: Path) -> Iterator[Path]:
-    """The files of a folder that have an intact header."""
+def _sound_files(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files of a folder that have an intact header, and what it says."""
     for file in sorted(folder.glob(f"*{_SUFFIX}")):
         with contextlib.suppress(OSError, ValueError):
-            read_facts(file)
-            yield file
+            yield file, read_facts(file)
 
 
 def states_folder(facts: Mapping[str, Any]) -> str:

@@ -201,12 +201,13 @@ class Album:
             self._index.save(self._path)
             cast(QuestionIndex, self._question_index).save(self._path)
             catalog.sweep_kept()
+            opened = None
             if self._viewer is not None:
                 self._viewer.move_to(self._path)
-                self._viewer.sweep(catalog.known_digests)
+                opened = self._viewer.store
                 if described["generator"]["part"] is not None:
                     catalog.change_setting("generator", described["generator"])
-            sweep_all(self._path, catalog.known_digests)  # also features that this process did not use
+            sweep_all(self._path, catalog.known_digests, opened=opened)
             catalog.change_setting("calibration", described["calibration"])
 
     def close(self) -> None:

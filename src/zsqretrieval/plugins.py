@@ -166,7 +166,7 @@ def _read(group: str, _: object) -> Sequence[EntryPoint]:
 
 
 def _changed(folder: str) -> tuple[int, int] | None:
-    """What differs once another package is in a folder, or another folder in its place."""
+    """Inode and time of change of a folder: both stay as long as no package is added to it or removed."""
     try:
         found = Path(folder).stat()
     except (OSError, TypeError, ValueError):  # nothing is imported from there

@@ -31,13 +31,14 @@ def import_httpx(needed_for: str) -> Any:
 
 def open_client(needed_for: str, headers: Mapping[str, str]) -> Any:
     """A client of httpx2, to be closed, that sends these headers."""
-    return import_httpx(needed_for).Client(headers=headers, verify=_certificates())
+    httpx = import_httpx(needed_for)
+    return httpx.Client(headers=headers, verify=_certificates(httpx))
 
 
 @cache
-def _certificates() -> Any:
-    """Loaded once: that takes longer than most requests."""
-    return import_httpx("HTTPS").create_ssl_context()
+def _certificates(httpx: Any) -> Any:
+    """Those that the computer trusts; loading them takes longer than most requests."""
+    return httpx.create_ssl_context()
 
 
 def exchange(

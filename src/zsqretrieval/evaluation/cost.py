@@ -203,11 +203,14 @@ def count_flops(call: Callable[..., object], *arguments: Any) -> float:
     import torch
     from torch.utils import flop_counter
 
-    counter = flop_counter.FlopCounterMode(display=False)
-    # It lacks attention on the CPU, and knows its formula.
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    counter.flop_registry[on_cpu] = flop_counter.sdpa_flop
-    with counter:
+    # torch's counter has this formula, but not for the CPU.
+    count: Any = flop_counter.sdpa_flop_count
+    on_cpu = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+            lambda query, key, value, *_, **__: count(query, key, value)
+        )
+    }
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         call(*arguments)
     return int(counter.get_total_flops()) or np.nan
 
